@@ -1,0 +1,37 @@
+# One environment, one entry for each thing that people and CI do. `make` alone lists them.
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow gpu lint tables
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(STAMP)  ## make .venv and install allo in it, at the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## run the whole method on a small model (CPU, no download) and write a report
+	$(BIN)/allo demo --out runs/demo
+	@echo "Report: runs/demo/report.html"
+
+test: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest -q
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+gpu: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/allo
+
+tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
+	$(BIN)/python scripts/render_tables.py

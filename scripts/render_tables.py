@@ -1,0 +1,111 @@
+"""Write the tables of the documents from the records in benchmarks/results.
+
+A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is
+one JSON file (see benchmarks/README.md); the records of one table are put below each other in the order of
+their file names. `--check` writes nothing and exits with 1 if a document is not up to date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "benchmarks/*.md", "docs/*.md")
+PLACE = re.compile(
+    r"(?P<open><!-- table:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /table:(?P=name) -->)", re.DOTALL
+)
+KEYS = {"schema", "table", "date", "commit", "dirty", "machine", "command", "columns", "rows"}
+EMPTY = "No result has been recorded yet.\n"
+
+
+class BadRecordError(Exception):
+    """A record that may not become a table."""
+
+
+def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """All records by table, in the order of their file names."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        check_record(record, name=path.name)
+        tables.setdefault(record["table"], []).append(record)
+    return tables
+
+
+def check_record(record: dict[str, Any], *, name: str) -> None:
+    if set(record) != KEYS or record["schema"] != 1:
+        raise BadRecordError(f"{name}: a record of schema 1 has exactly the keys {sorted(KEYS)}")
+    if record["dirty"]:
+        raise BadRecordError(f"{name}: made from uncommitted changes; commit, then run the experiment again")
+    if any(len(row) != len(record["columns"]) for row in record["rows"]):
+        raise BadRecordError(f"{name}: each row needs {len(record['columns'])} cells")
+
+
+def render_cell(cell: object) -> str:
+    """A cell is text, a number, null, or {"value", "low", "high"}: a figure with its interval."""
+    match cell:
+        case {"value": value, "low": low, "high": high}:
+            return f"{render_cell(value)} [{render_cell(low)}, {render_cell(high)}]"
+        case None:
+            return "–"
+        case bool():
+            return "yes" if cell else "no"
+        case float():
+            return f"{cell:.3g}"
+        case int():
+            return f"{cell:,}"
+        case _:
+            return str(cell).replace("|", "\\|")
+
+
+def render(records: list[dict[str, Any]]) -> str:
+    """The Markdown table of one or more records with the same columns, and where they came from."""
+    columns = records[0]["columns"]
+    if any(record["columns"] != columns for record in records):
+        raise BadRecordError(f"table {records[0]['table']!r}: its records differ in their columns")
+    # Columns of figures are set flush right.
+    first = records[0]["rows"][0]
+    rules = ["---" if isinstance(cell, str) else "---:" for cell in first]
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rules)} |"]
+    lines += [f"| {' | '.join(map(render_cell, row))} |" for record in records for row in record["rows"]]
+    lines.append("")
+    sources = [f"`{r['command']}`, {r['date']}, commit {r['commit'][:7]}, {r['machine']}" for r in records]
+    lines += [f"<sub>{source}</sub>  " for source in dict.fromkeys(sources)]
+    return "\n".join(lines) + "\n"
+
+
+def fill(document: str, tables: dict[str, list[dict[str, Any]]]) -> str:
+    """The document with each marked place filled anew."""
+
+    def table(place: re.Match[str]) -> str:
+        records = tables.get(place["name"])
+        return place["open"] + (render(records) if records else EMPTY) + place["close"]
+
+    return PLACE.sub(table, document)
+
+
+def main(arguments: list[str] | None = None, *, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description="Write the documents' tables from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
+    options = parser.parse_args(arguments)
+    try:
+        tables = read_records(root / "benchmarks" / "results")
+        texts = {
+            path: path.read_text(encoding="utf-8") for glob in DOCUMENTS for path in sorted(root.glob(glob))
+        }
+        stale = {path: new for path, old in texts.items() if (new := fill(old, tables)) != old}
+    except BadRecordError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path, new in stale.items():
+        print(f"{'stale' if options.check else 'written'}: {path.relative_to(root)}")
+        if not options.check:
+            path.write_text(new, encoding="utf-8")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

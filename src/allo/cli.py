@@ -1,0 +1,169 @@
+"""The `allo` command: each sub-command imports what it runs when it is called."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from allo.console import say
+from allo.errors import UserError
+from allo.pipeline import NAMES, run_all, run_one
+from allo.recipe import load_recipe, schema
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Align language models with low redundancy: few weights, few tokens, forget then learn.",
+)
+mask_app = typer.Typer(no_args_is_help=True, help="Masks: which weights may change.")
+delta_app = typer.Typer(no_args_is_help=True, help="Deltas: what alignment changed, and nothing else.")
+app.add_typer(mask_app, name="mask")
+app.add_typer(delta_app, name="delta")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
+]
+
+
+@app.command("run")
+def run_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage anew.")] = None,
+) -> None:
+    """Run every stage of a recipe; what is done is skipped."""
+    folder = run_all(load_recipe(recipe, overrides), until=until, force=force)
+    say(f"the run is in {folder.path}")
+
+
+def _add_stage(name: str) -> None:
+    @app.command(name, help=f"Run the {name} stage alone.", hidden=name == "report")
+    def run_stage(
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        force: Annotated[bool, typer.Option("--force", help="Do it anew.")] = False,
+    ) -> None:
+        run_one(load_recipe(recipe, overrides), name, force=force)
+
+
+for _name in NAMES:
+    if _name != "report":
+        _add_stage(_name)
+
+
+@app.command("report")
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE | RUN...", help="A recipe, or folders of finished runs.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report on several runs.")] = None,
+) -> None:
+    """Write the report of a recipe's run, or one report on several run folders."""
+    if len(runs) == 1 and runs[0].suffix in (".yaml", ".yml"):
+        run_one(load_recipe(runs[0], overrides), "report", force=True)
+        return
+    from allo.stages.report import write_report
+
+    html, markdown = write_report(runs, out or runs[0])
+    say(f"{html}\n{markdown}")
+
+
+@app.command("demo")
+def demo(out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo")) -> None:
+    """Align the bundled laboratory model: SFT, plain DPO and ALLO, side by side."""
+    from allo.demo import run_demo
+
+    say(f"report: {run_demo(out)}")
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    typer.echo(json.dumps(schema(), indent=1))
+
+
+@mask_app.command("from-checkpoints")
+def mask_from_checkpoints(
+    base: Annotated[Path, typer.Argument(help="Folder with safetensors.")],
+    tuned: Annotated[Path, typer.Argument(help="The same model, tuned.")],
+    density: Annotated[float, typer.Option(help="Share of all weights to select, in (0, 1].")],
+    out: Annotated[Path, typer.Option(help="The mask's file.")],
+) -> None:
+    """Select the weights that differ most between two checkpoints."""
+    from allo.mask_files import mask_from_checkpoints
+
+    mask = mask_from_checkpoints(base, tuned, density=density, out=out)
+    say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
+
+
+@mask_app.command("info")
+def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
+    """Print a mask's density by layer and kind of tensor."""
+    from allo.core.param_mask import ParamMask
+
+    mask = ParamMask.load(file)
+    for key, value in mask.metadata.items():
+        typer.echo(f"{key:<18} {value}")
+    typer.echo(f"{'selected':<18} {mask.num_selected} of {mask.num_weights} ({mask.density:.6g})\n")
+    typer.echo(f"{'layer':<6} {'kind':<28} {'selected':>12} {'of':>14} {'density':>9}")
+    for row in mask.statistics():
+        density = row.selected / max(row.total, 1)
+        typer.echo(f"{row.layer:<6} {row.kind:<28} {row.selected:>12} {row.total:>14} {density:>9.5f}")
+
+
+@delta_app.command("extract")
+def delta_extract(base: Path, tuned: Path, out: Path) -> None:
+    """Write what changed from BASE to TUNED as one small file."""
+    from allo.delta import extract
+
+    _print_delta(out, extract(base, tuned, out))
+
+
+@delta_app.command("apply")
+def delta_apply(base: Path, delta: Path, out: Path) -> None:
+    """Write BASE with DELTA applied to the folder OUT, bit for bit the tuned checkpoint."""
+    from allo.delta import apply
+
+    apply(base, delta, out)
+    say(f"{out}: written")
+
+
+@delta_app.command("info")
+def delta_info(delta: Path) -> None:
+    """Print what a delta changes, and of which base."""
+    from allo.delta import info
+
+    _print_delta(delta, info(delta))
+
+
+def _print_delta(path: Path, found: object) -> None:
+    typer.echo(str(path))
+    for key, value in vars(found).items():
+        typer.echo(f"  {key:<20} {value}")
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        say(f"allo: {error}")
+        sys.exit(2)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        say("allo: interrupted; start it again to go on where it stopped")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        say(f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written, start it again")
+        sys.exit(2)

@@ -1,0 +1,26 @@
+"""What a person sees while a run works: one console, one progress bar; quiet off a terminal."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One plain line to standard error; `text` is never read as markup."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def track(items: Iterable[Item], description: str, *, total: int, done: int = 0) -> Iterator[Item]:
+    """Yield `items` under a bar that starts at `done` of `total`; no output off a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+        for item in items:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,1 @@
+"""Pure functions and small classes on tensors: no recipe, no transformers."""

@@ -1,0 +1,107 @@
+"""Per-token log-probs, chunked over the vocabulary head.
+
+Only completion positions pass the head, `chunk` of them at a time, recomputed in the backward pass:
+no [batch, length, vocabulary] tensor exists. With V the vocabulary, the extra memory is
+about 12 * chunk * V bytes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Logits of one chunk take at most this many fp32 bytes.
+_CHUNK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Head:
+    """A vocabulary head: logits = softcap(scale * (hidden @ weight.T + bias)).
+
+    `weight` [V, H] and `bias` [V] or None; `softcap` 0 means none (Gemma 2: cap * tanh(x / cap)).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, H] -> [N, V] fp32."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def completion_logps(hidden: Tensor, head: Head, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """log pi(y_t | x, y_<t) at completion tokens, 0 elsewhere.
+
+    hidden [B, T, H]: the last hidden states, of which position t predicts token t + 1;
+    input_ids [B, T] int64; completion_mask [B, T] bool -> [B, T] fp32, entry t that of token t.
+    """
+    rows, columns = completion_mask[:, 1:].nonzero(as_tuple=True)
+    logps = token_logps(hidden[rows, columns], head, input_ids[rows, columns + 1])
+    return logps.new_zeros(input_ids.shape).index_put((rows, columns + 1), logps)
+
+
+def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """hidden [N, H], targets [N] int64 -> log-probs [N] fp32."""
+    logps: Tensor = _TokenLogps.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap)
+    return logps
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float,
+    ) -> Tensor:
+        head = Head(weight, bias, scale, softcap)
+        logps = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        normalisers = torch.empty_like(logps)
+        for part in _chunks(len(targets), len(weight)):
+            logits = head.logits(hidden[part])
+            normalisers[part] = logits.logsumexp(-1)
+            logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normalisers[part]
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+        ctx.scale, ctx.softcap = scale, softcap
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        (grad,) = grads
+        head = Head(weight, bias, ctx.scale, ctx.softcap)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for part in _chunks(len(targets), len(weight)):
+            logits = head.logits(hidden[part])
+            # d logp / d logits = onehot(target) - softmax
+            grad_logits = torch.exp(logits - normalisers[part, None]).neg_()
+            grad_logits.scatter_add_(1, targets[part, None], torch.ones_like(grad_logits[:, :1]))
+            grad_logits *= grad[part, None]
+            if head.softcap:
+                grad_logits *= 1 - (logits / head.softcap) ** 2
+            grad_logits = (grad_logits * head.scale).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _chunks(num_tokens: int, vocabulary: int) -> list[slice]:
+    chunk = max(1, _CHUNK_BYTES // (4 * vocabulary))
+    return [slice(start, start + chunk) for start in range(0, num_tokens, chunk)]

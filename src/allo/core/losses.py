@@ -1,0 +1,60 @@
+"""Preference losses, unreduced, and the one reduction that every stage uses.
+
+`logratios` are rho_t = log pi(y_t) - log pi_ref(y_t), fp32, 0 outside the completion.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def nll(logps: Tensor) -> Tensor:
+    """Negative log-likelihood of each token: [...] -> [...]."""
+    return -logps
+
+
+def npo(logratios: Tensor, *, beta: float) -> Tensor:
+    """Token-level NPO: -log sigmoid(-beta * rho_t) (method.md 1.2; NPO, arXiv 2404.05868, eq. 3).
+
+    [B, T] -> [B, T]. As beta vanishes its gradient tends to beta/2 times that of gradient ascent on
+    the negative log-likelihood.
+    """
+    return -logsigmoid(-beta * logratios)
+
+
+def dpo(
+    chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """DPO of each pair from summed log-ratios (arXiv 2305.18290, eq. 7): [B], [B] -> [B].
+
+    `label_smoothing` is the share of pairs taken to be labelled the wrong way round.
+    """
+    margin = beta * (chosen_logratios - rejected_logratios)
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def keep_lowest(logratios: Tensor, completion_mask: Tensor, *, keep: float) -> Tensor:
+    """ALLO's filter m_t: the ceil(keep * length) completion tokens of lowest log-ratio (method.md 1.3).
+
+    `logratios` [B, T] fp32 and `completion_mask` [B, T] bool -> [B, T] bool, without gradient. Tokens
+    that tie with the last one kept are kept, so all are while policy and reference are equal.
+    """
+    logratios = logratios.detach().masked_fill(~completion_mask, torch.inf)
+    lengths = completion_mask.sum(-1)
+    kept = torch.ceil(keep * lengths.double() - _ROUNDING).long().clamp(min=1)
+    last = logratios.sort(-1).values.gather(-1, (kept - 1).unsqueeze(-1))
+    return (logratios <= last) & completion_mask
+
+
+def reduce(losses: Tensor, weights: Tensor, *, denominator: Tensor | float) -> Tensor:
+    """Weighted sum over a given denominator -> scalar.
+
+    The denominator is that of the whole optimizer step (all micro-batches and ranks), so that neither
+    accumulation nor padding changes the loss. Entries of zero weight have zero gradient, whatever
+    their loss.
+    """
+    return torch.where(weights != 0, losses * weights, 0.0).sum() / denominator
+
+
+# ceil(0.1 * 10) must be 1 although 0.1 * 10 may round above it.
+_ROUNDING = 1e-9

@@ -1,0 +1,50 @@
+"""Accuracies with intervals. Every interval is two-sided, at 95%."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of `num` observations with the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+
+def wilson(correct: Sequence[bool]) -> Estimate:
+    """Share of right answers with Wilson's score interval (1927); one observation a prompt."""
+    num, hits = len(correct), sum(correct)
+    interval = stats.binomtest(hits, num).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(hits / num, float(interval.low), float(interval.high), num)
+
+
+def bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> Estimate:
+    """Mean over all observations, its interval by resampling whole groups (percentile bootstrap).
+
+    A group holds what one prompt gave (its samples share the prompt, so they are not independent).
+    """
+    sums = np.array([sum(group) for group in groups], dtype=float)
+    sizes = np.array([len(group) for group in groups], dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high), int(sizes.sum()))
+
+
+def pass_at_k(num_correct: Sequence[int], *, num_samples: int, k: int) -> float:
+    """Unbiased mean chance that one of k samples is right (arXiv 2107.03374, eq. 1).
+
+    `num_correct` holds, a prompt, how many of its `num_samples` samples are right.
+    """
+    total = math.comb(num_samples, k)
+    return float(np.mean([1 - math.comb(num_samples - hits, k) / total for hits in num_correct]))

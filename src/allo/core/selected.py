@@ -1,0 +1,253 @@
+"""The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
+
+For a model of N weights and density d the state is d * N * (4 index + 4 master + 4 gradient +
+the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from allo.core.param_mask import ParamMask
+
+
+@dataclass
+class _Part:
+    """The selected entries of one tensor, as a range of one flat vector.
+
+    `indices` are sorted int32 flat indices, or None where every entry is selected; `slots` hold
+    entries in the tensor's own dtype.
+    """
+
+    name: str
+    param: nn.Parameter
+    indices: Tensor | None
+    flat: nn.Parameter
+    range: slice
+    slots: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def master(self) -> Tensor:
+        return self.flat.data[self.range]
+
+    def live(self) -> Tensor:
+        """A copy of the selected entries as they stand in the model."""
+        return gather(self.param.data, self.indices)
+
+
+def gather(tensor: Tensor, indices: Tensor | None) -> Tensor:
+    """The entries at flat `indices` (all where None), as a new flat tensor."""
+    if indices is None:
+        return tensor.reshape(-1).clone()
+    return tensor.reshape(-1).index_select(0, indices)
+
+
+def scatter(tensor: Tensor, indices: Tensor | None, values: Tensor) -> None:
+    """Write `values` [k] to the entries at flat `indices` (all where None), in place, in `tensor`'s dtype."""
+    flat = tensor.view(-1)
+    if indices is None:
+        flat.copy_(values)
+    else:
+        flat.index_copy_(0, indices.long(), values.to(flat.dtype))
+
+
+def exchange(tensor: Tensor, indices: Tensor | None, values: Tensor) -> Tensor:
+    """Put `values` at the flat `indices`, in place, and return the entries [k] that stood there."""
+    before = gather(tensor, indices)
+    scatter(tensor, indices, values)
+    return before
+
+
+class SelectedWeights:
+    """The live, compact, trainable copy of a model's selected weights.
+
+        selected = SelectedWeights(model, mask, slots=("ref",))
+        optimizer = torch.optim.AdamW(selected.parameters(), lr=5e-6)
+        loss.backward(); selected.clip_grad_norm_(1.0); optimizer.step(); selected.write_back()
+        optimizer.zero_grad()
+
+    While it lives, a backward pass leaves no dense gradient behind: a hook on each touched tensor adds
+    the selected entries to the flat gradient and drops the rest at once; tensors without a selected
+    weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
+    keeps the selected entries' bits of another model that differs only there.
+
+    Raises `UserError` where the mask's names or shapes are not the model's.
+    """
+
+    def __init__(self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = ()) -> None:
+        named = _named_as(model, mask)
+        mask.check({name: tuple(param.shape) for name, param in named.items()})
+        self.density = mask.density
+        self._swapped: str | None = None
+        self._parts = _lay_out({name: named[name] for name in sorted(mask.indices)}, mask)
+        self._trainable_before = {param: param.requires_grad for param in model.parameters()}
+        touched = {part.param for part in self._parts}
+        for param in model.parameters():
+            param.requires_grad_(param in touched)
+            param.grad = None
+        self._hooks = [
+            part.param.register_post_accumulate_grad_hook(_collector(part)) for part in self._parts
+        ]
+        for slot in slots:
+            self.capture(slot)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The flat fp32 masters, one a device and kind (matrices; vectors, such as norms and biases)."""
+        return list(dict.fromkeys(part.flat for part in self._parts))
+
+    def param_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: decay for matrices, none for norms and biases."""
+        decays = {part.flat: part.param.ndim >= 2 for part in self._parts}
+        return [
+            {"params": [flat], "weight_decay": weight_decay if decays[flat] else 0.0}
+            for flat in self.parameters()
+        ]
+
+    @property
+    def num_selected(self) -> int:
+        return sum(flat.numel() for flat in self.parameters())
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale the flat gradient to at most `max_norm`; returns its norm before, over all entries."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Put the masters into the model, rounded to its dtype. Call after each optimizer step."""
+        assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
+        for part in self._parts:
+            scatter(part.param.data, part.indices, part.master)
+
+    @torch.no_grad()
+    def capture(self, slot: str) -> None:
+        """Keep the selected entries' present bits under the name `slot`."""
+        assert self._swapped is None, f"capture while slot {self._swapped!r} is in place"
+        for part in self._parts:
+            part.slots[slot] = part.live()
+
+    @contextlib.contextmanager
+    def swapped(self, slot: str) -> Iterator[None]:
+        """The model as `slot` has it; the live bits come back after the block, also on an exception."""
+        assert self._swapped is None, f"slot {self._swapped!r} is already in place"
+        self._exchange(slot)
+        self._swapped = slot
+        try:
+            yield
+        finally:
+            self._exchange(slot)
+            self._swapped = None
+
+    @torch.no_grad()
+    def _exchange(self, slot: str) -> None:
+        for part in self._parts:
+            part.slots[slot] = exchange(part.param.data, part.indices, part.slots[slot])
+
+    def masters(self) -> dict[str, Tensor]:
+        """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
+        return {part.name: part.master for part in self._parts}
+
+    def slot(self, name: str) -> dict[str, Tensor]:
+        """For each touched tensor the entries [k] that a slot keeps, in the tensor's own dtype."""
+        return {part.name: part.slots[name] for part in self._parts}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """For each touched tensor its gathered gradient [k] fp32: views (zeros before any backward pass)."""
+        for flat in self.parameters():
+            if flat.grad is None:
+                flat.grad = torch.zeros_like(flat)
+        return {part.name: part.flat.grad[part.range] for part in self._parts if part.flat.grad is not None}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Masters and slots, by tensor: with the optimizer's own state all that a checkpoint needs."""
+        state = {f"{part.name}.master": part.master.clone() for part in self._parts}
+        for part in self._parts:
+            state |= {f"{part.name}.slot.{slot}": bits for slot, bits in part.slots.items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up masters and slots from `state_dict()` of the same mask, and write the masters back."""
+        for part in self._parts:
+            part.master.copy_(state[f"{part.name}.master"])
+            for slot in part.slots:
+                part.slots[slot].copy_(state[f"{part.name}.slot.{slot}"])
+        self.write_back()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of indices, masters, gradient and slots (the optimizer's moments are its own)."""
+        flats = sum(2 * flat.nbytes for flat in self.parameters())
+        indices = sum(part.indices.nbytes for part in self._parts if part.indices is not None)
+        slots = sum(bits.nbytes for part in self._parts for bits in part.slots.values())
+        return flats + indices + slots
+
+    def release(self) -> None:
+        """Take the hooks off and give each tensor its former `requires_grad`."""
+        for hook in self._hooks:
+            hook.remove()
+        for param, trainable in self._trainable_before.items():
+            param.requires_grad_(trainable)
+
+
+def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
+    """The model's parameters; a tied one under the name that the mask (so the checkpoint) has for it."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    known = {param for name, param in every.items() if name in mask.shapes}
+    own = dict(model.named_parameters())
+    return {
+        name: param
+        for name, param in every.items()
+        if name in mask.shapes or (name in own and param not in known)
+    }
+
+
+def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
+    """Ranges of one flat fp32 vector for each (device, matrix or vector)."""
+    assert named, "the mask selects no weight"
+    assert len(set(named.values())) == len(named), "the mask names a tied tensor twice"
+    lengths: dict[tuple[torch.device, bool], int] = {}
+    ranges = {}
+    for name, param in named.items():
+        assert param.is_contiguous(), f"{name} is not contiguous"
+        kind = (param.device, param.ndim >= 2)
+        start = lengths.get(kind, 0)
+        lengths[kind] = start + mask.indices[name].numel()
+        ranges[name] = slice(start, lengths[kind])
+    flats = {kind: nn.Parameter(torch.empty(length, device=kind[0])) for kind, length in lengths.items()}
+    parts = []
+    for name, param in named.items():
+        indices = mask.indices[name]
+        whole = indices.numel() == param.numel()
+        part = _Part(
+            name=name,
+            param=param,
+            indices=None if whole else indices.to(param.device),
+            flat=flats[param.device, param.ndim >= 2],
+            range=ranges[name],
+        )
+        part.master.copy_(part.live())
+        parts.append(part)
+    return parts
+
+
+def _collector(part: _Part) -> Callable[[Tensor], None]:
+    """The hook that moves a tensor's selected gradient entries to the flat gradient.
+
+    It accumulates, since re-entrant checkpointing may fire it twice in a backward pass.
+    """
+
+    def collect(param: Tensor) -> None:
+        grad, param.grad = param.grad, None
+        assert grad is not None
+        if part.flat.grad is None:
+            part.flat.grad = torch.zeros_like(part.flat)
+        selected = (
+            grad.reshape(-1) if part.indices is None else grad.reshape(-1).index_select(0, part.indices)
+        )
+        part.flat.grad[part.range].add_(selected)
+
+    return collect

@@ -1,0 +1,64 @@
+"""Token credit: from a scorer's per-token scores to the weights that multiply the forgetting loss.
+
+A score is the probability in [0, 1] that a token of a wrong completion is aligned: low marks a token
+that is wrong (method.md 1.2). Scorers that measure a log-ratio are mapped there by `from_logratios`.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RLMEC_CEILING = 0.1
+
+
+def from_logratios(logratios: Tensor, *, scale: float) -> Tensor:
+    """sigmoid(logratio / scale): a log-ratio of 0 gives 0.5. `scale` makes it free of the learning rate.
+
+    [...] fp32 -> [...] fp32. `scale` is the root mean square of the log-ratios of all completions.
+    """
+    return torch.sigmoid(logratios / scale)
+
+
+def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> list[float]:
+    """0 where a minimal edit to the nearest right sample changes or drops the token, 1 elsewhere.
+
+    An insertion marks the token before which it comes, since that is where the completion went wrong.
+    The nearest is the right sample with the highest share of matching ids; all ones where there is none.
+    """
+    matchers = [difflib.SequenceMatcher(None, completion, other, autojunk=False) for other in right]
+    if not matchers:
+        return [1.0] * len(completion)
+    nearest = max(matchers, key=lambda matcher: matcher.ratio())
+    scores = [1.0] * len(completion)
+    for tag, start, stop, _, _ in nearest.get_opcodes():
+        if tag != "equal":
+            for position in range(start, min(max(stop, start + 1), len(completion))):
+                scores[position] = 0.0
+    return scores
+
+
+def random_scores(key: str, length: int, *, seed: int) -> list[float]:
+    """Uniform scores from a stable hash of (seed, key, position): the control."""
+    digests = (hashlib.sha256(f"{seed}:{key}:{position}".encode()).digest() for position in range(length))
+    return [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
+
+
+def token_weights(scores: Tensor, *, rule: str, threshold: float = 0.5) -> Tensor:
+    """w_t from scores p_t (method.md 1.2): [...] -> [...] fp32.
+
+    `indicator`: 1[p < threshold], the paper's intent; `soft`: 1 - p; `rlmec`: clip(threshold - p, 0, 0.1)
+    (arXiv 2401.06081); `as_released`: p, what the public script computes, opposite in direction.
+    """
+    match rule:
+        case "indicator":
+            return (scores < threshold).float()
+        case "soft":
+            return 1 - scores
+        case "rlmec":
+            return (threshold - scores).clamp(0, RLMEC_CEILING)
+        case "as_released":
+            return scores.clone()
+    raise AssertionError(rule)

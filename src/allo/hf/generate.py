@@ -1,0 +1,134 @@
+"""Sample completions in batches, each a pure function of the prompts, the settings, the seed and its number."""
+
+import bisect
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from allo.hf.decode import decode, draw, take_most_probable
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Completion number `index` of `prompts[prompt]`.
+
+    `finished`: it ended by EOS or a stop string; neither is in `text`. `num_tokens` counts what was sampled
+    up to and with what ended it.
+    """
+
+    prompt: int
+    index: int
+    text: str
+    finished: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All completions of a batch's prompts, in the order of (prompt, index)."""
+
+    number: int
+    samples: list[Sample]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    *,
+    num_generations: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    stop: list[str],
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Yield completions batch by batch, longest prompts first, from batch number `start` on.
+
+    The batches follow from all the prompts, and each has random numbers of its own: a run resumed at batch
+    b yields what an uninterrupted one would have. Global random state is neither read nor changed. Only
+    temperature and top-p shape the distribution; a generation_config's penalties and top-k do not.
+
+    Args:
+        prompts: each prompt's token ids, at least one (see `tokenization.prompt_ids`).
+        temperature: 0 takes the most probable token each time; then `num_generations` must be 1.
+        top_p: each token is drawn from the smallest set of tokens that has this probability.
+        stop: a completion ends before the first of these strings, and is finished.
+        batch_size: rows decoded together. A prompt's completions are never split over batches, so a batch
+            holds batch_size // num_generations prompts, and at least one.
+    """
+    assert not model.training
+    assert num_generations == 1 or temperature > 0
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    prompts_per_batch = max(1, batch_size // num_generations)
+    eos = end_ids(model, tokenizer)
+    choose = take_most_probable if temperature == 0 else partial(draw, temperature=temperature, top_p=top_p)
+
+    total = num_batches(len(prompts), num_generations=num_generations, batch_size=batch_size)
+    for number in range(start, total):
+        batch = order[number * prompts_per_batch : (number + 1) * prompts_per_batch]
+        digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        uniforms = torch.rand(max_new_tokens, len(batch) * num_generations, generator=generator)
+        with torch.inference_mode():
+            rows = decode(
+                model,
+                [prompts[i] for i in batch],
+                uniforms.to(model.device),
+                num_generations=num_generations,
+                choose=choose,
+                eos=eos,
+                has_stopped=partial(_has_stopped, tokenizer, stop=stop) if stop else None,
+            )
+        samples = [
+            Sample(
+                batch[row // num_generations],
+                row % num_generations,
+                *read(tokenizer, ids, eos=eos, stop=stop),
+            )
+            for row, ids in enumerate(rows)
+        ]
+        yield Batch(number, sorted(samples, key=lambda sample: (sample.prompt, sample.index)))
+
+
+def num_batches(num_prompts: int, *, num_generations: int, batch_size: int) -> int:
+    """How many batches `generate` yields from batch 0 on."""
+    return -(-num_prompts // max(1, batch_size // num_generations))
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a completion: the tokenizer's EOS first, then the model's others (end of turn)."""
+    ids = model.generation_config.eos_token_id
+    others = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
+
+
+def read(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], *, eos: list[int], stop: list[str]
+) -> tuple[str, bool, int]:
+    """Text, finished and num_tokens of one row of sampled ids."""
+    finished = ids[-1] in eos
+    if _has_stopped(tokenizer, ids, stop=stop):
+        # Tokens after the one that completed a stop string were sampled by chance of when it was noticed.
+        length = bisect.bisect_left(
+            range(len(ids)), True, key=lambda n: _has_stopped(tokenizer, ids[:n], stop=stop)
+        )
+        ids, finished = ids[:length], True
+    text = _text(tokenizer, ids)
+    starts = [text.find(string) for string in stop if string in text]
+    return text[: min(starts, default=len(text))], finished, len(ids)
+
+
+def _has_stopped(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, stop: list[str]) -> bool:
+    text = _text(tokenizer, ids)
+    return any(string in text for string in stop)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,182 @@
+"""Models and tokenizers from a folder, a hub id or a `.gguf` file; safetensors or GGUF, never pickle."""
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from allo.errors import UserError
+
+# The names by which stages know what they pass on.
+Model = PreTrainedModel
+Tokenizer = PreTrainedTokenizerBase
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
+TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
+
+
+def load_model(
+    ref: str | Path, *, dtype: torch.dtype, device: str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode, with SDPA attention and dense `dtype` weights.
+
+    Args:
+        ref: checkpoint folder, hub id, or path of a `.gguf` file (dequantised; it can be saved again).
+        dtype: of every weight, whatever the file holds.
+        device: a torch device, or "auto": the first CUDA device, else the CPU.
+
+    Raises:
+        UserError: `ref` is missing, unreachable, pickled, incomplete, or not a causal language model.
+    """
+    folder, gguf = locate_checkpoint(ref, MODEL_FILES)
+    if gguf is None:
+        _require_safetensors(folder, ref)
+    where = _resolve_device(device)
+    with _quiet():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=gguf,
+                quantization_config=GgufConfig(dequantize=True) if gguf else None,
+                use_safetensors=None if gguf else True,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise UserError(
+                f"{ref}: transformers cannot load a causal language model from it: {error}"
+            ) from error
+    # transformers fills absent weights with random numbers and only logs it.
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise UserError(
+            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
+            f"(first: {absent[0]}); give a complete checkpoint of a causal language model."
+        )
+    if gguf:
+        assert not model.is_quantized  # transformers trains and saves no quantised model
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    return model.to(where).eval()
+
+
+def load_tokenizer(
+    ref: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint (from the `.gguf` itself where `ref` is one).
+
+    Args:
+        pad_token: taken where the tokenizer has none; a token that it already knows.
+
+    Raises:
+        UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
+    """
+    folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
+    with _quiet():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, gguf_file=gguf, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+            raise UserError(f"{ref}: transformers cannot load a tokenizer from it: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{ref}: the tokenizer has no EOS token, so a completion could never end; "
+            "set `eos_token` in its tokenizer_config.json."
+        )
+    if pad_token is not None and pad_token not in tokenizer.get_vocab():
+        raise UserError(f"pad_token {pad_token!r} is no token of {ref}; choose one of its vocabulary.")
+    if tokenizer.pad_token_id is None and pad_token is None:
+        raise UserError(
+            f"{ref}: the tokenizer has no pad token; set `pad_token` to one of its tokens, "
+            f"for example pad_token: {tokenizer.eos_token!r} (allo masks padding by position, so EOS is safe)."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = pad_token
+    return tokenizer
+
+
+def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | None]:
+    """Find `ref` as (local folder, GGUF file name or None); a hub id is downloaded into the hub's cache.
+
+    Args:
+        files: glob patterns of what to download for a hub id (its sub-folders are left out).
+    """
+    path = Path(ref).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.parent, path.name
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise UserError(f"{ref} is a file; give the checkpoint's folder, a hub id or a .gguf file.")
+    if isinstance(ref, Path) or path.suffix == ".gguf" or not HUB_ID.fullmatch(ref):
+        raise UserError(f"{ref} does not exist; give a checkpoint's folder, a .gguf file or a hub id.")
+    try:
+        with _quiet():
+            return Path(snapshot_download(ref, allow_patterns=files, ignore_patterns=["*/*"])), None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{ref}: there is no such folder here, and the Hugging Face hub gave no model of that id "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Give a local checkpoint folder or a .gguf file, or log in or connect and try again."
+        ) from error
+
+
+def _require_safetensors(folder: Path, ref: str | Path) -> None:
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f"name the file: {folder / ggufs[0]}" if ggufs else "give a checkpoint's folder"
+        raise UserError(f"{ref} has no config.json, so it is no checkpoint; {hint}.")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{ref} holds pickled weights ({pickles[0]}), which can run code when opened; allo reads "
+            "safetensors or GGUF only. If you trust the file, convert it once:\n"
+            '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            f"[c.from_pretrained('{ref}').save_pretrained('{folder.name}-safetensors') for c in (M, T)]\""
+        )
+    raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown to torch; use auto, cpu, cuda or cuda:N.") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
+    return where
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' and the hub's warnings, and off a terminal their progress bars, out of the output."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        # The GGUF reader's bar knows no switch, so off a terminal all bars are caught where they are drawn.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

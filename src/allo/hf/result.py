@@ -1,0 +1,100 @@
+"""What a training stage leaves behind: its mask, its delta to the starting model, and its metrics."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo import delta
+from allo.artifacts import RunFolder, remove, write_jsonl
+from allo.checkpoints import Checkpoint
+from allo.core.fingerprints import as_bits
+from allo.core.importance_map import ImportanceMap
+from allo.core.param_mask import ParamMask
+from allo.core.selected import gather
+from allo.errors import UserError
+from allo.hf.start import Start, read_start
+from allo.hf.trainer import SelectedTrainer
+from allo.hf.training import remove_checkpoints, state_bytes, train
+
+DELTA = "delta.safetensors"
+MASK = "mask.safetensors"
+
+
+def located_mask(run: RunFolder, model: PreTrainedModel, *, density: float) -> ParamMask:
+    """The mask of the top `density` of all weights; every weight where nothing was located.
+
+    Raises `UserError` where the importance was located on another model.
+    """
+    if not run.importance.exists():
+        return ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
+    mask = ImportanceMap.load(run.importance).mask_at(density)
+    if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
+        raise UserError(
+            f"{run.importance}: located on another model than {read_start(run).model}. "
+            "Run `allo locate` on this recipe again."
+        )
+    return mask
+
+
+def apply_delta(model: PreTrainedModel, folder: Path) -> delta.Delta:
+    """Put a training stage's delta into the starting model, in place."""
+    change = delta.read_delta(folder / DELTA)
+    delta.apply_to_model(dict(model.named_parameters()), change)
+    return change
+
+
+def train_stage(
+    trainer: SelectedTrainer, run: RunFolder, folder: Path, mask: ParamMask, *, before: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Train, then write `mask`, `metrics.jsonl`, the delta and the whole model into the stage's folder.
+
+    `before` has the indices that an earlier stage changed already; returns the stage's counts.
+    """
+    rows = train(trainer)
+    write_jsonl(folder / "metrics.jsonl", rows)
+    mask.save(folder / MASK)
+    counts = {
+        "rows": len(trainer.train_dataset),
+        "dropped": trainer.num_dropped,
+        "steps": trainer.state.global_step,
+        "trained_weights": mask.num_selected,
+        "density": mask.density,
+        "training_state_bytes": state_bytes(trainer),
+    }
+    trainer.selected.release()
+    start = read_start(run)
+    changed = _write_delta(trainer.model, start, mask, before, folder / DELTA)
+    remove(folder / "model")
+    delta.apply(start.model, folder / DELTA, folder / "model")
+    remove_checkpoints(folder)
+    return counts | {"changed_weights": changed, "delta_bytes": (folder / DELTA).stat().st_size}
+
+
+def _write_delta(
+    model: PreTrainedModel, start: Start, mask: ParamMask, before: Mapping[str, Tensor], path: Path
+) -> int:
+    """The entries, among those that any stage trained, whose bits differ from the starting model's."""
+    base = Checkpoint.open(start.model)
+    indices, values = {}, {}
+    for name, param in model.named_parameters():
+        candidates = [found[name] for found in (mask.indices, before) if name in found]
+        if not candidates:
+            continue
+        where = torch.cat(candidates).unique()
+        live = gather(param.data.cpu(), where)
+        differs = as_bits(live) != as_bits(gather(base.read(name), where))
+        if differs.any():
+            indices[name], values[name] = where[differs], live[differs]
+    delta.write_delta(
+        path,
+        indices=indices,
+        values=values,
+        shapes=base.shapes,
+        base_hashes=start.hashes,
+        metadata={**mask.metadata, "base_model": Path(start.model).name},
+    )
+    return sum(len(where) for where in indices.values())

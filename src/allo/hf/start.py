@@ -1,0 +1,97 @@
+"""The starting model of a run: a folder whose tensors are, bit for bit, those of the live model."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from allo.artifacts import RunFolder, read_json, write_json
+from allo.checkpoints import Checkpoint
+from allo.core.fingerprints import combine
+from allo.errors import UserError
+from allo.hf.models import MODEL_FILES, load_model, load_tokenizer, locate_checkpoint
+from allo.recipe import Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Start:
+    """`model`: a checkpoint folder; `hashes`: each tensor's digest (`checkpoints.digest`)."""
+
+    model: str
+    hashes: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        return combine(self.hashes)
+
+
+def is_ready(recipe: Recipe) -> Path | None:
+    """The folder of `recipe.model` where the run can start from it as it lies, else None.
+
+    It can where it holds safetensors in the run's dtype under the live model's names.
+    """
+    folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
+    if gguf is not None or not any(folder.glob("*.safetensors")):
+        return None
+    stored = Checkpoint.open(folder).stored
+    dtypes = {entry.dtype for entry in stored.values()}
+    return folder if dtypes == {DTYPES[recipe.dtype]} and "lm_head.weight" not in stored else None
+
+
+def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model in `folder`, in the run's dtype (or `dtype`) on its device."""
+    return load_model(
+        folder,
+        dtype=dtype or DTYPES[recipe.dtype],
+        device=recipe.device,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+
+
+def load_start(
+    recipe: Recipe, run: RunFolder, *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The starting model and its tokenizer."""
+    start = read_start(run)
+    tokenizer = load_tokenizer(
+        start.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    return load_policy(recipe, start.model, dtype=dtype), tokenizer
+
+
+def read_start(run: RunFolder) -> Start:
+    return Start(**read_json(run.start / "start.json"))
+
+
+def write_start(run: RunFolder, folder: Path) -> Start:
+    """Record `folder` as the run's starting model, with its tensors' digests."""
+    checkpoint = Checkpoint.open(folder)
+    start = Start(str(folder), {name: checkpoint.digest(name) for name in checkpoint.stored})
+    write_json(run.start / "start.json", asdict(start))
+    return start
+
+
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer aside, then rename the folder.
+
+    Raises `UserError` where the saved tensors have other names than the live ones, since indices
+    could then not be carried from the one to the other.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    live = {name for name, _ in model.named_parameters()}
+    stored = set(Checkpoint.open(part).stored)
+    if live != stored:
+        raise UserError(
+            f"{type(model).__name__} stores its weights under other names than it trains them "
+            f"(first: {min(live ^ stored)}), which allo does not support."
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)

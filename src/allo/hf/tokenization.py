@@ -1,0 +1,80 @@
+"""Text to token ids: the one place where a prompt meets a completion."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from allo.errors import UserError
+from allo.records import Message
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids of a prompt and of its completion; the model reads them one after the other.
+
+    `prompt_ids` has BOS once where the tokenizer has one, and is never empty: its last token's logits
+    predict `completion_ids[0]`. `completion_ids` ends with EOS if and only if the completion ended by itself.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    completion: str,
+    *,
+    finished: bool = True,
+    max_length: int,
+) -> Tokenized | None:
+    """Tokenize a prompt and a completion apart, so that no token spans the two.
+
+    A pair longer than `max_length` tokens loses the beginning of its prompt, but never BOS. None where
+    the completion leaves no room for a prompt token, or has no token to train on.
+    """
+    completion_ids = list(tokenizer(completion, add_special_tokens=False).input_ids)
+    if finished:
+        completion_ids.append(tokenizer.eos_token_id)
+    room = max_length - len(completion_ids)
+    if room < 1 or not completion_ids:
+        return None
+    return Tokenized(cut_left(tokenizer, prompt_ids(tokenizer, prompt), room), completion_ids)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) -> list[int]:
+    """Token ids of a prompt that a completion can follow.
+
+    Text is read as it is; messages are rendered by the chat template up to where the assistant speaks.
+    What the tokenizer puts before a text (BOS) comes once, also where the text begins with it.
+
+    Raises:
+        UserError: messages without a chat template, or a prompt that has no token at all.
+    """
+    if isinstance(prompt, str):
+        text = prompt
+    elif tokenizer.chat_template is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the prompt is a list of messages, but the tokenizer has no chat "
+            "template; give prompts as text or a model with a template."
+        )
+    else:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    prefix = list(tokenizer("").input_ids)
+    if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
+        prefix.pop()  # some tokenizers close every text with EOS; here a completion follows
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    while prefix and ids[: len(prefix)] == prefix:
+        del ids[: len(prefix)]
+    if not prefix + ids:
+        raise UserError("A prompt is empty and the tokenizer has no BOS token: there is nothing to continue.")
+    return prefix + ids
+
+
+def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
+    """The last `max_length` tokens of a prompt, a leading BOS kept (it then takes one of them)."""
+    assert max_length >= 1
+    if len(ids) <= max_length:
+        return ids
+    bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    return bos + ids[len(ids) - max_length + len(bos) :]

@@ -1,0 +1,71 @@
+"""Run a trainer to its end, from its last whole checkpoint, in a stage's folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from allo.console import console
+from allo.errors import UserError
+from allo.hf.trainer import COMPLETE_FILE, SelectedTrainer
+
+# What the Trainer measures with a clock; it would differ between two equal runs.
+_CLOCKED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
+def training_arguments(
+    training: dict[str, Any], *, folder: Path, seed: int, device: torch.device, key: str
+) -> TrainingArguments:
+    """`transformers.TrainingArguments` of a recipe's block.
+
+    `key` names the block in errors. Raises `UserError` for a key or value that transformers refuses.
+    """
+    own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu"}
+    for name in own.keys() & training.keys():
+        raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
+    quiet = {"disable_tqdm": not console.is_terminal, "log_level": "error"}
+    try:
+        return TrainingArguments(**(quiet | training | own))
+    except (TypeError, ValueError, ImportError) as error:
+        reason = str(error).removeprefix("TrainingArguments.__init__() ")
+        raise UserError(f"{key}: transformers.TrainingArguments refuses it: {reason}") from error
+
+
+def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
+    """Train to the end, resuming from the last whole checkpoint; returns what was logged, a step a row.
+
+    Checkpoints that a kill cut short are removed.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(trainer.args.output_dir)))
+    logged = [{k: v for k, v in row.items() if k not in _CLOCKED} for row in trainer.state.log_history]
+    return [row for row in logged if "loss" in row or "eval_loss" in row]
+
+
+def state_bytes(trainer: SelectedTrainer) -> int:
+    """Bytes of the training state: indices, masters, gradient, slots and the optimizer's moments."""
+    moments = (
+        value.nbytes
+        for state in (trainer.optimizer.state.values() if trainer.optimizer else ())
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    return trainer.selected.num_bytes + sum(moments)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Once a stage's result stands, its checkpoints have served."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [checkpoint for checkpoint in checkpoints if (checkpoint / COMPLETE_FILE).exists()]
+    for checkpoint in checkpoints:
+        if checkpoint not in whole:
+            shutil.rmtree(checkpoint)
+    return str(whole[-1]) if whole else None

@@ -1,0 +1,96 @@
+"""A mask from two folders of weights, read piece by piece: no model is built, no tokenizer needed."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from allo.checkpoints import Checkpoint, check_same_layout
+from allo.core import importance
+from allo.core.fingerprints import Digest, combine
+from allo.core.param_mask import ParamMask
+from allo.core.selection import num_to_select, select, stable_hash
+from allo.errors import UserError
+
+# Those that two folders suffice for: the others look at gradients.
+CRITERIA: dict[str, importance.Criterion] = {
+    "delta": importance.delta,
+    "bottom": importance.bottom,
+    "magnitude": importance.magnitude,
+    "random": importance.random,
+}
+
+
+def mask_from_checkpoints(
+    base: str | Path,
+    tuned: str | Path,
+    *,
+    density: float,
+    out: str | Path,
+    criterion: str = "delta",
+    seed: int = 0,
+) -> ParamMask:
+    """Select the top `density` of all floating-point weights, write the mask to `out`, return it.
+
+    Resident memory does not
+    grow with the model, only with the mask itself. Where fewer weights differ than are asked for
+    (identical folders at worst) the mask still has exactly k: the rest are unchanged weights drawn
+    by their stable hash, and a UserWarning says how many.
+
+    Raises UserError for an impossible density or criterion, for folders that cannot be read or
+    differ in layout, and for NaN weights.
+    """
+    if criterion not in CRITERIA:
+        raise UserError(
+            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(CRITERIA)}"
+        )
+    before, after = Checkpoint.open(base), Checkpoint.open(tuned)
+    check_same_layout(before, after)
+    shapes = {name: entry.shape for name, entry in before.stored.items() if entry.dtype.is_floating_point}
+    k = num_to_select(density, sum(math.prod(shape) for shape in shapes.values()))
+
+    base_fingerprint, num_changed = _survey(before, after)
+    if criterion == "delta" and num_changed < k:
+        warnings.warn(
+            f"only {num_changed} weights of {base} and {tuned} differ, {k} are asked for: the other"
+            f" {k - num_changed} are drawn from the unchanged weights by a stable hash",
+            stacklevel=2,
+        )
+
+    def scores() -> Iterator[tuple[str, Tensor]]:
+        for name in shapes:
+            start = 0
+            for theta, theta_tuned in zip(before.pieces(name), after.pieces(name), strict=True):
+                statistic = theta_tuned
+                if criterion == "random":
+                    statistic = stable_hash(name, torch.arange(start, start + len(theta)), seed=seed)
+                yield name, CRITERIA[criterion](theta, statistic)
+                start += len(theta)
+
+    metadata = {
+        "base_fingerprint": base_fingerprint,
+        "criterion": criterion,
+        "density": str(density),
+        "num_changed": str(num_changed),
+        "score_dtype": "float32",
+        "seed": str(seed),
+    }
+    mask = ParamMask(select(scores, k=k), shapes=shapes, metadata=metadata)
+    mask.save(out)
+    return mask
+
+
+def _survey(before: Checkpoint, after: Checkpoint) -> tuple[str, int]:
+    """One pass: the base's fingerprint and how many floating-point entries differ."""
+    digests, num_changed = {}, 0
+    for name, entry in before.stored.items():
+        state = Digest(entry.dtype, entry.shape)
+        for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
+            state.update(old)
+            if entry.dtype.is_floating_point:
+                num_changed += int(importance.delta(old, new).count_nonzero())
+        digests[name] = state.hexdigest()
+    return combine(digests), num_changed

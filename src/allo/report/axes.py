@@ -1,0 +1,58 @@
+"""Scales and ticks for charts, finite whatever the data: empty, constant, huge or not a number."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+LARGEST = 1e100  # beyond this, spans overflow and no axis says anything
+
+
+def drawable(value: float | None) -> bool:
+    """Whether a value has a place on an axis."""
+    return value is not None and math.isfinite(value) and abs(value) < LARGEST
+
+
+def extent(values: Iterable[float]) -> tuple[float, float]:
+    """The interval that holds all drawable values, never empty: [0, 1] for none, widened for a constant."""
+    kept = [value for value in values if drawable(value)]
+    if not kept:
+        return 0.0, 1.0
+    low, high = min(kept), max(kept)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
+        pad = abs(low) / 10 or 0.5
+        return low - pad, high + pad
+    return low, high
+
+
+def ticks(low: float, high: float, *, most: int) -> list[float]:
+    """At most `most` + 1 round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(multiple * power for multiple in (1, 2, 5, 10, 20) if multiple * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_labels(values: list[float]) -> list[str]:
+    """The ticks' texts, all with the decimals that their step needs."""
+    largest = max((abs(value) for value in values), default=0.0)
+    step = min((b - a for a, b in pairwise(values)), default=largest or 1.0)
+    digits = max(0, -math.floor(math.log10(step) + 1e-6))
+    if digits > 4 or largest >= 1e6:
+        return [f"{value:.3g}".replace("-", "−") for value in values]
+    return [f"{value + 0.0:,.{digits}f}".replace("-", "−") for value in values]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from [low, high] to the pixels [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)

@@ -1,0 +1,280 @@
+"""Charts as inline SVG: data in, markup out. Colours are classes, so that the page's theme decides.
+
+Every text and coordinate goes through `Markup.format`, which escapes; no `style` attribute is used,
+so the page's content security policy can forbid them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from allo.report import figures
+from allo.report.axes import Scale, drawable, extent, tick_labels, ticks
+from allo.report.run_view import Accuracy, DensityRow
+
+CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to what fits
+# The order in which data flow through a block; kinds with other names follow in the model's order.
+READING_ORDER = (
+    *("input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "post_attention_layernorm"),
+    *("gate_proj", "up_proj", "down_proj", "embed_tokens", "norm", "lm_head"),
+)
+LONGEST_KIND = 20  # characters of a tensor kind above its column
+MAX_POINTS = 160  # a longer curve is drawn as means of consecutive steps
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: the label at its end ("" for a chart's only line), its colour class, its (step, value) points."""
+
+    label: str
+    colour: int
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """One row of an interval plot; `colour` is the number of a colour class, 0 is neutral."""
+
+    label: str
+    colour: int
+    sampled: Accuracy | None
+    greedy: Accuracy | None
+
+
+def line_chart(title: str, series: Sequence[Series]) -> Markup:
+    """Lines over training steps with their last values written at their ends; a gap where a value is not finite."""
+    width, height, left, top, bottom = 340, 172, 42, 6, 140
+    right = width - 46 - CHARACTER * max((len(line.label) + 1 for line in series if line.label), default=0)
+    drawn = [_thinned(line.points) for line in series]
+    x = Scale(*extent(step for points in drawn for step, _ in points), left, right)
+    y = Scale(*extent(value for points in drawn for _, value in points), bottom, top + 4)
+    parts = [_grid(x, y, left=left, right=right, bottom=bottom)]
+    ends: list[tuple[float, int, str]] = []
+    for line, points in zip(series, drawn, strict=True):
+        parts += _line(points, x, y, line.colour)
+        last = next((point for point in reversed(points) if drawable(point[1])), None)
+        if last is not None:
+            parts.append(_dot(x(last[0]), y(last[1]), radius=2.5, css=f"fill{line.colour}"))
+            value = figures.significant(last[1])
+            ends.append((y(last[1]), line.colour, f"{line.label} {value}" if line.label else value))
+    for place, (colour, text) in _apart(ends, gap=13, lowest=bottom):
+        parts.append(_text(right + 7, place + 4, text, css=f"end fill{colour}"))
+    if not ends:
+        parts.append(_text((left + right) / 2, (top + bottom) / 2, "no finite value", css="quiet middle"))
+    parts.append(_text((left + right) / 2, height - 2, "step", css="quiet middle"))
+    return _svg(width, height, title, parts)
+
+
+def interval_span(panels: Sequence[Sequence[Whisker]]) -> float:
+    """The one axis length (in share) that holds each panel's intervals, so that panels compare by eye."""
+    return min(1.0, max((1.25 * (high - low) for low, high in map(_reach, panels)), default=1.0))
+
+
+def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float) -> Markup:
+    """Dot and whisker a model: sampled accuracy filled, greedy accuracy hollow, with their intervals."""
+    width, row, top = 360, 44, 6
+    longest = max((len(whisker.label) for whisker in whiskers), default=0)
+    left, right = min(132.0, 14 + CHARACTER * longest), width - 14.0
+    bottom = top + row * len(whiskers)
+    low, high = _reach(whiskers)
+    start = min(max(0.0, (low + high - span) / 2), 1.0 - span)
+    x = Scale(start, start + span, left, right)
+    parts = [_grid(x, None, left=left, right=right, bottom=bottom, per_cent=True)]
+    first = whiskers[0].sampled or whiskers[0].greedy if whiskers else None
+    if first is not None and drawable(first.accuracy):
+        parts.append(_rule(x(first.accuracy), top, x(first.accuracy), bottom, css="reference"))
+    for index, whisker in enumerate(whiskers):
+        middle = top + row * (index + 0.5)
+        label = _cut(whisker.label, int((left - 10) / CHARACTER))
+        parts.append(_text(left - 10, middle + 4, label, css="label right", tooltip=whisker.label))
+        for accuracy, place, hollow in (
+            (whisker.sampled, middle - 6, False),
+            (whisker.greedy, middle + 7, True),
+        ):
+            parts += _whisker(accuracy, x, place, whisker, hollow)
+    parts.append(_text((left + right) / 2, bottom + 32, "accuracy, %", css="quiet middle"))
+    return _svg(width, bottom + 36, title, parts)
+
+
+def heat_map(title: str, rows: Sequence[DensityRow], *, most: float) -> Markup:
+    """Density per layer (rows) and kind of tensor (columns); colour runs with the root of density to `most`."""
+    layers = sorted({row.layer for row in rows}, key=_layer_order)
+    kinds = sorted(dict.fromkeys(row.kind for row in rows), key=_kind_order)
+    cell, left = max(14, min(30, int(310 / max(1, len(kinds))))), 40
+    tall = 16 if len(layers) <= 32 else 9
+    # A name turned by 45 degrees runs as far to the right as it rises.
+    runs = [0.72 * CHARACTER * min(LONGEST_KIND, len(kind)) for kind in kinds]
+    head = 12 + max(runs, default=0.0)
+    every = 1 if len(layers) <= 32 else 4
+    parts = []
+    for column, kind in enumerate(kinds):
+        x = left + cell * (column + 0.5)
+        parts.append(
+            Markup(
+                '<text class="label" transform="translate({},{}) rotate(-45)">{}<title>{}</title></text>'
+            ).format(
+                _px(x + 2),
+                _px(head - 5),
+                _cut(figures.printable(kind), LONGEST_KIND),
+                figures.printable(kind),
+            )
+        )
+    for index, layer in enumerate(layers):
+        if layer == "-" or index % every == 0:
+            label = "other" if layer == "-" else layer
+            parts.append(_text(left - 6, head + tall * (index + 0.5) + 4, label, css="label right"))
+    for row in rows:
+        share = row.selected / row.total if row.total else 0.0
+        x, y = left + cell * kinds.index(row.kind), head + tall * layers.index(row.layer)
+        place = "outside the layers" if row.layer == "-" else f"layer {row.layer}"
+        counts = f"{figures.count(row.selected)} of {figures.count(row.total)}"
+        tooltip = f"{place}, {row.kind}: {figures.density(share)} ({counts})"
+        parts.append(_cell(x, y, cell - 1, tall - 1, heat(share, most), tooltip))
+    width = max((left + cell * (i + 0.5) + run + 8 for i, run in enumerate(runs)), default=0.0)
+    width = max(width, left + cell * len(kinds))
+    return _svg(round(width), round(head + tall * len(layers) + 2), title, parts)
+
+
+def heat_legend(most: float) -> Markup:
+    """The colours of `heat_map` from 0 to `most`."""
+    parts = []
+    for step in range(6):
+        share = most * (step / 5) ** 2
+        x = 1 + 44 * step
+        parts.append(_cell(x, 1, 43, 10, heat(share, most), figures.density(share)))
+        parts.append(_text(x + 22, 25, figures.density(share), css="quiet middle"))
+    return _svg(266, 30, "colour scale of density", parts)
+
+
+def heat(share: float, most: float) -> float:
+    """Opacity in [0, 1] of a density: its root, so that small densities still differ by eye."""
+    return (min(1.0, share / most)) ** 0.5 if most > 0 else 0.0
+
+
+def _line(points: Sequence[tuple[float, float]], x: Scale, y: Scale, colour: int) -> list[Markup]:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for step, value in points:
+        if drawable(value):
+            runs[-1].append((step, value))
+        elif runs[-1]:
+            runs.append([])
+    parts = []
+    for run in runs:
+        if len(run) == 1:
+            parts.append(_dot(x(run[0][0]), y(run[0][1]), radius=1.5, css=f"fill{colour}"))
+        elif run:
+            path = " ".join(f"{_px(x(step))},{_px(y(value))}" for step, value in run)
+            parts.append(Markup('<polyline class="line line{}" points="{}"/>').format(colour, path))
+    return parts
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    known = [point for point in points if drawable(point[0])]
+    size = -(-len(known) // MAX_POINTS) or 1
+    chunks = [known[start : start + size] for start in range(0, len(known), size)]
+    return [(chunk[-1][0], sum(value for _, value in chunk) / len(chunk)) for chunk in chunks]
+
+
+def _apart(
+    ends: list[tuple[float, int, str]], *, gap: float, lowest: float
+) -> list[tuple[float, tuple[int, str]]]:
+    """Labels in their lines' order from top to bottom, pushed apart by `gap` and kept above `lowest`."""
+    placed: list[tuple[float, tuple[int, str]]] = []
+    for place, colour, text in sorted(ends):
+        placed.append((max(place, placed[-1][0] + gap) if placed else place, (colour, text)))
+    limit = lowest
+    for index in reversed(range(len(placed))):
+        placed[index] = (min(placed[index][0], limit), placed[index][1])
+        limit = placed[index][0] - gap
+    return placed
+
+
+def _reach(whiskers: Sequence[Whisker]) -> tuple[float, float]:
+    known = [accuracy for whisker in whiskers for accuracy in (whisker.sampled, whisker.greedy) if accuracy]
+    return extent(value for accuracy in known for value in (accuracy.accuracy, accuracy.low, accuracy.high))
+
+
+def _whisker(accuracy: Accuracy | None, x: Scale, y: float, whisker: Whisker, hollow: bool) -> list[Markup]:
+    if accuracy is None or not all(map(drawable, (accuracy.accuracy, accuracy.low, accuracy.high))):
+        return []
+    kind = "greedy" if hollow else "sampled"
+    tooltip = (
+        f"{whisker.label}, {kind}: {figures.percent(accuracy.accuracy)} "
+        f"{figures.percent_interval(accuracy.low, accuracy.high)}"
+    )
+    dot = f"hollow stroke{whisker.colour}" if hollow else f"fill{whisker.colour}"
+    return [
+        _rule(x(accuracy.low), y, x(accuracy.high), y, css=f"whisker stroke{whisker.colour}"),
+        _dot(x(accuracy.accuracy), y, radius=4.2, css=dot, tooltip=tooltip),
+    ]
+
+
+def _grid(
+    x: Scale, y: Scale | None, *, left: float, right: float, bottom: float, per_cent: bool = False
+) -> Markup:
+    parts = [_rule(left, bottom, right, bottom, css="axis")]
+    factor = 100 if per_cent else 1
+    marks = ticks(factor * x.low, factor * x.high, most=5 if per_cent else 4)
+    for value, label in zip(marks, tick_labels(marks), strict=True):
+        place = x(value / factor)
+        if y is None:
+            parts.append(_rule(place, 0, place, bottom, css="grid"))
+        parts.append(_text(place, bottom + 14, label, css="quiet middle"))
+    if y is not None:
+        marks = ticks(y.low, y.high, most=5)
+        for value, label in zip(marks, tick_labels(marks), strict=True):
+            parts.append(_rule(left, y(value), right, y(value), css="grid"))
+            parts.append(_text(left - 6, y(value) + 4, label, css="quiet right"))
+    return Markup("").join(parts)
+
+
+def _layer_order(layer: str) -> tuple[int, str]:
+    return (int(layer), "") if layer.isdecimal() else (1 << 60, layer)
+
+
+def _kind_order(kind: str) -> int:
+    return READING_ORDER.index(kind) if kind in READING_ORDER else len(READING_ORDER)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: max(1, most - 1)] + "…"
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _svg(width: float, height: float, title: str, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">{3}</svg>'
+    ).format(width, height, figures.printable(title), Markup("").join(parts))
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, *, css: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
+        css, _px(x1), _px(y1), _px(x2), _px(y2)
+    )
+
+
+def _dot(x: float, y: float, *, radius: float, css: str, tooltip: str = "") -> Markup:
+    return Markup('<circle class="{}" cx="{}" cy="{}" r="{}">{}</circle>').format(
+        css, _px(x), _px(y), radius, _title(tooltip)
+    )
+
+
+def _cell(x: float, y: float, width: float, height: float, opacity: float, tooltip: str) -> Markup:
+    return Markup(
+        '<g><rect class="ground" x="{0}" y="{1}" width="{2}" height="{3}"/>'
+        '<rect class="heat" x="{0}" y="{1}" width="{2}" height="{3}" fill-opacity="{4}"/>{5}</g>'
+    ).format(_px(x), _px(y), width, height, f"{opacity:.3f}", _title(tooltip))
+
+
+def _text(x: float, y: float, text: str, *, css: str, tooltip: str = "") -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}">{}{}</text>').format(
+        css, _px(x), _px(y), figures.printable(text), _title(tooltip)
+    )
+
+
+def _title(tooltip: str) -> Markup:
+    return Markup("<title>{}</title>").format(figures.printable(tooltip)) if tooltip else Markup("")

@@ -1,0 +1,102 @@
+"""Numbers and model text as a reader sees them; None is an en dash, everything else is exact to its unit."""
+
+import math
+import re
+
+ABSENT = "–"
+TIED = "\u00a0"  # a space that no line breaks at
+LONGEST_NAME = 72
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+# Characters that would reorder, end or hide what stands around them: shown by name, never obeyed.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str, *, limit: int | None = None) -> str:
+    """Model text with control, direction and half-pair characters made visible, cut at `limit` characters."""
+    rest = 0 if limit is None else max(0, len(text) - limit)
+    kept = text.replace("\r\n", "\n")[: len(text) - rest]
+    shown = _UNSAFE.sub(_visible, kept)
+    return f"{shown}… ({count(rest)} more characters)" if rest else shown
+
+
+def name(text: str) -> str:
+    """A model's, set's or run's name on one line, cut to LONGEST_NAME characters."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return chr(0x2400 + code) if code < 0x20 else f"[U+{code:04X}]"
+
+
+def percent(share: float | None, *, digits: int = 1) -> str:
+    """A share in [0, 1] as per cent."""
+    return ABSENT if share is None else f"{_fixed(100 * share, digits)}{TIED}%"
+
+
+def density(share: float | None) -> str:
+    """A share of weights as per cent, to three significant digits: small densities stay readable."""
+    return ABSENT if share is None else f"{100 * share:.3g}{TIED}%"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """The interval of a share, in per cent: [58.9, 63.4]."""
+    return "" if low is None or high is None else interval(100 * low, 100 * high, digits=1)
+
+
+def interval(low: float, high: float, *, digits: int) -> str:
+    """An interval that never breaks over two lines: [58.9, 63.4]."""
+    return f"[{_fixed(low, digits)},{TIED}{_fixed(high, digits)}]"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, signed."""
+    return ABSENT if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def decimal(value: float | None, *, digits: int) -> str:
+    """A plain number with a fixed count of decimals."""
+    return ABSENT if value is None else _fixed(value, digits)
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separators."""
+    return ABSENT if value is None else f"{value:,.0f}".replace("-", "−")
+
+
+def seconds(value: float | None) -> str:
+    """A duration in its natural unit: 12.3 s, 4 min 05 s, 2 h 03 min."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value < 59.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(value / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(num_bytes: float | None) -> str:
+    """A size in decimal units (1 MB is 1,000,000 bytes), three significant digits."""
+    if num_bytes is None:
+        return ABSENT
+    value, unit = float(num_bytes), 0
+    while value >= 999.5 and unit < len(BYTE_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    digits = 0 if unit == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {BYTE_UNITS[unit]}"
+
+
+def significant(value: float) -> str:
+    """A number of unknown magnitude to three significant digits, for chart labels."""
+    text = f"{value:.3g}"
+    return (f"{value:,.0f}" if "e+0" in text and abs(value) < 1e6 else text).replace("-", "−")
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")

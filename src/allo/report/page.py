@@ -1,0 +1,181 @@
+"""Runs in, the page and its Markdown out; pure, so that the same runs give the same bytes."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from allo.report import charts, figures, story, tables
+from allo.report.run_view import RunView
+
+HERE = Path(__file__).parent
+COLOURS = 5  # colour classes of the style sheet beside the neutral one; models beyond them share colours
+DEFAULT_EXAMPLES = 6
+
+# What is drawn of each stage's metrics: a panel's title, and its lines (metric, label, colour class).
+PANELS = (
+    ("Loss", (("loss", "", 1),)),
+    (
+        "Rewards",
+        (
+            ("rewards/chosen", "chosen", 1),
+            ("rewards/rejected", "rejected", 2),
+            ("rewards/margins", "margin", 3),
+        ),
+    ),
+    ("Reward accuracy", (("rewards/accuracies", "", 1),)),
+)
+
+
+@dataclass(frozen=True)
+class StageCurves:
+    """One stage's charts: (title, SVG)."""
+
+    stage: str
+    panels: tuple[tuple[str, Markup], ...]
+
+
+@dataclass(frozen=True)
+class Density:
+    """One stage's mask as a heat map."""
+
+    stage: str
+    overall: str
+    chart: Markup
+
+
+def render(
+    runs: Sequence[RunView], *, title: str | None = None, num_examples: int = DEFAULT_EXAMPLES
+) -> tuple[str, str]:
+    """The report of one or many runs: (HTML, Markdown). The first run is the headline's."""
+    assert runs, "a report needs a run"
+    runs = story.with_starts(runs)
+    rows = tables.models(runs)
+    results = tables.result_tables(rows)
+    cost = tables.cost_table(rows)
+    heading = figures.printable(title or " · ".join(run.name for run in runs))
+    style = (HERE / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    html = environment.get_template("page.html.j2").render(
+        title=heading,
+        style=Markup(style),  # the package's own file, not a run's text
+        style_digest=digest,
+        headlines=[(figures.name(run.name), figures.name(run.base), story.headline(run)) for run in runs],
+        price=story.price(runs[0].after) if len(runs) == 1 else [],  # several: the table compares them
+        results=results,
+        intervals=_intervals(rows),
+        cost=cost,
+        runs=[_run_part(run, num_examples) for run in runs],
+    )
+    return html, _markdown(heading, runs, results, cost)
+
+
+def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table], cost: tables.Table) -> str:
+    shown = [*results, cost, *(tables.stage_table(run) for run in runs if run.manifest.stages)]
+    sentences = [tables.escaped(story.headline(run)) for run in runs]
+    return "\n".join(
+        [
+            f"## {tables.escaped(heading)}",
+            "",
+            *(f"{text}\n" for text in sentences),
+            *map(tables.to_markdown, shown),
+        ]
+    )
+
+
+def _intervals(rows: Sequence[tables.Model]) -> list[tuple[str, Markup]]:
+    names = tables.set_names(rows)
+    panels = [
+        [
+            charts.Whisker(
+                row.label, _colour(row), row.result.sets[name].sampled, row.result.sets[name].greedy
+            )
+            for row in rows
+            if name in row.result.sets
+        ]
+        for name in names
+    ]
+    span = charts.interval_span(panels)
+    return [
+        (
+            figures.name(name),
+            charts.interval_plot(f"accuracy on {figures.name(name)}", panel, span=span),
+        )
+        for name, panel in zip(names, panels, strict=True)
+    ]
+
+
+def _colour(row: tables.Model) -> int:
+    return 0 if row.colour == 0 else (row.colour - 1) % COLOURS + 1
+
+
+def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
+    return {
+        "name": figures.name(run.name),
+        "curves": _curves(run),
+        "densities": _densities(run),
+        "legend": charts.heat_legend(_most(run)),
+        "credit": run.credit,
+        "samples": [(story.prompt_text(item.prompt), story.tokens(item)) for item in run.credit.samples]
+        if run.credit
+        else [],
+        "weighted": figures.percent(run.credit.num_weighted / max(1, run.credit.num_tokens))
+        if run.credit
+        else "",
+        "changes": story.changes(run),
+        "examples": story.examples(run, most=num_examples),
+        "before": figures.name(run.before.label if run.before else ""),
+        "after": figures.name(run.after.label),
+        "stages": tables.stage_table(run) if run.manifest.stages else None,
+        "recipe": figures.printable(run.recipe) if run.recipe else "",
+        "allo": figures.name(run.manifest.allo),
+    }
+
+
+def _curves(run: RunView) -> list[StageCurves]:
+    found = []
+    for stage, steps in run.curves.items():
+        panels = []
+        for title, lines in PANELS:
+            series = [
+                charts.Series(
+                    label, colour, [(step["step"], step[metric]) for step in steps if metric in step]
+                )
+                for metric, label, colour in lines
+            ]
+            series = [line for line in series if line.points]
+            if series:
+                panels.append((title, charts.line_chart(f"{title}, {stage}", series)))
+        if panels:
+            found.append(StageCurves(figures.name(stage), tuple(panels)))
+    return found
+
+
+def _most(run: RunView) -> float:
+    return max(
+        (row.selected / row.total for mask in run.masks.values() for row in mask if row.total), default=0.0
+    )
+
+
+def _densities(run: RunView) -> list[Density]:
+    found = []
+    for stage, mask in run.masks.items():
+        selected, total = sum(row.selected for row in mask), sum(row.total for row in mask)
+        overall = f"{figures.density(selected / max(1, total))} of all weights: {figures.count(selected)} of {figures.count(total)}"
+        chart = charts.heat_map(
+            f"density of the {stage} mask by layer and kind of tensor", mask, most=_most(run)
+        )
+        found.append(Density(figures.name(stage), overall, chart))
+    return found

@@ -1,0 +1,177 @@
+"""A run folder, read into a RunView; the report's only reading, and its only source of user errors."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from allo.errors import UserError
+from allo.report.run_view import (
+    DensityRow,
+    Evaluation,
+    Manifest,
+    PromptText,
+    RunView,
+    TokenCredit,
+    TokenSample,
+)
+
+SCHEMA = 1
+NUM_TOKEN_SAMPLES = 4
+
+T = TypeVar("T")
+
+
+def view(folder: Path) -> RunView:
+    """What the report shows of one run; stages that the run skipped are simply absent.
+
+    Raises UserError when the folder or its evaluation is missing, or a file is malformed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder. Give the folder of a finished run.")
+    path = folder / "08-eval.json"
+    if not path.is_file():
+        present = ", ".join(sorted(entry.name for entry in folder.glob("[!.]*"))) or "nothing"
+        raise UserError(
+            f"{path}: not found, so there is nothing to report. The run is not finished (the folder holds "
+            f"{present}): start it again, it goes on where it stopped."
+        )
+    evaluation = _read(path, Evaluation)
+    if not evaluation.models:
+        raise UserError(f"{path}: `models` is empty. Evaluate at least one model.")
+    manifest = _manifest(folder)
+    recipe, base = _recipe(folder / "recipe.yaml")
+    return RunView(
+        name=manifest.name,
+        evaluation=evaluation,
+        manifest=manifest,
+        curves=_curves(folder),
+        masks=_masks(folder),
+        credit=_credit(folder),
+        recipe=recipe,
+        base=base,
+    )
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Delete it and run its stage again.") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise UserError(
+            f"{path}: `schema` is {schema!r}; this version of allo reads {SCHEMA}. "
+            "Write the file again with this version."
+        )
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: `{key}`: {first['msg']}. Delete the file and run its stage again."
+        ) from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: not valid JSON ({error}). Run the stage that writes it again."
+            ) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: found {line[:40]!r}, expected one JSON object a line.")
+        rows.append(row)
+    return rows
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    return _read(path, Manifest) if path.is_file() else Manifest(schema=SCHEMA, name=folder.resolve().name)
+
+
+def _recipe(path: Path) -> tuple[str | None, str]:
+    """The resolved recipe's text, and the name of its model: a local folder's last part, a hub id whole."""
+    if not path.is_file():
+        return None, ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({error}). Start the run again to write it anew.") from error
+    base = str(content.get("model", "")) if isinstance(content, dict) else ""
+    return text, Path(base).name if Path(base).is_absolute() else base
+
+
+def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Stage -> logged steps, in the order of the stages; a step logged twice (a resumed run) counts once."""
+    paths = {re.sub(r"-?metrics$", "", path.stem): path for path in folder.glob("[0-9][0-9]-*metrics.jsonl")}
+    for path in folder.glob("[0-9][0-9]-*/**/metrics.jsonl"):
+        stage = path.parent.relative_to(folder).as_posix()
+        if "checkpoint-" not in stage:
+            paths[stage] = path
+    curves: dict[str, list[dict[str, float]]] = {}
+    for stage, path in sorted(paths.items()):
+        steps: dict[float, dict[str, float]] = {}
+        for row in _read_lines(path):
+            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+            if "step" in numbers:
+                steps.setdefault(numbers["step"], {}).update(numbers)
+        curves[re.sub(r"^\d\d-", "", stage)] = [steps[step] for step in sorted(steps)]
+    return curves
+
+
+def _masks(folder: Path) -> dict[str, tuple[DensityRow, ...]]:
+    paths = sorted(folder.glob("[0-9][0-9]-*/mask.safetensors"))
+    if not paths:
+        return {}
+    # Imported here because only masks need torch: a report of runs without any starts at once.
+    from allo.core.param_mask import ParamMask
+
+    return {
+        path.parent.name[3:]: tuple(
+            DensityRow(layer=row.layer, kind=row.kind, selected=row.selected, total=row.total)
+            for row in ParamMask.load(path).statistics()
+        )
+        for path in paths
+    }
+
+
+def _credit(folder: Path) -> TokenCredit | None:
+    """The first token samples and the share of tokens with a weight, read batch by batch."""
+    path = folder / "05-token-scores.parquet"
+    if not path.is_file():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wrong = folder / "03-wrong.jsonl"
+    prompts: dict[Any, PromptText] = (
+        {row.get("id"): row.get("prompt", "") for row in _read_lines(wrong)} if wrong.is_file() else {}
+    )
+    samples: list[TokenSample] = []
+    num_tokens = num_weighted = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                num_tokens += len(row["weights"])
+                num_weighted += sum(weight != 0 for weight in row["weights"])
+                if len(samples) < NUM_TOKEN_SAMPLES:
+                    tokens = row.get("tokens") or [f"[{token}]" for token in row["token_ids"]]
+                    samples.append(
+                        TokenSample(row["id"], prompts.get(row["id"]), tokens, row["scores"], row["weights"])
+                    )
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError(
+            f"{path}: not a table of token scores ({error}). Run the score stage again."
+        ) from error
+    return TokenCredit(tuple(samples), num_tokens, num_weighted)

@@ -1,0 +1,179 @@
+"""What the report knows of a run: the shapes of `08-eval.json`, `manifest.json` and the stage files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# A prompt as its files hold it: a text, or chat turns (role, content).
+PromptText = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right completions in [0, 1] with its confidence interval; `num` completions."""
+
+    accuracy: float
+    low: float
+    high: float
+    num: int
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion."""
+
+    num_prompts: int
+    greedy: Accuracy | None = None
+    sampled: Accuracy | None = None
+    pass_at: dict[str, float] = field(default_factory=dict)
+    mean_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL to the start model in nats a token, with its interval, on the prompts of `set`."""
+
+    set: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One evaluated model; the fields of training are None for a model that was not trained here."""
+
+    label: str
+    sets: dict[str, SetResult]
+    kl: Divergence | None = None
+    trained_weights: int | None = None
+    density: float | None = None
+    seconds: float | None = None
+    training_state_bytes: int | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion of an evaluation, judged."""
+
+    text: str
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One prompt of an evaluation set with a model's completions."""
+
+    prompt_id: str
+    prompt: PromptText
+    answer: str | None = None
+    greedy: Answer | None = None
+    sampled: list[Answer] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`08-eval.json`: models by role, and their completions by role and set."""
+
+    schema: int
+    models: dict[str, ModelResult]
+    completions: dict[str, dict[str, list[Evaluated]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What the manifest holds of one stage, as far as the report shows it."""
+
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    counts: dict[str, object] = field(default_factory=dict)
+    device: str | None = None
+    hardware: str | None = None
+    seed: int | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    outputs: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`."""
+
+    schema: int
+    name: str
+    allo: str = ""
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DensityRow:
+    """Selected and all weights of one kind of tensor in one layer ("-": outside the layers)."""
+
+    layer: str
+    kind: str
+    selected: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A wrong completion, token by token; the three lists have one entry a token."""
+
+    id: str
+    prompt: PromptText | None
+    tokens: list[str]
+    scores: list[float]
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class TokenCredit:
+    """The first samples of the token scores, and how many tokens of all carry a weight."""
+
+    samples: tuple[TokenSample, ...]
+    num_tokens: int
+    num_weighted: int
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the report shows it: data only, everything optional but the evaluation.
+
+    `curves`: stage -> logged steps, each a mapping from metric to value.
+    `masks`: stage -> density rows. `recipe`: the resolved recipe's YAML; `base`: the model it names.
+    `borrowed_start`: the start as another run evaluated it, for a run that did not.
+    """
+
+    name: str
+    evaluation: Evaluation
+    manifest: Manifest
+    curves: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
+    masks: Mapping[str, tuple[DensityRow, ...]] = field(default_factory=dict)
+    credit: TokenCredit | None = None
+    recipe: str | None = None
+    base: str = ""
+    borrowed_start: ModelResult | None = None
+
+    @property
+    def before(self) -> ModelResult | None:
+        """The model that training started from, where this run or another of the report evaluated it."""
+        return self.evaluation.models.get("start", self.borrowed_start)
+
+    @property
+    def start_hash(self) -> str | None:
+        """The hash of the start model's files."""
+        sft = self.manifest.stages.get("sft")
+        return sft.outputs.get("00-sft") if sft else None
+
+    @property
+    def after_role(self) -> str:
+        """The role of the run's result: "aligned", else the last model evaluated."""
+        models = self.evaluation.models
+        return "aligned" if "aligned" in models else list(models)[-1]
+
+    @property
+    def after(self) -> ModelResult:
+        """The run's result."""
+        return self.evaluation.models[self.after_role]

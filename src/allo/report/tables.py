@@ -1,0 +1,273 @@
+"""The report's tables, built once: the page and the Markdown show the same cells."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from allo.report import figures
+from allo.report.run_view import Accuracy, ModelResult, RunView, SetResult, StageRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees, its interval or remark, and the exact value behind it."""
+
+    text: str
+    note: str = ""
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first column names the row, the others are numbers or short texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the results: a model, the start that it is compared with, its label, and its colour (0: a start)."""
+
+    role: str
+    result: ModelResult
+    start: ModelResult | None
+    label: str
+    colour: int
+
+
+def models(runs: Sequence[RunView]) -> list[Model]:
+    """Every model of every run, starts first; a start model that several runs share is named once.
+
+    A label carries its run's name where another model of the report has the same label.
+    """
+    found: list[tuple[str, ModelResult, RunView]] = []
+    for run in runs:
+        for role, result in run.evaluation.models.items():
+            shared = role == "start" and any(
+                other == "start"
+                and (known.label, known.fingerprint, known.sets)
+                == (result.label, result.fingerprint, result.sets)
+                for other, known, _ in found
+            )
+            if not shared:
+                found.append((role, result, run))
+    found.sort(key=lambda item: item[0] != "start")
+    labels = [result.label for _, result, _ in found]
+    rows, colour = [], 0
+    for role, result, run in found:
+        colour += role != "start"
+        origin = "" if labels.count(result.label) == 1 else f" ({figures.name(run.name)})"
+        rows.append(
+            Model(
+                role,
+                result,
+                None if role == "start" else run.before,
+                figures.name(result.label) + origin,
+                0 if role == "start" else colour,
+            )
+        )
+    return rows
+
+
+def set_names(rows: Sequence[Model]) -> list[str]:
+    """The evaluation sets of all models, in order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.result.sets))
+
+
+def result_tables(rows: Sequence[Model]) -> list[Table]:
+    """One table an evaluation set: a row a model, accuracies with intervals, pass@k, mean tokens."""
+    return [_result_table(name, rows) for name in set_names(rows)]
+
+
+def _result_table(name: str, rows: Sequence[Model]) -> Table:
+    known = [(row, row.result.sets[name]) for row in rows if name in row.result.sets]
+    sizes = sorted(
+        {k for _, result in known for k in result.pass_at if not _is_sampled(result, k)}, key=_as_number
+    )
+    lines = []
+    for row, result in known:
+        base = row.start.sets.get(name) if row.start else None
+        lines.append(
+            (
+                Cell(row.label),
+                _accuracy(result.sampled),
+                _change(base.sampled if base else None, result.sampled),
+                _accuracy(result.greedy),
+                *(_share(result.pass_at.get(k)) for k in sizes),
+                Cell(figures.decimal(result.mean_tokens, digits=1), value=result.mean_tokens),
+            )
+        )
+    passes = tuple(f"Pass@{k}" for k in sizes)
+    return Table(
+        title=figures.name(name),
+        columns=("Model", "Sampled accuracy", "Change, points", "Greedy accuracy", *passes, "Mean tokens"),
+        rows=tuple(lines),
+        remark=_sample_sizes(
+            [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+        ),
+    )
+
+
+def _is_sampled(result: SetResult, k: str) -> bool:
+    """Whether pass@k repeats the sampled accuracy, as pass@1 does."""
+    return (
+        k == "1" and result.sampled is not None and math.isclose(result.pass_at[k], result.sampled.accuracy)
+    )
+
+
+def _sample_sizes(prompts: list[int], sampled: list[Accuracy | None]) -> str:
+    completions = {accuracy.num for accuracy in sampled if accuracy}
+    texts = [f"{' or '.join(map(figures.count, sorted(set(prompts))))} prompts"]
+    if completions:
+        texts.append(f"{' or '.join(map(figures.count, sorted(completions)))} sampled completions a model")
+    return ", ".join(texts)
+
+
+def cost_table(rows: Sequence[Model]) -> Table:
+    """What each model's training changed and took: KL to the start, weights, time, training state."""
+    lines = []
+    for row in rows:
+        result, kl = row.result, row.result.kl
+        interval = (
+            ""
+            if kl is None or kl.low is None or kl.high is None
+            else figures.interval(kl.low, kl.high, digits=4)
+        )
+        lines.append(
+            (
+                Cell(row.label),
+                Cell(figures.decimal(kl.value if kl else None, digits=4), interval, kl.value if kl else None),
+                Cell(figures.count(result.trained_weights), value=result.trained_weights),
+                Cell(figures.density(result.density), value=result.density),
+                Cell(figures.seconds(result.seconds), value=result.seconds),
+                Cell(figures.size(result.training_state_bytes), value=result.training_state_bytes),
+            )
+        )
+    sets = sorted({figures.name(row.result.kl.set) for row in rows if row.result.kl})
+    return Table(
+        title="What it took",
+        columns=(
+            "Model",
+            "KL to start, nats a token",
+            "Weights trained",
+            "Density",
+            "Time",
+            "Training state",
+        ),
+        rows=tuple(lines),
+        remark=f"KL on {', '.join(sets)}" if sets else "",
+    )
+
+
+def stage_table(run: RunView) -> Table:
+    """What each stage of a run took and made, from its manifest."""
+    # The report's own record is of an earlier report of the run: it would not be the same twice.
+    stages = {name: stage for name, stage in run.manifest.stages.items() if name != "report"}
+    table = Table(
+        title=f"Stages of {figures.name(run.name)}",
+        columns=("Stage", "Time", "Peak memory", "Counts", "Device", "Seed", "Commit"),
+        rows=tuple(_stage_row(name, stage) for name, stage in stages.items()),
+    )
+    return _folded(table, first=4, facts=_versions(stages))
+
+
+def _folded(table: Table, *, first: int, facts: list[str]) -> Table:
+    """The table without the columns from `first` on that never change: they are said once, before `facts`."""
+    constant = [i for i in range(first, len(table.columns)) if len({row[i] for row in table.rows}) == 1]
+    once = [(table.columns[i], table.rows[0][i]) for i in constant]
+    said = [
+        f"{column} {cell.text} {cell.note}".strip() for column, cell in once if cell.text != figures.ABSENT
+    ]
+    kept = [i for i in range(len(table.columns)) if i not in constant]
+    return Table(
+        title=table.title,
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+        remark=". ".join((*said, *facts)),
+    )
+
+
+def _stage_row(name: str, stage: StageRecord) -> tuple[Cell, ...]:
+    counts = ", ".join(_counted(key, value) for key, value in stage.counts.items())
+    commit = figures.ABSENT if stage.commit is None else stage.commit[:10]
+    return (
+        Cell(figures.name(name)),
+        Cell(figures.seconds(stage.seconds), value=stage.seconds),
+        Cell(figures.size(stage.peak_memory_bytes), value=stage.peak_memory_bytes),
+        Cell(figures.printable(counts) or figures.ABSENT),
+        Cell(figures.name(stage.device or figures.ABSENT), figures.name(stage.hardware or "")),
+        Cell(figures.ABSENT if stage.seed is None else str(stage.seed)),
+        Cell(figures.name(commit), "uncommitted changes" if stage.dirty else ""),
+    )
+
+
+def _counted(key: str, value: object) -> str:
+    """One count in words: "24 steps", "12.7 MB training state", "density 5 %"."""
+    name = key.removeprefix("num_").replace("_", " ")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"{name} {value}"
+    if key.endswith("_bytes"):
+        return f"{figures.size(value)} {name.removesuffix(' bytes')}"
+    if key == "density":
+        return f"density {figures.density(value)}"
+    return f"{figures.count(value) if isinstance(value, int) else figures.significant(value)} {name}"
+
+
+def _versions(stages: dict[str, StageRecord]) -> list[str]:
+    """Each distinct set of package versions, with its stages where there are several."""
+    users: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        if stage.versions:
+            users.setdefault(", ".join(f"{k} {v}" for k, v in stage.versions.items()), []).append(name)
+    return [
+        figures.printable(text if len(users) == 1 else f"{', '.join(names)}: {text}")
+        for text, names in users.items()
+    ]
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table under its title; numbers to the right, names escaped."""
+    names = [escaped(column) for column in table.columns]
+    lines = [
+        f"### {escaped(table.title)}",
+        "",
+        f"| {' | '.join(names)} |",
+        "| :-- |" + " --: |" * (len(names) - 1),
+        *(
+            f"| {' | '.join(escaped(f'{cell.text} {cell.note}'.strip()) for cell in row)} |"
+            for row in table.rows
+        ),
+    ]
+    return "\n".join([*lines, *(["", escaped(table.remark)] if table.remark else []), ""])
+
+
+def escaped(text: str) -> str:
+    """Text that GitHub shows as it is: no markup, no HTML, no cell or line break."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|~]|\](?=[(\[:]))", r"\\\1", plain)
+
+
+def _accuracy(accuracy: Accuracy | None) -> Cell:
+    if accuracy is None:
+        return Cell(figures.ABSENT)
+    interval = figures.percent_interval(accuracy.low, accuracy.high)
+    return Cell(figures.percent(accuracy.accuracy), interval, accuracy.accuracy)
+
+
+def _change(before: Accuracy | None, after: Accuracy | None) -> Cell:
+    if before is None or after is None:
+        return Cell(figures.ABSENT)
+    change = after.accuracy - before.accuracy
+    return Cell(figures.points(change), value=change)
+
+
+def _share(share: float | None) -> Cell:
+    return Cell(figures.percent(share), value=share)
+
+
+def _as_number(text: str) -> tuple[int, str]:
+    return (int(text), text) if text.isdecimal() else (1 << 60, text)

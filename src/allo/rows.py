@@ -1,0 +1,125 @@
+"""Rows of the files and hub sets that users bring, each checked where it stands."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from allo.errors import UserError
+
+FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
+
+Model = TypeVar("Model", bound=BaseModel)
+Row = dict[str, Any]
+
+
+def stem(path: Path) -> str:
+    """The file's name without its type: `problems` for `problems.jsonl.gz`."""
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
+    """Yields `(number, place, row)` of a JSON Lines, gzipped JSON Lines or Parquet file.
+
+    `number` is that of the line, from 1; `place`, for the errors of whoever checks the row, is `FILE:LINE`.
+    Raises `UserError` for a missing or empty file, another file type, or a line that is no JSON object.
+    """
+    if not path.name.endswith(FILE_TYPES):
+        raise UserError(f"{path}: unknown file type; rows are read from {', '.join(FILE_TYPES)}.")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; check the path.")
+    empty = True
+    for number, row in _parquet(path) if path.suffix == ".parquet" else _json_lines(path):
+        empty = False
+        yield number, f"{path}:{number}", row
+    if empty:
+        raise UserError(f"{path}: the file is empty; it needs at least one row.")
+
+
+def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tuple[int, str, Row]]:
+    """Yields `(number, place, row)` of one split of a data set on the Hugging Face hub, counted from 0."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub, config, split=split)
+    except (OSError, ValueError) as error:  # no such set, config or split; no network
+        raise UserError(
+            f"{hub}, split {split!r}: could not be loaded from the hub ({error}). "
+            "Check the name, the split and the network, or name a local folder or file instead."
+        ) from error
+    for number, row in enumerate(rows):
+        yield number, f"{hub}[{split}], row {number}", dict(row)
+
+
+def checked(model: type[Model], row: Row, *, place: str) -> Model:
+    """The row as `model`, or a `UserError` that begins with `place` and names the first bad column."""
+    try:
+        return model.model_validate(row)
+    except ValidationError as failure:
+        errors = failure.errors()
+        of_column = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+        # Of the alternatives that a column allows, the one that the value came closest to.
+        first = max(of_column, key=lambda error: (error["type"] == "value_error", len(error["loc"])))
+        column = str(first["loc"][0]) if first["loc"] else "row"
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            columns = ", ".join(f"`{name}`" for name in sorted(row)) or "no columns"
+            raise UserError(f"{place}: lacks `{column}`; found {columns}.") from failure
+        inside = f"`{first['loc'][-1]}` inside: " if len(first["loc"]) > 2 else ""
+        reason = inside + first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{place}: `{column}` {_shown(row.get(column))}: {reason}.") from failure
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as lines
+    ):
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _json_object(line, place=f"{path}:{number}")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(
+                f"{path}: damaged gzip data after line {number} ({error}); copy or download the file again."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}: no UTF-8 text after line {number} ({error}); save it as UTF-8."
+            ) from error
+
+
+def _json_object(line: str, *, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON ({error}); write one JSON object a line.") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: a JSON {type(row).__name__}; write one JSON object a line.")
+    return row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        number = 0
+        for batch in table.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                # A Parquet file has every column in every row: an empty one is an absent one.
+                yield number, {name: value for name, value in row.items() if value is not None}
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not readable as Parquet ({error}).") from error

@@ -1,0 +1,251 @@
+"""Evaluate the models of a run: accuracy with intervals, pass@k, and the distance from the start."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
+from allo.console import track
+from allo.core.metrics import Estimate, bootstrap, pass_at_k, wilson
+from allo.core.selected import exchange
+from allo.delta import read_delta
+from allo.hf.collate import pad
+from allo.hf.models import Model, Tokenizer
+from allo.hf.policy import check_head, completion_distributions
+from allo.hf.result import DELTA
+from allo.hf.start import load_start
+from allo.hf.tokenization import Tokenized, tokenize
+from allo.prompts import read_prompts
+from allo.recipe import Kl, Recipe
+from allo.records import Completion, Prompt
+from allo.sources import prompt_source
+from allo.stages.judge import judge
+from allo.stages.sample import complete
+
+SCHEMA = 1
+LABELS = {"start": "SFT", "forgotten": "after forgetting", "aligned": "aligned"}
+# Completions whose full-vocabulary distributions are held at once, under both models.
+KL_BATCH = 4
+
+
+def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `08-eval.json`: results of each model, and every completion behind them."""
+    model, tokenizer = load_start(recipe, run)
+    check_head(model)
+    sets = {
+        name: read_prompts(prompt_source(recipe, source)) for name, source in recipe.evaluate.sets.items()
+    }
+    results, completions = {}, {}
+    parts: list[ResumableLines] = []
+    for name, folder in _models(recipe, run).items():
+        patch = _Patch(model, folder)
+        with patch.applied():
+            subject = _Subject(name, recipe, run, model, tokenizer, parts)
+            answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
+            continued = subject.continued(recipe.evaluate.kl) if folder and recipe.evaluate.kl else []
+            kl = _kl(continued, patch, recipe, model, tokenizer) if continued else None
+        results[name] = {
+            "label": LABELS[name],
+            "sets": {label: _summary(rows, seed=recipe.seed) for label, rows in answers.items()},
+            "kl": kl,
+            **_cost(run, name),
+        }
+        completions[name] = answers
+    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions})
+    for lines in parts:
+        lines.discard()
+    return {"models": len(results), "sets": len(sets)}
+
+
+def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
+    """Each model to evaluate with the folder of its delta to the start (None: the start itself)."""
+    models: dict[str, Path | None] = {"start": None} if recipe.evaluate.start else {}
+    if recipe.evaluate.forgotten and recipe.forget and recipe.improve:
+        models["forgotten"] = run.forget
+    return models | {"aligned": run.improve if recipe.improve else run.forget}
+
+
+class _Patch:
+    """A delta that can be put into the starting model and taken out again, bit for bit."""
+
+    def __init__(self, model: Model, folder: Path | None) -> None:
+        self._params = dict(model.named_parameters())
+        change = None if folder is None else read_delta(folder / DELTA)
+        self._indices = {} if change is None else change.indices
+        self._values = {} if change is None else change.values
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        self.toggle()
+        try:
+            yield
+        finally:
+            self.toggle()
+
+    def toggle(self) -> None:
+        """Exchange the entries in the model with those kept here."""
+        for name, values in self._values.items():
+            param = self._params[name].data
+            where = self._indices[name].to(param.device)
+            self._values[name] = exchange(param, where, values.to(param.device))
+
+
+@dataclass
+class _Subject:
+    """One model under evaluation, as `model` stands now."""
+
+    name: str
+    recipe: Recipe
+    run: RunFolder
+    model: Model
+    tokenizer: Tokenizer
+    parts: list[ResumableLines] = field(default_factory=list)
+
+    def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
+        """Each prompt with its judged completions."""
+        evaluate = self.recipe.evaluate
+        greedy = self._complete(label, prompts, "greedy", 1, 0.0) if evaluate.greedy else []
+        sampled = (
+            self._complete(label, prompts, "sampled", evaluate.num_generations, evaluate.temperature)
+            if evaluate.num_generations
+            else []
+        )
+        rows: dict[str, dict[str, Any]] = {
+            prompt.id: {
+                "prompt_id": prompt.id,
+                "prompt": prompt.prompt,
+                "answer": prompt.answer,
+                "sampled": [],
+            }
+            for prompt in prompts
+        }
+        by_id = {prompt.id: prompt for prompt in prompts}
+        for completion in greedy:
+            rows[completion.prompt_id]["greedy"] = self._judged(by_id, completion)
+        for completion in sampled:
+            rows[completion.prompt_id]["sampled"].append(self._judged(by_id, completion))
+        return list(rows.values())
+
+    def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
+        """Sampled continuations of another task's prompts, on which the distance is measured."""
+        prompts = read_prompts(prompt_source(self.recipe, kl))
+        length = kl.max_new_tokens or self.recipe.evaluate.max_new_tokens
+        temperature = self.recipe.evaluate.temperature
+        completions = self._complete("kl", prompts, "sampled", 1, temperature, max_new_tokens=length)
+        return list(zip(prompts, completions, strict=True))
+
+    def _complete(
+        self,
+        label: str,
+        prompts: list[Prompt],
+        kind: str,
+        num_generations: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+    ) -> list[Completion]:
+        evaluate = self.recipe.evaluate
+        completions, lines = complete(
+            self.model,
+            self.tokenizer,
+            prompts,
+            path=self.run.evaluation.with_name(f"{self.run.evaluation.name}.{self.name}.{label}.{kind}"),
+            description=f"{self.name}, {label}, {kind}",
+            max_length=self.recipe.max_length,
+            max_new_tokens=max_new_tokens or evaluate.max_new_tokens,
+            num_generations=num_generations,
+            temperature=temperature,
+            top_p=evaluate.top_p,
+            batch_size=evaluate.batch_size,
+            stop=self.recipe.sample.stop,
+            seed=self.recipe.seed,
+        )
+        self.parts.append(lines)
+        return completions
+
+    def _judged(self, prompts: dict[str, Prompt], completion: Completion) -> dict[str, Any]:
+        prompt = prompts[completion.prompt_id]
+        correct = judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
+        return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
+
+
+def _summary(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:
+    """One set's accuracies with intervals; pass@k for k = 1, 2, 4, ... up to the samples of a prompt."""
+    greedy = [row["greedy"]["correct"] for row in rows if "greedy" in row]
+    sampled = [[float(answer["correct"]) for answer in row["sampled"]] for row in rows]
+    num_samples = len(sampled[0])
+    answers = [
+        answer for row in rows for answer in [*row["sampled"], *([row["greedy"]] if "greedy" in row else [])]
+    ]
+    powers = [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
+    hits = [int(sum(row)) for row in sampled]
+    return {
+        "num_prompts": len(rows),
+        "greedy": _accuracy(wilson(greedy)) if greedy else None,
+        "sampled": _accuracy(bootstrap(sampled, seed=seed)) if num_samples else None,
+        "pass_at": {str(k): pass_at_k(hits, num_samples=num_samples, k=k) for k in powers},
+        "mean_tokens": sum(answer["num_tokens"] for answer in answers) / len(answers),
+    }
+
+
+def _accuracy(estimate: Estimate) -> dict[str, Any]:
+    return {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high, "num": estimate.num}
+
+
+def _kl(
+    continued: list[tuple[Prompt, Completion]],
+    patch: _Patch,
+    recipe: Recipe,
+    model: Model,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """Mean over tokens of KL(model || start), each exact over the vocabulary, on the model's own text."""
+    rows: list[Tokenized] = []
+    for prompt, completion in continued:
+        tokens = tokenize(
+            tokenizer,
+            prompt.prompt,
+            completion.text,
+            finished=completion.finished,
+            max_length=recipe.max_length,
+        )
+        rows += [tokens] if tokens else []
+    groups: list[list[float]] = []
+    starts = range(0, len(rows), KL_BATCH)
+    for start in track(starts, "kl", total=len(starts)):
+        part = rows[start : start + KL_BATCH]
+        batch = pad([(one.prompt_ids, one.completion_ids) for one in part], pad_id=tokenizer.pad_token_id)
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        logps = completion_distributions(model, batch)
+        patch.toggle()
+        start_logps = completion_distributions(model, batch)
+        patch.toggle()
+        values = (logps.exp() * (logps - start_logps)).sum(-1)
+        groups += [group.tolist() for group in values.split([len(one.completion_ids) for one in part])]
+    estimate = bootstrap(groups, seed=recipe.seed)
+    assert recipe.evaluate.kl is not None
+    name = recipe.evaluate.kl.task or str(recipe.evaluate.kl.file or recipe.evaluate.kl.hub)
+    return {
+        "set": name,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "num_tokens": estimate.num,
+    }
+
+
+def _cost(run: RunFolder, name: str) -> dict[str, Any]:
+    """What making the model took: the trained weights, seconds and state of the stages behind it."""
+    behind = {"start": (), "forgotten": ("locate", "score", "forget")}.get(
+        name, ("locate", "score", "forget", "improve")
+    )
+    stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
+    done = [stages[stage] for stage in behind if stage in stages]
+    trained = [entry["counts"] for entry in done if "trained_weights" in entry["counts"]]
+    return {
+        "trained_weights": max((counts["trained_weights"] for counts in trained), default=0),
+        "density": max((counts["density"] for counts in trained), default=0.0),
+        "training_state_bytes": max((counts["training_state_bytes"] for counts in trained), default=0),
+        "seconds": sum(entry["seconds"] for entry in done),
+    }

@@ -1,0 +1,52 @@
+"""Make the model forget the wrong tokens of wrong completions (method.md 1.2)."""
+
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from allo.artifacts import RunFolder, read_jsonl
+from allo.hf.result import located_mask, train_stage
+from allo.hf.start import load_start
+from allo.hf.trainer import ForgetTrainer
+from allo.hf.training import training_arguments
+from allo.recipe import Recipe
+from allo.records import Wrong
+
+
+def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `06-forget`: token-weighted NPO from the starting model, on its top weights."""
+    assert recipe.forget is not None
+    model, tokenizer = load_start(recipe, run)
+    mask = located_mask(run, model, density=recipe.forget.density)
+    trainer = ForgetTrainer(
+        model,
+        training_arguments(
+            recipe.forget.training.model_dump(),
+            folder=run.forget,
+            seed=recipe.seed,
+            device=model.device,
+            key="forget.training",
+        ),
+        _rows(run),
+        tokenizer,
+        mask=mask,
+        beta=recipe.forget.beta,
+        max_length=recipe.max_length,
+    )
+    return train_stage(trainer, run, run.forget, mask, before={})
+
+
+def _rows(run: RunFolder) -> list[dict[str, Any]]:
+    """Wrong completions with their token weights."""
+    scored = pq.read_table(run.token_scores, columns=["id", "weights"]).to_pylist()
+    weights = {row["id"]: row["weights"] for row in scored}
+    return [
+        {
+            "prompt": wrong.prompt,
+            "completion": wrong.completion,
+            "finished": wrong.finished,
+            "token_weights": weights[wrong.id],
+        }
+        for wrong in read_jsonl(run.wrong, Wrong)
+        if wrong.id in weights
+    ]

@@ -1,0 +1,33 @@
+"""Write the report of one or many runs: one HTML page and its Markdown tables."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from allo.artifacts import RunFolder, write_atomic
+from allo.recipe import Recipe
+from allo.report.page import DEFAULT_EXAMPLES, render
+from allo.report.read import view
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, *, title: str | None = None, num_examples: int = DEFAULT_EXAMPLES
+) -> tuple[Path, Path]:
+    """Read the runs and write `out`/report.html and `out`/report.md; returns their paths.
+
+    Raises UserError when a run has no evaluation yet or one of its files is malformed.
+    """
+    page, tables = render([view(folder) for folder in folders], title=title, num_examples=num_examples)
+    out.mkdir(parents=True, exist_ok=True)
+    html, markdown = out / "report.html", out / "report.md"
+    write_atomic(html, page)
+    write_atomic(markdown, tables)
+    return html, markdown
+
+
+def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `report.html` and `report.md` of one run into its folder."""
+    html, _ = write_report(
+        [run.path], run.path, title=recipe.report.title, num_examples=recipe.report.num_examples
+    )
+    return {"report": str(html)}

@@ -1,0 +1,56 @@
+"""Make the starting model: fine-tuned on demonstrations where the recipe says so."""
+
+from typing import Any
+
+from allo.artifacts import RunFolder, write_jsonl
+from allo.core.param_mask import ParamMask
+from allo.hf.models import Model, Tokenizer, load_tokenizer
+from allo.hf.start import is_ready, load_policy, save_whole, write_start
+from allo.hf.trainer import SftTrainer
+from allo.hf.training import remove_checkpoints, train, training_arguments
+from allo.prompts import read_prompts
+from allo.recipe import Recipe, Sft
+from allo.sources import prompt_source
+
+
+def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `00-sft/start.json`, and `00-sft/model` unless the recipe's own model can be started from."""
+    run.start.mkdir(exist_ok=True)
+    folder = is_ready(recipe) if recipe.sft is None else None
+    counts: dict[str, Any] = {}
+    if folder is None:
+        folder = run.start / "model"
+        model = load_policy(recipe, recipe.model)
+        tokenizer = load_tokenizer(
+            recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+        )
+        if recipe.sft is not None:
+            counts = _fine_tune(recipe, recipe.sft, model, tokenizer, run)
+        save_whole(model, tokenizer, folder)
+    write_start(run, folder)
+    remove_checkpoints(run.start)
+    return counts
+
+
+def _fine_tune(
+    recipe: Recipe, sft: Sft, model: Model, tokenizer: Tokenizer, run: RunFolder
+) -> dict[str, Any]:
+    """Train all weights, with fp32 masters, on the sources' solutions."""
+    prompts = [prompt for source in sft.sources for prompt in read_prompts(prompt_source(recipe, source))]
+    trainer = SftTrainer(
+        model,
+        training_arguments(
+            sft.training.model_dump(),
+            folder=run.start,
+            seed=recipe.seed,
+            device=model.device,
+            key="sft.training",
+        ),
+        [{"prompt": prompt.prompt, "completion": prompt.solution} for prompt in prompts if prompt.solution],
+        tokenizer,
+        mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        max_length=recipe.max_length,
+    )
+    write_jsonl(run.start / "metrics.jsonl", train(trainer))
+    trainer.selected.release()
+    return {"demonstrations": len(trainer.train_dataset), "dropped": trainer.num_dropped}

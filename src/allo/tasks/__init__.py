@@ -1,0 +1,26 @@
+"""The benchmarks, one file each; a task's name is its file's name."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+from allo.errors import UserError
+from allo.records import Prompt
+from allo.tasks.base import Task
+
+MODULES = {
+    "ecqa": "allo.tasks.ecqa",
+    "gsm8k": "allo.tasks.gsm8k",
+    "mawps": "allo.tasks.mawps",
+    "openbookqa": "allo.tasks.openbookqa",
+    "planted_flaws": "allo.tasks.planted_flaws",
+    "qasc": "allo.tasks.qasc",
+}
+
+
+def load(task: str, split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
+    """The prompts of one split of a task, by the task's name."""
+    if task not in MODULES:
+        raise UserError(f"unknown task {task!r}; the tasks are {', '.join(MODULES)}.")
+    module: Task = import_module(MODULES[task])
+    return module.load(split, folder=folder)

@@ -1,0 +1,27 @@
+"""GSM8K: grade-school word problems with worked solutions (arXiv 2110.14168)."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from allo.records import Prompt
+from allo.tasks import base
+
+HUB = base.Hub("openai/gsm8k", "main")
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+
+
+def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
+    """Prompts of `train` or `test`; the answer is a number."""
+    return base.load("gsm8k", split, folder=folder, hub=HUB, from_hub=from_hub)
+
+
+def from_hub(row: dict[str, Any]) -> dict[str, Any]:
+    """The hub keeps rationale and answer in one text, with `####` between and calculator marks inside."""
+    solution, answer = CALCULATOR_MARK.sub("", row["answer"]).split("####")
+    return {
+        "question": row["question"],
+        "answer": answer.strip().replace(",", ""),
+        "solution": solution.strip(),
+    }

@@ -1,0 +1,336 @@
+"""What the house looks like: which room may import which, and what is nowhere in it.
+
+The table below is the architecture; ARCHITECTURE.md explains it. A room is a module or a package directly below
+`allo`. Every room may import only rooms that stand above it.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "allo"
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60  # docstring aside
+
+
+@dataclass(frozen=True)
+class Room:
+    """`rooms`: what it may import of allo. `packages`: heavy packages it may import.
+    `lazy`: heavy packages that it may import inside functions (or for type checkers) only."""
+
+    rooms: set[str] = field(default_factory=set)
+    packages: set[str] = field(default_factory=set)
+    lazy: set[str] = field(default_factory=set)
+
+
+TENSORS = {"torch", "safetensors", "numpy"}
+HUGGING_FACE = {
+    "transformers",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "tokenizers",
+    "peft",
+    "trl",
+    "gguf",
+    "vllm",
+}
+HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
+
+LEAVES = {"errors", "records", "console", "artifacts", "recipe", "rows", "tasks", "prompts", "sources"}
+WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
+HOUSE = {
+    "errors": Room(),
+    "records": Room(),
+    "console": Room({"errors"}),
+    "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
+    "recipe": Room({"errors"}),
+    "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
+    # No recipe, no run folder: pure functions and small classes on tensors.
+    "core": Room({"errors", "records", "artifacts"}, {*TENSORS, "scipy"}),
+    # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
+    "tasks": Room({"errors", "records", "rows", "core"}),
+    "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
+    "sources": Room({"prompts", "recipe", "records"}),
+    # Files of weights, tensor by tensor: no model is built.
+    "fingerprints": Room({"errors", "core"}, TENSORS),
+    "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
+    "mask_files": Room({"errors", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "delta": Room({"errors", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    # The only room that knows transformers.
+    "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
+    "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
+    "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
+    "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
+    "pipeline": Room({*LEAVES, "lab", "stages"}, lazy={"torch"}),
+    "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
+    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "lab", "report", "stages", "pipeline", "demo"}),
+    "__main__": Room({"cli"}),
+    # The public names, imported when first used.
+    "__init__": Room({"core", "hf"}),
+}
+
+# Nothing here may run code that comes from a file.
+PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+PICKLING_CALLS = {"torch.load", "torch.save"}
+
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+# Paths of one machine and hosts of package registries: the project runs anywhere.
+ONE_MACHINE = re.compile(
+    r"(?<![\w.~-])/(?:work|root|home|opt)/|\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|registry\.npmjs\.org)\b"
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    line: int
+    lazy: bool
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST, *, lazy: bool = False) -> Iterator[Import]:
+    """Every import; `lazy` inside a function or under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            if node.module == "allo":
+                yield from (
+                    Import(f"allo.{a.name}", node.lineno, lazy) for a in node.names if a.name != "__version__"
+                )
+            else:
+                yield Import(str(node.module), node.lineno, lazy)
+        else:
+            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+                isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+            )
+            yield from imports(node, lazy=lazy or later)
+
+
+def forbidden_imports(source: str, *, name: str) -> list[str]:
+    """What a file of room `name` imports but may not."""
+    room = HOUSE[name]
+    found = []
+    for imported in imports(ast.parse(source)):
+        top, *rest = imported.module.split(".")
+        if top == "allo":
+            allowed = bool(rest) and (rest[0] == name or rest[0] in room.rooms)
+        else:
+            allowed = top not in HEAVY or top in room.packages or (imported.lazy and top in room.lazy)
+        if not allowed:
+            found.append(f"line {imported.line}: {imported.module}")
+    return found
+
+
+def pickling(source: str) -> list[str]:
+    tree = ast.parse(source)
+    found = [f"line {i.line}: {i.module}" for i in imports(tree) if i.module.split(".")[0] in PICKLES]
+    found += [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in PICKLING_CALLS
+    ]
+    return found
+
+
+def long_functions(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            docstring = ast.get_docstring(node) is not None
+            documented = (first.end_lineno or 0) - first.lineno + 1 if docstring else 0
+            length = (node.end_lineno or 0) - node.lineno + 1 - documented
+            if length > MAX_FUNCTION_LINES:
+                found.append(f"{node.name}: {length} lines")
+    return found
+
+
+def python_files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+every_file = pytest.mark.parametrize("path", python_files(), ids=relative)
+
+
+def test_every_room_is_in_the_house_and_imports_only_rooms_above_it() -> None:
+    assert {room_of(path) for path in python_files()} <= set(HOUSE), "a new room: give it a place in HOUSE"
+    above: set[str] = set()
+    for name, room in HOUSE.items():
+        assert room.rooms <= above, f"{name} may import {room.rooms - above}, which stand below it"
+        above.add(name)
+
+
+@every_file
+def test_imports_run_one_way(path: Path) -> None:
+    assert forbidden_imports(path.read_text(encoding="utf-8"), name=room_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("core", "import transformers"),
+        ("core", "from allo.recipe import Recipe"),
+        ("core", "def f():\n    from allo.hf import models"),
+        ("hf", "from allo import stages"),
+        ("stages", "from transformers import Trainer"),
+        ("recipe", "import torch.nn as nn"),
+        ("rows", "from datasets import load_dataset"),
+        (
+            "delta",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from accelerate import Accelerator",
+        ),
+        ("cli", "def f():\n    import torch"),
+        ("stages", "from allo import ParamMask"),
+    ],
+)
+def test_a_forbidden_import_is_found(name: str, source: str) -> None:
+    assert len(forbidden_imports(source, name=name)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("core", "import torch"),
+        ("rows", "def f():\n    from datasets import load_dataset"),
+        ("stages", "from allo.hf.models import load_model"),
+        ("cli", "from allo import __version__"),
+    ],
+)
+def test_an_allowed_import_is_not_reported(name: str, source: str) -> None:
+    assert forbidden_imports(source, name=name) == []
+
+
+@every_file
+def test_nothing_is_pickled(path: Path) -> None:
+    assert pickling(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["import pickle", "def f():\n    from dill import loads", "torch.save(x, 'f')"]
+)
+def test_pickling_is_found(source: str) -> None:
+    assert len(pickling(source)) == 1
+
+
+@every_file
+def test_files_and_functions_stay_short(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_FILE_LINES
+    assert long_functions(source) == []
+
+
+def test_a_long_function_is_found_and_its_docstring_is_free() -> None:
+    lines = "    x = 1\n" * (MAX_FUNCTION_LINES - 1)
+    assert long_functions(f"def f():\n{lines}") == []
+    assert long_functions(f"def f():\n    '''One\n    two.'''\n{lines}") == []
+    assert long_functions(f"def f():\n    x = 0\n{lines}") == [f"f: {MAX_FUNCTION_LINES + 1} lines"]
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level modules that a new interpreter has loaded after the statement."""
+    code = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(run.stdout.splitlines()[-1].split())
+
+
+HELP = """
+sys.argv = ["allo", "--help"]
+from allo.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+@pytest.mark.parametrize("statement", ["import allo", HELP], ids=["import allo", "allo --help"])
+def test_the_front_door_loads_nothing_heavy(statement: str) -> None:
+    assert not loaded_after(statement) & HEAVY
+
+
+def modules_of(*rooms: str) -> str:
+    """The statement that imports every module of these rooms."""
+    paths = [path for path in python_files() if room_of(path) in rooms]
+    names = [".".join(("allo", *path.relative_to(SOURCE).with_suffix("").parts)) for path in paths]
+    return "import " + ", ".join(name.removesuffix(".__init__") for name in names)
+
+
+def test_leaves_load_nothing_heavy() -> None:
+    assert not loaded_after(modules_of(*LEAVES, "report", "pipeline", "cli")) & HEAVY
+
+
+def test_core_loads_no_transformers() -> None:
+    assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
+
+
+def test_public_names_load_when_first_used() -> None:
+    import allo
+
+    assert set(allo.__all__) <= set(dir(allo))
+    for name in allo.__all__:
+        assert getattr(allo, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = allo.nothing_of_this_name
+
+
+def tracked_texts() -> Iterator[tuple[str, str]]:
+    """Every text file that git tracks or would track, and its content."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listing.stdout.split("\0")):
+        path = ROOT / name
+        content = path.read_bytes() if path.is_file() else b""  # deleted, and not yet so in the index
+        if b"\0" not in content:
+            yield name, content.decode("utf-8")
+
+
+def test_nothing_tracked_names_one_machine_or_a_registry() -> None:
+    hits = [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name, text in tracked_texts()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if ONE_MACHINE.search(line)
+    ]
+    assert hits == []
+
+
+def test_a_path_of_one_machine_is_found() -> None:
+    assert ONE_MACHINE.search("see " + "/".join(["", "home", "me", "x"]))
+    assert ONE_MACHINE.search("https://" + ".".join(["pypi", "org"]) + "/simple")
+    assert not ONE_MACHINE.search("docs/work/x and ~/home/x")
+
+
+def test_source_holds_no_unfinished_work() -> None:
+    hits = [
+        f"{name}:{number}"
+        for name, text in tracked_texts()
+        if name.startswith("src/")
+        for number, line in enumerate(text.splitlines(), start=1)
+        if UNFINISHED.search(line)
+    ]
+    assert hits == []

@@ -1,0 +1,213 @@
+"""The README is executed. Each fenced block has a language of this table, and nothing is skipped:
+
+| block | what is done with it |
+|---|---|
+| bash, `make X` | the target exists |
+| bash, `allo schema`, `mask` and `delta` | run in document order, in one folder with two tiny checkpoints: base, tuned |
+| bash, any other `allo` command | the sub-command and options exist, the recipe is shipped and valid with its --set |
+| yaml | loads as a recipe |
+| python | run in the same folder, in document order with the commands, in one namespace |
+"""
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+SECONDS = 120
+
+# Cheap enough to be run for real.
+EXECUTED = {"schema", "mask", "delta"}
+# Their next word is a sub-command, too.
+GROUPS = {"mask", "delta"}
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    line: int
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command; comments are left out, a trailing backslash joins lines."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks() -> list[Block]:
+    return [
+        Block(match["language"], match["text"], README.count("\n", 0, match.start()) + 1)
+        for match in FENCE.finditer(README)
+    ]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The arguments of each command of a program, in document order."""
+    return [
+        words[1:]
+        for block in blocks()
+        if block.language == "bash"
+        for words in block.commands
+        if words[0] == program
+    ]
+
+
+def allo(arguments: list[str], *, folder: Path) -> str:
+    """Runs the command as a person would; returns what it prints."""
+    plain = {key: value for key, value in os.environ.items() if key not in {"FORCE_COLOR", "GITHUB_ACTIONS"}}
+    run = subprocess.run(
+        [sys.executable, "-m", "allo", *arguments],
+        cwd=folder,
+        env=plain | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert run.returncode == 0, f"allo {shlex.join(arguments)} (in README.md):\n{run.stdout}{run.stderr}"
+    return ANSI.sub("", run.stdout)
+
+
+@cache
+def help_words(*names: str) -> set[str]:
+    """Every word of a sub-command's help: its options and sub-commands among them."""
+    return set(re.findall(r"[\w-]+", allo([*names, "--help"], folder=ROOT)))
+
+
+def test_every_block_and_command_has_a_way_to_be_checked() -> None:
+    assert blocks()
+    assert {block.language for block in blocks()} <= {"bash", "yaml", "python"}
+    assert README.count("```") == 2 * len(blocks()), "a fence that FENCE does not match"
+    programs = {words[0] for block in blocks() if block.language == "bash" for words in block.commands}
+    assert programs <= {"make", "allo"}, "a program that no test here runs"
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = {word for words in commands("make") for word in words}
+    assert used
+    assert used <= targets
+
+
+@pytest.mark.parametrize("arguments", commands("allo"), ids=shlex.join)
+def test_commands_and_their_options_exist(arguments: list[str]) -> None:
+    names = arguments[: 2 if arguments[0] in GROUPS else 1]
+    for depth, name in enumerate(names):
+        assert name in help_words(*names[:depth])
+    options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    assert options <= help_words(*names)
+    for option, value in itertools.pairwise(arguments):
+        if option in {"--until", "--force"}:
+            assert value in help_words(), f"{value} is no stage"
+
+
+@pytest.mark.parametrize(
+    "arguments", [words for words in commands("allo") if words[0] not in EXECUTED], ids=shlex.join
+)
+def test_recipes_are_shipped_and_valid(arguments: list[str]) -> None:
+    from allo.recipe import load_recipe
+
+    overrides = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
+    for word in arguments:
+        if word.endswith(".yaml"):
+            load_recipe(ROOT / word, overrides)
+
+
+def test_recipes_shown_are_valid(tmp_path: Path) -> None:
+    from allo.recipe import load_recipe
+
+    shown = [block.text for block in blocks() if block.language == "yaml"]
+    assert shown
+    for text in shown:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        load_recipe(path)
+
+
+def save_tiny_models(folder: Path) -> None:
+    """`base`, and `tuned`, which differs from it in every weight."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=2, **shape))
+    model.save_pretrained(folder / "base")
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(torch.randn_like(param), alpha=0.01)
+    model.save_pretrained(folder / "tuned")
+
+
+def provided() -> dict[str, Any]:
+    """The names that the README's Python leaves to the reader."""
+    import torch
+
+    def my_loss(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
+        return (logits - ref_logits).square().mean() - logits.log_softmax(-1)[..., 7].mean()
+
+    ids = torch.tensor([[1, 2, 3, 4]])
+    return {"batches": [{"input_ids": ids}, {"input_ids": ids}], "my_loss": my_loss}
+
+
+def run_document(folder: Path, namespace: dict[str, Any]) -> None:
+    """Everything that is cheap, in the order of the document."""
+    for block in blocks():
+        if block.language == "python":
+            # Line numbers of a traceback are those of README.md.
+            source = "\n" * block.line + block.text
+            exec(compile(source, str(ROOT / "README.md"), "exec"), namespace)
+        elif block.language == "bash":
+            for words in block.commands:
+                if words[0] == "allo" and words[1] in EXECUTED:
+                    allo(words[1:], folder=folder)
+
+
+def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import LlamaForCausalLM
+
+    save_tiny_models(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    namespace = provided()
+    run_document(tmp_path, namespace)
+
+    tuned, again = (load_file(tmp_path / name / "model.safetensors") for name in ("tuned", "again"))
+    assert tuned.keys() == again.keys()
+    assert all(torch.equal(tuned[name], again[name]) for name in tuned), "`delta apply` is bit-exact"
+
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        logits = base(**namespace["batches"][0]).logits
+    assert torch.equal(namespace["ref_logits"], logits), "the reference is the base model, after a step too"
+    changed = {
+        name: (param != dict(base.named_parameters())[name]).flatten().nonzero().flatten()
+        for name, param in namespace["model"].named_parameters()
+    }
+    assert sum(map(len, changed.values())) > 0
+    for name, indices in changed.items():
+        assert torch.isin(
+            indices, namespace["mask"].indices.get(name, torch.tensor([], dtype=torch.int32))
+        ).all()
+
+
+def test_links_lead_to_files() -> None:
+    targets = {match["target"] for match in LINK.finditer(README)}
+    local = {target for target in targets if "://" not in target}
+    assert local
+    assert {target for target in local if not (ROOT / target).exists()} == set()

@@ -1,0 +1,205 @@
+"""The benchmarks: rows of a folder and of the hub, their wording, and verifiers on their own gold answers."""
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from allo import tasks
+from allo.core.answers import Judgement, verify_choice, verify_final_answer
+from allo.errors import UserError
+from allo.records import Prompt
+
+FREE_FORM = {
+    "id": "gsm8k-train-0",
+    "question": "Ann has 2 hens. She buys 3 more. How many has she?",
+    "answer": "5",
+    "solution": "She has 2 + 3 = 5 hens.",
+}
+CHOICE = {
+    "id": "qasc-test-7",
+    "question": "What melts?",
+    "choices": ["ice", "sand", "the U.S. coast"],
+    "answer": "ice",
+}
+BENCHMARKS = ["gsm8k", "mawps", "ecqa", "qasc", "openbookqa"]
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+LEAST_GOLD_VERIFIED = 0.995
+MOST_RANDOM_OPTION = 0.30  # at four options chance is 0.25
+MOST_SHUFFLED_NUMBER = 0.05
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+
+
+def judge(prompt: Prompt, text: str) -> Judgement:
+    assert prompt.answer is not None
+    if prompt.choices:
+        return verify_choice(text, prompt.answer, prompt.choices)
+    return verify_final_answer(text, prompt.answer)
+
+
+@pytest.mark.parametrize("name", ["gsm8k/train.jsonl", "gsm8k/train.jsonl.gz"])
+def test_a_free_form_row_in_words(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name, [FREE_FORM])
+    (prompt,) = tasks.load("gsm8k", "train", folder=tmp_path)
+    assert prompt == Prompt(
+        id="gsm8k-train-0",
+        prompt="Question: Ann has 2 hens. She buys 3 more. How many has she?\n"
+        'Think step by step, and end with "The answer is" and the final answer.\n',
+        answer="5",
+        solution="She has 2 + 3 = 5 hens.\nThe answer is 5.",
+        task="gsm8k",
+    )
+
+
+def test_the_plain_file_is_read_where_its_gzip_lies_beside(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k/train.jsonl.gz", [{**FREE_FORM, "answer": "old"}])
+    write(tmp_path, "gsm8k/train.jsonl", [FREE_FORM])
+    (prompt,) = tasks.load("gsm8k", "train", folder=tmp_path)
+    assert prompt.answer == "5"
+
+
+def test_a_choice_row_in_words_without_a_rationale(tmp_path: Path) -> None:
+    write(tmp_path, "qasc/test.jsonl.gz", [CHOICE])
+    (prompt,) = tasks.load("qasc", "test", folder=tmp_path)
+    assert prompt.prompt == (
+        "Question: What melts?\nOptions:\n- ice\n- sand\n- the U.S. coast\n"
+        'Think step by step, and end with "The answer is" and the right option.\n'
+    )
+    assert prompt.solution == "The answer is ice."
+    assert prompt.choices == CHOICE["choices"]
+
+
+@pytest.mark.parametrize("answer", CHOICE["choices"])
+def test_a_demonstration_verifies(tmp_path: Path, answer: str) -> None:
+    write(tmp_path, "ecqa/train.jsonl", [{**CHOICE, "answer": answer, "solution": "Sand does not melt."}])
+    (prompt,) = tasks.load("ecqa", "train", folder=tmp_path)
+    assert prompt.solution is not None
+    assert judge(prompt, prompt.solution).correct
+
+
+# Invented rows in the hub's columns; what they must become: answer, choices, rationale.
+HUB_ROWS: dict[str, tuple[dict[str, Any], tuple[str, list[str] | None, str]]] = {
+    "gsm8k": (
+        {"question": "Q?", "answer": "Two boxes of 600 are 2*600=<<2*600=1200>>1200.\n#### 1,200"},
+        ("1200", None, "Two boxes of 600 are 2*600=1200.\nThe answer is 1200."),
+    ),
+    "mawps": ({"id": "m", "question": "Q?", "result": "1_200"}, ("1200", None, "The answer is 1200.")),
+    "ecqa": (
+        {"q_text": "Q?", **{f"q_op{n}": f"o{n}" for n in range(1, 6)}, "q_ans": "o3", "taskA_pos": "As 3."},
+        ("o3", ["o1", "o2", "o3", "o4", "o5"], "As 3.\nThe answer is o3."),
+    ),
+    "qasc": (
+        {
+            "question": "Q?",
+            "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+            "answerKey": "B",
+            "fact1": "One.",
+            "fact2": "Two.",
+            "combinedfact": "Three.",
+        },
+        ("y", ["x", "y"], "One.\nTwo.\nThree.\nThe answer is y."),
+    ),
+    "openbookqa": (
+        {"question_stem": "Q?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"},
+        ("x", ["x", "y"], "The answer is x."),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", BENCHMARKS)
+def test_hub_rows_become_prompts(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    row, (answer, choices, solution) = HUB_ROWS[task]
+    asked = []
+
+    def load_dataset(hub: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
+        asked.append((hub, config, split))
+        return [row, row]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    first, second = tasks.load(task, "test")
+    assert (first.id, second.id) == (f"{task}-test-0", f"{task}-test-1")
+    assert (first.answer, first.choices, first.solution) == (answer, choices, solution)
+    assert asked[0][2] == ("validation" if task == "qasc" else "test")  # the hub hides QASC's test answers
+
+
+def test_changed_hub_columns_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"stem": "Q?"}])
+    with pytest.raises(UserError, match=r"allenai/openbookqa\[train\], row 0: .*question_stem.*found stem"):
+        list(tasks.load("openbookqa", "train"))
+
+
+def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"openai/gsm8k.*no route.*local folder"):
+        list(tasks.load("gsm8k", "train"))
+
+
+def test_bad_folders_are_errors_that_name_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the tasks are ecqa, gsm8k"):
+        tasks.load("gsm", "train", folder=tmp_path)
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder; expected .*gsm8k/train\.jsonl"):
+        tasks.load("gsm8k", "train", folder=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"gsm8k: there is no such folder; expected .*gsm8k/train\.jsonl"):
+        tasks.load("gsm8k", "train", folder=tmp_path)
+    write(tmp_path, "gsm8k/train.jsonl.gz", [FREE_FORM])
+    write(tmp_path, "gsm8k/test.jsonl", [FREE_FORM])
+    with pytest.raises(UserError, match=r"no split 'dev'; expected .*\. Splits found: test, train\."):
+        tasks.load("gsm8k", "dev", folder=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no gzip" + data])
+def test_a_damaged_file_is_an_error(tmp_path: Path, damage: Any) -> None:
+    write(tmp_path, "gsm8k/train.jsonl.gz", [FREE_FORM] * 50)
+    path = tmp_path / "gsm8k" / "train.jsonl.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"train\.jsonl\.gz: damaged gzip data"):
+        list(tasks.load("gsm8k", "train", folder=tmp_path))
+
+
+def test_a_row_without_its_answer_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k/train.jsonl", [FREE_FORM, {"id": "1", "question": "Q?"}])
+    with pytest.raises(UserError, match=r"train\.jsonl:2: lacks `answer`; found `id`, `question`"):
+        list(tasks.load("gsm8k", "train", folder=tmp_path))
+
+
+def test_tasks_and_prompts_import_neither_torch_nor_datasets() -> None:
+    script = (
+        "import sys, allo.prompts\n"
+        "for name in allo.prompts.tasks.MODULES.values(): __import__(name)\n"
+        "print({'torch', 'datasets', 'transformers', 'sympy'} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"needs the benchmark rows in {SHARED_DATA}")
+@pytest.mark.parametrize("task", BENCHMARKS)
+def test_verifiers_accept_gold_and_refuse_what_is_not(task: str) -> None:
+    prompts = list(tasks.load(task, "test", folder=SHARED_DATA))
+    gold = [judge(prompt, prompt.solution or "").correct for prompt in prompts]
+    assert sum(gold) >= LEAST_GOLD_VERIFIED * len(prompts)
+
+    draw = random.Random(0)
+    answers = [prompt.answer for prompt in prompts]
+    draw.shuffle(answers)
+    said = [draw.choice(p.choices) if p.choices else a for p, a in zip(prompts, answers, strict=True)]
+    by_chance = [
+        judge(prompt, f"The answer is {text}.").correct for prompt, text in zip(prompts, said, strict=True)
+    ]
+    limit = MOST_RANDOM_OPTION if prompts[0].choices else MOST_SHUFFLED_NUMBER
+    assert sum(by_chance) <= limit * len(prompts)
