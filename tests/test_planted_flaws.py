@@ -24,7 +24,7 @@ CHANCE = 1e-4
 """A binomial test may reject a right generator this often; the seeds are fixed, so it does so never or always."""
 
 MAX_FOLDER_BYTES = 3_000_000
-SAMPLED_BAND = (0.35, 0.60)
+SAMPLED_BAND = (0.40, 0.68)
 GREEDY_MARGIN = 0.10
 """The model's sampled accuracy on `test` lies in the band, its greedy accuracy this much above."""
 

@@ -174,8 +174,13 @@ class Kl(Source):
     max_new_tokens: Count | None = None
 
 
+class EvaluationSet(Source):
+    num_generations: Annotated[int, Field(ge=0)] | None = None
+    """Instead of `evaluate.num_generations`."""
+
+
 class Evaluate(Block):
-    sets: Annotated[dict[str, Source], Field(min_length=1)]
+    sets: Annotated[dict[str, EvaluationSet], Field(min_length=1)]
     num_generations: Annotated[int, Field(ge=0)] = 4
     """Sampled completions a prompt; 0 measures greedy accuracy alone."""
     greedy: bool = True

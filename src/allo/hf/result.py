@@ -19,17 +19,18 @@ from allo.errors import UserError
 from allo.hf.start import Start, read_start
 from allo.hf.trainer import SelectedTrainer
 from allo.hf.training import remove_checkpoints, state_bytes, train
+from allo.recipe import Recipe
 
 DELTA = "delta.safetensors"
 MASK = "mask.safetensors"
 
 
-def located_mask(run: RunFolder, model: PreTrainedModel, *, density: float) -> ParamMask:
-    """The mask of the top `density` of all weights; every weight where nothing was located.
+def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, density: float) -> ParamMask:
+    """The mask of the top `density` of all weights; every weight where the recipe locates none.
 
     Raises `UserError` where the importance was located on another model.
     """
-    if not run.importance.exists():
+    if recipe.locate is None:
         return ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
     mask = ImportanceMap.load(run.importance).mask_at(density)
     if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:

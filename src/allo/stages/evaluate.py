@@ -106,10 +106,12 @@ class _Subject:
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Each prompt with its judged completions."""
         evaluate = self.recipe.evaluate
+        own = evaluate.sets[label].num_generations
+        num_samples = evaluate.num_generations if own is None else own
         greedy = self._complete(label, prompts, "greedy", 1, 0.0) if evaluate.greedy else []
         sampled = (
-            self._complete(label, prompts, "sampled", evaluate.num_generations, evaluate.temperature)
-            if evaluate.num_generations
+            self._complete(label, prompts, "sampled", num_samples, evaluate.temperature)
+            if num_samples
             else []
         )
         rows: dict[str, dict[str, Any]] = {

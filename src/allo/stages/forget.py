@@ -17,7 +17,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `06-forget`: token-weighted NPO from the starting model, on its top weights."""
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, run)
-    mask = located_mask(run, model, density=recipe.forget.density)
+    mask = located_mask(recipe, run, model, density=recipe.forget.density)
     trainer = ForgetTrainer(
         model,
         training_arguments(

@@ -15,7 +15,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: filtered DPO from the model after forgetting, which is also its reference."""
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
-    mask = located_mask(run, model, density=recipe.improve.density)
+    mask = located_mask(recipe, run, model, density=recipe.improve.density)
     before = apply_delta(model, run.forget).indices if recipe.forget else {}
     trainer = ImproveTrainer(
         model,
