@@ -166,8 +166,8 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 def kept(logratios: list[float], mask: list[int], *, keep: float) -> list[bool]:
-    result = losses.keep_lowest(torch.tensor([logratios]), torch.tensor([mask]).bool(), keep=keep)
-    return result[0].tolist()
+    row = torch.tensor([logratios], dtype=torch.float32)
+    return losses.keep_lowest(row, torch.tensor([mask]).bool(), keep=keep)[0].tolist()
 
 
 def test_the_lowest_logratios_are_kept() -> None:
@@ -213,8 +213,8 @@ def test_the_filter_carries_no_gradient() -> None:
 )
 def test_the_filter_is_a_sort_of_the_completion(row: list[tuple[int, bool]], keep: float) -> None:
     completion = sorted(value for value, inside in row if inside)
-    # Fraction-like arithmetic on tenths: a binary 0.1 * 10 must not round up to two tokens
+    # The share in tenths: 0.7 * 10 in binary must not round up to 8 tokens
     number = max(1, -(-round(keep * 10) * len(completion) // 10))
     expected = [inside and value <= completion[number - 1] for value, inside in row]
     values, mask = zip(*row, strict=True)
-    assert kept([float(v) for v in values], [int(m) for m in mask], keep=keep) == expected
+    assert kept(list(values), list(mask), keep=keep) == expected

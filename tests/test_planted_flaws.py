@@ -46,10 +46,10 @@ def read_problem(prompt: Prompt) -> int:
         if " times as " in sentence:
             total *= amount
         elif re.search(
-            rf"gives {hero}|sells (him|her)|from a bag|buys (?!.*from)|finds|makes|put in", sentence
+            rf"gives {hero}|sells (him|her)|from a bag|buys (?!.*from (him|her))|finds|makes|put in", sentence
         ):
             total += amount
-        elif re.search(r"gives|loses|sells|buys .* from|to a bag|removed|taken out", sentence):
+        elif re.search(r"gives|loses|sells|buys .* from (him|her)|to a bag|removed|taken out", sentence):
             total -= amount
         else:
             assert "are added." in sentence, sentence
@@ -98,6 +98,8 @@ def test_no_problem_is_in_two_parts() -> None:
 
 @pytest.mark.parametrize("split", WORD_SPLITS)
 def test_half_of_the_demonstrations_are_flawed(split: str) -> None:
+    shares = [planted_flaws.FLAWED_SHARE[level] for level in planted_flaws.LEVEL_MIX]
+    assert sum(shares) / len(shares) == pytest.approx(0.5)
     num_flawed = sum(d.flaw is not None for d in some(split))
     assert binomtest(num_flawed, SIZE, 0.5).pvalue > CHANCE
     for level, share in planted_flaws.FLAWED_SHARE.items():

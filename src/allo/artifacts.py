@@ -35,16 +35,37 @@ def uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write aside, flush to disk, rename: `path` holds the old content or the new, never a part."""
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """The path of a file to write, which takes the name `path` once the block ends well.
+
+    So `path` holds the old content or the new, never a part. The file gets the mode that the umask
+    gives, whatever its writer chose.
+    """
     part = path.with_name(path.name + ".part")
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    with uninterrupted():
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+    try:
+        yield part
+        with uninterrupted():
+            part.chmod(0o666 & ~_umask())
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write aside, flush to disk, rename."""
+    with written_aside(path) as part:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -82,14 +103,14 @@ def _fields(record: Any) -> Any:
 
 
 class ResumableLines:
-    """Batches of lines in `<path>.part`, so that a killed stage goes on after its last whole batch.
+    """Batches of lines in `<path>.batches.part`: a killed stage goes on after its last whole batch.
 
     Each line is one batch (a JSON array of objects). A torn last line is dropped on opening.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part = path.with_name(path.name + ".part")
+        self._part = path.with_name(path.name + ".batches.part")
         self.batches: list[list[dict[str, Any]]] = []
         if self._part.exists():
             whole = 0

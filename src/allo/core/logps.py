@@ -28,8 +28,9 @@ class Head:
     softcap: float = 0.0
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] -> [N, V] fp32."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        """[N, H] -> [N, V] in fp32 (fp64 for an fp64 model)."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap:
@@ -41,7 +42,8 @@ def completion_logps(hidden: Tensor, head: Head, input_ids: Tensor, completion_m
     """log pi(y_t | x, y_<t) at completion tokens, 0 elsewhere.
 
     hidden [B, T, H]: the last hidden states, of which position t predicts token t + 1;
-    input_ids [B, T] int64; completion_mask [B, T] bool -> [B, T] fp32, entry t that of token t.
+    input_ids [B, T] int64; completion_mask [B, T] bool -> [B, T] fp32 (fp64 for an fp64 model),
+    entry t that of token t.
     """
     rows, columns = completion_mask[:, 1:].nonzero(as_tuple=True)
     logps = token_logps(hidden[rows, columns], head, input_ids[rows, columns + 1])
@@ -49,7 +51,7 @@ def completion_logps(hidden: Tensor, head: Head, input_ids: Tensor, completion_m
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """hidden [N, H], targets [N] int64 -> log-probs [N] fp32."""
+    """hidden [N, H], targets [N] int64 -> log-probs [N] in the dtype of `Head.logits`."""
     logps: Tensor = _TokenLogps.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap)
     return logps
 
@@ -66,7 +68,8 @@ class _TokenLogps(torch.autograd.Function):
         softcap: float,
     ) -> Tensor:
         head = Head(weight, bias, scale, softcap)
-        logps = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        logps = torch.empty(len(targets), dtype=dtype, device=hidden.device)
         normalisers = torch.empty_like(logps)
         for part in _chunks(len(targets), len(weight)):
             logits = head.logits(hidden[part])

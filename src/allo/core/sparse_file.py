@@ -8,7 +8,6 @@ keys in order and the same content must give the same bytes.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from allo.artifacts import written_aside
 from allo.errors import UserError
 
 SCHEMA = 1
@@ -42,10 +42,9 @@ def write(path: Path, kind: str, content: SparseFile, *, column: str = "") -> No
     tensors |= {f"{name}.{column}": values.cpu().contiguous() for name, values in content.column.items()}
     shapes = {name: list(shape) for name, shape in content.shapes.items()}
     header = {"kind": kind, "schema": SCHEMA, "shapes": shapes, **content.header}
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, part, metadata={_KEY: json.dumps(header, sort_keys=True)})
-    os.replace(part, path)
+    with written_aside(path) as part:
+        save_file(tensors, part, metadata={_KEY: json.dumps(header, sort_keys=True)})
 
 
 def read(path: Path, kind: str, *, column: str = "") -> SparseFile:

@@ -59,7 +59,13 @@ def state_bytes(trainer: SelectedTrainer) -> int:
 def remove_checkpoints(folder: Path) -> None:
     """Once a stage's result stands, its checkpoints have served."""
     for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Its mark goes first, so that what a kill leaves of it is not resumed from."""
+    (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:

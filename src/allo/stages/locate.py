@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from allo.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
 from allo.console import track
 from allo.core import importance
 from allo.core.importance_map import ImportanceMap
@@ -89,10 +89,9 @@ def _keep_warmup(
     """The warm-up model in fp32, where the `implicit` scorer will read it."""
     if recipe.score is None or recipe.score.scorer != "implicit":
         return
-    part = run.warmup / f"{WARMUP_WEIGHTS}.part"
     masters = trainer.selected.masters()
-    save_file({name: masters[name].reshape(shapes[name]).contiguous() for name in masters}, part)
-    part.replace(run.warmup / WARMUP_WEIGHTS)
+    with written_aside(run.warmup / WARMUP_WEIGHTS) as part:
+        save_file({name: masters[name].reshape(shapes[name]).contiguous() for name in masters}, part)
 
 
 def _changes(trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]], criterion: str) -> Scores:

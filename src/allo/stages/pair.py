@@ -12,7 +12,7 @@ from allo.sources import training_prompts
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     if recipe.data.pairs is not None:
-        pairs = read_pairs(recipe.data.pairs)[: recipe.data.limit]
+        pairs = read_pairs(recipe.data.pairs)[recipe.data.skip :][: recipe.data.limit]
         wrong = _rejected(pairs)
     else:
         prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)
@@ -34,7 +34,7 @@ def _rejected(pairs: list[Pair]) -> list[Wrong]:
             wrong[key].right.append(pair.chosen)
             continue
         wrong[key] = Wrong(
-            id=f"{pair.prompt_id}-rejected",
+            id=f"{pair.prompt_id}-rejected-{len(wrong)}",
             prompt_id=pair.prompt_id,
             prompt=pair.prompt,
             completion=pair.rejected,

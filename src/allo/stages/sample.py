@@ -47,7 +47,7 @@ def complete(
     batch_size: int,
     **settings: Any,
 ) -> tuple[list[Completion], ResumableLines]:
-    """Completions in the prompts' order, going on from `<path>.part` where an earlier process stopped.
+    """Completions in the prompts' order, going on where an earlier process stopped.
 
     The caller writes the result, then discards the part file.
     """

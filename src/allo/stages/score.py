@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from allo.artifacts import ResumableLines, RunFolder, read_jsonl, uninterrupted
+from allo.artifacts import ResumableLines, RunFolder, read_jsonl, written_aside
 from allo.console import track
 from allo.core.selected import exchange
 from allo.core.token_credit import edit_scores, from_logratios, random_scores, token_weights
@@ -179,7 +179,5 @@ def _weighted(recipe: Recipe, tokens: dict[str, Tokenized], raw: dict[str, list[
 
 def _write(run: RunFolder, rows: list[TokenScores], tokenizer: Tokenizer) -> None:
     table = [asdict(row) | {"tokens": [tokenizer.decode([token]) for token in row.token_ids]} for row in rows]
-    part = run.token_scores.with_name(run.token_scores.name + ".writing")
-    with uninterrupted():
+    with written_aside(run.token_scores) as part:
         pq.write_table(pa.Table.from_pylist(table), part)
-        part.replace(run.token_scores)
