@@ -165,6 +165,20 @@ def test_a_bf16_head_gives_fp32_log_probs_and_gradients_in_its_own_dtype() -> No
         torch.testing.assert_close(leaf.grad.float(), grad, **BF16_GRADIENT)
 
 
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_head_runs_in_its_own_dtype(hidden_dtype: torch.dtype) -> None:
+    hidden, weight, bias, targets = inputs(torch.float32)
+    rounded = hidden.detach().to(hidden_dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = token_logps(rounded, Head(weight, bias), targets)
+    leaf = rounded.detach().float().requires_grad_()
+    theirs = dense(leaf, weight, bias, targets)
+    torch.testing.assert_close(ours, theirs, **FP32)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.sum(), weight), torch.autograd.grad(theirs.sum(), weight), **FP32
+    )
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the number of entries of the largest tensor that any operation returns."""
 

@@ -52,7 +52,11 @@ def completion_logps(hidden: Tensor, head: Head, input_ids: Tensor, completion_m
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """hidden [N, H], targets [N] int64 -> log-probs [N] in the dtype of `Head.logits`."""
-    logps: Tensor = _TokenLogps.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap)
+    # Autocast ends with the forward pass; the backward pass must recompute the very same logits.
+    with torch.autocast(hidden.device.type, enabled=False):
+        logps: Tensor = _TokenLogps.apply(
+            hidden.to(head.weight.dtype), head.weight, head.bias, targets, head.scale, head.softcap
+        )
     return logps
 
 
