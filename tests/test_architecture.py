@@ -53,6 +53,8 @@ HOUSE = {
     "console": Room({"errors"}),
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
     "recipe": Room({"errors"}),
+    # Asks torch about the machine where it is loaded already, and loads it for nothing.
+    "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts"}, {*TENSORS, "scipy"}),
@@ -70,7 +72,7 @@ HOUSE = {
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
-    "pipeline": Room({*LEAVES, "lab", "stages"}, lazy={"torch"}),
+    "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "lab", "report", "stages", "pipeline", "demo"}),
     "__main__": Room({"cli"}),

@@ -164,7 +164,6 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert check(lambda x: losses.reduce(x, weights.detach(), denominator=3.0), chosen)
 
 
-
 def kept(logratios: list[float], mask: list[int], *, keep: float) -> list[bool]:
     row = torch.tensor([logratios], dtype=torch.float32)
     return losses.keep_lowest(row, torch.tensor([mask]).bool(), keep=keep)[0].tolist()
@@ -187,6 +186,12 @@ def test_the_kept_share_is_of_the_completion_not_of_the_padded_row() -> None:
 def test_at_least_one_token_is_kept_where_the_released_code_raises() -> None:
     assert kept([3, -1, 2], [1, 1, 1], keep=1e-6) == [False, True, False]
     assert kept([9, 5], [0, 1], keep=0.1) == [False, True]
+
+
+def test_a_share_that_is_a_whole_number_of_tokens_is_not_rounded_up() -> None:
+    assert 0.55 * 100 > 55, "in floating point"
+    assert sum(kept(list(range(100)), [1] * 100, keep=0.55)) == 55
+    assert sum(kept(list(range(100)), [1] * 100, keep=0.551)) == 56
 
 
 def test_a_row_without_completion_keeps_nothing() -> None:
@@ -213,7 +218,6 @@ def test_the_filter_carries_no_gradient() -> None:
 )
 def test_the_filter_is_a_sort_of_the_completion(row: list[tuple[int, bool]], keep: float) -> None:
     completion = sorted(value for value, inside in row if inside)
-    # The share in tenths: 0.7 * 10 in binary must not round up to 8 tokens
     number = max(1, -(-round(keep * 10) * len(completion) // 10))
     expected = [inside and value <= completion[number - 1] for value, inside in row]
     values, mask = zip(*row, strict=True)

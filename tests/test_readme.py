@@ -139,14 +139,17 @@ def test_recipes_shown_are_valid(tmp_path: Path) -> None:
 
 
 def save_tiny_models(folder: Path) -> None:
-    """`base`, and `tuned`, which differs from it in every weight."""
+    """`base`, and `tuned`, which differs from it in every weight; with the laboratory's tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/allo/lab")
 
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=2, **shape))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=2, **shape))
     model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     with torch.no_grad():
         for param in model.parameters():
             param.add_(torch.randn_like(param), alpha=0.01)
@@ -161,7 +164,9 @@ def provided() -> dict[str, Any]:
         return (logits - ref_logits).square().mean() - logits.log_softmax(-1)[..., 7].mean()
 
     ids = torch.tensor([[1, 2, 3, 4]])
-    return {"batches": [{"input_ids": ids}, {"input_ids": ids}], "my_loss": my_loss}
+    right, wrong = "First 7 + 5 = 12. The answer is 12.", "First 7 - 5 = 2. The answer is 2."
+    pairs = [{"prompt": "Problem: Tom has 7 pens.\n", "chosen": right, "rejected": wrong}]
+    return {"batches": [{"input_ids": ids}, {"input_ids": ids}], "my_loss": my_loss, "pairs": pairs}
 
 
 def run_document(folder: Path, namespace: dict[str, Any]) -> None:
@@ -204,6 +209,7 @@ def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest
         assert torch.isin(
             indices, namespace["mask"].indices.get(name, torch.tensor([], dtype=torch.int32))
         ).all()
+    assert namespace["trainer"].state.global_step == 2
 
 
 def test_links_lead_to_files() -> None:

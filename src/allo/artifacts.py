@@ -32,7 +32,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, previous)
         if pending:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     try:
         yield part
         with uninterrupted():
-            part.chmod(0o666 & ~_umask())
+            give_default_mode(part)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
@@ -55,11 +55,11 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    umask = os.umask(0o022)
+def give_default_mode(file: Path) -> None:
+    """The mode that the umask gives to a new file; safetensors writes files for their owner alone."""
+    umask = os.umask(0o022)  # it can only be read by setting it
     os.umask(umask)
-    return umask
+    file.chmod(0o666 & ~umask)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

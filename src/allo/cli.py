@@ -13,6 +13,8 @@ from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -153,15 +155,14 @@ def _print_delta(path: Path, found: object) -> None:
 def main() -> None:
     """Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
     try:
-        app(standalone_mode=False)
+        app()
     except UserError as error:
         say(f"allo: {error}")
         sys.exit(2)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        say("allo: interrupted; start it again to go on where it stopped")
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            say("allo: interrupted; start it again to go on where it stopped")
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise

@@ -4,24 +4,23 @@ import contextlib
 import fcntl
 import importlib
 import importlib.metadata
-import json
-import platform
-import resource
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_atomic, write_json
 from allo.console import say
 from allo.errors import UserError
+from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
 
 SCHEMA = 1
-PACKAGES = ("allo-align", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
+_LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Stage:
 
 MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length", "seed")
 PROMPTS = ("data_folder", "chat", "seed")
+REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample")),
@@ -54,7 +54,7 @@ STAGES = (
         "locate",
         ("00-sft", "03-pairs.jsonl"),
         ("04-importance.safetensors", "04-warmup"),
-        (*MODEL, "locate", "score.scorer", "forget.density", "improve.density"),
+        (*MODEL, "locate", "score.scorer", "max_density"),
     ),
     Stage(
         "score", ("00-sft", "03-wrong.jsonl", "04-warmup"), ("05-token-scores.parquet",), (*MODEL, "score")
@@ -77,7 +77,7 @@ STAGES = (
         ("08-eval.json",),
         (*MODEL, *PROMPTS, "judge", "sample.stop", "evaluate"),
     ),
-    Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report")),
+    REPORT,
 )
 NAMES = tuple(stage.name for stage in STAGES)
 
@@ -101,9 +101,17 @@ def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = Non
     last = len(stages) if until is None else 1 + _position(stages, until)
     if force is not None:
         _position(stages, force)
+    checked = False
     with _opened(recipe) as run:
         for stage in stages[:last]:
-            _run_stage(stage, recipe, run, force=stage.name == force)
+            work = _work(stage, recipe, run)
+            if stage.name != force and work.is_done:
+                say(f"{stage.name:<9} done already, skipped")
+                continue
+            if not checked and stage is not REPORT:
+                _check(recipe)
+                checked = True
+            _do(work, recipe, force=stage.name == force)
     return run
 
 
@@ -116,13 +124,18 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
     position = _position(stages, name)
     with _opened(recipe) as run:
         for stage in stages[:position]:
-            missing = [file for file in stage.writes if not (run.path / file).exists()]
-            if missing:
+            if not _work(stage, recipe, run).is_done:
                 raise UserError(
-                    f"{run.path / missing[0]}: not there yet. Run `allo {stage.name}` on this recipe first, "
-                    "or `allo run` for all."
+                    f"{run.path / stage.writes[0]}: not there yet, or made from other settings. "
+                    f"Run `allo {stage.name}` on this recipe first, or `allo run` for all."
                 )
-        _run_stage(stages[position], recipe, run, force=force)
+        work = _work(stages[position], recipe, run)
+        if work.is_done and not force:
+            say(f"{name:<9} done already, skipped")
+            return run
+        if stages[position] is not REPORT:
+            _check(recipe)
+        _do(work, recipe, force=force)
     return run
 
 
@@ -141,7 +154,7 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
     run = RunFolder(recipe.run_folder)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        lock = (run.path / ".lock").open("w")
+        lock = (run.path / ".lock").open("a")
     except OSError as error:
         raise UserError(
             f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
@@ -154,86 +167,138 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
                 f"{run.path}: another allo process works in this run folder. Wait for it."
             ) from error
         _check_same_run(recipe, run)
-        write_atomic(run.path / "recipe.yaml", save_recipe(recipe))
+        resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
+        if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
+            write_atomic(resolved, text)
+        for stage in STAGES:
+            if stage not in stages_of(recipe):
+                _discard(stage, run)
         yield run
 
 
 def _check_same_run(recipe: Recipe, run: RunFolder) -> None:
     """A folder belongs to one recipe: another name, model or origin of data is another run."""
-    manifest = _manifest(recipe, run)
     ours = _identity(recipe)
-    if manifest["identity"] != ours:
-        differing = next(key for key in ours if manifest["identity"].get(key) != ours[key])
+    theirs = read_json(run.manifest)["identity"] if run.manifest.exists() else ours
+    if theirs != ours:
+        differing = next(key for key in ours if theirs.get(key) != ours[key])
         raise UserError(
             f"{run.path}: the folder holds a run of another recipe ({differing} was "
-            f"{manifest['identity'].get(differing)!r}, now {ours[differing]!r}). Give this recipe another "
+            f"{theirs.get(differing)!r}, now {ours[differing]!r}). Give this recipe another "
             "`name` or `out`, or remove the folder."
         )
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:
     data = recipe.data
-    origin = next(value for value in (data.task, data.file, data.hub, data.pairs) if value is not None)
-    model, data_origin = (
-        str(path.resolve()) if (path := Path(value).expanduser()).exists() else str(value)
-        for value in (recipe.model, origin)
-    )
-    return {"name": recipe.name, "model": model, "data": data_origin}
+    file = data.file or data.pairs
+    folder = Path(recipe.model).expanduser()
+    return {
+        "name": recipe.name,
+        "model": str(folder.resolve()) if folder.exists() else recipe.model,
+        "data": str(file.resolve()) if file else str(data.task or data.hub),
+    }
 
 
-def _manifest(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    if run.manifest.exists():
-        manifest: dict[str, Any] = read_json(run.manifest)
-        return manifest
-    version = importlib.metadata.version("allo-align")
+def _manifest(recipe: Recipe) -> dict[str, Any]:
+    """What a run's record begins with, before its stages."""
     return {
         "schema": SCHEMA,
         "name": recipe.name,
-        "allo": version,
+        "allo": importlib.metadata.version("allo-align"),
         "identity": _identity(recipe),
-        "stages": {},
     }
 
 
-def _run_stage(stage: Stage, recipe: Recipe, run: RunFolder, *, force: bool) -> None:
+def _entries(run: RunFolder) -> dict[str, Any]:
+    entries: dict[str, Any] = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
+    return entries
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One stage with what it depends on: if the hash of that is on record, the stage is done."""
+
+    stage: Stage
+    run: RunFolder
+    hashes: FileHashes
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def hash(self) -> str:
+        return sha256_json({"stage": self.stage.name, "config": self.config, "inputs": self.inputs})
+
+    @property
+    def is_done(self) -> bool:
+        entry = _entries(self.run).get(self.stage.name)
+        return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
+
+    def outputs(self) -> dict[str, str]:
+        paths = {name: self.run.path / name for name in self.stage.writes}
+        return {name: self.hashes.of(path) for name, path in paths.items() if path.exists()}
+
+
+def _work(stage: Stage, recipe: Recipe, run: RunFolder) -> _Work:
     hashes = FileHashes(run.path / ".hashes.json")
-    manifest = _manifest(recipe, run)
     config = {key: _value(recipe, key) for key in stage.keys}
-    inputs = _hash_inputs(stage, config, run, hashes)
-    stage_hash = sha256_json({"stage": stage.name, "config": config, "inputs": inputs})
-    if not force and _is_done(stage, manifest, stage_hash, run, hashes):
-        say(f"{stage.name:<9} done already, skipped")
-        return
-    begun = run.path / f".{stage.name}.begun"
-    if force or not begun.exists() or begun.read_text() != stage_hash:
-        _discard(stage, manifest, run)
-        write_atomic(begun, stage_hash)
-    say(f"{stage.name:<9} ...")
-    _reset_peak_memory()
-    start = time.monotonic()
-    counts = stage.run(recipe, run)
-    entry = {
-        "hash": stage_hash,
-        "config": config,
-        "inputs": inputs,
-        "outputs": {name: hashes.of(run.path / name) for name in stage.writes if (run.path / name).exists()},
-        **_provenance(recipe),
-        "seconds": round(time.monotonic() - start, 3),
-        "peak_memory_bytes": _peak_memory(),
-        "counts": counts,
-    }
-    write_json(run.manifest, manifest | {"stages": manifest["stages"] | {stage.name: entry}})
-    begun.unlink()
-    shown = ", ".join(f"{key} {value}" for key, value in counts.items())
-    say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
+    return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
+
+
+def _is_full_disk(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space: safetensors and torch raise errors of their own then."""
+    return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
 
 
 def _value(recipe: Recipe, key: str) -> Any:
     """The recipe's value at a dotted key, as JSON; None where a block on the way is null."""
-    value = json.loads(recipe.model_dump_json())
+    value: Any = recipe
     for part in key.split("."):
-        value = None if value is None else value[part]
-    return value
+        value = None if value is None else getattr(value, part)
+    return to_jsonable_python(value)
+
+
+def _check(recipe: Recipe) -> None:
+    """Find bad input before the first stage costs time; a report reads nothing but the run."""
+    importlib.import_module("allo.stages.check").check(recipe)
+
+
+def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
+    """Run a stage and record it; what an earlier process left of the same work is gone on with."""
+    stage, run = work.stage, work.run
+    begun = run.path / f".{stage.name}.begun"
+    if force or not begun.exists() or begun.read_text() != work.hash:
+        _discard(stage, run)
+        write_atomic(begun, work.hash)
+    say(f"{stage.name:<9} ...")
+    reset_peak_memory()
+    start = time.monotonic()
+    try:
+        counts = stage.run(recipe, run)
+    except Exception as error:
+        if not isinstance(error, UserError) and _is_full_disk(error, run.path):
+            raise UserError(
+                f"{run.path}: no space left on the disk. Make room and start it again: what is done is kept."
+            ) from error
+        raise
+    entry = {
+        "hash": work.hash,
+        "config": work.config,
+        "inputs": work.inputs,
+        "outputs": work.outputs(),
+        **provenance(),
+        "device": recipe.device,
+        "seed": recipe.seed,
+        "seconds": round(time.monotonic() - start, 3),
+        "peak_memory_bytes": peak_memory(),
+        "counts": counts,
+    }
+    entries = _entries(run) | {stage.name: entry}
+    in_order = {name: entries[name] for name in NAMES if name in entries}
+    write_json(run.manifest, _manifest(recipe) | {"stages": in_order})
+    begun.unlink()
+    shown = ", ".join(f"{key} {value}" for key, value in counts.items())
+    say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
 
 
 def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
@@ -258,81 +323,12 @@ def _named_files(value: Any, rows: str | None) -> Iterator[Path]:
             yield from _named_files(item, rows)
 
 
-def _is_done(
-    stage: Stage, manifest: dict[str, Any], stage_hash: str, run: RunFolder, hashes: FileHashes
-) -> bool:
-    entry = manifest["stages"].get(stage.name)
-    return (
-        entry is not None
-        and entry["hash"] == stage_hash
-        and all(
-            (run.path / name).exists() and hashes.of(run.path / name) == digest
-            for name, digest in entry["outputs"].items()
-        )
-    )
-
-
-def _discard(stage: Stage, manifest: dict[str, Any], run: RunFolder) -> None:
-    """Remove what another configuration of the stage left behind, the record of it first."""
-    if stage.name in manifest["stages"]:
-        stages = {name: entry for name, entry in manifest["stages"].items() if name != stage.name}
-        manifest["stages"] = stages
+def _discard(stage: Stage, run: RunFolder) -> None:
+    """Remove what the stage left behind under other settings, the record of it first."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
+    if manifest["stages"].pop(stage.name, None):
         write_json(run.manifest, manifest)
+    (run.path / f".{stage.name}.begun").unlink(missing_ok=True)
     for name in stage.writes:
         for path in [run.path / name, *run.path.glob(f"{name}*.part")]:
             remove(path)
-
-
-def _provenance(recipe: Recipe) -> dict[str, Any]:
-    return {
-        **_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
-        "device": recipe.device,
-        "hardware": _hardware(),
-        "seed": recipe.seed,
-    }
-
-
-def _commit() -> dict[str, Any]:
-    """The commit of the source tree that runs, and whether it has uncommitted changes."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-
-
-def _hardware() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    threads = torch.get_num_threads() if torch is not None else 1
-    return f"{platform.machine()} CPU, {threads} threads"
-
-
-def _reset_peak_memory() -> None:
-    """Let the kernel measure this stage's peak alone (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_memory() -> int:
-    """Peak resident bytes since `_reset_peak_memory`; of the GPU's allocator where there is one."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -84,7 +84,8 @@ class Training(BaseModel):
     """Below 1: a share of all steps."""
     logging_steps: Positive = 1
     save_steps: Positive = 0.25
-    save_total_limit: Count = 2
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """At least 2: the last whole checkpoint stays until the next one is whole."""
     report_to: str | list[str] = "none"
 
 
@@ -278,6 +279,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(
             f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file."
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
     try:
         root = yaml.compose(text)
         fields = yaml.load(text, _Loader)

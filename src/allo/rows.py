@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tup
     """Yields `(number, place, row)` of one split of a data set on the Hugging Face hub, counted from 0."""
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(hub, config, split=split)
     except (OSError, ValueError) as error:  # no such set, config or split; no network

@@ -56,5 +56,5 @@ def reduce(losses: Tensor, weights: Tensor, *, denominator: Tensor | float) -> T
     return torch.where(weights != 0, losses * weights, 0.0).sum() / denominator
 
 
-# ceil(0.1 * 10) must be 1 although 0.1 * 10 may round above it.
+# 55% of 100 tokens are 55, although 0.55 * 100 is 55.00000000000001 in floating point.
 _ROUNDING = 1e-9

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.core.param_mask import ParamMask
+from allo.errors import UserError
 
 
 @dataclass
@@ -75,12 +76,16 @@ class SelectedWeights:
     weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
     keeps the selected entries' bits of another model that differs only there.
 
-    Raises `UserError` where the mask's names or shapes are not the model's.
+    Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing.
     """
 
     def __init__(self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = ()) -> None:
         named = _named_as(model, mask)
         mask.check({name: tuple(param.shape) for name, param in named.items()})
+        if not mask.num_selected:
+            raise UserError(
+                "the mask selects no weight, so nothing would train: make one of a higher density"
+            )
         self.density = mask.density
         self._swapped: str | None = None
         self._parts = _lay_out({name: named[name] for name in sorted(mask.indices)}, mask)
@@ -163,6 +168,7 @@ class SelectedWeights:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Masters and slots, by tensor: with the optimizer's own state all that a checkpoint needs."""
+        assert self._swapped is None, f"state_dict while slot {self._swapped!r} is in place"
         state = {f"{part.name}.master": part.master.clone() for part in self._parts}
         for part in self._parts:
             state |= {f"{part.name}.slot.{slot}": bits for slot, bits in part.slots.items()}
@@ -198,17 +204,23 @@ def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
     every = dict(model.named_parameters(remove_duplicate=False))
     known = {param for name, param in every.items() if name in mask.shapes}
     own = dict(model.named_parameters())
-    return {
+    named = {
         name: param
         for name, param in every.items()
         if name in mask.shapes or (name in own and param not in known)
     }
+    first: dict[nn.Parameter, str] = {}
+    for name, param in named.items():
+        if first.setdefault(param, name) != name:
+            raise UserError(
+                f"the mask has {first[param]} and {name}, which are one tied tensor in this model: "
+                "make it from a checkpoint that stores the tensor once"
+            )
+    return named
 
 
 def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
     """Ranges of one flat fp32 vector for each (device, matrix or vector)."""
-    assert named, "the mask selects no weight"
-    assert len(set(named.values())) == len(named), "the mask names a tied tensor twice"
     lengths: dict[tuple[torch.device, bool], int] = {}
     ranges = {}
     for name, param in named.items():

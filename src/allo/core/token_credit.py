@@ -23,8 +23,9 @@ def from_logratios(logratios: Tensor, *, scale: float) -> Tensor:
 
 
 def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> list[float]:
-    """0 where a minimal edit to the nearest right sample changes or drops the token, 1 elsewhere.
+    """0 where the diff to the nearest right sample changes or drops the token, 1 elsewhere.
 
+    The diff is difflib's: it keeps the longest common runs, which need not be the fewest edits.
     An insertion marks the token before which it comes, since that is where the completion went wrong.
     The nearest is the right sample with the highest share of matching ids; all ones where there is none.
     """

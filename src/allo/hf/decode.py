@@ -43,13 +43,8 @@ def decode(
         For each row its ids up to and with the first of `eos`, or max_new_tokens of them.
     """
     device, (max_new_tokens, num_rows) = model.device, uniforms.shape
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), eos[0])
-    mask = torch.ones(len(prompts), longest + max_new_tokens, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, : longest - len(prompt)] = 0
-    mask = mask.to(device)
+    input_ids, mask = _pad_left(prompts, pad_id=eos[0], room=max_new_tokens)
+    longest, mask = input_ids.shape[1], mask.to(device)
 
     cache = DynamicCache(config=model.config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -93,6 +88,17 @@ def decode(
                 mask, rows, chosen, ended = (x[running] for x in (mask, rows, chosen, ended))
         logits = next_logits(chosen[:, None], longest + step + 1)
     return [_up_to_first(ids, set(eos)) for ids in tokens.tolist()]
+
+
+def _pad_left(prompts: list[list[int]], *, pad_id: int, room: int) -> tuple[Tensor, Tensor]:
+    """Ids [prompts, longest] and an attention mask [prompts, longest + room], both int64."""
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), pad_id)
+    mask = torch.ones(len(prompts), longest + room, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, : longest - len(prompt)] = 0
+    return input_ids, mask
 
 
 def take_most_probable(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def load_model(
     if gguf is None:
         _require_safetensors(folder, ref)
     where = _resolve_device(device)
-    with _quiet():
+    with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -89,7 +89,7 @@ def load_tokenizer(
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
     """
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
-    with _quiet():
+    with quiet():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, gguf_file=gguf, trust_remote_code=trust_remote_code
@@ -129,7 +129,7 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
     if isinstance(ref, Path) or path.suffix == ".gguf" or not HUB_ID.fullmatch(ref):
         raise UserError(f"{ref} does not exist; give a checkpoint's folder, a .gguf file or a hub id.")
     try:
-        with _quiet():
+        with quiet():
             return Path(snapshot_download(ref, allow_patterns=files, ignore_patterns=["*/*"])), None
     except (OSError, ValueError) as error:
         raise UserError(
@@ -170,7 +170,7 @@ def _resolve_device(device: str) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' and the hub's warnings, and off a terminal their progress bars, out of the output."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -16,8 +16,8 @@ from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
 from allo.core.selected import gather
 from allo.errors import UserError
+from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.start import Start, read_start
-from allo.hf.trainer import SelectedTrainer
 from allo.hf.training import remove_checkpoints, state_bytes, train
 from allo.recipe import Recipe
 

@@ -87,6 +87,8 @@ def pair_rows(
 
 
 def _some(kept: list[dict[str, Any]], dropped: int, max_length: int) -> list[dict[str, Any]]:
+    if not kept and not dropped:
+        raise UserError("there is no row to train on: the data set is empty.")
     if not kept:
         raise UserError(
             f"no row is left to train on: {dropped} were dropped because their completion does not fit into "

@@ -2,17 +2,17 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.artifacts import RunFolder, read_json, write_json
+from allo.artifacts import RunFolder, give_default_mode, read_json, write_json
 from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import combine
 from allo.errors import UserError
-from allo.hf.models import MODEL_FILES, load_model, load_tokenizer, locate_checkpoint
+from allo.hf.models import MODEL_FILES, load_model, load_tokenizer, locate_checkpoint, quiet
 from allo.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,13 +65,19 @@ def load_start(
 
 
 def read_start(run: RunFolder) -> Start:
-    return Start(**read_json(run.start / "start.json"))
+    start = Start(**read_json(run.start / "start.json"))
+    return replace(start, model=str(run.path / start.model))
 
 
 def write_start(run: RunFolder, folder: Path) -> Start:
-    """Record `folder` as the run's starting model, with its tensors' digests."""
+    """Record `folder` as the run's starting model, with its tensors' digests.
+
+    A folder inside the run is recorded relative to it, so that a run can be moved.
+    """
     checkpoint = Checkpoint.open(folder)
-    start = Start(str(folder), {name: checkpoint.digest(name) for name in checkpoint.stored})
+    inside = folder.is_relative_to(run.path)
+    model = folder.relative_to(run.path) if inside else folder.resolve()
+    start = Start(str(model), {name: checkpoint.digest(name) for name in checkpoint.stored})
     write_json(run.start / "start.json", asdict(start))
     return start
 
@@ -84,8 +90,11 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
+    with quiet():
+        model.save_pretrained(part)
     tokenizer.save_pretrained(part)
+    for file in part.iterdir():
+        give_default_mode(file)
     live = {name for name, _ in model.named_parameters()}
     stored = set(Checkpoint.open(part).stored)
     if live != stored:

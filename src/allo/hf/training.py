@@ -1,5 +1,7 @@
 """Run a trainer to its end, from its last whole checkpoint, in a stage's folder."""
 
+import difflib
+import inspect
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from allo.console import console
 from allo.errors import UserError
-from allo.hf.trainer import COMPLETE_FILE, SelectedTrainer
+from allo.hf.checkpointing import COMPLETE_FILE, whole_checkpoints
+from allo.hf.selected_trainer import SelectedTrainer, check_arguments
 
 # What the Trainer measures with a clock; it would differ between two equal runs.
-_CLOCKED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+_CLOCKED = ("_runtime", "_per_second", "_preparation_time")
 
 
 def training_arguments(
@@ -23,15 +26,24 @@ def training_arguments(
 
     `key` names the block in errors. Raises `UserError` for a key or value that transformers refuses.
     """
+    known = inspect.signature(TrainingArguments).parameters
+    for name in training.keys() - known.keys():
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "see the fields of transformers.TrainingArguments."
+        raise UserError(f"{key}.{name}: unknown key; {hint}")
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu"}
     for name in own.keys() & training.keys():
         raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
     quiet = {"disable_tqdm": not console.is_terminal, "log_level": "error"}
     try:
-        return TrainingArguments(**(quiet | training | own))
+        arguments = TrainingArguments(**(quiet | training | own))
     except (TypeError, ValueError, ImportError) as error:
-        reason = str(error).removeprefix("TrainingArguments.__init__() ")
-        raise UserError(f"{key}: transformers.TrainingArguments refuses it: {reason}") from error
+        raise UserError(f"{key}: transformers.TrainingArguments refuses it: {error}") from error
+    try:
+        check_arguments(arguments)
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from error
+    return arguments
 
 
 def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
@@ -41,7 +53,11 @@ def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(trainer.args.output_dir)))
-    logged = [{k: v for k, v in row.items() if k not in _CLOCKED} for row in trainer.state.log_history]
+    # A checkpoint's log is read back with its keys sorted.
+    logged = [
+        {name: value for name, value in sorted(row.items()) if not name.endswith(_CLOCKED)}
+        for row in trainer.state.log_history
+    ]
     return [row for row in logged if "loss" in row or "eval_loss" in row]
 
 
@@ -69,9 +85,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [checkpoint for checkpoint in checkpoints if (checkpoint / COMPLETE_FILE).exists()]
-    for checkpoint in checkpoints:
-        if checkpoint not in whole:
-            shutil.rmtree(checkpoint)
+    whole = list(whole_checkpoints(folder).values())
+    for checkpoint in set(folder.glob("checkpoint-*")) - set(whole):
+        shutil.rmtree(checkpoint)
     return str(whole[-1]) if whole else None

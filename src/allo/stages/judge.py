@@ -20,18 +20,24 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     return {"completions": len(verdicts), "correct": sum(verdict.correct for verdict in verdicts)}
 
 
-def judge(prompt: Prompt, completion: Completion, *, verifier: str = "auto") -> Verdict:
-    """A completion's verdict; its reward is 1 where the final answer is right, else 0.
-
-    Raises `UserError` for a prompt without an answer, or without choices where `choice` is asked for.
-    """
+def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
+    """Raises `UserError` for a prompt without what the verifier judges by."""
     if prompt.answer is None:
         raise UserError(
             f"prompt {prompt.id}: no `answer` to judge by. Add it, or give ready pairs (`data.pairs`)."
         )
-    by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
-    if by_choice and prompt.choices is None:
+    if verifier == "choice" and prompt.choices is None:
         raise UserError(f"prompt {prompt.id}: judge.verifier is `choice`, but the prompt has no `choices`.")
+
+
+def judge(prompt: Prompt, completion: Completion, *, verifier: str = "auto") -> Verdict:
+    """A completion's verdict; its reward is 1 where the final answer is right, else 0.
+
+    Raises `UserError` for a prompt that is not judgeable.
+    """
+    check_judgeable(prompt, verifier=verifier)
+    assert prompt.answer is not None
+    by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
     judgement = (
         verify_choice(completion.text, prompt.answer, prompt.choices or [])
         if by_choice

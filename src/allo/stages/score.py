@@ -25,6 +25,17 @@ from allo.recipe import Recipe
 from allo.records import Message, TokenScores, Wrong
 from allo.stages.locate import WARMUP_WEIGHTS
 
+_NUMBERS = pa.list_(pa.float64())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("token_ids", pa.list_(pa.int64())),
+        ("scores", _NUMBERS),
+        ("weights", _NUMBERS),
+        ("tokens", pa.list_(pa.string())),
+    ]
+)
+
 # Scores of one completion, one a token: probabilities, or log-ratios for `implicit`.
 Scorer = Callable[[Sequence[Wrong], Sequence[Tokenized]], list[list[float]]]
 
@@ -34,7 +45,11 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     assert recipe.score is not None
     wrong = read_jsonl(run.wrong, Wrong)
     scorer, tokenizer = _scorer(recipe, run)
-    fitting = [(one, tokens) for one in wrong if (tokens := _tokens(recipe, tokenizer, one)) is not None]
+    fitting = [
+        (one, tokens)
+        for one in wrong
+        if (tokens := _tokens(tokenizer, one, one.prompt, max_length=recipe.max_length)) is not None
+    ]
     fitting.sort(key=lambda pair: len(pair[1].prompt_ids) + len(pair[1].completion_ids))
     size = recipe.score.batch_size
     batches = [fitting[start : start + size] for start in range(0, len(fitting), size)]
@@ -53,18 +68,9 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _tokens(
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    wrong: Wrong,
-    prompt: str | list[Message] | None = None,
+    tokenizer: Tokenizer, wrong: Wrong, prompt: str | list[Message], *, max_length: int
 ) -> Tokenized | None:
-    return tokenize(
-        tokenizer,
-        wrong.prompt if prompt is None else prompt,
-        wrong.completion,
-        finished=wrong.finished,
-        max_length=recipe.max_length,
-    )
+    return tokenize(tokenizer, prompt, wrong.completion, finished=wrong.finished, max_length=max_length)
 
 
 def _scorer(recipe: Recipe, run: RunFolder) -> tuple[Scorer, Tokenizer]:
@@ -79,7 +85,9 @@ def _scorer(recipe: Recipe, run: RunFolder) -> tuple[Scorer, Tokenizer]:
         return [[math.exp(logp) for logp in row] for row in _logps(model, tokenizer, tokens)]
 
     def privileged(wrong: Sequence[Wrong], tokens: Sequence[Tokenized]) -> list[list[float]]:
-        shown = [_tokens(recipe, tokenizer, one, _with_solution(one)) for one in wrong]
+        # The solution stands first, where a long prompt is cut: it gets as much room again.
+        room = 2 * recipe.max_length
+        shown = [_tokens(tokenizer, one, _with_solution(one), max_length=room) for one in wrong]
         return confidence(wrong, [one for one in shown if one is not None])
 
     def edit(wrong: Sequence[Wrong], tokens: Sequence[Tokenized]) -> list[list[float]]:
@@ -180,4 +188,4 @@ def _weighted(recipe: Recipe, tokens: dict[str, Tokenized], raw: dict[str, list[
 def _write(run: RunFolder, rows: list[TokenScores], tokenizer: Tokenizer) -> None:
     table = [asdict(row) | {"tokens": [tokenizer.decode([token]) for token in row.token_ids]} for row in rows]
     with written_aside(run.token_scores) as part:
-        pq.write_table(pa.Table.from_pylist(table), part)
+        pq.write_table(pa.Table.from_pylist(table, SCHEMA), part)

@@ -1,0 +1,138 @@
+"""Peak memory of a training step on selected weights, over the loaded weights, in bytes a weight.
+
+A bf16 stack of linear layers takes two AdamW steps with a reference slot, in a fresh process. Counted is
+everything beyond the weights: indices, masters, moments, gradients, the slot, one tensor's dense gradient,
+activations and scratch. The batch is one row, so that activations are negligible; they are reported.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from allo.core.param_mask import ParamMask
+from allo.core.selected import SelectedWeights
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 2
+
+
+def stack(*, layers: int, size: int, device: torch.device) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Linear(size, size, bias=False, device=device, dtype=torch.bfloat16) for _ in range(layers))
+    )
+
+
+def one_in_each_run(model: nn.Module, *, every: int) -> ParamMask:
+    """A random weight of each run of `every`: density 1 / every, spread over each tensor."""
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    indices = {}
+    for name, param in model.named_parameters():
+        starts = torch.arange(0, param.numel() - every + 1, every, dtype=torch.int32)
+        indices[name] = starts + torch.randint(every, starts.shape, dtype=torch.int32)
+    return ParamMask(indices, shapes=shapes)
+
+
+def train(model: nn.Sequential, *, every: int) -> int:
+    """Two steps; returns the bytes of indices, masters, gradient, slot and moments."""
+    selected = SelectedWeights(model, one_in_each_run(model, every=every), slots=("ref",))
+    optimizer = torch.optim.AdamW(selected.param_groups(weight_decay=0.1), lr=1e-4, fused=True)
+    row = torch.ones(1, model[0].in_features, device=model[0].weight.device, dtype=torch.bfloat16)
+    for _ in range(STEPS):
+        with torch.no_grad(), selected.swapped("ref"):
+            ref = model(row)
+        loss = (model(row).float() - ref.float() - 1).square().mean()
+        loss.backward()
+        selected.clip_grad_norm_(1.0)
+        optimizer.step()
+        selected.write_back()
+        optimizer.zero_grad()
+    assert loss.isfinite()
+    moments = sum(
+        state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    )
+    return selected.num_bytes + moments
+
+
+def peak_over_present(device: torch.device) -> Callable[[], int]:
+    """Starts the measurement; the returned function gives the peak since, over what is held now, in bytes."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: torch.cuda.max_memory_allocated(device) - before
+    # Writing 5 resets the high-water mark of this process; getrusage's would still be its parent's.
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = _status_bytes("VmRSS")
+    return lambda: _status_bytes("VmHWM") - resident
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def record(row: list[Any], columns: list[str], *, machine: str) -> dict[str, Any]:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    return {
+        "schema": 1,
+        "table": "selected-step",
+        "date": datetime.date.today().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain")),
+        "machine": machine,
+        "command": shlex.join(["python", *sys.argv]),
+        "columns": columns,
+        "rows": [row],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the memory of a step on selected weights.")
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--every", type=int, default=20, help="select one weight in so many")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/selected_step-DEVICE.json")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    # A small run first: what libraries load and keep for themselves is not the step's.
+    train(stack(layers=1, size=64, device=options.device), every=options.every)
+    model = stack(layers=options.layers, size=options.size, device=options.device)
+    weights = sum(param.numel() for param in model.parameters())
+    peak = peak_over_present(options.device)
+    state = train(model, every=options.every)
+    extra = peak()
+
+    cuda = options.device.type == "cuda"
+    machine = torch.cuda.get_device_name(options.device) if cuda else f"{os.cpu_count()} CPU cores"
+    columns = {
+        "device": options.device.type,
+        "weights": weights,
+        "density": 1 / options.every,
+        "state, B/weight": state / weights,
+        "one dense gradient, B/weight": 2 * options.size**2 / weights,
+        "activations, B/weight": 2 * options.size * (options.layers + 1) / weights,
+        "measured peak over the weights, B/weight": extra / weights,
+    }
+    result = record(list(columns.values()), list(columns), machine=machine)
+    output = options.output or ROOT / "benchmarks" / "results" / f"selected_step-{options.device.type}.json"
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(columns, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""One record of finished runs, for the tables: results with intervals and costs, no row of any data set.
+
+    python benchmarks/runs/record.py TABLE RUN... --command "make demo" --machine "2 CPU cores"
+
+Reads each run's `08-eval.json` and `manifest.json`; writes `benchmarks/results/TABLE.json`. A start that
+several runs share is recorded once. Refuses runs whose stages were made by different commits.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = {"start": "start (SFT)", "forgotten": "after forgetting"}
+
+
+def figure(found: dict[str, Any] | None, *, key: str = "accuracy") -> dict[str, float] | None:
+    """A value with its interval, rounded to what its interval carries."""
+    if found is None:
+        return None
+    return {"value": round(found[key], 4), "low": round(found["low"], 4), "high": round(found["high"], 4)}
+
+
+def row(label: str, model: dict[str, Any], sets: list[str]) -> list[Any]:
+    results = [model["sets"][name] for name in sets]
+    figures = [figure(result[kind]) for result in results for kind in ("greedy", "sampled")]
+    trained = model["trained_weights"] or None
+    return [
+        label,
+        *figures,
+        figure(model["kl"], key="value"),
+        trained,
+        round(model["seconds"]) if trained else None,
+        model["training_state_bytes"] or None,
+    ]
+
+
+def record(table: str, runs: list[Path], *, command: str, machine: str) -> dict[str, Any]:
+    """The record in the form that `scripts/render_tables.py` reads."""
+    evaluations = [json.loads((run / "08-eval.json").read_text()) for run in runs]
+    stages = [
+        entry for run in runs for entry in json.loads((run / "manifest.json").read_text())["stages"].values()
+    ]
+    commits = {(entry["commit"], entry["dirty"]) for entry in stages}
+    if len(commits) != 1:
+        sys.exit(
+            f"the stages come from several states of the source: {sorted(map(str, commits))}; run them again"
+        )
+    commit, dirty = commits.pop()
+    sets = list(next(iter(evaluations[0]["models"].values()))["sets"])
+    rows = {}
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        for name, model in evaluation["models"].items():
+            label = LABELS.get(name, run.name)
+            rows.setdefault(label, row(label, model, sets))
+    order = sorted(rows, key=lambda label: label != LABELS["start"])
+    return {
+        "schema": 1,
+        "table": table,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "dirty": dirty,
+        "machine": machine,
+        "command": command,
+        "columns": [
+            "model",
+            *(f"{name}, {kind}" for name in sets for kind in ("greedy", "sampled")),
+            "KL to start, nats a token",
+            "weights trained",
+            "seconds",
+            "training state, bytes",
+        ],
+        "rows": [rows[label] for label in order],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--machine", required=True)
+    options = parser.parse_args()
+    made = record(options.table, options.runs, command=options.command, machine=options.machine)
+    path = ROOT / "benchmarks" / "results" / f"{options.table}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Runs that must be the same run: however the step is cut into micro-batches, padded, ordered or recomputed."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from allo.hf.collate import Batch, CompletionCollator, PairCollator
+from allo.hf.selected_trainer import SelectedTrainer
+from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
+from tiny import TOKENIZER, arguments, every_third, model, pairs, trained, weights, wrongs
+
+# Two fp32 orders of summation, carried through four steps.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+# The same arithmetic on the same numbers.
+ONE_STEP = {"rtol": 1e-5, "atol": 1e-6}
+DATA = {ForgetTrainer: wrongs, ImproveTrainer: pairs, SftTrainer: wrongs}
+SGD = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 2}
+# By the clock, or counted in micro-batches.
+NOT_OURS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "epoch")
+
+
+def run(kind: type[SelectedTrainer], folder: Path, **settings: Any) -> SelectedTrainer:
+    return trained(kind, DATA[kind](), folder, **(SGD | settings))
+
+
+def assert_same_run(run: SelectedTrainer, other: SelectedTrainer, **tolerance: float) -> None:
+    """Every logged number of every step, and every weight at the end."""
+    assert len(run.state.log_history) == len(other.state.log_history) > 4
+    for row, expected in zip(run.state.log_history, other.state.log_history, strict=True):
+        assert row.keys() == expected.keys()
+        for name in row.keys() - set(NOT_OURS):
+            torch.testing.assert_close(
+                torch.tensor(float(row[name])), torch.tensor(float(expected[name])), **tolerance, msg=name
+            )
+    ours, theirs = weights(run.model), weights(other.model)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], **tolerance, msg=name)
+    start = weights(model())
+    assert any((ours[name] - start[name]).abs().max() > 1e-3 for name in ours), "nothing was learnt"
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_accumulation_equals_one_batch(kind: type[SelectedTrainer], tmp_path: Path) -> None:
+    whole = run(kind, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    for size in (4, 2, 1):
+        cut = run(kind, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+        assert_same_run(cut, whole, **TOLERANCE)
+
+
+def test_the_last_step_of_an_epoch_may_be_short(tmp_path: Path) -> None:
+    rows = wrongs()[:11]  # a step of 8 and one of 3: in micro-batches of 2, of 2 and 1
+    runs = [
+        trained(
+            ForgetTrainer,
+            rows,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            **(SGD | {"num_train_epochs": 3}),
+        )
+        for size in (2, 8)
+    ]
+    assert_same_run(*runs, **TOLERANCE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wider:
+    """A collator's batch with pad columns after it, as a long row beside them or `pad_to_multiple_of` makes."""
+
+    collator: CompletionCollator | PairCollator
+    columns: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        fill = {"input_ids": self.collator.pad_id}
+        return {
+            name: torch.nn.functional.pad(tensor, (0, self.columns), value=fill.get(name, 0))
+            for name, tensor in self.collator(rows).items()
+        }
+
+
+def gradient_of(trainer: SelectedTrainer, batches: Sequence[Batch]) -> tuple[float, Tensor]:
+    """Loss and flat gradient of one optimizer step made of `batches`."""
+    denominator = sum(trainer.num_items(batch) for batch in batches)
+    losses = [trainer.loss(batch, denominator=denominator) for batch in batches]
+    for loss in losses:
+        loss.backward()
+    gradient = torch.cat([flat.grad for flat in trainer.selected.parameters()])
+    for flat in trainer.selected.parameters():
+        flat.grad = None
+    return sum(loss.item() for loss in losses), gradient
+
+
+@pytest.fixture(scope="module", params=DATA)
+def moved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SelectedTrainer:
+    """A trainer some steps from its reference, so that the filter and the weights matter."""
+    return run(request.param, tmp_path_factory.mktemp("moved"))
+
+
+def test_padding_changes_nothing(moved: SelectedTrainer) -> None:
+    rows = moved.train_dataset[:4]
+    loss, gradient = gradient_of(moved, [moved.data_collator(rows)])
+    wider_loss, wider_gradient = gradient_of(moved, [Wider(moved.data_collator, 9)(rows)])
+    assert wider_loss == pytest.approx(loss, rel=ONE_STEP["rtol"])
+    torch.testing.assert_close(wider_gradient, gradient, **ONE_STEP)
+
+
+def test_a_long_row_beside_it_changes_no_rows_share(moved: SelectedTrainer) -> None:
+    rows = sorted(moved.train_dataset, key=lambda row: sum(map(len, row.values())))
+    short, long = rows[:3], rows[-1:]
+    together = gradient_of(moved, [moved.data_collator(short + long)])
+    apart = gradient_of(moved, [moved.data_collator(short), moved.data_collator(long)])
+    assert together[0] == pytest.approx(apart[0], rel=ONE_STEP["rtol"])
+    torch.testing.assert_close(together[1], apart[1], **ONE_STEP)
+
+
+def test_the_order_of_rows_inside_a_step_is_irrelevant(moved: SelectedTrainer) -> None:
+    rows, collate = moved.train_dataset, moved.data_collator
+    loss, gradient = gradient_of(moved, [collate(rows[:4]), collate(rows[4:8])])
+    mixed = [rows[place] for place in (7, 2, 0, 5, 1, 6, 3, 4)]
+    other_loss, other_gradient = gradient_of(moved, [collate(mixed[:4]), collate(mixed[4:])])
+    assert other_loss == pytest.approx(loss, rel=ONE_STEP["rtol"])
+    torch.testing.assert_close(other_gradient, gradient, **ONE_STEP)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad:UserWarning"
+)  # the reference's pass
+def test_activation_checkpointing_keeps_the_trajectory(reentrant: bool, tmp_path: Path) -> None:
+    plain = run(ImproveTrainer, tmp_path)
+    settings = {"use_reentrant": reentrant}
+    saving = run(
+        ImproveTrainer, tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs=settings
+    )
+    assert saving.model.is_activation_checkpointing
+    assert_same_run(saving, plain, **ONE_STEP)
+
+
+def test_a_dataset_is_its_list_of_rows(tmp_path: Path) -> None:
+    listed = run(ImproveTrainer, tmp_path)
+    tabled = trained(ImproveTrainer, Dataset.from_list(pairs()), tmp_path, **SGD)
+    assert_same_run(tabled, listed, rtol=0, atol=0)
+
+
+def test_a_second_trainer_on_the_released_model_is_a_first_one_on_its_copy(tmp_path: Path) -> None:
+    first = run(ForgetTrainer, tmp_path)
+    first.selected.release()
+    assert all(param.requires_grad for param in first.model.parameters())
+    copied = model()
+    copied.load_state_dict(first.model.state_dict())
+    policies = (first.model, copied)
+    second, alone = (trained(ImproveTrainer, pairs(), tmp_path, policy=each, **SGD) for each in policies)
+    assert_same_run(second, alone, rtol=0, atol=0)
+
+
+def test_dropout_is_off_in_policy_and_reference(tmp_path: Path) -> None:
+    policy = model(attention_dropout=0.5).train()
+    trainer = ImproveTrainer(policy, arguments(tmp_path), pairs(), TOKENIZER, mask=every_third(policy))
+    batch = trainer.data_collator(trainer.train_dataset)
+    logratios, logps = trainer.logratios(batch)
+    assert torch.equal(logratios, torch.zeros_like(logratios))
+    assert torch.equal(trainer.logratios(batch)[1], logps)

@@ -1,0 +1,79 @@
+"""A run that was killed, started again, ends with the same files as one that was not."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from allo.pipeline import NAMES
+from tiny_run import command, contents, environment
+
+TRIALS = 20
+SEED = 0
+LONGEST = 300  # seconds for one whole run
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("run", out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def finish(out: Path) -> str:
+    """Run to the end; what was said."""
+    process = start(out)
+    stdout, stderr = process.communicate(timeout=LONGEST)
+    assert process.returncode == 0, stderr
+    assert stdout == ""
+    said = [line.split()[0] for line in stderr.splitlines()]
+    assert set(said) <= {*NAMES, "the"}, stderr  # a resumed run says no more than a new one
+    return stderr
+
+
+def kill(out: Path, stage: str, after: float) -> bool:
+    """SIGKILL `after` seconds into a stage; False where the run was over before that."""
+    process = start(out)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.split() == [stage, "..."]:
+            break
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_twenty_killed_runs_end_as_one_that_was_not_killed(tmp_path: Path) -> None:
+    """Every stage is hit, at random moments of its duration, some runs several times."""
+    whole = tmp_path / "whole"
+    finish(whole)
+    expected = contents(whole / "tiny")
+    manifest = json.loads((whole / "tiny" / "manifest.json").read_text())
+    seconds = {name: entry["seconds"] for name, entry in manifest["stages"].items()}
+
+    draw = random.Random(SEED)
+    hits: list[str] = []
+    for trial in range(TRIALS):
+        out = tmp_path / f"trial-{trial}"
+        stages = sorted({NAMES[trial % len(NAMES)], *draw.sample(NAMES, k=trial % 3)}, key=NAMES.index)
+        for stage in stages:
+            moment = draw.uniform(0, seconds[stage])
+            begun = time.monotonic()
+            if kill(out, stage, moment):
+                hits.append(stage)
+            print(f"trial {trial}: {stage} + {moment:.2f} s ({time.monotonic() - begun:.0f} s)", flush=True)
+        finish(out)
+        found = contents(out / "tiny")
+        assert found.keys() == expected.keys(), trial
+        differing = [name for name in expected if found[name] != expected[name]]
+        assert not differing, (trial, stages)
+    print("killed in", {name: hits.count(name) for name in NAMES})
+    assert set(hits) == set(NAMES)
+    assert len(hits) >= TRIALS

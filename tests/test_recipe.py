@@ -1,0 +1,222 @@
+"""The recipe: what it allows, what it refuses with which words, and what wins over what."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from allo.errors import UserError
+from allo.recipe import Recipe, load_recipe, save_recipe, schema
+
+SMALLEST = """\
+name: smallest
+model: some/model
+
+data:
+  task: planted_flaws
+
+evaluate:
+  sets:
+    test: {task: planted_flaws, split: test}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write a recipe: the smallest one with lines added."""
+
+    def written(more: str = "", text: str = SMALLEST) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text + more)
+        return path
+
+    return written
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_recipe(path, list(overrides))
+    return str(error.value)
+
+
+def test_the_smallest_recipe_has_the_papers_densities(write) -> None:
+    recipe = load_recipe(write())
+    assert recipe.forget is not None and recipe.improve is not None
+    assert (recipe.forget.density, recipe.improve.density, recipe.improve.keep) == (0.05, 0.10, 0.5)
+    assert recipe.max_density == 0.10
+    assert recipe.run_folder == Path("runs/smallest")
+
+
+def test_a_misspelt_key_names_line_and_suggestion(write) -> None:
+    path = write("improve:\n  density: 0.1\n  kepe: 0.5\n")
+    assert refusal(path) == f"{path}:12: improve.kepe: unknown key; did you mean 'keep'?"
+
+
+def test_an_unknown_key_lists_what_is_allowed_there(write) -> None:
+    assert refusal(write("judge: {zzz: 1}\n")).endswith("judge.zzz: unknown key; allowed here: verifier")
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ("seeed: 1\n", "seed"),
+        ("sample:\n  tempreature: 1\n", "temperature"),
+        ("data: {task: planted_flaws, spilt: train}\n", "split"),
+        ("sft:\n  sources:\n    - {task: gsm8k, limt: 3}\n", "limit"),
+        ("evaluate:\n  sets:\n    test: {task: gsm8k, limt: 3}\n", "limit"),
+    ],
+)
+def test_a_suggestion_is_made_at_every_depth(write, lines: str, key: str) -> None:
+    block = lines.split(":")[0]
+    others = "\n".join(part for part in SMALLEST.split("\n\n") if not part.startswith(f"{block}:"))
+    assert f"did you mean {key!r}?" in refusal(write("\n" + lines, others))
+
+
+def test_every_problem_is_named_at_once(write) -> None:
+    found = refusal(write("seed: -1\nimprove: {density: 2}\n")).splitlines()
+    assert [line.split(": ")[1] for line in found] == ["seed", "improve.density"]
+
+
+@pytest.mark.parametrize("density", ["0", "-0.1", "1.5", ".nan", "ten", "[0.1]", "null"])
+@pytest.mark.parametrize("stage", ["forget", "improve"])
+def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> None:
+    assert f":11: {stage}.density: " in refusal(write(f"{stage}:\n  density: {density}\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("name=a/b", "name"),
+        ("name=''", "name"),
+        ("seed=1.5", "seed"),
+        ("dtype=float16", "dtype"),
+        ("chat=perhaps", "chat"),
+        ("max_length=0", "max_length"),
+        ("sample.num_generations=many", "sample.num_generations"),
+        ("sample.top_p=0", "sample.top_p"),
+        ("sample.temperature=-1", "sample.temperature"),
+        ("improve.label_smoothing=0.5", "improve.label_smoothing"),
+        ("improve.beta=0", "improve.beta"),
+        ("locate.criterion=best", "locate.criterion"),
+        ("improve.training.learning_rate=0", "improve.training.learning_rate"),
+        ("improve.training.save_total_limit=1", "improve.training.save_total_limit"),
+        ("evaluate.sets={}", "evaluate.sets"),
+        ("data.file=x.jsonl", "data"),  # two origins
+        ("data.task=null", "data"),  # none
+        ("evaluate.kl={split: test}", "evaluate.kl"),
+    ],
+)
+def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:
+    assert f": {key}: " in refusal(write(), override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        (["forget=null", "improve=null"], "nothing would be trained"),
+        (["score=null"], "set `forget: null`"),
+        (["locate=null"], "must be 1.0"),
+        (["locate.criterion=fisher"], "set locate.criterion to 'warmup'"),
+    ],
+)
+def test_stages_that_do_not_fit_each_other_are_refused(write, overrides: list[str], advice: str) -> None:
+    assert advice in refusal(write(), *overrides)
+
+
+def test_a_missing_key_is_named(write) -> None:
+    path = write(text=SMALLEST.replace("model: some/model\n", ""))
+    assert refusal(path) == f"{path}: model: required key is missing"
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "just words\n", "a: [1\n", "a: 1\n\tb: 2\n"])
+def test_what_is_no_mapping_is_refused_by_name(write, text: str) -> None:
+    assert "recipe.yaml" in refusal(write(text=text))
+
+
+def test_a_recipe_that_is_absent_a_folder_or_no_text_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "absent.yaml")
+    assert "directory" in refusal(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    assert "binary.yaml" in refusal(tmp_path / "binary.yaml")
+
+
+def test_defaults_yield_to_the_file_and_the_file_to_set(write) -> None:
+    path = write("improve: {density: 0.2}\n")
+    assert load_recipe(write()).improve.density == 0.10  # type: ignore[union-attr]
+    path = write("improve: {density: 0.2}\n")
+    assert load_recipe(path).improve.density == 0.2  # type: ignore[union-attr]
+    assert load_recipe(path, ["improve.density=0.3"]).improve.density == 0.3  # type: ignore[union-attr]
+    assert load_recipe(path, ["improve.density=0.3", "improve.density=0.4"]).max_density == 0.4
+
+
+def test_set_reads_yaml(write) -> None:
+    recipe = load_recipe(
+        write(),
+        [
+            "improve.training.learning_rate=5e-6",  # PyYAML alone reads a string
+            "sample.stop=['\\n\\n', \"Q:\"]",
+            "evaluate.sets.more={task: gsm8k, limit: 3}",
+            "sft.sources=[{task: ecqa, limit: 2}]",
+            "score=null",
+            "forget=null",
+            "pad_token='</s>'",
+        ],
+    )
+    assert recipe.improve is not None and recipe.improve.training.learning_rate == 5e-6
+    assert recipe.sample.stop == ["\\n\\n", "Q:"]
+    assert list(recipe.evaluate.sets) == ["test", "more"] and recipe.evaluate.sets["more"].limit == 3
+    assert recipe.sft is not None and recipe.sft.sources[0].task == "ecqa"
+    assert recipe.forget is None and recipe.pad_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5e-6", 5e-6), ("5E-6", 5e-6), ("1e3", 1e3), ("-.5e-1", -0.05), ("1.5e+2", 150.0)]
+)
+def test_floats_without_a_point_are_floats(write, text: str, value: float) -> None:
+    """Also where the recipe knows no type: transformers would get a string."""
+    path = write(f"improve:\n  training:\n    max_grad_norm: {text}\n")
+    for recipe in (load_recipe(path), load_recipe(write(), [f"improve.training.max_grad_norm={text}"])):
+        assert recipe.improve is not None
+        assert recipe.improve.training.model_dump()["max_grad_norm"] == value
+
+
+@pytest.mark.parametrize("override", ["improve.density", "=1", "name.part=1", "seed=[1", ""])
+def test_a_bad_override_is_quoted(write, override: str) -> None:
+    assert f"--set {override}: " in refusal(write(), override)
+
+
+def test_what_is_saved_reads_back_equal(write, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write("sft: {sources: [{task: ecqa, limit: 2}], training: {max_steps: 3, optim: adamw_torch}}\n"),
+        [
+            "improve.training.learning_rate=1e-12",
+            "sample.stop=['é\\n']",
+            "data_folder=rows",
+            "report.title=π",
+        ],
+    )
+    (tmp_path / "saved.yaml").write_text(save_recipe(recipe))
+    again = load_recipe(tmp_path / "saved.yaml")
+    assert again == recipe
+    assert save_recipe(again) == save_recipe(recipe)
+    assert again.sft is not None and again.sft.training.model_dump()["max_steps"] == 3
+
+
+def test_the_schema_is_json_and_forbids_unknown_keys() -> None:
+    found = json.loads(json.dumps(schema()))
+    assert found["additionalProperties"] is False
+    assert set(found["required"]) == {"name", "model", "data", "evaluate"}
+    assert found["properties"].keys() == Recipe.model_fields.keys()
+    assert found["$defs"]["Improve"]["properties"]["density"]["exclusiveMinimum"] == 0
+
+
+def test_reading_a_recipe_takes_neither_torch_nor_transformers(write) -> None:
+    program = (
+        "import sys; from pathlib import Path; from allo.recipe import load_recipe; import allo.cli; "
+        f"load_recipe(Path({str(write())!r})); "
+        "print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,137 @@
+"""A tiny policy and tiny data on which whole training runs take a second."""
+
+import gc
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+import allo
+from allo.core.param_mask import ParamMask
+from allo.hf.models import load_tokenizer
+from allo.hf.selected_trainer import SelectedTrainer
+from allo.hf.training import training_arguments
+
+LABORATORY = Path(allo.__file__).parent / "lab"
+TOKENIZER: PreTrainedTokenizerBase = load_tokenizer(LABORATORY)
+WORDS = sorted(word for word in TOKENIZER.get_vocab() if word.startswith(" ") and word[1:].isalpha())
+# accelerate collects garbage when a run begins: without what the imports made that is half of a tiny run.
+gc.freeze()
+
+NUM_PAIRS = 16
+SEED = 3
+# Two epochs of four steps, every step logged, nothing saved, at a rate at which a tiny model learns.
+EIGHT_STEPS = {
+    "learning_rate": 1e-2,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+}
+
+
+def model(dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """A random Llama of about 10 000 weights with the laboratory's vocabulary, large enough steps apart to learn."""
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        **{
+            "vocab_size": len(TOKENIZER),
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.2,
+            "bos_token_id": TOKENIZER.bos_token_id,
+            "eos_token_id": TOKENIZER.eos_token_id,
+            "pad_token_id": TOKENIZER.pad_token_id,
+        }
+        | config
+    )
+    return LlamaForCausalLM(settings).to(dtype)
+
+
+def text(seed: int, length: int) -> str:
+    return "".join(WORDS[(7 * seed + 13 * place + seed * place) % len(WORDS)] for place in range(length))
+
+
+def pairs() -> list[dict[str, Any]]:
+    """Preference pairs of unequal lengths."""
+    return [
+        {
+            "prompt": "Problem:" + text(row, 2 + row % 5) + "?",
+            "chosen": text(row + 100, 1 + (5 * row) % 7),
+            "rejected": text(row + 200, 2 + (3 * row) % 11),
+        }
+        for row in range(NUM_PAIRS)
+    ]
+
+
+def wrongs() -> list[dict[str, Any]]:
+    """Wrong completions of unequal lengths, a varying share of each one's tokens weighted."""
+    rows = []
+    for number, pair in enumerate(pairs()):
+        length = len(TOKENIZER(pair["rejected"], add_special_tokens=False).input_ids) + 1
+        weights = [float((number + place) % 3 != 0) for place in range(length)]
+        rows.append({"prompt": pair["prompt"], "completion": pair["rejected"], "token_weights": weights})
+    return rows
+
+
+def shapes(policy: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(param.shape) for name, param in policy.named_parameters()}
+
+
+def full_mask(policy: PreTrainedModel) -> ParamMask:
+    return ParamMask.full(shapes(policy))
+
+
+def every_third(policy: PreTrainedModel) -> ParamMask:
+    """Every third entry of each tensor but the last norm, which has none."""
+    indices = {
+        name: torch.arange(0, param.numel(), 3, dtype=torch.int32)
+        for name, param in policy.named_parameters()
+        if name != "model.norm.weight"
+    }
+    return ParamMask(indices, shapes=shapes(policy))
+
+
+def arguments(folder: Path, **settings: Any) -> Any:
+    return training_arguments(
+        EIGHT_STEPS | settings, folder=folder, seed=SEED, device=torch.device("cpu"), key="test.training"
+    )
+
+
+def trained(
+    kind: type[SelectedTrainer],
+    rows: Iterable[Mapping[str, Any]],
+    folder: Path,
+    *,
+    policy: PreTrainedModel | None = None,
+    mask: ParamMask | None = None,
+    own: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> SelectedTrainer:
+    """A trainer after its run; `own` goes to it, `settings` to its arguments."""
+    policy = model() if policy is None else policy
+    trainer = kind(
+        policy,
+        arguments(folder, **settings),
+        rows,
+        TOKENIZER,
+        mask=every_third(policy) if mask is None else mask,
+        **(own or {}),
+    )
+    trainer.train()
+    return trainer
+
+
+def logged(trainer: SelectedTrainer, name: str = "loss") -> list[float]:
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+def weights(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: param.detach().clone() for name, param in policy.named_parameters()}
