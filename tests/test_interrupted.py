@@ -24,7 +24,7 @@ SHORT = (
     "improve.training.num_train_epochs=8",
     "improve.training.save_steps=2",
 )
-LONGEST = 120  # seconds for one process
+LONGEST = 900  # seconds for one process
 
 
 @pytest.fixture

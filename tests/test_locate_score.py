@@ -16,6 +16,7 @@ from allo.core.importance_map import ImportanceMap
 from allo.core.selection import num_to_select
 from allo.core.token_credit import edit_scores, random_scores
 from allo.errors import UserError
+from allo.hf import scorers
 from allo.hf.start import save_whole, write_start
 from allo.recipe import Recipe
 from allo.records import Pair, TokenScores, Wrong
@@ -290,7 +291,7 @@ def test_scoring_goes_on_where_it_was_killed(run: RunFolder, monkeypatch: pytest
     unbroken = run.token_scores.read_bytes()
     run.token_scores.unlink()
     calls: list[int] = []
-    original = score.per_token_logps
+    original = scorers.per_token_logps
 
     def killed(policy: Any, batch: Any) -> Tensor:
         if len(calls) == 2:
@@ -298,11 +299,11 @@ def test_scoring_goes_on_where_it_was_killed(run: RunFolder, monkeypatch: pytest
         calls.append(len(batch["input_ids"]))
         return original(policy, batch)
 
-    monkeypatch.setattr(score, "per_token_logps", killed)
+    monkeypatch.setattr(scorers, "per_token_logps", killed)
     with pytest.raises(KeyboardInterrupt):
         scored(run, "confidence")
     assert not run.token_scores.exists()
-    monkeypatch.setattr(score, "per_token_logps", lambda *a: calls.append(0) or original(*a))
+    monkeypatch.setattr(scorers, "per_token_logps", lambda *a: calls.append(0) or original(*a))
     assert scored(run, "confidence") == whole
     assert run.token_scores.read_bytes() == unbroken
     assert calls == [4, 4, 0, 0]  # of four batches two came before the kill, two after

@@ -182,6 +182,8 @@ def run_document(folder: Path, namespace: dict[str, Any]) -> None:
                     allo(words[1:], folder=folder)
 
 
+# The Trainer pins memory by default, and torch says so where there is no GPU to pin it for.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from safetensors.torch import load_file

@@ -10,7 +10,7 @@ from allo.pipeline import NAMES, stages_of
 from allo.recipe import load_recipe, save_recipe, schema
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/allo/lab/*.yaml")])
+SHIPPED = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/allo/demo/*.yaml")])
 
 
 def test_recipes_ship() -> None:

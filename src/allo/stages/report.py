@@ -27,7 +27,5 @@ def write_report(
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `report.html` and `report.md` of one run into its folder."""
-    html, _ = write_report(
-        [run.path], run.path, title=recipe.report.title, num_examples=recipe.report.num_examples
-    )
-    return {"report": str(html)}
+    write_report([run.path], run.path, title=recipe.report.title, num_examples=recipe.report.num_examples)
+    return {}
