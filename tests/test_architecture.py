@@ -52,7 +52,8 @@ HOUSE = {
     "records": Room(),
     "console": Room({"errors"}),
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
-    "recipe": Room({"errors"}),
+    "recipe_errors": Room({"errors"}),
+    "recipe": Room({"errors", "recipe_errors"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
@@ -61,12 +62,12 @@ HOUSE = {
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
-    "sources": Room({"prompts", "recipe", "records"}),
+    "sources": Room({"errors", "prompts", "recipe", "records"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
-    "mask_files": Room({"errors", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
-    "delta": Room({"errors", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "mask_files": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "delta": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),

@@ -95,6 +95,16 @@ def solved(number: int) -> list[tuple[str, str]]:
             ["density is 2.0", "at most 1"],
         ),
         (["report", "absent"], ["absent"]),
+        (["report", "one", "two"], ["2 runs", "--out FOLDER", "one's own"]),
+        # Before the checkpoints are so much as opened.
+        (["delta", "extract", "absent", "absent", "."], [".: a folder", "the name of a file"]),
+        (
+            ["mask", "from-checkpoints", "absent", "absent", "--density", "0.1", "--out", "."],
+            [".: a folder", "the name of a file"],
+        ),
+        (["delta", "extract", "absent", "absent", "x" * 300], ["File name too long", "give another path"]),
+        (["delta", "extract", "absent", "absent", str(RECIPE / "out")], ["allo.yaml: File exists"]),
+        (["delta", "extract", "absent", "absent", str(RECIPE / "a" / "b")], ["Not a directory"]),
     ],
 )
 def test_bad_arguments_are_refused_by_name(
@@ -118,6 +128,7 @@ def test_bad_arguments_are_refused_by_name(
         ("evaluate.kl={file: absent.jsonl}", ["absent.jsonl: there is no such file"]),
         ("evaluate.sets.test.split=tset", ["tset", "test"]),
         ("data.skip=1000000", ["no prompts left", "lower `skip`"]),
+        ("evaluate.max_new_tokens=128", ["max_new_tokens is 128", "128 positions", "lower max_new_tokens"]),
         ("judge.verifier=choice", ["planted_flaws", "no `choices`"]),
         ("pad_token=<absent>", ["<absent>", "pad_token"]),
         ("improve.training.lerning_rate=1", ["improve.training", "lerning_rate"]),
@@ -170,6 +181,21 @@ def test_a_bad_pair_is_named(refuse_run: Refuse, tmp_path: Path, line: str, word
     assert said.startswith(f"allo: {file}:2: ") and all(word in said for word in words), said
 
 
+def test_a_slice_without_pairs_is_refused(refuse_run: Refuse, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    said = refuse_run(f"data={{pairs: {file}, skip: 1}}")
+    assert said.startswith(f"allo: {file}: no pairs left: 1 were found, skip is 1"), said
+
+
+def test_a_report_that_cannot_be_written_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "08-eval.json").write_text('{"schema": 1, "models": {"start": {"label": "SFT", "sets": {}}}}')
+    (tmp_path / "file").touch()
+    assert "file: File exists" in refuse("report", str(run), "--out", str(tmp_path / "file"))
+
+
 def test_prompts_without_an_answer_cannot_be_judged(refuse_run: Refuse, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "id": "unanswered"}\n')
     for key in ("data", "evaluate.sets.test"):
@@ -208,7 +234,7 @@ def truncate(file: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            ["pickled weights (pytorch_model.bin)", "python -c", "from_pretrained"],
+            ["pickled weights (pytorch_model.bin)", "python -c", "save_file"],
         ),
     ],
 )

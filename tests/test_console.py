@@ -1,5 +1,6 @@
 """What a person sees: bars on a terminal, nothing of them elsewhere, and text as it was written."""
 
+import io
 import os
 import pty
 import subprocess
@@ -7,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
 
+from allo import delta
 from allo.console import say, track
+from allo.mask_files import mask_from_checkpoints
 
 PROGRAM = "from allo.console import track; list(track(range(3), 'sample', total=3))"
 
@@ -49,3 +55,18 @@ def test_text_is_neither_markup_nor_emoji_nor_wrapped(capsys: pytest.CaptureFixt
     text = "a/b.jsonl:3: [bold]lacks[/bold] :warning: " + "word " * 60 + "end"
     say(text)
     assert capsys.readouterr().err == text + "\n"
+
+
+def test_passes_over_weights_show_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    for number, folder in enumerate((base, tuned)):
+        folder.mkdir()
+        save_file({name: torch.full((3,), float(number)) for name in "abcd"}, folder / "model.safetensors")
+    shown = io.StringIO()
+    monkeypatch.setattr("allo.console.console", Console(file=shown, force_terminal=True, width=80))
+    mask_from_checkpoints(base, tuned, density=0.5, out=tmp_path / "mask.safetensors")
+    delta.extract(base, tuned, tmp_path / "delta.safetensors")
+    delta.apply(base, tmp_path / "delta.safetensors", tmp_path / "again")
+    bars = shown.getvalue()
+    assert all(what in bars for what in ("mask, compare", "mask, select", "delta, extract", "delta, apply"))
+    assert (tmp_path / "again" / "model.safetensors").exists() and "4/4" in bars

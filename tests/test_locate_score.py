@@ -17,6 +17,7 @@ from allo.core.selection import num_to_select
 from allo.core.token_credit import edit_scores, random_scores
 from allo.errors import UserError
 from allo.hf import scorers
+from allo.hf.result import located_mask
 from allo.hf.start import save_whole, write_start
 from allo.recipe import Recipe
 from allo.records import Pair, TokenScores, Wrong
@@ -173,14 +174,36 @@ def test_gradient_and_taylor_are_those_of_the_dense_loss(run: RunFolder) -> None
     assert_top(located(run, "taylor"), {name: (theta[name] * dense[name]).abs() for name in dense})
 
 
-def test_fisher_sums_the_squares_of_each_micro_batch(run: RunFolder) -> None:
+def test_fisher_sums_the_squares_of_each_pair_whatever_the_batch(run: RunFolder) -> None:
     policy = model()
     squares = {name: torch.zeros_like(param) for name, param in policy.named_parameters()}
-    for start in range(0, NUM_PAIRS, TRAINING["per_device_train_batch_size"]):
-        batch = dense_losses(policy, model())[start : start + TRAINING["per_device_train_batch_size"]]
-        for name, gradient in gradients(batch, policy).items():
+    for loss in dense_losses(policy, model()):
+        for name, gradient in gradients([loss], policy).items():
             squares[name] += gradient.square()
+    assert TRAINING["per_device_train_batch_size"] > 1
     assert_top(located(run, "fisher"), squares)
+
+
+@pytest.mark.parametrize("criterion", ["warmup", "bottom"])
+def test_the_warmup_tells_the_bytes_of_its_training_state(criterion: str, run: RunFolder) -> None:
+    num_weights = sum(param.numel() for param in model().parameters())
+    training = TRAINING | {"optim": "adamw_torch"}
+    counts = locate.run(recipe(criterion, locate={"criterion": criterion, "training": training}), run)
+    # Master, gradient, two moments and the reference slot, all fp32; Adam also counts each parameter's steps.
+    assert 0 <= counts["training_state_bytes"] - num_weights * 5 * 4 < 100
+
+
+def test_an_importance_located_on_another_model_is_refused(run: RunFolder) -> None:
+    located(run, "magnitude")
+    policy = model()
+    mask = located_mask(recipe(), run, policy, density=DENSITY)
+    assert mask.num_selected == num_to_select(DENSITY, mask.num_weights)
+    with torch.no_grad():
+        next(policy.parameters())[0, 0] += 1
+    save_whole(policy, TOKENIZER, run.start / "model")
+    write_start(run, run.start / "model")
+    with pytest.raises(UserError, match=r"04-importance.*located on another model.*`allo locate`"):
+        located_mask(recipe(), run, policy, density=DENSITY)
 
 
 def test_magnitude_and_random_look_at_no_data(run: RunFolder) -> None:
@@ -244,6 +267,24 @@ def test_implicit_is_the_log_ratio_of_two_dense_models(run: RunFolder) -> None:
     assert scale > 0.1
     for name, ratio in ratios.items():
         torch.testing.assert_close(torch.tensor(rows[name].scores), (ratio / scale).sigmoid(), **FP32)
+
+
+def test_an_interrupted_implicit_scorer_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, start = model(), weights(model())
+    warmup = {name: tensor + 1 for name, tensor in start.items()}
+    context = scorers.Context(policy, TOKENIZER, max_length=64, seed=0, warmup=dict(warmup))
+
+    def killed_in_the_warmup(*_: Any) -> list[list[float]]:
+        if torch.equal(next(policy.parameters()), next(iter(warmup.values()))):
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(scorers, "_logps", killed_in_the_warmup)
+    with pytest.raises(KeyboardInterrupt):
+        scorers.implicit([], context)
+    for name, tensor in weights(policy).items():
+        assert torch.equal(tensor, start[name]), name
+        assert torch.equal(context.warmup[name].reshape(tensor.shape), warmup[name]), name
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """Loading: what is read, what is refused and with which words."""
 
 import importlib.util
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,10 +62,18 @@ def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_pickled_weights_are_refused_with_the_command_that_converts_them(folder: Path) -> None:
+    original = load_model(folder, dtype=torch.float32, device="cpu")
+    folder = folder.rename(folder.with_name("a folder's $(name)"))
     (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin.*(?s:.*)save_pretrained"):
+    torch.save(original.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin.*(?s:.*)python -c") as refusal:
         load_model(folder, dtype=torch.float32)
+    python, *command = shlex.split(str(refusal.value).splitlines()[-1])
+    assert python == "python"
+    subprocess.run([sys.executable, *command], check=True)
+    converted = load_model(folder, dtype=torch.float32, device="cpu")
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], tensor), name
 
 
 def test_a_folder_that_is_no_checkpoint_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
@@ -115,6 +126,11 @@ def test_an_unreachable_hub_model_is_named_with_the_alternatives(
 def test_an_unknown_device_is_an_error(folder: Path, device: str) -> None:
     with pytest.raises(UserError, match=device):
         load_model(folder, dtype=torch.float32, device=device)
+
+
+def test_a_gpu_that_the_trainer_would_not_use_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"device 'cuda:1': .*CUDA_VISIBLE_DEVICES=1 and device: cuda"):
+        load_model(folder, dtype=torch.float32, device="cuda:1")
 
 
 def test_a_tokenizer_needs_an_eos_token(folder: Path) -> None:

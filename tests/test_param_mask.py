@@ -82,6 +82,24 @@ def int32(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ({"w": int32(0, 1, 2, 3, 3, 5)}, r"the mask: w\.indices must be sorted and unique"),
+        ({"w": int32(2, 1)}, r"the mask: w\.indices must be sorted and unique"),
+        ({"w": int32(0, 6)}, r"w\.indices go from 0 to 6, outside .*\[2, 3\]"),
+        ({"w": int32(-1, 2)}, r"w\.indices go from -1 to 2"),
+        ({"w": torch.tensor([1])}, "int32 tensor, found torch.int64"),
+        ({"w": int32(1), "v": int32(1)}, "the mask: v is none of the model's tensors"),
+    ],
+)
+def test_a_mask_that_is_no_set_of_the_models_weights_is_refused(
+    indices: dict[str, Tensor], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ParamMask(indices, shapes={"w": (2, 3)})
+
+
 HEADER = {"kind": "mask", "schema": 1, "shapes": {"w": [2, 3]}, "metadata": {}}
 
 

@@ -183,7 +183,12 @@ def test_the_manifest_says_where_everything_came_from(finished: Path) -> None:
         assert {"python", "torch", "transformers", "allo-align"} <= entry["versions"].keys()
     stages = manifest["stages"]
     assert stages["improve"]["inputs"]["06-forget"] == stages["forget"]["outputs"]["06-forget"]
-    assert stages["sample"]["counts"] == {"prompts": 16, "completions": 64, "finished": 64}
+    assert stages["sample"]["counts"] == {
+        "prompts": 16,
+        "prompts_cut": 0,
+        "completions": 64,
+        "finished": 64,
+    }
 
 
 def test_the_deltas_are_all_that_alignment_changed(finished: Path, tmp_path: Path) -> None:

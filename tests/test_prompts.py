@@ -13,7 +13,9 @@ from trl.data_utils import extract_prompt
 
 from allo.errors import UserError
 from allo.prompts import PromptSource, read_pairs, read_prompts
+from allo.recipe import Recipe
 from allo.records import Message, Pair, Prompt
+from allo.sources import training_pairs
 
 CHAT: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
 ROWS: list[dict[str, Any]] = [
@@ -241,3 +243,25 @@ def test_bad_pairs_are_errors_that_name_the_line(tmp_path: Path, row: dict[str, 
     path = write(tmp_path, [{"prompt": "Q", "chosen": "a", "rejected": "b"}, row])
     with pytest.raises(UserError, match=message):
         read_pairs(path)
+
+
+def test_chat_wraps_the_prompts_of_pairs_that_are_text(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Q?\n", "chosen": "a", "rejected": "b"},
+        {"chosen": "Why? a", "rejected": "Why? b"},
+        {"prompt": [user("Hi"), assistant("Hi"), user("Q?")], "chosen": "a", "rejected": "b"},
+    ]
+    path = write(tmp_path, rows)
+    plain, wrapped = read_pairs(path), read_pairs(path, chat=True)
+    assert [pair.prompt for pair in plain] == ["Q?\n", "Why?", rows[2]["prompt"]]
+    assert [pair.prompt for pair in wrapped] == [[user("Q?")], [user("Why?")], rows[2]["prompt"]]
+
+
+def test_a_recipes_chat_and_slice_hold_for_its_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": f"Q{n}", "chosen": "a", "rejected": "b"} for n in range(4)])
+    data = {"pairs": path, "skip": 1, "limit": 2}
+    sets = {"test": {"task": "planted_flaws"}}
+    recipe = Recipe.model_validate(
+        {"name": "x", "model": "m", "chat": True, "data": data, "evaluate": {"sets": sets}}
+    )
+    assert [pair.prompt for pair in training_pairs(recipe)] == [[user("Q1")], [user("Q2")]]

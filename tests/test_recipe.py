@@ -106,6 +106,15 @@ def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> Non
         ("data.file=x.jsonl", "data"),  # two origins
         ("data.task=null", "data"),  # none
         ("evaluate.kl={split: test}", "evaluate.kl"),
+        ("improve.density=yes", "improve.density"),  # 1.0 to a lenient reader
+        ("seed=true", "seed"),
+        ("evaluate.sets.test.num_generations=false", "evaluate.sets.test.num_generations"),
+        ("improve.training.save_total_limit='2'", "improve.training.save_total_limit"),
+        ("improve.beta=.inf", "improve.beta"),
+        ("sample.max_new_tokens=0", "sample.max_new_tokens"),
+        ("sample.temperature=0", "sample"),  # ten times the same completion
+        ("evaluate.sets.a/b={task: gsm8k}", "evaluate.sets.a/b"),  # part of a file's name
+        ("data={pairs: pairs.jsonl, order: shuffled}", "data"),
     ],
 )
 def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:
@@ -119,10 +128,29 @@ def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:
         (["score=null"], "set `forget: null`"),
         (["locate=null"], "must be 1.0"),
         (["locate.criterion=fisher"], "set locate.criterion to 'warmup'"),
+        (["max_length=1024"], "sample.max_new_tokens 1024 must be below max_length 1024"),
+        (["evaluate.greedy=false", "evaluate.num_generations=0"], "set 'test' has no completion to measure"),
+        (["evaluate.greedy=false", "evaluate.sets.test.num_generations=0"], "set 'test' has no completion"),
     ],
 )
 def test_stages_that_do_not_fit_each_other_are_refused(write, overrides: list[str], advice: str) -> None:
     assert advice in refusal(write(), *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["improve.density=1", "improve.beta=1", "sample.temperature=1"],  # integers are numbers
+        ["sample.temperature=0", "sample.num_generations=1"],
+        ["evaluate.greedy=false"],
+        ["evaluate.num_generations=0"],
+        ["evaluate.greedy=false", "evaluate.num_generations=0", "evaluate.sets.test.num_generations=2"],
+        ["data={pairs: pairs.jsonl, skip: 1}", "max_length=1024"],  # nothing is sampled to train on
+        ["evaluate.sets.a-b_c={task: gsm8k}"],
+    ],
+)
+def test_what_is_possible_is_allowed(write, overrides: list[str]) -> None:
+    load_recipe(write(), overrides)
 
 
 def test_a_missing_key_is_named(write) -> None:
@@ -220,3 +248,11 @@ def test_reading_a_recipe_takes_neither_torch_nor_transformers(write) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_secret_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nmodel: m\ndata: {task: gsm8k}\nevaluate: {sets: {a: {task: gsm8k}}}\n")
+    with pytest.raises(UserError, match=r"improve\.training\.hub_token.*HF_TOKEN") as refused:
+        load_recipe(path, ["improve.training.hub_token=hf_abc123"])
+    assert "hf_abc123" not in str(refused.value)

@@ -99,7 +99,7 @@ def run(tmp_path: Path) -> Path:
     ]
     for place in (
         "00-sft/metrics.jsonl",
-        "04-warmup-metrics.jsonl",
+        "04-warmup/metrics.jsonl",
         "06-forget/metrics.jsonl",
         "07-improve/metrics.jsonl",
     ):
@@ -227,7 +227,7 @@ def test_headline_reads_from_the_record(run: Path) -> None:
     assert "+15.0 points; the intervals do not overlap. 5.23 % of the weights were trained." in text
 
 
-@pytest.mark.parametrize("name", ["00-sft", "04-warmup-metrics.jsonl", "05-token-scores.parquet", "03-wrong.jsonl",
+@pytest.mark.parametrize("name", ["00-sft", "04-warmup", "05-token-scores.parquet", "03-wrong.jsonl",
                                   "06-forget", "07-improve", "manifest.json", "recipe.yaml"])  # fmt: skip
 def test_any_skipped_stage_leaves_a_report(run: Path, name: str) -> None:
     (run / name).rename(run.parent / "elsewhere")
@@ -260,6 +260,19 @@ def test_mask_reaches_the_density_map(run: Path) -> None:
         DensityRow("0", "q_proj", 0, 16), DensityRow("1", "q_proj", 4, 16), DensityRow("-", "embed_tokens", 0, 32),
     }  # fmt: skip
     assert "layer 1, q_proj: 25\u00a0% (4 of 16)" in render([seen])[0]
+
+
+def test_the_cost_of_a_warm_up_is_said(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    note = "Training state of ALLO planted includes the warm-up, which trains all weights once"
+    evaluation = json.loads((run / "08-eval.json").read_text())
+    evaluation["models"]["aligned"]["label"] = "ALLO planted"
+    write(run / "08-eval.json", evaluation)
+    for counts, said in (({"training_state_bytes": 655_360}, True), ({"weights": 3}, False)):
+        manifest["stages"]["locate"] = {"counts": counts}
+        write(run / "manifest.json", manifest)
+        html, markdown = render([view(run)])
+        assert (note in html, note in markdown) == (said, said)
 
 
 def test_shared_start_is_shown_once_and_equal_labels_name_their_run(run: Path) -> None:

@@ -17,7 +17,7 @@ def test_the_state_costs_22_bytes_a_selected_weight(tmp_path: Path, monkeypatch:
     assert spec is not None and spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    output = tmp_path / "record.json"
+    output = tmp_path / "results" / "record.json"  # a fresh clone has no such folder
     arguments = ["--layers", "2", "--size", "40", "--every", "20", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["selected_step.py", *arguments])
     benchmark.main()

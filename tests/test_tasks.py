@@ -63,6 +63,14 @@ def test_a_free_form_row_in_words(tmp_path: Path, name: str) -> None:
     )
 
 
+def test_two_rows_with_one_id_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k/train.jsonl", [FREE_FORM, {**FREE_FORM, "id": "other"}, FREE_FORM])
+    with pytest.raises(
+        UserError, match=r"train\.jsonl:3: the id 'gsm8k-train-0' is that of .*train\.jsonl:1 too"
+    ):
+        list(tasks.load("gsm8k", "train", folder=tmp_path))
+
+
 def test_the_plain_file_is_read_where_its_gzip_lies_beside(tmp_path: Path) -> None:
     write(tmp_path, "gsm8k/train.jsonl.gz", [{**FREE_FORM, "answer": "old"}])
     write(tmp_path, "gsm8k/train.jsonl", [FREE_FORM])

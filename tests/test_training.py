@@ -59,6 +59,13 @@ def test_what_allo_sets_is_not_the_blocks_to_set(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"bf16": True}, r"^test\.training\.bf16: mixed precision"),
+        ({"bf16_full_eval": True}, r"^test\.training\.bf16_full_eval: evaluation would round"),
+        ({"fp16_full_eval": True}, r"^test\.training\.fp16_full_eval: evaluation would round"),
+        ({"fsdp": "full_shard"}, r"^test\.training\.fsdp: .*several processes"),
+        ({"auto_find_batch_size": True}, r"^test\.training\.auto_find_batch_size: .*Lower per_device"),
+        ({"save_only_model": True}, r"^test\.training\.save_only_model: .*optimizer"),
+        ({"neftune_noise_alpha": 5}, r"^test\.training\.neftune_noise_alpha: policy and reference"),
+        ({"label_smoothing_factor": 0.1}, r"^test\.training\.label_smoothing_factor: the losses have no"),
         ({"eval_strategy": "epoch"}, "eval_strategy: epoch needs"),
     ],
 )
@@ -67,6 +74,31 @@ def test_settings_that_would_not_apply_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         trained(ImproveTrainer, pairs(), tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token", "token"])
+def test_a_secret_is_refused_and_not_repeated(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^test\.training\.{name}: .*set HF_TOKEN") as refusal:
+        arguments(tmp_path, **{name: "hf_secret"})
+    assert "hf_secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["push_to_hub", "push_to_hub_model_id", "hub_model_id"])
+def test_nothing_is_uploaded(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^test\.training\.{name}: nothing is uploaded"):
+        arguments(tmp_path, **{name: True})
+
+
+@pytest.mark.parametrize("name", ["push_to_hub", "deepspeed"])
+def test_arguments_that_no_recipe_made_are_checked_too(name: str, tmp_path: Path) -> None:
+    policy, args = model(), arguments(tmp_path)
+    setattr(args, name, True)  # transformers itself asks for a login or a package first
+    with pytest.raises(UserError, match=rf"^{name}: .*Remove the key"):
+        ImproveTrainer(policy, args, pairs(), TOKENIZER, mask=full_mask(policy))
+
+
+def test_what_counts_tokens_is_no_secret(tmp_path: Path) -> None:
+    assert arguments(tmp_path, include_num_input_tokens_seen=True)
 
 
 def test_the_mask_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def main() -> None:
     }
     result = record(list(columns.values()), list(columns), machine=machine)
     output = options.output or ROOT / "benchmarks" / "results" / f"selected_step-{options.device.type}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(columns, indent=1))
 

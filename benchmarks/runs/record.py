@@ -3,7 +3,8 @@
     python benchmarks/runs/record.py TABLE RUN... --command "make demo" --machine "2 CPU cores"
 
 Reads each run's `08-eval.json` and `manifest.json`; writes `benchmarks/results/TABLE.json`. A start that
-several runs share is recorded once. Refuses runs whose stages were made by different commits.
+several runs share is recorded once. The commit on record is that of the evaluation; a stage made from
+uncommitted changes is refused.
 """
 
 import argparse
@@ -24,7 +25,14 @@ def figure(found: dict[str, Any] | None, *, key: str = "accuracy") -> dict[str, 
     return {"value": round(found[key], 4), "low": round(found["low"], 4), "high": round(found["high"], 4)}
 
 
-def row(label: str, model: dict[str, Any], sets: list[str]) -> list[Any]:
+def state_bytes(stages: dict[str, Any]) -> int:
+    """The larger training state of forgetting and improving."""
+    return max(
+        stages[stage]["counts"]["training_state_bytes"] for stage in ("forget", "improve") if stage in stages
+    )
+
+
+def row(label: str, model: dict[str, Any], sets: list[str], *, state: int) -> list[Any]:
     results = [model["sets"][name] for name in sets]
     figures = [figure(result[kind]) for result in results for kind in ("greedy", "sampled")]
     trained = model["trained_weights"] or None
@@ -34,35 +42,31 @@ def row(label: str, model: dict[str, Any], sets: list[str]) -> list[Any]:
         figure(model["kl"], key="value"),
         trained,
         round(model["seconds"]) if trained else None,
-        model["training_state_bytes"] or None,
+        state if trained else None,
     ]
 
 
 def record(table: str, runs: list[Path], *, command: str, machine: str) -> dict[str, Any]:
     """The record in the form that `scripts/render_tables.py` reads."""
     evaluations = [json.loads((run / "08-eval.json").read_text()) for run in runs]
-    stages = [
-        entry for run in runs for entry in json.loads((run / "manifest.json").read_text())["stages"].values()
-    ]
-    commits = {(entry["commit"], entry["dirty"]) for entry in stages}
-    if len(commits) != 1:
+    manifests = [json.loads((run / "manifest.json").read_text())["stages"] for run in runs]
+    if any(entry["dirty"] is not False for manifest in manifests for entry in manifest.values()):
         sys.exit(
-            f"the stages come from several states of the source: {sorted(map(str, commits))}; run them again"
+            "a stage was made from uncommitted changes, or outside a checkout; commit, then run it again"
         )
-    commit, dirty = commits.pop()
     sets = list(next(iter(evaluations[0]["models"].values()))["sets"])
     rows = {}
-    for run, evaluation in zip(runs, evaluations, strict=True):
+    for run, evaluation, stages in zip(runs, evaluations, manifests, strict=True):
         for name, model in evaluation["models"].items():
-            label = LABELS.get(name, run.name)
-            rows.setdefault(label, row(label, model, sets))
+            label = LABELS.get(name, run.name if len(runs) > 1 else "aligned")
+            rows.setdefault(label, row(label, model, sets, state=state_bytes(stages)))
     order = sorted(rows, key=lambda label: label != LABELS["start"])
     return {
         "schema": 1,
         "table": table,
         "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "dirty": dirty,
+        "commit": manifests[0]["evaluate"]["commit"],
+        "dirty": False,
         "machine": machine,
         "command": command,
         "columns": [
@@ -71,7 +75,7 @@ def record(table: str, runs: list[Path], *, command: str, machine: str) -> dict[
             "KL to start, nats a token",
             "weights trained",
             "seconds",
-            "training state, bytes",
+            "state of forget and improve, bytes",
         ],
         "rows": [rows[label] for label in order],
     }

@@ -26,9 +26,10 @@ PIECE = 1 << 20
 # Other formats' weights beside a checkpoint: a patched copy must not carry them along unpatched.
 _WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".safetensors", ".part"}
 
+_PICKLES = "pytorch_model*.bin"  # what transformers calls pickled weights
 _CONVERT = (
     "import glob, sys, torch; from safetensors.torch import save_file; "
-    'files = sorted(glob.glob(sys.argv[1] + "/pytorch_model*.bin")); '
+    f'files = sorted(glob.glob(glob.escape(sys.argv[1]) + "/{_PICKLES}")); '
     'load = lambda f: torch.load(f, map_location="cpu", weights_only=True); '
     "save_file({n: t.clone().contiguous() for f in files for n, t in load(f).items()}, "
     'sys.argv[1] + "/model.safetensors", metadata={"format": "pt"})'
@@ -111,6 +112,16 @@ def fingerprint(folder: str | Path) -> str:
     return combine({name: checkpoint.digest(name) for name in checkpoint.stored})
 
 
+def refuse_pickles(folder: Path) -> None:
+    """UserError, with the command that converts them, where `folder` holds pickled weights."""
+    pickled = sorted(file.name for file in folder.glob(_PICKLES))
+    if pickled:
+        raise UserError(
+            f"{folder} holds pickled weights ({pickled[0]}), which allo does not open; convert them:\n"
+            f"  python -c {shlex.quote(_CONVERT)} {shlex.quote(str(folder))}"
+        )
+
+
 def check_same_layout(base: Checkpoint, tuned: Checkpoint) -> None:
     """UserError naming the first tensor whose presence, shape or dtype differs."""
     for name in [*base.stored, *(name for name in tuned.stored if name not in base.stored)]:
@@ -174,11 +185,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
         return files
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",)
-    if any(folder.glob("pytorch_model*.bin")):
-        command = f"python -c {shlex.quote(_CONVERT)} {shlex.quote(str(folder))}"
-        raise UserError(
-            f"{folder} holds pickled weights, which allo does not open; convert them:\n  {command}"
-        )
+    refuse_pickles(folder)
     raise UserError(f"{folder} has neither model.safetensors nor {INDEX}")
 
 

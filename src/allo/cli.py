@@ -14,6 +14,11 @@ from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
+# A place that cannot be written, or no longer: the user can mend it, and a traceback says no more.
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.EISDIR, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT),
+}
 
 app = typer.Typer(
     add_completion=False,
@@ -72,6 +77,11 @@ def report(
     if len(runs) == 1 and runs[0].suffix in (".yaml", ".yml"):
         run_one(load_recipe(runs[0], overrides), "report", force=True)
         return
+    if len(runs) > 1 and out is None:
+        raise UserError(
+            f"{len(runs)} runs: say where their report goes with --out FOLDER; without, it would take the place of "
+            f"{runs[0]}'s own."
+        )
     from allo.stages.report import write_report
 
     html, markdown = write_report(runs, out or runs[0])
@@ -100,6 +110,7 @@ def mask_from_checkpoints(
     out: Annotated[Path, typer.Option(help="The mask's file.")],
 ) -> None:
     """Select the weights that differ most between two checkpoints."""
+    _check_writable(out)
     from allo.mask_files import mask_from_checkpoints
 
     mask = mask_from_checkpoints(base, tuned, density=density, out=out)
@@ -124,6 +135,7 @@ def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
 @delta_app.command("extract")
 def delta_extract(base: Path, tuned: Path, out: Path) -> None:
     """Write what changed from BASE to TUNED as one small file."""
+    _check_writable(out)
     from allo.delta import extract
 
     _print_delta(out, extract(base, tuned, out))
@@ -146,6 +158,16 @@ def delta_info(delta: Path) -> None:
     _print_delta(delta, info(delta))
 
 
+def _check_writable(out: Path) -> None:
+    """Find out before a long pass over weights whether its file can be written, and make its folder."""
+    if out.is_dir():
+        raise UserError(f"{out}: a folder; give the name of a file to write.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part")
+    part.touch()
+    part.unlink()
+
+
 def _print_delta(path: Path, found: object) -> None:
     typer.echo(str(path))
     for key, value in vars(found).items():
@@ -164,7 +186,10 @@ def main() -> None:
             say("allo: interrupted; start it again to go on where it stopped")
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
-        say(f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written, start it again")
+        say(
+            f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written: "
+            "mend that or give another path, and start it again"
+        )
         sys.exit(2)

@@ -1,6 +1,6 @@
 """What a person sees while a run works: one console, one progress bar; quiet off a terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -16,7 +16,7 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def track(items: Iterable[Item], description: str, *, total: int, done: int = 0) -> Iterator[Item]:
+def track(items: Iterable[Item], description: str, *, total: int, done: int = 0) -> Generator[Item]:
     """Yield `items` under a bar that starts at `done` of `total`; no output off a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -7,6 +7,7 @@ the digest of every tensor of the base, touched or not, so that a wrong base is 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from allo.checkpoints import Checkpoint, check_same_layout, write_like
+from allo.console import track
 from allo.core import sparse_file
 from allo.core.fingerprints import Digest, as_bits, combine
 from allo.core.selected import scatter
@@ -139,7 +141,7 @@ def extract(base: str | Path, tuned: str | Path, out: str | Path) -> DeltaInfo:
     starts: dict[str, tuple[int, int]] = {}
     counts: dict[str, int] = {}
     hashes: dict[str, str] = {}
-    for name, entry in before.stored.items():
+    for name, entry in track(before.stored.items(), "delta, extract", total=len(before.stored)):
         starts[name] = (len(positions), len(replacements[entry.dtype]))
         original, start = Digest(entry.dtype, entry.shape), 0
         for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
@@ -179,6 +181,7 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
             )
 
     def patched(name: str, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        next(bar)
         entry = checkpoint.stored[name]
         original, start = Digest(entry.dtype, entry.shape), 0
         for piece in pieces:
@@ -196,7 +199,9 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
                 f" the base's fingerprint must be {change.base_fingerprint}"
             )
 
-    write_like(checkpoint, out, patched)
+    tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored))
+    with closing(tensors) as bar:
+        write_like(checkpoint, out, patched)
 
 
 def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> None:

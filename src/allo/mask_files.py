@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from allo.checkpoints import Checkpoint, check_same_layout
+from allo.console import track
 from allo.core import importance
 from allo.core.fingerprints import Digest, combine
 from allo.core.param_mask import ParamMask
@@ -35,9 +36,8 @@ def mask_from_checkpoints(
 ) -> ParamMask:
     """Select the top `density` of all floating-point weights, write the mask to `out`, return it.
 
-    Resident memory does not
-    grow with the model, only with the mask itself. Where fewer weights differ than are asked for
-    (identical folders at worst) the mask still has exactly k: the rest are unchanged weights drawn
+    Resident memory does not grow with the model, only with the mask itself. Where fewer weights
+    differ than are asked for (identical folders at worst) the mask still has exactly k: the rest are unchanged weights drawn
     by their stable hash, and a UserWarning says how many.
 
     Raises UserError for an impossible density or criterion, for folders that cannot be read or
@@ -61,7 +61,7 @@ def mask_from_checkpoints(
         )
 
     def scores() -> Iterator[tuple[str, Tensor]]:
-        for name in shapes:
+        for name in track(shapes, "mask, select", total=len(shapes)):
             start = 0
             for theta, theta_tuned in zip(before.pieces(name), after.pieces(name), strict=True):
                 statistic = theta_tuned
@@ -86,7 +86,7 @@ def mask_from_checkpoints(
 def _survey(before: Checkpoint, after: Checkpoint) -> tuple[str, int]:
     """One pass: the base's fingerprint and how many floating-point entries differ."""
     digests, num_changed = {}, 0
-    for name, entry in before.stored.items():
+    for name, entry in track(before.stored.items(), "mask, compare", total=len(before.stored)):
         state = Digest(entry.dtype, entry.shape)
         for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
             state.update(old)

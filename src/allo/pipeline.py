@@ -54,7 +54,7 @@ STAGES = (
         "locate",
         ("00-sft", "03-pairs.jsonl"),
         ("04-importance.safetensors", "04-warmup"),
-        (*MODEL, "locate", "score.scorer", "max_density"),
+        (*MODEL, "locate", "reads_warmup", "max_density"),
     ),
     Stage(
         "score", ("00-sft", "03-wrong.jsonl", "04-warmup"), ("05-token-scores.parquet",), (*MODEL, "score")

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -12,6 +12,9 @@ from allo import tasks
 from allo.errors import UserError
 from allo.records import Message, Pair, Prompt
 from allo.rows import Row, checked, hub_rows, read_rows, stem
+from allo.tasks.base import distinct
+
+Asked = TypeVar("Asked", Prompt, Pair)
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ def _all_prompts(source: PromptSource) -> Iterator[Prompt]:
             return tasks.load(task, source.split, folder=source.folder)
         case None, (str() | Path()) as file, None:
             path = Path(file)
-            return _from_rows(read_rows(path), name=stem(path))
+            return distinct(_from_rows(read_rows(path), name=stem(path)))
         case None, None, str(hub):
-            return _from_rows(hub_rows(hub, source.split), name=f"{hub.split('/')[-1]}-{source.split}")
+            name = f"{hub.split('/')[-1]}-{source.split}"
+            return distinct(_from_rows(hub_rows(hub, source.split), name=name))
     given = [name for name in ("task", "file", "hub") if getattr(source, name) is not None]
     raise UserError(
         f"prompts come from exactly one of `task`, `file`, `hub`; given: {', '.join(given) or 'none'}."
@@ -75,10 +79,10 @@ def _ordered(prompts: list[Prompt], source: PromptSource) -> list[Prompt]:
     return prompts
 
 
-def _as_chat(prompt: Prompt) -> Prompt:
-    if isinstance(prompt.prompt, list):
-        return prompt
-    return replace(prompt, prompt=[Message(role="user", content=prompt.prompt.strip())])
+def _as_chat(asked: Asked) -> Asked:
+    if isinstance(asked.prompt, list):
+        return asked
+    return replace(asked, prompt=[Message(role="user", content=asked.prompt.strip())])
 
 
 def _said(text: str) -> str:
@@ -119,23 +123,19 @@ def messages(chat: list[ChatMessage]) -> list[Message]:
     return [Message(role=message.role, content=message.content) for message in chat]
 
 
-def _from_rows(rows: Iterator[tuple[int, str, Row]], *, name: str) -> Iterator[Prompt]:
-    places: dict[str, str] = {}
+def _from_rows(rows: Iterator[tuple[int, str, Row]], *, name: str) -> Iterator[tuple[str, Prompt]]:
     for number, place, row in rows:
         checked_row = checked(PromptRow, row, place=place)
-        prompt_id = checked_row.id or f"{name}-{number}"
-        if prompt_id in places:
-            raise UserError(
-                f"{place}: the id {prompt_id!r} is that of {places[prompt_id]} too; ids must differ."
-            )
-        places[prompt_id] = place
         text = checked_row.prompt
-        yield Prompt(
-            id=prompt_id,
-            prompt=text if isinstance(text, str) else messages(text),
-            answer=checked_row.answer,
-            solution=checked_row.solution,
-            choices=checked_row.choices,
+        yield (
+            place,
+            Prompt(
+                id=checked_row.id or f"{name}-{number}",
+                prompt=text if isinstance(text, str) else messages(text),
+                answer=checked_row.answer,
+                solution=checked_row.solution,
+                choices=checked_row.choices,
+            ),
         )
 
 
@@ -152,11 +152,12 @@ class PairRow(BaseModel):
     rejected_finished: bool = True
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
     """Ready preference pairs of a file (see `rows.FILE_TYPES`), in any of TRL's formats.
 
     With `prompt` or, without, with the prompt as what `chosen` and `rejected` begin with in common; as
-    strings or as lists of messages. Raises `UserError` naming the line for a row that is no pair.
+    strings or as lists of messages. `chat` turns a prompt that is text into one user message. Raises
+    `UserError` naming the line for a row that is no pair.
     """
     path = Path(path)
     pairs = []
@@ -180,7 +181,7 @@ def read_pairs(path: Path) -> list[Pair]:
                 rejected_finished=found.rejected_finished,
             )
         )
-    return pairs
+    return [_as_chat(pair) for pair in pairs] if chat else pairs
 
 
 def _split(row: PairRow, *, place: str) -> tuple[str | list[Message], str, str]:

@@ -13,7 +13,11 @@ PACKAGES = ("allo-align", "torch", "transformers", "accelerate", "datasets", "sa
 
 
 def provenance() -> dict[str, Any]:
-    """The source's commit, the packages' versions and the hardware, as they are now."""
+    """The source's commit, the packages' versions and the hardware, as they are now.
+
+    Where a GPU is in use, also the peak of its memory since `reset_peak_memory`.
+    """
+    gpu = _gpu()
     return {
         **_commit(),
         "versions": {
@@ -21,44 +25,50 @@ def provenance() -> dict[str, Any]:
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
         "hardware": _hardware(),
+        **({} if gpu is None else {"peak_gpu_memory_bytes": int(gpu.max_memory_allocated())}),
     }
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of the source tree that runs, and whether it has uncommitted changes."""
+    """The commit of the source tree that runs, and whether it has uncommitted changes.
+
+    None for an installed package, also where its environment lies in another project's repository.
+    """
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if Path(git("rev-parse", "--show-toplevel")) == root:
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": None, "dirty": None}
 
 
 def _hardware() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+    torch, gpu = sys.modules.get("torch"), _gpu()
     threads = torch.get_num_threads() if torch is not None else 1
-    return f"{platform.machine()} CPU, {threads} threads"
+    cpu = f"{platform.machine()} CPU, {threads} threads"
+    return cpu if gpu is None else f"{gpu.get_device_name()}, {cpu}"
+
+
+def _gpu() -> Any:
+    """`torch.cuda` where this process uses it, else None: that it could says nothing about a result."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def reset_peak_memory() -> None:
-    """Let the kernel measure this stage's peak alone (Linux)."""
+    """Let the kernel (Linux) and the GPU's allocator measure this stage's peak alone."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if (gpu := _gpu()) is not None:
+        gpu.reset_peak_memory_stats()
 
 
 def peak_memory() -> int:
-    """Peak resident bytes since `reset_peak_memory`; of the GPU's allocator where there is one."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    """Peak resident bytes since `reset_peak_memory`."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -4,22 +4,29 @@ Precedence: defaults < file < `--set key=value`. An unknown key, a wrong type or
 value raises `UserError` naming the key before anything heavy is imported.
 """
 
-import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
+from allo.recipe_errors import explain
 
-Density = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Temperature = Annotated[float, Field(ge=0)]
+# Strict, since YAML's `yes` would pass as 1; an integer is still a number.
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Density = Annotated[Number, Field(gt=0, le=1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+CountOrZero = Annotated[Whole, Field(ge=0)]
+# It becomes part of a file's name.
+SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 Criterion = Literal["warmup", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
@@ -40,7 +47,7 @@ class Source(Block):
     hub: str | None = None
     split: str = "train"
     order: Literal["given", "shuffled", "shortest"] = "given"
-    skip: Annotated[int, Field(ge=0)] = 0
+    skip: CountOrZero = 0
     limit: Count | None = None
 
     @model_validator(mode="after")
@@ -62,6 +69,12 @@ class Data(Source):
     pairs: Path | None = None
     """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
 
+    @model_validator(mode="after")
+    def _pairs_are_taken_as_they_stand(self) -> "Data":
+        if self.pairs is not None and self.order != "given":
+            raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
+        return self
+
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
         return ("task", "file", "hub", "pairs")
@@ -80,24 +93,36 @@ class Training(BaseModel):
     per_device_train_batch_size: Count = 4
     gradient_accumulation_steps: Count = 8
     lr_scheduler_type: str = "cosine"
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
+    warmup_steps: NotNegative = 0.1
     """Below 1: a share of all steps."""
     logging_steps: Positive = 1
     save_steps: Positive = 0.25
-    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    save_total_limit: Annotated[Whole, Field(ge=2)] = 2
     """At least 2: the last whole checkpoint stays until the next one is whole."""
     report_to: str | list[str] = "none"
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> "Training":
+        """A recipe is saved with its run and shown in its report. Raised without the value."""
+        secret = next((key for key in self.model_extra or {} if key.endswith("token")), None)
+        if secret is not None:
+            raise PydanticCustomError(
+                "secret",
+                "{key}: a secret does not belong in a recipe; set HF_TOKEN in the environment",
+                {"key": secret},
+            )
+        return self
 
 
 class SftTraining(Training):
     learning_rate: Positive = 2e-5
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    warmup_steps: NotNegative = 0.03
 
 
 class ForgetTraining(Training):
     learning_rate: Positive = 5e-7
     gradient_accumulation_steps: Count = 32
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    warmup_steps: NotNegative = 0.03
 
 
 class ImproveTraining(Training):
@@ -116,12 +141,23 @@ class Sample(Block):
     """Completions of the starting model (method.md section 2)."""
 
     num_generations: Count = 10
-    temperature: Temperature = 0.7
+    temperature: NotNegative = 0.7
+    """0 takes the most probable token each time."""
     top_p: Share = 0.95
     max_new_tokens: Count = 1024
+    """Of a completion, on top of its prompt; below `max_length`, or the longest could not be trained on."""
     batch_size: Count = 128
     """Completions decoded together."""
     stop: list[str] = []
+
+    @model_validator(mode="after")
+    def _generations_differ(self) -> "Sample":
+        if self.temperature == 0 and self.num_generations > 1:
+            raise ValueError(
+                f"at temperature 0 all {self.num_generations} completions of a prompt would be the same: "
+                "raise temperature, or set num_generations to 1"
+            )
+        return self
 
 
 class Judge(Block):
@@ -146,7 +182,7 @@ class Score(Block):
 
     scorer: ScorerName = "implicit"
     weights: WeightRule = "indicator"
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""
     batch_size: Count = 16
 
@@ -165,7 +201,7 @@ class Improve(Block):
     density: Density = 0.10
     keep: Share = 0.5
     beta: Positive = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
     training: ImproveTraining = ImproveTraining()
 
 
@@ -176,13 +212,13 @@ class Kl(Source):
 
 
 class EvaluationSet(Source):
-    num_generations: Annotated[int, Field(ge=0)] | None = None
+    num_generations: CountOrZero | None = None
     """Instead of `evaluate.num_generations`."""
 
 
 class Evaluate(Block):
-    sets: Annotated[dict[str, EvaluationSet], Field(min_length=1)]
-    num_generations: Annotated[int, Field(ge=0)] = 4
+    sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
+    num_generations: CountOrZero = 4
     """Sampled completions a prompt; 0 measures greedy accuracy alone."""
     greedy: bool = True
     temperature: Positive = 0.7
@@ -194,6 +230,25 @@ class Evaluate(Block):
     """Evaluate the starting model too; its completions are the other models' baseline."""
     forgotten: bool = False
     """Also evaluate the model between forgetting and improving."""
+
+    @model_validator(mode="after")
+    def _every_set_is_measured(self) -> "Evaluate":
+        for name in self.sets:
+            if not self.greedy and self.generations(name) == 0:
+                raise ValueError(
+                    f"set {name!r} has no completion to measure: set greedy to true, or num_generations above 0"
+                )
+        return self
+
+    def generations(self, name: str) -> int:
+        """Sampled completions a prompt of a set."""
+        own = self.sets[name].num_generations
+        return self.num_generations if own is None else own
+
+    @property
+    def kl_tokens(self) -> int:
+        """The longest continuation on which the distance is measured."""
+        return (self.kl and self.kl.max_new_tokens) or self.max_new_tokens
 
 
 class Report(Block):
@@ -207,7 +262,7 @@ class Recipe(Block):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """The run's folder below `out`."""
     out: Path = Path("runs")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: CountOrZero = 0
     model: str
     """A folder, a hub id, or a GGUF file."""
     trust_remote_code: bool = False
@@ -218,6 +273,9 @@ class Recipe(Block):
     chat: bool = False
     """Wrap string prompts as one user message of the tokenizer's chat template."""
     max_length: Count = 1200
+    """Tokens of a training row, prompt and completion together: a longer row loses the beginning of its
+    prompt, and is dropped where the completion alone does not fit. Also of a prompt alone where completions
+    are sampled; `max_new_tokens` come on top."""
 
     data_folder: Path | None = None
     """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
@@ -239,10 +297,14 @@ class Recipe(Block):
             raise ValueError("forget and improve are both null: nothing would be trained")
         if self.forget and self.score is None:
             raise ValueError("forget needs score (set `forget: null` to leave both out)")
+        if self.data.pairs is None and self.sample.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"sample.max_new_tokens {self.sample.max_new_tokens} must be below max_length "
+                f"{self.max_length}: a completion of that length fits no training row"
+            )
         if self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
-        implicit = self.forget is not None and self.score is not None and self.score.scorer == "implicit"
-        if implicit and (self.locate is None or self.locate.criterion != "warmup"):
+        if self.reads_warmup and (self.locate is None or self.locate.criterion != "warmup"):
             raise ValueError(
                 "score.scorer 'implicit' reads the warm-up model: set locate.criterion to 'warmup'"
             )
@@ -252,6 +314,11 @@ class Recipe(Block):
     def max_density(self) -> float:
         """The largest share of the weights that a stage trains."""
         return max(stage.density for stage in (self.forget, self.improve) if stage)
+
+    @property
+    def reads_warmup(self) -> bool:
+        """Whether scoring needs the warm-up model's weights."""
+        return self.forget is not None and self.score is not None and self.score.scorer == "implicit"
 
     @property
     def run_folder(self) -> Path:
@@ -293,7 +360,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(path, root, problem) for problem in error.errors())) from error
+        raise UserError(
+            "\n".join(explain(Recipe, path, root, problem) for problem in error.errors())
+        ) from error
 
 
 def save_recipe(recipe: Recipe) -> str:
@@ -323,50 +392,3 @@ def _override(fields: dict[str, Any], override: str) -> None:
         target[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not YAML: {error}") from error
-
-
-def _explain(path: Path, root: yaml.Node | None, problem: Any) -> str:
-    location = [part for part in problem["loc"] if isinstance(part, str | int)]
-    key = ".".join(str(part) for part in location) or "recipe"
-    line = _line(root, location)
-    where = f"{path}:{line}" if line else str(path)
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        allowed = _allowed(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(allowed)}"
-        return f"{where}: {key}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{where}: {key}: required key is missing"
-    return f"{where}: {key}: {message}; found {json.dumps(problem['input'], default=str)[:200]}"
-
-
-def _line(root: yaml.Node | None, location: list[str | int]) -> int | None:
-    """The 1-based line of a key in the file, or None where it was not written there."""
-    node, line = root, None
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            entry = next(((k, v) for k, v in node.value if k.value == part), None)
-            if entry is None:
-                return line
-            line, node = entry[0].start_mark.line + 1, entry[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
-
-
-def _allowed(location: list[str | int]) -> list[str]:
-    """The keys that the block at `location` knows."""
-    block: type[BaseModel] = Recipe
-    for part in location:
-        if not isinstance(part, str) or part not in block.model_fields:
-            continue
-        block = next(iter(_blocks(block.model_fields[part].annotation)), block)
-    return list(block.model_fields)
-
-
-def _blocks(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [block for part in get_args(annotation) for block in _blocks(part)]

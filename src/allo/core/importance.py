@@ -39,7 +39,7 @@ def gradient(theta: Tensor, grad_sum: Tensor) -> Tensor:
 
 
 def fisher(theta: Tensor, grad_square_sum: Tensor) -> Tensor:
-    """sum g^2, the diagonal of the empirical Fisher information (unnormalised)."""
+    """sum g^2 over single pairs, the diagonal of the empirical Fisher information (unnormalised)."""
     assert theta.shape == grad_square_sum.shape
     return grad_square_sum.float()
 

@@ -32,6 +32,7 @@ class ParamMask:
     entries only. `shapes` has every tensor of the model, so density is a share of all weights.
     `metadata` says where the mask comes from: base_fingerprint, criterion, density, granularity,
     score_dtype, as far as its maker knows them.
+    Raises `UserError` for indices of another kind, and for a tensor that `shapes` does not have.
     """
 
     indices: dict[str, Tensor]
@@ -39,8 +40,10 @@ class ParamMask:
     metadata: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        assert self.indices.keys() <= self.shapes.keys()
-        assert all(indices.dtype == torch.int32 for indices in self.indices.values())
+        for name, indices in self.indices.items():
+            if name not in self.shapes:
+                raise UserError(f"the mask: {name} is none of the model's tensors, which `shapes` names")
+            sparse_file.check_indices(name, indices, self.shapes[name], where="the mask")
 
     @classmethod
     def full(cls, shapes: Mapping[str, tuple[int, ...]]) -> "ParamMask":

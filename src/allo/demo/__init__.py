@@ -1,5 +1,6 @@
 """The demo: the bundled laboratory model aligned twice on the same pairs, by plain DPO and by ALLO."""
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ def run_demo(out: Path) -> Path:
     """Run both recipes below `out`, print their table, and return the path of the report on both."""
     package = files("allo")
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
-        place = [f"out={out}", f"model={model}"]
+        place = [f"out={json.dumps(str(out))}", f"model={json.dumps(str(model))}"]
         allo = load_recipe(recipes / "allo.yaml", place)
         sampled = run_all(allo, until="pair")
-        dpo = run_all(load_recipe(recipes / "dpo.yaml", [*place, f"data.pairs={sampled.pairs}"]))
+        dpo = run_all(
+            load_recipe(recipes / "dpo.yaml", [*place, f"data.pairs={json.dumps(str(sampled.pairs))}"])
+        )
         aligned = run_all(allo)
     # Imported late, as the pipeline imports its stages.
     from allo.stages.report import write_report

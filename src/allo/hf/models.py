@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -19,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from allo.checkpoints import refuse_pickles
 from allo.errors import UserError
 
 # The names by which stages know what they pass on.
@@ -28,7 +30,6 @@ Tokenizer = PreTrainedTokenizerBase
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
-PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
 
 
 def load_model(
@@ -42,28 +43,24 @@ def load_model(
         device: a torch device, or "auto": the first CUDA device, else the CPU.
 
     Raises:
-        UserError: `ref` is missing, unreachable, pickled, incomplete, or not a causal language model.
+        UserError: `ref` is missing, unreachable, pickled, incomplete, or not a causal language model;
+            `device` is not there, or is a GPU that the Trainer would not train on.
     """
     folder, gguf = locate_checkpoint(ref, MODEL_FILES)
     if gguf is None:
         _require_safetensors(folder, ref)
     where = _resolve_device(device)
-    with quiet():
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                gguf_file=gguf,
-                quantization_config=GgufConfig(dequantize=True) if gguf else None,
-                use_safetensors=None if gguf else True,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise UserError(
-                f"{ref}: transformers cannot load a causal language model from it: {error}"
-            ) from error
+    with _loading(ref, "a causal language model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=gguf,
+            quantization_config=GgufConfig(dequantize=True) if gguf else None,
+            use_safetensors=None if gguf else True,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
     # transformers fills absent weights with random numbers and only logs it.
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
@@ -75,6 +72,18 @@ def load_model(
         assert not model.is_quantized  # transformers trains and saves no quantised model
     assert all(parameter.dtype == dtype for parameter in model.parameters())
     return model.to(where).eval()
+
+
+def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
+    """The names of the weights that the model in `folder` trains, from its configuration alone.
+
+    A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
+    """
+    _require_safetensors(folder, folder)
+    with _loading(folder, "a causal language model"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return {name for name, _ in model.named_parameters()}
 
 
 def load_tokenizer(
@@ -89,13 +98,10 @@ def load_tokenizer(
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
     """
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
-    with quiet():
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, gguf_file=gguf, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
-            raise UserError(f"{ref}: transformers cannot load a tokenizer from it: {error}") from error
+    with _loading(ref, "a tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, gguf_file=gguf, trust_remote_code=trust_remote_code
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{ref}: the tokenizer has no EOS token, so a completion could never end; "
@@ -146,14 +152,7 @@ def _require_safetensors(folder: Path, ref: str | Path) -> None:
         raise UserError(f"{ref} has no config.json, so it is no checkpoint; {hint}.")
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise UserError(
-            f"{ref} holds pickled weights ({pickles[0]}), which can run code when opened; allo reads "
-            "safetensors or GGUF only. If you trust the file, convert it once:\n"
-            '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-            f"[c.from_pretrained('{ref}').save_pretrained('{folder.name}-safetensors') for c in (M, T)]\""
-        )
+    refuse_pickles(folder)
     raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
 
 
@@ -163,10 +162,25 @@ def _resolve_device(device: str) -> torch.device:
     try:
         where = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown to torch; use auto, cpu, cuda or cuda:N.") from error
+        raise UserError(f"device {device!r} is unknown to torch; use auto, cpu or cuda.") from error
+    if where.type == "cuda" and where.index:
+        raise UserError(
+            f"device {device!r}: training runs on the first visible GPU; "
+            f"set CUDA_VISIBLE_DEVICES={where.index} and device: cuda."
+        )
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
     return where
+
+
+@contextmanager
+def _loading(ref: str | Path, what: str) -> Iterator[None]:
+    """Let transformers read `ref` quietly; what it raises on bad files becomes a `UserError`."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, SafetensorError) as error:
+        raise UserError(f"{ref}: transformers cannot load {what} from it: {error}") from error
 
 
 @contextmanager

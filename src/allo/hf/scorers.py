@@ -6,7 +6,8 @@ and name it in `SCORERS`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -70,9 +71,8 @@ def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     """log pi_warm-up - log pi_start: the warm-up run's own implicit reward, in fp32."""
     tokens = [row.tokens for row in rows]
     before = _logps(tokens, context)
-    _swap_warmup(context)
-    after = _logps(tokens, context)
-    _swap_warmup(context)
+    with _warmed_up(context):
+        after = _logps(tokens, context)
     return [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)]
 
 
@@ -108,8 +108,18 @@ SCORERS: dict[str, Scorer] = {
 LOGRATIOS = frozenset({"implicit"})
 
 
+@contextmanager
+def _warmed_up(context: Context) -> Iterator[None]:
+    """The model as the warm-up left it; its own bits come back after the block, also on an exception."""
+    _exchange(context)
+    try:
+        yield
+    finally:
+        _exchange(context)
+
+
 @torch.no_grad()
-def _swap_warmup(context: Context) -> None:
+def _exchange(context: Context) -> None:
     """Exchange the model's weights with those of the warm-up."""
     for name, param in context.model.named_parameters():
         values = context.warmup[name].reshape(-1).to(param.device)

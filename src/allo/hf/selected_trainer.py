@@ -246,14 +246,34 @@ class _WriteBack(TrainerCallback):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
 
 
+_MIXED = (
+    "mixed precision does not apply: the model computes in its own dtype, and the selected "
+    "weights are trained in fp32. Load the model in bfloat16."
+)
+_ROUNDED = "evaluation would round the model's weights in place. Load the model in bfloat16."
+_SPREAD = "training on several processes is not supported yet."
+# Arguments that would be ignored or wrong, and why.
+_REFUSED = {
+    "bf16": _MIXED,
+    "fp16": _MIXED,
+    "bf16_full_eval": _ROUNDED,
+    "fp16_full_eval": _ROUNDED,
+    "fsdp": _SPREAD,
+    "deepspeed": _SPREAD,
+    "auto_find_batch_size": "a smaller batch would be other training than the one asked for. Lower "
+    "per_device_train_batch_size and raise gradient_accumulation_steps.",
+    "save_only_model": "a checkpoint holds the selected weights, which need the optimizer's state to go on.",
+    "push_to_hub": "a checkpoint is no model, and nothing is uploaded. Upload the result with `hf upload`.",
+    "neftune_noise_alpha": "policy and reference must see the same embeddings.",
+    "label_smoothing_factor": "the losses have no such term; improve has a label_smoothing of its own.",
+}
+
+
 def check_arguments(args: TrainingArguments) -> None:
     """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name."""
-    for name in ("bf16", "fp16"):
+    for name, reason in _REFUSED.items():
         if getattr(args, name):
-            raise UserError(
-                f"{name}: mixed precision does not apply: the model computes in its own dtype, and the selected "
-                "weights are trained in fp32. Remove the key and load the model in bfloat16."
-            )
+            raise UserError(f"{name}: {reason} Remove the key.")
     _optimizer(args)
 
 

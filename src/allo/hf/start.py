@@ -2,17 +2,25 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.artifacts import RunFolder, give_default_mode, read_json, write_json
+from allo.artifacts import RunFolder, give_default_mode, read_json, sha256_file, write_json
 from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import combine
 from allo.errors import UserError
-from allo.hf.models import MODEL_FILES, load_model, load_tokenizer, locate_checkpoint, quiet
+from allo.hf.models import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    load_model,
+    load_tokenizer,
+    locate_checkpoint,
+    parameter_names,
+    quiet,
+)
 from allo.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -20,10 +28,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Start:
-    """`model`: a checkpoint folder; `hashes`: each tensor's digest (`checkpoints.digest`)."""
+    """`model`: a checkpoint folder; `hashes`: each tensor's digest (`checkpoints.digest`).
+
+    `files`: the SHA-256 of the tokenizer's and the configuration's files, on which stages depend too
+    and which may be edited where the folder lies outside of the run.
+    """
 
     model: str
     hashes: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -33,14 +46,18 @@ class Start:
 def is_ready(recipe: Recipe) -> Path | None:
     """The folder of `recipe.model` where the run can start from it as it lies, else None.
 
-    It can where it holds safetensors in the run's dtype under the live model's names.
+    It can where it holds safetensors in the run's dtype under exactly the live model's names: not one
+    of a bare backbone, nor a second copy of a tied tensor. Raises `UserError` for a folder without a
+    causal language model's configuration.
     """
     folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
     if gguf is not None or not any(folder.glob("*.safetensors")):
         return None
     stored = Checkpoint.open(folder).stored
-    dtypes = {entry.dtype for entry in stored.values()}
-    return folder if dtypes == {DTYPES[recipe.dtype]} and "lm_head.weight" not in stored else None
+    if {entry.dtype for entry in stored.values()} != {DTYPES[recipe.dtype]}:
+        return None
+    live = parameter_names(folder, trust_remote_code=recipe.trust_remote_code)
+    return folder if stored.keys() == live else None
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -70,14 +87,22 @@ def read_start(run: RunFolder) -> Start:
 
 
 def write_start(run: RunFolder, folder: Path) -> Start:
-    """Record `folder` as the run's starting model, with its tensors' digests.
+    """Record `folder` as the run's starting model, with the digests of its tensors and other files.
 
     A folder inside the run is recorded relative to it, so that a run can be moved.
     """
     checkpoint = Checkpoint.open(folder)
     inside = folder.is_relative_to(run.path)
     model = folder.relative_to(run.path) if inside else folder.resolve()
-    start = Start(str(model), {name: checkpoint.digest(name) for name in checkpoint.stored})
+    start = Start(
+        str(model),
+        hashes={name: checkpoint.digest(name) for name in checkpoint.stored},
+        files={
+            path.name: sha256_file(path)
+            for path in sorted(folder.iterdir())
+            if any(path.match(pattern) for pattern in TOKENIZER_FILES)
+        },
+    )
     write_json(run.start / "start.json", asdict(start))
     return start
 

@@ -24,8 +24,15 @@ def training_arguments(
 ) -> TrainingArguments:
     """`transformers.TrainingArguments` of a recipe's block.
 
-    `key` names the block in errors. Raises `UserError` for a key or value that transformers refuses.
+    `key` names the block in errors. Raises `UserError` for a key or value that transformers or
+    `check_arguments` refuses, and for one of the hub's: a recipe is kept with its results, where a
+    secret must not lie.
     """
+    for name in training:
+        if name.endswith("token"):
+            raise UserError(f"{key}.{name}: no secret belongs in a recipe; set HF_TOKEN in the environment.")
+        if name.startswith(("push_to_hub", "hub_")):
+            raise UserError(f"{key}.{name}: nothing is uploaded; upload the result with `hf upload`.")
     known = inspect.signature(TrainingArguments).parameters
     for name in training.keys() - known.keys():
         close = difflib.get_close_matches(name, known, n=1)

@@ -114,7 +114,7 @@ def _recipe(path: Path) -> tuple[str | None, str]:
 
 def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:
     """Stage -> logged steps, in the order of the stages; a step logged twice (a resumed run) counts once."""
-    paths = {re.sub(r"-?metrics$", "", path.stem): path for path in folder.glob("[0-9][0-9]-*metrics.jsonl")}
+    paths: dict[str, Path] = {}
     for path in folder.glob("[0-9][0-9]-*/**/metrics.jsonl"):
         stage = path.parent.relative_to(folder).as_posix()
         if "checkpoint-" not in stage:

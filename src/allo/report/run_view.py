@@ -50,7 +50,6 @@ class ModelResult:
     density: float | None = None
     seconds: float | None = None
     training_state_bytes: int | None = None
-    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

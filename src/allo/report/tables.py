@@ -30,13 +30,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the results: a model, the start that it is compared with, its label, and its colour (0: a start)."""
+    """One row of the results: a model, the start that it is compared with, its label, and its colour (0: a start).
+
+    `warmed_up`: its weights were located by training all of them for a while.
+    """
 
     role: str
     result: ModelResult
     start: ModelResult | None
     label: str
     colour: int
+    warmed_up: bool
 
 
 def models(runs: Sequence[RunView]) -> list[Model]:
@@ -48,9 +52,7 @@ def models(runs: Sequence[RunView]) -> list[Model]:
     for run in runs:
         for role, result in run.evaluation.models.items():
             shared = role == "start" and any(
-                other == "start"
-                and (known.label, known.fingerprint, known.sets)
-                == (result.label, result.fingerprint, result.sets)
+                other == "start" and (known.label, known.sets) == (result.label, result.sets)
                 for other, known, _ in found
             )
             if not shared:
@@ -68,9 +70,15 @@ def models(runs: Sequence[RunView]) -> list[Model]:
                 None if role == "start" else run.before,
                 figures.name(result.label) + origin,
                 0 if role == "start" else colour,
+                role != "start" and _warmed_up(run),
             )
         )
     return rows
+
+
+def _warmed_up(run: RunView) -> bool:
+    locate = run.manifest.stages.get("locate")
+    return locate is not None and "training_state_bytes" in locate.counts
 
 
 def set_names(rows: Sequence[Model]) -> list[str]:
@@ -148,6 +156,12 @@ def cost_table(rows: Sequence[Model]) -> Table:
             )
         )
     sets = sorted({figures.name(row.result.kl.set) for row in rows if row.result.kl})
+    warmed = [row.label for row in rows if row.warmed_up]
+    remarks = [f"KL on {', '.join(sets)}"] if sets else []
+    if warmed:
+        remarks.append(
+            f"Training state of {', '.join(warmed)} includes the warm-up, which trains all weights once"
+        )
     return Table(
         title="What it took",
         columns=(
@@ -159,7 +173,7 @@ def cost_table(rows: Sequence[Model]) -> Table:
             "Training state",
         ),
         rows=tuple(lines),
-        remark=f"KL on {', '.join(sets)}" if sets else "",
+        remark=". ".join(remarks),
     )
 
 

@@ -5,16 +5,18 @@ from typing import Any
 
 import torch
 
-from allo.hf.models import load_tokenizer
+from allo.artifacts import read_json
+from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.hf.training import training_arguments
-from allo.prompts import read_pairs, read_prompts
+from allo.prompts import read_prompts
 from allo.recipe import Recipe, Source
-from allo.sources import prompt_source
+from allo.sources import prompt_source, training_pairs
 from allo.stages.judge import check_judgeable
+from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts and the tokenizer, and build each stage's training arguments.
+    """Read every source of prompts, the tokenizer and the model's positions; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -23,16 +25,30 @@ def check(recipe: Recipe) -> None:
             training, folder=recipe.run_folder, seed=recipe.seed, device=torch.device("cpu"), key=key
         )
     load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
+    _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
     if recipe.data.pairs is None:
         judged.insert(0, recipe.data)
     else:
-        read_pairs(recipe.data.pairs)
+        training_pairs(recipe)
     for source in judged:
         for prompt in read_prompts(prompt_source(recipe, source)):
             check_judgeable(prompt, verifier=recipe.judge.verifier)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
         read_prompts(prompt_source(recipe, source))
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Whether prompts and completions fit the model's positions, where a config.json tells them."""
+    folder, gguf = locate_checkpoint(recipe.model, TOKENIZER_FILES)
+    config = folder / "config.json"
+    if gguf is not None or not config.is_file():
+        return
+    positions = read_json(config).get("max_position_embeddings")
+    lengths = [recipe.evaluate.max_new_tokens, recipe.evaluate.kl_tokens]
+    if recipe.data.pairs is None:
+        lengths.append(recipe.sample.max_new_tokens)
+    prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max(lengths))
 
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -22,7 +22,7 @@ from allo.recipe import Kl, Recipe
 from allo.records import Completion, Prompt
 from allo.sources import prompt_source
 from allo.stages.judge import judge
-from allo.stages.sample import complete
+from allo.stages.sample import complete, num_positions, prompt_room
 
 SCHEMA = 1
 LABELS = {"start": "SFT", "forgotten": "after forgetting", "aligned": "aligned"}
@@ -41,7 +41,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     parts: list[ResumableLines] = []
     for name, folder in _models(recipe, run).items():
         patch = _Patch(model, folder)
-        with patch.applied():
+        with patch.exchanged():
             subject = _Subject(name, recipe, run, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if folder and recipe.evaluate.kl else []
@@ -77,14 +77,15 @@ class _Patch:
         self._values = {} if change is None else change.values
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        self.toggle()
+    def exchanged(self) -> Iterator[None]:
+        """The model with the delta in a first block, and without it again in a block inside of that."""
+        self._exchange()
         try:
             yield
         finally:
-            self.toggle()
+            self._exchange()
 
-    def toggle(self) -> None:
+    def _exchange(self) -> None:
         """Exchange the entries in the model with those kept here."""
         for name, values in self._values.items():
             param = self._params[name].data
@@ -106,8 +107,7 @@ class _Subject:
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Each prompt with its judged completions."""
         evaluate = self.recipe.evaluate
-        own = evaluate.sets[label].num_generations
-        num_samples = evaluate.num_generations if own is None else own
+        num_samples = evaluate.generations(label)
         greedy = self._complete(label, prompts, "greedy", 1, 0.0) if evaluate.greedy else []
         sampled = (
             self._complete(label, prompts, "sampled", num_samples, evaluate.temperature)
@@ -133,9 +133,10 @@ class _Subject:
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
         """Sampled continuations of another task's prompts, on which the distance is measured."""
         prompts = read_prompts(prompt_source(self.recipe, kl))
-        length = kl.max_new_tokens or self.recipe.evaluate.max_new_tokens
+        length = self.recipe.evaluate.kl_tokens
         temperature = self.recipe.evaluate.temperature
-        completions = self._complete("kl", prompts, "sampled", 1, temperature, max_new_tokens=length)
+        # Of a kind of its own, since a set may be named kl.
+        completions = self._complete("kl", prompts, "continued", 1, temperature, max_new_tokens=length)
         return list(zip(prompts, completions, strict=True))
 
     def _complete(
@@ -148,7 +149,7 @@ class _Subject:
         max_new_tokens: int | None = None,
     ) -> list[Completion]:
         evaluate = self.recipe.evaluate
-        completions, lines = complete(
+        completed = complete(
             self.model,
             self.tokenizer,
             prompts,
@@ -163,8 +164,8 @@ class _Subject:
             stop=self.recipe.sample.stop,
             seed=self.recipe.seed,
         )
-        self.parts.append(lines)
-        return completions
+        self.parts.append(completed.lines)
+        return completed.completions
 
     def _judged(self, prompts: dict[str, Prompt], completion: Completion) -> dict[str, Any]:
         prompt = prompts[completion.prompt_id]
@@ -203,6 +204,8 @@ def _kl(
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """Mean over tokens of KL(model || start), each exact over the vocabulary, on the model's own text."""
+    length = recipe.evaluate.kl_tokens
+    room = prompt_room(num_positions(model), max_length=recipe.max_length, max_new_tokens=length)
     rows: list[Tokenized] = []
     for prompt, completion in continued:
         tokens = tokenize(
@@ -210,7 +213,7 @@ def _kl(
             prompt.prompt,
             completion.text,
             finished=completion.finished,
-            max_length=recipe.max_length,
+            max_length=room + length,
         )
         rows += [tokens] if tokens else []
     groups: list[list[float]] = []
@@ -220,9 +223,8 @@ def _kl(
         batch = pad([(one.prompt_ids, one.completion_ids) for one in part], pad_id=tokenizer.pad_token_id)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         logps = completion_distributions(model, batch)
-        patch.toggle()
-        start_logps = completion_distributions(model, batch)
-        patch.toggle()
+        with patch.exchanged():
+            start_logps = completion_distributions(model, batch)
         values = (logps.exp() * (logps - start_logps)).sum(-1)
         groups += [group.tolist() for group in values.split([len(one.completion_ids) for one in part])]
     estimate = bootstrap(groups, seed=recipe.seed)
@@ -244,10 +246,11 @@ def _cost(run: RunFolder, name: str) -> dict[str, Any]:
     )
     stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
     done = [stages[stage] for stage in behind if stage in stages]
-    trained = [entry["counts"] for entry in done if "trained_weights" in entry["counts"]]
+    counts = [entry["counts"] for entry in done]
     return {
-        "trained_weights": max((counts["trained_weights"] for counts in trained), default=0),
-        "density": max((counts["density"] for counts in trained), default=0.0),
-        "training_state_bytes": max((counts["training_state_bytes"] for counts in trained), default=0),
+        "trained_weights": max((count.get("trained_weights", 0) for count in counts), default=0),
+        "density": max((count.get("density", 0.0) for count in counts), default=0.0),
+        # The warm-up's too: it trains all weights for a while, whatever share is kept.
+        "training_state_bytes": max((count.get("training_state_bytes", 0) for count in counts), default=0),
         "seconds": sum(entry["seconds"] for entry in done),
     }

@@ -17,7 +17,7 @@ from allo.core.selection import stable_hash
 from allo.hf.models import Model
 from allo.hf.start import load_start, read_start
 from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import remove_checkpoints, train, training_arguments
+from allo.hf.training import remove_checkpoints, state_bytes, train, training_arguments
 from allo.recipe import Locate, Recipe
 from allo.records import Pair
 
@@ -40,6 +40,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         counts = {"pairs": len(trainer.train_dataset), "dropped": trainer.num_dropped}
         if criterion in ("warmup", "bottom"):
             write_jsonl(run.warmup / "metrics.jsonl", train(trainer))
+            counts["training_state_bytes"] = state_bytes(trainer)
             _keep_warmup(recipe, run, trainer, shapes)
             scores = _changes(trainer, shapes, criterion)
         else:
@@ -87,7 +88,7 @@ def _keep_warmup(
     recipe: Recipe, run: RunFolder, trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """The warm-up model in fp32, where the `implicit` scorer will read it."""
-    if recipe.score is None or recipe.score.scorer != "implicit":
+    if not recipe.reads_warmup:
         return
     masters = trainer.selected.masters()
     with written_aside(run.warmup / WARMUP_WEIGHTS) as part:
@@ -101,12 +102,10 @@ def _changes(trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]], criter
 
 
 def _gradients(trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]], criterion: str) -> Scores:
-    """One pass over the pairs at the starting point: sum g, or sum g^2 over micro-batches."""
-    loader = DataLoader(
-        trainer.train_dataset,
-        batch_size=trainer.args.per_device_train_batch_size,
-        collate_fn=trainer.data_collator,
-    )
+    """One pass over the pairs at the starting point: sum g, or for `fisher` sum g^2 over single pairs."""
+    # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
+    size = 1 if criterion == "fisher" else trainer.args.per_device_train_batch_size
+    loader = DataLoader(trainer.train_dataset, batch_size=size, collate_fn=trainer.data_collator)
     squares: dict[str, Tensor] = {}
     for batch in track(loader, "locate", total=len(loader)):
         inputs = {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}

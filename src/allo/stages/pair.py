@@ -4,15 +4,14 @@ from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.core.pairs import make_pairs, wrong_completions
-from allo.prompts import read_pairs
 from allo.recipe import Recipe
 from allo.records import Pair, Verdict, Wrong
-from allo.sources import training_prompts
+from allo.sources import training_pairs, training_prompts
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     if recipe.data.pairs is not None:
-        pairs = read_pairs(recipe.data.pairs)[recipe.data.skip :][: recipe.data.limit]
+        pairs = training_pairs(recipe)
         wrong = _rejected(pairs)
     else:
         prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)

@@ -1,6 +1,6 @@
 """What the benchmarks share: where rows come from, how they are worded, how they are taught."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,13 +50,27 @@ def load(
     """The prompts of one split, from `<folder>/<task>/<split>.jsonl[.gz]` or else from the hub.
 
     `from_hub` turns a row of the hub into the columns of `Problem` but for the id. Rows of a folder have
-    them already. Raises `UserError` for a missing folder, file or column, and for damaged rows.
+    them already. Raises `UserError` for a missing folder, file or column, for damaged rows, and for two
+    rows with one id.
     """
     if folder is None:
-        return (to_prompt(problem, task=task) for problem in _hub_problems(task, split, hub, from_hub))
-    path = _split_file(Path(folder), task, split)
-    problems = (checked(Problem, row, place=place) for _, place, row in read_rows(path))
-    return (to_prompt(problem, task=task) for problem in problems)
+        problems = _hub_problems(task, split, hub, from_hub)
+    else:
+        path = _split_file(Path(folder), task, split)
+        problems = ((place, checked(Problem, row, place=place)) for _, place, row in read_rows(path))
+    return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
+
+
+def distinct(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Prompt]:
+    """The prompts of `(place, prompt)`. Raises `UserError` naming both places of two that have one id."""
+    places: dict[str, str] = {}
+    for place, prompt in prompts:
+        if prompt.id in places:
+            raise UserError(
+                f"{place}: the id {prompt.id!r} is that of {places[prompt.id]} too; ids must differ."
+            )
+        places[prompt.id] = place
+        yield prompt
 
 
 def to_prompt(problem: Problem, *, task: str) -> Prompt:
@@ -98,7 +112,7 @@ def keyed_choice(choices: dict[str, list[str]], key: str) -> str:
 
 def _hub_problems(
     task: str, split: str, hub: Hub, from_hub: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Iterator[Problem]:
+) -> Iterator[tuple[str, Problem]]:
     rows = hub_rows(hub.id, hub.splits.get(split, split), config=hub.config)
     for number, place, row in rows:
         try:
@@ -108,7 +122,7 @@ def _hub_problems(
                 f"{place}: not the columns that `{task}` expects ({error!r}; found {', '.join(sorted(row))}). "
                 "Has the set changed? Give the rows as a local folder instead."
             ) from error
-        yield checked(Problem, {"id": f"{task}-{split}-{number}", **columns}, place=place)
+        yield place, checked(Problem, {"id": f"{task}-{split}-{number}", **columns}, place=place)
 
 
 def _split_file(folder: Path, task: str, split: str) -> Path:
