@@ -33,6 +33,7 @@ def test_the_demo_prints_a_row_a_model_and_where_the_report_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the demo sets it, and taken back after the test
     monkeypatch.setattr(demo, "load_recipe", reduced)
     monkeypatch.setattr(sys, "argv", ["allo", "demo", "--out", OUT])
     with pytest.raises(SystemExit) as leaving:
