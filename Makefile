@@ -1,6 +1,8 @@
 # One environment, one entry for each thing that people and CI do. `make` alone lists them.
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Demo and tests run tiny models, which a second thread slows down.
+export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow gpu lint tables
