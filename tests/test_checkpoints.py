@@ -248,6 +248,7 @@ def test_two_gigabytes_of_shards_are_masked_in_600_megabytes(tmp_path: Path) -> 
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
     )
+    print(f"peak resident memory: {int(run.stdout) // 1024} MiB")
     assert int(run.stdout) < LIMIT_KIB
     assert ParamMask.load(arguments[2]).density == pytest.approx(0.01, abs=1e-9)
 

@@ -79,6 +79,8 @@ def test_full_density_without_filter_is_trls_dpo(tmp_path: Path) -> None:
     for ours_step, their_step in zip(steps, expected, strict=True):
         for name in SHARED:
             assert ours_step[name] == pytest.approx(their_step[name], abs=TOLERANCE, rel=TOLERANCE), name
+    largest = max(abs(a["loss"] - b["loss"]) for a, b in zip(steps, expected, strict=True))
+    print(f"largest difference in the loss over {len(steps)} steps: {largest:.1e}")
     trained, target = weights(policy), weights(expected_policy)
     for name in target:
         torch.testing.assert_close(trained[name], target[name], atol=TOLERANCE, rtol=TOLERANCE)

@@ -16,7 +16,7 @@ from allo.recipe import load_recipe
 
 def run_demo(out: Path) -> Path:
     """Run both recipes below `out`, print their table, and return the path of the report on both."""
-    # The model is too small for a second thread to help; on a busy machine it waits for it ten times as long.
+    # The model is small: on a busy machine a second thread was waited for longer than it worked.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     package = files("allo")
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
