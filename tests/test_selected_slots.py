@@ -21,9 +21,9 @@ def build() -> nn.Sequential:
 
 
 def mask_of(model: nn.Module) -> ParamMask:
-    """Every second weight of the first matrix, all of its bias; the second matrix is untouched."""
+    """Every third weight of the first matrix, all of its bias; the second matrix is untouched."""
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
-    indices = {"0.weight": torch.arange(0, 48, 2), "0.bias": torch.arange(6)}
+    indices = {"0.weight": torch.arange(0, 48, 3), "0.bias": torch.arange(6)}
     return ParamMask({name: index.int() for name, index in indices.items()}, shapes=shapes)
 
 
@@ -116,8 +116,8 @@ def test_a_slot_costs_one_entry_a_selected_weight_in_the_models_dtype() -> None:
         SelectedWeights(build(), mask, slots=slots).num_bytes for slots in ((), ("ref",), ("ref", "warmup"))
     )
     k, whole = mask.num_selected, len(mask.indices["0.bias"])
-    # masters and gradient 4 each, indices 4 (none where a tensor is selected whole), bf16 slots 2
-    assert none == 8 * k + 4 * (k - whole)
+    # masters and gradient 4 each, indices 2 and 8 a block (none where a tensor is selected whole), bf16 slots 2
+    assert none == 8 * k + 2 * (k - whole) + 8
     assert (one - none, two - one) == (2 * k, 2 * k)
 
 
