@@ -5,7 +5,6 @@ value raises `UserError` naming the key before anything heavy is imported.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
 from allo.recipe_errors import explain
+from allo.recipe_yaml import Loader, set_value
 
 # Strict, since YAML's `yes` would pass as 1; an integer is still a number.
 Whole = Annotated[int, Field(strict=True)]
@@ -28,7 +28,11 @@ CountOrZero = Annotated[Whole, Field(ge=0)]
 # It becomes part of a file's name.
 SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
-Criterion = Literal["warmup", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
+Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
+WARMUPS = ("warmup", "warmup_fused")
+SUMMED = ("gradient", "fisher", "taylor")
+# What `warmup_fused` takes beside the fields of `Training`: the rest would be ignored by its rule.
+FUSED_TRAINING = {"max_steps", "lr_scheduler_kwargs"}
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
@@ -173,8 +177,27 @@ class Locate(Block):
     """Which weights matter (method.md 1.1)."""
 
     criterion: Criterion = "warmup"
+    """`warmup` trains all weights with an optimizer's state; `warmup_fused` updates each tensor inside the
+    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model."""
     beta: Positive = 0.1
+    accumulate: Literal["float32", "bfloat16"] = "float32"
+    """The sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Locate":
+        if self.accumulate != "float32" and self.criterion not in SUMMED:
+            raise ValueError(
+                f"criterion {self.criterion!r} accumulates nothing: remove `accumulate`, or choose one of "
+                + ", ".join(SUMMED)
+            )
+        extra = (self.training.model_extra or {}).keys() - FUSED_TRAINING
+        if self.criterion == "warmup_fused" and extra:
+            raise ValueError(
+                f"training.{min(extra)} does not apply to criterion 'warmup_fused', which has an update rule "
+                "of its own inside the backward pass: remove the key"
+            )
+        return self
 
 
 class Score(Block):
@@ -304,9 +327,10 @@ class Recipe(Block):
             )
         if self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
-        if self.reads_warmup and (self.locate is None or self.locate.criterion != "warmup"):
+        if self.reads_warmup and (self.locate is None or self.locate.criterion not in WARMUPS):
             raise ValueError(
-                "score.scorer 'implicit' reads the warm-up model: set locate.criterion to 'warmup'"
+                "score.scorer 'implicit' reads the warm-up model: set locate.criterion to 'warmup' or "
+                "'warmup_fused'"
             )
         return self
 
@@ -325,15 +349,6 @@ class Recipe(Block):
         return self.out / self.name
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML's own rule reads `5e-6` as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
@@ -350,13 +365,13 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
     try:
         root = yaml.compose(text)
-        fields = yaml.load(text, _Loader)
+        fields = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
     for override in overrides or []:
-        _override(fields, override)
+        set_value(fields, override)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
@@ -373,22 +388,3 @@ def save_recipe(recipe: Recipe) -> str:
 def schema() -> dict[str, Any]:
     """The recipe's JSON schema, for editors."""
     return Recipe.model_json_schema()
-
-
-def _override(fields: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override}: expected key=value, such as improve.density=0.2")
-    *parents, last = key.split(".")
-    target = fields
-    for parent in parents:
-        child = target.get(parent)
-        if child is None:
-            child = target[parent] = {}
-        if not isinstance(child, dict):
-            raise UserError(f"--set {override}: {parent} is not a block of keys")
-        target = child
-    try:
-        target[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {error}") from error

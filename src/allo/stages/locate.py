@@ -1,80 +1,71 @@
 """Find the weights that matter: score every weight, keep the top share (method.md 1.1)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
-from allo.console import track
 from allo.core import importance
+from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
-from allo.core.selection import stable_hash
-from allo.hf.models import Model
+from allo.core.selection import PIECE, stable_hash
+from allo.hf.models import Model, Tokenizer
+from allo.hf.rows import pair_rows
 from allo.hf.start import load_start, read_start
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import remove_checkpoints, state_bytes, train, training_arguments
+from allo.hf.warmup import take_start_gradients, train_fused
 from allo.recipe import Locate, Recipe
 from allo.records import Pair
 
 WARMUP_WEIGHTS = "weights.safetensors"
+Shapes = dict[str, tuple[int, ...]]
 Scores = Callable[[], Iterable[tuple[str, Tensor]]]
+Counts = dict[str, Any]
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `04-importance.safetensors`, and `04-warmup` where a warm-up was trained."""
     assert recipe.locate is not None
-    criterion = recipe.locate.criterion
     run.warmup.mkdir(exist_ok=True)
     model, tokenizer = load_start(recipe, run)
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
-    counts: dict[str, Any] = {}
-    if criterion in ("magnitude", "random"):
-        scores = _without_data(model, criterion, seed=recipe.seed)
-    else:
-        trainer = _dpo_trainer(recipe, recipe.locate, run, model, tokenizer, shapes)
-        counts = {"pairs": len(trainer.train_dataset), "dropped": trainer.num_dropped}
-        if criterion in ("warmup", "bottom"):
-            write_jsonl(run.warmup / "metrics.jsonl", train(trainer))
-            counts["training_state_bytes"] = state_bytes(trainer)
-            _keep_warmup(recipe, run, trainer, shapes)
-            scores = _changes(trainer, shapes, criterion)
-        else:
-            scores = _gradients(trainer, shapes, criterion)
+    match recipe.locate.criterion:
+        case "magnitude" | "random":
+            scores, counts = _without_data(recipe, recipe.locate, model)
+        case "warmup" | "bottom":
+            scores, counts = _trained(recipe, recipe.locate, run, model, tokenizer, shapes)
+        case "warmup_fused":
+            scores, counts = _trained_fused(recipe, recipe.locate, run, model, tokenizer)
+        case _:
+            scores, counts = _summed(recipe, recipe.locate, run, model, tokenizer, shapes)
     top = ImportanceMap.top(
         scores,
         density=recipe.max_density,
         shapes=shapes,
-        metadata={"criterion": criterion, "base_fingerprint": read_start(run).fingerprint},
+        metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(run).fingerprint},
     )
     top.save(run.importance)
     remove_checkpoints(run.warmup)
     return counts | {"weights": sum(len(indices) for indices in top.indices.values())}
 
 
-def _dpo_trainer(
+def _trained(
     recipe: Recipe,
     locate: Locate,
     run: RunFolder,
     model: Model,
-    tokenizer: Any,
-    shapes: dict[str, tuple[int, ...]],
-) -> ImproveTrainer:
+    tokenizer: Tokenizer,
+    shapes: Shapes,
+) -> tuple[Scores, Counts]:
     """Plain DPO of all weights, with fp32 masters: bf16 weights would swallow the small updates."""
-    arguments = training_arguments(
-        locate.training.model_dump(),
-        folder=run.warmup,
-        seed=recipe.seed,
-        device=model.device,
-        key="locate.training",
-    )
-    return ImproveTrainer(
+    trainer = ImproveTrainer(
         model,
-        arguments,
+        _arguments(recipe, locate, run, model),
         [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
         tokenizer,
         mask=ParamMask.full(shapes),
@@ -82,51 +73,109 @@ def _dpo_trainer(
         keep=1.0,
         max_length=recipe.max_length,
     )
-
-
-def _keep_warmup(
-    recipe: Recipe, run: RunFolder, trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """The warm-up model in fp32, where the `implicit` scorer will read it."""
-    if not recipe.reads_warmup:
-        return
-    masters = trainer.selected.masters()
-    with written_aside(run.warmup / WARMUP_WEIGHTS) as part:
-        save_file({name: masters[name].reshape(shapes[name]).contiguous() for name in masters}, part)
-
-
-def _changes(trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]], criterion: str) -> Scores:
-    score = importance.bottom if criterion == "bottom" else importance.delta
+    write_jsonl(run.warmup / "metrics.jsonl", train(trainer))
     masters, before = trainer.selected.masters(), trainer.selected.slot("ref")
-    return lambda: ((name, score(before[name], masters[name])) for name in shapes)
+    if recipe.reads_warmup:
+        _keep_warmup(run, {name: masters[name].reshape(shapes[name]) for name in masters})
+    score = importance.bottom if locate.criterion == "bottom" else importance.delta
+    counts = {
+        "pairs": len(trainer.train_dataset),
+        "dropped": trainer.num_dropped,
+        "training_state_bytes": state_bytes(trainer),
+    }
+    return lambda: ((name, score(before[name], masters[name])) for name in shapes), counts
 
 
-def _gradients(trainer: ImproveTrainer, shapes: dict[str, tuple[int, ...]], criterion: str) -> Scores:
+def _trained_fused(
+    recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer
+) -> tuple[Scores, Counts]:
+    """Plain DPO of all weights, each updated inside the backward pass, with fp32 deltas in host memory."""
+    rows, dropped = _rows(recipe, run, tokenizer)
+    warmup, metrics = train_fused(
+        model,
+        rows,
+        _arguments(recipe, locate, run, model),
+        beta=locate.beta,
+        pad_id=tokenizer.pad_token_id,
+    )
+    write_jsonl(run.warmup / "metrics.jsonl", metrics)
+    if recipe.reads_warmup:
+        _keep_warmup(run, {name: warmup.weights(name) for name in warmup.deltas})
+    counts = {
+        "pairs": len(rows),
+        "dropped": dropped,
+        "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
+        "host_state_bytes": warmup.host_bytes,
+    }
+
+    def scores() -> Iterator[tuple[str, Tensor]]:
+        for name, delta in warmup.deltas.items():
+            yield from ((name, piece.abs()) for piece in _pieces(delta))
+
+    return scores, counts
+
+
+def _summed(
+    recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer, shapes: Shapes
+) -> tuple[Scores, Counts]:
     """One pass over the pairs at the starting point: sum g, or for `fisher` sum g^2 over single pairs."""
-    # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
-    size = 1 if criterion == "fisher" else trainer.args.per_device_train_batch_size
-    loader = DataLoader(trainer.train_dataset, batch_size=size, collate_fn=trainer.data_collator)
-    squares: dict[str, Tensor] = {}
-    for batch in track(loader, "locate", total=len(loader)):
-        inputs = {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
-        trainer.loss(inputs, denominator=1.0).backward()
-        if criterion == "fisher":
-            for name, gradient in trainer.selected.gradients().items():
-                squares[name] = gradient.square() + squares.get(name, 0.0)
-                gradient.zero_()
-    gradients = squares if criterion == "fisher" else trainer.selected.gradients()
+    rows, dropped = _rows(recipe, run, tokenizer)
+    sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed)
+    fisher = locate.criterion == "fisher"
+    add = sums.add_squares if fisher else sums.add
+    take_start_gradients(
+        model,
+        rows,
+        beta=locate.beta,
+        # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
+        batch_size=1 if fisher else locate.training.per_device_train_batch_size,
+        pad_id=tokenizer.pad_token_id,
+        take=lambda name, _, gradient: add(name, gradient),
+    )
     score = {"gradient": importance.gradient, "fisher": importance.fisher, "taylor": importance.taylor}[
-        criterion
+        locate.criterion
     ]
-    theta = trainer.selected.masters()
-    return lambda: ((name, score(theta[name], gradients[name])) for name in shapes)
+
+    def scores() -> Iterator[tuple[str, Tensor]]:
+        for name, param in model.named_parameters():
+            pieces = zip(_pieces(param), _pieces(sums[name]), strict=True)
+            yield from ((name, score(theta.cpu(), total)) for theta, total in pieces)
+
+    return scores, {"pairs": len(rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
 
 
-def _without_data(model: Model, criterion: str, *, seed: int) -> Scores:
+def _without_data(recipe: Recipe, locate: Locate, model: Model) -> tuple[Scores, Counts]:
     def score(name: str, param: Tensor) -> Tensor:
         flat = param.detach().reshape(-1).cpu()
-        if criterion == "magnitude":
+        if locate.criterion == "magnitude":
             return importance.magnitude(flat, flat)
-        return importance.random(flat, stable_hash(name, torch.arange(flat.numel()), seed=seed))
+        return importance.random(flat, stable_hash(name, torch.arange(flat.numel()), seed=recipe.seed))
 
-    return lambda: ((name, score(name, param)) for name, param in model.named_parameters())
+    return lambda: ((name, score(name, param)) for name, param in model.named_parameters()), {}
+
+
+def _arguments(recipe: Recipe, locate: Locate, run: RunFolder, model: Model) -> Any:
+    return training_arguments(
+        locate.training.model_dump(),
+        folder=run.warmup,
+        seed=recipe.seed,
+        device=model.device,
+        key="locate.training",
+    )
+
+
+def _rows(recipe: Recipe, run: RunFolder, tokenizer: Tokenizer) -> tuple[list[dict[str, Any]], int]:
+    """The tokenized pairs, and how many did not fit."""
+    pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)]
+    return pair_rows(tokenizer, pairs, max_length=recipe.max_length)
+
+
+def _keep_warmup(run: RunFolder, weights: Mapping[str, Tensor]) -> None:
+    """The warm-up model in fp32 [shape], where the `implicit` scorer will read it."""
+    with written_aside(run.warmup / WARMUP_WEIGHTS) as part:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A tensor's entries in pieces, so that no score of the whole is made."""
+    return tensor.detach().reshape(-1).split(PIECE)

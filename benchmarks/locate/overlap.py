@@ -1,0 +1,157 @@
+"""What each way of locating finds on the laboratory's model: overlap of its mask with the AdamW warm-up's, and
+the accuracy that forgetting and improving reach with it.
+
+The runs of a seed share all stages before `locate`; token scores are those of the `edit` scorer, which reads
+no warm-up, unless the row says `implicit`. A figure is the mean over the seeds, its interval their range.
+
+    python benchmarks/locate/overlap.py                                     # the record
+    python benchmarks/locate/overlap.py --rates 5e-5 1e-4 2e-4 --seeds 0    # warmup_fused on validation problems
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the model is small
+
+from allo.artifacts import RunFolder, read_json
+from allo.core.importance_map import ImportanceMap
+from allo.pipeline import run_all
+from allo.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+DENSITIES = (0.05, 0.10)
+OTHER_ORDER = 1000  # a data_seed that no run has as its seed
+WAYS = {
+    "warmup": [],
+    "warmup, other order of pairs": [f"locate.training.data_seed={OTHER_ORDER}"],
+    "warmup_fused": ["locate.criterion=warmup_fused"],
+    "gradient": ["locate.criterion=gradient"],
+    "gradient, bf16 sums": ["locate.criterion=gradient", "locate.accumulate=bfloat16"],
+    "taylor": ["locate.criterion=taylor"],
+    "fisher": ["locate.criterion=fisher"],
+    "random": ["locate.criterion=random"],
+}
+# The default scorer reads the warm-up model, which only these two have.
+SCORED = {(way, "edit"): own for way, own in WAYS.items()} | {
+    (way, "implicit"): WAYS[way] for way in ("warmup", "warmup_fused")
+}
+VALIDATION = "evaluate.sets={validation: {task: planted_flaws, split: validation, limit: 300}}"
+
+
+def run_way(work: Path, way: str, scorer: str, seed: int, own: list[str], *, keep: bool) -> RunFolder:
+    """One run to its evaluation, on the pairs that all runs of its seed share."""
+    package = files("allo")
+    with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
+        shared = [f"model={json.dumps(str(model))}", f"seed={seed}", "evaluate.start=false"]
+        shared.append(f"score.scorer={scorer}")
+
+        def recipe(folder: Path, *more: str) -> Any:
+            return load_recipe(recipes / "allo.yaml", [f"out={json.dumps(str(folder))}", *shared, *more])
+
+        before = run_all(recipe(work / f"seed-{seed}" / "pairs"), until="pair")
+        folder = work / f"seed-{seed}" / f"{way}, {scorer}".replace(", ", "-").replace(" ", "-")
+        if not (folder.exists() and keep):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(before.path, folder / before.path.name)
+        return run_all(recipe(folder, *own), until="evaluate")
+
+
+def overlaps(run: RunFolder, reference: RunFolder) -> list[float]:
+    """Share of the mask's weights that the reference's mask of the same density has, at each density."""
+    ours, theirs = (ImportanceMap.load(folder.importance) for folder in (run, reference))
+    return [ours.mask_at(density).overlap(theirs.mask_at(density)) for density in DENSITIES]
+
+
+def figures(run: RunFolder, reference: RunFolder) -> dict[str, float | None]:
+    evaluated = read_json(run.evaluation)["models"]["aligned"]
+    located = read_json(run.manifest)["stages"]["locate"]
+    counts = located["counts"]
+    weights = counts["weights"] / max(DENSITIES)
+    held = counts.get("training_state_bytes", counts.get("host_state_bytes", 0))
+    return {
+        **{f"overlap at {d:.0%}": o for d, o in zip(DENSITIES, overlaps(run, reference), strict=True)},
+        **{name: found["sampled"]["accuracy"] for name, found in evaluated["sets"].items()},
+        "KL to SFT": evaluated["kl"]["value"],
+        "state of locating, B/weight": held / weights,
+        "of that in host memory": counts.get("host_state_bytes", 0) / weights,
+        "seconds": located["seconds"],
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"value": statistics.mean(values), "low": min(values), "high": max(values)}
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    rows: list[list[Any]] = []
+    columns: list[str] = []
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in SCORED}
+    for seed in options.seeds:
+        reference = None
+        for (way, scorer), own in SCORED.items():
+            run = run_way(options.work, way, scorer, seed, own, keep=options.keep)
+            reference = reference or run
+            found[way, scorer].append(figures(run, reference))
+            print(seed, way, scorer, json.dumps(found[way, scorer][-1]), flush=True)
+    for (way, scorer), each in found.items():
+        columns = ["locate", "token scores", *each[0]]
+        rows.append([way, scorer, *(spread([one[name] for one in each]) for name in each[0])])
+    return {"columns": columns, "rows": rows}
+
+
+def search(options: argparse.Namespace) -> None:
+    """`warmup_fused` at some learning rates: accuracy on validation problems, none of which are tested on."""
+    for seed in options.seeds:
+        for rate in options.rates:
+            for scorer in ("edit", "implicit"):
+                own = [*WAYS["warmup_fused"], f"locate.training.learning_rate={rate}", VALIDATION]
+                run = run_way(options.work, f"validation-{rate}", scorer, seed, own, keep=options.keep)
+                aligned = read_json(run.evaluation)["models"]["aligned"]
+                accuracy = aligned["sets"]["validation"]["sampled"]["accuracy"]
+                print(seed, rate, scorer, accuracy, aligned["kl"]["value"], flush=True)
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Compare the ways of locating weights on the laboratory's model."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", help="search warmup_fused's learning rate instead")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "locate", help="where the runs lie")
+    parser.add_argument("--keep", action="store_true", help="go on with runs that are there already")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "locate.json")
+    options = parser.parse_args()
+    if options.rates:
+        search(options)
+        return
+    state = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    result = {
+        "schema": 1,
+        "table": "locate",
+        "date": datetime.date.today().isoformat(),
+        **state,
+        "machine": f"{os.cpu_count()} CPU cores",
+        "command": shlex.join(["python", *sys.argv]),
+        **table(options),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A warm-up of every weight that updates each tensor inside the backward pass.
+
+The rule, for a matrix of weights W with gradient G [R, C], in micro-batch t = 1, 2, ...:
+
+    r = b r + (1 - b) mean over columns of G^2        b = 1 - t^-0.8
+    c = b c + (1 - b) mean over rows of G^2
+    delta -= rate * clamp(G / sqrt(r c / mean r), -1, 1)
+    W = round(W_start + delta)
+
+The factored second moments are Adafactor's (arXiv 1804.04235, algorithm 4); a vector keeps
+its own. The clamp makes it a soft sign: a weight moves by at most `rate`, as under Adam, so that the
+deltas of large gradients do not outgrow those of steady ones.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Entries updated together: the scratch in fp32 beside one dense gradient.
+_PIECE = 1 << 20
+_DECAY = 0.8
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
+class FusedWarmup:
+    """The rule above for every weight of a model; `update` takes gradients as `gradients_taken` hands them.
+
+        warmup = FusedWarmup(model)
+        with gradients_taken(model, warmup.update):
+            for warmup.rate in rates:
+                loss(next(batches)).backward()
+
+    A micro-batch is an update; nothing is accumulated and no global norm is clipped, since no two
+    gradients are ever there together. Device memory: the weights, one dense gradient, R + C numbers a
+    matrix and scratch of 2^20 entries. Host memory: fp32 deltas, and the starting weights in the model's dtype.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.rate = 0.0
+        named = dict(model.named_parameters())
+        assert all(param.is_contiguous() for param in named.values())
+        self._start = {name: param.detach().cpu().clone() for name, param in named.items()}
+        self._deltas = {name: torch.zeros(param.shape, dtype=torch.float32) for name, param in named.items()}
+        self._moments = {name: _SecondMoments(param) for name, param in named.items()}
+
+    @torch.no_grad()
+    def update(self, name: str, param: nn.Parameter, gradient: Tensor) -> None:
+        """Move the tensor's weights by their gradient [shape], in place."""
+        moments = self._moments[name]
+        gradient = _as_matrix(gradient)
+        moments.add(gradient)
+        live, start, delta = (_as_matrix(t) for t in (param.detach(), self._start[name], self._deltas[name]))
+        for rows in _pieces(gradient):
+            step = moments.normalised(gradient[rows], rows).clamp_(-1, 1)
+            moved = delta[rows].to(step.device).sub_(step, alpha=self.rate)
+            delta[rows] = moved
+            live[rows] = start[rows].to(step.device).float() + moved
+
+    @property
+    def deltas(self) -> Mapping[str, Tensor]:
+        """How far each weight has moved, [shape] fp32 in host memory: no copies."""
+        return self._deltas
+
+    def weights(self, name: str) -> Tensor:
+        """The warm-up model's weights [shape] in fp32, before they are rounded to the model's dtype."""
+        return self._start[name].float() + self._deltas[name]
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the deltas and the starting weights."""
+        held = (*self._start.values(), *self._deltas.values())
+        return sum(tensor.nbytes for tensor in held)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the second moments, beside the model's weights."""
+        return sum(moments.num_bytes for moments in self._moments.values())
+
+
+class _SecondMoments:
+    """Running means of a tensor's squared gradient: of each row and column, or of each entry of a vector."""
+
+    def __init__(self, param: Tensor) -> None:
+        num_rows, num_columns = _as_matrix(param).shape
+        self._rows = torch.zeros(num_rows, device=param.device)
+        # A vector is one row: its column means are its entries' own.
+        self._columns = torch.zeros(num_columns, device=param.device)
+        self._num_updates = 0
+
+    def add(self, gradient: Tensor) -> None:
+        """Take up a gradient [R, C]."""
+        self._num_updates += 1
+        decay = 1 - self._num_updates**-_DECAY
+        self._rows.mul_(decay)
+        self._columns.mul_(decay)
+        num_rows, num_columns = gradient.shape
+        for rows in _pieces(gradient):
+            squares = gradient[rows].float().square()
+            self._rows[rows].add_(squares.sum(1), alpha=(1 - decay) / num_columns)
+            self._columns.add_(squares.sum(0), alpha=(1 - decay) / num_rows)
+
+    def normalised(self, gradient: Tensor, rows: slice) -> Tensor:
+        """G / sqrt(r c / mean r) of some rows [n, C], in fp32; 0 where the gradient is 0."""
+        of_rows = self._rows[rows].clamp(min=_SMALLEST).rsqrt_().unsqueeze(1)
+        of_columns = self._columns.clamp(min=_SMALLEST).rsqrt_()
+        # In this order no product leaves the range of fp32.
+        return (gradient.float() * of_rows).mul_(of_columns).mul_(self._rows.mean().sqrt())
+
+    @property
+    def num_bytes(self) -> int:
+        return self._rows.nbytes + self._columns.nbytes
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """A view [R, C]: a vector as one row, later dimensions together."""
+    return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(len(tensor), -1)
+
+
+def _pieces(matrix: Tensor) -> list[slice]:
+    """Slices of whole rows with about `_PIECE` entries each."""
+    num_rows, num_columns = matrix.shape
+    size = max(1, _PIECE // max(num_columns, 1))
+    return [slice(start, start + size) for start in range(0, num_rows, size)]

@@ -1,0 +1,68 @@
+"""Sums over the data of something that each weight has, such as its gradient, in host memory."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+# Entries converted together: what is copied from an accelerator and held in fp32 at a time.
+_PIECE = 1 << 20
+_LOW_BITS = 16  # of an fp32 number that bf16 drops
+
+
+class HostSums:
+    """One sum a weight: 4 bytes of host memory each in `torch.float32`, 2 in `torch.bfloat16`.
+
+    In bf16 a sum swallows addends below 1/256 of it where it is rounded to nearest. It is rounded up or
+    down at random instead, in proportion, so that it is right on average however many are added: an
+    addition errs by less than 1/128 of the sum. The same `seed` and order give the same bits.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], *, dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> None:
+        assert dtype in (torch.float32, torch.bfloat16), f"no rule to add {dtype}"
+        self._sums = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+        self._random = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def add(self, name: str, values: Tensor) -> None:
+        """Add `values` [shape], of any floating dtype and device."""
+        self._add(name, values, lambda piece: piece)
+
+    @torch.no_grad()
+    def add_squares(self, name: str, values: Tensor) -> None:
+        """Add the square of `values` [shape], taken in fp32."""
+        self._add(name, values, torch.square)
+
+    def _add(self, name: str, values: Tensor, statistic: Callable[[Tensor], Tensor]) -> None:
+        pieces = zip(self._pieces(name), values.reshape(-1).split(_PIECE), strict=True)
+        for total, piece in pieces:
+            addend = statistic(piece.cpu().float())
+            if total.dtype == torch.float32:
+                total.add_(addend)
+            else:
+                total.copy_(_rounded_at_random(total.float().add_(addend), self._random))
+
+    def _pieces(self, name: str) -> Iterator[Tensor]:
+        yield from self._sums[name].view(-1).split(_PIECE)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The sums of one tensor [shape], in their own dtype: no copy."""
+        return self._sums[name]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(total.nbytes for total in self._sums.values())
+
+
+def _rounded_at_random(exact: Tensor, random: torch.Generator) -> Tensor:
+    """fp32 [n] -> bf16 [n], one of the two neighbours, the nearer one more often. Changes `exact`.
+
+    A bf16 number is the upper half of an fp32 one: random lower bits carry into it in proportion to
+    the bits that are cut off. Zeros, infinities and NaNs stay, as their lower bits are zero.
+    """
+    bits = exact.view(torch.int32)
+    bits += torch.randint(1 << _LOW_BITS, bits.shape, generator=random, dtype=torch.int32)
+    bits &= -(1 << _LOW_BITS)
+    return exact.to(torch.bfloat16)
