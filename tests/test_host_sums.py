@@ -128,9 +128,9 @@ def test_no_gradient_outlives_its_turn() -> None:
 def test_the_model_trains_as_before_after_the_block() -> None:
     model = Tied()
     model.inner.bias.requires_grad_(False)
-    with pytest.raises(KeyboardInterrupt), gradients_taken(model, lambda *_: None):
+    with gradients_taken(model, lambda *_: None):
         assert model.inner.bias.requires_grad
-        raise KeyboardInterrupt
+        model(batches()[0]).backward()
     assert not model.inner.bias.requires_grad
     model(batches()[0]).backward()
     assert model.embedding.grad is not None and model.inner.bias.grad is None

@@ -27,6 +27,8 @@ from tiny import NUM_PAIRS, TOKENIZER, model, pairs, text, weights
 DENSITY = 0.1
 BETA = 0.2
 FP32 = {"rtol": 1e-4, "atol": 1e-6}
+# Of 10% of the weights, so many at least are the same after three additions in bf16.
+SAME_IN_BF16 = 0.97
 EOS = TOKENIZER.eos_token_id
 # One step an epoch over all pairs, so that the order of the pairs is none of the matter.
 TRAINING = {
@@ -37,7 +39,13 @@ TRAINING = {
     "warmup_steps": 0,
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 4,
-    "max_grad_norm": 1.0,
+}
+MAX_GRAD_NORM = 1.0  # the default
+# As above in one micro-batch a step; the rule brings its own optimizer.
+FUSED = {name: value for name, value in TRAINING.items() if name != "optim"} | {
+    "learning_rate": 0.01,
+    "per_device_train_batch_size": NUM_PAIRS,
+    "gradient_accumulation_steps": 1,
 }
 
 
@@ -70,6 +78,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def recipe(criterion: str = "warmup", scorer: str = "uniform", **own: Any) -> Recipe:
+    training = FUSED if criterion == "warmup_fused" else TRAINING
     fields: dict[str, Any] = {
         "name": "tiny",
         "model": "unused",
@@ -77,7 +86,7 @@ def recipe(criterion: str = "warmup", scorer: str = "uniform", **own: Any) -> Re
         "device": "cpu",
         "max_length": 64,
         "data": {"pairs": "unused.jsonl"},
-        "locate": {"criterion": criterion, "beta": BETA, "training": TRAINING},
+        "locate": {"criterion": criterion, "beta": BETA, "training": training},
         "score": {"scorer": scorer, "batch_size": 4, "weights": "soft"},
         "improve": {"density": DENSITY},
         "evaluate": {"sets": {"none": {"task": "planted_flaws"}}},
@@ -120,7 +129,7 @@ def dense_changes() -> dict[str, Tensor]:
     for _ in range(TRAINING["num_train_epochs"]):
         optimizer.zero_grad()
         torch.stack(dense_losses(policy, reference)).mean().backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), TRAINING["max_grad_norm"])
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
         optimizer.step()
     start = weights(reference)
     return {name: (param - start[name]).abs() for name, param in weights(policy).items()}
@@ -142,7 +151,8 @@ def located(run: RunFolder, criterion: str, **own: Any) -> ImportanceMap:
 
 
 @pytest.mark.parametrize(
-    "criterion", ["warmup", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
+    "criterion",
+    ["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"],
 )
 def test_every_criterion_keeps_exactly_k_weights_at_any_density(criterion: str, run: RunFolder) -> None:
     found = located(run, criterion)
@@ -182,6 +192,53 @@ def test_fisher_sums_the_squares_of_each_pair_whatever_the_batch(run: RunFolder)
             squares[name] += gradient.square()
     assert TRAINING["per_device_train_batch_size"] > 1
     assert_top(located(run, "fisher"), squares)
+
+
+def test_sums_in_bf16_find_nearly_the_same_weights(run: RunFolder) -> None:
+    for criterion in ("gradient", "taylor"):
+        exact = located(run, criterion).mask_at(DENSITY)
+        block = {"criterion": criterion, "accumulate": "bfloat16", "beta": BETA, "training": TRAINING}
+        assert located(run, criterion, locate=block).mask_at(DENSITY).overlap(exact) >= SAME_IN_BF16
+
+
+def dense_fused_changes() -> dict[str, Tensor]:
+    """|theta' - theta| under the fused warm-up's rule, with all gradients of a step at once."""
+    policy, reference = model(), model()
+    second: dict[str, tuple[Tensor, Tensor]] = {}
+    for step in range(1, FUSED["num_train_epochs"] + 1):
+        decay = 1 - step**-0.8
+        for name, gradient in gradients(dense_losses(policy, reference), policy).items():
+            mean = (gradient / NUM_PAIRS).reshape(len(gradient) if gradient.ndim > 1 else 1, -1)
+            squares = mean.square()
+            now = squares.mean(1, keepdim=True), squares.mean(0, keepdim=True)
+            old = second.get(name, (torch.zeros_like(now[0]), torch.zeros_like(now[1])))
+            rows, columns = (decay * a + (1 - decay) * b for a, b in zip(old, now, strict=True))
+            second[name] = rows, columns
+            normalised = mean / (rows * columns / rows.mean()).sqrt()
+            update = torch.where(mean == 0, 0.0, normalised).clamp(-1, 1).reshape(gradient.shape)
+            policy.get_parameter(name).data -= FUSED["learning_rate"] * update
+    start = weights(reference)
+    return {name: (param - start[name]).abs() for name, param in weights(policy).items()}
+
+
+def test_the_fused_warmup_is_its_rule_against_the_starting_model(run: RunFolder) -> None:
+    dense = dense_fused_changes()
+    found = located(run, "warmup_fused")
+    assert_top(found, dense)
+    for name, scores in found.scores.items():
+        torch.testing.assert_close(scores, dense[name].reshape(-1)[found.indices[name].long()], **FP32)
+
+
+def test_the_low_memory_ways_tell_what_the_host_holds(run: RunFolder) -> None:
+    num_weights = sum(param.numel() for param in model().parameters())
+    block = {"criterion": "fisher", "accumulate": "bfloat16", "training": TRAINING}
+    for criterion, own, num_bytes in (
+        ("gradient", {}, 4),
+        ("fisher", {"locate": block}, 2),
+        ("warmup_fused", {}, 4 + 4),
+    ):
+        counts = locate.run(recipe(criterion, **own), run)
+        assert counts["host_state_bytes"] == num_bytes * num_weights
 
 
 @pytest.mark.parametrize("criterion", ["warmup", "bottom"])
@@ -230,9 +287,9 @@ def test_a_bf16_start_warms_up_in_fp32(run: RunFolder) -> None:
 # Scores.
 
 
-def scored(run: RunFolder, scorer: str, **own: Any) -> dict[str, TokenScores]:
+def scored(run: RunFolder, scorer: str, *, criterion: str = "warmup", **own: Any) -> dict[str, TokenScores]:
     if scorer == "implicit":
-        locate.run(recipe(scorer=scorer), run)
+        locate.run(recipe(criterion, scorer), run)
     score.run(recipe(scorer=scorer, **own), run)
     rows = pq.read_table(run.token_scores, columns=["id", "token_ids", "scores", "weights"]).to_pylist()
     return {row["id"]: TokenScores(**row) for row in rows}
@@ -251,8 +308,9 @@ def test_scores_align_with_the_completions_tokens(scorer: str, run: RunFolder) -
         assert row.weights == pytest.approx([1 - value for value in row.scores])
 
 
-def test_implicit_is_the_log_ratio_of_two_dense_models(run: RunFolder) -> None:
-    rows = scored(run, "implicit")
+@pytest.mark.parametrize("criterion", ["warmup", "warmup_fused"])
+def test_implicit_is_the_log_ratio_of_two_dense_models(criterion: str, run: RunFolder) -> None:
+    rows = scored(run, "implicit", criterion=criterion)
     start, warm = (LlamaForCausalLM.from_pretrained(run.start / "model") for _ in range(2))
     warm.load_state_dict(load_file(run.warmup / "weights.safetensors"), strict=False)
     ratios = {}

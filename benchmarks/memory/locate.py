@@ -1,0 +1,141 @@
+"""Peak memory of each way of locating weights, over the loaded model, in bytes a weight.
+
+A bf16 Llama of random weights goes over a few short pairs, each way in a fresh process, so that what is
+counted is the state: masters, moments, gradients, slots, sums, deltas, one dense gradient and scratch.
+
+    python benchmarks/memory/locate.py
+    python benchmarks/memory/locate.py --device cuda
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from allo.core.host_sums import HostSums
+from allo.core.param_mask import ParamMask
+from allo.hf.models import load_tokenizer
+from allo.hf.rows import pair_rows
+from allo.hf.trainer import ImproveTrainer
+from allo.hf.training import state_bytes, training_arguments
+from allo.hf.warmup import take_start_gradients, train_fused
+from selected_step import ROOT, peak_over_present, record
+
+WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
+TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")
+PAIRS = [{"prompt": f"{n} + {n} =", "chosen": f"{2 * n}", "rejected": f"{2 * n + 1}"} for n in range(10, 14)]
+BETA = 0.1
+
+
+def llama(*, layers: int, size: int, device: torch.device) -> PreTrainedModel:
+    """About 11 * layers * size^2 weights."""
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=size,
+        intermediate_size=size * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=size // 64,
+        tie_word_embeddings=True,
+    )
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def locate(way: str, model: PreTrainedModel, folder: Path) -> tuple[int, int]:
+    """One pass over the pairs; returns the bytes of the state, and how many of them lie in host memory."""
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "save_strategy": "no"}
+    arguments = training_arguments(
+        settings | {"report_to": "none"}, folder=folder, seed=0, device=model.device, key="training"
+    )
+    rows, _ = pair_rows(TOKENIZER, PAIRS, max_length=64)
+    pad_id = TOKENIZER.pad_token_id
+    if way == "warmup":
+        trainer = ImproveTrainer(
+            model, arguments, PAIRS, TOKENIZER, mask=ParamMask.full(shapes), beta=BETA, keep=1.0
+        )
+        trainer.train()
+        return state_bytes(trainer), 0
+    if way == "warmup_fused":
+        warmup, _ = train_fused(model, rows, arguments, beta=BETA, pad_id=pad_id)
+        return warmup.host_bytes + warmup.device_bytes, warmup.host_bytes
+    sums = HostSums(shapes, dtype=torch.bfloat16 if "bf16" in way else torch.float32)
+    take_start_gradients(
+        model,
+        rows,
+        beta=BETA,
+        batch_size=1,
+        pad_id=pad_id,
+        take=lambda name, _, gradient: sums.add(name, gradient),
+    )
+    return sums.num_bytes, sums.num_bytes
+
+
+def measure(way: str, options: argparse.Namespace) -> list[Any]:
+    """A row of the table, measured in this process."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        # A small run first: what libraries load and keep for themselves is not the state.
+        locate(way, llama(layers=1, size=64, device=options.device), Path(folder))
+        model = llama(layers=options.layers, size=options.size, device=options.device)
+        sizes = [param.numel() for param in model.parameters()]
+        peak = peak_over_present(options.device)
+        state, host = locate(way, model, Path(folder))
+        extra = peak()
+    weights = sum(sizes)
+    return [
+        options.device.type,
+        way,
+        weights,
+        state / weights,
+        host / weights,
+        2 * max(sizes) / weights,
+        extra / weights,
+    ]
+
+
+COLUMNS = [
+    "device",
+    "locate",
+    "weights",
+    "state, B/weight",
+    "of that in host memory",
+    "one dense gradient, B/weight",
+    "measured peak over the weights, B/weight",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the memory of each way of locating weights.")
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--way", choices=WAYS, help="one way in this process, its row to standard output")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/locate-memory-DEVICE.json")
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measure(options.way, options)))
+        return
+    rows = []
+    for way in WAYS:
+        command = [sys.executable, *sys.argv, "--way", way]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(json.loads(found.splitlines()[-1]))
+        print(shlex.join(map(str, rows[-1])), flush=True)
+    cuda = options.device.type == "cuda"
+    machine = torch.cuda.get_device_name(options.device) if cuda else f"{torch.get_num_threads()} threads"
+    result = record([], COLUMNS, machine=machine) | {"table": "locate-memory", "rows": rows}
+    output = options.output or ROOT / "benchmarks" / "results" / f"locate-memory-{options.device.type}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
