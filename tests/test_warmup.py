@@ -89,7 +89,7 @@ def test_the_loss_falls_from_log_2(tmp_path: Path) -> None:
     """It begins there for any model, since the reference is the model as it begins."""
     _, metrics = train_fused(model(), rows(), arguments(tmp_path), beta=BETA, pad_id=PAD)
     first, *_, last = metrics
-    assert first["learning_rate"] == 0 and first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert last["loss"] < 0.6 and last["rewards/margins"] > 0.1
 
 

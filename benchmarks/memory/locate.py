@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from selected_step import ROOT, peak_over_present, record
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from allo.core.host_sums import HostSums
@@ -26,7 +27,6 @@ from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import state_bytes, training_arguments
 from allo.hf.warmup import take_start_gradients, train_fused
-from selected_step import ROOT, peak_over_present, record
 
 WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
 TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")
