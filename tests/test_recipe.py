@@ -258,19 +258,6 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path) -> None:
     assert "hf_abc123" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        ("{criterion: warmup, accumulate: bfloat16}", "'warmup' accumulates nothing"),
-        ("{criterion: warmup_fused, training: {optim: sgd}}", "training.optim does not apply to criterion"),
-        ("{criterion: warmup_fused, training: {max_grad_norm: 1.0}}", "training.max_grad_norm does not"),
-    ],
-)
-def test_a_setting_of_locate_that_would_be_ignored_is_refused(write, block: str, words: str) -> None:
-    found = refusal(write(f"locate: {block}\n"))
-    assert ": locate: " in found and words in found
-
-
 def test_the_implicit_scorer_takes_either_warmup(write) -> None:
     assert load_recipe(write("locate: {criterion: warmup_fused}\n")).reads_warmup
     assert "'warmup' or 'warmup_fused'" in refusal(write("locate: {criterion: gradient}\n"))

@@ -22,11 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from allo.core.host_sums import HostSums
 from allo.core.param_mask import ParamMask
+from allo.hf.arguments import training_arguments
+from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import load_tokenizer
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import state_bytes, training_arguments
-from allo.hf.warmup import take_start_gradients, train_fused
+from allo.hf.training import state_bytes
 
 WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
 TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")
@@ -55,26 +56,19 @@ def locate(way: str, model: PreTrainedModel, folder: Path) -> tuple[int, int]:
     arguments = training_arguments(
         settings | {"report_to": "none"}, folder=folder, seed=0, device=model.device, key="training"
     )
-    rows, _ = pair_rows(TOKENIZER, PAIRS, max_length=64)
-    pad_id = TOKENIZER.pad_token_id
     if way == "warmup":
         trainer = ImproveTrainer(
             model, arguments, PAIRS, TOKENIZER, mask=ParamMask.full(shapes), beta=BETA, keep=1.0
         )
         trainer.train()
         return state_bytes(trainer), 0
+    rows, _ = pair_rows(TOKENIZER, PAIRS, max_length=64)
+    passes = DpoPasses(model, rows, arguments, beta=BETA, pad_id=TOKENIZER.pad_token_id)
     if way == "warmup_fused":
-        warmup, _ = train_fused(model, rows, arguments, beta=BETA, pad_id=pad_id)
+        warmup, _ = passes.train_fused()
         return warmup.host_bytes + warmup.device_bytes, warmup.host_bytes
     sums = HostSums(shapes, dtype=torch.bfloat16 if "bf16" in way else torch.float32)
-    take_start_gradients(
-        model,
-        rows,
-        beta=BETA,
-        batch_size=1,
-        pad_id=pad_id,
-        take=lambda name, _, gradient: sums.add(name, gradient),
-    )
+    passes.take_start_gradients(lambda name, _, gradient: sums.add(name, gradient))
     return sums.num_bytes, sums.num_bytes
 
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
 from allo.recipe_errors import explain
-from allo.recipe_yaml import Loader, set_value
+from allo.recipe_yaml import override, parse
 
 # Strict, since YAML's `yes` would pass as 1; an integer is still a number.
 Whole = Annotated[int, Field(strict=True)]
@@ -30,9 +30,6 @@ SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
 WARMUPS = ("warmup", "warmup_fused")
-SUMMED = ("gradient", "fisher", "taylor")
-# What `warmup_fused` takes beside the fields of `Training`: the rest would be ignored by its rule.
-FUSED_TRAINING = {"max_steps", "lr_scheduler_kwargs"}
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
@@ -182,22 +179,9 @@ class Locate(Block):
     beta: Positive = 0.1
     accumulate: Literal["float32", "bfloat16"] = "float32"
     """The sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
+    max_tokens_per_batch: Count | None = None
+    """As of forgetting and improving; `fisher` takes single pairs whatever it says."""
     training: Training = Training()
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> "Locate":
-        if self.accumulate != "float32" and self.criterion not in SUMMED:
-            raise ValueError(
-                f"criterion {self.criterion!r} accumulates nothing: remove `accumulate`, or choose one of "
-                + ", ".join(SUMMED)
-            )
-        extra = (self.training.model_extra or {}).keys() - FUSED_TRAINING
-        if self.criterion == "warmup_fused" and extra:
-            raise ValueError(
-                f"training.{min(extra)} does not apply to criterion 'warmup_fused', which has an update rule "
-                "of its own inside the backward pass: remove the key"
-            )
-        return self
 
 
 class Score(Block):
@@ -210,7 +194,18 @@ class Score(Block):
     batch_size: Count = 16
 
 
-class Forget(Block):
+class Steps(Block):
+    """How a stage's optimizer steps are computed; what they learn is the same."""
+
+    max_tokens_per_batch: Count | None = None
+    """Tokens of a micro-batch, padding included, in place of `per_device_train_batch_size` rows; a step is
+    still over `per_device_train_batch_size * gradient_accumulation_steps` rows."""
+    reference: Literal["swap", "precomputed"] = "swap"
+    """`swap`: the reference's weights are put in place for a pass over each micro-batch. `precomputed`: its
+    log-probs are computed once, which pays from the second epoch on, and where its slot is too large."""
+
+
+class Forget(Steps):
     """Token-weighted NPO on the wrong completions (method.md 1.2)."""
 
     density: Density = 0.05
@@ -218,13 +213,15 @@ class Forget(Block):
     training: ForgetTraining = ForgetTraining()
 
 
-class Improve(Block):
+class Improve(Steps):
     """DPO with noisy rejected tokens filtered out (method.md 1.3)."""
 
     density: Density = 0.10
     keep: Share = 0.5
     beta: Positive = 0.1
     label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    shared_prefix: bool = True
+    """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
 
@@ -365,13 +362,13 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
     try:
         root = yaml.compose(text)
-        fields = yaml.load(text, Loader)
+        fields = parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
-    for override in overrides or []:
-        set_value(fields, override)
+    for text in overrides or []:
+        override(fields, text)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from allo.artifacts import read_json
+from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
-from allo.hf.training import training_arguments
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Source
 from allo.sources import prompt_source, training_pairs
+from allo.stages import locate
 from allo.stages.judge import check_judgeable
 from allo.stages.sample import prompt_room
 
@@ -24,6 +25,8 @@ def check(recipe: Recipe) -> None:
         training_arguments(
             training, folder=recipe.run_folder, seed=recipe.seed, device=torch.device("cpu"), key=key
         )
+    if recipe.locate is not None:
+        locate.check_settings(recipe.locate)
     load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())

@@ -13,19 +13,39 @@ from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
 from allo.core.selection import PIECE, stable_hash
+from allo.errors import UserError
+from allo.hf.arguments import training_arguments
+from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import Model, Tokenizer
 from allo.hf.rows import pair_rows
 from allo.hf.start import load_start, read_start
 from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import remove_checkpoints, state_bytes, train, training_arguments
-from allo.hf.warmup import take_start_gradients, train_fused
+from allo.hf.training import remove_checkpoints, state_bytes, train
 from allo.recipe import Locate, Recipe
 from allo.records import Pair
 
 WARMUP_WEIGHTS = "weights.safetensors"
+# What `warmup_fused` takes beside the recipe's own fields; its rule would ignore the rest.
+_FUSED_TRAINING = {"max_steps", "lr_scheduler_kwargs", "data_seed", "activation_checkpointing"}
+_SUMMED = {"gradient": importance.gradient, "fisher": importance.fisher, "taylor": importance.taylor}
 Shapes = dict[str, tuple[int, ...]]
 Scores = Callable[[], Iterable[tuple[str, Tensor]]]
 Counts = dict[str, Any]
+
+
+def check_settings(locate: Locate) -> None:
+    """Refuse settings that the criterion would ignore: a `UserError` that begins with the key."""
+    if locate.accumulate != "float32" and locate.criterion not in _SUMMED:
+        raise UserError(
+            f"locate.accumulate: criterion {locate.criterion} accumulates nothing; remove the key, or choose "
+            f"one of {', '.join(_SUMMED)}."
+        )
+    ignored = (locate.training.model_extra or {}).keys() - _FUSED_TRAINING
+    if locate.criterion == "warmup_fused" and ignored:
+        raise UserError(
+            f"locate.training.{min(ignored)}: criterion warmup_fused has an update rule of its own, inside the "
+            "backward pass, and would ignore it; remove the key."
+        )
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -71,6 +91,7 @@ def _trained(
         mask=ParamMask.full(shapes),
         beta=locate.beta,
         keep=1.0,
+        max_tokens_per_batch=locate.max_tokens_per_batch,
         max_length=recipe.max_length,
     )
     write_jsonl(run.warmup / "metrics.jsonl", train(trainer))
@@ -90,19 +111,13 @@ def _trained_fused(
     recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer
 ) -> tuple[Scores, Counts]:
     """Plain DPO of all weights, each updated inside the backward pass, with fp32 deltas in host memory."""
-    rows, dropped = _rows(recipe, run, tokenizer)
-    warmup, metrics = train_fused(
-        model,
-        rows,
-        _arguments(recipe, locate, run, model),
-        beta=locate.beta,
-        pad_id=tokenizer.pad_token_id,
-    )
+    passes, dropped = _passes(recipe, locate, run, model, tokenizer)
+    warmup, metrics = passes.train_fused()
     write_jsonl(run.warmup / "metrics.jsonl", metrics)
     if recipe.reads_warmup:
         _keep_warmup(run, {name: warmup.weights(name) for name in warmup.deltas})
     counts = {
-        "pairs": len(rows),
+        "pairs": len(passes.rows),
         "dropped": dropped,
         "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
         "host_state_bytes": warmup.host_bytes,
@@ -119,29 +134,21 @@ def _summed(
     recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer, shapes: Shapes
 ) -> tuple[Scores, Counts]:
     """One pass over the pairs at the starting point: sum g, or for `fisher` sum g^2 over single pairs."""
-    rows, dropped = _rows(recipe, run, tokenizer)
+    passes, dropped = _passes(recipe, locate, run, model, tokenizer)
     sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed)
-    fisher = locate.criterion == "fisher"
-    add = sums.add_squares if fisher else sums.add
-    take_start_gradients(
-        model,
-        rows,
-        beta=locate.beta,
+    if locate.criterion == "fisher":
         # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
-        batch_size=1 if fisher else locate.training.per_device_train_batch_size,
-        pad_id=tokenizer.pad_token_id,
-        take=lambda name, _, gradient: add(name, gradient),
-    )
-    score = {"gradient": importance.gradient, "fisher": importance.fisher, "taylor": importance.taylor}[
-        locate.criterion
-    ]
+        passes.take_start_gradients_of_pairs(lambda name, _, gradient: sums.add_squares(name, gradient))
+    else:
+        passes.take_start_gradients(lambda name, _, gradient: sums.add(name, gradient))
+    score = _SUMMED[locate.criterion]
 
     def scores() -> Iterator[tuple[str, Tensor]]:
         for name, param in model.named_parameters():
             pieces = zip(_pieces(param), _pieces(sums[name]), strict=True)
             yield from ((name, score(theta.cpu(), total)) for theta, total in pieces)
 
-    return scores, {"pairs": len(rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
+    return scores, {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
 
 
 def _without_data(recipe: Recipe, locate: Locate, model: Model) -> tuple[Scores, Counts]:
@@ -164,10 +171,21 @@ def _arguments(recipe: Recipe, locate: Locate, run: RunFolder, model: Model) -> 
     )
 
 
-def _rows(recipe: Recipe, run: RunFolder, tokenizer: Tokenizer) -> tuple[list[dict[str, Any]], int]:
-    """The tokenized pairs, and how many did not fit."""
+def _passes(
+    recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer
+) -> tuple[DpoPasses, int]:
+    """Passes over the pairs, and how many pairs did not fit."""
     pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)]
-    return pair_rows(tokenizer, pairs, max_length=recipe.max_length)
+    rows, dropped = pair_rows(tokenizer, pairs, max_length=recipe.max_length)
+    passes = DpoPasses(
+        model,
+        rows,
+        _arguments(recipe, locate, run, model),
+        beta=locate.beta,
+        pad_id=tokenizer.pad_token_id,
+        max_tokens_per_batch=locate.max_tokens_per_batch,
+    )
+    return passes, dropped
 
 
 def _keep_warmup(run: RunFolder, weights: Mapping[str, Tensor]) -> None:

@@ -7,45 +7,84 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from allo.artifacts import read_json
 from allo.core.fused_warmup import FusedWarmup
 from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
 from allo.errors import UserError
+from allo.hf.dpo_passes import DpoPasses, learning_rates
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
-from allo.hf.warmup import learning_rates, take_start_gradients, train_fused
 from allo.pipeline import run_all
 from tiny import NUM_PAIRS, TOKENIZER, arguments, full_mask, logged, model, pairs, shapes, trained
 from tiny_run import tiny
 
 BETA = 0.2
 FP32 = {"rtol": 1e-4, "atol": 1e-5}
-PAD = TOKENIZER.pad_token_id
+NUM_LAYERS = model().config.num_hidden_layers
 
 
-def rows() -> list[dict[str, Any]]:
-    found, dropped = pair_rows(TOKENIZER, pairs(), max_length=64)
-    assert len(found) == NUM_PAIRS and not dropped
-    return found
+def passes(
+    folder: Path,
+    *,
+    policy: PreTrainedModel | None = None,
+    max_tokens_per_batch: int | None = None,
+    **settings: Any,
+) -> DpoPasses:
+    """Over the tiny pairs, every row of which fits."""
+    rows, dropped = pair_rows(TOKENIZER, pairs(), max_length=64)
+    assert len(rows) == NUM_PAIRS and not dropped
+    return DpoPasses(
+        model() if policy is None else policy,
+        rows,
+        arguments(folder, **settings),
+        beta=BETA,
+        pad_id=TOKENIZER.pad_token_id,
+        max_tokens_per_batch=max_tokens_per_batch,
+    )
 
 
-def test_the_batch_size_does_not_change_the_sums() -> None:
-    policy = model()
-    sums = {size: HostSums(shapes(policy)) for size in (1, 5)}
-    for size, own in sums.items():
-        take_start_gradients(
-            policy,
-            rows(),
-            beta=BETA,
-            batch_size=size,
-            pad_id=PAD,
-            take=lambda name, _, gradient, own=own: own.add(name, gradient),
-        )
-    for name in shapes(policy):
-        assert bool(sums[1][name].any())
-        torch.testing.assert_close(sums[1][name], sums[5][name], **FP32)
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"per_device_train_batch_size": 5},
+        {"max_tokens_per_batch": 60},
+        {"activation_checkpointing": True},
+    ],
+    ids=["rows", "tokens", "checkpointing"],
+)
+def test_how_the_pass_is_cut_does_not_change_the_sums(own: dict[str, Any], tmp_path: Path) -> None:
+    sums = [HostSums(shapes(model())) for _ in range(2)]
+    passes(tmp_path, per_device_train_batch_size=1).take_start_gradients(
+        lambda name, _, gradient: sums[0].add(name, gradient)
+    )
+    passes(tmp_path, **own).take_start_gradients(lambda name, _, gradient: sums[1].add(name, gradient))
+    for name in shapes(model()):
+        assert bool(sums[0][name].any())
+        torch.testing.assert_close(sums[0][name], sums[1][name], **FP32)
+
+
+def test_checkpointed_layers_move_as_others_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer is computed again from its weights before the pass moves them."""
+    settings = {"learning_rate": 0.01, "warmup_steps": 0}
+    plain, _ = passes(tmp_path, **settings).train_fused()
+    computed = 0
+    forward = LlamaDecoderLayer.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal computed
+        computed += torch.is_grad_enabled()
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    checkpointed, metrics = passes(tmp_path, activation_checkpointing=True, **settings).train_fused()
+    micro_batches = 2 * len(metrics)
+    assert computed == 2 * NUM_LAYERS * micro_batches, "each layer twice a micro-batch"
+    for name, delta in plain.deltas.items():
+        torch.testing.assert_close(checkpointed.deltas[name], delta, **FP32)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "constant", "linear"])
@@ -55,7 +94,7 @@ def test_the_schedule_is_the_trainers(kind: str, tmp_path: Path) -> None:
     trainer = trained(ImproveTrainer, pairs(), tmp_path, policy=policy, mask=full_mask(policy), **settings)
     rates = logged(trainer, "learning_rate")
     assert learning_rates(arguments(tmp_path, **settings), len(rates)) == pytest.approx(rates)
-    _, metrics = train_fused(model(), rows(), arguments(tmp_path, **settings), beta=BETA, pad_id=PAD)
+    _, metrics = passes(tmp_path, **settings).train_fused()
     assert [row["learning_rate"] for row in metrics] == pytest.approx(rates)
     assert [row["epoch"] for row in metrics] == pytest.approx(logged(trainer, "epoch")[: len(metrics)])
 
@@ -80,23 +119,22 @@ def test_micro_batches_share_their_steps_rate_by_pairs(
         "warmup_steps": 0,
         "learning_rate": 0.12,
     }
-    train_fused(model(), rows(), arguments(tmp_path, **settings), beta=BETA, pad_id=PAD)
+    passes(tmp_path, **settings).train_fused()
     # 16 pairs in batches of 3: a full step of four, and a step of a full batch and a single pair.
     assert used == pytest.approx([0.03] * 4 + [0.03, 0.01])
 
 
 def test_the_loss_falls_from_log_2(tmp_path: Path) -> None:
     """It begins there for any model, since the reference is the model as it begins."""
-    _, metrics = train_fused(model(), rows(), arguments(tmp_path), beta=BETA, pad_id=PAD)
+    _, metrics = passes(tmp_path, gradient_accumulation_steps=1).train_fused()
     first, *_, last = metrics
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert last["loss"] < 0.6 and last["rewards/margins"] > 0.1
 
 
 def test_a_broken_warmup_stops_and_says_what_to_lower(tmp_path: Path) -> None:
-    settings = arguments(tmp_path, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(UserError, match=r"loss is nan at step \d.*locate\.training\.learning_rate"):
-        train_fused(model(), rows(), settings, beta=BETA, pad_id=PAD)
+        passes(tmp_path, learning_rate=1e30, warmup_steps=0).train_fused()
 
 
 def test_a_whole_run_on_a_fused_warmup(tmp_path: Path) -> None:
@@ -111,3 +149,22 @@ def test_a_whole_run_on_a_fused_warmup(tmp_path: Path) -> None:
     found = ImportanceMap.load(run.importance)
     assert found.metadata["criterion"] == "warmup_fused"
     assert all(bool((scores > 0).all()) for scores in found.scores.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("locate.accumulate=bfloat16", "locate.accumulate: criterion warmup accumulates nothing"),
+        (
+            "locate={criterion: warmup_fused, training: {max_grad_norm: 1.0}}",
+            "locate.training.max_grad_norm: criterion warmup_fused has an update rule of its own",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused_before_the_first_stage(
+    setting: str, words: str, tmp_path: Path
+) -> None:
+    recipe = tiny(tmp_path, setting)
+    with pytest.raises(UserError, match=words):
+        run_all(recipe)
+    assert not (recipe.run_folder / "00-sft").exists()
