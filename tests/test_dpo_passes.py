@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from allo.artifacts import read_json
 from allo.core.fused_warmup import FusedWarmup
@@ -72,14 +72,14 @@ def test_checkpointed_layers_move_as_others_do(tmp_path: Path, monkeypatch: pyte
     settings = {"learning_rate": 0.01, "warmup_steps": 0}
     plain, _ = passes(tmp_path, **settings).train_fused()
     computed = 0
-    forward = LlamaDecoderLayer.forward
+    forward = LlamaMLP.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal computed
         computed += torch.is_grad_enabled()
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     checkpointed, metrics = passes(tmp_path, activation_checkpointing=True, **settings).train_fused()
     micro_batches = 2 * len(metrics)
     assert computed == 2 * NUM_LAYERS * micro_batches, "each layer twice a micro-batch"

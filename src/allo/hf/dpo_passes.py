@@ -170,7 +170,7 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
 
     Layers do so in training mode alone; what is in them stays in eval mode, without dropout.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
