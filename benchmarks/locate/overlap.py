@@ -30,11 +30,13 @@ from allo.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSITIES = (0.05, 0.10)
+# The best of those tried on validation problems, with `--rates`.
+FUSED = ["locate.criterion=warmup_fused", "locate.training.learning_rate=5e-5"]
 OTHER_ORDER = 1000  # a data_seed that no run has as its seed
 WAYS = {
     "warmup": [],
     "warmup, other order of pairs": [f"locate.training.data_seed={OTHER_ORDER}"],
-    "warmup_fused": ["locate.criterion=warmup_fused"],
+    "warmup_fused": FUSED,
     "gradient": ["locate.criterion=gradient"],
     "gradient, bf16 sums": ["locate.criterion=gradient", "locate.accumulate=bfloat16"],
     "taylor": ["locate.criterion=taylor"],
@@ -48,8 +50,9 @@ SCORED = {(way, "edit"): own for way, own in WAYS.items()} | {
 VALIDATION = "evaluate.sets={validation: {task: planted_flaws, split: validation, limit: 300}}"
 
 
-def run_way(work: Path, way: str, scorer: str, seed: int, own: list[str], *, keep: bool) -> RunFolder:
-    """One run to its evaluation, on the pairs that all runs of its seed share."""
+def run_way(way: str, scorer: str, seed: int, own: list[str], *, options: argparse.Namespace) -> RunFolder:
+    """One run, on the pairs that all runs of its seed share."""
+    work: Path = options.work
     package = files("allo")
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
         shared = [f"model={json.dumps(str(model))}", f"seed={seed}", "evaluate.start=false"]
@@ -60,10 +63,10 @@ def run_way(work: Path, way: str, scorer: str, seed: int, own: list[str], *, kee
 
         before = run_all(recipe(work / f"seed-{seed}" / "pairs"), until="pair")
         folder = work / f"seed-{seed}" / f"{way}, {scorer}".replace(", ", "-").replace(" ", "-")
-        if not (folder.exists() and keep):
+        if not (folder.exists() and options.keep):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(before.path, folder / before.path.name)
-        return run_all(recipe(folder, *own), until="evaluate")
+        return run_all(recipe(folder, *own), until=options.until)
 
 
 def overlaps(run: RunFolder, reference: RunFolder) -> list[float]:
@@ -72,20 +75,24 @@ def overlaps(run: RunFolder, reference: RunFolder) -> list[float]:
     return [ours.mask_at(density).overlap(theirs.mask_at(density)) for density in DENSITIES]
 
 
-def figures(run: RunFolder, reference: RunFolder) -> dict[str, float | None]:
-    evaluated = read_json(run.evaluation)["models"]["aligned"]
+def figures(run: RunFolder, reference: RunFolder) -> dict[str, float]:
     located = read_json(run.manifest)["stages"]["locate"]
     counts = located["counts"]
     weights = counts["weights"] / max(DENSITIES)
     held = counts.get("training_state_bytes", counts.get("host_state_bytes", 0))
     return {
         **{f"overlap at {d:.0%}": o for d, o in zip(DENSITIES, overlaps(run, reference), strict=True)},
-        **{name: found["sampled"]["accuracy"] for name, found in evaluated["sets"].items()},
-        "KL to SFT": evaluated["kl"]["value"],
+        **(accuracies(run) if run.evaluation.exists() else {}),
         "state of locating, B/weight": held / weights,
         "of that in host memory": counts.get("host_state_bytes", 0) / weights,
-        "seconds": located["seconds"],
+        "seconds to locate": located["seconds"],
     }
+
+
+def accuracies(run: RunFolder) -> dict[str, float]:
+    evaluated = read_json(run.evaluation)["models"]["aligned"]
+    sets = {name: found["sampled"]["accuracy"] for name, found in evaluated["sets"].items()}
+    return sets | {"KL to SFT": evaluated["kl"]["value"]}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -99,7 +106,7 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     for seed in options.seeds:
         reference = None
         for (way, scorer), own in SCORED.items():
-            run = run_way(options.work, way, scorer, seed, own, keep=options.keep)
+            run = run_way(way, scorer, seed, own, options=options)
             reference = reference or run
             found[way, scorer].append(figures(run, reference))
             print(seed, way, scorer, json.dumps(found[way, scorer][-1]), flush=True)
@@ -114,8 +121,8 @@ def search(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for rate in options.rates:
             for scorer in ("edit", "implicit"):
-                own = [*WAYS["warmup_fused"], f"locate.training.learning_rate={rate}", VALIDATION]
-                run = run_way(options.work, f"validation-{rate}", scorer, seed, own, keep=options.keep)
+                own = [*FUSED[:1], f"locate.training.learning_rate={rate}", VALIDATION]
+                run = run_way(f"validation-{rate}", scorer, seed, own, options=options)
                 aligned = read_json(run.evaluation)["models"]["aligned"]
                 accuracy = aligned["sets"]["validation"]["sampled"]["accuracy"]
                 print(seed, rate, scorer, accuracy, aligned["kl"]["value"], flush=True)
@@ -131,6 +138,7 @@ def main() -> None:
         description="Compare the ways of locating weights on the laboratory's model."
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--until", choices=("locate", "evaluate"), default="evaluate")
     parser.add_argument("--rates", nargs="+", help="search warmup_fused's learning rate instead")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "locate", help="where the runs lie")
     parser.add_argument("--keep", action="store_true", help="go on with runs that are there already")
