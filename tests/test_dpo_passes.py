@@ -1,5 +1,6 @@
 """Passes over preference pairs that keep no optimizer's state: sums at the start, and the fused warm-up."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,25 @@ def test_the_schedule_is_the_trainers(kind: str, tmp_path: Path) -> None:
     _, metrics = passes(tmp_path, **settings).train_fused()
     assert [row["learning_rate"] for row in metrics] == pytest.approx(rates)
     assert [row["epoch"] for row in metrics] == pytest.approx(logged(trainer, "epoch")[: len(metrics)])
+
+
+@pytest.mark.parametrize("own", [{}, {"data_seed": 7}])
+def test_a_fused_warmup_sees_the_pairs_as_a_plain_one(own: dict[str, int], tmp_path: Path) -> None:
+    policy = model()
+    trainer = ImproveTrainer(
+        policy, arguments(tmp_path, **own), pairs(), TOKENIZER, mask=full_mask(policy), keep=1.0
+    )
+    seen: list[list[int]] = []
+    step = trainer.training_step
+
+    def watched(model: nn.Module, rows: Any, count: Any = None) -> Tensor:
+        seen.append([row["number"] for row in rows])
+        return step(model, rows, count)
+
+    trainer.training_step = watched
+    trainer.train()
+    steps = itertools.islice(passes(tmp_path, **own)._steps(), len(seen))
+    assert [[row["number"] for row in rows] for rows in steps] == seen
 
 
 def test_micro_batches_share_their_steps_rate_by_pairs(

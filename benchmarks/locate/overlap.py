@@ -1,8 +1,9 @@
 """What each way of locating finds on the laboratory's model: overlap of its mask with the AdamW warm-up's, and
 the accuracy that forgetting and improving reach with it.
 
-The runs of a seed share all stages before `locate`; token scores are those of the `edit` scorer, which reads
-no warm-up, unless the row says `implicit`. A figure is the mean over the seeds, its interval their range.
+The runs of a seed share all stages before `locate`, and their warm-ups see the pairs in one order, but for those
+that say otherwise. Token scores are those of the `edit` scorer, which reads no warm-up, unless the row says
+`implicit`. A figure is the mean over the seeds, its interval their range.
 
     python benchmarks/locate/overlap.py                                     # the record
     python benchmarks/locate/overlap.py --rates 5e-5 1e-4 2e-4 --seeds 0    # warmup_fused on validation problems
@@ -37,6 +38,7 @@ WAYS = {
     "warmup": [],
     "warmup, other order of pairs": [f"locate.training.data_seed={OTHER_ORDER}"],
     "warmup_fused": FUSED,
+    "warmup_fused, other order of pairs": [*FUSED, f"locate.training.data_seed={OTHER_ORDER}"],
     "gradient": ["locate.criterion=gradient"],
     "gradient, bf16 sums": ["locate.criterion=gradient", "locate.accumulate=bfloat16"],
     "taylor": ["locate.criterion=taylor"],

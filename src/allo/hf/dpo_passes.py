@@ -4,6 +4,7 @@ The reference is the starting model. At the start the log-ratios are therefore z
 moves, the reference's log-probs are those that were computed before: no second model, no slot.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,11 +108,11 @@ class DpoPasses:
         add_reference(self.model, self.rows, batches, self._collate, file)
 
     def _steps(self) -> Iterator[list[Row]]:
-        """The rows of each step, without end; every epoch in an order of its own."""
+        """The rows of each step, epoch after epoch without end, in the order of the Trainer's data loader."""
         seed = self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed
-        random = torch.Generator().manual_seed(seed)
-        while True:
-            for numbers in torch.randperm(len(self.rows), generator=random).split(self.rows_a_step):
+        for epoch in itertools.count():
+            order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(seed + epoch))
+            for numbers in order.split(self.rows_a_step):
                 yield [self.rows[number] for number in numbers.tolist()]
 
     def _micro_batches(self, rows: Sequence[Row]) -> list[list[Row]]:
