@@ -77,13 +77,14 @@ class DpoPasses:
         warmup, metrics = FusedWarmup(self.model), []
         with gradients_taken(self.model, warmup.update):
             for number, (rate, rows) in enumerate(track(steps, "locate", total=num_steps), start=1):
-                logratios = []
+                seen = []
                 for part in self._micro_batches(rows):
                     warmup.rate = rate * len(part) / self.rows_a_step
                     batch = self._collated(part)
-                    logratios.append(_sums(per_token_logps(self.model, batch) - batch["ref_logps"]))
-                    self._losses(logratios[-1]).mean().backward()
-                row = self._metrics(torch.cat(logratios).detach())
+                    logratios = _sums(per_token_logps(self.model, batch) - batch["ref_logps"])
+                    self._losses(logratios).mean().backward()
+                    seen.append(logratios.detach())
+                row = self._metrics(torch.cat(seen))
                 if not math.isfinite(row["loss"]):
                     raise UserError(
                         f"locate: the loss is {row['loss']} at step {number} of the warm-up: lower "
