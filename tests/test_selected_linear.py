@@ -1,6 +1,7 @@
 """A Linear with whole rows or columns selected: their gradient, no other, and nothing else changes."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ LINES = ["rows", "columns"]
 
 def build(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Linear(a, b) for a, b in zip(SIZES, SIZES[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(SIZES)]
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).to(dtype)
 
 
@@ -248,7 +249,7 @@ def test_a_layer_whose_forward_was_replaced_keeps_it() -> None:
     assert model[2].forward is halved
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -261,11 +262,11 @@ def test_a_stopped_backward_pass_leaves_the_next_one_whole(lines: str) -> None:
     optimizer = torch.optim.SGD(selected.parameters(), lr=1.0)
 
     def stop(gradient: Tensor) -> None:
-        raise Stopped
+        raise StoppedError
 
     hidden = model[:2](x)
     hidden.register_hook(stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         model[2:](hidden).square().sum().backward()
     with pytest.raises(RuntimeError, match="shapes"):
         model(x[:, 1:])
