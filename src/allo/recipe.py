@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
+from allo.granularity import PATTERN, WEIGHT, Granularity
 from allo.recipe_errors import explain
 
 # Strict, since YAML's `yes` would pass as 1; an integer is still a number.
@@ -32,6 +33,19 @@ Criterion = Literal["warmup", "gradient", "fisher", "taylor", "magnitude", "bott
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
+
+
+def _granularity(text: str) -> str:
+    try:
+        Granularity.parse(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+GranularityName = Annotated[
+    str, AfterValidator(_granularity), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
+]
 
 
 class Block(BaseModel):
@@ -173,8 +187,20 @@ class Locate(Block):
     """Which weights matter (method.md 1.1)."""
 
     criterion: Criterion = "warmup"
+    granularity: GranularityName = WEIGHT
+    """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
+    linear layers make the backward pass itself cheaper."""
     beta: Positive = 0.1
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _bottom_ranks_weights(self) -> "Locate":
+        if self.criterion == "bottom" and self.granularity != WEIGHT:
+            raise ValueError(
+                "criterion 'bottom' mirrors the scores of single weights, which have no norm: "
+                "set granularity to weight"
+            )
+        return self
 
 
 class Score(Block):
