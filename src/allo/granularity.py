@@ -31,3 +31,12 @@ class Granularity:
         """Rows and columns of a group within a matrix; those at its edges may be smaller."""
         whole = {"row": (1, width), "column": (height, 1)}
         return whole.get(self.kind, (self.side, self.side))
+
+
+def granularity_name(text: str) -> str:
+    """`text` itself, for a recipe: ValueError, as pydantic wants it, where `Granularity.parse` refuses it."""
+    try:
+        Granularity.parse(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return text
