@@ -9,6 +9,7 @@ Memory: 12 bytes a group while scores come in, some 60 while the groups are orde
 the largest tensor beside the result.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -63,23 +64,6 @@ class Tiles:
         return tall[: self.height].reshape(-1).nonzero().squeeze(1).int()
 
 
-@dataclass
-class _Groups:
-    """Sums over the entries of each group of one tensor, [groups]."""
-
-    squares: Tensor
-    sizes: Tensor
-
-    def add(self, groups: Tensor, scores: Tensor) -> None:
-        # One after the other in the order of the flat index, so that pieces of any length give the same bits.
-        self.squares.index_add_(0, groups, scores.double().square())
-        self.sizes.index_add_(0, groups, torch.ones_like(groups))
-
-    def norms(self) -> Tensor:
-        """fp32: NaN where the group has no entry, or a NaN among them."""
-        return (self.squares / self.sizes).sqrt().float()
-
-
 def select_groups(
     tensors: Callable[[], Iterable[tuple[str, Tensor]]],
     *,
@@ -119,53 +103,59 @@ def _select(
 ) -> dict[str, Tensor]:
     parsed = Granularity.parse(granularity)
     tiles = {name: Tiles.of(shapes[name], parsed) for name in sorted(shapes)}
-    groups = _summed(entries, tiles)
-    chosen = _first_to_fit(groups, tiles, k=k)
-    return {name: tiles[name].entries(numbers) for name, numbers in chosen.items() if len(numbers)}
+    bounds = list(itertools.accumulate((math.prod(part.grid) for part in tiles.values()), initial=0))
+    squares, sizes = _summed(entries, tiles, dict(zip(tiles, bounds, strict=False)), num_groups=bounds[-1])
+    hashes = [
+        stable_hash(name, part.first_entries(torch.arange(math.prod(part.grid))))
+        for name, part in tiles.items()
+    ]
+    norms = (squares / sizes).sqrt().float()
+    chosen = _first_to_fit(norms, sizes, torch.cat(hashes), k=k)
+    result = {}
+    for (name, part), start, end in zip(tiles.items(), bounds, bounds[1:], strict=False):
+        first, last = torch.searchsorted(chosen, torch.tensor([start, end])).tolist()
+        if last > first:
+            result[name] = part.entries(chosen[first:last] - start)
+    return result
 
 
-def _summed(entries: Entries, tiles: Mapping[str, Tiles]) -> dict[str, _Groups]:
-    groups: dict[str, _Groups] = {}
+def _summed(
+    entries: Entries, tiles: Mapping[str, Tiles], starts: Mapping[str, int], *, num_groups: int
+) -> tuple[Tensor, Tensor]:
+    """The sum of squared scores fp64 and the number of entries int32 of each group, those of all tensors [groups].
+
+    Allocated beforehand: small tensors kept between the large freed pieces would pin
+    the heap, and resident memory would grow with the model after all.
+    """
+    squares = torch.zeros(num_groups, dtype=torch.float64)
+    sizes = torch.zeros(num_groups, dtype=torch.int32)
     for name, indices, scores in entries:
-        if name not in groups:
-            num_groups = math.prod(tiles[name].grid)
-            groups[name] = _Groups(
-                squares=torch.zeros(num_groups, dtype=torch.float64),
-                sizes=torch.zeros(num_groups, dtype=torch.int32),
-            )
-        groups[name].add(tiles[name].groups_of(indices.cpu()), scores.detach().cpu())
-    return groups
-
-
-def _first_to_fit(groups: Mapping[str, _Groups], tiles: Mapping[str, Tiles], *, k: int) -> dict[str, Tensor]:
-    """The numbers (sorted, int64) of the first groups, in order of the norm, that have at most k weights."""
-    names = [name for name in tiles if name in groups]
-    numbers, norms, sizes, hashes = [], [], [], []
-    for name in names:
-        present = groups[name].sizes.nonzero().squeeze(1)
-        numbers.append(present.numpy())
-        norms.append(groups[name].norms()[present].numpy())
-        sizes.append(groups[name].sizes[present].numpy())
-        first = tiles[name].first_entries(present)
-        hashes.append(stable_hash(name, first).numpy())
-        if bad := np.isnan(norms[-1]).nonzero()[0].tolist():
+        if bool(scores.isnan().any()):
+            bad = int(indices[scores.isnan()][0])
             raise UserError(
-                f"tensor {name}, in the group of flat index {int(first[bad[0]])}: an importance score is NaN, so "
-                "groups cannot be ranked; look for NaN or infinite values in the model's weights or gradients"
+                f"tensor {name}, flat index {bad}: the importance score is NaN, so groups cannot be ranked;"
+                " look for NaN or infinite values in the model's weights or gradients"
             )
+        groups = tiles[name].groups_of(indices.cpu()).long() + starts[name]
+        # One after the other in the order of the flat index, so that pieces of any length give the same bits.
+        squares.index_add_(0, groups, scores.detach().cpu().double().square())
+        sizes.index_add_(0, groups, torch.ones_like(groups, dtype=torch.int32))
+    return squares, sizes
+
+
+def _first_to_fit(norms: Tensor, sizes: Tensor, hashes: Tensor, *, k: int) -> Tensor:
+    """The first groups in order of the norm that have at most k weights: their numbers, sorted int64.
+
+    Groups are numbered in order of (name, group); those of size 0 are none. All arguments [groups].
+    """
+    present = sizes.nonzero().squeeze(1).numpy()
     # A stable sort: what is equal in both stays in order of (name, group).
-    order = np.lexsort((np.concatenate(hashes), -np.concatenate(norms)))
-    ends = np.concatenate(sizes)[order].cumsum(dtype=np.int64)
+    order = present[np.lexsort((hashes.numpy()[present], -norms.numpy()[present]))]
+    ends = sizes.numpy()[order].cumsum(dtype=np.int64)
     num_chosen = int(np.searchsorted(ends, k, side="right"))
     if k and not num_chosen:
         raise UserError(
             f"the most important group has {int(ends[0])} weights, and only {k} are to be selected: "
             "raise the density, or select smaller groups"
         )
-    chosen = np.sort(order[:num_chosen])
-    bounds = np.cumsum([0, *(len(part) for part in numbers)])
-    first_of = np.searchsorted(chosen, bounds)
-    return {
-        name: torch.from_numpy(numbers[i][chosen[first_of[i] : first_of[i + 1]] - bounds[i]])
-        for i, name in enumerate(names)
-    }
+    return torch.from_numpy(np.sort(order[:num_chosen]))
