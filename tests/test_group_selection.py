@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from allo.core import group_selection
 from allo.core.group_selection import select_groups, select_groups_among
 from allo.core.importance_map import ImportanceMap
 from allo.core.places import Columns, Rows
@@ -146,6 +147,12 @@ def test_neither_order_nor_pieces_matter(granularity: str) -> None:
 
     found = select_groups(pieces, k=100, shapes=shapes, granularity=granularity)
     assert {name: indices.tolist() for name, indices in found.items()} == whole
+
+
+def test_equal_hashes_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_selection, "stable_hash", lambda _, indices: torch.zeros_like(indices))
+    tensors = {"b": torch.ones(3, 4), "a": torch.ones(2, 4)}
+    assert selected(tensors, 12, "row") == {"a": list(range(8)), "b": [0, 1, 2, 3]}
 
 
 def test_a_weight_of_a_short_row_counts_as_much_as_one_of_a_long_row() -> None:

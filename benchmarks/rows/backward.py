@@ -119,7 +119,7 @@ def record(found: list[list[Any]], *, machine: str) -> dict[str, Any]:
             "dtype",
             "trained",
             "share trained",
-            "backward, ms",
+            "backward, s",
             "of single entries",
             "of all weights",
         ],
@@ -149,7 +149,7 @@ def main() -> None:
                 dtype,
                 name,
                 1.0 if name == DENSE else round(share, 4),
-                round(1000 * taken, 2),
+                round(taken, 6),
                 round(taken / seconds[ENTRIES], 3),
                 round(taken / seconds[DENSE], 3),
             ]
