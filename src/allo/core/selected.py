@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from allo.core.param_mask import ParamMask
-from allo.core.places import Columns, Everything, Places, Rows, exchange, places_of
+from allo.core.places import Columns, Everything, Places, Rows, places_of
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected_linear import LineGradients
 from allo.errors import UserError
@@ -144,7 +144,7 @@ class SelectedWeights:
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
         for part in self._parts:
-            part.slots[slot] = exchange(part.param.data, part.places, part.slots[slot])
+            part.slots[slot] = part.places.exchange(part.param.data, part.slots[slot])
 
     def masters(self) -> dict[str, Tensor]:
         """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
