@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allo.core.selection import Entries, _with_indices, select, select_among, stable_hash
+from allo.core.selection import PIECE, Entries, select, select_among, stable_hash
 from allo.errors import UserError
 from allo.granularity import WEIGHT, Granularity
 
@@ -83,7 +83,7 @@ def select_groups(
     """
     if granularity == WEIGHT:
         return select(tensors, k=k)
-    return _select(_with_indices(tensors()), k=k, shapes=shapes, granularity=granularity)
+    return _select(_numbered(tensors()), k=k, shapes=shapes, granularity=granularity)
 
 
 def select_groups_among(
@@ -96,6 +96,16 @@ def select_groups_among(
     if granularity == WEIGHT:
         return select_among(entries, k=k)
     return _select(entries(), k=k, shapes=shapes, granularity=granularity)
+
+
+def _numbered(tensors: Iterable[tuple[str, Tensor]]) -> Entries:
+    """Flat indices beside each entry, in pieces; a name that comes again at once goes on where it was."""
+    current, start = "", 0
+    for name, scores in tensors:
+        current, start = name, start if name == current else 0
+        for piece in scores.reshape(-1).split(PIECE):
+            yield name, torch.arange(start, start + len(piece), dtype=torch.int32), piece
+            start += len(piece)
 
 
 def _select(
@@ -131,7 +141,7 @@ def _summed(
     sizes = torch.zeros(num_groups, dtype=torch.int32)
     for name, indices, scores in entries:
         if bool(scores.isnan().any()):
-            bad = int(indices[scores.isnan()][0])
+            bad = int(indices[scores.isnan().to(indices.device)][0])
             raise UserError(
                 f"tensor {name}, flat index {bad}: the importance score is NaN, so groups cannot be ranked;"
                 " look for NaN or infinite values in the model's weights or gradients"
