@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
+from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_errors import explain
 from allo.recipe_yaml import override, parse
 
@@ -28,8 +29,10 @@ CountOrZero = Annotated[Whole, Field(ge=0)]
 # It becomes part of a file's name.
 SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
+GranularityName = Annotated[
+    str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
+]
 Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
-WARMUPS = ("warmup", "warmup_fused")
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
@@ -174,14 +177,25 @@ class Locate(Block):
     """Which weights matter (method.md 1.1)."""
 
     criterion: Criterion = "warmup"
-    """`warmup` trains all weights with an optimizer's state; `warmup_fused` updates each tensor inside the
-    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model."""
+    """`warmup_fused` trains inside the backward pass; `gradient`, `fisher` and `taylor` sum over the pairs."""
+    granularity: GranularityName = WEIGHT
+    """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
+    linear layers make the backward pass itself cheaper."""
     beta: Positive = 0.1
     accumulate: Literal["float32", "bfloat16"] = "float32"
     """The sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
     max_tokens_per_batch: Count | None = None
     """As of forgetting and improving; `fisher` takes single pairs whatever it says."""
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _bottom_ranks_weights(self) -> "Locate":
+        if self.criterion == "bottom" and self.granularity != WEIGHT:
+            raise ValueError(
+                "criterion 'bottom' mirrors the scores of single weights, which have no norm: "
+                "set granularity to weight"
+            )
+        return self
 
 
 class Score(Block):
@@ -324,10 +338,10 @@ class Recipe(Block):
             )
         if self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
-        if self.reads_warmup and (self.locate is None or self.locate.criterion not in WARMUPS):
+        warms_up = self.locate is not None and self.locate.criterion in ("warmup", "warmup_fused")
+        if self.reads_warmup and not warms_up:
             raise ValueError(
-                "score.scorer 'implicit' reads the warm-up model: set locate.criterion to 'warmup' or "
-                "'warmup_fused'"
+                "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
         return self
 

@@ -66,6 +66,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     top = ImportanceMap.top(
         scores,
         density=recipe.max_density,
+        granularity=recipe.locate.granularity,
         shapes=shapes,
         metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(run).fingerprint},
     )
