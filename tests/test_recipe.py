@@ -144,7 +144,7 @@ def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:
         (["forget=null", "improve=null"], "nothing would be trained"),
         (["score=null"], "set `forget: null`"),
         (["locate=null"], "must be 1.0"),
-        (["locate.criterion=fisher"], "set locate.criterion to 'warmup'"),
+        (["locate.criterion=fisher"], "set locate.criterion to warmup"),
         (["max_length=1024"], "sample.max_new_tokens 1024 must be below max_length 1024"),
         (["evaluate.greedy=false", "evaluate.num_generations=0"], "set 'test' has no completion to measure"),
         (["evaluate.greedy=false", "evaluate.sets.test.num_generations=0"], "set 'test' has no completion"),

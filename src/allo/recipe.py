@@ -338,8 +338,7 @@ class Recipe(Block):
             )
         if self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
-        warms_up = self.locate is not None and self.locate.criterion in ("warmup", "warmup_fused")
-        if self.reads_warmup and not warms_up:
+        if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
                 "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
