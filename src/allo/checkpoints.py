@@ -6,7 +6,6 @@ pages of a mapping count as resident until they are dropped, plain reads leave o
 
 import json
 import math
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from allo.artifacts import folder_written_aside
 from allo.core.fingerprints import CODES, DTYPES, Digest, as_bits, combine
 from allo.errors import UserError
 
@@ -140,16 +140,9 @@ def write_like(
     """Write `base` again as the folder `out`: same sharding, headers and other files, patched data.
 
     `patched(name, pieces)` gets a tensor's flat pieces and gives pieces of the same total size.
-    Everything is written into `<out>.part`, which takes its name when it is complete; on any error
-    it is removed. UserError when `out` already holds something.
+    Everything is written aside. UserError when `out` already holds something.
     """
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} already exists: give another name or remove it")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with folder_written_aside(Path(out)) as part:
         for file in base.files:
             entries = {name: entry for name, entry in base.stored.items() if entry.file == file}
             with (part / file.name).open("wb") as target:
@@ -166,10 +159,6 @@ def write_like(
                 and not other.name.endswith(".bin.index.json")
             ):
                 shutil.copyfile(other, part / other.name)
-        os.replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
