@@ -133,3 +133,24 @@ def test_the_command_says_what_was_overruled(
     assert leaving.value.code == 0
     assert (said["num_changed"], said["num_shared"], said["num_overruled"]) == ("4", "2", "1")
     assert torch.equal(read_delta(Path("out")).values["a"], torch.tensor([1.0, 1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("extract", "what changed"),
+        ("apply", "hf://OWNER/NAME"),
+        ("merge", "SECOND's is taken"),
+        ("export", "weights of Linear layers only"),
+        ("push", "HF_TOKEN"),
+        ("info", "hf://OWNER/NAME"),
+    ],
+)
+def test_each_command_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["allo", "delta", command, "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 0
+    assert said in " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -33,7 +33,10 @@ app.add_typer(delta_app, name="delta")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
 DeltaPlace = Annotated[
-    str, typer.Argument(help="A delta's file, or hf://OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub.")
+    str,
+    typer.Argument(
+        help="A delta's file; or on the hub hf://OWNER/NAME, with @REVISION and /FILE where needed."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
