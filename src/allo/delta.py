@@ -1,8 +1,9 @@
 """What alignment changed, and nothing else: a small file that turns one exact base into one exact model.
 
-A delta is a sparse file with `<name>.indices` (int32) and `<name>.values`, the replacement values
-in the weight's own dtype, not differences: applying it loses nothing to rounding. Its header has
-the digest of every tensor of the base, touched or not, so that a wrong base is always refused.
+A delta is a sparse file with the indices of the touched entries and `<name>.values`, the
+replacement values in the weight's own dtype, not differences: applying it loses nothing to
+rounding. Its header has the digest of every tensor of the base, touched or not, so that a wrong
+base is always refused.
 """
 
 import math
@@ -71,8 +72,9 @@ def write_delta(
     shapes: Mapping[str, tuple[int, ...]],
     base_hashes: Mapping[str, str],
     metadata: Mapping[str, str],
+    profile: sparse_file.Profile = "compact",
 ) -> None:
-    """Write a delta, aside and then renamed.
+    """Write a delta, aside and then renamed; `profile` as in `sparse_file`.
 
     indices: name -> sorted unique int32 [n]; values: name -> [n] in the base's dtype. shapes and
     base_hashes (`fingerprints.digests`, taken before training) have every tensor of the base.
@@ -91,7 +93,7 @@ def write_delta(
         "metadata": dict(metadata),
     }
     content = sparse_file.SparseFile(dict(shapes), touched, delta.values, header)
-    sparse_file.write(Path(path), "delta", content, column="values")
+    sparse_file.write(Path(path), "delta", content, column="values", profile=profile)
 
 
 def read_delta(path: str | Path) -> Delta:
@@ -128,12 +130,15 @@ def info(path: str | Path) -> DeltaInfo:
     )
 
 
-def extract(base: str | Path, tuned: str | Path, out: str | Path) -> DeltaInfo:
+def extract(
+    base: str | Path, tuned: str | Path, out: str | Path, *, profile: sparse_file.Profile = "compact"
+) -> DeltaInfo:
     """Write to `out` the entries whose bits differ between two folders of one layout.
 
     Beside one piece of each folder, memory holds the delta itself. UserError when the folders
-    cannot be read or differ in a tensor's name, shape or dtype.
+    cannot be read or differ in a tensor's name, shape or dtype, and for an unknown `profile`.
     """
+    sparse_file.check_profile(profile)
     before, after = Checkpoint.open(base), Checkpoint.open(tuned)
     check_same_layout(before, after)
     # One growing buffer a kind: small tensors kept from every piece would pin the heap between large freed ones.
@@ -160,7 +165,13 @@ def extract(base: str | Path, tuned: str | Path, out: str | Path) -> DeltaInfo:
         values[name] = torch.frombuffer(replacements[dtype], dtype=dtype, count=count, offset=offset)
     metadata = {"made_by": "extract"}
     write_delta(
-        out, indices=indices, values=values, shapes=before.shapes, base_hashes=hashes, metadata=metadata
+        out,
+        indices=indices,
+        values=values,
+        shapes=before.shapes,
+        base_hashes=hashes,
+        metadata=metadata,
+        profile=profile,
     )
     return info(out)
 
