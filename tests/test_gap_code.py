@@ -134,11 +134,10 @@ def test_a_forged_stream_is_refused_or_gives_indices_of_the_tensor(data: st.Data
     stream = np.frombuffer(struct.pack("<I", zlib.crc32(body)) + bytes(body), dtype=np.uint8)
     try:
         indices = gap_code.decode(stream, size=size, where="here")
-    except UserError as error:
-        assert str(error).startswith("here: ")
-    else:
-        assert len(indices) == 0 or (indices[0] >= 0 and indices[-1] < size)
-        assert (np.diff(indices.astype(np.int64)) > 0).all()
+    except UserError:
+        return
+    assert len(indices) == 0 or (indices[0] >= 0 and indices[-1] < size)
+    assert (np.diff(indices.astype(np.int64)) > 0).all()
 
 
 def test_a_count_that_the_bytes_cannot_hold_allocates_nothing() -> None:
