@@ -42,6 +42,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
 ]
+Profile = Annotated[
+    Literal["compact", "interop"],
+    typer.Option(help="Packed indices, or plain int32 ones for vLLM and TRL to map."),
+]
 
 
 @app.command("run")
@@ -114,12 +118,13 @@ def mask_from_checkpoints(
     tuned: Annotated[Path, typer.Argument(help="The same model, tuned.")],
     density: Annotated[float, typer.Option(help="Share of all weights to select, in (0, 1].")],
     out: Annotated[Path, typer.Option(help="The mask's file.")],
+    profile: Profile = "compact",
 ) -> None:
     """Select the weights that differ most between two checkpoints."""
     _check_writable(out)
     from allo.mask_files import mask_from_checkpoints
 
-    mask = mask_from_checkpoints(base, tuned, density=density, out=out)
+    mask = mask_from_checkpoints(base, tuned, density=density, out=out, profile=profile)
     say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
 
 
@@ -139,12 +144,12 @@ def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
 
 
 @delta_app.command("extract")
-def delta_extract(base: Path, tuned: Path, out: Path) -> None:
+def delta_extract(base: Path, tuned: Path, out: Path, profile: Profile = "compact") -> None:
     """Write what changed from BASE to TUNED as one small file."""
     _check_writable(out)
     from allo.delta import extract
 
-    _print_fields(out, extract(base, tuned, out))
+    _print_fields(out, extract(base, tuned, out, profile=profile))
 
 
 @delta_app.command("apply")

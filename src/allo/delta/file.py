@@ -1,8 +1,9 @@
 """What alignment changed, and nothing else: a small file that turns one exact base into one exact model.
 
-A delta is a sparse file with `<name>.indices` (int32) and `<name>.values`, the replacement values
-in the weight's own dtype, not differences: applying it loses nothing to rounding. Its header has
-the digest of every tensor of the base, touched or not, so that a wrong base is always refused.
+A delta is a sparse file with the indices of the touched entries and `<name>.values`, the
+replacement values in the weight's own dtype, not differences: applying it loses nothing to
+rounding. Its header has the digest of every tensor of the base, touched or not, so that a wrong
+base is always refused.
 """
 
 import math
@@ -66,8 +67,9 @@ def write_delta(
     shapes: Mapping[str, tuple[int, ...]],
     base_hashes: Mapping[str, str],
     metadata: Mapping[str, str],
+    profile: sparse_file.Profile = "compact",
 ) -> None:
-    """Write a delta, aside and then renamed.
+    """Write a delta, aside and then renamed; `profile` as in `sparse_file`.
 
     indices: name -> sorted unique int32 [n]; values: name -> [n] in the base's dtype. shapes and
     base_hashes (`fingerprints.digests`, taken before training) have every tensor of the base.
@@ -86,7 +88,7 @@ def write_delta(
         "metadata": dict(metadata),
     }
     content = sparse_file.SparseFile(dict(shapes), touched, delta.values, header)
-    sparse_file.write(Path(path), "delta", content, column="values")
+    sparse_file.write(Path(path), "delta", content, column="values", profile=profile)
 
 
 def read_delta(path: str | Path) -> Delta:

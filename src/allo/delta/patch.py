@@ -16,12 +16,15 @@ from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.errors import UserError
 
 
-def extract(base: str | Path, tuned: str | Path, out: str | Path) -> DeltaInfo:
+def extract(
+    base: str | Path, tuned: str | Path, out: str | Path, *, profile: sparse_file.Profile = "compact"
+) -> DeltaInfo:
     """Write to `out` the entries whose bits differ between two folders of one layout.
 
     Beside one piece of each folder, memory holds the delta itself. UserError when the folders
-    cannot be read or differ in a tensor's name, shape or dtype.
+    cannot be read or differ in a tensor's name, shape or dtype, and for an unknown `profile`.
     """
+    sparse_file.check_profile(profile)
     before, after = Checkpoint.open(base), Checkpoint.open(tuned)
     check_same_layout(before, after)
     # One growing buffer a kind: small tensors kept from every piece would pin the heap between large freed ones.
@@ -48,7 +51,13 @@ def extract(base: str | Path, tuned: str | Path, out: str | Path) -> DeltaInfo:
         values[name] = torch.frombuffer(replacements[dtype], dtype=dtype, count=count, offset=offset)
     metadata = {"made_by": "extract"}
     write_delta(
-        out, indices=indices, values=values, shapes=before.shapes, base_hashes=hashes, metadata=metadata
+        out,
+        indices=indices,
+        values=values,
+        shapes=before.shapes,
+        base_hashes=hashes,
+        metadata=metadata,
+        profile=profile,
     )
     return info(out)
 
