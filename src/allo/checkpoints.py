@@ -6,6 +6,7 @@ pages of a mapping count as resident until they are dropped, plain reads leave o
 
 import json
 import math
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -87,6 +87,12 @@ def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}): write it again") from error
 
 
+def profile_of(path: Path) -> str:
+    """The profile of a file that `read` has found good."""
+    with safe_open(path, framework="pt") as file:
+        return str(_header(path, file.metadata() or {}).get("profile", "interop"))
+
+
 def check_profile(profile: str) -> None:
     """UserError unless `profile` is one of the two that `write` knows."""
     if profile not in get_args(Profile):

@@ -47,8 +47,9 @@ class Delta:
 
 @dataclass(frozen=True)
 class DeltaInfo:
-    """A delta in numbers: entries that it replaces, of all weights; size of the file in bytes."""
+    """A delta in numbers: entries that it replaces, of all weights; the file's profile and size in bytes."""
 
+    profile: str
     num_changed: int
     num_weights: int
     density: float
@@ -114,6 +115,7 @@ def info(path: str | Path) -> DeltaInfo:
     """The numbers of the delta at `path`."""
     delta = read_delta(path)
     return DeltaInfo(
+        profile=sparse_file.profile_of(Path(path)),
         num_changed=delta.num_changed,
         num_weights=delta.num_weights,
         density=delta.num_changed / max(delta.num_weights, 1),
