@@ -83,10 +83,10 @@ def test_blocks_know_nothing_of_each_other() -> None:
     values = of_all_sizes(3 * BLOCK, octaves=30) * signs(3 * BLOCK)
     dither = golden_dither(0, 3 * BLOCK, step=1, device=CPU)
     whole = EightBitMoments.zeros(3 * BLOCK, device=CPU)
-    whole.pack_(values, values**2 * 3, dither=dither)
+    whole.pack_(values.clone(), values**2 * 3, dither=dither)
     middle = EightBitMoments.zeros(BLOCK, device=CPU)
     here = slice(BLOCK, 2 * BLOCK)
-    middle.pack_(values[here], values[here] ** 2 * 3, dither=dither[here])
+    middle.pack_(values[here].clone(), values[here] ** 2 * 3, dither=dither[here])
     for part, alone in zip(whole.part(BLOCK, 2 * BLOCK), middle, strict=True):
         assert torch.equal(part, alone)
 
@@ -142,7 +142,7 @@ def test_an_entrys_error_does_not_grow_with_its_neighbours_gradients() -> None:
     rms = of_all_sizes(BLOCK, octaves=OCTAVES - 2)
     exp_avg = rms * signs(BLOCK) * torch.rand(BLOCK, generator=torch.Generator().manual_seed(2))
     moments = EightBitMoments.zeros(BLOCK, device=CPU)
-    moments.pack_(exp_avg, rms**2, dither=golden_dither(0, BLOCK, step=1, device=CPU))
+    moments.pack_(exp_avg.clone(), rms**2, dither=golden_dither(0, BLOCK, step=1, device=CPU))
     back, back_sq = moments.unpack()
     # A hundredth and a level of the block's largest ratio, which is at most 1.
     assert (back / back_sq.sqrt() - exp_avg / rms).abs().max() <= 0.01 + (LEVEL - 1)

@@ -52,12 +52,12 @@ class EightBitMoments(NamedTuple):
         return dequantize_signed(self.ratio, self.ratio_scale).mul_(rms), rms.square()
 
     def pack_(self, exp_avg: Tensor, exp_avg_sq: Tensor, *, dither: Tensor) -> None:
-        """Take up moments, fp32 [n]; `dither` [n] in [0, 1] is the share of a level to round up from."""
-        rms, rms_scale = quantize_positive(exp_avg_sq.sqrt(), dither=dither)
+        """Take up moments, fp32 [n], which are overwritten; `dither` [n] is `quantize_positive`'s."""
+        rms, rms_scale = quantize_positive(exp_avg_sq.sqrt_(), dither=dither)
         self.rms.copy_(rms)
         self.rms_scale.copy_(rms_scale)
         # Over the rounded rms, by which unpacking multiplies.
-        ratio = exp_avg / dequantize_positive(rms, rms_scale).clamp_(min=_TINY)
+        ratio = exp_avg.div_(dequantize_positive(rms, rms_scale).clamp_(min=_TINY))
         for kept, new in zip((self.ratio, self.ratio_scale), quantize_signed(ratio), strict=True):
             kept.copy_(new)
 
@@ -69,9 +69,9 @@ def quantize_signed(values: Tensor) -> tuple[Tensor, Tensor]:
     nearest code, |error| <= scale * (sqrt(|value| / scale) / 127 + 1 / 254**2).
     """
     blocks = _blocks(values)
-    scale = blocks.abs().amax(1).clamp_(min=_TINY)
-    magnitude = (blocks.abs() / scale[:, None]).sqrt_().mul_(127).round_()
-    codes = torch.copysign(magnitude, blocks).to(torch.int8)
+    roots = blocks.abs()
+    scale = roots.amax(1).clamp_(min=_TINY)
+    codes = roots.div_(scale[:, None]).sqrt_().mul_(127).round_().copysign_(blocks).to(torch.int8)
     return codes.view(-1)[: values.numel()], scale
 
 
