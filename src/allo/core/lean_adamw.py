@@ -41,6 +41,22 @@ def adamw_(
     master.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
 
 
+@torch.no_grad()
+def clip_grad_norm_in_fp32_(params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """`torch.nn.utils.clip_grad_norm_`, which would take the norm of bf16 gradients in bf16 -> scalar, fp32."""
+    gradients = [param.grad for param in params if param.grad is not None]
+    norms = [
+        torch.linalg.vector_norm(piece, dtype=torch.float32).to(gradients[0].device)
+        for gradient in gradients
+        for piece in gradient.split(CHUNK)
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(coefficient.to(gradient.device))
+    return norm
+
+
 class LeanAdamW(Optimizer):
     """AdamW whose state is 2.03 bytes an entry and whose masters come from `walk`.
 

@@ -105,7 +105,8 @@ class Entries(Places):
         """`indices`: sorted flat indices, int32 [k]."""
         blocks, sizes = (indices >> BLOCK_BITS).unique_consecutive(return_counts=True)
         # The conversion wraps: the upper half of a block has negative numbers.
-        return cls((indices & _LOW).to(torch.int16), blocks.int(), sizes.int())
+        # A copy: what comes of unique_consecutive keeps the memory of all k.
+        return cls((indices & _LOW).to(torch.int16), blocks.clone(), sizes.int())
 
     @property
     def num_bytes(self) -> int:
