@@ -16,6 +16,7 @@ from allo.core.lean_adamw import CHUNK, clip_grad_norm_in_fp32_
 from allo.core.param_mask import ParamMask
 from allo.core.parts import LeanPart, Part
 from allo.core.places import places_of
+from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.errors import UserError
 
 
@@ -80,6 +81,11 @@ class SelectedWeights:
         ]
 
     @property
+    def slots(self) -> list[str]:
+        """The slots' names."""
+        return list(self._parts[0].slots)
+
+    @property
     def num_selected(self) -> int:
         return sum(part.range.stop - part.range.start for part in self._parts)
 
@@ -95,6 +101,21 @@ class SelectedWeights:
             if part.flat is flat:
                 assert isinstance(part, LeanPart)
                 yield from part.walk(CHUNK)
+
+    def zero_grad(self) -> None:
+        """Start a new sum of gradients, in the same memory."""
+        for flat in self.parameters():
+            if flat.grad is not None:
+                flat.grad.zero_()
+
+    def sum_gradients_over_ranks(self, dtype: torch.dtype = torch.float32) -> None:
+        """Add up the flat gradient of all processes, sent in `dtype`: once a step, and the only traffic."""
+        if num_ranks() == 1:
+            return
+        self.gradients()  # of a rank that had no row, too
+        for flat in self.parameters():
+            assert flat.grad is not None
+            flat.grad.copy_(sum_over_ranks(flat.grad.to(dtype)))
 
     @torch.no_grad()
     def write_back(self) -> None:
