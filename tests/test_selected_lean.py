@@ -236,6 +236,24 @@ def test_the_state_is_nine_bytes_a_selected_weight(dtype: torch.dtype) -> None:
     assert sum(slots.values()) == dtype.itemsize * selected.num_selected
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_slots_lie_in_host_memory_and_the_way_is_the_cpus() -> None:
+    ways = []
+    for device in ("cpu", "cuda"):
+        model = TinyModel().to(device, torch.bfloat16)
+        start = copy.deepcopy(model)
+        selected = SelectedWeights(model, sparse_mask(model), slots=("ref",), lean=True)
+        before = as_one(selected.masters())
+        train(model, selected, lean_adamw(selected), data().to(device))
+        ways.append((as_one(selected.masters()) - before).cpu())
+        slots = selected.slot("ref").values()
+        assert all(bits.device.type == "cpu" and bits.is_pinned() == (device == "cuda") for bits in slots)
+        with selected.swapped("ref"):
+            for param, other in zip(model.parameters(), start.parameters(), strict=True):
+                assert torch.equal(as_bits(param.data), as_bits(other.data))
+    assert torch.cosine_similarity(*ways, dim=0) >= COSINE
+
+
 def test_weights_of_another_dtype_are_refused() -> None:
     model = TinyModel().to(torch.float16)
     with pytest.raises(UserError, match=r"lean: down\.weight is float16; load the model in bfloat16"):
