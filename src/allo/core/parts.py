@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.core.eight_bit import BLOCK
-from allo.core.places import Places, exchange
+from allo.core.places import Places
 from allo.core.split_master import join, split
 from allo.errors import UserError
 
@@ -65,7 +65,7 @@ class Part:
 
     def exchange(self, slot: str) -> None:
         """Swap the selected entries' bits with a slot's."""
-        self.slots[slot] = exchange(self.param.data, self.places, self.slots[slot])
+        self.slots[slot] = self.places.exchange(self.param.data, self.slots[slot])
 
     @property
     def num_bytes(self) -> int:
@@ -140,7 +140,7 @@ class LeanPart(Part):
 
     def exchange(self, slot: str) -> None:
         bits = self.slots[slot]
-        bits.copy_(exchange(self.param.data, self.places, bits.to(self.param.device)))
+        bits.copy_(self.places.exchange(self.param.data, bits.to(self.param.device)))
 
     @property
     def _master_bytes(self) -> int:
