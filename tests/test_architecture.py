@@ -58,7 +58,11 @@ HOUSE = {
     "recipe_errors": Room({"errors"}),
     "recipe_yaml": Room({"errors"}),
     "granularity": Room({"errors"}),
-    "recipe": Room({"errors", "granularity", "recipe_errors", "recipe_yaml"}),
+    "recipe_numbers": Room(),
+    "recipe_training": Room({"recipe_numbers"}),
+    "recipe": Room(
+        {"errors", "granularity", "recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"}
+    ),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),

@@ -10,24 +10,22 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_errors import explain
+from allo.recipe_numbers import (
+    Count,
+    CountOrZero,
+    Density,
+    NotNegative,
+    Number,
+    Positive,
+    SetName,
+    Share,
+)
+from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
-
-# Strict, since YAML's `yes` would pass as 1; an integer is still a number.
-Whole = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Density = Annotated[Number, Field(gt=0, le=1)]
-Share = Annotated[Number, Field(gt=0, le=1)]
-Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Count = Annotated[Whole, Field(ge=1)]
-CountOrZero = Annotated[Whole, Field(ge=0)]
-# It becomes part of a file's name.
-SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
@@ -82,56 +80,6 @@ class Data(Source):
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
         return ("task", "file", "hub", "pairs")
-
-
-class Training(BaseModel):
-    """Passed verbatim to `transformers.TrainingArguments`; its own check names unknown keys.
-
-    The fields here are those whose defaults differ from transformers'.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    learning_rate: Positive = 1e-6
-    num_train_epochs: Positive = 1.0
-    per_device_train_batch_size: Count = 4
-    gradient_accumulation_steps: Count = 8
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: NotNegative = 0.1
-    """Below 1: a share of all steps."""
-    logging_steps: Positive = 1
-    save_steps: Positive = 0.25
-    save_total_limit: Annotated[Whole, Field(ge=2)] = 2
-    """At least 2: the last whole checkpoint stays until the next one is whole."""
-    report_to: str | list[str] = "none"
-
-    @model_validator(mode="after")
-    def _no_secret(self) -> "Training":
-        """A recipe is saved with its run and shown in its report. Raised without the value."""
-        secret = next((key for key in self.model_extra or {} if key.endswith("token")), None)
-        if secret is not None:
-            raise PydanticCustomError(
-                "secret",
-                "{key}: a secret does not belong in a recipe; set HF_TOKEN in the environment",
-                {"key": secret},
-            )
-        return self
-
-
-class SftTraining(Training):
-    learning_rate: Positive = 2e-5
-    warmup_steps: NotNegative = 0.03
-
-
-class ForgetTraining(Training):
-    learning_rate: Positive = 5e-7
-    gradient_accumulation_steps: Count = 32
-    warmup_steps: NotNegative = 0.03
-
-
-class ImproveTraining(Training):
-    learning_rate: Positive = 5e-6
-    gradient_accumulation_steps: Count = 32
 
 
 class Sft(Block):
