@@ -10,13 +10,10 @@ that say otherwise. Token scores are those of the `edit` scorer, which reads no 
 """
 
 import argparse
-import datetime
 import json
 import os
-import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -101,10 +98,9 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"value": statistics.mean(values), "low": min(values), "high": max(values)}
 
 
-def table(options: argparse.Namespace) -> dict[str, Any]:
-    rows: list[list[Any]] = []
-    columns: list[str] = []
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in SCORED}
+def compare(options: argparse.Namespace, record: Any) -> None:
+    """Run every way on every seed, and write the table."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in SCORED}
     for seed in options.seeds:
         reference = None
         for (way, scorer), own in SCORED.items():
@@ -112,10 +108,13 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
             reference = reference or run
             found[way, scorer].append(figures(run, reference))
             print(seed, way, scorer, json.dumps(found[way, scorer][-1]), flush=True)
-    for (way, scorer), each in found.items():
-        columns = ["locate", "token scores", *each[0]]
-        rows.append([way, scorer, *(spread([one[name] for one in each]) for name in each[0])])
-    return {"columns": columns, "rows": rows}
+    record.write(
+        [
+            {"locate": way, "token scores": scorer}
+            | {name: spread([one[name] for one in each]) for name in each[0]}
+            for (way, scorer), each in found.items()
+        ]
+    )
 
 
 def search(options: argparse.Namespace) -> None:
@@ -128,11 +127,6 @@ def search(options: argparse.Namespace) -> None:
                 aligned = read_json(run.evaluation)["models"]["aligned"]
                 accuracy = aligned["sets"]["validation"]["sampled"]["accuracy"]
                 print(seed, rate, scorer, accuracy, aligned["kl"]["value"], flush=True)
-
-
-def git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:
@@ -149,18 +143,10 @@ def main() -> None:
     if options.rates:
         search(options)
         return
-    state = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    result = {
-        "schema": 1,
-        "table": "locate",
-        "date": datetime.date.today().isoformat(),
-        **state,
-        "machine": f"{os.cpu_count()} CPU cores",
-        "command": shlex.join(["python", *sys.argv]),
-        **table(options),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from record import Record
+
+    compare(options, Record(options.output, "locate", device="cpu"))
 
 
 if __name__ == "__main__":

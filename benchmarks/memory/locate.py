@@ -9,7 +9,6 @@ counted is the state: masters, moments, gradients, slots, sums, deltas, one dens
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from selected_step import ROOT, peak_over_present, record
+from selected_step import ROOT, peak_over_present
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from allo.core.host_sums import HostSums
@@ -72,7 +71,7 @@ def locate(way: str, model: PreTrainedModel, folder: Path) -> tuple[int, int]:
     return sums.num_bytes, sums.num_bytes
 
 
-def measure(way: str, options: argparse.Namespace) -> list[Any]:
+def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
     """A row of the table, measured in this process."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,26 +83,15 @@ def measure(way: str, options: argparse.Namespace) -> list[Any]:
         state, host = locate(way, model, Path(folder))
         extra = peak()
     weights = sum(sizes)
-    return [
-        options.device.type,
-        way,
-        weights,
-        state / weights,
-        host / weights,
-        2 * max(sizes) / weights,
-        extra / weights,
-    ]
-
-
-COLUMNS = [
-    "device",
-    "locate",
-    "weights",
-    "state, B/weight",
-    "of that in host memory",
-    "one dense gradient, B/weight",
-    "measured peak over the weights, B/weight",
-]
+    return {
+        "device": options.device.type,
+        "locate": way,
+        "weights": weights,
+        "state, B/weight": state / weights,
+        "of that in host memory": host / weights,
+        "one dense gradient, B/weight": 2 * max(sizes) / weights,
+        "measured peak over the weights, B/weight": extra / weights,
+    }
 
 
 def main() -> None:
@@ -117,18 +105,18 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from record import Record
+
+    output = options.output or ROOT / "benchmarks" / "results" / f"locate-memory-{options.device.type}.json"
+    record = Record(output, "locate-memory", device=options.device.type)
     rows = []
     for way in WAYS:
         command = [sys.executable, *sys.argv, "--way", way]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append(json.loads(found.splitlines()[-1]))
-        print(shlex.join(map(str, rows[-1])), flush=True)
-    cuda = options.device.type == "cuda"
-    machine = torch.cuda.get_device_name(options.device) if cuda else f"{torch.get_num_threads()} threads"
-    result = record([], COLUMNS, machine=machine) | {"table": "locate-memory", "rows": rows}
-    output = options.output or ROOT / "benchmarks" / "results" / f"locate-memory-{options.device.type}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(found.splitlines()[-1], flush=True)
+        record.write(rows)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ class Locate(Block):
     """Which weights matter (method.md 1.1)."""
 
     criterion: Criterion = "warmup"
-    """`warmup_fused` trains inside the backward pass; `gradient`, `fisher` and `taylor` sum over the pairs."""
+    """`warmup` trains all weights with an optimizer's state; `warmup_fused` updates each tensor inside the
+    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model."""
     granularity: GranularityName = WEIGHT
     """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
     linear layers make the backward pass itself cheaper."""
