@@ -16,7 +16,7 @@ from allo.hf.repeated_prompts import RepeatedPrompts
 from allo.hf.shared_prompts import SharedPrompts, can_share, shared_attention
 
 CHECK_EVERY = 4  # steps between looks at which rows have ended; each look waits for the device
-LEAVING_SHARE = 0.25  # of the rows must have ended before the others are copied together
+LEAVING_SHARE = 0.125  # of the rows must have ended before the others are copied together
 
 
 def decode(

@@ -5,7 +5,7 @@ tokens it sampled itself; one softmax goes over both. Nothing of a prompt is cop
 rows of different ages stand side by side, so that a waiting prompt can take the place of rows that have ended.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,26 +68,27 @@ class SharedPrompts(DynamicCache):
 
     def admit(self, prompts: list[list[int]]) -> Tensor:
         """Begin `num_generations` rows a prompt, after the others; returns logits [prompts, vocabulary]."""
-        logits = []
+        logits, caches = [], []
         for group in _groups(prompts):
-            cache = DynamicCache()
-            last, _ = prefill(self._model, group, cache)
-            logits.append(last)
-            self._append(cache, self._prompt_lengths.new_tensor([len(prompt) for prompt in group]))
+            caches.append(DynamicCache())
+            logits.append(prefill(self._model, group, caches[-1])[0])
+        self._append(caches, self._prompt_lengths.new_tensor([len(prompt) for prompt in prompts]))
         return torch.cat(logits)
 
-    def _append(self, cache: DynamicCache, lengths: Tensor) -> None:
-        """Take up prompts of these lengths, whose keys and values `cache` holds."""
-        new = [(layer.keys, layer.values) for layer in cache.layers]
-        num_new = len(lengths) * self._num_generations
-        if not self.prompt_states:
-            self.prompt_states = [(keys[:0], values[:0]) for keys, values in new]
-            self.own_states = [(keys[:0, :, :0], values[:0, :, :0]) for keys, values in new]
-        self.prompt_states = [
-            (_stacked(keys, more_keys), _stacked(values, more_values))
-            for (keys, values), (more_keys, more_values) in zip(self.prompt_states, new, strict=True)
+    def _append(self, caches: list[DynamicCache], lengths: Tensor) -> None:
+        """Take up prompts of these lengths, whose keys and values the caches hold in this order."""
+        new = [
+            [(layer.keys, layer.values) for layer in layers]
+            for layers in zip(*(cache.layers for cache in caches), strict=True)
         ]
-        self.own_states = _each(self.own_states, lambda states: pad(states, (0, 0, 0, 0, 0, 0, 0, num_new)))
+        if not self.prompt_states:
+            self.prompt_states = [(keys[:0, :, :0], values[:0, :, :0]) for (keys, values), *_ in new]
+            self.own_states = list(self.prompt_states)
+        for number, more in enumerate(new):
+            keys, values = zip(self.prompt_states[number], *more, strict=True)
+            self.prompt_states[number] = (_stacked(keys), _stacked(values))
+        num_new = len(lengths) * self._num_generations
+        _change(self.own_states, lambda states: pad(states, (0, 0, 0, 0, 0, 0, 0, num_new)))
         counter = torch.arange(num_new, device=lengths.device)
         self._prompt_of = torch.cat(
             [self._prompt_of, len(self._prompt_lengths) + counter // self._num_generations]
@@ -100,13 +101,12 @@ class SharedPrompts(DynamicCache):
         """Of the rows, in their order, keep those at these indices, and the prompts that they continue."""
         self._generation_of, self._lengths = self._generation_of[rows], self._lengths[rows]
         prompts, self._prompt_of = self._prompt_of[rows].unique(return_inverse=True)
-        self._prompt_lengths = self._prompt_lengths[prompts]
-        longest = int(self._prompt_lengths.max()) if len(prompts) else 0
+        if len(prompts) < len(self._prompt_lengths):
+            self._prompt_lengths = self._prompt_lengths[prompts]
+            longest = int(self._prompt_lengths.max()) if len(prompts) else 0
+            _change(self.prompt_states, lambda states: states[prompts, :, states.shape[2] - longest :])
+        _change(self.own_states, lambda states: states[rows])
         self._oldest = int(self._lengths.max()) if len(rows) else 0
-        self.prompt_states = _each(
-            self.prompt_states, lambda states: states[prompts, :, states.shape[2] - longest :]
-        )
-        self.own_states = _each(self.own_states, lambda states: states[rows])
 
     def step(self, token_ids: Tensor) -> Tensor:
         """Logits [rows, vocabulary] after one more token a row, `token_ids` [rows].
@@ -114,7 +114,7 @@ class SharedPrompts(DynamicCache):
         A row that has read all it may stays at its last position, until `keep` leaves it out.
         """
         if self.own_states[0][0].shape[2] <= self._oldest:
-            self.own_states = _each(self.own_states, lambda states: pad(states, (0, 0, 0, SPARE_POSITIONS)))
+            _change(self.own_states, lambda states: pad(states, (0, 0, 0, SPARE_POSITIONS)))
         self._biases = {window: self._bias(window) for window in set(self._windows)}
         logits = self._model(
             input_ids=token_ids[:, None],
@@ -205,14 +205,16 @@ def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
     yield group
 
 
-def _each(states: KeysValues, change: Callable[[Tensor], Tensor]) -> KeysValues:
-    return [(change(keys), change(values)) for keys, values in states]
+def _change(states: KeysValues, change: Callable[[Tensor], Tensor]) -> None:
+    """Layer by layer, so that only one layer is there twice."""
+    for number, (keys, values) in enumerate(states):
+        states[number] = (change(keys), change(values))
 
 
-def _stacked(states: Tensor, more: Tensor) -> Tensor:
-    """Both on each other, the shorter one padded on the left."""
-    longest = max(states.shape[2], more.shape[2])
-    return torch.cat([pad(part, (0, 0, longest - part.shape[2], 0)) for part in (states, more)])
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """All on each other, each padded on the left to the longest."""
+    longest = max(part.shape[2] for part in parts)
+    return torch.cat([pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts])
 
 
 def _attend(
