@@ -45,7 +45,10 @@ HUGGING_FACE = {
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
 
-LEAVES = {"errors", "records", "console", "artifacts", "recipe", "rows", "tasks", "prompts", "sources"}
+LEAVES = {
+    *("errors", "records", "console", "artifacts", "granularity", "recipe"),
+    *("rows", "tasks", "prompts", "sources"),
+}
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
     "errors": Room(),
@@ -53,12 +56,14 @@ HOUSE = {
     "console": Room({"errors"}),
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
     "recipe_errors": Room({"errors"}),
-    "recipe": Room({"errors", "recipe_errors"}),
+    "recipe_yaml": Room({"errors"}),
+    "granularity": Room({"errors"}),
+    "recipe": Room({"errors", "granularity", "recipe_errors", "recipe_yaml"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
-    "core": Room({"errors", "records", "artifacts"}, {*TENSORS, "scipy"}),
+    "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
@@ -66,8 +71,14 @@ HOUSE = {
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
-    "mask_files": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
-    "delta": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "mask_files": Room(
+        {"errors", "console", "artifacts", "granularity", "core", "fingerprints", "checkpoints"}, TENSORS
+    ),
+    "delta": Room(
+        {"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"},
+        TENSORS,
+        lazy={"huggingface_hub"},  # only to download and upload
+    ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
@@ -75,7 +86,7 @@ HOUSE = {
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
-    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "lab", "report", "stages", "pipeline", "demo"}),
+    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "demo"}),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
     "__init__": Room({"core", "hf"}),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Logits of one chunk take at most this many fp32 bytes.
-_CHUNK_BYTES = 1 << 26
+_CHUNK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,17 @@ class Head:
         return logits
 
 
-def completion_logps(hidden: Tensor, head: Head, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """log pi(y_t | x, y_<t) at completion tokens, 0 elsewhere.
+def completion_logps(
+    hidden: Tensor, head: Head, sources: Tensor, targets: Tensor, completion_mask: Tensor
+) -> Tensor:
+    """log pi(y_t | x, y_<t) of completions' tokens: [C, L] fp32 (fp64 for an fp64 model), 0 outside the mask.
 
-    hidden [B, T, H]: the last hidden states, of which position t predicts token t + 1;
-    input_ids [B, T] int64; completion_mask [B, T] bool -> [B, T] fp32 (fp64 for an fp64 model),
-    entry t that of token t.
+    hidden [..., H]: the last hidden states; sources [C, L] int64: the place among the flattened hidden states
+    of the one that predicts the token; targets [C, L] int64: the tokens; completion_mask [C, L] bool.
     """
-    rows, columns = completion_mask[:, 1:].nonzero(as_tuple=True)
-    logps = token_logps(hidden[rows, columns], head, input_ids[rows, columns + 1])
-    return logps.new_zeros(input_ids.shape).index_put((rows, columns + 1), logps)
+    states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, sources[completion_mask])
+    logps = token_logps(states, head, targets[completion_mask])
+    return logps.new_zeros(targets.shape).masked_scatter(completion_mask, logps)
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
@@ -74,18 +75,17 @@ class _TokenLogps(torch.autograd.Function):
         head = Head(weight, bias, scale, softcap)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logps = torch.empty(len(targets), dtype=dtype, device=hidden.device)
-        normalisers = torch.empty_like(logps)
         for part in _chunks(len(targets), len(weight)):
-            logits = head.logits(hidden[part])
-            normalisers[part] = logits.logsumexp(-1)
-            logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normalisers[part]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+            # On a CPU ten times as fast as logsumexp, which makes four passes.
+            distribution = head.logits(hidden[part]).log_softmax(-1)
+            logps[part] = distribution.gather(-1, targets[part, None]).squeeze(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.scale, ctx.softcap = scale, softcap
         return logps
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        hidden, weight, bias, targets = ctx.saved_tensors
         (grad,) = grads
         head = Head(weight, bias, ctx.scale, ctx.softcap)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -94,9 +94,8 @@ class _TokenLogps(torch.autograd.Function):
         for part in _chunks(len(targets), len(weight)):
             logits = head.logits(hidden[part])
             # d logp / d logits = onehot(target) - softmax
-            grad_logits = torch.exp(logits - normalisers[part, None]).neg_()
-            grad_logits.scatter_add_(1, targets[part, None], torch.ones_like(grad_logits[:, :1]))
-            grad_logits *= grad[part, None]
+            scale = grad[part, None].to(logits.dtype)
+            grad_logits = logits.softmax(-1).mul_(-scale).scatter_add_(1, targets[part, None], scale)
             if head.softcap:
                 grad_logits *= 1 - (logits / head.softcap) ** 2
             grad_logits = (grad_logits * head.scale).to(weight.dtype)

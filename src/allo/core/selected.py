@@ -1,6 +1,6 @@
 """The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
 
-For a model of N weights and density d the state is d * N * (4 index + 4 master + 4 gradient +
+For a model of N weights and density d the state is d * N * (2 index + 4 master + 4 gradient +
 the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time.
 """
 
@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from allo.core.param_mask import ParamMask
+from allo.core.places import Columns, Everything, Places, Rows, places_of
+from allo.core.ranks import num_ranks, sum_over_ranks
+from allo.core.selected_linear import LineGradients
 from allo.errors import UserError
 
 
 @dataclass
 class _Part:
-    """The selected entries of one tensor, as a range of one flat vector.
-
-    `indices` are sorted int32 flat indices, or None where every entry is selected; `slots` hold
-    entries in the tensor's own dtype.
-    """
+    """The selected entries of one tensor, as a range of one flat vector; `slots` are in the tensor's dtype."""
 
     name: str
     param: nn.Parameter
-    indices: Tensor | None
+    places: Places
     flat: nn.Parameter
     range: slice
     slots: dict[str, Tensor] = field(default_factory=dict)
@@ -37,30 +37,7 @@ class _Part:
 
     def live(self) -> Tensor:
         """A copy of the selected entries as they stand in the model."""
-        return gather(self.param.data, self.indices)
-
-
-def gather(tensor: Tensor, indices: Tensor | None) -> Tensor:
-    """The entries at flat `indices` (all where None), as a new flat tensor."""
-    if indices is None:
-        return tensor.reshape(-1).clone()
-    return tensor.reshape(-1).index_select(0, indices)
-
-
-def scatter(tensor: Tensor, indices: Tensor | None, values: Tensor) -> None:
-    """Write `values` [k] to the entries at flat `indices` (all where None), in place, in `tensor`'s dtype."""
-    flat = tensor.view(-1)
-    if indices is None:
-        flat.copy_(values)
-    else:
-        flat.index_copy_(0, indices.long(), values.to(flat.dtype))
-
-
-def exchange(tensor: Tensor, indices: Tensor | None, values: Tensor) -> Tensor:
-    """Put `values` at the flat `indices`, in place, and return the entries [k] that stood there."""
-    before = gather(tensor, indices)
-    scatter(tensor, indices, values)
-    return before
+        return self.places.gather(self.param.data)
 
 
 class SelectedWeights:
@@ -72,8 +49,8 @@ class SelectedWeights:
         optimizer.zero_grad()
 
     While it lives, a backward pass leaves no dense gradient behind: a hook on each touched tensor adds
-    the selected entries to the flat gradient and drops the rest at once; tensors without a selected
-    weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
+    the selected entries to the flat gradient and drops the rest at once; an `nn.Linear` with whole rows or
+    columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
     keeps the selected entries' bits of another model that differs only there.
 
     Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing.
@@ -94,9 +71,7 @@ class SelectedWeights:
         for param in model.parameters():
             param.requires_grad_(param in touched)
             param.grad = None
-        self._hooks = [
-            part.param.register_post_accumulate_grad_hook(_collector(part)) for part in self._parts
-        ]
+        self._hooks = _hooks(model, self._parts)
         for slot in slots:
             self.capture(slot)
 
@@ -113,6 +88,11 @@ class SelectedWeights:
         ]
 
     @property
+    def slots(self) -> list[str]:
+        """The slots' names."""
+        return list(self._parts[0].slots)
+
+    @property
     def num_selected(self) -> int:
         return sum(flat.numel() for flat in self.parameters())
 
@@ -120,12 +100,27 @@ class SelectedWeights:
         """Scale the flat gradient to at most `max_norm`; returns its norm before, over all entries."""
         return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm)
 
+    def zero_grad(self) -> None:
+        """Start a new sum of gradients, in the same memory."""
+        for flat in self.parameters():
+            if flat.grad is not None:
+                flat.grad.zero_()
+
+    def sum_gradients_over_ranks(self, dtype: torch.dtype = torch.float32) -> None:
+        """Add up the flat gradient of all processes, sent in `dtype`: once a step, and the only traffic."""
+        if num_ranks() == 1:
+            return
+        self.gradients()  # of a rank that had no row, too
+        for flat in self.parameters():
+            assert flat.grad is not None
+            flat.grad.copy_(sum_over_ranks(flat.grad.to(dtype)))
+
     @torch.no_grad()
     def write_back(self) -> None:
         """Put the masters into the model, rounded to its dtype. Call after each optimizer step."""
         assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
         for part in self._parts:
-            scatter(part.param.data, part.indices, part.master)
+            part.places.scatter(part.param.data, part.master)
 
     @torch.no_grad()
     def capture(self, slot: str) -> None:
@@ -149,7 +144,7 @@ class SelectedWeights:
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
         for part in self._parts:
-            part.slots[slot] = exchange(part.param.data, part.indices, part.slots[slot])
+            part.slots[slot] = part.places.exchange(part.param.data, part.slots[slot])
 
     def masters(self) -> dict[str, Tensor]:
         """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
@@ -185,11 +180,11 @@ class SelectedWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of indices, masters, gradient and slots (the optimizer's moments are its own)."""
+        """Bytes of places, masters, gradient and slots (the optimizer's moments are its own)."""
         flats = sum(2 * flat.nbytes for flat in self.parameters())
-        indices = sum(part.indices.nbytes for part in self._parts if part.indices is not None)
+        places = sum(part.places.num_bytes for part in self._parts)
         slots = sum(bits.nbytes for part in self._parts for bits in part.slots.values())
-        return flats + indices + slots
+        return flats + places + slots
 
     def release(self) -> None:
         """Take the hooks off and give each tensor its former `requires_grad`."""
@@ -232,12 +227,10 @@ def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
     flats = {kind: nn.Parameter(torch.empty(length, device=kind[0])) for kind, length in lengths.items()}
     parts = []
     for name, param in named.items():
-        indices = mask.indices[name]
-        whole = indices.numel() == param.numel()
         part = _Part(
             name=name,
             param=param,
-            indices=None if whole else indices.to(param.device),
+            places=places_of(mask.indices[name].to(param.device), param.shape),
             flat=flats[param.device, param.ndim >= 2],
             range=ranges[name],
         )
@@ -246,20 +239,32 @@ def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
     return parts
 
 
-def _collector(part: _Part) -> Callable[[Tensor], None]:
-    """The hook that moves a tensor's selected gradient entries to the flat gradient.
+def _hooks(model: nn.Module, parts: list[_Part]) -> list[RemovableHandle | LineGradients]:
+    """What moves gradients to the flat one: on each tensor, and in each plain Linear with whole lines selected."""
+    hooks: list[RemovableHandle | LineGradients] = [
+        part.param.register_post_accumulate_grad_hook(_collector(part, part.places)) for part in parts
+    ]
+    of_weight: dict[Tensor, _Part] = {part.param: part for part in parts}
+    for module in model.modules():
+        # A subclass, or a layer whose `forward` somebody replaced, may do something else with its weight.
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            part = of_weight.get(module.weight)
+            if part and isinstance(part.places, Rows | Columns):
+                hooks.append(LineGradients(module, part.places, _collector(part, Everything())))
+    return hooks
+
+
+def _collector(part: _Part, places: Places) -> Callable[[Tensor], None]:
+    """The hook that moves a gradient's entries at `places`, those of `part`, to the flat gradient.
 
     It accumulates, since re-entrant checkpointing may fire it twice in a backward pass.
     """
 
-    def collect(param: Tensor) -> None:
-        grad, param.grad = param.grad, None
+    def collect(tensor: Tensor) -> None:
+        grad, tensor.grad = tensor.grad, None
         assert grad is not None
         if part.flat.grad is None:
             part.flat.grad = torch.zeros_like(part.flat)
-        selected = (
-            grad.reshape(-1) if part.indices is None else grad.reshape(-1).index_select(0, part.indices)
-        )
-        part.flat.grad[part.range].add_(selected)
+        places.add_to(part.flat.grad[part.range], grad)
 
     return collect

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from allo.core.selected import exchange
+from allo.core.places import Everything
 from allo.core.token_credit import edit_scores, random_scores
 from allo.errors import UserError
 from allo.hf.collate import pad
@@ -123,7 +123,7 @@ def _exchange(context: Context) -> None:
     """Exchange the model's weights with those of the warm-up."""
     for name, param in context.model.named_parameters():
         values = context.warmup[name].reshape(-1).to(param.device)
-        context.warmup[name] = exchange(param.data, None, values)
+        context.warmup[name] = Everything().exchange(param.data, values)
 
 
 @torch.inference_mode()
@@ -132,10 +132,7 @@ def _logps(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
     batch = pad(rows, pad_id=context.tokenizer.pad_token_id)
     batch = {key: value.to(context.model.device) for key, value in batch.items()}
     logps = per_token_logps(context.model, batch)
-    return [
-        row[len(one.prompt_ids) : len(one.prompt_ids) + len(one.completion_ids)].tolist()
-        for row, one in zip(logps, tokens, strict=True)
-    ]
+    return [row[: len(one.completion_ids)].tolist() for row, one in zip(logps, tokens, strict=True)]
 
 
 def _probabilities(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
