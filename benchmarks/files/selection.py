@@ -70,7 +70,12 @@ def generate(folder: Path, num_bytes: int, *, scale: int) -> None:
         for name, shape in shapes.items():
             weights = torch.randn(shape, generator=generator).mul_(0.02)
             # Per row: most of the noise is lost to the rounding in some rows, little in others.
-            size = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator).exp_().mul_(5e-5)
+            size = (
+                torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
+                .mul_(0.5)
+                .exp_()
+                .mul_(5e-5)
+            )
             noise = torch.randn(shape, generator=generator).mul_(size)
             base[name] = weights.bfloat16()
             tuned[name] = base[name].float().add_(noise).bfloat16()

@@ -36,9 +36,9 @@ CRITERIA: dict[str, importance.Criterion] = {
 }
 
 # The sample: about so many pages of so many neighbouring entries, at even distances over all tensors.
-NUM_PAGES = 1 << 13
-PAGE = 1 << 11
-_PAGES_AT_ONCE = 1 << 7
+NUM_PAGES = 1 << 16
+PAGE = 1 << 8
+_PAGES_AT_ONCE = 1 << 10
 _AHEAD = 2  # pieces that wait to be hashed
 
 

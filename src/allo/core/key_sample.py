@@ -11,12 +11,10 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
-# Ranks kept, 4 bytes each; a larger sample leaves fewer entries between the two keys. Twice as many
-# are just below 32 MiB: once such a block is freed, glibc gives later, smaller ones no longer back to
-# the kernel each time, whose clearing of pages would cost as much as the work on the pieces.
-SAMPLE = 7 << 19
-# Half the distance of the two keys, in standard deviations; beyond 4 lies one guess in 16,000.
-WIDTH = 4.0
+# Ranks kept, 4 bytes each; a larger sample leaves fewer entries between the two keys.
+SAMPLE = 1 << 22
+# Half the distance of the two keys, in standard deviations; beyond 3 lies one guess in 370.
+WIDTH = 3.0
 # Places added on either side, for few entries.
 SLACK = 32
 

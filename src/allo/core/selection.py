@@ -2,8 +2,8 @@
 
 Entries are ordered by one 63-bit key, smallest first: 31 bits of the score's rank (the bits of a
 non-negative fp32 number are monotone in its value; the rank counts down from the largest), then a
-32-bit hash of (tensor name, flat index). A sample gives two keys between which the k-th lies almost
-surely; one pass over the stream keeps what lies below both, sets aside what lies between them, and
+32-bit hash of (tensor name, flat index). A sample gives two keys between which the k-th lies nearly
+always; one pass over the stream keeps what lies below both, sets aside what lies between them, and
 counts, so that a wrong guess is found out. Then the k-th key is found digit by digit, 16 bits a
 pass: a radix selection. Beside the result itself there is never more in memory than the sample,
 `IN_MEMORY` entries set aside and a few pieces of a tensor.
@@ -26,7 +26,7 @@ from allo.errors import UserError
 # Entries looked at together: small enough for the processor's cache, large enough to hide Python.
 PIECE = 1 << 19
 # Entries that may be set aside for a last selection in memory, 8 bytes each.
-IN_MEMORY = 1 << 23
+IN_MEMORY = 10 << 20
 
 _DIGIT = 16
 _BINS = 1 << _DIGIT
