@@ -21,9 +21,9 @@ def build() -> nn.Sequential:
 
 
 def mask_of(model: nn.Module) -> ParamMask:
-    """Every second weight of the first matrix, all of its bias; the second matrix is untouched."""
+    """Every third weight of the first matrix, all of its bias; the second matrix is untouched."""
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
-    indices = {"0.weight": torch.arange(0, 48, 2), "0.bias": torch.arange(6)}
+    indices = {"0.weight": torch.arange(0, 48, 3), "0.bias": torch.arange(6)}
     return ParamMask({name: index.int() for name, index in indices.items()}, shapes=shapes)
 
 
@@ -58,16 +58,18 @@ def test_the_swapped_model_is_the_other_model() -> None:
 def test_swapping_restores_exact_bits_on_both_sides() -> None:
     model = build()
     awkward = torch.tensor(AWKWARD, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    model[0].weight.data.view(-1)[: len(AWKWARD)] = awkward
+    model[0].weight.data.view(-1)[: 3 * len(AWKWARD) : 3] = awkward
     selected = SelectedWeights(model, mask_of(model), slots=("ref",))
     ref = {name: as_bits(values).clone() for name, values in selected.slot("ref").items()}
-    assert set((ref["0.weight"].int() & 0xFFFF).tolist()) >= set(AWKWARD[::2])
+    assert set((ref["0.weight"].int() & 0xFFFF).tolist()) >= set(AWKWARD)
     for _ in range(2):
-        model[0].weight.data.view(-1)[: len(AWKWARD)] = awkward.flip(0)
+        model[0].weight.data.view(-1)[: 3 * len(AWKWARD) : 3] = awkward.flip(0)
         live = bits(model)
         with selected.swapped("ref"):
-            assert torch.equal(bits(model)["0.weight"].view(-1)[::2], ref["0.weight"])
-            assert torch.equal(bits(model)["0.weight"].view(-1)[1::2], live["0.weight"].view(-1)[1::2])
+            swapped = bits(model)["0.weight"].view(-1)
+            assert torch.equal(swapped[::3], ref["0.weight"])
+            for unselected in (1, 2):
+                assert torch.equal(swapped[unselected::3], live["0.weight"].view(-1)[unselected::3])
         assert same(bits(model), live)
         assert same({name: as_bits(values) for name, values in selected.slot("ref").items()}, ref)
 
@@ -116,8 +118,8 @@ def test_a_slot_costs_one_entry_a_selected_weight_in_the_models_dtype() -> None:
         SelectedWeights(build(), mask, slots=slots).num_bytes for slots in ((), ("ref",), ("ref", "warmup"))
     )
     k, whole = mask.num_selected, len(mask.indices["0.bias"])
-    # masters and gradient 4 each, indices 4 (none where a tensor is selected whole), bf16 slots 2
-    assert none == 8 * k + 4 * (k - whole)
+    # masters and gradient 4 each, indices 2 and 8 a block (none where a tensor is selected whole), bf16 slots 2
+    assert none == 8 * k + 2 * (k - whole) + 8
     assert (one - none, two - one) == (2 * k, 2 * k)
 
 

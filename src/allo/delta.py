@@ -18,7 +18,7 @@ from allo.checkpoints import Checkpoint, check_same_layout, write_like
 from allo.console import track
 from allo.core import sparse_file
 from allo.core.fingerprints import Digest, as_bits, combine
-from allo.core.selected import scatter
+from allo.core.places import scatter
 from allo.errors import UserError
 
 

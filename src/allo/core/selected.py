@@ -1,6 +1,6 @@
 """The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
 
-For a model of N weights and density d the state is d * N * (4 index + 4 master + 4 gradient +
+For a model of N weights and density d the state is d * N * (2 index + 4 master + 4 gradient +
 the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time.
 """
 
@@ -13,20 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from allo.core.param_mask import ParamMask
+from allo.core.places import Places, exchange, places_of
 from allo.errors import UserError
 
 
 @dataclass
 class _Part:
-    """The selected entries of one tensor, as a range of one flat vector.
-
-    `indices` are sorted int32 flat indices, or None where every entry is selected; `slots` hold
-    entries in the tensor's own dtype.
-    """
+    """The selected entries of one tensor, as a range of one flat vector; `slots` are in the tensor's dtype."""
 
     name: str
     param: nn.Parameter
-    indices: Tensor | None
+    places: Places
     flat: nn.Parameter
     range: slice
     slots: dict[str, Tensor] = field(default_factory=dict)
@@ -37,30 +34,7 @@ class _Part:
 
     def live(self) -> Tensor:
         """A copy of the selected entries as they stand in the model."""
-        return gather(self.param.data, self.indices)
-
-
-def gather(tensor: Tensor, indices: Tensor | None) -> Tensor:
-    """The entries at flat `indices` (all where None), as a new flat tensor."""
-    if indices is None:
-        return tensor.reshape(-1).clone()
-    return tensor.reshape(-1).index_select(0, indices)
-
-
-def scatter(tensor: Tensor, indices: Tensor | None, values: Tensor) -> None:
-    """Write `values` [k] to the entries at flat `indices` (all where None), in place, in `tensor`'s dtype."""
-    flat = tensor.view(-1)
-    if indices is None:
-        flat.copy_(values)
-    else:
-        flat.index_copy_(0, indices.long(), values.to(flat.dtype))
-
-
-def exchange(tensor: Tensor, indices: Tensor | None, values: Tensor) -> Tensor:
-    """Put `values` at the flat `indices`, in place, and return the entries [k] that stood there."""
-    before = gather(tensor, indices)
-    scatter(tensor, indices, values)
-    return before
+        return self.places.gather(self.param.data)
 
 
 class SelectedWeights:
@@ -125,7 +99,7 @@ class SelectedWeights:
         """Put the masters into the model, rounded to its dtype. Call after each optimizer step."""
         assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
         for part in self._parts:
-            scatter(part.param.data, part.indices, part.master)
+            part.places.scatter(part.param.data, part.master)
 
     @torch.no_grad()
     def capture(self, slot: str) -> None:
@@ -149,7 +123,7 @@ class SelectedWeights:
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
         for part in self._parts:
-            part.slots[slot] = exchange(part.param.data, part.indices, part.slots[slot])
+            part.slots[slot] = exchange(part.param.data, part.places, part.slots[slot])
 
     def masters(self) -> dict[str, Tensor]:
         """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
@@ -185,11 +159,11 @@ class SelectedWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of indices, masters, gradient and slots (the optimizer's moments are its own)."""
+        """Bytes of places, masters, gradient and slots (the optimizer's moments are its own)."""
         flats = sum(2 * flat.nbytes for flat in self.parameters())
-        indices = sum(part.indices.nbytes for part in self._parts if part.indices is not None)
+        places = sum(part.places.num_bytes for part in self._parts)
         slots = sum(bits.nbytes for part in self._parts for bits in part.slots.values())
-        return flats + indices + slots
+        return flats + places + slots
 
     def release(self) -> None:
         """Take the hooks off and give each tensor its former `requires_grad`."""
@@ -232,12 +206,10 @@ def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
     flats = {kind: nn.Parameter(torch.empty(length, device=kind[0])) for kind, length in lengths.items()}
     parts = []
     for name, param in named.items():
-        indices = mask.indices[name]
-        whole = indices.numel() == param.numel()
         part = _Part(
             name=name,
             param=param,
-            indices=None if whole else indices.to(param.device),
+            places=places_of(mask.indices[name].to(param.device), param.shape),
             flat=flats[param.device, param.ndim >= 2],
             range=ranges[name],
         )
@@ -257,9 +229,6 @@ def _collector(part: _Part) -> Callable[[Tensor], None]:
         assert grad is not None
         if part.flat.grad is None:
             part.flat.grad = torch.zeros_like(part.flat)
-        selected = (
-            grad.reshape(-1) if part.indices is None else grad.reshape(-1).index_select(0, part.indices)
-        )
-        part.flat.grad[part.range].add_(selected)
+        part.places.add_to(part.flat.grad[part.range], grad)
 
     return collect

@@ -14,7 +14,7 @@ from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import as_bits
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
-from allo.core.selected import gather
+from allo.core.places import gather
 from allo.errors import UserError
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.start import Start, read_start

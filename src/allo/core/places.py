@@ -1,0 +1,159 @@
+"""Where in a tensor the selected entries lie: how to take them out, put them back, and what knowing it costs.
+
+The one description of a tensor's selection: `SelectedWeights` knows nothing else of it. Values are always in
+the order of the flat index. Whole rows or columns of a matrix are kept as their numbers, single entries as
+16 bits within blocks of 65,536.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_BITS = 16
+_LOW = (1 << BLOCK_BITS) - 1
+
+
+class Places(ABC):
+    """The selected entries of a tensor of one shape; the methods take tensors of that shape."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """What the description itself takes."""
+
+    @abstractmethod
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The selected entries [k], as a new flat tensor in `tensor`'s dtype."""
+
+    @abstractmethod
+    def scatter(self, tensor: Tensor, values: Tensor) -> None:
+        """Write `values` [k] to the selected entries, in place, in `tensor`'s dtype."""
+
+    def add_to(self, total: Tensor, tensor: Tensor) -> None:
+        """Add the selected entries to `total` [k], in `total`'s dtype."""
+        total.add_(self.gather(tensor))
+
+
+@dataclass(frozen=True, eq=False)
+class Everything(Places):
+    """Every entry."""
+
+    num_bytes = 0
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1).clone()
+
+    def scatter(self, tensor: Tensor, values: Tensor) -> None:
+        tensor.view(-1).copy_(values)
+
+    def add_to(self, total: Tensor, tensor: Tensor) -> None:
+        total.add_(tensor.reshape(-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Places):
+    """Whole rows (of the first dimension): `rows` int32 [n], sorted."""
+
+    rows: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.rows.nbytes
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, self.rows).view(-1)
+
+    def scatter(self, tensor: Tensor, values: Tensor) -> None:
+        lines = values.to(tensor.dtype).view(len(self.rows), *tensor.shape[1:])
+        tensor.index_copy_(0, self.rows.long(), lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(Places):
+    """Whole columns of a matrix: `columns` int32 [n], sorted."""
+
+    columns: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.columns.nbytes
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor.index_select(1, self.columns).view(-1)
+
+    def scatter(self, tensor: Tensor, values: Tensor) -> None:
+        lines = values.to(tensor.dtype).view(len(tensor), len(self.columns))
+        tensor.index_copy_(1, self.columns.long(), lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries(Places):
+    """Single entries: `low` int16 [k], the low bits of each flat index, after the blocks' numbers and sizes.
+
+    `blocks` and `sizes`: int32 [number of blocks with an entry].
+    """
+
+    low: Tensor
+    blocks: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def at(cls, indices: Tensor) -> "Entries":
+        """`indices`: sorted flat indices, int32 [k]."""
+        blocks, sizes = (indices >> BLOCK_BITS).unique_consecutive(return_counts=True)
+        # The conversion wraps: the upper half of a block has negative numbers.
+        return cls((indices & _LOW).to(torch.int16), blocks.int(), sizes.int())
+
+    @property
+    def num_bytes(self) -> int:
+        return self.low.nbytes + self.blocks.nbytes + self.sizes.nbytes
+
+    def indices(self) -> Tensor:
+        """The flat indices, int32 [k]."""
+        starts = (self.blocks << BLOCK_BITS).repeat_interleave(self.sizes, output_size=len(self.low))
+        return starts.add_(self.low.int().bitwise_and_(_LOW))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return gather(tensor, self.indices())
+
+    def scatter(self, tensor: Tensor, values: Tensor) -> None:
+        scatter(tensor, self.indices(), values)
+
+
+def places_of(indices: Tensor, shape: tuple[int, ...]) -> Places:
+    """The cheapest description of sorted, unique flat `indices` (int32 [k]) in a tensor of `shape`."""
+    size = math.prod(shape)
+    if len(indices) == size:
+        return Everything()
+    if len(shape) >= 2 and len(indices):
+        width = size // shape[0]
+        if len(indices) % width == 0:
+            lines = indices.view(-1, width)
+            if bool((lines[:, 0] % width == 0).all() and (lines[:, -1] - lines[:, 0] == width - 1).all()):
+                return Rows((lines[:, 0] // width).int())
+    if len(shape) == 2 and len(indices) and len(indices) % shape[0] == 0:
+        lines = indices.view(shape[0], -1)
+        starts = torch.arange(shape[0], dtype=indices.dtype, device=indices.device) * shape[1]
+        if bool((lines - starts[:, None] == lines[0]).all()) and int(lines[0, -1]) < shape[1]:
+            return Columns(lines[0].clone())
+    return Entries.at(indices)
+
+
+def gather(tensor: Tensor, indices: Tensor) -> Tensor:
+    """The entries at flat `indices` (int32 or int64 [k]), as a new flat tensor."""
+    return tensor.reshape(-1).index_select(0, indices)
+
+
+def scatter(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
+    """Write `values` [k] to the entries at flat `indices` (int32 or int64), in place, in `tensor`'s dtype."""
+    tensor.view(-1).index_copy_(0, indices.long(), values.to(tensor.dtype))
+
+
+def exchange(tensor: Tensor, places: Places, values: Tensor) -> Tensor:
+    """Put `values` in the selected entries, in place, and return what stood there, both [k]."""
+    before = places.gather(tensor)
+    places.scatter(tensor, values)
+    return before
