@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from allo import delta
 from allo.core.fingerprints import digests
 from allo.core.param_mask import ParamMask
-from allo.core.selected import gather
+from allo.core.places import gather
 from allo.hf.trainer import ImproveTrainer
 from work import BETA, SEED, Build, Run, Work
 
