@@ -139,7 +139,9 @@ def test_each_system_trains_as_many_weights_as_it_says(outcome: Outcome, benchma
         if isinstance(module, nn.Linear) and module is not head
     )
     trained = {system: figures.num_trained for system, figures in outcome.figures.items()}
-    assert trained["TRL"] == trained["TRL, precomputed reference"] == trained[benchmark.ours.FULL] == sum(sizes)
+    assert (
+        trained["TRL"] == trained["TRL, precomputed reference"] == trained[benchmark.ours.FULL] == sum(sizes)
+    )
     assert trained["TRL + LoRA"] == benchmark.baselines.LORA_RANK * adapted
     assert trained["allo"] == trained["allo, lean"] == sum(round(DENSITY * size) for size in sizes)
     deviation = (DENSITY * (1 - DENSITY) * sum(sizes)) ** 0.5
@@ -163,7 +165,9 @@ def test_the_record_is_whole(outcome: Outcome, benchmark: SimpleNamespace) -> No
     assert columns == ["system", *benchmark.driver.COLUMNS, *benchmark.driver.COMPARED]
     assert [row[0] for row in outcome.record["rows"]] == list(benchmark.one.SYSTEMS)
     assert all(cell is not None for row in outcome.record["rows"] for cell in row)
-    reference = dict(zip(columns, outcome.record["rows"][list(benchmark.one.SYSTEMS).index("TRL")], strict=True))
+    reference = dict(
+        zip(columns, outcome.record["rows"][list(benchmark.one.SYSTEMS).index("TRL")], strict=True)
+    )
     assert reference["time, of TRL's"] == reference["memory, of TRL's"] == 1
     for package in ("torch", "transformers", "trl", "peft"):
         assert re.search(rf"\b{package} \d", outcome.record["machine"])
@@ -225,7 +229,9 @@ def test_7b_runs_on_toys_and_records_what_did_not_fit(benchmark: SimpleNamespace
         assert (row["total peak, GB"] is None) == (row["system"] == "TRL")
 
 
-@pytest.mark.parametrize(("name", "published"), [("Llama-2-7B", 6_738_415_616), ("Llama-3-8B", 8_030_261_248)])
+@pytest.mark.parametrize(
+    ("name", "published"), [("Llama-2-7B", 6_738_415_616), ("Llama-3-8B", 8_030_261_248)]
+)
 def test_the_shapes_have_the_published_number_of_weights(
     benchmark: SimpleNamespace, name: str, published: int
 ) -> None:

@@ -51,9 +51,7 @@ def released(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
         for param in policy.parameters()
     }
     optimizer = MaskedAdamW(masks, lr=LEARNING_RATE, weight_decay=work.weight_decay)
-    trainer = _trainer(
-        work, policy, folder, ref_model=work.load_policy(), optimizers=(optimizer, None)
-    )
+    trainer = _trainer(work, policy, folder, ref_model=work.load_policy(), optimizers=(optimizer, None))
     num_trained = sum(int(mask.count_nonzero()) for mask in masks.values())
     return Run(trainer, num_trained, trainer.save_model)
 
@@ -151,4 +149,6 @@ class MaskedAdamW(torch.optim.Optimizer):
         second.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1]).mul_(mask)
         scale = (1 - betas[1] ** state["step"]) ** 0.5
         param.mul_(1 - lr * weight_decay)
-        param.addcdiv_(first, second.sqrt().div_(scale).add_(eps), value=-lr / (1 - betas[0] ** state["step"]))
+        param.addcdiv_(
+            first, second.sqrt().div_(scale).add_(eps), value=-lr / (1 - betas[0] ** state["step"])
+        )

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from allo.hf.models import load_tokenizer
 from one import OUT_OF_MEMORY, SYSTEMS, Figures
@@ -36,8 +35,7 @@ def in_own_process(system: str, work: Work) -> Figures | None:
     script = Path(__file__).with_name("one.py")
     run = subprocess.run(
         [sys.executable, str(script), system, json.dumps(asdict(work))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
     )
@@ -132,7 +130,9 @@ def system_names(text: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None, *, measure: Measure = in_own_process) -> None:
-    parser = argparse.ArgumentParser(description="Measure DPO steps of allo, TRL, PEFT and the released code.")
+    parser = argparse.ArgumentParser(
+        description="Measure DPO steps of allo, TRL, PEFT and the released code."
+    )
     parser.add_argument("--model", required=True, help="a checkpoint's folder or a .gguf file")
     parser.add_argument("--data-folder", required=True, type=Path, help="the folder that holds gsm8k/")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")

@@ -91,7 +91,11 @@ def main(arguments: list[str] | None = None, *, measure: Measure = in_own_proces
             record.write(made)
     for row in made:
         seconds = row["seconds a step"]
-        shown = seconds if seconds == OUT_OF_MEMORY else f"{row['tokens/s']:.0f} tokens/s, {row['total peak, GB']:.2f} GB"
+        shown = (
+            seconds
+            if seconds == OUT_OF_MEMORY
+            else f"{row['tokens/s']:.0f} tokens/s, {row['total peak, GB']:.2f} GB"
+        )
         print(f"{row['model']}, {row['system']}: {shown}")
 
 

@@ -75,7 +75,8 @@ def single_weights(policy: PreTrainedModel, density: float) -> ParamMask:
     torch.manual_seed(SEED)
     shapes = {name: tuple(param.shape) for name, param in policy.named_parameters()}
     indices = {
-        name: spread(param.numel(), round(density * param.numel())) for name, param in policy.named_parameters()
+        name: spread(param.numel(), round(density * param.numel()))
+        for name, param in policy.named_parameters()
     }
     return ParamMask({name: where for name, where in indices.items() if len(where)}, shapes=shapes)
 

@@ -61,7 +61,9 @@ def _panel(panel: Panel, left: float) -> Markup:
     for scale, mark in ((x, _x_mark), (y, _y_mark)):
         places = ticks(scale.low, scale.high, most=5)
         parts += [mark(scale(place), label) for place, label in zip(places, tick_labels(places), strict=True)]
-    parts.append(Markup('<line class="axis" x1="{0}" y1="{2}" x2="{1}" y2="{2}"/>').format(LEFT, RIGHT, BOTTOM))
+    parts.append(
+        Markup('<line class="axis" x1="{0}" y1="{2}" x2="{1}" y2="{2}"/>').format(LEFT, RIGHT, BOTTOM)
+    )
     parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 10, panel.x_label, css="quiet middle"))
     for place, line in enumerate(panel.lines.values()):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
@@ -78,7 +80,9 @@ def _x_mark(place: float, label: str) -> Markup:
 
 
 def _y_mark(place: float, label: str) -> Markup:
-    rule = Markup('<line class="grid" x1="{0}" y1="{2:.1f}" x2="{1}" y2="{2:.1f}"/>').format(LEFT, RIGHT, place)
+    rule = Markup('<line class="grid" x1="{0}" y1="{2:.1f}" x2="{1}" y2="{2:.1f}"/>').format(
+        LEFT, RIGHT, place
+    )
     return rule + _text(LEFT - 6, place + 4, label, css="quiet right")
 
 

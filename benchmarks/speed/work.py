@@ -160,7 +160,9 @@ def gsm8k_pairs(
 
 def longest(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
     """Tokens of the prompt with the longer of its completions."""
-    sides = [tokenize(tokenizer, pair["prompt"], pair[side], max_length=1 << 20) for side in ("chosen", "rejected")]
+    sides = [
+        tokenize(tokenizer, pair["prompt"], pair[side], max_length=1 << 20) for side in ("chosen", "rejected")
+    ]
     return max(len(side.prompt_ids) + len(side.completion_ids) for side in sides if side is not None)
 
 
