@@ -118,6 +118,7 @@ def test_systems_of_one_arithmetic_report_one_loss(outcome: Outcome, benchmark: 
             "allo, precomputed reference",
             "allo, two rows a pair",
             "allo, not grouped by length",
+            "allo, token budget",
             "allo, activation checkpointing",
         ],
     }
@@ -143,7 +144,7 @@ def test_each_system_trains_as_many_weights_as_it_says(outcome: Outcome, benchma
         trained["TRL"] == trained["TRL, precomputed reference"] == trained[benchmark.ours.FULL] == sum(sizes)
     )
     assert trained["TRL + LoRA"] == benchmark.baselines.LORA_RANK * adapted
-    assert trained["allo"] == trained["allo, lean"] == sum(round(DENSITY * size) for size in sizes)
+    assert trained["allo"] == sum(round(DENSITY * size) for size in sizes)
     deviation = (DENSITY * (1 - DENSITY) * sum(sizes)) ** 0.5
     assert abs(trained["released arithmetic"] - DENSITY * sum(sizes)) < SIGMAS * deviation
     # SHiRA's number comes in multiples of r * (rows + columns); rows in whole rows.

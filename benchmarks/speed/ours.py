@@ -1,5 +1,6 @@
 """allo, as it comes and with each of its levers moved alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,31 +14,55 @@ from allo import delta
 from allo.core.fingerprints import digests
 from allo.core.param_mask import ParamMask
 from allo.core.places import gather
+from allo.hf.selected_trainer import Row
 from allo.hf.trainer import ImproveTrainer
 from work import BETA, SEED, Build, Run, Work
 
 
 @dataclass(frozen=True)
 class Levers:
-    """What can be moved. The filter of noisy tokens stays off: every system has the same loss."""
+    """What can be moved. The filter of noisy tokens stays off: every system has the same loss.
+
+    grouped: a step's pairs go into micro-batches by their length, else in their order.
+    token_budget: micro-batches of at most `max_length` tokens, else of `batch_size` pairs.
+    """
 
     selected: Literal["weights", "rows", "all"] = "weights"
-    lean: bool = False
     reference: Literal["swap", "precomputed"] = "swap"
     shared_prefix: bool = True
     grouped: bool = True
+    token_budget: bool = False
     checkpointing: bool = False
 
 
 AS_IT_COMES = Levers()
 FULL = "allo, every weight"
+VARIANTS = {
+    "allo": AS_IT_COMES,
+    "allo, precomputed reference": replace(AS_IT_COMES, reference="precomputed"),
+    "allo, rows": replace(AS_IT_COMES, selected="rows"),
+    FULL: replace(AS_IT_COMES, selected="all"),
+    "allo, two rows a pair": replace(AS_IT_COMES, shared_prefix=False),
+    "allo, not grouped by length": replace(AS_IT_COMES, grouped=False),
+    "allo, token budget": replace(AS_IT_COMES, token_budget=True),
+    "allo, activation checkpointing": replace(AS_IT_COMES, checkpointing=True),
+}
+
+
+class UngroupedTrainer(ImproveTrainer):
+    """Micro-batches of pairs in their order: what grouping them by length brings is measured against it."""
+
+    def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
+        size = max_rows or self.args.per_device_train_batch_size
+        return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def allo(work: Work, policy: PreTrainedModel, folder: Path, *, levers: Levers) -> Run:
     checkpointing = work.checkpointing or levers.checkpointing
     settings = replace(work, checkpointing=checkpointing).training_settings()
     mask = MASKS[levers.selected](policy, work.density)
-    trainer = ImproveTrainer(
+    kind = ImproveTrainer if levers.grouped else UngroupedTrainer
+    trainer = kind(
         policy,
         TrainingArguments(output_dir=str(folder), **settings),
         work.load_pairs(),
@@ -46,28 +71,14 @@ def allo(work: Work, policy: PreTrainedModel, folder: Path, *, levers: Levers) -
         beta=BETA,
         keep=1.0,
         max_length=work.max_length,
-        lean=levers.lean,
+        max_tokens_per_batch=work.max_length if levers.token_budget else None,
         reference=levers.reference,
         shared_prefix=levers.shared_prefix,
-        # A pair of the greatest length fits: its prompt comes once.
-        max_tokens_per_batch=2 * work.max_length if levers.grouped else None,
     )
     return Run(trainer, mask.num_selected, partial(save_delta, policy, mask))
 
 
-OURS: dict[str, Build] = {
-    name: partial(allo, levers=levers)
-    for name, levers in {
-        "allo": AS_IT_COMES,
-        "allo, precomputed reference": replace(AS_IT_COMES, reference="precomputed"),
-        "allo, lean": replace(AS_IT_COMES, lean=True),
-        "allo, rows": replace(AS_IT_COMES, selected="rows"),
-        "allo, two rows a pair": replace(AS_IT_COMES, shared_prefix=False),
-        "allo, not grouped by length": replace(AS_IT_COMES, grouped=False),
-        "allo, activation checkpointing": replace(AS_IT_COMES, checkpointing=True),
-        FULL: replace(AS_IT_COMES, selected="all"),
-    }.items()
-}
+OURS: dict[str, Build] = {name: partial(allo, levers=levers) for name, levers in VARIANTS.items()}
 
 
 def single_weights(policy: PreTrainedModel, density: float) -> ParamMask:
