@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.core.param_mask import ParamMask
-from allo.core.places import Places, exchange, places_of
+from allo.core.places import Places, places_of
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.errors import UserError
 
@@ -144,7 +144,7 @@ class SelectedWeights:
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
         for part in self._parts:
-            part.slots[slot] = exchange(part.param.data, part.places, part.slots[slot])
+            part.slots[slot] = part.places.exchange(part.param.data, part.slots[slot])
 
     def masters(self) -> dict[str, Tensor]:
         """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
