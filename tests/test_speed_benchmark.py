@@ -96,7 +96,7 @@ def problems(folder: Path) -> None:
     folder.mkdir()
     rows = [
         {"id": prompt.id, "question": prompt.prompt, "answer": prompt.answer, "solution": prompt.solution}
-        for prompt in islice(planted_flaws.load("train"), 100)
+        for prompt in islice(planted_flaws.load("train"), 400)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -5,7 +5,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +141,15 @@ def gsm8k_pairs(
 ) -> list[Pair]:
     """Pairs of `steps` measured steps, after those of a warm-up step, the shortest of the pairs that follow.
 
-    A rejected solution is by turns the chosen one with other numbers, and another problem's. All fit into
+    A rejected solution is by turns the chosen one with other numbers, and the next problem's. All fit into
     `max_length` tokens. Raises `UserError` where `folder` has no `gsm8k`.
     """
-    problems = list(islice(gsm8k.load("train", folder=folder), 4 * (steps * pairs_a_step + WARM_UP_POOL)))
+    problems = islice(gsm8k.load("train", folder=folder), 4 * (steps * pairs_a_step + WARM_UP_POOL))
+    texts = [(str(problem.prompt), str(problem.solution)) for problem in problems]
     pairs = []
-    for place, problem in enumerate(problems):
-        wrong = other_numbers(problem.solution) if place % 2 else problems[place - 1].solution
-        pair = {"prompt": problem.prompt, "chosen": problem.solution, "rejected": wrong}
+    for place, ((prompt, solution), (_, another)) in enumerate(pairwise(texts)):
+        wrong = another if place % 2 else other_numbers(solution)
+        pair = {"prompt": prompt, "chosen": solution, "rejected": wrong}
         if longest(tokenizer, pair) <= max_length:
             pairs.append(pair)
     measured = pairs[: steps * pairs_a_step]
