@@ -74,7 +74,11 @@ HOUSE = {
     "mask_files": Room(
         {"errors", "console", "artifacts", "granularity", "core", "fingerprints", "checkpoints"}, TENSORS
     ),
-    "delta": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "delta": Room(
+        {"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"},
+        TENSORS,
+        lazy={"huggingface_hub"},  # only to download and upload
+    ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
@@ -82,7 +86,7 @@ HOUSE = {
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
-    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "lab", "report", "stages", "pipeline", "demo"}),
+    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "demo"}),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
     "__init__": Room({"core", "hf"}),

@@ -34,7 +34,7 @@ LLAMA_3_8B = LLAMA_2_7B | {
     "max_position_embeddings": 8192,
 }
 SHAPES = {"Llama-2-7B": LLAMA_2_7B, "Llama-3-8B": LLAMA_3_8B}
-SYSTEMS = ["allo", "allo, rows", "TRL", "TRL + LoRA"]
+SYSTEMS = ["allo", "allo, lean", "allo, rows", "TRL", "TRL + LoRA"]
 PROMPT_SHARE = 1 / 3  # of a row's tokens
 BYTES_A_WEIGHT = 2
 

@@ -29,6 +29,7 @@ class Levers:
 
     selected: Literal["weights", "rows", "all"] = "weights"
     reference: Literal["swap", "precomputed"] = "swap"
+    lean: bool = False
     shared_prefix: bool = True
     grouped: bool = True
     token_budget: bool = False
@@ -40,6 +41,7 @@ FULL = "allo, every weight"
 VARIANTS = {
     "allo": AS_IT_COMES,
     "allo, precomputed reference": replace(AS_IT_COMES, reference="precomputed"),
+    "allo, lean": replace(AS_IT_COMES, lean=True),
     "allo, rows": replace(AS_IT_COMES, selected="rows"),
     FULL: replace(AS_IT_COMES, selected="all"),
     "allo, two rows a pair": replace(AS_IT_COMES, shared_prefix=False),
@@ -73,6 +75,7 @@ def allo(work: Work, policy: PreTrainedModel, folder: Path, *, levers: Levers) -
         max_length=work.max_length,
         max_tokens_per_batch=work.max_length if levers.token_budget else None,
         reference=levers.reference,
+        lean=levers.lean,
         shared_prefix=levers.shared_prefix,
     )
     return Run(trainer, mask.num_selected, partial(save_delta, policy, mask))
