@@ -23,13 +23,11 @@ from allo.core import ranks
 from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
 from allo.hf.models import load_model
+from record import RESULTS, Record
 
-ROOT = Path(__file__).resolve().parents[2]
 LABORATORY = Path(allo.__file__).parent / "lab"
 MICRO_BATCHES = 4
 DENSITY = 0.05
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def policy() -> PreTrainedModel:
@@ -94,14 +92,12 @@ def worker() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count the bytes of data parallel training.")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/wire.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "wire.json")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker()
         return
-    from record import Record
-
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [*torchrun, __file__, "--worker"], check=True, stdout=subprocess.PIPE, text=True

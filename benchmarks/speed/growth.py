@@ -1,0 +1,167 @@
+"""How a step's time and memory grow with the model, the density, the length and the number of pairs.
+
+    python benchmarks/speed/growth.py
+    python benchmarks/speed/growth.py --draw benchmarks/results/growth-cpu.json
+
+Random Llamas in bf16, pairs of random words; one quantity varies, the others stay at the base: 12 million
+weights, 5% selected, 128 tokens, 8 pairs a step. Dense is TRL's DPO with AdamW on every weight. The plots are
+drawn from the record alone.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from allo.artifacts import write_atomic
+from driver import MB, TRL, Measure, in_own_process
+from one import Figures
+from plot import Panel, figure
+from record import RESULTS, ROOT, Record, Row, read
+from work import LABORATORY, Work, random_pairs, write_pairs
+
+PLOTS = ROOT / "docs" / "plots"
+OURS = "allo"
+LABELS = {OURS: "allo, 5% of the weights", TRL: "dense (TRL, AdamW)"}
+BATCH_SIZE = 2
+PROMPT_SHARE = 1 / 3
+COLUMNS = ("seconds a step", "peak over the policy, MB")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one measurement is made of: hidden size and layers of the model, and the rest."""
+
+    hidden: int = 384
+    layers: int = 6
+    density: float = 0.05
+    length: int = 128
+    pairs: int = 8
+
+    @property
+    def shape(self) -> dict[str, object]:
+        return {
+            "vocab_size": 4096,
+            "hidden_size": self.hidden,
+            "intermediate_size": 8 * self.hidden // 3,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.hidden // 32,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+        }
+
+
+BASE = Point()
+# What varies, in the axes' words, and the points at which it does.
+VARIED = {
+    "million weights": [replace(BASE, hidden=192, layers=4), BASE, replace(BASE, hidden=640, layers=8)],
+    "density, %": [replace(BASE, density=density) for density in (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)],
+    "tokens a row": [replace(BASE, length=length) for length in (64, 128, 256, 512)],
+    "pairs a step": [replace(BASE, pairs=pairs) for pairs in (4, 8, 16, 32)],
+}
+TOY = Point(hidden=32, layers=1, length=16, pairs=2)
+TOY_VARIED = {
+    "million weights": [TOY, replace(TOY, hidden=64)],
+    "density, %": [TOY, replace(TOY, density=1.0)],
+    "tokens a row": [TOY, replace(TOY, length=32)],
+    "pairs a step": [TOY, replace(TOY, pairs=4)],
+}
+
+
+def measure_all(varied: dict[str, list[Point]], *, steps: int, measure: Measure) -> Iterator[Row]:
+    """A row for each varied quantity, point and system. A point is measured once; so is dense at one density."""
+    known: dict[tuple[str, Point], Figures] = {}
+    for quantity, points in varied.items():
+        for point in points:
+            for system in (OURS, TRL):
+                asked = point if system == OURS else replace(point, density=1.0)
+                if (system, asked) not in known:
+                    known[system, asked] = one_point(system, asked, steps=steps, measure=measure)
+                figures = known[system, asked]
+                yield {
+                    "varied": quantity,
+                    "at": value(quantity, point, figures),
+                    "system": LABELS[system] if quantity != "density, %" or system == TRL else OURS,
+                    COLUMNS[0]: figures.seconds_a_step,
+                    COLUMNS[1]: figures.peak_bytes / MB,
+                }
+
+
+def one_point(system: str, point: Point, *, steps: int, measure: Measure) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Path(folder) / "pairs.jsonl"
+        prompt = round(PROMPT_SHARE * point.length)
+        number = (steps + 1) * point.pairs
+        write_pairs(pairs, random_pairs(number=number, prompt=prompt, completion=point.length - prompt))
+        work = Work(
+            model=point.shape,
+            tokenizer=str(LABORATORY),
+            pairs=str(pairs),
+            batch_size=BATCH_SIZE,
+            accumulation=point.pairs // BATCH_SIZE,
+            max_length=point.length,
+            density=point.density,
+        )
+        figures = measure(system, work)
+    assert figures is not None  # a CPU's memory sufficed
+    return figures
+
+
+def value(quantity: str, point: Point, figures: Figures) -> float:
+    """Where the point stands on the quantity's axis."""
+    return {
+        "million weights": figures.num_weights / 1e6,
+        "density, %": 100 * point.density,
+        "tokens a row": point.length,
+        "pairs a step": point.pairs,
+    }[quantity]
+
+
+def draw(rows: list[Row], folder: Path) -> list[Path]:
+    """One file a varied quantity: seconds, and memory, beside each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for quantity in dict.fromkeys(row["varied"] for row in rows):
+        own = [row for row in rows if row["varied"] == quantity]
+        systems = dict.fromkeys(row["system"] for row in own)
+        panels = [
+            Panel(
+                title=column,
+                x_label=quantity,
+                lines={
+                    system: [(row["at"], row[column]) for row in own if row["system"] == system]
+                    for system in systems
+                },
+            )
+            for column in COLUMNS
+        ]
+        name = quantity.removesuffix(", %").replace(" ", "-")
+        paths.append(folder / f"growth-{name}.svg")
+        write_atomic(paths[-1], figure(panels))
+    return paths
+
+
+def main(arguments: list[str] | None = None, *, measure: Measure = in_own_process) -> None:
+    parser = argparse.ArgumentParser(description="Measure and draw how a DPO step grows.")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the code")
+    parser.add_argument("--output", type=Path, default=RESULTS / "growth-cpu.json")
+    parser.add_argument("--plots", type=Path, default=PLOTS)
+    parser.add_argument("--draw", type=Path, metavar="RECORD", help="measure nothing: draw this record")
+    options = parser.parse_args(arguments)
+    if options.draw is not None:
+        rows = read(options.draw)
+    else:
+        record, rows = Record(options.output, "growth", device="cpu"), []
+        varied = TOY_VARIED if options.tiny else VARIED
+        for row in measure_all(varied, steps=options.steps, measure=measure):
+            print(", ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+            rows.append(row)
+            record.write(rows)
+    for path in draw(rows, options.plots):
+        print(f"drawn: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""One system's training steps, measured: `python one.py SYSTEM WORK` prints its figures as one line of JSON.
+
+It is a process of its own, so that its peak of memory is this system's alone.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from baselines import BASELINES
+from ours import OURS
+from work import LABORATORY, TOY, Work, random_pairs, write_pairs
+
+SYSTEMS = {**OURS, **BASELINES}
+OUT_OF_MEMORY = "out of memory"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """seconds, optimizer_seconds, losses: one a step, the warm-up step's loss first, its seconds left out.
+    setup_seconds: from the loaded policy to the first step: a second model, a mask, a reference pass.
+    peak_bytes: over the loaded policy, from then to the last step's end.
+    stored_bytes: what must be kept of the result, beside the base.
+    num_tokens: of the measured steps' pairs, prompt counted with each completion, no padding.
+    """
+
+    system: str
+    seconds: list[float]
+    optimizer_seconds: list[float]
+    losses: list[float]
+    setup_seconds: float
+    peak_bytes: int
+    stored_bytes: int
+    num_tokens: int
+    num_weights: int
+    num_trained: int
+
+    @property
+    def seconds_a_step(self) -> float:
+        return statistics.mean(self.seconds)
+
+
+def measure(system: str, work: Work) -> Figures | None:
+    """Train one warm-up step and the measured ones. None where the GPU's memory does not suffice."""
+    try:
+        return _measure(system, work)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+def _measure(system: str, work: Work) -> Figures:
+    device = torch.device(work.device)
+    if work.limit_gb is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(1e9 * work.limit_gb / total)
+    policy = work.load_policy()
+    num_weights = sum(param.numel() for param in policy.parameters())
+    peak = peak_over_present(device)
+    clock = Clock(device)
+    with tempfile.TemporaryDirectory() as folder:
+        run = SYSTEMS[system](work, policy, Path(folder) / "run")
+        run.trainer.remove_callback(PrinterCallback)
+        run.trainer.add_callback(clock)
+        run.trainer.train()
+        peak_bytes = peak()
+        run.save(Path(folder) / "result")
+        stored = sum(file.stat().st_size for file in (Path(folder) / "result").rglob("*.safetensors"))
+    return Figures(
+        system=system,
+        seconds=clock.seconds,
+        optimizer_seconds=clock.optimizer_seconds[1:],
+        losses=[row["loss"] for row in run.trainer.state.log_history if "loss" in row],
+        setup_seconds=clock.setup_seconds,
+        peak_bytes=peak_bytes,
+        stored_bytes=stored,
+        num_tokens=sum(map(num_tokens, trained_rows(run.trainer)[work.pairs_a_step :])),
+        num_weights=num_weights,
+        num_trained=run.num_trained,
+    )
+
+
+def rehearse(system: str, work: Work) -> None:
+    """Train a toy first: what libraries load, and keep for themselves, is not a step's."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Path(folder) / "pairs.jsonl"
+        write_pairs(pairs, random_pairs(number=2 * work.pairs_a_step, prompt=8, completion=8))
+        measure(system, replace(work, model=TOY, tokenizer=str(LABORATORY), pairs=str(pairs)))
+
+
+def trained_rows(trainer: Trainer) -> list[Mapping[str, Any]]:
+    """The rows of token ids, in the order of training."""
+    return list(trainer.train_dataset)
+
+
+def num_tokens(row: Mapping[str, Any]) -> int:
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+
+class Clock(TrainerCallback):
+    """The times of each step's end, and of the optimizer within it.
+
+    A step lasts from the end of the one before to its own: fetching and logging are part of it. The
+    optimizer's time ends after the callbacks that were added before this one, so ours writes back in it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._made = self._now()
+        self._ends: list[float] = []
+        self.setup_seconds = 0.0
+        self.optimizer_seconds: list[float] = []
+
+    @property
+    def seconds(self) -> list[float]:
+        return [end - start for start, end in pairwise(self._ends)]
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if not self._ends:
+            self.setup_seconds = self._now() - self._made
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._before = self._now()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.optimizer_seconds.append(self._now() - self._before)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._ends.append(self._now())
+
+
+def peak_over_present(device: torch.device) -> Callable[[], int]:
+    """Starts the measurement; the returned function gives the peak since, over what is held now, in bytes."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: torch.cuda.max_memory_allocated(device) - before
+    # What loading freed goes back first: a system that filled it again would seem to need nothing.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = _status_bytes("VmRSS")
+    return lambda: _status_bytes("VmHWM") - resident
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    os.environ["TQDM_DISABLE"] = "1"
+    system, work = sys.argv[1], Work(**json.loads(sys.argv[2]))
+    rehearse(system, work)
+    figures = measure(system, work)
+    print(json.dumps(figures and asdict(figures)))

@@ -1,0 +1,135 @@
+"""allo, as it comes and with each of its levers moved alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments
+
+from allo import delta
+from allo.core.fingerprints import digests
+from allo.core.param_mask import ParamMask
+from allo.core.places import gather
+from allo.hf.selected_trainer import Row
+from allo.hf.trainer import ImproveTrainer
+from work import BETA, SEED, Build, Run, Work
+
+
+@dataclass(frozen=True)
+class Levers:
+    """What can be moved. The filter of noisy tokens stays off: every system has the same loss.
+
+    grouped: a step's pairs go into micro-batches by their length, else in their order.
+    token_budget: micro-batches of at most `max_length` tokens, else of `batch_size` pairs.
+    """
+
+    selected: Literal["weights", "rows", "all"] = "weights"
+    reference: Literal["swap", "precomputed"] = "swap"
+    lean: bool = False
+    shared_prefix: bool = True
+    grouped: bool = True
+    token_budget: bool = False
+    checkpointing: bool = False
+
+
+AS_IT_COMES = Levers()
+FULL = "allo, every weight"
+VARIANTS = {
+    "allo": AS_IT_COMES,
+    "allo, precomputed reference": replace(AS_IT_COMES, reference="precomputed"),
+    "allo, lean": replace(AS_IT_COMES, lean=True),
+    "allo, rows": replace(AS_IT_COMES, selected="rows"),
+    FULL: replace(AS_IT_COMES, selected="all"),
+    "allo, two rows a pair": replace(AS_IT_COMES, shared_prefix=False),
+    "allo, not grouped by length": replace(AS_IT_COMES, grouped=False),
+    "allo, token budget": replace(AS_IT_COMES, token_budget=True),
+    "allo, activation checkpointing": replace(AS_IT_COMES, checkpointing=True),
+}
+
+
+class UngroupedTrainer(ImproveTrainer):
+    """Micro-batches of pairs in their order: what grouping them by length brings is measured against it."""
+
+    def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
+        size = max_rows or self.args.per_device_train_batch_size
+        return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def allo(work: Work, policy: PreTrainedModel, folder: Path, *, levers: Levers) -> Run:
+    checkpointing = work.checkpointing or levers.checkpointing
+    settings = replace(work, checkpointing=checkpointing).training_settings()
+    mask = MASKS[levers.selected](policy, work.density)
+    kind = ImproveTrainer if levers.grouped else UngroupedTrainer
+    trainer = kind(
+        policy,
+        TrainingArguments(output_dir=str(folder), **settings),
+        work.load_pairs(),
+        work.load_tokenizer(),
+        mask=mask,
+        beta=BETA,
+        keep=1.0,
+        max_length=work.max_length,
+        max_tokens_per_batch=work.max_length if levers.token_budget else None,
+        reference=levers.reference,
+        lean=levers.lean,
+        shared_prefix=levers.shared_prefix,
+    )
+    return Run(trainer, mask.num_selected, partial(save_delta, policy, mask))
+
+
+OURS: dict[str, Build] = {name: partial(allo, levers=levers) for name, levers in VARIANTS.items()}
+
+
+def single_weights(policy: PreTrainedModel, density: float) -> ParamMask:
+    """Random weights of each tensor: round(density * size) of them, spread evenly."""
+    torch.manual_seed(SEED)
+    shapes = {name: tuple(param.shape) for name, param in policy.named_parameters()}
+    indices = {
+        name: spread(param.numel(), round(density * param.numel()))
+        for name, param in policy.named_parameters()
+    }
+    return ParamMask({name: where for name, where in indices.items() if len(where)}, shapes=shapes)
+
+
+def whole_rows(policy: PreTrainedModel, density: float) -> ParamMask:
+    """Random whole rows of each matrix, round(density * rows) of them; no vector."""
+    torch.manual_seed(SEED)
+    shapes = {name: tuple(param.shape) for name, param in policy.named_parameters()}
+    indices = {}
+    for name, shape in shapes.items():
+        if len(shape) == 2 and round(density * shape[0]):
+            rows = spread(shape[0], round(density * shape[0]))
+            indices[name] = (rows[:, None] * shape[1] + torch.arange(shape[1], dtype=torch.int32)).flatten()
+    return ParamMask(indices, shapes=shapes)
+
+
+def every_weight(policy: PreTrainedModel, density: float) -> ParamMask:
+    return ParamMask.full({name: tuple(param.shape) for name, param in policy.named_parameters()})
+
+
+MASKS = {"weights": single_weights, "rows": whole_rows, "all": every_weight}
+
+
+def spread(size: int, number: int) -> Tensor:
+    """`number` of the indices below `size`, sorted, a random one of each of `number` equal stretches, int32."""
+    bounds = torch.arange(number + 1) * size // max(number, 1)
+    widths = bounds.diff()
+    return (bounds[:-1] + torch.rand(number, dtype=torch.float64).mul(widths).long()).int()
+
+
+def save_delta(policy: PreTrainedModel, mask: ParamMask, folder: Path) -> None:
+    """The file that turns the base into the result. Its digests are the result's: a digest is a digest's size."""
+    folder.mkdir()
+    named = {name: param.detach().cpu() for name, param in policy.named_parameters()}
+    delta.write_delta(
+        folder / "delta.safetensors",
+        indices=mask.indices,
+        values={name: gather(named[name], where) for name, where in mask.indices.items()},
+        shapes=mask.shapes,
+        base_hashes=digests(named.items()),
+        metadata={},
+    )

@@ -1,0 +1,187 @@
+"""The work that every system is given: one policy, one list of pairs, one set of training settings."""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
+
+import allo
+from allo.hf.models import load_model, load_tokenizer
+from allo.hf.tokenization import tokenize
+from allo.tasks import gsm8k
+
+LABORATORY = Path(allo.__file__).parent / "lab"
+SEED = 0
+BETA = 0.1
+LEARNING_RATE = 5e-6
+WARM_UP_POOL = 64
+# A Llama to try the code on; the laboratory's vocabulary is smaller.
+TOY = {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+
+Pair = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained, on what, how. It crosses to a process of its own as JSON.
+
+    model: a checkpoint's folder or `.gguf` file, or the settings of a Llama with random weights.
+    pairs: a JSON Lines file of `prompt`, `chosen`, `rejected`, in the order of training; the first step's
+        warm up and are not measured.
+    limit_gb: a GPU's memory, as if it were of this size; all of it where None.
+    """
+
+    model: str | dict[str, Any]
+    tokenizer: str
+    pairs: str
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    batch_size: int = 2
+    accumulation: int = 4
+    max_length: int = 512
+    density: float = 0.05
+    checkpointing: bool = False
+    weight_decay: float = 0.0
+    limit_gb: float | None = None
+
+    @property
+    def pairs_a_step(self) -> int:
+        return self.batch_size * self.accumulation
+
+    def load_policy(self) -> PreTrainedModel:
+        """The model; its weights are resident, and equal whenever it is loaded."""
+        dtype, device = getattr(torch, self.dtype), torch.device(self.device)
+        if isinstance(self.model, dict):
+            return random_llama(self.model, dtype=dtype, device=device)
+        policy = load_model(self.model, dtype=dtype, device=self.device)
+        for param in policy.parameters():
+            param.data = param.data.clone()  # out of the mapped file, whose pages count only once touched
+        return policy
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.tokenizer)
+
+    def load_pairs(self) -> list[Pair]:
+        with open(self.pairs, encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    def training_settings(self) -> dict[str, Any]:
+        """The fields of `transformers.TrainingArguments` that all systems share."""
+        return {
+            "seed": SEED,
+            "use_cpu": self.device == "cpu",
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "train_sampling_strategy": "sequential",
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "weight_decay": self.weight_decay,
+            "activation_checkpointing": self.checkpointing,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "log_level": "error",
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trainer ready to train, how many weights it trains, and what stores the result in a folder."""
+
+    trainer: Trainer
+    num_trained: int
+    save: Callable[[Path], Any]
+
+
+# A system: from the work, the loaded policy and a folder for the trainer to a run.
+Build = Callable[[Work, PreTrainedModel, Path], Run]
+
+
+def random_llama(settings: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A Llama made on `device`, in eval mode; the same weights each time."""
+    torch.manual_seed(SEED)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def write_pairs(path: Path, pairs: list[Pair]) -> None:
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+
+
+def gsm8k_pairs(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, *, steps: int, pairs_a_step: int, max_length: int
+) -> list[Pair]:
+    """Pairs of `steps` measured steps, after those of a warm-up step, the shortest of the pairs that follow.
+
+    A rejected solution is by turns the chosen one with other numbers, and the next problem's. All fit into
+    `max_length` tokens. Raises `UserError` where `folder` has no `gsm8k`.
+    """
+    problems = islice(gsm8k.load("train", folder=folder), 4 * (steps * pairs_a_step + WARM_UP_POOL))
+    texts = [(str(problem.prompt), str(problem.solution)) for problem in problems]
+    pairs = []
+    for place, ((prompt, solution), (_, another)) in enumerate(pairwise(texts)):
+        wrong = another if place % 2 else other_numbers(solution)
+        pair = {"prompt": prompt, "chosen": solution, "rejected": wrong}
+        if longest(tokenizer, pair) <= max_length:
+            pairs.append(pair)
+    measured = pairs[: steps * pairs_a_step]
+    rest = pairs[len(measured) :][:WARM_UP_POOL]
+    warm_up = sorted(rest, key=lambda pair: longest(tokenizer, pair))[:pairs_a_step]
+    assert len(measured) + len(warm_up) == (steps + 1) * pairs_a_step, f"too few problems in {folder}"
+    return warm_up + measured
+
+
+def longest(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
+    """Tokens of the prompt with the longer of its completions."""
+    sides = [
+        tokenize(tokenizer, pair["prompt"], pair[side], max_length=1 << 20) for side in ("chosen", "rejected")
+    ]
+    return max(len(side.prompt_ids) + len(side.completion_ids) for side in sides if side is not None)
+
+
+def other_numbers(text: str) -> str:
+    """The text with each number raised by one to nine, the same way each time."""
+    rng = random.Random(text)
+    return re.sub(r"\d+", lambda number: str(int(number[0]) + rng.randint(1, 9)), text)
+
+
+def random_pairs(*, number: int, prompt: int, completion: int) -> list[Pair]:
+    """Pairs of random words of the laboratory's vocabulary, each word one token; lengths in tokens, EOS included."""
+    words = sorted(word for word in load_tokenizer(LABORATORY).get_vocab() if re.fullmatch(r" [a-z]+", word))
+    rng = random.Random(SEED)
+
+    def text(length: int) -> str:
+        return "".join(rng.choices(words, k=length))
+
+    return [
+        {"prompt": text(prompt - 1), "chosen": text(completion - 1), "rejected": text(completion - 1)}
+        for _ in range(number)
+    ]
