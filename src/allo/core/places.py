@@ -105,7 +105,7 @@ class Entries(Places):
         """`indices`: sorted flat indices, int32 [k]."""
         blocks, sizes = (indices >> BLOCK_BITS).unique_consecutive(return_counts=True)
         # The conversion wraps: the upper half of a block has negative numbers.
-        return cls((indices & _LOW).to(torch.int16), blocks.int(), sizes.int())
+        return cls((indices & _LOW).to(torch.int16), blocks.clone(), sizes.int())
 
     @property
     def num_bytes(self) -> int:

@@ -29,6 +29,7 @@ Tokenizer = PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+CONFIG_FILES = ["config.json", "*.py"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 
@@ -74,15 +75,32 @@ def load_model(
     return model.to(where).eval()
 
 
+def model_of_config(
+    ref: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model that `ref`'s configuration describes, with SDPA attention and without its weights.
+
+    No weights are read or downloaded: of a hub id only the configuration, of a `.gguf` file only the header.
+    The new weights lie where torch puts new tensors, such as on the meta device.
+    Raises `UserError` where `ref` has no causal language model's configuration.
+    """
+    folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
+    with _loading(ref, "a causal language model"):
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    return model.eval()
+
+
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
     """The names of the weights that the model in `folder` trains, from its configuration alone.
 
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
     _require_safetensors(folder, folder)
-    with _loading(folder, "a causal language model"), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = model_of_config(folder, trust_remote_code=trust_remote_code)
     return {name for name, _ in model.named_parameters()}
 
 
