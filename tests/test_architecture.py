@@ -53,7 +53,8 @@ HOUSE = {
     "console": Room({"errors"}),
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
     "recipe_errors": Room({"errors"}),
-    "recipe": Room({"errors", "recipe_errors"}),
+    "recipe_yaml": Room({"errors"}),
+    "recipe": Room({"errors", "recipe_errors", "recipe_yaml"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),

@@ -9,8 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from allo.hf import reference
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
+from allo.hf.micro_batches import micro_batches
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from tiny import TOKENIZER, arguments, every_third, model, pairs, trained, weights, wrongs
@@ -19,6 +22,7 @@ from tiny import TOKENIZER, arguments, every_third, model, pairs, trained, weigh
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # The same arithmetic on the same numbers.
 ONE_STEP = {"rtol": 1e-5, "atol": 1e-6}
+DENOMINATOR = 8.0  # of a step, however it is cut
 DATA = {ForgetTrainer: wrongs, ImproveTrainer: pairs, SftTrainer: wrongs}
 SGD = {"optim": "sgd", "learning_rate": 0.3, "num_train_epochs": 2}
 # By the clock, or counted in micro-batches.
@@ -77,17 +81,24 @@ class Wider:
     columns: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        batch = self.collator(rows)
+        width = batch["input_ids"].shape[1]
+        row, column = batch["sources"] // width, batch["sources"] % width
+        batch["sources"] = row * (width + self.columns) + column
+        if batch["attention_mask"].dim() == 4:
+            batch["attention_mask"] = torch.nn.functional.pad(
+                batch["attention_mask"], (0, 0, 0, self.columns)
+            )
         fill = {"input_ids": self.collator.pad_id}
         return {
             name: torch.nn.functional.pad(tensor, (0, self.columns), value=fill.get(name, 0))
-            for name, tensor in self.collator(rows).items()
+            for name, tensor in batch.items()
         }
 
 
 def gradient_of(trainer: SelectedTrainer, batches: Sequence[Batch]) -> tuple[float, Tensor]:
     """Loss and flat gradient of one optimizer step made of `batches`."""
-    denominator = sum(trainer.num_items(batch) for batch in batches)
-    losses = [trainer.loss(batch, denominator=denominator) for batch in batches]
+    losses = [trainer.loss(batch, denominator=DENOMINATOR) for batch in batches]
     for loss in losses:
         loss.backward()
     gradient = torch.cat([flat.grad for flat in trainer.selected.parameters()])
@@ -111,7 +122,7 @@ def test_padding_changes_nothing(moved: SelectedTrainer) -> None:
 
 
 def test_a_long_row_beside_it_changes_no_rows_share(moved: SelectedTrainer) -> None:
-    rows = sorted(moved.train_dataset, key=lambda row: sum(map(len, row.values())))
+    rows = sorted(moved.train_dataset, key=moved.data_collator.num_tokens)
     short, long = rows[:3], rows[-1:]
     together = gradient_of(moved, [moved.data_collator(short + long)])
     apart = gradient_of(moved, [moved.data_collator(short), moved.data_collator(long)])
@@ -166,3 +177,72 @@ def test_dropout_is_off_in_policy_and_reference(tmp_path: Path) -> None:
     logratios, logps = trainer.logratios(batch)
     assert torch.equal(logratios, torch.zeros_like(logratios))
     assert torch.equal(trainer.logratios(batch)[1], logps)
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_a_token_budget_changes_no_loss(kind: type[SelectedTrainer], tmp_path: Path) -> None:
+    whole = run(kind, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    longest = max(map(whole.data_collator.num_tokens, whole.train_dataset))
+    for budget in (1, 3 * longest, 100 * longest):
+        settings = SGD | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+        cut = trained(kind, DATA[kind](), tmp_path, own={"max_tokens_per_batch": budget}, **settings)
+        assert_same_run(cut, whole, **TOLERANCE)
+
+
+def test_a_token_budget_holds_with_its_padding(tmp_path: Path) -> None:
+    policy = model()
+    rows = [*pairs(), pairs()[0] | {"prompt": 20 * pairs()[0]["prompt"]}]
+    trainer = ImproveTrainer(policy, arguments(tmp_path), rows, TOKENIZER, mask=every_third(policy))
+    num_tokens, collate = trainer.data_collator.num_tokens, trainer.data_collator
+    budget = 3 * num_tokens(trainer.train_dataset[0])
+    assert num_tokens(trainer.train_dataset[-1]) > budget, "one row is too long for it"
+    parts = micro_batches(trainer.train_dataset, num_tokens, max_rows=1, max_tokens=budget)
+    assert sorted(row["number"] for part in parts for row in part) == list(range(len(rows)))
+    assert len(parts[0]) == 1 < len(parts[-1])
+    assert all(collate(part)["input_ids"].numel() <= budget for part in parts[1:])
+
+
+@pytest.mark.parametrize("kind", [ForgetTrainer, ImproveTrainer])
+def test_a_precomputed_reference_is_the_swapped_one(kind: type[SelectedTrainer], tmp_path: Path) -> None:
+    swapped = run(kind, tmp_path / "swapped")
+    computed = trained(kind, DATA[kind](), tmp_path / "computed", own={"reference": "precomputed"}, **SGD)
+    assert_same_run(computed, swapped, **TOLERANCE)
+    assert not computed.selected.slots and computed.selected.num_bytes < swapped.selected.num_bytes
+
+
+def test_a_precomputed_reference_is_kept_for_the_same_rows_and_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    original = reference.per_token_logps
+    monkeypatch.setattr(reference, "per_token_logps", lambda *a: calls.append(0) or original(*a))
+
+    def num_passes(policy: PreTrainedModel, rows: list[dict[str, Any]]) -> int:
+        calls.clear()
+        own = {"reference": "precomputed"}
+        trained(ImproveTrainer, rows, tmp_path, policy=policy, own=own, **SGD)
+        return len(calls)
+
+    moved_weights = model()
+    moved_weights.get_input_embeddings().weight.data[3, 1] += 1
+    assert num_passes(model(), pairs()) > 0
+    assert num_passes(model(), pairs()) == 0
+    assert num_passes(moved_weights, pairs()) > 0, "other weights"
+    assert num_passes(moved_weights, pairs()[::-1]) > 0, "other rows"
+
+
+def test_a_shared_prefix_is_two_rows(tmp_path: Path) -> None:
+    shared = run(ImproveTrainer, tmp_path)
+    assert shared.data_collator.shared_prefix
+    apart = trained(ImproveTrainer, pairs(), tmp_path, own={"shared_prefix": False}, **SGD)
+    assert_same_run(shared, apart, **TOLERANCE)
+
+
+def test_a_model_that_cannot_share_a_prefix_says_so_and_takes_two_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = model(sliding_window=8)
+    policy.config.sliding_window = 8
+    trainer = ImproveTrainer(policy, arguments(tmp_path), pairs(), TOKENIZER, mask=every_third(policy))
+    assert not trainer.data_collator.shared_prefix
+    assert "takes no shared prefix" in capsys.readouterr().err

@@ -102,29 +102,33 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_keeps_its_own(frozen: str)
 
 
 @pytest.mark.usefixtures("_chunk")
-def test_each_completion_token_has_the_logp_its_predecessor_gives_it() -> None:
-    """Rows of unequal prompts and completions, one of them without a completion."""
+def test_each_completion_token_has_the_logp_that_its_source_gives_it() -> None:
+    """Completions of unequal length, one of them empty; sources anywhere, one of them used twice."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, 6, H, generator=generator)
     weight = torch.randn(V, H, generator=generator)
-    input_ids = torch.randint(V, (4, 6), generator=generator)
-    spans = [(2, 6), (1, 3), (3, 3), (5, 6)]
-    mask = torch.zeros(4, 6, dtype=torch.bool)
-    expected = torch.zeros(4, 6)
-    for row, (start, stop) in enumerate(spans):
-        for position in range(start, stop):
-            mask[row, position] = True
-            distribution = (hidden[row, position - 1] @ weight.T).log_softmax(-1)
-            expected[row, position] = distribution[input_ids[row, position]]
-    result = completion_logps(hidden, Head(weight), input_ids, mask)
+    lengths = [4, 2, 0, 1]
+    targets = torch.randint(V, (4, 4), generator=generator)
+    sources = torch.randint(24, (4, 4), generator=generator)
+    sources[1, 0] = sources[0, 0]
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    expected = torch.zeros(4, 4)
+    for row, length in enumerate(lengths):
+        for column in range(length):
+            mask[row, column] = True
+            state = hidden.view(24, H)[sources[row, column]]
+            expected[row, column] = (state @ weight.T).log_softmax(-1)[targets[row, column]]
+    result = completion_logps(hidden, Head(weight), sources, targets, mask)
     torch.testing.assert_close(result, expected, **FP32)
     assert result[~mask].eq(0).all()
 
 
 def test_no_gradient_reaches_positions_that_predict_no_completion_token() -> None:
     hidden = torch.randn(2, 5, H, requires_grad=True)
-    mask = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]).bool()
-    completion_logps(hidden, Head(torch.randn(V, H)), torch.zeros(2, 5).long(), mask).sum().backward()
+    sources = torch.tensor([[1, 2, 9], [5, 0, 0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    targets = torch.zeros(2, 3).long()
+    completion_logps(hidden, Head(torch.randn(V, H)), sources, targets, mask).sum().backward()
     assert hidden.grad.abs().sum(-1).ne(0).tolist() == [
         [False, True, True, False, False],
         [True, False, False, False, False],
@@ -133,9 +137,8 @@ def test_no_gradient_reaches_positions_that_predict_no_completion_token() -> Non
 
 def test_a_batch_without_completion_tokens_is_all_zeros_with_zero_gradient() -> None:
     hidden, weight, bias, _ = inputs(torch.float32)
-    result = completion_logps(
-        hidden[None], Head(weight, bias), torch.zeros(1, N).long(), torch.zeros(1, N).bool()
-    )
+    nowhere = torch.zeros(1, N).long()
+    result = completion_logps(hidden[None], Head(weight, bias), nowhere, nowhere, nowhere.bool())
     assert torch.equal(result, torch.zeros(1, N))
     result.sum().backward()
     assert not hidden.grad.any() and not weight.grad.any() and not bias.grad.any()

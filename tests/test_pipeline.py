@@ -249,3 +249,9 @@ def test_what_a_recipe_leaves_out_does_not_linger(copied: Path) -> None:
     run = run_all(tiny(copied, "forget=null", "score=null"), until="pair")
     assert not run.forget.exists() and not run.token_scores.exists()
     assert not {"score", "forget"} & json.loads(run.manifest.read_text())["stages"].keys()
+
+
+def test_several_processes_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^WORLD_SIZE is 2: a recipe runs in one process"):
+        run_all(tiny(tmp_path))

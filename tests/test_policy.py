@@ -1,6 +1,7 @@
 """A policy's log-probs equal those of the model's own logits, whatever its family does to them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,15 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
 )
 
 from allo.errors import UserError
-from allo.hf.collate import pad
-from allo.hf.policy import check_head, completion_distributions, head_of, per_token_logps
+from allo.hf.collate import pad, share_prefix
+from allo.hf.policy import check_head, completion_distributions, head_of, per_token_logps, shares_prefix
 
 VOCABULARY = 32
 FP32 = {"rtol": 1e-5, "atol": 1e-6}
@@ -78,20 +80,22 @@ def build(family: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     return model
 
 
-def through_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """The textbook: log-softmax of all logits, shifted, gathered, masked."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    targets = batch["input_ids"][:, 1:, None]
-    logps = logits[:, :-1].log_softmax(-1).gather(-1, targets).squeeze(-1)
-    return torch.nn.functional.pad(logps, (1, 0)) * batch["completion_mask"]
+def through_logits(model: PreTrainedModel, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+    """The textbook: each row alone, log-softmax of all logits, shifted, gathered."""
+    logps = torch.zeros(len(rows), max(len(completion) for _, completion in rows))
+    for row, (prompt, completion) in enumerate(rows):
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+        distributions = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        logps[row, : len(completion)] = distributions[range(len(completion)), completion]
+    return logps
 
 
 @families
 def test_log_probs_and_gradients_are_those_of_the_models_logits(
     family: Callable[[], PreTrainedModel],
 ) -> None:
-    model, batch = build(family), pad(ROWS, pad_id=0)
-    ours, theirs = per_token_logps(model, batch), through_logits(model, batch)
+    model = build(family)
+    ours, theirs = per_token_logps(model, pad(ROWS, pad_id=0)), through_logits(model, ROWS)
     torch.testing.assert_close(ours, theirs, **FP32)
     parameters = list(model.parameters())
     grads = torch.autograd.grad(ours.sum(), parameters)
@@ -142,7 +146,51 @@ def test_distributions_hold_the_log_probs_of_the_tokens() -> None:
     mask = batch["completion_mask"]
     assert distributions.shape == (mask.sum(), VOCABULARY)
     torch.testing.assert_close(distributions.exp().sum(-1), torch.ones(len(distributions)), **FP32)
-    tokens = batch["input_ids"][mask]
+    tokens = batch["targets"][mask]
     torch.testing.assert_close(
         distributions.gather(-1, tokens[:, None]).squeeze(-1), per_token_logps(model, batch)[mask], **FP32
     )
+
+
+PAIRS = [([2, 3, 4], [5, 6, 7, 1], [8, 1]), ([9], [1], [10, 11, 12, 13, 1]), ([14, 15], [16, 1], [17, 1])]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
+def test_a_shared_prefix_changes_no_log_prob_and_no_gradient(family: str, attention: str) -> None:
+    model = build(FAMILIES[family])
+    model.set_attn_implementation(attention)
+    assert shares_prefix(model)
+    apart = pad([(p, side[n]) for n in (0, 1) for p, *side in PAIRS], pad_id=0)
+    ours, theirs = per_token_logps(model, share_prefix(PAIRS, pad_id=0)), per_token_logps(model, apart)
+    torch.testing.assert_close(ours, theirs, **FP32)
+    parameters = list(model.parameters())
+    # Of one side of one pair at a time, so that a leak between the two would show.
+    for completion in range(2 * len(PAIRS)):
+        grads = torch.autograd.grad(ours[completion].sum(), parameters, retain_graph=True)
+        expected = torch.autograd.grad(theirs[completion].sum(), parameters, retain_graph=True)
+        for ours_grad, grad in zip(grads, expected, strict=True):
+            scale = grad.abs().max().clamp(min=1)
+            torch.testing.assert_close(ours_grad / scale, grad / scale, **GRADIENT)
+
+
+def test_a_models_own_reading_of_masks_and_positions_is_found_out() -> None:
+    """What would give other log-probs falls back: windows, flash kernels, and masks that are not looked at."""
+
+    class Deaf(LlamaModel):
+        def forward(self, *args: object, **kwargs: Any) -> object:
+            kwargs["attention_mask"] = None
+            return super().forward(*args, **kwargs)
+
+    def llama() -> PreTrainedModel:
+        return build(FAMILIES["llama tied"])
+
+    assert shares_prefix(llama())
+    deaf = llama()
+    deaf.model.__class__ = Deaf
+    flash = llama()
+    flash.config._attn_implementation = "flash_attention_2"
+    windowed = llama()
+    windowed.config.sliding_window = 4
+    gemma2 = build(FAMILIES["gemma2"])  # every second layer has a window
+    assert not any(map(shares_prefix, (deaf, flash, windowed, gemma2)))

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 import allo
 from allo.core.param_mask import ParamMask
+from allo.hf.arguments import training_arguments
 from allo.hf.models import load_tokenizer
 from allo.hf.selected_trainer import SelectedTrainer
-from allo.hf.training import training_arguments
 
 LABORATORY = Path(allo.__file__).parent / "lab"
 TOKENIZER: PreTrainedTokenizerBase = load_tokenizer(LABORATORY)

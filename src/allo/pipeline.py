@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib
 import importlib.metadata
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -152,6 +153,11 @@ def _position(stages: list[Stage], name: str) -> int:
 def _opened(recipe: Recipe) -> Iterator[RunFolder]:
     """The run's folder, made where it is missing, held by this process alone."""
     run = RunFolder(recipe.run_folder)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a recipe runs in one process. On several, launch a script "
+            "of your own with ForgetTrainer and ImproveTrainer."
+        )
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock = (run.path / ".lock").open("a")

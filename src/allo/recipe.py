@@ -5,7 +5,6 @@ value raises `UserError` naming the key before anything heavy is imported.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
 from allo.recipe_errors import explain
+from allo.recipe_yaml import override, parse
 
 # Strict, since YAML's `yes` would pass as 1; an integer is still a number.
 Whole = Annotated[int, Field(strict=True)]
@@ -187,7 +187,18 @@ class Score(Block):
     batch_size: Count = 16
 
 
-class Forget(Block):
+class Steps(Block):
+    """How a stage's optimizer steps are computed; what they learn is the same."""
+
+    max_tokens_per_batch: Count | None = None
+    """Tokens of a micro-batch, padding included, in place of `per_device_train_batch_size` rows; a step is
+    still over `per_device_train_batch_size * gradient_accumulation_steps` rows."""
+    reference: Literal["swap", "precomputed"] = "swap"
+    """`swap`: the reference's weights are put in place for a pass over each micro-batch. `precomputed`: its
+    log-probs are computed once, which pays from the second epoch on, and where its slot is too large."""
+
+
+class Forget(Steps):
     """Token-weighted NPO on the wrong completions (method.md 1.2)."""
 
     density: Density = 0.05
@@ -195,13 +206,15 @@ class Forget(Block):
     training: ForgetTraining = ForgetTraining()
 
 
-class Improve(Block):
+class Improve(Steps):
     """DPO with noisy rejected tokens filtered out (method.md 1.3)."""
 
     density: Density = 0.10
     keep: Share = 0.5
     beta: Positive = 0.1
     label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    shared_prefix: bool = True
+    """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
 
@@ -325,15 +338,6 @@ class Recipe(Block):
         return self.out / self.name
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML's own rule reads `5e-6` as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
@@ -350,13 +354,13 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
     try:
         root = yaml.compose(text)
-        fields = yaml.load(text, _Loader)
+        fields = parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
-    for override in overrides or []:
-        _override(fields, override)
+    for text in overrides or []:
+        override(fields, text)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
@@ -373,22 +377,3 @@ def save_recipe(recipe: Recipe) -> str:
 def schema() -> dict[str, Any]:
     """The recipe's JSON schema, for editors."""
     return Recipe.model_json_schema()
-
-
-def _override(fields: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override}: expected key=value, such as improve.density=0.2")
-    *parents, last = key.split(".")
-    target = fields
-    for parent in parents:
-        child = target.get(parent)
-        if child is None:
-            child = target[parent] = {}
-        if not isinstance(child, dict):
-            raise UserError(f"--set {override}: {parent} is not a block of keys")
-        target = child
-    try:
-        target[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {error}") from error

@@ -38,16 +38,17 @@ class Head:
         return logits
 
 
-def completion_logps(hidden: Tensor, head: Head, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """log pi(y_t | x, y_<t) at completion tokens, 0 elsewhere.
+def completion_logps(
+    hidden: Tensor, head: Head, sources: Tensor, targets: Tensor, completion_mask: Tensor
+) -> Tensor:
+    """log pi(y_t | x, y_<t) of completions' tokens: [C, L] fp32 (fp64 for an fp64 model), 0 outside the mask.
 
-    hidden [B, T, H]: the last hidden states, of which position t predicts token t + 1;
-    input_ids [B, T] int64; completion_mask [B, T] bool -> [B, T] fp32 (fp64 for an fp64 model),
-    entry t that of token t.
+    hidden [..., H]: the last hidden states; sources [C, L] int64: the place among the flattened hidden states
+    of the one that predicts the token; targets [C, L] int64: the tokens; completion_mask [C, L] bool.
     """
-    rows, columns = completion_mask[:, 1:].nonzero(as_tuple=True)
-    logps = token_logps(hidden[rows, columns], head, input_ids[rows, columns + 1])
-    return logps.new_zeros(input_ids.shape).index_put((rows, columns + 1), logps)
+    states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, sources[completion_mask])
+    logps = token_logps(states, head, targets[completion_mask])
+    return logps.new_zeros(targets.shape).masked_scatter(completion_mask, logps)
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:

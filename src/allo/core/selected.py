@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from allo.core.param_mask import ParamMask
 from allo.core.places import Places, exchange, places_of
+from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.errors import UserError
 
 
@@ -87,12 +88,32 @@ class SelectedWeights:
         ]
 
     @property
+    def slots(self) -> list[str]:
+        """The slots' names."""
+        return list(self._parts[0].slots)
+
+    @property
     def num_selected(self) -> int:
         return sum(flat.numel() for flat in self.parameters())
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale the flat gradient to at most `max_norm`; returns its norm before, over all entries."""
         return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm)
+
+    def zero_grad(self) -> None:
+        """Start a new sum of gradients, in the same memory."""
+        for flat in self.parameters():
+            if flat.grad is not None:
+                flat.grad.zero_()
+
+    def sum_gradients_over_ranks(self, dtype: torch.dtype = torch.float32) -> None:
+        """Add up the flat gradient of all processes, sent in `dtype`: once a step, and the only traffic."""
+        if num_ranks() == 1:
+            return
+        self.gradients()  # of a rank that had no row, too
+        for flat in self.parameters():
+            assert flat.grad is not None
+            flat.grad.copy_(sum_over_ranks(flat.grad.to(dtype)))
 
     @torch.no_grad()
     def write_back(self) -> None:

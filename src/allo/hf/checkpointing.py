@@ -31,6 +31,8 @@ class CheckpointedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The whole model where a user asks for it; in a checkpoint the selected weights alone."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if _internal_call:
@@ -46,6 +48,8 @@ class CheckpointedTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
         save_tree(Path(output_dir) / OPTIMIZER_FILE, self.optimizer.state_dict())
         save_tree(Path(output_dir) / SCHEDULER_FILE, self.lr_scheduler.state_dict())
 
@@ -54,6 +58,8 @@ class CheckpointedTrainer(Trainer):
         self.lr_scheduler.load_state_dict(load_tree(Path(checkpoint) / SCHEDULER_FILE))
 
     def _save_rng_state(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
         algorithm, keys, *position = np.random.get_state(legacy=True)
         states = {
             "python": random.getstate(),

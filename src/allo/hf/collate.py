@@ -1,55 +1,153 @@
-"""Rows of token ids to padded batches; every position keeps its meaning."""
+"""Rows of token ids to batches; every token keeps its meaning, wherever it is put.
+
+What the model reads is laid out as rows: a prompt and its completion, or, with a shared prefix, a prompt and
+its completions one after the other, of which each sees the prompt and itself. What the losses see is the same
+either way: C completions of at most L tokens, [C, L].
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Batch = dict[str, Tensor]
+Ids = Sequence[int]
 
 
-def pad(rows: Sequence[tuple[Sequence[int], Sequence[float]]], *, pad_id: int) -> Batch:
+class _Completion(NamedTuple):
+    """`ids` begin at column `start` of `row`; column `before` predicts the first of them."""
+
+    row: int
+    before: int
+    start: int
+    ids: Ids
+
+
+def pad(rows: Sequence[tuple[Ids, Ids]], *, pad_id: int) -> Batch:
     """Right-pad (prompt ids, completion ids) rows.
 
-    Returns `input_ids` [B, T] int64, `attention_mask` [B, T] int64 and `completion_mask` [B, T] bool,
-    built from the ids' own lengths: a pad id inside a text is still text.
+    For C rows of at most T tokens, their completions of at most L: `input_ids` [C, T] int64,
+    `attention_mask` [C, T] int64, built from the ids' own lengths (a pad id inside a text is still text), and
+    of the completions `targets` [C, L] int64, `completion_mask` [C, L] bool, and `sources` [C, L] int64, the
+    place in the flattened rows whose hidden state predicts the target.
     """
-    length = max(len(prompt) + len(completion) for prompt, completion in rows)
-    input_ids = torch.full((len(rows), length), pad_id)
+    completions = [
+        _Completion(row, len(prompt) - 1, len(prompt), ids) for row, (prompt, ids) in enumerate(rows)
+    ]
+    return _fill([[*prompt, *ids] for prompt, ids in rows], completions, pad_id=pad_id)
+
+
+def share_prefix(rows: Sequence[tuple[Ids, Ids, Ids]], *, pad_id: int) -> Batch:
+    """One row for a prompt and its two completions, so that the prompt is computed once.
+
+    For B (prompt, first, second): `pad`'s tensors with B rows and 2 * B completions, every first one before
+    every second. `attention_mask` [B, 1, T, T] bool says where a query may look, and `position_ids` [B, T]
+    int64 go on after the prompt for both completions.
+    """
+    firsts = [_Completion(row, len(p) - 1, len(p), first) for row, (p, first, _) in enumerate(rows)]
+    seconds = [
+        _Completion(row, len(p) - 1, len(p) + len(first), second)
+        for row, (p, first, second) in enumerate(rows)
+    ]
+    batch = _fill([[*p, *first, *second] for p, first, second in rows], firsts + seconds, pad_id=pad_id)
+    lengths = torch.tensor([[len(ids) for ids in row] for row in rows])
+    ends = lengths.cumsum(-1)
+    column = torch.arange(batch["input_ids"].shape[1])
+    # 0 in the prompt, 1 in the first completion, 2 in the second, 3 in the padding.
+    segment = (column >= ends[:, :, None]).sum(1)
+    sees = (segment[:, :, None] == segment[:, None, :]) | (segment == 0)[:, None, :]
+    return batch | {
+        "attention_mask": (sees & (column[:, None] >= column))[:, None],
+        "position_ids": torch.where(segment < 2, column, column - lengths[:, 1:2]),
+    }
+
+
+def _fill(rows: Sequence[Ids], completions: Sequence[_Completion], *, pad_id: int) -> Batch:
+    input_ids = torch.full((len(rows), max(map(len, rows))), pad_id)
     attention_mask = torch.zeros_like(input_ids)
-    completion_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion)
-        input_ids[row, :end] = torch.tensor([*prompt, *completion])
-        attention_mask[row, :end] = 1
-        completion_mask[row, len(prompt) : end] = True
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+    for row, ids in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+    targets = torch.zeros(len(completions), max(len(each.ids) for each in completions), dtype=torch.int64)
+    sources, mask = torch.zeros_like(targets), torch.zeros_like(targets, dtype=torch.bool)
+    for place, (row, before, start, ids) in enumerate(completions):
+        begin, length = row * input_ids.shape[1], len(ids)
+        targets[place, :length] = torch.tensor(ids)
+        sources[place, :1] = begin + before
+        sources[place, 1:length] = begin + torch.arange(start, start + length - 1)
+        mask[place, :length] = True
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "sources": sources,
+        "targets": targets,
+        "completion_mask": mask,
+    }
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Preference pairs -> rows 0..B-1 chosen, rows B..2B-1 rejected."""
+    """Preference pairs -> completions 0..B-1 chosen, B..2B-1 rejected; one row a pair with `shared_prefix`.
+
+    Of pairs with reference log-probs also `ref_logps` [2B, L] fp32.
+    """
 
     pad_id: int
+    shared_prefix: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        chosen = [(row["prompt_ids"], row["chosen_ids"]) for row in rows]
-        rejected = [(row["prompt_ids"], row["rejected_ids"]) for row in rows]
-        return pad(chosen + rejected, pad_id=self.pad_id)
+        if self.shared_prefix:
+            batch = share_prefix(
+                [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows],
+                pad_id=self.pad_id,
+            )
+        else:
+            sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in SIDES for row in rows]
+            batch = pad(sides, pad_id=self.pad_id)
+        logps = [row[f"{side}_ref_logps"] for side in SIDES for row in rows if f"{side}_ref_logps" in row]
+        return batch | _columns("ref_logps", logps, like=batch["targets"])
+
+    def num_tokens(self, row: Mapping[str, Any]) -> int:
+        """What the row adds to a batch in which it is the longest."""
+        prompt, *sides = (len(row[f"{part}_ids"]) for part in ("prompt", *SIDES))
+        return prompt + sum(sides) if self.shared_prefix else 2 * (prompt + max(sides))
 
 
 @dataclass(frozen=True)
 class CompletionCollator:
-    """Completions -> rows; `token_weights` [B, T] fp32, 0 outside the completion (all 1 where a row has none)."""
+    """Completions -> rows; `token_weights` [C, L] fp32, 0 outside the completion (all 1 where a row has none).
+
+    Of completions with reference log-probs also `ref_logps` [C, L] fp32.
+    """
 
     pad_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         batch = pad([(row["prompt_ids"], row["completion_ids"]) for row in rows], pad_id=self.pad_id)
-        weights = torch.zeros(batch["input_ids"].shape)
-        for place, row in enumerate(rows):
-            start, length = len(row["prompt_ids"]), len(row["completion_ids"])
-            weights[place, start : start + length] = torch.tensor(row.get("token_weights", 1.0))
-        return batch | {"token_weights": weights}
+        targets = batch["targets"]
+        weights = [row.get("token_weights") or [1.0] * len(row["completion_ids"]) for row in rows]
+        logps = [row["completion_ref_logps"] for row in rows if "completion_ref_logps" in row]
+        return (
+            batch
+            | _columns("token_weights", weights, like=targets)
+            | _columns("ref_logps", logps, like=targets)
+        )
+
+    def num_tokens(self, row: Mapping[str, Any]) -> int:
+        """What the row adds to a batch in which it is the longest."""
+        return len(row["prompt_ids"]) + len(row["completion_ids"])
+
+
+SIDES = ("chosen", "rejected")
+
+
+def _columns(name: str, values: Sequence[Sequence[float] | Tensor], *, like: Tensor) -> Batch:
+    """Values of each completion's tokens, one row each, as `name` [C, L] fp32; nothing where there are none."""
+    if not values:
+        return {}
+    column = torch.zeros(like.shape)
+    for place, each in enumerate(values):
+        column[place, : len(each)] = torch.as_tensor(each)
+    return {name: column}

@@ -1,14 +1,19 @@
 """A causal language model as a policy: per-token log-probs without a logits tensor."""
 
+import inspect
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo.core.logps import Head, completion_logps
 from allo.errors import UserError
+from allo.hf.collate import Batch, pad, share_prefix
 
 # bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap is off by far more.
 _HEAD_TOLERANCE = 0.1
+# Rounding in bf16 moves hidden states by about a hundredth; a wrong mask or position by far more.
+_PREFIX_TOLERANCE = 0.05
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -31,7 +36,8 @@ def check_head(model: PreTrainedModel) -> None:
     """
     input_ids = torch.arange(1, 5, device=model.device).unsqueeze(0)
     own = model(input_ids=input_ids, use_cache=False).logits.float()
-    ours = head_of(model).logits(hidden_states(model, input_ids, torch.ones_like(input_ids))[0])
+    hidden = hidden_states(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+    ours = head_of(model).logits(hidden[0])
     difference = (own[0] - ours).abs().max().item()
     if not difference <= _HEAD_TOLERANCE * max(1.0, own.abs().max().item()):
         raise UserError(
@@ -41,28 +47,63 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states [B, T, H] of right-padded rows [B, T]."""
-    hidden: Tensor = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-    ).last_hidden_state
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Last hidden states [B, T, H] of a batch's rows."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    if inputs["attention_mask"].dim() == 4:
+        hides = ~inputs["attention_mask"]
+        # Added to the scores: a form that every attention but the flash kernels takes.
+        added = torch.zeros(hides.shape, dtype=model.dtype, device=hides.device)
+        inputs["attention_mask"] = added.masked_fill_(hides, torch.finfo(model.dtype).min)
+    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
     return hidden
 
 
-def per_token_logps(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """log pi of each completion token, 0 elsewhere: [B, T] fp32.
+@torch.no_grad()
+def shares_prefix(model: PreTrainedModel) -> bool:
+    """Whether a prompt and two completions can be one row of this model (`collate.share_prefix`).
 
-    `batch` is `collate.pad`'s: input_ids, attention_mask, completion_mask.
+    Not for attention with a window, with flash kernels, or without position ids; for the rest the model's
+    hidden states in one row are held against those in two.
     """
-    hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
-    return completion_logps(hidden, head_of(model), batch["input_ids"], batch["completion_mask"])
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if (
+        layers != {"full_attention"}
+        or windowed
+        or config._attn_implementation not in ("sdpa", "eager")
+        or "position_ids" not in inspect.signature(model.base_model.forward).parameters
+    ):
+        return False
+    prompt, first, second = (torch.arange(1, length + 1) % config.vocab_size for length in (8, 24, 8))
+    one, two = (
+        {name: tensor.to(model.device) for name, tensor in batch.items()}
+        for batch in (
+            share_prefix([(prompt.tolist(), first.tolist(), second.tolist())], pad_id=0),
+            pad([(prompt.tolist(), first.tolist()), (prompt.tolist(), second.tolist())], pad_id=0),
+        )
+    )
+    together, apart = (
+        hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
+        for batch in (one, two)
+    )
+    return bool((together - apart).norm() <= _PREFIX_TOLERANCE * apart.norm())
+
+
+def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
+    hidden = hidden_states(model, batch)
+    return completion_logps(
+        hidden, head_of(model), batch["sources"], batch["targets"], batch["completion_mask"]
+    )
 
 
 @torch.inference_mode()
-def completion_distributions(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Full log-distributions at the batch's completion tokens, row by row: [n, V] fp32.
+def completion_distributions(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Full log-distributions at the batch's completion tokens, completion by completion: [n, V] fp32.
 
     For measuring, on few tokens at a time: this is the tensor that training never makes.
     """
-    hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
-    return head_of(model).logits(hidden[:, :-1][batch["completion_mask"][:, 1:]]).log_softmax(-1)
+    hidden = hidden_states(model, batch).flatten(0, 1)
+    return head_of(model).logits(hidden[batch["sources"][batch["completion_mask"]]]).log_softmax(-1)

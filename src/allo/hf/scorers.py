@@ -132,10 +132,7 @@ def _logps(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
     batch = pad(rows, pad_id=context.tokenizer.pad_token_id)
     batch = {key: value.to(context.model.device) for key, value in batch.items()}
     logps = per_token_logps(context.model, batch)
-    return [
-        row[len(one.prompt_ids) : len(one.prompt_ids) + len(one.completion_ids)].tolist()
-        for row, one in zip(logps, tokens, strict=True)
-    ]
+    return [row[: len(one.completion_ids)].tolist() for row, one in zip(logps, tokens, strict=True)]
 
 
 def _probabilities(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:

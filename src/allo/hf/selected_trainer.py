@@ -1,21 +1,23 @@
 """Training on selected weights: `transformers.Trainer` with a flat vector of its own.
 
-Gradient accumulation, schedules, logging, checkpoints and resume are the Trainer's. Overridden are the
-loss, its denominator, the optimizer's parameters and the clipped gradient; `checkpointing.py` has what
-a checkpoint saves, `trainer.py` the losses.
+Schedules, logging, checkpoints and resume are the Trainer's. Its unit here is the optimizer step: the data
+loader gives a step's rows, the same on every rank, and `training_step` cuts them into micro-batches of its own
+and adds up the flat gradient. `checkpointing.py` has what a checkpoint saves, `trainer.py` the losses.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Required, TypedDict
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -24,13 +26,30 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from allo.core.param_mask import ParamMask
+from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected import SelectedWeights
 from allo.errors import UserError
+from allo.hf.arguments import check_arguments, optimizer_of
 from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
-from allo.hf.collate import Batch
+from allo.hf.collate import Batch, CompletionCollator, PairCollator
+from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.policy import check_head, per_token_logps
+from allo.hf.reference import add_reference
 
 Row = Mapping[str, Any]
+REFERENCE_FILE = "reference.safetensors"
+
+
+class Options(TypedDict, total=False):
+    """What every trainer on selected weights takes, by keyword."""
+
+    mask: Required[ParamMask]
+    eval_dataset: Iterable[Row] | None
+    max_length: int
+    max_tokens_per_batch: int | None
+    reference: Literal["swap", "precomputed"]
+    gradient_dtype: torch.dtype
+    callbacks: list[TrainerCallback] | None
 
 
 class SelectedTrainer(CheckpointedTrainer):
@@ -39,15 +58,26 @@ class SelectedTrainer(CheckpointedTrainer):
     `mask` says which weights train. The data sets are iterables of text rows, such as a list or a
     `datasets.Dataset`; `num_dropped` training rows did not fit into `max_length` tokens. The model's
     dropout is switched off for good.
+
+    An optimizer step is over per_device_train_batch_size * gradient_accumulation_steps * processes rows. They
+    are computed in micro-batches of per_device_train_batch_size rows, or, with `max_tokens_per_batch`, of as
+    many as have so many tokens with their padding: the loss is the same.
+
+    `reference`: "swap" puts the reference's weights in place for a forward pass of each micro-batch;
+    "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
+    `gradient_dtype` is that in which several processes add up their gradients.
+
     Raises `UserError` for a mask of another model, for settings that are not supported, and when the
     loss is no longer finite.
     """
 
-    loss_is_scaled_for_ga = True
-    slots: tuple[str, ...] = ("ref",)
+    # Of `record`, in the order in which ranks add them up.
+    metrics: tuple[str, ...] = ()
+    compares = True  # with a reference
     make_rows: Callable[..., tuple[list[dict[str, Any]], int]]
-    make_collator: Callable[[int], Callable[..., Batch]]
     optimizer: torch.optim.Optimizer | None
+    data_collator: PairCollator | CompletionCollator
+    control: TrainerControl
 
     def __init__(
         self,
@@ -59,13 +89,12 @@ class SelectedTrainer(CheckpointedTrainer):
         mask: ParamMask,
         eval_dataset: Iterable[Row] | None = None,
         max_length: int = 1200,
+        max_tokens_per_batch: int | None = None,
+        reference: Literal["swap", "precomputed"] = "swap",
+        gradient_dtype: torch.dtype = torch.float32,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_arguments(args)
-        if args.world_size > 1:
-            raise UserError(
-                f"{args.world_size} processes: training on several processes is not supported yet."
-            )
         if processing_class.pad_token_id is None:
             raise UserError(
                 "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
@@ -76,42 +105,141 @@ class SelectedTrainer(CheckpointedTrainer):
             )
         if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
             args._n_gpu = 1
+        args = copy.copy(args)
+        self.rows_a_step = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
+        )
+        args.gradient_accumulation_steps = 1  # to the Trainer a step is one batch
         # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         _switch_off_dropout(model)
+        _check_whole(model)
         check_head(model)
-        self._optimizer_class, self._optimizer_kwargs = _optimizer(args)
-        self.max_length = max_length
+        self._optimizer_class, self._optimizer_kwargs = optimizer_of(args)
+        self.max_length, self.max_tokens_per_batch = max_length, max_tokens_per_batch
+        self.reference, self.gradient_dtype = reference, gradient_dtype
         self.processing_class = processing_class
-        rows, self.num_dropped = self.make_rows(processing_class, train_dataset, max_length=max_length)
+        rows, self.num_dropped = self._rows(train_dataset)
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=None if eval_dataset is None else self._eval_rows(eval_dataset),
+            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset)[0],
             processing_class=processing_class,
-            data_collator=self.make_collator(processing_class.pad_token_id),
+            data_collator=self.make_collator(model, processing_class.pad_token_id),
             callbacks=callbacks,
         )
-        self.selected = SelectedWeights(self.model, mask, slots=self.slots)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
+        slots = ("ref",) if self.compares and reference == "swap" else ()
+        self.selected = SelectedWeights(self.model, mask, slots=slots)
         self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
         self.add_callback(_WriteBack(self.selected))
+
+    def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator | CompletionCollator:
+        """What lays the rows out for this model."""
+        return CompletionCollator(pad_id)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         """The micro-batch's share of the optimizer step's loss -> scalar."""
         raise NotImplementedError
 
-    def num_items(self, batch: Batch) -> Tensor:
-        """What the micro-batch adds to the loss's denominator -> scalar."""
+    def num_items(self, rows: Sequence[Row]) -> int:
+        """What rows add to the loss's denominator."""
         raise NotImplementedError
 
     def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """rho_t of the completion tokens [B, T] fp32, and the policy's log-probs behind it."""
-        with torch.no_grad(), self.selected.swapped("ref"):
-            ref_logps = per_token_logps(self.model, batch)
+        """rho_t of the completion tokens [C, L] fp32, and the policy's log-probs behind it."""
+        if self.reference == "precomputed":
+            ref_logps = batch["ref_logps"]
+        else:
+            with torch.no_grad(), self.selected.swapped("ref"):
+                ref_logps = per_token_logps(self.model, batch)
         logps = per_token_logps(self.model, batch)
         return logps - ref_logps, logps
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; a precomputed reference is computed first."""
+        self.precompute_reference()
+        return super().train(*args, **kwargs)
+
+    def precompute_reference(self) -> None:
+        """With `reference: precomputed`, compute it under the weights as they are, unless that was done."""
+        if not self.compares or self.reference != "precomputed" or self._has_reference(self.train_dataset):
+            return
+        steps = list(self.get_train_dataloader())
+        seen = {row["number"] for rows in steps for row in rows}
+        steps.append([row for row in self.train_dataset if row["number"] not in seen])
+        self._add_reference(self.train_dataset, steps, REFERENCE_FILE)
+        if self.eval_dataset is not None:
+            self._add_reference(self.eval_dataset, list(self.get_eval_dataloader()), f"eval_{REFERENCE_FILE}")
+
+    def _add_reference(self, rows: list[dict[str, Any]], steps: Sequence[Sequence[Row]], name: str) -> None:
+        batches = [part for step in steps for part in own_share(self._micro_batches(step))]
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        add_reference(self.model, rows, batches, self.data_collator, Path(self.args.output_dir) / name)
+
+    @staticmethod
+    def _has_reference(rows: Sequence[Row]) -> bool:
+        return any(name.endswith("_ref_logps") for name in rows[0])
+
+    def _rows(self, dataset: Iterable[Row]) -> tuple[list[dict[str, Any]], int]:
+        rows, dropped = self.make_rows(self.processing_class, dataset, max_length=self.max_length)
+        return [row | {"number": number} for number, row in enumerate(rows)], dropped
+
+    def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
+        return micro_batches(
+            rows,
+            self.data_collator.num_tokens,
+            max_rows=max_rows or self.args.per_device_train_batch_size,
+            max_tokens=self.max_tokens_per_batch,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Row]:
+        """The rows of one optimizer step at a time, the same on every rank."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.rows_a_step,
+            sampler=self._get_train_sampler(self.train_dataset),
+            collate_fn=list,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return prepare_data_loader(
+            loader,
+            num_processes=1,
+            process_index=0,
+            use_seedable_sampler=True,
+            data_seed=self.args.data_seed,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Row]:
+        """Rows in their order, the same on every rank."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.per_device_eval_batch_size * num_ranks()
+        return DataLoader(rows, batch_size=size, collate_fn=list)
+
+    def training_step(
+        self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward passes of a step's rows -> its loss, the same on every rank."""
+        self.model.train()
+        if callable(mode := getattr(self.optimizer, "train", None)):  # schedule-free ones have two
+            mode()
+        denominator = max(self.num_items(inputs), 1)
+        total = torch.zeros((), device=self.model.device)
+        for rows in own_share(self._micro_batches(inputs)):
+            loss = self.loss(self._prepare_inputs(self.data_collator(rows)), denominator=denominator)
+            loss.backward()
+            total += loss.detach()
+        self.selected.sum_gradients_over_ranks(self.gradient_dtype)
+        self._check_finite("loss", sum_over_ranks(total))
+        return total
+
+    def floating_point_ops(self, inputs: Sequence[Row]) -> int:
+        """The Trainer's estimate, of the rows' own tokens."""
+        tokens = sum(map(self.data_collator.num_tokens, inputs))
+        return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
 
     def record(self, count: Tensor | int, totals: Mapping[str, Tensor | float]) -> None:
         """Add a micro-batch's totals over `count` things; `log` reports the means since the last log."""
@@ -120,21 +248,14 @@ class SelectedTrainer(CheckpointedTrainer):
             self._sums[name] = (before[0] + float(total), before[1] + float(count))
 
     def _take_means(self) -> dict[str, float]:
-        means = {name: total / max(count, 1.0) for name, (total, count) in self._sums.items()}
+        """The means over all ranks since the last call."""
+        assert self._sums.keys() <= {"loss", *self.metrics}, f"{sorted(self._sums)} are not all in `metrics`"
+        names = ("loss", *self.metrics)
+        # On several ranks through the device that they talk by.
+        sums = torch.tensor([self._sums.get(name, (0.0, 0.0)) for name in names], device=self.args.device)
         self._sums = {}
-        return means
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        denominator = self.num_items(inputs) if num_items_in_batch is None else num_items_in_batch
-        loss = self.loss(inputs, denominator=torch.as_tensor(denominator).clamp(min=1))
-        self._check_finite("loss", loss)
-        return (loss, {}) if return_outputs else loss
+        totals = sum_over_ranks(sums).tolist()
+        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         """Stop before a broken step. A checkpoint is known to be good once a later step was sound."""
@@ -150,12 +271,6 @@ class SelectedTrainer(CheckpointedTrainer):
             "Lower the learning rate, or check the data."
         )
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Any]:
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(self.num_items(batch) for batch in batches)
-
     def evaluate(
         self,
         eval_dataset: Iterable[Row] | None = None,
@@ -163,43 +278,43 @@ class SelectedTrainer(CheckpointedTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and metrics of `eval_dataset`'s rows, or of those given at the beginning."""
-        rows = None if eval_dataset is None else self._eval_rows(eval_dataset)
+        rows = None if eval_dataset is None else self._rows(eval_dataset)[0]
+        if rows and self.compares and self.reference == "precomputed":
+            raise UserError(
+                "the reference was computed for the data sets given at the beginning, and is no longer here: "
+                "give this eval_dataset to the trainer's constructor, or set reference to swap."
+            )
         return super().evaluate(rows, ignore_keys, metric_key_prefix)
-
-    def _eval_rows(self, dataset: Iterable[Row]) -> list[dict[str, Any]]:
-        rows, _ = self.make_rows(self.processing_class, dataset, max_length=self.max_length)
-        return rows
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        inputs = self._prepare_inputs(inputs)
-        num_items = self.num_items(inputs)
-        with torch.no_grad():
-            loss = self.compute_loss(model, inputs)
-        self.record(num_items, {"loss": loss * num_items})
-        return loss, None, None
 
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: DataLoader[Row],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The Trainer's, with the metrics, and with the loss over its own denominator whatever the batches."""
+        """The training step's loss and metrics, over their own denominators whatever the batches."""
+        self.precompute_reference()
         training, self._sums = self._sums, {}
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        output.metrics.update({f"{metric_key_prefix}_{k}": mean for k, mean in self._take_means().items()})
+        self.model.eval()
+        count = 0
+        for rows in dataloader:
+            for part in own_share(self._micro_batches(rows, max_rows=self.args.per_device_eval_batch_size)):
+                with torch.no_grad():
+                    loss = self.loss(self._prepare_inputs(self.data_collator(part)), denominator=1.0)
+                self.record(self.num_items(part), {"loss": loss})
+            count += len(rows)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in self._take_means().items()}
         self._sums = training
-        return output
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's, but the model stays as it is: DDP would send dense gradients in dense buckets."""
+        super().create_accelerator_and_postprocess()
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = lambda model, **_: prepare(model, evaluation_mode=True)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -232,8 +347,7 @@ class _WriteBack(TrainerCallback):
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self._selected.write_back()
-        for flat in self._selected.parameters():
-            flat.grad = None
+        self._selected.zero_grad()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -243,57 +357,18 @@ class _WriteBack(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
 
 
-_MIXED = (
-    "mixed precision does not apply: the model computes in its own dtype, and the selected "
-    "weights are trained in fp32. Load the model in bfloat16."
-)
-_ROUNDED = "evaluation would round the model's weights in place. Load the model in bfloat16."
-_SPREAD = "training on several processes is not supported yet."
-# Arguments that would be ignored or wrong, and why.
-_REFUSED = {
-    "bf16": _MIXED,
-    "fp16": _MIXED,
-    "bf16_full_eval": _ROUNDED,
-    "fp16_full_eval": _ROUNDED,
-    "fsdp": _SPREAD,
-    "deepspeed": _SPREAD,
-    "auto_find_batch_size": "a smaller batch would be other training than the one asked for. Lower "
-    "per_device_train_batch_size and raise gradient_accumulation_steps.",
-    "save_only_model": "a checkpoint holds the selected weights, which need the optimizer's state to go on.",
-    "push_to_hub": "a checkpoint is no model, and nothing is uploaded. Upload the result with `hf upload`.",
-    "neftune_noise_alpha": "policy and reference must see the same embeddings.",
-    "label_smoothing_factor": "the losses have no such term; improve has a label_smoothing of its own.",
-}
-
-
-def check_arguments(args: TrainingArguments) -> None:
-    """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name."""
-    for name, reason in _REFUSED.items():
-        if getattr(args, name):
-            raise UserError(f"{name}: {reason} Remove the key.")
-    _optimizer(args)
-
-
-# What an optimizer asks for that trains the model's own tensors, one by one.
-_WHOLE_MODEL = {"params", "model", "optimizer_dict"}
-
-
-def _optimizer(args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
-    """The class of `args.optim` and its settings. Raises `UserError` where it cannot train a flat vector."""
-    name = getattr(args.optim, "value", args.optim)
-    try:
-        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(f"optim: {name} is not available: {error}") from error
-    if _WHOLE_MODEL & kwargs.keys():
-        raise UserError(
-            f"optim: {name} works on a model's own tensors, but the selected weights are one flat vector; "
-            "use an element-wise one, such as adamw_torch."
-        )
-    return optimizer_class, kwargs
+def _check_whole(model: PreTrainedModel) -> None:
+    """Refuse parameters of which this process has only a shard."""
+    for name, param in model.named_parameters():
+        if type(param.data) is not Tensor:
+            raise UserError(
+                f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
+                "supported. Load the whole model in each process."
+            )
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

@@ -1,17 +1,18 @@
 """The three losses that train selected weights: fine-tuning, forgetting, improving."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from allo.console import say
 from allo.core import losses
-from allo.core.param_mask import ParamMask
-from allo.hf.collate import Batch, CompletionCollator, PairCollator
-from allo.hf.policy import per_token_logps
+from allo.hf.collate import Batch, PairCollator
+from allo.hf.policy import per_token_logps, shares_prefix
 from allo.hf.rows import completion_rows, pair_rows
-from allo.hf.selected_trainer import Row, SelectedTrainer
+from allo.hf.selected_trainer import Options, Row, SelectedTrainer
 
 
 class SftTrainer(SelectedTrainer):
@@ -20,12 +21,11 @@ class SftTrainer(SelectedTrainer):
     The data sets have `prompt` and `completion`.
     """
 
-    slots = ()
+    compares = False
     make_rows = staticmethod(completion_rows)
-    make_collator = CompletionCollator
 
-    def num_items(self, batch: Batch) -> Tensor:
-        return batch["completion_mask"].sum()
+    def num_items(self, rows: Sequence[Row]) -> int:
+        return sum(len(row["completion_ids"]) for row in rows)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         token_losses = losses.nll(per_token_logps(self.model, batch))
@@ -41,8 +41,8 @@ class ForgetTrainer(SelectedTrainer):
     (all tokens count where the column is missing). The reference is the model as given.
     """
 
+    metrics = ("rewards/rejected", "logps/rejected", "logratios/forgotten", "forget/kept_tokens")
     make_rows = staticmethod(completion_rows)
-    make_collator = CompletionCollator
 
     def __init__(
         self,
@@ -51,26 +51,14 @@ class ForgetTrainer(SelectedTrainer):
         train_dataset: Iterable[Row],
         processing_class: PreTrainedTokenizerBase,
         *,
-        mask: ParamMask,
         beta: float = 0.1,
-        eval_dataset: Iterable[Row] | None = None,
-        max_length: int = 1200,
-        callbacks: list[TrainerCallback] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            args,
-            train_dataset,
-            processing_class,
-            mask=mask,
-            eval_dataset=eval_dataset,
-            max_length=max_length,
-            callbacks=callbacks,
-        )
+        super().__init__(model, args, train_dataset, processing_class, **options)
         self.beta = beta
 
-    def num_items(self, batch: Batch) -> Tensor:
-        return (batch["token_weights"] != 0).sum()
+    def num_items(self, rows: Sequence[Row]) -> int:
+        return sum(weight != 0 for row in rows for weight in row["token_weights"])
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         logratios, logps = self.logratios(batch)
@@ -96,10 +84,14 @@ class ImproveTrainer(SelectedTrainer):
 
     The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
     besides, it is plain DPO. The reference is the model as given.
+    With `shared_prefix` a pair is one row, its prompt computed once, where the model's attention allows it.
     """
 
+    metrics = (
+        *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+        *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
+    )
     make_rows = staticmethod(pair_rows)
-    make_collator = PairCollator
 
     def __init__(
         self,
@@ -108,28 +100,24 @@ class ImproveTrainer(SelectedTrainer):
         train_dataset: Iterable[Row],
         processing_class: PreTrainedTokenizerBase,
         *,
-        mask: ParamMask,
         beta: float = 0.1,
         keep: float = 0.5,
         label_smoothing: float = 0.0,
-        eval_dataset: Iterable[Row] | None = None,
-        max_length: int = 1200,
-        callbacks: list[TrainerCallback] | None = None,
+        shared_prefix: bool = True,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            args,
-            train_dataset,
-            processing_class,
-            mask=mask,
-            eval_dataset=eval_dataset,
-            max_length=max_length,
-            callbacks=callbacks,
-        )
+        self._may_share_prefix = shared_prefix
+        super().__init__(model, args, train_dataset, processing_class, **options)
         self.beta, self.keep, self.label_smoothing = beta, keep, label_smoothing
 
-    def num_items(self, batch: Batch) -> Tensor:
-        return torch.tensor(len(batch["input_ids"]) // 2)
+    def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator:
+        shared = self._may_share_prefix and shares_prefix(model)
+        if self._may_share_prefix and not shared:
+            say(f"{type(model).__name__}: its attention takes no shared prefix; prompts are computed twice")
+        return PairCollator(pad_id, shared_prefix=shared)
+
+    def num_items(self, rows: Sequence[Row]) -> int:
+        return len(rows)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         logratios, logps = self.logratios(batch)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from allo.artifacts import read_json
+from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
-from allo.hf.training import training_arguments
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Source
 from allo.sources import prompt_source, training_pairs

@@ -5,10 +5,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from allo.artifacts import RunFolder, read_jsonl
+from allo.hf.arguments import training_arguments
 from allo.hf.result import located_mask, train_stage
 from allo.hf.start import load_start
 from allo.hf.trainer import ForgetTrainer
-from allo.hf.training import training_arguments
 from allo.recipe import Recipe
 from allo.records import Wrong
 
@@ -31,6 +31,8 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         tokenizer,
         mask=mask,
         beta=recipe.forget.beta,
+        max_tokens_per_batch=recipe.forget.max_tokens_per_batch,
+        reference=recipe.forget.reference,
         max_length=recipe.max_length,
     )
     return train_stage(trainer, run, run.forget, mask, before={})

@@ -3,10 +3,10 @@
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl
+from allo.hf.arguments import training_arguments
 from allo.hf.result import apply_delta, located_mask, train_stage
 from allo.hf.start import load_start
 from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import training_arguments
 from allo.recipe import Recipe
 from allo.records import Pair
 
@@ -32,6 +32,9 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         beta=recipe.improve.beta,
         keep=recipe.improve.keep,
         label_smoothing=recipe.improve.label_smoothing,
+        shared_prefix=recipe.improve.shared_prefix,
+        max_tokens_per_batch=recipe.improve.max_tokens_per_batch,
+        reference=recipe.improve.reference,
         max_length=recipe.max_length,
     )
     return train_stage(trainer, run, run.improve, mask, before=before)

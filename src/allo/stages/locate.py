@@ -14,10 +14,11 @@ from allo.core import importance
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
 from allo.core.selection import stable_hash
+from allo.hf.arguments import training_arguments
 from allo.hf.models import Model
 from allo.hf.start import load_start, read_start
 from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import remove_checkpoints, state_bytes, train, training_arguments
+from allo.hf.training import remove_checkpoints, state_bytes, train
 from allo.recipe import Locate, Recipe
 from allo.records import Pair
 

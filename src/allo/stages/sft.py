@@ -4,10 +4,11 @@ from typing import Any
 
 from allo.artifacts import RunFolder, write_jsonl
 from allo.core.param_mask import ParamMask
+from allo.hf.arguments import training_arguments
 from allo.hf.models import Model, Tokenizer, load_tokenizer
 from allo.hf.start import is_ready, load_policy, save_whole, write_start
 from allo.hf.trainer import SftTrainer
-from allo.hf.training import remove_checkpoints, train, training_arguments
+from allo.hf.training import remove_checkpoints, train
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Sft
 from allo.sources import prompt_source

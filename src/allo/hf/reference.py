@@ -1,0 +1,95 @@
+"""The reference's log-probs of every training token, computed once and kept in a file."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo.artifacts import written_aside
+from allo.console import track
+from allo.core.fingerprints import combine, digests
+from allo.core.ranks import rank, sum_over_ranks
+from allo.hf.collate import Batch
+from allo.hf.policy import per_token_logps
+
+Row = Mapping[str, Any]
+_IDS = "_ids"
+_LOGPS = "_ref_logps"
+
+
+def add_reference(
+    model: PreTrainedModel,
+    rows: Sequence[dict[str, Any]],
+    batches: Sequence[Sequence[Row]],
+    collate: Callable[[Sequence[Row]], Batch],
+    file: Path,
+) -> None:
+    """Give every row `<completion>_ref_logps` (fp32, one a token) under the model as it is now.
+
+    A row knows its place in `rows` as `number`. `batches` are this rank's share of all rows, batched as
+    training will batch them, so that rounding is the same. What `file` holds for the same rows and weights is
+    taken from there; otherwise it is written.
+    """
+    key = _key(model, rows)
+    logps = _read(file, key)
+    missing = sum_over_ranks(torch.tensor(float(logps is None), device=model.device))
+    if missing or logps is None:
+        logps = _compute(model, rows, batches, collate)
+        if rank() == 0:
+            with written_aside(file) as part:
+                save_file({"logps": logps}, part, metadata={"key": key})
+    start = 0
+    for row in rows:
+        for side in _sides(row):
+            end = start + len(row[side + _IDS])
+            row[side + _LOGPS] = logps[start:end]
+            start = end
+
+
+@torch.no_grad()
+def _compute(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    batches: Sequence[Sequence[Row]],
+    collate: Callable[[Sequence[Row]], Batch],
+) -> Tensor:
+    """Log-probs of all completions' tokens, one after the other, [tokens] fp32 on the CPU."""
+    places: dict[tuple[int, str], int] = {}
+    total = 0
+    for row in rows:
+        for side in _sides(row):
+            places[row["number"], side] = total
+            total += len(row[side + _IDS])
+    found = torch.zeros(total, device=model.device)
+    for part in track(batches, "reference", total=len(batches)):
+        batch = {name: tensor.to(model.device) for name, tensor in collate(part).items()}
+        completions = [(row, side) for side in _sides(part[0]) for row in part]
+        for (row, side), logps in zip(completions, per_token_logps(model, batch), strict=True):
+            start, length = places[row["number"], side], len(row[side + _IDS])
+            found[start : start + length] = logps[:length]
+    return sum_over_ranks(found).cpu()
+
+
+def _sides(row: Row) -> list[str]:
+    """The row's completions, in the order in which a collator puts them."""
+    return [side for side in ("chosen", "rejected", "completion") if side + _IDS in row]
+
+
+def _key(model: PreTrainedModel, rows: Sequence[Row]) -> str:
+    ids = [[row["prompt" + _IDS], *(row[side + _IDS] for side in _sides(row))] for row in rows]
+    data = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return f"{data} {combine(digests(model.named_parameters()))}"
+
+
+def _read(file: Path, key: str) -> Tensor | None:
+    if not file.exists():
+        return None
+    with safe_open(file, "pt") as stored:
+        return stored.get_tensor("logps") if stored.metadata()["key"] == key else None
