@@ -105,6 +105,7 @@ class Entries(Places):
         """`indices`: sorted flat indices, int32 [k]."""
         blocks, sizes = (indices >> BLOCK_BITS).unique_consecutive(return_counts=True)
         # The conversion wraps: the upper half of a block has negative numbers.
+        # A copy: what comes of unique_consecutive keeps the memory of all k.
         return cls((indices & _LOW).to(torch.int16), blocks.clone(), sizes.int())
 
     @property

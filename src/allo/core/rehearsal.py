@@ -5,6 +5,7 @@ model that does not fit can be followed operation by operation. Ids, masks and i
 depends on them, such as the choice of an attention kernel, is decided as in a run.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +48,9 @@ class Rehearsal(LiveBytes):
         if func is _aten._local_scalar_dense.default and first is not None:
             return True if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 0
         if func is _aten.nonzero.default and first is not None:
-            return torch.ones(first.shape, dtype=torch.bool).nonzero()
+            return _every_place(first)
+        if func is _aten.index.Tensor:
+            args = (args[0], _as_places(args[1]))
         if first is not None:
             args, kwargs = tree_map_only(Tensor, self._emptied, (args, kwargs))
             with self._without_numbers:
@@ -71,6 +74,22 @@ class Rehearsal(LiveBytes):
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
             )
+
+
+def _as_places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A mask among indices as the indices of its true entries, while they are known."""
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype != torch.bool:
+            places.append(index)
+        else:
+            found = _every_place(index) if isinstance(index, FakeTensor) else index.nonzero()
+            places += found.unbind(1)
+    return places
+
+
+def _every_place(mask: Tensor) -> Tensor:
+    return torch.ones(mask.shape, dtype=torch.bool).nonzero()
 
 
 def _holds_numbers(tensor: Tensor) -> bool:

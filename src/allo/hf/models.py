@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -75,18 +76,24 @@ def load_model(
     return model.to(where).eval()
 
 
-def model_of_config(
-    ref: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """The model that `ref`'s configuration describes, with SDPA attention and without its weights.
+def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a checkpoint; of a hub id nothing else is downloaded, of a `.gguf` file the header read.
 
-    No weights are read or downloaded: of a hub id only the configuration, of a `.gguf` file only the header.
-    The new weights lie where torch puts new tensors, such as on the meta device.
-    Raises `UserError` where `ref` has no causal language model's configuration.
+    Raises `UserError` where `ref` has no causal language model's.
     """
     folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
     with _loading(ref, "a causal language model"):
-        config = AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
+
+
+def model_of_config(
+    config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A new model, with SDPA attention; its weights lie where torch puts new tensors, such as on the meta device.
+
+    Raises `UserError` where transformers has no causal language model of the kind.
+    """
+    with _loading(config.name_or_path, "a causal language model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
@@ -99,8 +106,9 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
     _require_safetensors(folder, folder)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = model_of_config(folder, trust_remote_code=trust_remote_code)
+        model = model_of_config(config, trust_remote_code=trust_remote_code)
     return {name for name, _ in model.named_parameters()}
 
 
