@@ -45,7 +45,10 @@ HUGGING_FACE = {
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
 
-LEAVES = {"errors", "records", "console", "artifacts", "recipe", "rows", "tasks", "prompts", "sources"}
+LEAVES = {
+    *("errors", "records", "console", "artifacts", "granularity", "recipe"),
+    *("rows", "tasks", "prompts", "sources"),
+}
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
     "errors": Room(),
@@ -54,12 +57,13 @@ HOUSE = {
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
     "recipe_errors": Room({"errors"}),
     "recipe_yaml": Room({"errors"}),
-    "recipe": Room({"errors", "recipe_errors", "recipe_yaml"}),
+    "granularity": Room({"errors"}),
+    "recipe": Room({"errors", "granularity", "recipe_errors", "recipe_yaml"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
-    "core": Room({"errors", "records", "artifacts"}, {*TENSORS, "scipy"}),
+    "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
@@ -67,7 +71,9 @@ HOUSE = {
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
-    "mask_files": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "mask_files": Room(
+        {"errors", "console", "artifacts", "granularity", "core", "fingerprints", "checkpoints"}, TENSORS
+    ),
     "delta": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),

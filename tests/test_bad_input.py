@@ -94,6 +94,13 @@ def solved(number: int) -> list[tuple[str, str]]:
             ["mask", "from-checkpoints", str(LAB), str(LAB), "--density", "2", "--out", "mask.safetensors"],
             ["density is 2.0", "at most 1"],
         ),
+        (
+            [
+                *("mask", "from-checkpoints", str(LAB), str(LAB)),
+                *("--density", "0.1", "--out", "mask.safetensors", "--granularity", "rows"),
+            ],
+            ["granularity 'rows' is none of weight, row, column and block(n)"],
+        ),
         (["report", "absent"], ["absent"]),
         (["report", "one", "two"], ["2 runs", "--out FOLDER", "one's own"]),
         # Before the checkpoints are so much as opened.

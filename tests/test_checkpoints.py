@@ -14,6 +14,7 @@ from torch import Tensor
 from allo import checkpoints
 from allo.checkpoints import INDEX, Checkpoint, check_same_layout, fingerprint
 from allo.core.fingerprints import fingerprint_tensors
+from allo.core.group_selection import select_groups
 from allo.core.param_mask import ParamMask
 from allo.core.selection import select
 from allo.errors import UserError
@@ -193,6 +194,28 @@ def test_a_mask_from_two_folders_is_the_selection_from_memory(
     assert loaded.metadata["criterion"] == criterion and loaded.metadata["density"] == "0.25"
 
 
+@pytest.mark.parametrize("granularity", ["row", "column", "block(2)"])
+def test_a_mask_of_whole_groups_is_the_selection_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: str
+) -> None:
+    monkeypatch.setattr(checkpoints, "PIECE", 8)
+    base, tuned = weights(0), weights(1)
+    one = write_folder(tmp_path / "one", base)
+    two = write_folder(tmp_path / "two", tuned, num_shards=3)
+    out = tmp_path / "mask.safetensors"
+    mask = mask_from_checkpoints(one, two, density=0.5, granularity=granularity, out=out)
+    change = {
+        name: (tuned[name].float() - tensor.float()).abs()
+        for name, tensor in base.items()
+        if tensor.is_floating_point()
+    }
+    direct = select_groups(lambda: change.items(), k=70, shapes=mask.shapes, granularity=granularity)
+    loaded = ParamMask.load(out)
+    assert loaded.indices.keys() == direct.keys()
+    assert all(torch.equal(loaded.indices[name], direct[name]) for name in direct)
+    assert loaded.metadata["granularity"] == granularity and loaded.metadata["num_asked"] == "70"
+
+
 def test_identical_folders_give_exactly_k_and_a_warning(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "one", {"w": torch.randn(400)})
     with pytest.warns(UserWarning, match="only 0 weights .* differ, 40 are asked for"):
@@ -209,6 +232,10 @@ def test_masks_that_cannot_be_made_are_refused_and_leave_no_file(tmp_path: Path)
             mask_from_checkpoints(folder, folder, density=density, out=out)
     with pytest.raises(UserError, match="'fisher' cannot be taken from two checkpoints"):
         mask_from_checkpoints(folder, folder, density=0.1, criterion="fisher", out=out)
+    with pytest.raises(UserError, match="'rows' is none of weight, row, column"):
+        mask_from_checkpoints(folder, folder, density=0.1, granularity="rows", out=out)
+    with pytest.raises(UserError, match="'bottom' ranks single weights: granularity 'row' does not apply"):
+        mask_from_checkpoints(folder, folder, density=0.1, criterion="bottom", granularity="row", out=out)
     with pytest.raises(UserError, match=r"tensor w, flat index 0: .*NaN"):
         mask_from_checkpoints(folder, broken, density=0.1, out=out)
     assert not out.exists()

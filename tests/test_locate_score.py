@@ -1,5 +1,6 @@
 """Locating weights and scoring tokens, held against dense models: no selected weights, no chunks, no batches."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from allo.artifacts import RunFolder, write_jsonl
 from allo.core.importance_map import ImportanceMap
+from allo.core.selected import SelectedWeights
 from allo.core.selection import num_to_select
 from allo.core.token_credit import edit_scores, random_scores
 from allo.errors import UserError
@@ -204,6 +206,35 @@ def test_an_importance_located_on_another_model_is_refused(run: RunFolder) -> No
     write_start(run, run.start / "model")
     with pytest.raises(UserError, match=r"04-importance.*located on another model.*`allo locate`"):
         located_mask(recipe(), run, policy, density=DENSITY)
+
+
+@pytest.mark.parametrize("granularity", ["row", "column"])
+def test_a_mask_of_whole_lines_trains_the_layers_by_lines(run: RunFolder, granularity: str) -> None:
+    """From the stage to the model: whole lines, and every Linear that has some computes only them."""
+    own = {"locate": {"criterion": "magnitude", "granularity": granularity}}
+    located(run, "magnitude", **own)
+    policy = model()
+    mask = located_mask(recipe("magnitude", **own), run, policy, density=DENSITY)
+    lines = {"row": 1, "column": 0}[granularity]
+    for name, indices in mask.indices.items():
+        shape = mask.shapes[name]
+        grid = (
+            torch.zeros(math.prod(shape), dtype=torch.bool).index_fill_(0, indices.long(), True).view(shape)
+        )
+        assert len(shape) == 1 or torch.equal(grid.all(lines), grid.any(lines)), name
+    plain, by_lines = model(), SelectedWeights(policy, mask)
+    inputs = torch.arange(1, 9).view(2, 4)
+    for each in (plain, policy):
+        each(input_ids=inputs, labels=inputs).loss.backward()
+    dense = dict(plain.named_parameters())
+    for name, gradient in by_lines.gradients().items():
+        expected = dense[name].grad.view(-1)[mask.indices[name].long()]
+        torch.testing.assert_close(gradient, expected, **FP32)
+    for name, part in policy.named_modules():
+        if type(part) is torch.nn.Linear and name != "lm_head":  # which is tied to the embedding
+            some = 0 < len(mask.indices.get(f"{name}.weight", ())) < part.weight.numel()
+            assert ("forward" in vars(part)) == some, name
+    assert any("forward" in vars(part) for part in policy.modules())
 
 
 def test_magnitude_and_random_look_at_no_data(run: RunFolder) -> None:

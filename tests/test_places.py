@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from allo.core.places import BLOCK_BITS, Columns, Entries, Everything, Places, Rows, exchange, places_of
+from allo.core.places import BLOCK_BITS, Columns, Entries, Everything, Places, Rows, places_of
 
 MATRIX = (7, 5)
 # Two bytes an entry, and a block's number and size for each block with an entry.
@@ -67,7 +67,7 @@ def test_block_local_entries_keep_every_index(chosen: set[int]) -> None:
     indices = flat(list(chosen | edges))
     places = Entries.at(indices)
     assert torch.equal(places.indices(), indices)
-    assert places.num_bytes == BYTES_AN_ENTRY * len(indices) + BYTES_A_BLOCK * len(places.blocks)
+    assert places.num_bytes == BYTES_AN_ENTRY * len(indices) + BYTES_A_BLOCK * len(places.sizes)
 
 
 def check(places: Places, indices: Tensor, tensor: Tensor) -> None:
@@ -79,9 +79,9 @@ def check(places: Places, indices: Tensor, tensor: Tensor) -> None:
     assert torch.equal(total, 1 + before.reshape(-1)[indices.long()].float())
 
     values = torch.randn(len(indices))
-    old = exchange(tensor, places, values)
+    old = places.exchange(tensor, values)
     expected = before.clone()
     expected.view(-1)[indices.long()] = values.to(tensor.dtype)
     assert torch.equal(tensor, expected)
-    exchange(tensor, places, old)
+    places.exchange(tensor, old)
     assert torch.equal(tensor, before)

@@ -79,6 +79,23 @@ def test_every_problem_is_named_at_once(write) -> None:
     assert [line.split(": ")[1] for line in found] == ["seed", "improve.density"]
 
 
+@pytest.mark.parametrize("granularity", ["weight", "row", "column", "block(2)", "block(128)"])
+def test_what_is_selected_together_is_named(write, granularity: str) -> None:
+    recipe = load_recipe(write(), [f"locate.granularity={granularity}"])
+    assert recipe.locate is not None and recipe.locate.granularity == granularity
+
+
+@pytest.mark.parametrize("granularity", ["rows", "block", "block(1)", "block(two)", "''"])
+def test_an_unknown_granularity_lists_the_known_ones(write, granularity: str) -> None:
+    found = refusal(write(f"locate:\n  granularity: {granularity}\n"))
+    assert ":11: locate.granularity: " in found and "weight, row, column and block(n)" in found
+
+
+def test_the_mirrored_scores_of_bottom_have_no_norm(write) -> None:
+    found = refusal(write("locate: {criterion: bottom, granularity: row}\n"))
+    assert ":10: locate: " in found and "set granularity to weight" in found
+
+
 @pytest.mark.parametrize("density", ["0", "-0.1", "1.5", ".nan", "ten", "[0.1]", "null"])
 @pytest.mark.parametrize("stage", ["forget", "improve"])
 def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from allo.console import say
 from allo.errors import UserError
+from allo.granularity import WEIGHT
 from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 
@@ -132,12 +133,15 @@ def mask_from_checkpoints(
     tuned: Annotated[Path, typer.Argument(help="The same model, tuned.")],
     density: Annotated[float, typer.Option(help="Share of all weights to select, in (0, 1].")],
     out: Annotated[Path, typer.Option(help="The mask's file.")],
+    granularity: Annotated[
+        str, typer.Option(help="weight, or whole groups: row, column, block(n).")
+    ] = WEIGHT,
 ) -> None:
     """Select the weights that differ most between two checkpoints."""
     _check_writable(out)
     from allo.mask_files import mask_from_checkpoints
 
-    mask = mask_from_checkpoints(base, tuned, density=density, out=out)
+    mask = mask_from_checkpoints(base, tuned, density=density, out=out, granularity=granularity)
     say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
 
 

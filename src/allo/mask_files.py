@@ -12,9 +12,11 @@ from allo.checkpoints import Checkpoint, check_same_layout
 from allo.console import track
 from allo.core import importance
 from allo.core.fingerprints import Digest, combine
+from allo.core.group_selection import select_groups
 from allo.core.param_mask import ParamMask
-from allo.core.selection import num_to_select, select, stable_hash
+from allo.core.selection import num_to_select, stable_hash
 from allo.errors import UserError
+from allo.granularity import WEIGHT, Granularity
 
 # Those that two folders suffice for: the others look at gradients.
 CRITERIA: dict[str, importance.Criterion] = {
@@ -33,19 +35,26 @@ def mask_from_checkpoints(
     out: str | Path,
     criterion: str = "delta",
     seed: int = 0,
+    granularity: str = WEIGHT,
 ) -> ParamMask:
     """Select the top `density` of all floating-point weights, write the mask to `out`, return it.
 
     Resident memory does not grow with the model, only with the mask itself. Where fewer weights
     differ than are asked for (identical folders at worst) the mask still has exactly k: the rest are unchanged weights drawn
-    by their stable hash, and a UserWarning says how many.
+    by their stable hash, and a UserWarning says how many. Whole groups (`granularity` "row", "column" or
+    "block(n)") fall short of k by less than one group.
 
-    Raises UserError for an impossible density or criterion, for folders that cannot be read or
+    Raises UserError for an impossible density, criterion or granularity, for folders that cannot be read or
     differ in layout, and for NaN weights.
     """
     if criterion not in CRITERIA:
         raise UserError(
             f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(CRITERIA)}"
+        )
+    Granularity.parse(granularity)
+    if criterion == "bottom" and granularity != WEIGHT:
+        raise UserError(
+            f"criterion 'bottom' ranks single weights: granularity {granularity!r} does not apply"
         )
     before, after = Checkpoint.open(base), Checkpoint.open(tuned)
     check_same_layout(before, after)
@@ -78,7 +87,10 @@ def mask_from_checkpoints(
         "score_dtype": "float32",
         "seed": str(seed),
     }
-    mask = ParamMask(select(scores, k=k), shapes=shapes, metadata=metadata)
+    if granularity != WEIGHT:
+        metadata |= {"granularity": granularity, "num_asked": str(k)}
+    selected = select_groups(scores, k=k, shapes=shapes, granularity=granularity)
+    mask = ParamMask(selected, shapes=shapes, metadata=metadata)
     mask.save(out)
     return mask
 

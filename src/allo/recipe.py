@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.errors import UserError
+from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_errors import explain
 from allo.recipe_yaml import override, parse
 
@@ -28,6 +29,9 @@ CountOrZero = Annotated[Whole, Field(ge=0)]
 # It becomes part of a file's name.
 SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
+GranularityName = Annotated[
+    str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
+]
 Criterion = Literal["warmup", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
@@ -173,8 +177,20 @@ class Locate(Block):
     """Which weights matter (method.md 1.1)."""
 
     criterion: Criterion = "warmup"
+    granularity: GranularityName = WEIGHT
+    """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
+    linear layers make the backward pass itself cheaper."""
     beta: Positive = 0.1
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _bottom_ranks_weights(self) -> "Locate":
+        if self.criterion == "bottom" and self.granularity != WEIGHT:
+            raise ValueError(
+                "criterion 'bottom' mirrors the scores of single weights, which have no norm: "
+                "set granularity to weight"
+            )
+        return self
 
 
 class Score(Block):

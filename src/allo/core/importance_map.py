@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from allo.core import sparse_file
+from allo.core.group_selection import select_groups, select_groups_among
 from allo.core.param_mask import ParamMask
-from allo.core.selection import num_to_select, select, select_among
+from allo.core.selection import num_to_select
 from allo.errors import UserError
+from allo.granularity import WEIGHT
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +37,15 @@ class ImportanceMap:
         density: float,
         shapes: Mapping[str, tuple[int, ...]],
         metadata: Mapping[str, str],
+        granularity: str = WEIGHT,
     ) -> "ImportanceMap":
         """Keep the top `density` of all weights; `tensors` as in `selection.select`.
 
+        Whole groups of a `granularity` other than "weight" fall short of `num_asked`, by less than a group.
         `metadata` says what the scores are (base_fingerprint, criterion, ...) and goes into masks.
         """
-        num_weights = sum(math.prod(shape) for shape in shapes.values())
-        indices = select(tensors, k=num_to_select(density, num_weights))
+        k = num_to_select(density, sum(math.prod(shape) for shape in shapes.values()))
+        indices = select_groups(tensors, k=k, shapes=shapes, granularity=granularity)
         scores = {name: torch.empty(len(kept)) for name, kept in indices.items()}
         current, start = "", 0
         for name, piece in tensors():
@@ -52,7 +56,8 @@ class ImportanceMap:
                 inside = indices[name][first:last].long() - start
                 scores[name][first:last] = piece.detach().reshape(-1)[inside.to(piece.device)].cpu()
             start = end
-        return cls(indices, scores, shapes, {"score_dtype": "float32", **metadata})
+        of_groups = {} if granularity == WEIGHT else {"granularity": granularity, "num_asked": str(k)}
+        return cls(indices, scores, shapes, {"score_dtype": "float32", **metadata, **of_groups})
 
     @property
     def density(self) -> float:
@@ -61,18 +66,27 @@ class ImportanceMap:
         return kept / sum(math.prod(shape) for shape in self.shapes.values())
 
     def mask_at(self, density: float) -> ParamMask:
-        """The mask of the top `density` of all weights, as `select` finds it in the dense scores.
+        """The mask of the top `density` of all weights, as it is selected from the dense scores.
 
         UserError when the density is not in (0, 1] or larger than what was kept.
         """
         k = num_to_select(density, sum(math.prod(shape) for shape in self.shapes.values()))
-        if k > sum(len(indices) for indices in self.indices.values()):
+        num_kept = sum(len(indices) for indices in self.indices.values())
+        if k > int(self.metadata.get("num_asked", num_kept)):
             raise UserError(
                 f"density {density} asks for more weights than the importance keeps ({self.density:.4g}):"
                 " locate again with a larger density"
             )
-        chosen = select_among(lambda: ((n, self.indices[n], self.scores[n]) for n in self.indices), k=k)
-        return ParamMask(chosen, shapes=self.shapes, metadata={**self.metadata, "density": str(density)})
+        granularity = self.metadata.get("granularity", WEIGHT)
+        chosen = select_groups_among(
+            lambda: ((name, self.indices[name], self.scores[name]) for name in self.indices),
+            k=k,
+            shapes=self.shapes,
+            granularity=granularity,
+        )
+        of_groups = {} if granularity == WEIGHT else {"num_asked": str(k)}
+        metadata = {**self.metadata, "density": str(density), **of_groups}
+        return ParamMask(chosen, shapes=self.shapes, metadata=metadata)
 
     def save(self, path: str | Path) -> None:
         """Write `path` (.safetensors), aside and then renamed."""

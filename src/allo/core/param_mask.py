@@ -10,8 +10,7 @@ from torch import Tensor
 
 from allo.core import sparse_file
 from allo.errors import UserError
-
-GRANULARITY = "weight"
+from allo.granularity import WEIGHT
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class ParamMask:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (.safetensors), aside and then renamed."""
-        header = {"metadata": {"granularity": GRANULARITY, **self.metadata}}
+        header = {"metadata": {"granularity": WEIGHT, **self.metadata}}
         content = sparse_file.SparseFile(
             shapes=dict(self.shapes), indices=self.indices, column={}, header=header
         )

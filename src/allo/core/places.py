@@ -32,6 +32,12 @@ class Places(ABC):
     def scatter(self, tensor: Tensor, values: Tensor) -> None:
         """Write `values` [k] to the selected entries, in place, in `tensor`'s dtype."""
 
+    def exchange(self, tensor: Tensor, values: Tensor) -> Tensor:
+        """Put `values` in the selected entries, in place, and return what stood there, both [k]."""
+        before = self.gather(tensor)
+        self.scatter(tensor, values)
+        return before
+
     def add_to(self, total: Tensor, tensor: Tensor) -> None:
         """Add the selected entries to `total` [k], in `total`'s dtype."""
         total.add_(self.gather(tensor))
@@ -91,13 +97,13 @@ class Columns(Places):
 
 @dataclass(frozen=True, eq=False)
 class Entries(Places):
-    """Single entries: `low` int16 [k], the low bits of each flat index, after the blocks' numbers and sizes.
+    """Single entries: `low` int16 [k], the bits of the low half of each flat index, block after block.
 
-    `blocks` and `sizes`: int32 [number of blocks with an entry].
+    `starts` and `sizes`, int32: of each block that has an entry, the first flat index and the number of entries.
     """
 
     low: Tensor
-    blocks: Tensor
+    starts: Tensor
     sizes: Tensor
 
     @classmethod
@@ -105,23 +111,28 @@ class Entries(Places):
         """`indices`: sorted flat indices, int32 [k]."""
         blocks, sizes = (indices >> BLOCK_BITS).unique_consecutive(return_counts=True)
         # The conversion wraps: the upper half of a block has negative numbers.
-        # A copy: what comes of unique_consecutive keeps the memory of all k.
-        return cls((indices & _LOW).to(torch.int16), blocks.clone(), sizes.int())
+        return cls((indices & _LOW).to(torch.int16), (blocks << BLOCK_BITS).int(), sizes.int())
 
     @property
     def num_bytes(self) -> int:
-        return self.low.nbytes + self.blocks.nbytes + self.sizes.nbytes
+        return self.low.nbytes + self.starts.nbytes + self.sizes.nbytes
 
     def indices(self) -> Tensor:
         """The flat indices, int32 [k]."""
-        starts = (self.blocks << BLOCK_BITS).repeat_interleave(self.sizes, output_size=len(self.low))
-        return starts.add_(self.low.int().bitwise_and_(_LOW))
+        starts = self.starts.repeat_interleave(self.sizes, output_size=len(self.low))
+        return starts.add_(self.low.view(torch.uint16).int())
 
     def gather(self, tensor: Tensor) -> Tensor:
         return gather(tensor, self.indices())
 
     def scatter(self, tensor: Tensor, values: Tensor) -> None:
         scatter(tensor, self.indices(), values)
+
+    def exchange(self, tensor: Tensor, values: Tensor) -> Tensor:
+        indices = self.indices()
+        before = gather(tensor, indices)
+        scatter(tensor, indices, values)
+        return before
 
 
 def places_of(indices: Tensor, shape: tuple[int, ...]) -> Places:
@@ -151,10 +162,3 @@ def gather(tensor: Tensor, indices: Tensor) -> Tensor:
 def scatter(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
     """Write `values` [k] to the entries at flat `indices` (int32 or int64), in place, in `tensor`'s dtype."""
     tensor.view(-1).index_copy_(0, indices.long(), values.to(tensor.dtype))
-
-
-def exchange(tensor: Tensor, places: Places, values: Tensor) -> Tensor:
-    """Put `values` in the selected entries, in place, and return what stood there, both [k]."""
-    before = places.gather(tensor)
-    places.scatter(tensor, values)
-    return before

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from allo.core.param_mask import ParamMask
-from allo.core.places import Places, exchange, places_of
+from allo.core.places import Columns, Everything, Places, Rows, places_of
 from allo.core.ranks import num_ranks, sum_over_ranks
+from allo.core.selected_linear import LineGradients
 from allo.errors import UserError
 
 
@@ -47,8 +49,8 @@ class SelectedWeights:
         optimizer.zero_grad()
 
     While it lives, a backward pass leaves no dense gradient behind: a hook on each touched tensor adds
-    the selected entries to the flat gradient and drops the rest at once; tensors without a selected
-    weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
+    the selected entries to the flat gradient and drops the rest at once; an `nn.Linear` with whole rows or
+    columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
     keeps the selected entries' bits of another model that differs only there.
 
     Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing.
@@ -69,9 +71,7 @@ class SelectedWeights:
         for param in model.parameters():
             param.requires_grad_(param in touched)
             param.grad = None
-        self._hooks = [
-            part.param.register_post_accumulate_grad_hook(_collector(part)) for part in self._parts
-        ]
+        self._hooks = _hooks(model, self._parts)
         for slot in slots:
             self.capture(slot)
 
@@ -144,7 +144,7 @@ class SelectedWeights:
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
         for part in self._parts:
-            part.slots[slot] = exchange(part.param.data, part.places, part.slots[slot])
+            part.slots[slot] = part.places.exchange(part.param.data, part.slots[slot])
 
     def masters(self) -> dict[str, Tensor]:
         """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
@@ -239,17 +239,32 @@ def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
     return parts
 
 
-def _collector(part: _Part) -> Callable[[Tensor], None]:
-    """The hook that moves a tensor's selected gradient entries to the flat gradient.
+def _hooks(model: nn.Module, parts: list[_Part]) -> list[RemovableHandle | LineGradients]:
+    """What moves gradients to the flat one: on each tensor, and in each plain Linear with whole lines selected."""
+    hooks: list[RemovableHandle | LineGradients] = [
+        part.param.register_post_accumulate_grad_hook(_collector(part, part.places)) for part in parts
+    ]
+    of_weight: dict[Tensor, _Part] = {part.param: part for part in parts}
+    for module in model.modules():
+        # A subclass, or a layer whose `forward` somebody replaced, may do something else with its weight.
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            part = of_weight.get(module.weight)
+            if part and isinstance(part.places, Rows | Columns):
+                hooks.append(LineGradients(module, part.places, _collector(part, Everything())))
+    return hooks
+
+
+def _collector(part: _Part, places: Places) -> Callable[[Tensor], None]:
+    """The hook that moves a gradient's entries at `places`, those of `part`, to the flat gradient.
 
     It accumulates, since re-entrant checkpointing may fire it twice in a backward pass.
     """
 
-    def collect(param: Tensor) -> None:
-        grad, param.grad = param.grad, None
+    def collect(tensor: Tensor) -> None:
+        grad, tensor.grad = tensor.grad, None
         assert grad is not None
         if part.flat.grad is None:
             part.flat.grad = torch.zeros_like(part.flat)
-        part.places.add_to(part.flat.grad[part.range], grad)
+        places.add_to(part.flat.grad[part.range], grad)
 
     return collect

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from allo.core.places import Everything, exchange
+from allo.core.places import Everything
 from allo.core.token_credit import edit_scores, random_scores
 from allo.errors import UserError
 from allo.hf.collate import pad
@@ -123,7 +123,7 @@ def _exchange(context: Context) -> None:
     """Exchange the model's weights with those of the warm-up."""
     for name, param in context.model.named_parameters():
         values = context.warmup[name].reshape(-1).to(param.device)
-        context.warmup[name] = exchange(param.data, Everything(), values)
+        context.warmup[name] = Everything().exchange(param.data, values)
 
 
 @torch.inference_mode()

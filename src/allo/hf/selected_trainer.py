@@ -64,7 +64,7 @@ class SelectedTrainer(CheckpointedTrainer):
     are computed in micro-batches of per_device_train_batch_size rows, or, with `max_tokens_per_batch`, of as
     many as have so many tokens with their padding: the loss is the same.
 
-    `reference`: "swap" puts the reference's weights in place for a forward pass of each micro-batch;
+    `reference`: "swap" puts the reference's weights in place once a step, for a forward pass of its rows;
     "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
     `gradient_dtype` is that in which several processes add up their gradients.
 
@@ -152,13 +152,17 @@ class SelectedTrainer(CheckpointedTrainer):
 
     def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """rho_t of the completion tokens [C, L] fp32, and the policy's log-probs behind it."""
-        if self.reference == "precomputed":
-            ref_logps = batch["ref_logps"]
-        else:
-            with torch.no_grad(), self.selected.swapped("ref"):
-                ref_logps = per_token_logps(self.model, batch)
+        if "ref_logps" not in batch:
+            self._compare([batch])
         logps = per_token_logps(self.model, batch)
-        return logps - ref_logps, logps
+        return logps - batch["ref_logps"], logps
+
+    @torch.no_grad()
+    def _compare(self, batches: Sequence[Batch]) -> None:
+        """Give batches without one the reference's `ref_logps` [C, L], by one swap for all of them."""
+        with self.selected.swapped("ref"):
+            for batch in batches:
+                batch["ref_logps"] = per_token_logps(self.model, batch)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; a precomputed reference is computed first."""
@@ -229,8 +233,12 @@ class SelectedTrainer(CheckpointedTrainer):
             mode()
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
-        for rows in own_share(self._micro_batches(inputs)):
-            loss = self.loss(self._prepare_inputs(self.data_collator(rows)), denominator=denominator)
+        parts = own_share(self._micro_batches(inputs))
+        batches = [self._prepare_inputs(self.data_collator(rows)) for rows in parts]
+        if self.compares and self.reference == "swap":
+            self._compare(batches)
+        for batch in batches:
+            loss = self.loss(batch, denominator=denominator)
             loss.backward()
             total += loss.detach()
         self.selected.sum_gradients_over_ranks(self.gradient_dtype)

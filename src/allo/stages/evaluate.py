@@ -9,7 +9,7 @@ from typing import Any
 from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
 from allo.console import track
 from allo.core.metrics import Estimate, bootstrap, pass_at_k, wilson
-from allo.core.places import exchange, places_of
+from allo.core.places import places_of
 from allo.delta import read_delta
 from allo.hf.collate import pad
 from allo.hf.models import Model, Tokenizer
@@ -90,7 +90,7 @@ class _Patch:
         for name, values in self._values.items():
             param = self._params[name].data
             places = places_of(self._indices[name].to(param.device), param.shape)
-            self._values[name] = exchange(param, places, values.to(param.device))
+            self._values[name] = places.exchange(param, values.to(param.device))
 
 
 @dataclass

@@ -49,6 +49,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     top = ImportanceMap.top(
         scores,
         density=recipe.max_density,
+        granularity=recipe.locate.granularity,
         shapes=shapes,
         metadata={"criterion": criterion, "base_fingerprint": read_start(run).fingerprint},
     )
