@@ -82,7 +82,7 @@ HOUSE = {
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "lab", "report", "stages", "pipeline", "plan", "demo"}),
     "__main__": Room({"cli"}),

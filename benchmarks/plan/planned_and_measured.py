@@ -98,9 +98,7 @@ def measure(recipe: Recipe, stage: str) -> int:
 
 def tiny_model(recipe: Recipe) -> Any:
     config = LlamaConfig(**LLAMA | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=DTYPES[recipe.dtype], attn_implementation="sdpa"
-    )
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype], attn_implementation="sdpa")
     return model.to(recipe.device).eval()
 
 
@@ -133,7 +131,8 @@ def do_stage(recipe: Recipe, stage: str, model: Any, folder: Path, *, rows: int 
     if stage == "score":
         wrong = Wrong("", "", "", "", True, None, [])
         ids = [
-            Tokenized([2] * (prompt - number % 2), [2] * completion) for number in range(rows or recipe.score.batch_size)
+            Tokenized([2] * (prompt - number % 2), [2] * completion)
+            for number in range(rows or recipe.score.batch_size)
         ]
         context = Context(model, tokenizer, recipe.max_length, 0)
         confidence([Scored(wrong, tokens) for tokens in ids], context)
@@ -189,7 +188,9 @@ def answer(request: dict[str, Any]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare planned with measured memory.")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--smollm2", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub id, folder or GGUF file")
+    parser.add_argument(
+        "--smollm2", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub id, folder or GGUF file"
+    )
     parser.add_argument("--models", nargs="*", help="of laboratory, smollm2, llama-349m; default: all")
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/plan-DEVICE.json")
@@ -201,7 +202,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**LLAMA, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
         models = {
-            "laboratory": {"model": str(Path(allo.__file__).parent / "lab"), "dtype": "float32", "length": 64, "pairs": 128},
+            "laboratory": {
+                "model": str(Path(allo.__file__).parent / "lab"),
+                "dtype": "float32",
+                "length": 64,
+                "pairs": 128,
+            },
             "smollm2": {"model": options.smollm2, "dtype": "bfloat16", "length": 256, "pairs": 2},
             "llama-349m": {"model": folder, "dtype": "bfloat16", "length": 256, "pairs": 2},
         }
@@ -214,7 +220,14 @@ def main() -> None:
                 usual = in_a_fresh_process(request | {"what": "measure"}) if options.device == "cpu" else None
                 rows.append([model, stage, planned, measured, planned / measured, usual])
                 print(json.dumps(rows[-1]), flush=True)
-    columns = ["model", "stage", "planned, bytes", "measured, bytes", "planned / measured", "with glibc's defaults, bytes"]
+    columns = [
+        "model",
+        "stage",
+        "planned, bytes",
+        "measured, bytes",
+        "planned / measured",
+        "with glibc's defaults, bytes",
+    ]
     machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     result = record(rows[0], columns, machine=machine) | {"table": "plan", "rows": rows}
     output = options.output or ROOT / "benchmarks" / "results" / f"plan-{options.device}.json"

@@ -94,7 +94,8 @@ def plan_recipe(
     recipe: RecipeFile,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on what does not fit.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on what does not fit."),
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,

@@ -93,6 +93,4 @@ def _every_place(mask: Tensor) -> Tensor:
 
 
 def _holds_numbers(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or (
-        tensor.dtype != torch.bool and tensor.element_size() <= _SMALL
-    )
+    return tensor.is_floating_point() or (tensor.dtype != torch.bool and tensor.element_size() <= _SMALL)

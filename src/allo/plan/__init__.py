@@ -40,4 +40,3 @@ def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
             return inference.plan_evaluation(recipe)
         case _:
             return training.plan_training(recipe, stage)
-

@@ -3,24 +3,26 @@
 import json
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from allo.plan.memory import KINDS, Plan, StagePlan
 
 _GB = 10**9
+_WIDTH = 100  # of the table, also where a terminal is narrower: its headings say what a number is
 
 
 def show(plan: Plan, *, gpus: int) -> None:
     """Print the table to standard output, with the formula under it."""
     console = Console(highlight=False, emoji=False)
-    console.print(_table(plan))
+    console.print(_table(plan), width=max(console.width, _WIDTH), crop=False)
     console.print(explanation(plan, gpus=gpus), markup=False, soft_wrap=True)
 
 
 def _table(plan: Plan) -> Table:
     kinds = [kind for kind in KINDS if any(stage.bytes.get(kind) for stage in plan.stages)]
-    table = Table(title="Peak memory on the device, GB")
+    table = Table(title="Peak memory on the device, GB", box=SIMPLE_HEAD)
     table.add_column("stage")
     for kind in kinds:
         table.add_column(kind, justify="right")

@@ -40,9 +40,7 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     )
 
 
-def take_a_step(
-    model: Model, recipe: Recipe, stage: str, live: LiveBytes, folder: Path
-) -> SelectedTrainer:
+def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folder: Path) -> SelectedTrainer:
     """Train `model` for a step under `live`, from its weights on, and return the trainer as it is then."""
     live.hold([*model.parameters(), *model.buffers()], "weights")
     live.kind = lambda tensor: "state"
