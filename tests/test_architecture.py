@@ -74,7 +74,11 @@ HOUSE = {
     "mask_files": Room(
         {"errors", "console", "artifacts", "granularity", "core", "fingerprints", "checkpoints"}, TENSORS
     ),
-    "delta": Room({"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"}, TENSORS),
+    "delta": Room(
+        {"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"},
+        TENSORS,
+        lazy={"huggingface_hub"},  # only to download and upload
+    ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
@@ -84,7 +88,7 @@ HOUSE = {
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
-    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "lab", "report", "stages", "pipeline", "plan", "demo"}),
+    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
     "__init__": Room({"core", "hf"}),

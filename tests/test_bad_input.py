@@ -151,6 +151,11 @@ def test_bad_input_is_found_before_anything_is_sampled(
     assert all(word in said for word in words), said
 
 
+def test_a_lean_stage_takes_no_other_optimizer(refuse_run: Refuse) -> None:
+    said = refuse_run("forget.lean=true", "forget.training.optim=sgd")
+    assert "forget.training.optim: sgd: lean training has an AdamW of its own" in said
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -13,6 +13,7 @@ from torch import Tensor
 from allo import checkpoints
 from allo.checkpoints import INDEX, Checkpoint, fingerprint
 from allo.core.fingerprints import as_bits, digests, fingerprint_tensors
+from allo.core.sparse_file import Profile
 from allo.delta import apply, apply_to_model, extract, info, read_delta, write_delta
 from allo.errors import UserError
 
@@ -241,3 +242,11 @@ def test_a_damaged_delta_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0 entries instead of 3"):
         read_delta(path)
     assert left_behind(tmp_path) == set()
+
+
+@pytest.mark.parametrize("profile", ["compact", "interop"])
+def test_info_tells_the_profile(tmp_path: Path, profile: Profile) -> None:
+    base, tuned = models()
+    one, two = folder_of(tmp_path / "base", base), folder_of(tmp_path / "tuned", tuned)
+    extract(one, two, tmp_path / "delta.safetensors", profile=profile)
+    assert info(tmp_path / "delta.safetensors").profile == profile

@@ -67,6 +67,7 @@ def policy(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Any:
         ("improve", "bfloat16", {"training": SMALL | {"activation_checkpointing": True}}),
         ("improve", "float32", {"reference": "precomputed"}),
         ("improve", "float32", {"shared_prefix": False}),
+        ("improve", "bfloat16", {"lean": True}),
     ],
 )
 def test_a_plan_is_the_live_steps_peak_to_the_byte(
@@ -77,7 +78,8 @@ def test_a_plan_is_the_live_steps_peak_to_the_byte(
     with live:
         take_a_step(policy(checkpoint, getattr(torch, dtype)), asked, stage, live, tmp_path)
     planned = plan_stage(asked, stage)
-    assert +live.at_peak == {kind: number for kind, number in planned.bytes.items() if number}
+    found = {kind: number for kind, number in live.at_peak.items() if number and kind != "host"}
+    assert found == {kind: number for kind, number in planned.bytes.items() if number}
 
 
 @pytest.mark.parametrize("stage", ["forget", "improve"])

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from allo.core import selection
-from allo.core.selection import num_to_select, select, select_among, stable_hash
+from allo.core import key_sample, selection
+from allo.core.selection import num_to_select, select, select_among, select_sampled, stable_hash
 from allo.errors import UserError
 
 
@@ -120,7 +120,7 @@ def test_the_order_of_tensors_is_irrelevant() -> None:
 
 
 def test_one_hash_for_all_still_gives_exactly_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "stable_hash", lambda name, indices: torch.zeros_like(indices).long())
+    monkeypatch.setattr(selection, "_hashes", lambda name, indices, **_: np.zeros(indices.shape, np.uint64))
     monkeypatch.setattr(selection, "IN_MEMORY", 0)
     tensors = {"b": torch.ones(10), "a": torch.ones(10)}
     assert selected(tensors, 12) == {"a": list(range(10)), "b": [0, 1]}
@@ -203,3 +203,55 @@ def test_memory_does_not_grow_with_the_model() -> None:
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         peaks.append(int(run.stdout))
     assert peaks[1] - peaks[0] < 64 << 20
+
+
+@pytest.mark.parametrize("case", ADVERSARIAL)
+@pytest.mark.parametrize(
+    "sample",
+    [[], [torch.zeros(3)], [torch.tensor([math.inf])], [torch.rand(4000)]],
+    ids=["none", "0", "inf", "any"],
+)
+def test_a_bad_sample_changes_nothing(case: str, sample: list[Tensor]) -> None:
+    tensors = ADVERSARIAL[case]
+    total = sum(tensor.numel() for tensor in tensors.values())
+    for k in (1, total // 3, total):
+        found = select_sampled(lambda: tensors.items(), sample=sample, num_entries=total, k=k)
+        assert {name: indices.tolist() for name, indices in found.items()} == sorted_answer(tensors, k)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.6])
+@pytest.mark.parametrize("scale", ["fine", "coarse", "by row"])
+def test_a_fair_sample_needs_one_pass_and_sets_little_aside(
+    monkeypatch: pytest.MonkeyPatch, density: float, scale: str
+) -> None:
+    """Two percent of the entries in pages of 256 of them; coarse scores have a dozen distinct values."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(2000, 1024, generator=generator).abs()
+    if scale == "coarse":
+        scores = (scores * 4).floor()
+    if scale == "by row":
+        scores *= (torch.randn(2000, 1, generator=generator) / 2).exp()
+    passes, aside = 0, []
+    divide = selection._divide
+
+    def counted(*arguments: object) -> object:
+        found = divide(*arguments)  # type: ignore[arg-type]
+        aside.append(len(found[2]))
+        return found
+
+    def tensors() -> list[tuple[str, Tensor]]:
+        nonlocal passes
+        passes += 1
+        return [("w", scores)]
+
+    monkeypatch.setattr(selection, "_divide", counted)
+    pages = scores.reshape(-1, 256)[25::50]
+    k = round(density * scores.numel())
+    result = select_sampled(tensors, sample=[pages], num_entries=scores.numel(), k=k)
+    assert passes == 1
+    # By row the pages differ, and the guess must allow for it: tenfold what independent entries ask for.
+    deviation = math.sqrt(density * (1 - density) / pages.numel()) * scores.numel()
+    slack = 4 * key_sample.SLACK * scores.numel() / pages.numel()
+    assert sum(aside) < 2 * key_sample.WIDTH * deviation * (16 if scale == "by row" else 2) + slack
+    whole = select(lambda: [("w", scores)], k=k)
+    assert torch.equal(result["w"], whole["w"]) and len(whole["w"]) == k

@@ -3,6 +3,7 @@
 A bf16 stack of linear layers takes two AdamW steps with a reference slot, in a fresh process. Counted is
 everything beyond the weights: indices, masters, moments, gradients, the slot, one tensor's dense gradient,
 activations and scratch. The batch is one row, so that activations are negligible; they are reported.
+With `--lean` the state is the lean one. State is what lies on the device: a lean slot lies in host memory.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
 
@@ -42,11 +44,15 @@ def one_in_each_run(model: nn.Module, *, every: int) -> ParamMask:
     return ParamMask(indices, shapes=shapes)
 
 
-def train(model: nn.Sequential, *, every: int) -> int:
-    """Two steps; returns the bytes of indices, masters, gradient, slot and moments."""
-    selected = SelectedWeights(model, one_in_each_run(model, every=every), slots=("ref",))
-    optimizer = torch.optim.AdamW(selected.param_groups(weight_decay=0.1), lr=1e-4, fused=True)
-    row = torch.ones(1, model[0].in_features, device=model[0].weight.device, dtype=torch.bfloat16)
+def train(model: nn.Sequential, *, every: int, lean: bool) -> int:
+    """Two steps; returns the bytes of indices, masters, gradient, slot and moments on the model's device."""
+    selected = SelectedWeights(model, one_in_each_run(model, every=every), slots=("ref",), lean=lean)
+    groups = selected.param_groups(weight_decay=0.1)
+    optimizer = (
+        LeanAdamW(groups, selected.walk, lr=1e-4) if lean else torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    )
+    device = model[0].weight.device
+    row = torch.ones(1, model[0].in_features, device=device, dtype=torch.bfloat16)
     for _ in range(STEPS):
         with torch.no_grad(), selected.swapped("ref"):
             ref = model(row)
@@ -58,9 +64,10 @@ def train(model: nn.Sequential, *, every: int) -> int:
         optimizer.zero_grad()
     assert loss.isfinite()
     moments = sum(
-        state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+        value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"
     )
-    return selected.num_bytes + moments
+    elsewhere = sum(bits.nbytes for bits in selected.slot("ref").values() if bits.device != device)
+    return selected.num_bytes + moments - elsewhere
 
 
 def peak_over_present(device: torch.device) -> Callable[[], int]:
@@ -105,22 +112,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--every", type=int, default=20, help="select one weight in so many")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/selected_step-DEVICE.json")
+    parser.add_argument("--lean", action="store_true", help="one byte a moment, a residual for the master")
+    parser.add_argument(
+        "--output", type=Path, help="default: benchmarks/results/selected_step-DEVICE[_lean].json"
+    )
     options = parser.parse_args()
 
     torch.manual_seed(0)
     # A small run first: what libraries load and keep for themselves is not the step's.
-    train(stack(layers=1, size=64, device=options.device), every=options.every)
+    train(stack(layers=1, size=64, device=options.device), every=options.every, lean=options.lean)
     model = stack(layers=options.layers, size=options.size, device=options.device)
     weights = sum(param.numel() for param in model.parameters())
     peak = peak_over_present(options.device)
-    state = train(model, every=options.every)
+    state = train(model, every=options.every, lean=options.lean)
     extra = peak()
 
     cuda = options.device.type == "cuda"
     machine = torch.cuda.get_device_name(options.device) if cuda else f"{os.cpu_count()} CPU cores"
     columns = {
-        "device": options.device.type,
+        "device": options.device.type + ", lean" * options.lean,
         "weights": weights,
         "density": 1 / options.every,
         "state, B/weight": state / weights,
@@ -129,7 +139,8 @@ def main() -> None:
         "measured peak over the weights, B/weight": extra / weights,
     }
     result = record(list(columns.values()), list(columns), machine=machine)
-    output = options.output or ROOT / "benchmarks" / "results" / f"selected_step-{options.device.type}.json"
+    name = f"selected_step-{options.device.type}{'_lean' * options.lean}.json"
+    output = options.output or ROOT / "benchmarks" / "results" / name
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(columns, indent=1))

@@ -55,6 +55,25 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, `<path>.part`, which takes its name once the block ends well, and else is removed.
+
+    UserError where `path` already holds something.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"{path} already exists: give another name or remove it")
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
 def give_default_mode(file: Path) -> None:
     """The mode that the umask gives to a new file; safetensors writes files for their owner alone."""
     umask = os.umask(0o022)  # it can only be read by setting it

@@ -9,19 +9,20 @@ import math
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from allo.artifacts import folder_written_aside
 from allo.core.fingerprints import CODES, DTYPES, Digest, as_bits, combine
 from allo.errors import UserError
 
 INDEX = "model.safetensors.index.json"
-# Entries of a tensor read at a time.
-PIECE = 1 << 20
+# Entries of a tensor read at a time: what is done with them finds them in the processor's cache.
+PIECE = 1 << 19
 
 # Other formats' weights beside a checkpoint: a patched copy must not carry them along unpatched.
 _WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".safetensors", ".part"}
@@ -87,10 +88,23 @@ class Checkpoint:
         with entry.file.open("rb") as file:
             file.seek(entry.offset)
             for start in range(0, entry.num_bytes, step):
-                data = bytearray(min(step, entry.num_bytes - start))
-                if file.readinto(data) != len(data):
-                    raise UserError(f"{entry.file} was cut while it was read: copy or download it again")
-                yield torch.frombuffer(data, dtype=entry.dtype)
+                data = torch.empty(min(step, entry.num_bytes - start), dtype=torch.uint8)
+                if file.readinto(data.numpy().data) != len(data):
+                    raise _cut(entry)
+                yield data.view(entry.dtype)
+
+    def pages(self, name: str, starts: Sequence[int], num: int) -> Tensor:
+        """The `num` entries of the flattened tensor from each of `starts` on, one after the other."""
+        entry = self.stored[name]
+        step = num * entry.dtype.itemsize
+        data = torch.empty(len(starts) * step, dtype=torch.uint8)
+        target = data.numpy().data
+        with entry.file.open("rb", buffering=0) as file:
+            for number, start in enumerate(starts):
+                place = entry.offset + start * entry.dtype.itemsize
+                if os.preadv(file.fileno(), [target[number * step : (number + 1) * step]], place) != step:
+                    raise _cut(entry)
+        return data.view(entry.dtype)
 
     def read(self, name: str) -> Tensor:
         """The whole tensor (CPU, the stored dtype)."""
@@ -140,16 +154,9 @@ def write_like(
     """Write `base` again as the folder `out`: same sharding, headers and other files, patched data.
 
     `patched(name, pieces)` gets a tensor's flat pieces and gives pieces of the same total size.
-    Everything is written into `<out>.part`, which takes its name when it is complete; on any error
-    it is removed. UserError when `out` already holds something.
+    Everything is written aside. UserError when `out` already holds something.
     """
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} already exists: give another name or remove it")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with folder_written_aside(Path(out)) as part:
         for file in base.files:
             entries = {name: entry for name, entry in base.stored.items() if entry.file == file}
             with (part / file.name).open("wb") as target:
@@ -166,10 +173,10 @@ def write_like(
                 and not other.name.endswith(".bin.index.json")
             ):
                 shutil.copyfile(other, part / other.name)
-        os.replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+
+
+def _cut(entry: Stored) -> UserError:
+    return UserError(f"{entry.file} was cut while it was read: copy or download it again")
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,9 +33,19 @@ app.add_typer(mask_app, name="mask")
 app.add_typer(delta_app, name="delta")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+DeltaPlace = Annotated[
+    str,
+    typer.Argument(
+        help="A delta's file; or on the hub hf://OWNER/NAME, with @REVISION and /FILE where needed."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
+]
+Profile = Annotated[
+    Literal["compact", "interop"],
+    typer.Option(help="Packed indices, or plain int32 ones for vLLM and TRL to map."),
 ]
 
 
@@ -137,12 +147,15 @@ def mask_from_checkpoints(
     granularity: Annotated[
         str, typer.Option(help="weight, or whole groups: row, column, block(n).")
     ] = WEIGHT,
+    profile: Profile = "compact",
 ) -> None:
     """Select the weights that differ most between two checkpoints."""
     _check_writable(out)
     from allo.mask_files import mask_from_checkpoints
 
-    mask = mask_from_checkpoints(base, tuned, density=density, out=out, granularity=granularity)
+    mask = mask_from_checkpoints(
+        base, tuned, density=density, out=out, granularity=granularity, profile=profile
+    )
     say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
 
 
@@ -162,29 +175,90 @@ def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
 
 
 @delta_app.command("extract")
-def delta_extract(base: Path, tuned: Path, out: Path) -> None:
+def delta_extract(base: Path, tuned: Path, out: Path, profile: Profile = "compact") -> None:
     """Write what changed from BASE to TUNED as one small file."""
     _check_writable(out)
     from allo.delta import extract
 
-    _print_delta(out, extract(base, tuned, out))
+    _print_fields(out, extract(base, tuned, out, profile=profile))
 
 
 @delta_app.command("apply")
-def delta_apply(base: Path, delta: Path, out: Path) -> None:
+def delta_apply(base: Path, delta: DeltaPlace, out: Path) -> None:
     """Write BASE with DELTA applied to the folder OUT, bit for bit the tuned checkpoint."""
-    from allo.delta import apply
+    from allo.delta import apply, fetch
 
-    apply(base, delta, out)
+    apply(base, fetch(delta), out)
     say(f"{out}: written")
 
 
-@delta_app.command("info")
-def delta_info(delta: Path) -> None:
-    """Print what a delta changes, and of which base."""
-    from allo.delta import info
+@delta_app.command("merge")
+def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
+    """Write one delta that changes what FIRST or SECOND, both of one base, change.
 
-    _print_delta(delta, info(delta))
+    Where both give a weight a value, SECOND's is taken; the output counts where the two differ (num_overruled).
+    """
+    _check_writable(out)
+    from allo.delta import fetch, merge
+
+    found = merge(fetch(first), fetch(second), out)
+    _print_fields(out, found.merged)
+    typer.echo(f"  {'num_shared':<20} {found.num_shared}\n  {'num_overruled':<20} {found.num_overruled}")
+
+
+@delta_app.command("export")
+def delta_export(
+    base: Path,
+    delta: DeltaPlace,
+    out: Path,
+    format: Annotated[
+        Literal["full", "peft-shira"],
+        typer.Option(help="The whole model as `apply` writes it, or an adapter of PEFT."),
+    ],
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its Linear layers.")
+    ] = False,
+) -> None:
+    """Write the tuned model as a folder OUT that other libraries load.
+
+    A peft-shira adapter gives BASE, loaded in fp32, the tuned weights exactly. It holds weights of Linear layers only.
+    A layer that sparse differences cannot turn exactly into the tuned one is stored whole, and counted (num_whole).
+    """
+    from allo.delta import apply, export_shira, fetch
+
+    if format == "full":
+        apply(base, fetch(delta), out)
+        say(f"{out}: written")
+        return
+    from allo.hf.models import linear_names
+
+    linear = linear_names(base, trust_remote_code=trust_remote_code)
+    _print_fields(out, export_shira(base, fetch(delta), out, linear=linear))
+
+
+@delta_app.command("push")
+def delta_push(
+    delta: Path,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; made if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload DELTA to a repository of the Hugging Face hub, with HF_TOKEN or the hub's own login.
+
+    Prints the hf:// place that the other commands take in a delta's stead.
+    """
+    from allo.delta import push
+
+    typer.echo(push(delta, repo, private=private))
+
+
+@delta_app.command("info")
+def delta_info(delta: DeltaPlace) -> None:
+    """Print what a delta changes, and of which base."""
+    from allo.delta import fetch, info
+
+    _print_fields(delta, info(fetch(delta)))
 
 
 def _check_writable(out: Path) -> None:
@@ -197,7 +271,7 @@ def _check_writable(out: Path) -> None:
     part.unlink()
 
 
-def _print_delta(path: Path, found: object) -> None:
+def _print_fields(path: str | Path, found: object) -> None:
     typer.echo(str(path))
     for key, value in vars(found).items():
         typer.echo(f"  {key:<20} {value}")

@@ -18,7 +18,7 @@ _LARGEST_BITS = 0x7F7FFFFF
 def delta(theta: Tensor, theta_tuned: Tensor) -> Tensor:
     """|theta' - theta| in fp32: what a short alignment run changed most (method 1.1)."""
     assert theta.shape == theta_tuned.shape
-    return (theta_tuned.float() - theta.float()).abs_()
+    return theta_tuned.to(torch.float32, copy=True).sub_(theta.float()).abs_()
 
 
 def bottom(theta: Tensor, theta_tuned: Tensor) -> Tensor:

@@ -88,15 +88,15 @@ class ImportanceMap:
         metadata = {**self.metadata, "density": str(density), **of_groups}
         return ParamMask(chosen, shapes=self.shapes, metadata=metadata)
 
-    def save(self, path: str | Path) -> None:
-        """Write `path` (.safetensors), aside and then renamed."""
+    def save(self, path: str | Path, *, profile: sparse_file.Profile = "compact") -> None:
+        """Write `path` (.safetensors), aside and then renamed; `profile` as in `sparse_file`."""
         content = sparse_file.SparseFile(
             shapes=dict(self.shapes),
             indices=self.indices,
             column=self.scores,
             header={"metadata": dict(self.metadata)},
         )
-        sparse_file.write(Path(path), "importance", content, column="scores")
+        sparse_file.write(Path(path), "importance", content, column="scores", profile=profile)
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceMap":

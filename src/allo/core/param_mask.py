@@ -60,13 +60,13 @@ class ParamMask:
             raise UserError(f"{path}: the header has no metadata: the file is damaged, write it again")
         return cls(content.indices, shapes=content.shapes, metadata=metadata)
 
-    def save(self, path: str | Path) -> None:
-        """Write `path` (.safetensors), aside and then renamed."""
+    def save(self, path: str | Path, *, profile: sparse_file.Profile = "compact") -> None:
+        """Write `path` (.safetensors), aside and then renamed; `profile` as in `sparse_file`."""
         header = {"metadata": {"granularity": WEIGHT, **self.metadata}}
         content = sparse_file.SparseFile(
             shapes=dict(self.shapes), indices=self.indices, column={}, header=header
         )
-        sparse_file.write(Path(path), "mask", content)
+        sparse_file.write(Path(path), "mask", content, profile=profile)
 
     @property
     def num_weights(self) -> int:

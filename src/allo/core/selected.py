@@ -1,43 +1,25 @@
 """The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
 
 For a model of N weights and density d the state is d * N * (2 index + 4 master + 4 gradient +
-the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time.
+the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time. A lean copy of
+a bf16 model takes d * N * (2 index + 2 residual + 2 gradient + 2.03 moments), and its slots lie in host memory.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from allo.core.lean_adamw import CHUNK, clip_grad_norm_in_fp32_
 from allo.core.param_mask import ParamMask
+from allo.core.parts import LeanPart, Part
 from allo.core.places import Columns, Everything, Places, Rows, places_of
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected_linear import LineGradients
 from allo.errors import UserError
-
-
-@dataclass
-class _Part:
-    """The selected entries of one tensor, as a range of one flat vector; `slots` are in the tensor's dtype."""
-
-    name: str
-    param: nn.Parameter
-    places: Places
-    flat: nn.Parameter
-    range: slice
-    slots: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def master(self) -> Tensor:
-        return self.flat.data[self.range]
-
-    def live(self) -> Tensor:
-        """A copy of the selected entries as they stand in the model."""
-        return self.places.gather(self.param.data)
 
 
 class SelectedWeights:
@@ -53,10 +35,16 @@ class SelectedWeights:
     columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
     keeps the selected entries' bits of another model that differs only there.
 
-    Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing.
+    With `lean` there is no fp32 copy: the live weights and a residual are the masters, the flat gradient is
+    bf16, and the optimizer is `LeanAdamW(selected.param_groups(...), selected.walk, lr=...)`.
+
+    Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing, and for a
+    lean copy of weights that are neither bf16 nor fp32.
     """
 
-    def __init__(self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = (), lean: bool = False
+    ) -> None:
         named = _named_as(model, mask)
         mask.check({name: tuple(param.shape) for name, param in named.items()})
         if not mask.num_selected:
@@ -65,7 +53,9 @@ class SelectedWeights:
             )
         self.density = mask.density
         self._swapped: str | None = None
-        self._parts = _lay_out({name: named[name] for name in sorted(mask.indices)}, mask)
+        self._lean = lean
+        chosen = {name: named[name] for name in sorted(mask.indices)}
+        self._parts = _lay_out(chosen, mask, LeanPart if lean else Part)
         self._trainable_before = {param: param.requires_grad for param in model.parameters()}
         touched = {part.param for part in self._parts}
         for param in model.parameters():
@@ -76,7 +66,10 @@ class SelectedWeights:
             self.capture(slot)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The flat fp32 masters, one a device and kind (matrices; vectors, such as norms and biases)."""
+        """What an optimizer trains, one flat vector a device and kind (matrices; vectors, such as norms and biases).
+
+        The fp32 masters; of a lean copy, bf16 vectors that have a gradient and no data.
+        """
         return list(dict.fromkeys(part.flat for part in self._parts))
 
     def param_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -94,11 +87,20 @@ class SelectedWeights:
 
     @property
     def num_selected(self) -> int:
-        return sum(flat.numel() for flat in self.parameters())
+        return sum(part.range.stop - part.range.start for part in self._parts)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale the flat gradient to at most `max_norm`; returns its norm before, over all entries."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm)
+        clip = clip_grad_norm_in_fp32_ if self._lean else torch.nn.utils.clip_grad_norm_
+        return clip(self.parameters(), max_norm)
+
+    def walk(self, flat: nn.Parameter) -> Iterator[tuple[slice, Tensor]]:
+        """A lean copy's masters, for `LeanAdamW`: ranges of `flat` and fp32 values, to be changed in place."""
+        assert self._swapped is None, f"walk while slot {self._swapped!r} is in place"
+        for part in self._parts:
+            if part.flat is flat:
+                assert isinstance(part, LeanPart)
+                yield from part.walk(CHUNK)
 
     def zero_grad(self) -> None:
         """Start a new sum of gradients, in the same memory."""
@@ -120,14 +122,14 @@ class SelectedWeights:
         """Put the masters into the model, rounded to its dtype. Call after each optimizer step."""
         assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
         for part in self._parts:
-            part.places.scatter(part.param.data, part.master)
+            part.write_back()
 
     @torch.no_grad()
     def capture(self, slot: str) -> None:
         """Keep the selected entries' present bits under the name `slot`."""
         assert self._swapped is None, f"capture while slot {self._swapped!r} is in place"
         for part in self._parts:
-            part.slots[slot] = part.live()
+            part.capture(slot)
 
     @contextlib.contextmanager
     def swapped(self, slot: str) -> Iterator[None]:
@@ -144,10 +146,10 @@ class SelectedWeights:
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
         for part in self._parts:
-            part.slots[slot] = part.places.exchange(part.param.data, part.slots[slot])
+            part.exchange(slot)
 
     def masters(self) -> dict[str, Tensor]:
-        """For each touched tensor its fp32 entries [k], in the order of its indices: views, not copies."""
+        """For each touched tensor its fp32 entries [k], in the order of its indices: views, lean ones copies."""
         return {part.name: part.master for part in self._parts}
 
     def slot(self, name: str) -> dict[str, Tensor]:
@@ -155,16 +157,13 @@ class SelectedWeights:
         return {part.name: part.slots[name] for part in self._parts}
 
     def gradients(self) -> dict[str, Tensor]:
-        """For each touched tensor its gathered gradient [k] fp32: views (zeros before any backward pass)."""
-        for flat in self.parameters():
-            if flat.grad is None:
-                flat.grad = torch.zeros_like(flat)
-        return {part.name: part.flat.grad[part.range] for part in self._parts if part.flat.grad is not None}
+        """For each touched tensor its gathered gradient [k], fp32 or lean bf16: views (zeros at first)."""
+        return {part.name: part.grad for part in self._parts}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Masters and slots, by tensor: with the optimizer's own state all that a checkpoint needs."""
         assert self._swapped is None, f"state_dict while slot {self._swapped!r} is in place"
-        state = {f"{part.name}.master": part.master.clone() for part in self._parts}
+        state = {f"{part.name}.master": part.master.to("cpu", copy=True) for part in self._parts}
         for part in self._parts:
             state |= {f"{part.name}.slot.{slot}": bits for slot, bits in part.slots.items()}
         return state
@@ -173,7 +172,7 @@ class SelectedWeights:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up masters and slots from `state_dict()` of the same mask, and write the masters back."""
         for part in self._parts:
-            part.master.copy_(state[f"{part.name}.master"])
+            part.take(state[f"{part.name}.master"])
             for slot in part.slots:
                 part.slots[slot].copy_(state[f"{part.name}.slot.{slot}"])
         self.write_back()
@@ -181,10 +180,8 @@ class SelectedWeights:
     @property
     def num_bytes(self) -> int:
         """Bytes of places, masters, gradient and slots (the optimizer's moments are its own)."""
-        flats = sum(2 * flat.nbytes for flat in self.parameters())
-        places = sum(part.places.num_bytes for part in self._parts)
-        slots = sum(bits.nbytes for part in self._parts for bits in part.slots.values())
-        return flats + places + slots
+        gradient = sum(flat.nbytes for flat in self.parameters())
+        return gradient + sum(part.num_bytes for part in self._parts)
 
     def release(self) -> None:
         """Take the hooks off and give each tensor its former `requires_grad`."""
@@ -214,37 +211,35 @@ def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
     return named
 
 
-def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask) -> list[_Part]:
-    """Ranges of one flat fp32 vector for each (device, matrix or vector)."""
+def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask, kind_of_part: type[Part]) -> list[Part]:
+    """Ranges of one flat vector for each (device, matrix or vector)."""
     lengths: dict[tuple[torch.device, bool], int] = {}
     ranges = {}
     for name, param in named.items():
         assert param.is_contiguous(), f"{name} is not contiguous"
         kind = (param.device, param.ndim >= 2)
-        start = lengths.get(kind, 0)
+        start = -(-lengths.get(kind, 0) // kind_of_part.ALIGN) * kind_of_part.ALIGN
         lengths[kind] = start + mask.indices[name].numel()
         ranges[name] = slice(start, lengths[kind])
-    flats = {kind: nn.Parameter(torch.empty(length, device=kind[0])) for kind, length in lengths.items()}
-    parts = []
-    for name, param in named.items():
-        part = _Part(
+    flats = {kind: kind_of_part.vector(length, device=kind[0]) for kind, length in lengths.items()}
+    return [
+        kind_of_part(
             name=name,
             param=param,
             places=places_of(mask.indices[name].to(param.device), param.shape),
             flat=flats[param.device, param.ndim >= 2],
             range=ranges[name],
         )
-        part.master.copy_(part.live())
-        parts.append(part)
-    return parts
+        for name, param in named.items()
+    ]
 
 
-def _hooks(model: nn.Module, parts: list[_Part]) -> list[RemovableHandle | LineGradients]:
+def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGradients]:
     """What moves gradients to the flat one: on each tensor, and in each plain Linear with whole lines selected."""
     hooks: list[RemovableHandle | LineGradients] = [
         part.param.register_post_accumulate_grad_hook(_collector(part, part.places)) for part in parts
     ]
-    of_weight: dict[Tensor, _Part] = {part.param: part for part in parts}
+    of_weight: dict[Tensor, Part] = {part.param: part for part in parts}
     for module in model.modules():
         # A subclass, or a layer whose `forward` somebody replaced, may do something else with its weight.
         if type(module) is nn.Linear and "forward" not in vars(module):
@@ -254,7 +249,7 @@ def _hooks(model: nn.Module, parts: list[_Part]) -> list[RemovableHandle | LineG
     return hooks
 
 
-def _collector(part: _Part, places: Places) -> Callable[[Tensor], None]:
+def _collector(part: Part, places: Places) -> Callable[[Tensor], None]:
     """The hook that moves a gradient's entries at `places`, those of `part`, to the flat gradient.
 
     It accumulates, since re-entrant checkpointing may fire it twice in a backward pass.
@@ -263,8 +258,6 @@ def _collector(part: _Part, places: Places) -> Callable[[Tensor], None]:
     def collect(tensor: Tensor) -> None:
         grad, tensor.grad = tensor.grad, None
         assert grad is not None
-        if part.flat.grad is None:
-            part.flat.grad = torch.zeros_like(part.flat)
-        places.add_to(part.flat.grad[part.range], grad)
+        places.add_to(part.grad, grad)
 
     return collect

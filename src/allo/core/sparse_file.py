@@ -1,28 +1,39 @@
 """The one file format of masks, importances and deltas: some entries of every tensor.
 
-A safetensors file with `<tensor name>.indices` (int32, sorted, unique, row-major flat indices in
-the checkpoint's coordinates), where asked one `<tensor name>.<column>` of equal length beside it,
-and a JSON header under the single metadata key `allo`, because safetensors does not keep several
-keys in order and the same content must give the same bytes.
+A safetensors file with a JSON header under the single metadata key `allo`, because safetensors
+does not keep several keys in order and the same content must give the same bytes. Of a tensor that
+has entries it holds, beside one `<tensor name>.<column>` of equal length where asked,
+
+- in the profile "interop" `<tensor name>.indices`: sorted, unique, row-major flat indices in the
+  checkpoint's coordinates (int32). A delta's `.indices` and `.values` are those that vLLM's
+  `SparseWeightPatch` takes, uncompressed and aligned, so that they can be mapped into memory;
+- in the profile "compact" `<tensor name>.gaps`: the same indices as `gap_code` packs them (uint8).
+
+Reading finds out by itself. Tensors are encoded and written, read and decoded one at a time.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from allo.artifacts import written_aside
+from allo.core import gap_code
+from allo.core.fingerprints import CODES
 from allo.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
+_READABLE = (1, SCHEMA)  # schema 1 is the profile "interop", which had no name then
 _KEY = "allo"
+_ALIGNED = 8  # bytes: what the widest dtype asks of its place in a mapped file
+
+Profile = Literal["compact", "interop"]
 
 
 @dataclass(frozen=True)
@@ -35,51 +46,57 @@ class SparseFile:
     header: dict[str, Any]
 
 
-def write(path: Path, kind: str, content: SparseFile, *, column: str = "") -> None:
+def write(
+    path: Path, kind: str, content: SparseFile, *, column: str = "", profile: Profile = "compact"
+) -> None:
     """Write `content` aside, then rename: `path` is complete or absent. `kind` is "mask", "delta", ..."""
     assert column or not content.column
-    tensors = {f"{name}.indices": indices.cpu().contiguous() for name, indices in content.indices.items()}
-    tensors |= {f"{name}.{column}": values.cpu().contiguous() for name, values in content.column.items()}
+    check_profile(profile)
+    stored = {f"{name}.{column}": values for name, values in content.column.items()}
+    if profile == "interop":
+        stored |= {f"{name}.indices": indices for name, indices in content.indices.items()}
+    # As safetensors itself orders them: the widest first, so that each begins at a multiple of its width.
+    parts: list[_Part] = [
+        (key, CODES[tensor.dtype], _bytes_of(tensor))
+        for key, tensor in sorted(stored.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    ]
+    if profile == "compact":
+        parts += [
+            (f"{name}.gaps", CODES[torch.uint8], _gaps_of(indices))
+            for name, indices in sorted(content.indices.items())
+        ]
     shapes = {name: list(shape) for name, shape in content.shapes.items()}
-    header = {"kind": kind, "schema": SCHEMA, "shapes": shapes, **content.header}
+    header = {"kind": kind, "schema": SCHEMA, "profile": profile, "shapes": shapes, **content.header}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as part:
-        save_file(tensors, part, metadata={_KEY: json.dumps(header, sort_keys=True)})
+        _write_safetensors(part, parts, metadata={_KEY: json.dumps(header, sort_keys=True)})
 
 
 def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
-    """Read and check what `write` wrote.
+    """Read and check what `write` wrote, in either profile.
 
     Raises UserError when the file is missing, truncated, of another kind or schema, or when its
-    indices are not int32, sorted, unique and within their tensor's shape.
+    indices are not int32 (or do not decode to such), sorted, unique and within their tensor's shape.
     """
-    header, tensors = _open(path)
-    found = header.pop("kind", None)
-    if found != kind:
-        raise UserError(f"{path} is not a {kind} of allo: its header says {found!r}")
-    schema = header.pop("schema", None)
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}, this allo reads schema {SCHEMA}: write it again")
-    shapes = _shapes(path, header.pop("shapes", None))
-    columns = ("indices", column) if column else ("indices",)
-    wanted = {f"{name}.{part}" for name in shapes for part in columns}
-    for key in sorted(tensors.keys() - wanted):
-        raise UserError(f"{path}: unexpected tensor {key}, which the header's shapes do not name")
-    content = SparseFile(shapes=shapes, indices={}, column={}, header=header)
-    for name in shapes:
-        present = [f"{name}.{part}" in tensors for part in columns]
-        if not any(present):
-            continue
-        if not all(present):
-            missing = f"{name}.{columns[present.index(False)]}"
-            raise UserError(f"{path}: tensor {missing} is missing: the file is damaged, write it again")
-        content.indices[name] = tensors[f"{name}.indices"]
-        check_indices(name, content.indices[name], shapes[name], where=str(path))
-        if column:
-            content.column[name] = tensors[f"{name}.{column}"]
-            if content.column[name].shape != content.indices[name].shape:
-                raise UserError(f"{path}: {name}.{column} and {name}.indices differ in length")
-    return content
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _content(path, kind, file.metadata() or {}, set(file.keys()), file.get_tensor, column)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error}): write it again") from error
+
+
+def profile_of(path: Path) -> str:
+    """The profile of a file that `read` has found good."""
+    with safe_open(path, framework="pt") as file:
+        return str(_header(path, file.metadata() or {}).get("profile", "interop"))
+
+
+def check_profile(profile: str) -> None:
+    """UserError unless `profile` is one of the two that `write` knows."""
+    if profile not in get_args(Profile):
+        raise UserError(f"profile {profile!r} is unknown: choose {' or '.join(get_args(Profile))}")
 
 
 def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: str) -> None:
@@ -109,16 +126,101 @@ def check_same_shapes(
             raise UserError(f"{what} was made for another model: tensor {name} is {sides}")
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            keys = file.keys()
-            tensors = {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file ({error}): write it again") from error
+_LONGEST = 10**15  # bytes: no part is longer
+_WIDTH = {code: dtype.itemsize for dtype, code in CODES.items()}
+# Key, safetensors' code of the dtype, and what gives the one-dimensional data as bytes.
+_Part = tuple[str, str, Callable[[], memoryview]]
+
+
+def _bytes_of(tensor: Tensor) -> Callable[[], memoryview]:
+    return lambda: tensor.cpu().contiguous().view(torch.uint8).numpy().data
+
+
+def _gaps_of(indices: Tensor) -> Callable[[], memoryview]:
+    return lambda: gap_code.encode(indices.cpu().contiguous().numpy()).data
+
+
+def _write_safetensors(path: Path, parts: list[_Part], *, metadata: dict[str, str]) -> None:
+    """One part at a time, with the header last: only the bytes of an encoded part tell its length.
+
+    The header's place is as long as its longest form, and filled up with the spaces that the format allows.
+    """
+
+    def header(ends: list[int]) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": metadata}
+        for (key, code, _), start, end in zip(parts, [0, *ends], ends, strict=False):
+            entries[key] = {
+                "dtype": code,
+                "shape": [(end - start) // _WIDTH[code]],
+                "data_offsets": [start, end],
+            }
+        return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+    longest = len(header([_LONGEST * number for number in range(1, len(parts) + 1)]))
+    room = -(-(8 + longest) // _ALIGNED) * _ALIGNED - 8
+    ends, written = [], 0
+    with path.open("wb") as file:
+        file.seek(8 + room)
+        for _, _, data in parts:
+            written += file.write(data())
+            ends.append(written)
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + header(ends).ljust(room))
+
+
+def _content(
+    path: Path,
+    kind: str,
+    metadata: Mapping[str, str],
+    keys: set[str],
+    get: Callable[[str], Tensor],
+    column: str,
+) -> SparseFile:
+    header = _header(path, metadata)
+    found = header.pop("kind", None)
+    if found != kind:
+        raise UserError(f"{path} is not a {kind} of allo: its header says {found!r}")
+    schema = header.pop("schema", None)
+    if schema not in _READABLE:
+        raise UserError(f"{path} has schema {schema!r}, this allo reads schema {SCHEMA}: write it again")
+    part = "gaps" if header.pop("profile", "interop") == "compact" else "indices"
+    shapes = _shapes(path, header.pop("shapes", None))
+    columns = (part, column) if column else (part,)
+    for key in sorted(keys - {f"{name}.{part}" for name in shapes for part in columns}):
+        raise UserError(f"{path}: unexpected tensor {key}, which the header's shapes do not name")
+    content = SparseFile(shapes=shapes, indices={}, column={}, header=header)
+    for name in _present(path, shapes, keys, columns):
+        stored = get(f"{name}.{part}")
+        content.indices[name] = _unpacked(path, name, stored, shapes[name]) if part == "gaps" else stored
+        check_indices(name, content.indices[name], shapes[name], where=str(path))
+        if column:
+            content.column[name] = get(f"{name}.{column}")
+            if content.column[name].shape != content.indices[name].shape:
+                raise UserError(f"{path}: {name}.{column} and {name}.{part} differ in length")
+    return content
+
+
+def _present(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], keys: set[str], columns: tuple[str, ...]
+) -> Iterator[str]:
+    """The tensors that have entries; UserError where one has but a part of its columns."""
+    for name in shapes:
+        missing = [f"{name}.{part}" for part in columns if f"{name}.{part}" not in keys]
+        if not missing:
+            yield name
+        elif len(missing) < len(columns):
+            raise UserError(f"{path}: tensor {missing[0]} is missing: the file is damaged, write it again")
+
+
+def _unpacked(path: Path, name: str, stream: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if stream.dtype != torch.uint8 or stream.dim() != 1:
+        found = f"{stream.dtype} of shape {list(stream.shape)}"
+        raise UserError(f"{path}: {name}.gaps must be a one-dimensional uint8 tensor, found {found}")
+    where = f"{path}: tensor {name}"
+    return torch.from_numpy(gap_code.decode(stream.numpy(), size=math.prod(shape), where=where))
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         header = json.loads(metadata.get(_KEY, ""))
     except json.JSONDecodeError as error:
@@ -127,7 +229,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: the allo header must be a JSON object")
-    return header, tensors
+    return header
 
 
 def _shapes(path: Path, raw: object) -> dict[str, tuple[int, ...]]:

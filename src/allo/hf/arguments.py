@@ -13,7 +13,13 @@ from allo.errors import UserError
 
 
 def training_arguments(
-    training: dict[str, Any], *, folder: Path, seed: int, device: torch.device, key: str
+    training: dict[str, Any],
+    *,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    key: str,
+    lean: bool = False,
 ) -> TrainingArguments:
     """`transformers.TrainingArguments` of a recipe's block.
 
@@ -40,7 +46,7 @@ def training_arguments(
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{key}: transformers.TrainingArguments refuses it: {error}") from error
     try:
-        check_arguments(arguments)
+        check_arguments(arguments, lean=lean)
     except UserError as error:
         raise UserError(f"{key}.{error}") from error
     return arguments
@@ -73,12 +79,15 @@ _REFUSED = {
 }
 
 
-def check_arguments(args: TrainingArguments) -> None:
+def check_arguments(args: TrainingArguments, *, lean: bool = False) -> None:
     """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name."""
     for name, reason in _REFUSED.items():
         if getattr(args, name):
             raise UserError(f"{name}: {reason} Remove the key.")
-    optimizer_of(args)
+    if lean:
+        lean_settings(args)
+    else:
+        optimizer_of(args)
 
 
 # What an optimizer asks for that trains the model's own tensors, one by one.
@@ -98,3 +107,12 @@ def optimizer_of(args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
             "use an element-wise one, such as adamw_torch."
         )
     return optimizer_class, kwargs
+
+
+def lean_settings(args: TrainingArguments) -> dict[str, Any]:
+    """The settings of `LeanAdamW`. Raises `UserError` where `args.optim` is no AdamW of torch's."""
+    optimizer_class, kwargs = optimizer_of(args)
+    if optimizer_class is not torch.optim.AdamW:
+        name = getattr(args.optim, "value", args.optim)
+        raise UserError(f"optim: {name}: lean training has an AdamW of its own; remove the key, or lean.")
+    return {name: kwargs[name] for name in ("lr", "betas", "eps")}

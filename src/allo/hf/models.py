@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -105,11 +106,29 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str
 
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
+    model = _without_weights(folder, trust_remote_code=trust_remote_code)
+    return {name for name, _ in model.named_parameters()}
+
+
+def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
+    """The names of Linear layers' weights that no other module shares, from the configuration alone.
+
+    Raises `UserError` for a folder without such a configuration.
+    """
+    model = _without_weights(folder, trust_remote_code=trust_remote_code)
+    holders = Counter(id(param) for module in model.modules() for param in module.parameters(recurse=False))
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and holders[id(module.weight)] == 1
+    }
+
+
+def _without_weights(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
     _require_safetensors(folder, folder)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = model_of_config(config, trust_remote_code=trust_remote_code)
-    return {name for name, _ in model.named_parameters()}
+        return model_of_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(

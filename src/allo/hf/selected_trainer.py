@@ -26,11 +26,12 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected import SelectedWeights
 from allo.errors import UserError
-from allo.hf.arguments import check_arguments, optimizer_of
+from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
 from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
 from allo.hf.micro_batches import micro_batches, own_share
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     max_tokens_per_batch: int | None
     reference: Literal["swap", "precomputed"]
     gradient_dtype: torch.dtype
+    lean: bool
     callbacks: list[TrainerCallback] | None
 
 
@@ -67,6 +69,7 @@ class SelectedTrainer(CheckpointedTrainer):
     `reference`: "swap" puts the reference's weights in place once a step, for a forward pass of its rows;
     "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
     `gradient_dtype` is that in which several processes add up their gradients.
+    With `lean` a trained weight takes 8 bytes of training state in place of 20 (`core/lean_adamw.py`).
 
     Raises `UserError` for a mask of another model, for settings that are not supported, and when the
     loss is no longer finite.
@@ -93,9 +96,10 @@ class SelectedTrainer(CheckpointedTrainer):
         max_tokens_per_batch: int | None = None,
         reference: Literal["swap", "precomputed"] = "swap",
         gradient_dtype: torch.dtype = torch.float32,
+        lean: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_arguments(args)
+        check_arguments(args, lean=lean)
         if processing_class.pad_token_id is None:
             raise UserError(
                 "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
@@ -117,9 +121,8 @@ class SelectedTrainer(CheckpointedTrainer):
         _switch_off_dropout(model)
         _check_whole(model)
         check_head(model)
-        self._optimizer_class, self._optimizer_kwargs = optimizer_of(args)
         self.max_length, self.max_tokens_per_batch = max_length, max_tokens_per_batch
-        self.reference, self.gradient_dtype = reference, gradient_dtype
+        self.reference, self.gradient_dtype, self.lean = reference, gradient_dtype, lean
         self.processing_class = processing_class
         rows, self.num_dropped = self._rows(train_dataset)
         super().__init__(
@@ -134,7 +137,7 @@ class SelectedTrainer(CheckpointedTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
         slots = ("ref",) if self.compares and reference == "swap" else ()
-        self.selected = SelectedWeights(self.model, mask, slots=slots)
+        self.selected = SelectedWeights(self.model, mask, slots=slots, lean=lean)
         self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
         self.add_callback(_WriteBack(self.selected))
 
@@ -328,7 +331,11 @@ class SelectedTrainer(CheckpointedTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = self.selected.param_groups(weight_decay=self.args.weight_decay)
-            self.optimizer = self._optimizer_class(groups, **self._optimizer_kwargs)
+            if self.lean:
+                self.optimizer = LeanAdamW(groups, self.selected.walk, **lean_settings(self.args))
+            else:
+                optimizer_class, kwargs = optimizer_of(self.args)
+                self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:

@@ -32,11 +32,14 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
         trainer = take_a_step(rehearsed_model(recipe), recipe, stage, rehearsal, Path(folder))
     lengths = training_lengths(recipe)
     rows = "pairs" if isinstance(trainer, ImproveTrainer) else "rows"
+    taken = dict(rehearsal.at_peak)
+    host = taken.pop("host", 0)
+    masks = _INDEX_BYTES * trainer.selected.num_selected if trainer.selected.density < 1 else 0
     return StagePlan(
         stage,
         f"{trainer.rows_a_step} {rows} of {lengths.prompt} + {lengths.completion} tokens",
-        dict(rehearsal.at_peak),
-        host=_INDEX_BYTES * trainer.selected.num_selected if trainer.selected.density < 1 else 0,
+        taken,
+        host=masks + host,
     )
 
 
@@ -64,6 +67,7 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
         seed=recipe.seed,
         device=torch.device("cpu"),
         key=f"{stage}.training",
+        lean=getattr(block, "lean", False),
     )
     lengths = training_lengths(recipe)
     prompt, completion = words(lengths.prompt), words(lengths.completion - 1)  # EOS comes on top
@@ -108,8 +112,8 @@ def _name_kinds(live: LiveBytes, trainer: SelectedTrainer) -> None:
     flats = {flat.shape for flat in selected.parameters()}
     has_slot = trainer.compares and trainer.reference == "swap"
     slot = list(selected.slot("ref").values()) if has_slot else []
-    live.hold(slot, "slots")
-    slots = {bits.shape for bits in slot}
+    live.hold(slot, "host" if trainer.lean else "slots")
+    slots = set() if trainer.lean else {bits.shape for bits in slot}
     vocabulary = model.get_output_embeddings().weight.shape[0]
 
     def kind(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ from allo.artifacts import read_json
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.prompts import read_prompts
-from allo.recipe import Recipe, Source
+from allo.recipe import Recipe, Source, Steps
 from allo.sources import prompt_source, training_pairs
 from allo.stages.judge import check_judgeable
 from allo.stages.sample import prompt_room
@@ -20,9 +20,14 @@ def check(recipe: Recipe) -> None:
 
     Raises `UserError` for the first that is bad.
     """
-    for key, training in _training_blocks(recipe):
+    for key, training, lean in _training_blocks(recipe):
         training_arguments(
-            training, folder=recipe.run_folder, seed=recipe.seed, device=torch.device("cpu"), key=key
+            training,
+            folder=recipe.run_folder,
+            seed=recipe.seed,
+            device=torch.device("cpu"),
+            key=key,
+            lean=lean,
         )
     load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
     _check_lengths(recipe)
@@ -51,9 +56,9 @@ def _check_lengths(recipe: Recipe) -> None:
     prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max(lengths))
 
 
-def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The recipe's `training` blocks under their keys."""
+def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """The recipe's `training` blocks under their keys, and whether they are lean."""
     for name in ("sft", "locate", "forget", "improve"):
         block = getattr(recipe, name)
         if block is not None:
-            yield f"{name}.training", block.training.model_dump()
+            yield f"{name}.training", block.training.model_dump(), isinstance(block, Steps) and block.lean

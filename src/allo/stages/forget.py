@@ -33,6 +33,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         beta=recipe.forget.beta,
         max_tokens_per_batch=recipe.forget.max_tokens_per_batch,
         reference=recipe.forget.reference,
+        lean=recipe.forget.lean,
         max_length=recipe.max_length,
     )
     return train_stage(trainer, run, run.forget, mask, before={})

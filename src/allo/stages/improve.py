@@ -35,6 +35,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         shared_prefix=recipe.improve.shared_prefix,
         max_tokens_per_batch=recipe.improve.max_tokens_per_batch,
         reference=recipe.improve.reference,
+        lean=recipe.improve.lean,
         max_length=recipe.max_length,
     )
     return train_stage(trainer, run, run.improve, mask, before=before)

@@ -1,0 +1,96 @@
+"""The gap code of indices: bytes an entry, speed on one core, and what it makes of a delta.
+
+    python benchmarks/files/gap_code.py
+
+A random mask of each density over tensors of 16 million entries. MB are megabytes of int32 indices,
+which is what goes into encoding and comes out of decoding; seconds are those of the processor that
+this one thread used, medians over the repeats in which encoding and decoding take turns. The delta
+is the file that `write_delta` makes of the same indices with bf16 values, over the full checkpoint.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from measured import ROOT, record
+
+from allo.core import gap_code
+from allo.delta import write_delta
+
+DENSITIES = (0.01, 0.05, 0.1)
+SIZE = 1 << 24
+
+
+def drawn(density: float, num_tensors: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    masks = (generator.random(SIZE, dtype=np.float32) < density for _ in range(num_tensors))
+    return {
+        f"layers.{number}.weight": np.flatnonzero(mask).astype(np.int32) for number, mask in enumerate(masks)
+    }
+
+
+def megabytes_a_second(tensors: dict[str, np.ndarray], *, repeats: int) -> tuple[float, float]:
+    """Of encoding and of decoding, checked to give back what was encoded."""
+    speeds: tuple[list[float], list[float]] = ([], [])
+    num = sum(indices.nbytes for indices in tensors.values()) / 1e6
+    for _ in range(repeats + 1):
+        start = time.thread_time()
+        streams = {name: gap_code.encode(indices) for name, indices in tensors.items()}
+        between = time.thread_time()
+        decoded = {name: gap_code.decode(stream, size=SIZE, where=name) for name, stream in streams.items()}
+        end = time.thread_time()
+        assert all(np.array_equal(decoded[name], indices) for name, indices in tensors.items())
+        speeds[0].append(num / (between - start))
+        speeds[1].append(num / (end - between))
+    return statistics.median(speeds[0][1:]), statistics.median(speeds[1][1:])
+
+
+def delta_share(tensors: dict[str, np.ndarray]) -> float:
+    """Bytes of a compact bf16 delta over those of its whole checkpoint."""
+    indices = {name: torch.from_numpy(found) for name, found in tensors.items()}
+    values = {name: torch.randn(len(found)).bfloat16() for name, found in indices.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        write_delta(
+            path,
+            indices=indices,
+            values=values,
+            shapes=dict.fromkeys(indices, (SIZE,)),
+            base_hashes=dict.fromkeys(indices, "0" * 64),
+            metadata={},
+        )
+        return path.stat().st_size / (len(tensors) * SIZE * torch.bfloat16.itemsize)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Size and speed of the gap code.")
+    parser.add_argument("--tensors", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "files_gap_code.json"
+    )
+    options = parser.parse_args()
+    rows = []
+    for density in DENSITIES:
+        tensors = drawn(density, options.tensors)
+        num = sum(len(indices) for indices in tensors.values())
+        coded = sum(len(gap_code.encode(indices)) for indices in tensors.values())
+        speeds = megabytes_a_second(tensors, repeats=options.repeats)
+        entropy = -np.log2(density) - (1 - density) / density * np.log2(1 - density)
+        rows.append([density, num, coded / num, entropy / 8, *speeds, delta_share(tensors)])
+    columns = ["density", "entries", "bytes an entry", "entropy, bytes an entry"]
+    columns += ["encode, MB/s", "decode, MB/s", "delta / bf16 checkpoint"]
+    result = record("files-gap-code", columns, rows)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        print(json.dumps(dict(zip(columns, row, strict=True)), indent=1))
+
+
+if __name__ == "__main__":
+    main()

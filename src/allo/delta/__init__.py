@@ -1,0 +1,24 @@
+"""What alignment changed, and nothing else: written, applied, merged, exported, shared."""
+
+from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.delta.hub import fetch, push
+from allo.delta.merging import MergeInfo, merge
+from allo.delta.patch import apply, apply_to_model, extract
+from allo.delta.shira import ShiraInfo, export_shira
+
+__all__ = [
+    "Delta",
+    "DeltaInfo",
+    "MergeInfo",
+    "ShiraInfo",
+    "apply",
+    "apply_to_model",
+    "export_shira",
+    "extract",
+    "fetch",
+    "info",
+    "merge",
+    "push",
+    "read_delta",
+    "write_delta",
+]

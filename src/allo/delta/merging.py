@@ -1,0 +1,66 @@
+"""Two deltas on one base become one: what either changes is changed, and the second has the last word."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from allo.core.fingerprints import as_bits
+from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.errors import UserError
+
+
+@dataclass(frozen=True)
+class MergeInfo:
+    """`num_shared` entries are in both deltas; in `num_overruled` of them the second's value differs."""
+
+    num_shared: int
+    num_overruled: int
+    merged: DeltaInfo
+
+
+def merge(first: str | Path, second: str | Path, out: str | Path) -> MergeInfo:
+    """Write to `out` the delta that applies `first`, then `second`.
+
+    Metadata are what both agree on. UserError when the two are not of one and the same base.
+    """
+    one, two = read_delta(first), read_delta(second)
+    _check_same_base(one, two, where=f"{first} and {second}")
+    indices, values = {**one.indices, **two.indices}, {**one.values, **two.values}
+    num_shared = num_overruled = 0
+    for name in one.indices.keys() & two.indices.keys():
+        both = torch.isin(one.indices[name], two.indices[name], assume_unique=True)
+        again = torch.isin(two.indices[name], one.indices[name], assume_unique=True)
+        overruled = as_bits(one.values[name][both]) != as_bits(two.values[name][again])
+        num_shared += len(overruled)
+        num_overruled += int(overruled.sum())
+        indices[name], values[name] = _union(
+            (one.indices[name][~both], two.indices[name]), (one.values[name][~both], two.values[name])
+        )
+    metadata = dict(one.metadata.items() & two.metadata.items()) | {"made_by": "merge"}
+    write_delta(
+        out,
+        indices=indices,
+        values=values,
+        shapes=one.shapes,
+        base_hashes=one.base_hashes,
+        metadata=metadata,
+    )
+    return MergeInfo(num_shared, num_overruled, info(out))
+
+
+def _union(indices: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two disjoint sets of entries as one, sorted."""
+    where, order = torch.cat(indices).sort()
+    return where, torch.cat(values)[order]
+
+
+def _check_same_base(one: Delta, two: Delta, *, where: str) -> None:
+    """UserError naming the first tensor that is not the same, bit for bit, in both bases."""
+    for name in [*one.base_hashes, *(name for name in two.base_hashes if name not in one.base_hashes)]:
+        if one.base_hashes.get(name) != two.base_hashes.get(name):
+            raise UserError(
+                f"{where} were made from two bases: tensor {name} differs; merge deltas of one base only"
+                f" (fingerprints {one.base_fingerprint} and {two.base_fingerprint})"
+            )

@@ -1,0 +1,136 @@
+"""A delta between two models: extract it, apply it to a folder or to live tensors."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from allo.checkpoints import Checkpoint, check_same_layout, write_like
+from allo.console import track
+from allo.core import sparse_file
+from allo.core.fingerprints import Digest, as_bits
+from allo.core.places import scatter
+from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.errors import UserError
+
+
+def extract(
+    base: str | Path, tuned: str | Path, out: str | Path, *, profile: sparse_file.Profile = "compact"
+) -> DeltaInfo:
+    """Write to `out` the entries whose bits differ between two folders of one layout.
+
+    Beside one piece of each folder, memory holds the delta itself. UserError when the folders
+    cannot be read or differ in a tensor's name, shape or dtype, and for an unknown `profile`.
+    """
+    sparse_file.check_profile(profile)
+    before, after = Checkpoint.open(base), Checkpoint.open(tuned)
+    check_same_layout(before, after)
+    # One growing buffer a kind: small tensors kept from every piece would pin the heap between large freed ones.
+    positions, replacements = bytearray(), {entry.dtype: bytearray() for entry in before.stored.values()}
+    starts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, int] = {}
+    hashes: dict[str, str] = {}
+    for name, entry in track(before.stored.items(), "delta, extract", total=len(before.stored)):
+        starts[name] = (len(positions), len(replacements[entry.dtype]))
+        original, start = Digest(entry.dtype, entry.shape), 0
+        for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
+            original.update(old)
+            where = (as_bits(old) != as_bits(new)).nonzero().squeeze(1)
+            positions += (where + start).int().numpy().data
+            replacements[entry.dtype] += as_bits(new[where]).numpy().tobytes()
+            start += len(old)
+        hashes[name] = original.hexdigest()
+        counts[name] = (len(positions) - starts[name][0]) // torch.int32.itemsize
+    indices: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    for name in (name for name, count in counts.items() if count):
+        dtype, (first, offset), count = before.stored[name].dtype, starts[name], counts[name]
+        indices[name] = torch.frombuffer(positions, dtype=torch.int32, count=count, offset=first)
+        values[name] = torch.frombuffer(replacements[dtype], dtype=dtype, count=count, offset=offset)
+    metadata = {"made_by": "extract"}
+    write_delta(
+        out,
+        indices=indices,
+        values=values,
+        shapes=before.shapes,
+        base_hashes=hashes,
+        metadata=metadata,
+        profile=profile,
+    )
+    return info(out)
+
+
+def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
+    """Write the folder `out`: `base` with the delta's entries replaced, bit for bit.
+
+    Sharding and the other files (config, tokenizer) are the base's. UserError, and no `out`, when
+    the base is not the very one that the delta was made from.
+    """
+    checkpoint, change = Checkpoint.open(base), read_delta(delta)
+    check_layout(change, checkpoint, what=f"the delta {delta}")
+
+    def patched(name: str, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        next(bar)
+        entry = checkpoint.stored[name]
+        original, start = Digest(entry.dtype, entry.shape), 0
+        for piece in pieces:
+            original.update(piece)
+            end = start + len(piece)
+            if name in change.indices:
+                first, last = torch.searchsorted(change.indices[name], torch.tensor([start, end])).tolist()
+                where = change.indices[name][first:last].long() - start
+                as_bits(piece)[where] = as_bits(change.values[name][first:last])
+            start = end
+            yield piece
+        check_bits(
+            name, original.hexdigest(), change, where=f"{base} is not the base that {delta} was made from"
+        )
+
+    tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored))
+    with closing(tensors) as bar:
+        write_like(checkpoint, out, patched)
+
+
+def check_layout(change: Delta, base: Checkpoint, *, what: str) -> None:
+    """UserError naming the first tensor whose shape, or whose dtype where the delta touches it, differs."""
+    sparse_file.check_same_shapes(change.shapes, base.shapes, what=what)
+    for name, values in change.values.items():
+        if values.dtype != base.stored[name].dtype:
+            raise UserError(
+                f"{what} was made from a base in {values.dtype}, tensor {name} of {base.folder} is"
+                f" {base.stored[name].dtype}: apply it to the base in its original dtype"
+            )
+
+
+def check_bits(name: str, digest: str, change: Delta, *, where: str) -> None:
+    """UserError where a tensor of the base, by its digest, is not the one that the delta is for."""
+    if digest != change.base_hashes[name]:
+        raise UserError(
+            f"{where}: the bits of tensor {name} differ; the base's fingerprint must be {change.base_fingerprint}"
+        )
+
+
+def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> None:
+    """Replace the delta's entries in live tensors, in place; the caller has loaded the right base.
+
+    Tensors may have another dtype or device than the values. UserError, and nothing changed, when
+    a touched tensor is absent, has another shape, or has a dtype that would round the values.
+    """
+    tensors = dict(named_parameters)
+    for name, values in delta.values.items():
+        if name not in tensors:
+            raise UserError(f"the delta was made for another model: this one has no tensor {name}")
+        tensor = tensors[name]
+        if tuple(tensor.shape) != tuple(delta.shapes[name]):
+            found = f"{list(delta.shapes[name])} there, {list(tensor.shape)} in this model"
+            raise UserError(f"the delta was made for another model: tensor {name} is {found}")
+        if torch.promote_types(tensor.dtype, values.dtype) != tensor.dtype:
+            raise UserError(
+                f"the delta's values are {values.dtype}: tensor {name} of the model is {tensor.dtype} and"
+                f" would round them; load the model in {values.dtype}"
+            )
+    for name, values in delta.values.items():
+        data = tensors[name].data
+        scatter(data, delta.indices[name].to(data.device), values.to(data.device))
