@@ -88,7 +88,9 @@ HOUSE = {
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
-    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}),
+    "cli": Room(
+        {*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}
+    ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
     "__init__": Room({"core", "hf"}),

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "memory"))
-from selected_step import ROOT, _status_bytes, one_in_each_run, peak_over_present, record
 
 import allo
 from allo.hf.arguments import training_arguments
@@ -37,6 +33,10 @@ from allo.hf.training import train
 from allo.plan import plan_stage
 from allo.recipe import Recipe
 from allo.records import Wrong
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "memory")]
+from record import RESULTS, Record  # noqa: E402
+from selected_step import one_in_each_run, peak_over_present, status_bytes  # noqa: E402
 
 # Freed memory goes back to the system at once, one arena.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -86,11 +86,11 @@ def measure(recipe: Recipe, stage: str) -> int:
         device = torch.device(recipe.device)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        held = _status_bytes("VmRSS")
+        held = status_bytes("VmRSS")
         model = build(recipe)
         weights = sum(param.nbytes for param in model.parameters())
         if device.type == "cpu":
-            weights = _status_bytes("VmRSS") - held
+            weights = status_bytes("VmRSS") - held
         peak = peak_over_present(device)
         do_stage(recipe, stage, model, Path(folder), rows=None)
         return weights + peak()
@@ -211,29 +211,26 @@ def main() -> None:
             "smollm2": {"model": options.smollm2, "dtype": "bfloat16", "length": 256, "pairs": 2},
             "llama-349m": {"model": folder, "dtype": "bfloat16", "length": 256, "pairs": 2},
         }
-        rows = []
+        output = options.output or RESULTS / f"plan-{options.device}.json"
+        record, rows = Record(output, "plan", device=options.device), []
         for model in options.models or models:
             for stage in options.stages:
                 request = {"recipe": models[model] | {"device": options.device}, "stage": stage}
                 planned = in_a_fresh_process(request | {"what": "plan"})
                 measured = in_a_fresh_process(request | {"what": "measure"}, **MALLOC)
                 usual = in_a_fresh_process(request | {"what": "measure"}) if options.device == "cpu" else None
-                rows.append([model, stage, planned, measured, planned / measured, usual])
+                rows.append(
+                    {
+                        "model": model,
+                        "stage": stage,
+                        "planned, bytes": planned,
+                        "measured, bytes": measured,
+                        "planned / measured": planned / measured,
+                        "with glibc's defaults, bytes": usual,
+                    }
+                )
+                record.write(rows)
                 print(json.dumps(rows[-1]), flush=True)
-    columns = [
-        "model",
-        "stage",
-        "planned, bytes",
-        "measured, bytes",
-        "planned / measured",
-        "with glibc's defaults, bytes",
-    ]
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
-    result = record(rows[0], columns, machine=machine) | {"table": "plan", "rows": rows}
-    output = options.output or ROOT / "benchmarks" / "results" / f"plan-{options.device}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(shlex.join(["written", str(output)]))
 
 
 if __name__ == "__main__":
