@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from allo.hf import decode as decoding
-from allo.hf.decode import decode, draw, take_most_probable
-from allo.hf.generate import Batch, generate, num_batches, read
+from allo.hf import shared_prompts
+from allo.hf.decode import decode
+from allo.hf.draw import draw, take_most_probable
+from allo.hf.generate import WAVES, Batch, generate, num_batches, read
 from allo.hf.models import load_model, load_tokenizer
 from allo.hf.tokenization import prompt_ids
 
@@ -78,10 +80,13 @@ def samples(batches: list[Batch]) -> list[Any]:
     return sorted((s for batch in batches for s in batch.samples), key=lambda s: (s.prompt, s.index))
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", ["lab", "llama", "gpt2", "sliding"])
 def test_greedy_equals_plain_generate_on_each_prompt_alone(
-    kind: str, lab: PreTrainedModel, prompts: list[list[int]]
+    kind: str, shared: bool, lab: PreTrainedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not shared:
+        monkeypatch.setattr(decoding, "can_share", lambda model: False)
     model = lab if kind == "lab" else tiny_model(kind)
     greedy = SETTINGS | {"temperature": 0.0, "num_generations": 1, "batch_size": 4}
     ours = samples(list(generate(model, TOKENIZER, prompts, **greedy)))
@@ -151,8 +156,8 @@ def test_sampled_sequences_follow_the_models_distribution() -> None:
         rows = decode(
             model,
             [prompt, [1, 4]],
-            torch.rand(2, 2 * num_rows, generator=torch.Generator().manual_seed(0)),
-            num_generations=num_rows,
+            torch.rand(2 * num_rows, 2, generator=torch.Generator().manual_seed(0)),
+            max_rows=2 * num_rows,
             choose=partial(draw, temperature=1.0, top_p=1.0),
             eos=[0],
             has_stopped=None,
@@ -167,11 +172,34 @@ def test_sampled_sequences_follow_the_models_distribution() -> None:
 def test_a_resumed_run_yields_what_an_uninterrupted_one_does(
     lab: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
-    whole = list(generate(lab, TOKENIZER, prompts, **SETTINGS))
-    assert [batch.number for batch in whole] == [0, 1, 2, 3]
-    assert num_batches(len(prompts), num_generations=3, batch_size=6) == 4
-    assert list(generate(lab, TOKENIZER, prompts, **SETTINGS, start=1)) == whole[1:]
+    settings = SETTINGS | {"batch_size": 3}
+    whole = list(generate(lab, TOKENIZER, prompts, **settings))
+    assert [len(batch.samples) for batch in whole] == [3 * WAVES, 3 * (7 - WAVES)]
+    assert [batch.number for batch in whole] == [0, 1]
+    assert num_batches(len(prompts), num_generations=3, batch_size=3) == 2
+    assert list(generate(lab, TOKENIZER, prompts, **settings, start=1)) == whole[1:]
     assert [(s.prompt, s.index) for s in samples(whole)] == [(p, i) for p in range(7) for i in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["lab", "llama", "gpt2", "sliding"])
+@pytest.mark.parametrize(("shared", "batch_size"), [(True, 1), (True, 9), (False, 6), (False, 21)])
+def test_a_sample_does_not_depend_on_what_is_decoded_beside_it(
+    kind: str,
+    shared: bool,
+    batch_size: int,
+    lab: PreTrainedModel,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Alone, all at once, in the places of others, with prompts shared or repeated: the same in fp32."""
+    model = lab if kind == "lab" else tiny_model(kind)
+    settings = SETTINGS | {"stop": [" so", "."], "max_new_tokens": 40}
+    expected = samples(list(generate(model, TOKENIZER, prompts, **settings)))
+    monkeypatch.setattr(decoding, "can_share", lambda model: shared)
+    ours = samples(list(generate(model, TOKENIZER, prompts, **(settings | {"batch_size": batch_size}))))
+    assert ours == expected
+    last = samples(list(generate(model, TOKENIZER, prompts[:1], **settings)))
+    assert last == expected[:3]
 
 
 def test_seeds_prompts_and_generations_differ_and_global_random_state_does_not_matter(
@@ -189,37 +217,52 @@ def test_seeds_prompts_and_generations_differ_and_global_random_state_does_not_m
 
 
 @pytest.mark.parametrize(
-    ("check_every", "compact_share", "spare"), [(1, 0.0, 1), (1, 0.25, 64), (7, 0.0, 3), (24, 1.0, 64)]
+    ("check_every", "leaving_share", "spare"), [(1, 0.0, 1), (1, 0.25, 64), (7, 0.0, 3), (24, 1.0, 64)]
 )
 def test_when_rows_leave_the_batch_and_how_the_cache_grows_changes_no_sample(
     lab: PreTrainedModel,
     prompts: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
     check_every: int,
-    compact_share: float,
+    leaving_share: float,
     spare: int,
 ) -> None:
     settings = SETTINGS | {"stop": [" so", "."], "max_new_tokens": 40}
     expected = list(generate(lab, TOKENIZER, prompts, **settings))
     monkeypatch.setattr(decoding, "CHECK_EVERY", check_every)
-    monkeypatch.setattr(decoding, "COMPACT_SHARE", compact_share)
-    monkeypatch.setattr(decoding, "SPARE_POSITIONS", spare)
+    monkeypatch.setattr(decoding, "LEAVING_SHARE", leaving_share)
+    monkeypatch.setattr(shared_prompts, "SPARE_POSITIONS", spare)
+    monkeypatch.setattr(shared_prompts, "PREFILL_TOKENS", spare)
     assert list(generate(lab, TOKENIZER, prompts, **settings)) == expected
 
 
-def test_rows_that_ended_leave_the_batch(lab: PreTrainedModel, prompts: list[list[int]]) -> None:
-    """Row r draws EOS at step 2 * r; it is gone after the next look, which comes every fourth step."""
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    [
+        (True, [4] * 5 + [3] + [4] * 4 + [3] * 4 + [2] * 4),  # three begin beside row 3
+        (False, [4] * 5 + [1] * 4 + [3] * 9 + [2] * 4),  # they wait until row 3 has left
+    ],
+)
+def test_rows_that_ended_leave_and_waiting_prompts_take_their_place(
+    shared: bool,
+    expected: list[int],
+    lab: PreTrainedModel,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Row r draws EOS after 2 * r tokens; four rows at most; rows leave at the next look, which comes every fourth step."""
     widths = []
 
     def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
         widths.append(len(logits))
         return torch.where(uniforms > 0, 2, 20)
 
-    uniforms = torch.zeros(40, 7)
-    uniforms[[2 * row for row in range(7)], range(7)] = 1.0
-    rows = decode(lab, prompts, uniforms, num_generations=1, choose=choose, eos=[2], has_stopped=None)
+    uniforms = torch.zeros(7, 40)
+    uniforms[range(7), [2 * row for row in range(7)]] = 1.0
+    monkeypatch.setattr(decoding, "can_share", lambda model: shared)
+    rows = decode(lab, prompts, uniforms, max_rows=4, choose=choose, eos=[2], has_stopped=None)
     assert rows == [[20] * (2 * row) + [2] for row in range(7)]
-    assert widths == [7] * 4 + [5] * 4 + [3] * 4 + [1] * 4
+    assert widths == expected
 
 
 def test_a_stop_string_ends_a_completion_before_it(lab: PreTrainedModel, prompts: list[list[int]]) -> None:

@@ -25,7 +25,7 @@ _SETTINGS: dict[str, Any] = {
     },
     "sample.num_generations": 4,
     "sample.max_new_tokens": 40,
-    "sample.batch_size": 16,
+    "sample.batch_size": 4,
     "score.batch_size": 8,
     **{f"locate.training.{key}": value for key, value in _STEPS.items()},
     **{f"forget.training.{key}": value for key, value in _STEPS.items()},
@@ -33,7 +33,7 @@ _SETTINGS: dict[str, Any] = {
     "evaluate.sets": {"test": {"task": "planted_flaws", "split": "test", "limit": 8}},
     "evaluate.num_generations": 2,
     "evaluate.max_new_tokens": 40,
-    "evaluate.batch_size": 8,
+    "evaluate.batch_size": 2,
     "evaluate.kl": {"task": "planted_flaws", "split": "unrelated", "limit": 4},
 }
 

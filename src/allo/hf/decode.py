@@ -1,22 +1,22 @@
 """The decoding loop: prompts' ids in, sampled ids out, for any causal language model with a key-value cache.
 
-Left padding lives in this file only. It differs from transformers' `generate` in what costs time: completions of a
-prompt share its prefill, the nucleus is found without sorting the vocabulary, the cache grows in place, and
-rows that have ended leave the batch.
+It differs from transformers' `generate` in what costs time: completions of a prompt share its prefill and, where
+the model's attention can be exchanged, its keys and values; rows that have ended leave, and waiting prompts
+take their place.
 """
 
+import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
+
+from allo.hf.repeated_prompts import RepeatedPrompts
+from allo.hf.shared_prompts import SharedPrompts, can_share, shared_attention
 
 CHECK_EVERY = 4  # steps between looks at which rows have ended; each look waits for the device
-COMPACT_SHARE = 0.25  # of the rows must have ended before the others are copied together
-CANDIDATES = 128  # tokens that usually hold the nucleus; rows where they do not are sorted whole
-SPARE_POSITIONS = 64  # by which a full key-value buffer grows
+LEAVING_SHARE = 0.125  # of the rows must have ended before the others are copied together
 
 
 def decode(
@@ -24,16 +24,18 @@ def decode(
     prompts: list[list[int]],
     uniforms: Tensor,
     *,
-    num_generations: int,
+    max_rows: int,
     choose: Callable[[Tensor, Tensor], Tensor],
     eos: list[int],
     has_stopped: Callable[[list[int]], bool] | None,
 ) -> list[list[int]]:
-    """Continue every prompt `num_generations` times; row p * num_generations + g continues prompts[p].
+    """Continue every prompt num_generations times; row p * num_generations + g continues prompts[p].
 
     Args:
-        uniforms: [max_new_tokens, rows] float32 in [0, 1), what each step draws its tokens with. A row's
-            numbers do not depend on which other rows have ended.
+        prompts: they begin in this order; little is padded where neighbours have about equal lengths.
+        uniforms: [prompts * num_generations, max_new_tokens] float32 in [0, 1), what a row draws its tokens
+            with; so a row's tokens do not depend on which others are decoded beside it.
+        max_rows: decoded together; at least num_generations are.
         choose: (logits [rows, vocabulary], uniforms [rows]) -> token ids [rows].
         eos: ids that end a row.
         has_stopped: whether a row's ids end it for another reason; asked now and then, so a row may run on
@@ -42,155 +44,91 @@ def decode(
     Returns:
         For each row its ids up to and with the first of `eos`, or max_new_tokens of them.
     """
-    device, (max_new_tokens, num_rows) = model.device, uniforms.shape
-    input_ids, mask = _pad_left(prompts, pad_id=eos[0], room=max_new_tokens)
-    longest, mask = input_ids.shape[1], mask.to(device)
-
-    cache = DynamicCache(config=model.config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-
-    def next_logits(token_ids: Tensor, num_read: int) -> Tensor:
-        """Logits [rows, vocabulary] after `token_ids`, the last of the `num_read` positions read so far."""
-        positions = (mask[:, :num_read].cumsum(-1) - 1).clamp_(min=0)
-        return model(
-            input_ids=token_ids,
-            attention_mask=mask[:, :num_read],
-            position_ids=positions[:, -token_ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-    logits = next_logits(input_ids.to(device), longest).repeat_interleave(num_generations, dim=0)
-    cache.batch_repeat_interleave(num_generations)
-    mask = mask.repeat_interleave(num_generations, dim=0)
-
-    # Filled with EOS, so that a row which leaves the batch early reads as ended.
-    tokens = torch.full((num_rows, max_new_tokens), eos[0], device=device)
-    eos_ids = torch.tensor(eos, device=device)
-    rows = torch.arange(num_rows, device=device)  # those still in the batch
-    ended = torch.zeros(num_rows, dtype=torch.bool, device=device)  # of `rows`
-    for step in range(max_new_tokens):
-        chosen = choose(logits, uniforms[step, rows])
-        tokens[rows, step] = chosen
-        ended |= (chosen[:, None] == eos_ids).any(-1)
-        if step + 1 == max_new_tokens:
-            break
-        if (step + 1) % CHECK_EVERY == 0:
-            if has_stopped is not None:
-                so_far = tokens[rows, : step + 1].tolist()
-                ended |= torch.tensor([has_stopped(ids) for ids in so_far], device=device)
-            running = (~ended).nonzero().squeeze(-1)
-            if len(running) == 0:
-                break
-            if len(running) <= (1 - COMPACT_SHARE) * len(rows):
-                cache.batch_select_indices(running)
-                mask, rows, chosen, ended = (x[running] for x in (mask, rows, chosen, ended))
-        logits = next_logits(chosen[:, None], longest + step + 1)
-    return [_up_to_first(ids, set(eos)) for ids in tokens.tolist()]
+    num_generations, max_new_tokens = uniforms.shape[0] // len(prompts), uniforms.shape[1]
+    drawn = _Drawn(uniforms, choose=choose, eos=eos, has_stopped=has_stopped)
+    if can_share(model):
+        with shared_attention(model):
+            shared = SharedPrompts(model, num_generations=num_generations, max_new_tokens=max_new_tokens)
+            _run(shared, prompts, drawn, max_rows=max_rows)
+    else:
+        repeated = RepeatedPrompts(model, num_generations=num_generations)
+        _run(repeated, prompts, drawn, max_rows=max_rows)
+    return drawn.ids(drawn.all_rows)
 
 
-def _pad_left(prompts: list[list[int]], *, pad_id: int, room: int) -> tuple[Tensor, Tensor]:
-    """Ids [prompts, longest] and an attention mask [prompts, longest + room], both int64."""
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), pad_id)
-    mask = torch.ones(len(prompts), longest + room, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, : longest - len(prompt)] = 0
-    return input_ids, mask
+def _run(
+    running: SharedPrompts | RepeatedPrompts, prompts: list[list[int]], drawn: "_Drawn", *, max_rows: int
+) -> None:
+    """Draw every row to its end, at most `max_rows` together."""
+    num_generations = len(drawn.all_rows) // len(prompts)
+    rows = drawn.all_rows[:0]  # those in `running`
+    num_begun = 0  # prompts
+    youngest = 0  # tokens of the rows that began last
+    for step in itertools.count():
+        if step % CHECK_EVERY == 0 or youngest == drawn.limit:
+            staying = drawn.unfinished(rows)
+            if len(staying) <= (1 - LEAVING_SHARE) * len(rows):
+                if len(rows):
+                    running.keep(staying)
+                    rows = rows[staying]
+                room = max((max_rows - len(rows)) // num_generations, 0 if len(rows) else 1)
+                waiting = prompts[num_begun : num_begun + room]
+                if waiting and (running.takes_more or not len(rows)):
+                    logits = running.admit(waiting).repeat_interleave(num_generations, dim=0)
+                    new = drawn.all_rows[num_begun * num_generations :][: len(logits)]
+                    drawn.append(new, logits)
+                    rows, num_begun, youngest = torch.cat([rows, new]), num_begun + len(waiting), 1
+        if not len(rows):
+            return
+        drawn.append(rows, running.step(drawn.last(rows)))
+        youngest += 1
 
 
-def take_most_probable(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Greedy decoding: logits [rows, vocabulary] -> ids [rows]; the uniforms are not needed."""
-    return logits.argmax(-1)
+class _Drawn:
+    """What each row has drawn; a row that has drawn all it may changes no more."""
 
+    def __init__(
+        self,
+        uniforms: Tensor,
+        *,
+        choose: Callable[[Tensor, Tensor], Tensor],
+        eos: list[int],
+        has_stopped: Callable[[list[int]], bool] | None,
+    ) -> None:
+        self._uniforms, self._choose, self._has_stopped = uniforms, choose, has_stopped
+        self._eos = torch.tensor(eos, device=uniforms.device)
+        num_rows, self.limit = uniforms.shape
+        self.all_rows = torch.arange(num_rows, device=uniforms.device)
+        # One column more than is used: there, rows go on drawing that have not left yet.
+        self._tokens = self.all_rows.new_zeros(num_rows, self.limit + 1)
+        self._lengths = torch.zeros_like(self.all_rows)
+        self._ended = self._lengths.bool()
 
-def draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """Draw one token a row from softmax(logits / temperature), restricted to its nucleus.
+    def append(self, rows: Tensor, logits: Tensor) -> None:
+        """One more token for each of these rows."""
+        column = self._lengths[rows]
+        chosen = self._choose(logits, self._uniforms[rows, column.clamp(max=self.limit - 1)])
+        self._tokens[rows, column] = chosen
+        self._lengths[rows] = (column + 1).clamp(max=self.limit)
+        self._ended[rows] |= torch.isin(chosen, self._eos)
 
-    The nucleus is the smallest set of most probable tokens whose probability reaches `top_p`. A token is
-    drawn by inverting the cumulative distribution over it, in fp32.
+    def last(self, rows: Tensor) -> Tensor:
+        return self._tokens[rows, self._lengths[rows] - 1]
 
-    Args:
-        logits: [rows, vocabulary], any floating dtype.
-        uniforms: [rows] float32 in [0, 1).
+    def unfinished(self, rows: Tensor) -> Tensor:
+        """Indices into `rows` of those that go on."""
+        if self._has_stopped is not None:
+            stopped = [self._has_stopped(ids) for ids in self.ids(rows)]
+            self._ended[rows] |= torch.tensor(stopped, dtype=torch.bool, device=rows.device)
+        return (~self._ended[rows] & (self._lengths[rows] < self.limit)).nonzero().squeeze(-1)
 
-    Returns:
-        [rows] int64 token ids.
-    """
-    probs = (logits.float() / temperature).softmax(-1)
-    if top_p == 1:
-        cumulative = probs.cumsum(-1)
-        return _invert(cumulative, cumulative[:, -1:], uniforms)
-    # On an accelerator a sort is cheaper than to wait for the answer to "do the candidates suffice?".
-    num_candidates = min(CANDIDATES, probs.shape[1]) if probs.device.type == "cpu" else probs.shape[1]
-    ids, reached = _draw_from_top(probs, uniforms, top_p=top_p, num_candidates=num_candidates)
-    if num_candidates < probs.shape[1]:
-        wide = (reached < top_p).nonzero().squeeze(-1)
-        if len(wide):
-            ids[wide], _ = _draw_from_top(
-                probs[wide], uniforms[wide], top_p=top_p, num_candidates=probs.shape[1]
-            )
-    return ids
-
-
-class GrowingLayer(DynamicLayer):
-    """A cache layer that writes into spare room, where its parent copies all positions for every token."""
-
-    keys: Tensor
-    values: Tensor
-    buffers: tuple[Tensor, Tensor] | None = None  # of keys, values: [rows, heads, capacity, head size]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append positions; return all keys and values, [rows, heads, positions, head size]."""
-        if not self.is_initialized:
-            return super().update(key_states, value_states)
-        old = self.keys.shape[2]
-        new = old + key_states.shape[2]
-        if self.buffers is None or self.buffers[0].shape[2] < new:
-            self.buffers = (_with_room(self.keys, new), _with_room(self.values, new))
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, old:new] = states
-        self.keys, self.values = (buffer[:, :, :new] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row; the rows then are others than those in the buffers."""
-        super().batch_repeat_interleave(repeats)
-        self.buffers = None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows at `indices`; the rows then are others than those in the buffers."""
-        super().batch_select_indices(indices)
-        self.buffers = None
-
-
-def _with_room(states: Tensor, num_positions: int) -> Tensor:
-    rows, heads, old, size = states.shape
-    buffer = states.new_empty(rows, heads, num_positions + SPARE_POSITIONS, size)
-    buffer[:, :, :old] = states
-    return buffer
-
-
-def _draw_from_top(
-    probs: Tensor, uniforms: Tensor, *, top_p: float, num_candidates: int
-) -> tuple[Tensor, Tensor]:
-    """Ids [rows] drawn from the nucleus among the candidates, and the candidates' probability [rows]."""
-    top, ids = probs.topk(num_candidates)
-    cumulative = top.cumsum(-1)
-    last = (cumulative[:, :-1] < top_p).sum(-1, keepdim=True)
-    index = _invert(cumulative, cumulative.gather(-1, last), uniforms)
-    return ids.gather(-1, index[:, None]).squeeze(-1), cumulative[:, -1]
-
-
-def _invert(cumulative: Tensor, mass: Tensor, uniforms: Tensor) -> Tensor:
-    """First index whose cumulative probability exceeds uniforms * mass; mass [rows, 1]."""
-    # Rounding up to the mass itself would reach past the last token that has any probability.
-    target = torch.minimum(uniforms[:, None] * mass, torch.nextafter(mass, torch.zeros_like(mass)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    def ids(self, rows: Tensor) -> list[list[int]]:
+        """What each of these rows drew, up to and with the first EOS."""
+        ends = set(self._eos.tolist())
+        return [
+            _up_to_first(ids[:length], ends)
+            for ids, length in zip(self._tokens[rows].tolist(), self._lengths[rows].tolist(), strict=True)
+        ]
 
 
 def _up_to_first(ids: list[int], ends: set[int]) -> list[int]:

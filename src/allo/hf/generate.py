@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.hf.decode import decode, draw, take_most_probable
+from allo.hf.decode import decode
+from allo.hf.draw import draw, take_most_probable
+
+WAVES = 4  # a batch has so many times the rows that are decoded together
 
 
 @dataclass(frozen=True)
@@ -51,55 +55,64 @@ def generate(
 ) -> Iterator[Batch]:
     """Yield completions batch by batch, longest prompts first, from batch number `start` on.
 
-    The batches follow from all the prompts, and each has random numbers of its own: a run resumed at batch
-    b yields what an uninterrupted one would have. Global random state is neither read nor changed. Only
-    temperature and top-p shape the distribution; a generation_config's penalties and top-k do not.
+    The batches follow from all the prompts, and each is decoded by itself: a run resumed at batch b yields
+    what an uninterrupted one would have. A completion's random numbers are its own, from the seed, its
+    prompt's place and its index, so the samples are the same for any batch size, but for rounding. Global
+    random state is neither read nor changed. Only temperature and top-p shape the distribution; a
+    generation_config's penalties and top-k do not.
 
     Args:
         prompts: each prompt's token ids, at least one (see `tokenization.prompt_ids`).
         temperature: 0 takes the most probable token each time; then `num_generations` must be 1.
         top_p: each token is drawn from the smallest set of tokens that has this probability.
         stop: a completion ends before the first of these strings, and is finished.
-        batch_size: rows decoded together. A prompt's completions are never split over batches, so a batch
-            holds batch_size // num_generations prompts, and at least one.
+        batch_size: rows decoded together, at least `num_generations`. A batch has WAVES times as many, which
+            take the places of those that end.
     """
     assert not model.training
     assert num_generations == 1 or temperature > 0
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    prompts_per_batch = max(1, batch_size // num_generations)
+    prompts_per_batch = _prompts_per_batch(num_generations, batch_size)
     eos = end_ids(model, tokenizer)
     choose = take_most_probable if temperature == 0 else partial(draw, temperature=temperature, top_p=top_p)
 
-    total = num_batches(len(prompts), num_generations=num_generations, batch_size=batch_size)
-    for number in range(start, total):
-        batch = order[number * prompts_per_batch : (number + 1) * prompts_per_batch]
-        digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        uniforms = torch.rand(max_new_tokens, len(batch) * num_generations, generator=generator)
+    for first in range(start * prompts_per_batch, len(prompts), prompts_per_batch):
+        batch = order[first : first + prompts_per_batch]
+        places = [(prompt, index) for prompt in batch for index in range(num_generations)]
+        uniforms = torch.stack([_uniforms(seed, *place, num=max_new_tokens) for place in places])
         with torch.inference_mode():
             rows = decode(
                 model,
                 [prompts[i] for i in batch],
                 uniforms.to(model.device),
-                num_generations=num_generations,
+                max_rows=batch_size,
                 choose=choose,
                 eos=eos,
                 has_stopped=partial(_has_stopped, tokenizer, stop=stop) if stop else None,
             )
         samples = [
-            Sample(
-                batch[row // num_generations],
-                row % num_generations,
-                *read(tokenizer, ids, eos=eos, stop=stop),
-            )
-            for row, ids in enumerate(rows)
+            Sample(prompt, index, *read(tokenizer, ids, eos=eos, stop=stop))
+            for (prompt, index), ids in zip(places, rows, strict=True)
         ]
-        yield Batch(number, sorted(samples, key=lambda sample: (sample.prompt, sample.index)))
+        yield Batch(
+            first // prompts_per_batch, sorted(samples, key=lambda sample: (sample.prompt, sample.index))
+        )
 
 
 def num_batches(num_prompts: int, *, num_generations: int, batch_size: int) -> int:
     """How many batches `generate` yields from batch 0 on."""
-    return -(-num_prompts // max(1, batch_size // num_generations))
+    return -(-num_prompts // _prompts_per_batch(num_generations, batch_size))
+
+
+def _prompts_per_batch(num_generations: int, batch_size: int) -> int:
+    return WAVES * max(1, batch_size // num_generations)
+
+
+def _uniforms(seed: int, prompt: int, index: int, *, num: int) -> Tensor:
+    """[num] float32 in [0, 1), what completion `index` of a prompt draws its tokens with."""
+    digest = hashlib.sha256(f"{seed}:{prompt}:{index}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return torch.rand(num, generator=generator)
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
