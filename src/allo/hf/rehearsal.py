@@ -6,9 +6,11 @@ import functools
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from torch.nn.functional import pad
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from allo.hf.models import model_of_config, read_config
+from allo.hf.shared_prompts import SharedPrompts, shared_attention
 from allo.hf.start import DTYPES
 from allo.recipe import Recipe
 
@@ -44,33 +46,21 @@ def words(number: int) -> str:
     return " ".join([_WORD] * number)
 
 
-class KeysAndValues:
-    """Rows of words that a model reads on and on, with what it keeps of them."""
+def rehearse_sampling(
+    model: PreTrainedModel, *, prompts: int, length: int, num_generations: int, max_new_tokens: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Read prompts of `length` and take the last step of their completions, when keys and values are most.
 
-    def __init__(self, model: PreTrainedModel, *, rows: int) -> None:
-        self._model, self._rows, self._length = model, rows, 0
-        self._cache = DynamicCache(config=model.config)
-
-    def read(self, length: int) -> Tensor:
-        """Logits [rows, vocabulary] after `length` more tokens; one row is padded, so attention takes a mask."""
-        end = self._length + length
-        mask = torch.ones(self._rows, end, dtype=torch.int64)
-        mask[-1, 0] = self._rows == 1
-        logits: Tensor = self._model(
-            input_ids=torch.ones(self._rows, length, dtype=torch.int64),
-            attention_mask=mask,
-            position_ids=torch.arange(self._length, end).expand(self._rows, -1),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        self._length = end
-        return logits[:, -1]
-
-    def tensors(self) -> list[Tensor]:
-        return [
-            value
-            for layer in self._cache.layers
-            for value in vars(layer).values()
-            if isinstance(value, Tensor) and value.is_floating_point()
+    Returns logits [prompts * num_generations, vocabulary], and the keys and values.
+    """
+    with shared_attention(model):
+        rows = SharedPrompts(model, num_generations=num_generations, max_new_tokens=max_new_tokens)
+        rows.admit([[2] * (length - number % 2) for number in range(prompts)])
+        read = max(max_new_tokens - 2, 0)
+        rows.own_states = [
+            (pad(keys, (0, 0, 0, read)), pad(values, (0, 0, 0, read))) for keys, values in rows.own_states
         ]
+        rows._lengths.fill_(read)
+        rows._oldest = read
+        logits = rows.step(torch.full((prompts * num_generations,), 2))
+    return logits, [states for layer in rows.prompt_states + rows.own_states for states in layer]

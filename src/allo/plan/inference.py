@@ -7,7 +7,7 @@ from allo.core.rehearsal import Rehearsal
 from allo.hf.collate import pad
 from allo.hf.models import Model
 from allo.hf.policy import completion_distributions, per_token_logps
-from allo.hf.rehearsal import KeysAndValues, rehearsed_model
+from allo.hf.rehearsal import rehearse_sampling, rehearsed_model
 from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
 from allo.plan.memory import StagePlan
 from allo.recipe import Evaluate, Recipe, Sample
@@ -70,19 +70,21 @@ def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = N
 def _generate(
     recipe: Recipe, settings: Sample | Evaluate, num_generations: int, model: Model, rehearsal: Rehearsal
 ) -> Lengths:
-    """The first forward pass, on whole prompts, and the last, when the cache is full."""
+    """The whole of the prompts, and the last step of their completions."""
     lengths = sampling_lengths(recipe, model, settings.max_new_tokens)
-    num_rows = _rows(settings.batch_size, num_generations)
-    _draw(KeysAndValues(model, rows=num_rows // num_generations).read(lengths.prompt))
-    # What is in the cache at the end, read here at once; the peak of that is no part of the run's.
-    peak, at_peak = rehearsal.peak, rehearsal.at_peak
-    cache = KeysAndValues(model, rows=num_rows)
-    cache.read(lengths.row - 1)
-    rehearsal.hold(cache.tensors(), "cache")
-    rehearsal.start_again()
-    _draw(cache.read(1))
-    if peak > rehearsal.peak:
-        rehearsal.peak, rehearsal.at_peak = peak, at_peak
+    before = rehearsal.peak
+    logits, cache = rehearse_sampling(
+        model,
+        prompts=max(1, settings.batch_size // num_generations),
+        length=lengths.prompt,
+        num_generations=num_generations,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    kept = sum(states.nbytes for states in cache)
+    _draw(logits)
+    if rehearsal.peak > before:
+        rehearsal.at_peak["activations"] -= kept
+        rehearsal.at_peak["cache"] += kept
     return lengths
 
 

@@ -13,7 +13,7 @@ KINDS = {
     "slots": "of the selected weights: the bits that the reference has",
     "gradient": "one tensor's dense gradient, until its selected entries are taken",
     "log-probs": "logits of a chunk of completion tokens (of a row's next token), and what is made of them",
-    "cache": "keys and values of every position at the end (while prompts are read, an activation)",
+    "cache": "keys and values of prompts and completions at their longest, a prompt's once",
     "activations": "what the backward pass will need, and the scratch of the operation at the peak",
 }
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
