@@ -89,8 +89,12 @@ HOUSE = {
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
+    # How much memory a recipe takes: its stages rehearsed.
+    "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
-    "cli": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "demo"}),
+    "cli": Room(
+        {*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}
+    ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
     "__init__": Room({"core", "hf"}),

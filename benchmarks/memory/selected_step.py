@@ -78,11 +78,11 @@ def peak_over_present(device: torch.device) -> Callable[[], int]:
         return lambda: torch.cuda.max_memory_allocated(device) - before
     # Writing 5 resets the high-water mark of this process; getrusage's would still be its parent's.
     Path("/proc/self/clear_refs").write_text("5")
-    resident = _status_bytes("VmRSS")
-    return lambda: _status_bytes("VmHWM") - resident
+    resident = status_bytes("VmRSS")
+    return lambda: status_bytes("VmHWM") - resident
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 

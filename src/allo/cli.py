@@ -99,6 +99,31 @@ def report(
     say(f"{html}\n{markdown}")
 
 
+@app.command("plan")
+def plan_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on what does not fit."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,
+) -> None:
+    """Print how much memory each stage takes; no weights are read."""
+    from allo.plan.memory import parse_size
+
+    limit = None if gpu is None else parse_size(gpu)
+    read = load_recipe(recipe, overrides)
+    from allo.plan import plan, show
+
+    planned = plan(read, limit=limit)
+    if as_json:
+        typer.echo(json.dumps(show.as_json(planned, gpus=gpus), indent=1))
+    else:
+        show.show(planned, gpus=gpus)
+
+
 @app.command("demo")
 def demo(out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo")) -> None:
     """Align the bundled laboratory model: SFT, plain DPO and ALLO, side by side."""

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +31,7 @@ Tokenizer = PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+CONFIG_FILES = ["config.json", "*.py"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 
@@ -75,6 +77,30 @@ def load_model(
     return model.to(where).eval()
 
 
+def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a checkpoint; of a hub id nothing else is downloaded, of a `.gguf` file the header read.
+
+    Raises `UserError` where `ref` has no causal language model's.
+    """
+    folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
+    with _loading(ref, "a causal language model"):
+        return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
+
+
+def model_of_config(
+    config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A new model, with SDPA attention; its weights lie where torch puts new tensors, such as on the meta device.
+
+    Raises `UserError` where transformers has no causal language model of the kind.
+    """
+    with _loading(config.name_or_path, "a causal language model"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    return model.eval()
+
+
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
     """The names of the weights that the model in `folder` trains, from its configuration alone.
 
@@ -100,9 +126,9 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
 def _without_weights(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
     _require_safetensors(folder, folder)
-    with _loading(folder, "a causal language model"), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return model_of_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(

@@ -14,6 +14,7 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -379,7 +380,7 @@ class _WriteBack(TrainerCallback):
 def _check_whole(model: PreTrainedModel) -> None:
     """Refuse parameters of which this process has only a shard."""
     for name, param in model.named_parameters():
-        if type(param.data) is not Tensor:
+        if type(param.data) not in (Tensor, FakeTensor):  # a rehearsal's are whole
             raise UserError(
                 f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
                 "supported. Load the whole model in each process."

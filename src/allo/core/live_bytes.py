@@ -1,0 +1,84 @@
+"""How many bytes of tensors are alive while code runs: the peak, and what it is made of."""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts each storage from the operation that makes it until the last tensor on it is gone.
+
+        with LiveBytes() as live:
+            model(input_ids).loss.backward()
+        live.peak
+
+    Counted is what torch's operations return, forward and backward, views once; not what a kernel takes for
+    itself meanwhile, nor tensors made before, unless they are given to `hold`. `kind` names what a new tensor
+    is, for `at_peak`: the bytes of each kind at the moment of the peak.
+    """
+
+    def __init__(self, kind: Callable[[Tensor], str] = lambda tensor: "tensors") -> None:
+        super().__init__()
+        self.kind = kind
+        self.now = 0
+        self.peak = 0
+        self.at_peak: Counter[str] = Counter()
+        self._by_kind: Counter[str] = Counter()
+        self._alive: dict[int, _Alive] = {}  # by the storage's address
+
+    def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count tensors that were there before, or name anew what is counted already."""
+        for tensor in tensors:
+            self._count(tensor, kind)
+            alive = self._alive[tensor.untyped_storage()._cdata]
+            self._by_kind[alive.kind] -= alive.size
+            self._by_kind[kind] += alive.size
+            alive.kind = kind
+
+    def start_again(self) -> None:
+        """Take the peak from now on."""
+        self.peak, self.at_peak = self.now, self._by_kind.copy()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = self.run(func, args, kwargs or {})
+        if not func._schema.is_mutable:  # else it returns what it was given
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor):
+                    self._count(tensor, self.kind(tensor))
+        return result
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do one operation."""
+        return func(*args, **kwargs)
+
+    def _count(self, tensor: Tensor, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._alive:
+            return
+
+        def release(_: Any) -> None:
+            gone = self._alive.pop(address)
+            self.now -= gone.size
+            self._by_kind[gone.kind] -= gone.size
+
+        self._alive[address] = _Alive(weakref.ref(storage, release), storage.nbytes(), kind)
+        self.now += storage.nbytes()
+        self._by_kind[kind] += storage.nbytes()
+        if self.now > self.peak:
+            self.peak, self.at_peak = self.now, self._by_kind.copy()
+
+
+@dataclass
+class _Alive:
+    storage: Any  # a weak reference
+    size: int
+    kind: str

@@ -1,0 +1,42 @@
+"""How much memory each stage of a recipe takes, before weights are downloaded or anything runs."""
+
+from allo.pipeline import stages_of
+from allo.plan.memory import Plan, StagePlan
+from allo.recipe import Recipe
+
+
+def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
+    """Plan every stage that runs the model; with `limit` bytes, advise on those that take more.
+
+    Raises `UserError` where the recipe's model has no configuration that can be read.
+    """
+    from allo.plan.advice import advise
+
+    stages = tuple(plan_stage(recipe, name) for name in stages_that_run_the_model(recipe))
+    advice = {
+        stage.stage: advise(recipe, stage, limit=limit)
+        for stage in stages
+        if limit is not None and stage.total > limit
+    }
+    return Plan(stages, limit, advice)
+
+
+def stages_that_run_the_model(recipe: Recipe) -> list[str]:
+    """In order; the first stage trains only where the recipe fine-tunes."""
+    idle = {"judge", "pair", "report"} | ({"sft"} if recipe.sft is None else set())
+    return [stage.name for stage in stages_of(recipe) if stage.name not in idle]
+
+
+def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
+    """Plan one stage by a rehearsal of what it does."""
+    from allo.plan import inference, training
+
+    match stage:
+        case "sample":
+            return inference.plan_sampling(recipe)
+        case "score":
+            return inference.plan_scoring(recipe)
+        case "evaluate":
+            return inference.plan_evaluation(recipe)
+        case _:
+            return training.plan_training(recipe, stage)

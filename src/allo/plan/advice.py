@@ -1,0 +1,95 @@
+"""Which settings make a stage fit: those that change no result first, each tried in a rehearsal."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from allo.plan import plan_stage
+from allo.plan.memory import Advised, StagePlan
+from allo.recipe import Recipe
+from allo.recipe_yaml import override
+
+Settings = dict[str, Any]
+
+
+def advise(recipe: Recipe, planned: StagePlan, *, limit: int) -> Advised:
+    """The first settings, in the order of `_levers`, under which the stage takes at most `limit` bytes."""
+    settings: Settings = {}
+    for lever in _levers(recipe, planned.stage):
+        if with_settings(recipe, settings | lever) is None:
+            continue
+        settings |= lever
+        found = _plan_with(recipe, planned.stage, settings)
+        if found.total <= limit:
+            return _with_larger_batch(recipe, planned, Advised(settings, found), limit=limit)
+    return Advised()
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe | None:
+    """The recipe with other values at dotted keys; None where it does not allow them."""
+    fields = json.loads(recipe.model_dump_json())
+    for key, value in settings.items():
+        override(fields, f"{key}={json.dumps(value)}")
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError:
+        return None
+
+
+def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
+    """What may help, the cheapest first; each comes on top of those before it."""
+    yield _batch(recipe, stage, 1)
+    if stage in ("sft", "locate", "forget", "improve"):
+        yield {f"{stage}.training.activation_checkpointing": True}  # a third more time, the same numbers
+    if stage in ("forget", "improve"):
+        yield {f"{stage}.reference": "precomputed"}  # the same numbers
+        yield {f"{stage}.lean": True}
+    if stage == "locate":
+        # The weights that are found are others.
+        yield {"locate.criterion": "warmup_fused"}
+        yield {"locate.criterion": "gradient"}
+
+
+def _batch(recipe: Recipe, stage: str, size: int) -> Settings:
+    """Fewer rows at a time; an optimizer step is over as many as before."""
+    if stage not in ("sft", "locate", "forget", "improve"):
+        return {f"{stage}.batch_size": size}
+    training = getattr(recipe, stage).training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    settings: Settings = {
+        f"{stage}.training.per_device_train_batch_size": size,
+        f"{stage}.training.gradient_accumulation_steps": -(-rows // size),
+    }
+    if getattr(getattr(recipe, stage), "max_tokens_per_batch", None) is not None:
+        settings[f"{stage}.max_tokens_per_batch"] = None
+    return settings
+
+
+def _size(recipe: Recipe, stage: str) -> int:
+    block = getattr(recipe, stage)
+    size: int = getattr(block, "batch_size", None) or block.training.per_device_train_batch_size
+    return size
+
+
+def _with_larger_batch(recipe: Recipe, planned: StagePlan, advised: Advised, *, limit: int) -> Advised:
+    """As many rows at a time, halved from the recipe's own, as fit."""
+    assert advised.plan is not None
+    most = _size(recipe, planned.stage)
+    a_row = (planned.total - advised.plan.total) / max(most - 1, 1)
+    size = most // 2
+    while size > 1:
+        if advised.plan.total + (size - 1) * a_row <= limit:
+            settings = {**advised.settings, **_batch(recipe, planned.stage, size)}
+            found = _plan_with(recipe, planned.stage, settings)
+            if found.total <= limit:
+                return Advised(settings, found)
+        size //= 2
+    return advised
+
+
+def _plan_with(recipe: Recipe, stage: str, settings: Settings) -> StagePlan:
+    changed = with_settings(recipe, settings)
+    assert changed is not None
+    return plan_stage(changed, stage)

@@ -1,0 +1,105 @@
+"""The memory of the stages that only run the model: sampling, scoring, evaluating."""
+
+import torch
+from torch import Tensor
+
+from allo.core.rehearsal import Rehearsal
+from allo.hf.collate import pad
+from allo.hf.models import Model
+from allo.hf.policy import completion_distributions, per_token_logps
+from allo.hf.rehearsal import rehearse_sampling, rehearsed_model
+from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
+from allo.plan.memory import StagePlan
+from allo.recipe import Evaluate, Recipe, Sample
+from allo.stages.evaluate import KL_BATCH
+
+_WORD = 2
+_FORWARD = {"privileged", "confidence", "implicit"}  # scorers that run the model
+
+
+def plan_sampling(recipe: Recipe) -> StagePlan:
+    """Whole prompts at first; at the end all completions are as long as they may be."""
+    with torch.inference_mode(), Rehearsal() as rehearsal:
+        model = _load(recipe, rehearsal)
+        lengths = _generate(recipe, recipe.sample, recipe.sample.num_generations, model, rehearsal)
+    rows = _rows(recipe.sample.batch_size, recipe.sample.num_generations)
+    load = f"{rows} completions of {lengths.prompt} + {lengths.completion} tokens"
+    return StagePlan("sample", load, dict(rehearsal.at_peak))
+
+
+def plan_scoring(recipe: Recipe) -> StagePlan:
+    """One batch of the longest completions; `implicit` has the model and the warm-up's weights in fp32."""
+    assert recipe.score is not None
+    lengths = scoring_lengths(recipe)
+    size, implicit = recipe.score.batch_size, recipe.score.scorer == "implicit"
+    with torch.inference_mode(), Rehearsal() as rehearsal:
+        model = _load(recipe, rehearsal, dtype=torch.float32 if implicit else None)
+        if recipe.score.scorer in _FORWARD:
+            per_token_logps(model, _batch(lengths, size))
+    host = sum(param.nbytes for param in model.parameters()) if implicit else 0
+    load = f"{size} rows of {lengths.prompt} + {lengths.completion} tokens"
+    return StagePlan("score", load, dict(rehearsal.at_peak), host=host)
+
+
+def plan_evaluation(recipe: Recipe) -> StagePlan:
+    """Greedy answers, where every row has a prompt of its own, or samples, or the distance to the start."""
+    evaluate = recipe.evaluate
+    numbers = {evaluate.generations(name) for name in evaluate.sets} | ({1} if evaluate.greedy else set())
+    with torch.inference_mode(), Rehearsal() as rehearsal:
+        model = _load(recipe, rehearsal)
+        for number in sorted(numbers - {0}):
+            lengths = _generate(recipe, evaluate, number, model, rehearsal)
+        if evaluate.kl is not None:
+            batch = _batch(sampling_lengths(recipe, model, evaluate.kl_tokens), KL_BATCH)
+            logps, start = (completion_distributions(model, batch) for _ in range(2))
+            (logps.exp() * (logps - start)).sum(-1)
+    load = f"{evaluate.batch_size} completions of {lengths.prompt} + {lengths.completion} tokens"
+    return StagePlan("evaluate", load, dict(rehearsal.at_peak))
+
+
+def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = None) -> Model:
+    """The model alone, with the vocabulary's size by which logits are known."""
+    model = rehearsed_model(recipe, dtype=dtype)
+    rehearsal.hold([*model.parameters(), *model.buffers()], "weights")
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rehearsal.kind = lambda tensor: "log-probs" if tensor.shape[-1:] == (vocabulary,) else "activations"
+    rehearsal.start_again()
+    return model
+
+
+def _generate(
+    recipe: Recipe, settings: Sample | Evaluate, num_generations: int, model: Model, rehearsal: Rehearsal
+) -> Lengths:
+    """The whole of the prompts, and the last step of their completions."""
+    lengths = sampling_lengths(recipe, model, settings.max_new_tokens)
+    before = rehearsal.peak
+    logits, cache = rehearse_sampling(
+        model,
+        prompts=max(1, settings.batch_size // num_generations),
+        length=lengths.prompt,
+        num_generations=num_generations,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    kept = sum(states.nbytes for states in cache)
+    _draw(logits)
+    if rehearsal.peak > before:
+        rehearsal.at_peak["activations"] -= kept
+        rehearsal.at_peak["cache"] += kept
+    return lengths
+
+
+def _rows(batch_size: int, num_generations: int) -> int:
+    """A prompt's completions are decoded together."""
+    return max(1, batch_size // num_generations) * num_generations
+
+
+def _draw(logits: Tensor) -> None:
+    """Probabilities in fp32, sorted whole, as on a GPU."""
+    probs = logits.float().softmax(-1)
+    probs.topk(probs.shape[1]).values.cumsum(-1)
+
+
+def _batch(lengths: Lengths, size: int) -> dict[str, Tensor]:
+    """Rows of which one is shorter: with padding, attention takes a mask."""
+    prompt, completion = [_WORD] * lengths.prompt, [_WORD] * lengths.completion
+    return pad([(prompt, completion)] * (size - 1) + [(prompt[size > 1 :], completion)], pad_id=0)

@@ -1,0 +1,69 @@
+"""What a plan says: bytes of each kind at the moment when a stage holds the most."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from allo.errors import UserError
+
+# Kinds of memory in the order of the table, and what each is.
+KINDS = {
+    "weights": "all of the model, in the run's dtype",
+    "state": "of the selected weights: places, masters, gradient, the optimizer's moments",
+    "slots": "of the selected weights: the bits that the reference has",
+    "gradient": "one tensor's dense gradient, until its selected entries are taken",
+    "log-probs": "logits of a chunk of completion tokens (of a row's next token), and what is made of them",
+    "cache": "keys and values of prompts and completions at their longest, a prompt's once",
+    "activations": "what the backward pass will need, and the scratch of the operation at the peak",
+}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage at its peak. `load` says for what; `host` is kept in host memory, whatever the device."""
+
+    stage: str
+    load: str
+    bytes: Mapping[str, int]
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Advised:
+    """A stage that does not fit: `settings` (dotted key -> value) under which it does, planned anew.
+
+    Without `plan` nothing that the planner knows makes it fit.
+    """
+
+    settings: Mapping[str, object] = field(default_factory=dict)
+    plan: StagePlan | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a recipe, and, where a limit in bytes is given, advice for those above it."""
+
+    stages: tuple[StagePlan, ...]
+    limit: int | None = None
+    advice: Mapping[str, Advised] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        return max(stage.total for stage in self.stages)
+
+    def fits(self, stage: StagePlan) -> bool:
+        return self.limit is None or stage.total <= self.limit
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 24GB (10^9) or 22.5GiB (2^30). Raises `UserError` for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    if found is None or found[2] not in _UNITS or not float(found[1]):
+        raise UserError(f"--gpu {text}: give a size such as 24GB; the units are {', '.join(_UNITS)}")
+    return int(float(found[1]) * _UNITS[found[2]])
