@@ -57,8 +57,8 @@ class Work:
     pairs: str
     dtype: str = "bfloat16"
     device: str = "cpu"
-    batch_size: int = 2
-    accumulation: int = 4
+    batch_size: int = 4
+    accumulation: int = 2
     max_length: int = 512
     density: float = 0.05
     checkpointing: bool = False
