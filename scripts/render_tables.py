@@ -2,7 +2,7 @@
 
 A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is
 one JSON file (see benchmarks/README.md); the records of one table are put below each other in the order of
-their file names. `--check` writes nothing and exits with 1 if a document is not up to date.
+their file names. The table `targets` is made of them all (targets.py). `--check` writes nothing and exits with 1 if a document is not up to date.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import targets
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/*.md", "docs/*.md")
@@ -66,15 +68,17 @@ def render(records: list[dict[str, Any]]) -> str:
     columns = records[0]["columns"]
     if any(record["columns"] != columns for record in records):
         raise BadRecordError(f"table {records[0]['table']!r}: its records differ in their columns")
-    # Columns of figures are set flush right.
-    first = records[0]["rows"][0]
-    rules = ["---" if isinstance(cell, str) else "---:" for cell in first]
-    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rules)} |"]
-    lines += [f"| {' | '.join(map(render_cell, row))} |" for record in records for row in record["rows"]]
-    lines.append("")
+    lines = [*grid(columns, [row for record in records for row in record["rows"]]), ""]
     sources = [f"`{r['command']}`, {r['date']}, commit {r['commit'][:7]}, {r['machine']}" for r in records]
     lines += [f"<sub>{source}</sub>  " for source in dict.fromkeys(sources)]
     return "\n".join(lines) + "\n"
+
+
+def grid(columns: list[str], rows: list[list[Any]]) -> list[str]:
+    """A Markdown table's lines; columns of figures are set flush right."""
+    rules = ["---" if isinstance(cell, str) else "---:" for cell in rows[0]]
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rules)} |"]
+    return lines + [f"| {' | '.join(map(render_cell, row))} |" for row in rows]
 
 
 def fill(document: str, tables: dict[str, list[dict[str, Any]]]) -> str:
@@ -82,6 +86,8 @@ def fill(document: str, tables: dict[str, list[dict[str, Any]]]) -> str:
 
     def table(place: re.Match[str]) -> str:
         records = tables.get(place["name"])
+        if place["name"] == "targets":
+            return place["open"] + "\n".join(grid(*targets.rows(tables))) + "\n" + place["close"]
         return place["open"] + (render(records) if records else EMPTY) + place["close"]
 
     return PLACE.sub(table, document)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "memory" / "selected_step.py"
-# A selected bf16 weight: index, master, gradient, two moments, one slot; and 8 for each tensor's only block.
-BYTES_A_SELECTED_WEIGHT = 2 + 4 + 4 + 2 * 4 + 2
+# A selected bf16 weight: index, master, gradient, two moments; and 8 for each tensor's only block.
+BYTES_A_SELECTED_WEIGHT = 2 + 4 + 4 + 2 * 4
+SLOT = 2
 BYTES_A_TENSOR = 8
-# Lean: index, residual, gradient, two codes, one slot; and at most a block's gradient, codes and scales a tensor.
-LEAN_BYTES_A_SELECTED_WEIGHT = 2 + 2 + 2 + 2 + 2
+# Lean: index, residual, gradient, two codes; and at most a block's gradient, codes and scales a tensor.
+LEAN_BYTES_A_SELECTED_WEIGHT = 2 + 2 + 2 + 2
 LEAN_BYTES_A_TENSOR = BYTES_A_TENSOR + 256 * (2 + 2) + 2 * 4
 
 
@@ -31,12 +32,15 @@ def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -
     return dict(zip(record["columns"], record["rows"][0], strict=True))
 
 
-def test_the_state_costs_20_bytes_a_selected_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_costs_18_bytes_a_selected_weight_and_a_slot_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures = figures_of(tmp_path, monkeypatch)
     assert (figures["weights"], figures["density"]) == (2 * 40 * 40, 0.05)
     assert figures["state, B/weight"] == pytest.approx(
         0.05 * BYTES_A_SELECTED_WEIGHT + 2 * BYTES_A_TENSOR / figures["weights"]
     )
+    assert figures["slot, B/weight"] == pytest.approx(0.05 * SLOT)
 
 
 def test_the_lean_state_costs_8_bytes_and_the_slot_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

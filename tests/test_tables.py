@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import targets
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD: dict[str, Any] = {
@@ -82,3 +83,17 @@ def test_bad_records_are_refused(tables: ModuleType, project: Path, changes: dic
     put(project, "a.json", **changes)
     assert tables.main([], root=project) == 2
     assert (project / "README.md").read_text() == DOCUMENT
+
+
+def test_a_target_is_met_missed_or_unmeasured() -> None:
+    target = targets.Target(
+        "delta", "files", lambda row: row["density"] == 0.05, targets.only("share"), at_most=0.075
+    )
+
+    def verdict(*rows: list[float]) -> list[Any]:
+        record = RECORD | {"columns": ["density", "share"], "rows": list(rows)}
+        return target.row({"files": [record]})
+
+    assert verdict([0.1, 0.01], [0.05, 0.07]) == ["delta", "≤ 0.075", 0.07, "yes"]
+    assert verdict([0.05, 0.08]) == ["delta", "≤ 0.075", 0.08, "**no**"]
+    assert verdict([0.1, 0.01]) == ["delta", "≤ 0.075", None, "unmeasured"]

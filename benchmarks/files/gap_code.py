@@ -11,16 +11,19 @@ is the file that `write_delta` makes of the same indices with bf16 values, over 
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from measured import ROOT, record
 
 from allo.core import gap_code
 from allo.delta import write_delta
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record
 
 DENSITIES = (0.01, 0.05, 0.1)
 SIZE = 1 << 24
@@ -71,10 +74,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Size and speed of the gap code.")
     parser.add_argument("--tensors", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "files_gap_code.json"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "files_gap_code.json")
     options = parser.parse_args()
+    record = Record(options.output, "files-gap-code", device="cpu")
     rows = []
     for density in DENSITIES:
         tensors = drawn(density, options.tensors)
@@ -85,11 +87,9 @@ def main() -> None:
         rows.append([density, num, coded / num, entropy / 8, *speeds, delta_share(tensors)])
     columns = ["density", "entries", "bytes an entry", "entropy, bytes an entry"]
     columns += ["encode, MB/s", "decode, MB/s", "delta / bf16 checkpoint"]
-    result = record("files-gap-code", columns, rows)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        print(json.dumps(dict(zip(columns, row, strict=True)), indent=1))
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    record.write(found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,7 @@
-"""What the benchmarks of this folder share: one record, and memory and caches as the kernel counts them."""
+"""What the benchmarks of this folder share: memory and caches as the kernel counts them."""
 
-import datetime
 import os
-import shlex
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def record(table: str, columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    """As benchmarks/README.md lays it down."""
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
-        return run.stdout.strip()
-
-    return {
-        "schema": 1,
-        "table": table,
-        "date": datetime.date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain")),
-        "machine": f"{os.cpu_count()} CPU cores",
-        "command": shlex.join(["python", *sys.argv]),
-        "columns": columns,
-        "rows": rows,
-    }
 
 
 def status_bytes(field: str) -> int:

@@ -29,12 +29,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from measured import ROOT, forget, record, status_bytes
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from allo.checkpoints import INDEX, Checkpoint
 from allo.mask_files import mask_from_checkpoints
+from measured import forget, status_bytes
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record
 
 WIDTH, MLP, VOCABULARY = 4096, 11008, 32000
 MIB = 1 << 20
@@ -161,9 +164,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="divides each layer's width, for a quick try")
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results" / "files_selection.json"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "files_selection.json")
     parser.add_argument("--once", choices=["plain", "threads", "select"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
@@ -176,6 +177,7 @@ def main() -> None:
         parser.error(
             f"{options.folder} has {free / 1e9:.1f} GB free, {2.5 * options.gigabytes:.1f} are needed"
         )
+    record = Record(options.output, "files-selection", device="cpu")
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
         folder = Path(made)
@@ -211,11 +213,9 @@ def main() -> None:
         "select / threads",
     ]
     columns += ["memory beside the mask, MiB", "allowed, MiB"]
-    result = record("files-selection", columns, rows)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        print(json.dumps(dict(zip(columns, row, strict=True)), indent=1))
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    record.write(found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from selected_step import ROOT, peak_over_present
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from allo.core.host_sums import HostSums
@@ -27,6 +26,7 @@ from allo.hf.models import load_tokenizer
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import state_bytes
+from selected_step import ROOT, peak_over_present
 
 WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
 TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")

@@ -9,14 +9,17 @@ bitsandbytes' rows are left out where it is not installed.
 import argparse
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from selected_step import ROOT, record
 from torch import Tensor, nn
 
 from allo.core.lean_adamw import LeanAdamW
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record
 
 ENTRIES = 1 << 14
 STEPS = 300
@@ -62,11 +65,12 @@ def bitsandbytes(param: nn.Parameter) -> torch.optim.Optimizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare 8-bit AdamW with fp32 AdamW.")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "moments.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "moments.json")
     options = parser.parse_args()
     systems = {"allo, lean": lean}
     if importlib.util.find_spec("bitsandbytes") is not None:
         systems["bitsandbytes, AdamW8bit"] = bitsandbytes
+    record = Record(options.output, "moments", device="cpu")
     rows = []
     for spread in SPREADS:
         param = nn.Parameter(start())
@@ -75,11 +79,16 @@ def main() -> None:
             param = nn.Parameter(start())
             way, state = train(param, optimizer(param), spread)
             cosine = torch.cosine_similarity(way, exact, dim=0).item()
-            rows.append([name, spread, state, cosine, (way.norm() / exact.norm()).item()])
-    columns = ["AdamW", "spread", "state, B/entry", "cosine with fp32's way", "length over fp32's"]
-    result = record([], columns, machine="CPU") | {"table": "moments", "rows": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            rows.append(
+                {
+                    "AdamW": name,
+                    "spread": spread,
+                    "state, B/entry": state,
+                    "cosine with fp32's way": cosine,
+                    "length over fp32's": (way.norm() / exact.norm()).item(),
+                }
+            )
+    record.write(rows)
     print(json.dumps(rows, indent=1))
 
 

@@ -7,15 +7,10 @@ With `--lean` the state is the lean one. State is what lies on the device: a lea
 """
 
 import argparse
-import datetime
 import json
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +18,9 @@ from torch import nn
 from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 2
@@ -44,8 +42,8 @@ def one_in_each_run(model: nn.Module, *, every: int) -> ParamMask:
     return ParamMask(indices, shapes=shapes)
 
 
-def train(model: nn.Sequential, *, every: int, lean: bool) -> int:
-    """Two steps; returns the bytes of indices, masters, gradient, slot and moments on the model's device."""
+def train(model: nn.Sequential, *, every: int, lean: bool) -> tuple[int, int]:
+    """Two steps; returns the bytes of indices, masters, gradient and moments, and those of the slot."""
     selected = SelectedWeights(model, one_in_each_run(model, every=every), slots=("ref",), lean=lean)
     groups = selected.param_groups(weight_decay=0.1)
     optimizer = (
@@ -66,8 +64,8 @@ def train(model: nn.Sequential, *, every: int, lean: bool) -> int:
     moments = sum(
         value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"
     )
-    elsewhere = sum(bits.nbytes for bits in selected.slot("ref").values() if bits.device != device)
-    return selected.num_bytes + moments - elsewhere
+    slot = sum(bits.nbytes for bits in selected.slot("ref").values())
+    return selected.num_bytes + moments - slot, slot
 
 
 def peak_over_present(device: torch.device) -> Callable[[], int]:
@@ -85,25 +83,6 @@ def peak_over_present(device: torch.device) -> Callable[[], int]:
 def status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def record(row: list[Any], columns: list[str], *, machine: str) -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    return {
-        "schema": 1,
-        "table": "selected-step",
-        "date": datetime.date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain")),
-        "machine": machine,
-        "command": shlex.join(["python", *sys.argv]),
-        "columns": columns,
-        "rows": [row],
-    }
 
 
 def main() -> None:
@@ -124,26 +103,22 @@ def main() -> None:
     model = stack(layers=options.layers, size=options.size, device=options.device)
     weights = sum(param.numel() for param in model.parameters())
     peak = peak_over_present(options.device)
-    state = train(model, every=options.every, lean=options.lean)
+    state, slot = train(model, every=options.every, lean=options.lean)
     extra = peak()
 
-    cuda = options.device.type == "cuda"
-    machine = torch.cuda.get_device_name(options.device) if cuda else f"{os.cpu_count()} CPU cores"
-    columns = {
+    row = {
         "device": options.device.type + ", lean" * options.lean,
         "weights": weights,
         "density": 1 / options.every,
         "state, B/weight": state / weights,
+        "slot, B/weight": slot / weights,
         "one dense gradient, B/weight": 2 * options.size**2 / weights,
         "activations, B/weight": 2 * options.size * (options.layers + 1) / weights,
         "measured peak over the weights, B/weight": extra / weights,
     }
-    result = record(list(columns.values()), list(columns), machine=machine)
     name = f"selected_step-{options.device.type}{'_lean' * options.lean}.json"
-    output = options.output or ROOT / "benchmarks" / "results" / name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(columns, indent=1))
+    Record(options.output or RESULTS / name, "selected-step", device=options.device.type).write([row])
+    print(json.dumps(row, indent=1))
 
 
 if __name__ == "__main__":

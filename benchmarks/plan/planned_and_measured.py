@@ -35,9 +35,8 @@ from allo.recipe import Recipe
 from allo.records import Wrong
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "memory")]
-from selected_step import one_in_each_run, peak_over_present, status_bytes  # noqa: E402
-
 from record import RESULTS, Record  # noqa: E402
+from selected_step import one_in_each_run, peak_over_present, status_bytes  # noqa: E402
 
 # Freed memory goes back to the system at once, one arena.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}

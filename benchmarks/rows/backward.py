@@ -7,23 +7,20 @@ two medians.
 """
 
 import argparse
-import datetime
-import json
-import os
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,33 +97,6 @@ def medians(options: Options, dtype: torch.dtype) -> dict[str, float]:
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def record(found: list[list[Any]], *, machine: str) -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    return {
-        "schema": 1,
-        "table": "rows-backward",
-        "date": datetime.date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain")),
-        "machine": machine,
-        "command": shlex.join(["python", *sys.argv]),
-        "columns": [
-            "device",
-            "dtype",
-            "trained",
-            "share trained",
-            "backward, s",
-            "of single entries",
-            "of all weights",
-        ],
-        "rows": found,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the backward pass with whole lines selected.")
     parser.add_argument("--device", type=torch.device, default="cpu")
@@ -139,31 +109,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/rows_backward-DEVICE.json")
     options = parser.parse_args()
 
+    output = options.output or RESULTS / f"rows_backward-{options.device.type}.json"
+    record = Record(output, "rows-backward", device=options.device.type)
     share = round(options.density * options.size) / options.size
     found = []
     for dtype in options.dtypes:
         seconds = medians(options, DTYPES[dtype])
         found += [
-            [
-                options.device.type,
-                dtype,
-                name,
-                1.0 if name == DENSE else round(share, 4),
-                round(taken, 6),
-                round(taken / seconds[ENTRIES], 3),
-                round(taken / seconds[DENSE], 3),
-            ]
+            {
+                "device": options.device.type,
+                "dtype": dtype,
+                "trained": name,
+                "share trained": 1.0 if name == DENSE else share,
+                "backward, s": taken,
+                "of single entries": taken / seconds[ENTRIES],
+                "of all weights": taken / seconds[DENSE],
+            }
             for name, taken in seconds.items()
         ]
-    cuda = options.device.type == "cuda"
-    threads = f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores"
-    machine = torch.cuda.get_device_name(options.device) if cuda else threads
-    result = record(found, machine=machine)
-    output = options.output or ROOT / "benchmarks" / "results" / f"rows_backward-{options.device.type}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for line in [result["columns"], *found]:
-        print(*line, sep=" | ")
+    record.write(found)
+    for row in found:
+        print(*row.values(), sep=" | ")
 
 
 if __name__ == "__main__":

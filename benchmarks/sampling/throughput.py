@@ -6,12 +6,9 @@ on the left. They take turns, ours first, each with new random numbers a round; 
 """
 
 import argparse
-import datetime
 import json
 import os
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +23,9 @@ from allo.hf.models import load_model, load_tokenizer
 from allo.hf.tokenization import prompt_ids
 from allo.prompts import PromptSource, read_prompts
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record
+
 TEMPERATURE, TOP_P = 0.7, 0.95
 
 
@@ -103,27 +102,6 @@ def rate(run: Callable[..., int], *arguments: Any, device: torch.device, **keywo
     return useful / (time.perf_counter() - begin)
 
 
-def record(row: list[Any], columns: list[str], *, machine: str) -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    # Where the model and the data lie is this machine's affair.
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    return {
-        "schema": 1,
-        "table": "sampling",
-        "date": datetime.date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain")),
-        "machine": machine,
-        "command": shlex.join(["python", "benchmarks/sampling/throughput.py", *words]),
-        "columns": columns,
-        "rows": [row],
-    }
-
-
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare sampling with transformers' generate.")
     parser.add_argument("--model", required=True, help="folder, hub id or .gguf file")
@@ -163,12 +141,10 @@ def main() -> None:
             )
             print(f"round {seed}, {run.__name__}: {found_rates[-1]:.1f} tokens/s", flush=True)
 
-    cuda = options.device.type == "cuda"
-    machine = torch.cuda.get_device_name(options.device) if cuda else f"{os.cpu_count()} CPU cores"
     medians = {run: statistics.median(found_rates) for run, found_rates in rates.items()}
-    columns = {
+    row = {
         "device": options.device.type,
-        "threads": None if cuda else options.threads,
+        "threads": None if options.device.type == "cuda" else options.threads,
         "prompts": f"{options.prompts} of {options.task} x {options.num_generations}",
         "rows": options.batch_size,
         "new tokens, at most": options.max_new_tokens,
@@ -178,12 +154,9 @@ def main() -> None:
         "ratio": medians[ours] / medians[plain],
         "ratio, lowest round": min(a / b for a, b in zip(rates[ours], rates[plain], strict=True)),
     }
-    result = record(list(columns.values()), list(columns), machine=machine)
     name = f"sampling-{options.task}-{options.device.type}.json"
-    output = options.output or ROOT / "benchmarks" / "results" / name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(columns, indent=1))
+    Record(options.output or RESULTS / name, "sampling", device=options.device.type).write([row])
+    print(json.dumps(row, indent=1))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from pathlib import Path
 
 from allo.hf.models import load_tokenizer
 from one import OUT_OF_MEMORY, SYSTEMS, Figures
-from record import RESULTS, Record, Row
 from work import Work, gsm8k_pairs, write_pairs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record, Row
 
 TRL, TRL_PRECOMPUTED = "TRL", "TRL, precomputed reference"
 GB, MB = 1e9, 1e6

@@ -8,14 +8,17 @@ at 5%. `--tiny --device cpu` runs the same code on a toy.
 """
 
 import argparse
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from driver import GB, Measure, Rounds, alternate, in_own_process, table
 from one import OUT_OF_MEMORY
-from record import RESULTS, Record, Row
 from work import LABORATORY, TOY, Work, random_pairs, write_pairs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record, Row
 
 LLAMA_2_7B = {
     "vocab_size": 32_000,

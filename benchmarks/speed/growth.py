@@ -9,6 +9,7 @@ drawn from the record alone.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,8 +19,10 @@ from allo.artifacts import write_atomic
 from driver import MB, TRL, Measure, in_own_process
 from one import Figures
 from plot import Panel, figure
-from record import RESULTS, ROOT, Record, Row, read
 from work import LABORATORY, Work, random_pairs, write_pairs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, ROOT, Record, Row, read
 
 PLOTS = ROOT / "docs" / "plots"
 OURS = "allo"

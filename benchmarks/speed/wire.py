@@ -23,6 +23,8 @@ from allo.core import ranks
 from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
 from allo.hf.models import load_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record
 
 LABORATORY = Path(allo.__file__).parent / "lab"

@@ -15,7 +15,7 @@ import torch
 
 from allo.artifacts import written_aside
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "trl", "peft")
 
