@@ -22,6 +22,7 @@ from tiny import (
     TOKENIZER,
     arguments,
     every_third,
+    full_mask,
     logged,
     model,
     pairs,
@@ -320,3 +321,21 @@ def test_a_step_makes_no_tensor_of_batch_length_vocabulary(
     assert (
         largest.numel <= max(chunk, policy.config.hidden_size) * vocabulary < rows * length * vocabulary / 10
     )
+
+
+def test_layers_below_the_lowest_selected_weight_cost_no_backward_pass(tmp_path: Path) -> None:
+    policy = model()
+    mask = full_mask(policy)
+    layers = len(policy.model.layers)
+    top = {name: where for name, where in mask.indices.items() if f"layers.{layers - 1}." in name}
+    trainer = ImproveTrainer(
+        policy, arguments(tmp_path), pairs(), TOKENIZER, mask=ParamMask(top, shapes=mask.shapes)
+    )
+    needs: list[bool] = []
+    for layer in policy.model.layers:
+        layer.register_forward_hook(lambda _, __, output: needs.append(output.requires_grad))
+    batch = trainer.data_collator(trainer.train_dataset[:2])
+    batch["ref_logps"] = torch.zeros_like(batch["targets"], dtype=torch.float32)
+    trainer.loss(batch, denominator=2.0).backward()
+    assert needs == [False] * (layers - 1) + [True]
+    assert all(gradient.any() for gradient in trainer.selected.gradients().values())

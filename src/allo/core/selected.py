@@ -32,8 +32,9 @@ class SelectedWeights:
 
     While it lives, a backward pass leaves no dense gradient behind: a hook on each touched tensor adds
     the selected entries to the flat gradient and drops the rest at once; an `nn.Linear` with whole rows or
-    columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected weights keep their bits, whatever the optimizer's decay. Each slot
-    keeps the selected entries' bits of another model that differs only there.
+    columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected
+    weights keep their bits, whatever the optimizer's decay. Each slot keeps the selected entries' bits of
+    another model that differs only there.
 
     With `lean` there is no fp32 copy: the live weights and a residual are the masters, the flat gradient is
     bf16, and the optimizer is `LeanAdamW(selected.param_groups(...), selected.walk, lr=...)`.
