@@ -99,6 +99,31 @@ def test_the_warm_ups_state_is_the_live_objects(checkpoint: Path, tmp_path: Path
     assert planned["state"] + planned["slots"] == state_bytes(trainer)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "host"), [("gradient", 4), ("taylor", 4), ("fisher", 4), ("warmup_fused", 8)]
+)
+def test_locating_without_an_optimizer_is_planned_without_one(
+    checkpoint: Path, criterion: str, host: int
+) -> None:
+    plain = plan_stage(recipe(checkpoint), "locate")
+    planned = plan_stage(
+        recipe(
+            checkpoint, locate={"criterion": criterion, "training": SMALL}, score={"scorer": "confidence"}
+        ),
+        "locate",
+    )
+    weights = planned.bytes["weights"]
+    assert planned.host == host // 4 * weights, "fp32 sums; fp32 deltas and the fp32 start"
+    assert planned.bytes["weights"] == plain.bytes["weights"]
+    rows_and_columns = sum(
+        4 * (len(param) + param[0].numel()) if param.ndim > 1 else 4 * len(param)
+        for param in policy(checkpoint).parameters()
+    )
+    assert planned.bytes["state"] <= (rows_and_columns if criterion == "warmup_fused" else 0)
+    assert 0 < planned.bytes["activations"] <= plain.bytes["activations"]
+    assert planned.total < plain.total - 3 * weights
+
+
 def test_the_bytes_alive_after_a_forward_pass_are_those_saved_for_the_backward_pass(
     checkpoint: Path, tmp_path: Path
 ) -> None:

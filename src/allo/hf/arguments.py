@@ -11,6 +11,8 @@ from transformers import Trainer, TrainingArguments
 from allo.console import console
 from allo.errors import UserError
 
+Arguments = TrainingArguments  # for rooms that know no transformers
+
 
 def training_arguments(
     training: dict[str, Any],

@@ -2,32 +2,39 @@
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from allo.core.fused_warmup import FusedWarmup
+from allo.core.host_sums import HostSums
 from allo.core.live_bytes import LiveBytes
 from allo.core.param_mask import ParamMask
 from allo.core.rehearsal import Rehearsal
 from allo.core.selection import num_to_select
-from allo.hf.arguments import training_arguments
+from allo.hf.arguments import Arguments, training_arguments
+from allo.hf.collate import PairCollator
+from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import Model
 from allo.hf.rehearsal import one_word_tokenizer, rehearsed_model, words
+from allo.hf.rows import pair_rows
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.hf.training import train
 from allo.plan.lengths import training_lengths
 from allo.plan.memory import StagePlan
-from allo.recipe import Recipe
+from allo.recipe import Locate, Recipe
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
 
 
 def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     """The peak of an optimizer step that is not the first, on one micro-batch of the longest rows."""
+    if stage == "locate" and recipe.locate and recipe.locate.criterion not in ("warmup", "bottom"):
+        return _plan_passes(recipe, recipe.locate)
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
         trainer = take_a_step(rehearsed_model(recipe), recipe, stage, rehearsal, Path(folder))
     lengths = training_lengths(recipe)
@@ -41,6 +48,48 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
         taken,
         host=masks + host,
     )
+
+
+def _plan_passes(recipe: Recipe, locate: Locate) -> StagePlan:
+    """Ways of locating without an optimizer: the peak of one micro-batch, and what they keep on the host."""
+    lengths = training_lengths(recipe)
+    with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
+        model = rehearsed_model(recipe)
+        rehearsal.hold([*model.parameters(), *model.buffers()], "weights")
+        if locate.criterion in ("magnitude", "random"):
+            return StagePlan("locate", "no data", dict(rehearsal.at_peak))
+        host, state = _kept(model, locate)
+        arguments = _arguments(recipe, "locate", Path(folder))
+        row = _pair(*_texts(recipe))
+        rows, _ = pair_rows(one_word_tokenizer(), [row], max_length=recipe.max_length)
+        if locate.criterion != "fisher":
+            rows = _micro_batch(rows[0], arguments, max_tokens=locate.max_tokens_per_batch)
+        passes = DpoPasses(
+            model,
+            rows,
+            arguments,
+            beta=locate.beta,
+            pad_id=one_word_tokenizer().pad_token_id,
+            max_tokens_per_batch=locate.max_tokens_per_batch,
+        )
+        rehearsal.kind = _kinds(model)
+        rehearsal.start_again()
+        passes.take_start_gradients(lambda *_: None)
+    return StagePlan(
+        "locate",
+        f"{len(rows)} pairs of {lengths.prompt} + {lengths.completion} tokens",
+        rehearsal.at_peak | {"state": state},
+        host=host,
+    )
+
+
+def _kept(model: Model, locate: Locate) -> tuple[int, int]:
+    """Bytes that a way of locating keeps between micro-batches, on the host and on the device."""
+    if locate.criterion == "warmup_fused":
+        warmup = FusedWarmup(model)
+        return warmup.host_bytes, warmup.device_bytes
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    return HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=0).num_bytes, 0
 
 
 def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folder: Path) -> SelectedTrainer:
@@ -61,16 +110,8 @@ def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folde
 def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> SelectedTrainer:
     """The stage's trainer, for one step, with one of its longest rows."""
     block = getattr(recipe, stage)
-    arguments = training_arguments(
-        block.training.model_dump() | {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True},
-        folder=folder,
-        seed=recipe.seed,
-        device=torch.device("cpu"),
-        key=f"{stage}.training",
-        lean=getattr(block, "lean", False),
-    )
-    lengths = training_lengths(recipe)
-    prompt, completion = words(lengths.prompt), words(lengths.completion - 1)  # EOS comes on top
+    arguments = _arguments(recipe, stage, folder)
+    prompt, completion = _texts(recipe)
     mask = spread_mask(model, density=1.0 if stage in ("sft", "locate") else block.density)
     given: dict[str, Any] = {"mask": mask, "max_length": recipe.max_length}
     for option in ("beta", "max_tokens_per_batch", "reference", "shared_prefix", "lean"):
@@ -81,9 +122,45 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
         row = {"prompt": prompt, "completion": completion}
     else:
         kind = ImproveTrainer
-        row = {"prompt": prompt, "chosen": completion, "rejected": completion}
+        row = _pair(prompt, completion)
     trainer: SelectedTrainer = kind(model, arguments, [row], one_word_tokenizer(), **given)
     return trainer
+
+
+def _arguments(recipe: Recipe, stage: str, folder: Path) -> Arguments:
+    """Those of the stage, for one step."""
+    block = getattr(recipe, stage)
+    return training_arguments(
+        block.training.model_dump() | {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True},
+        folder=folder,
+        seed=recipe.seed,
+        device=torch.device("cpu"),
+        key=f"{stage}.training",
+        lean=getattr(block, "lean", False),
+    )
+
+
+def _texts(recipe: Recipe) -> tuple[str, str]:
+    """The longest prompt and completion."""
+    lengths = training_lengths(recipe)
+    return words(lengths.prompt), words(lengths.completion - 1)  # EOS comes on top
+
+
+def _pair(prompt: str, completion: str) -> dict[str, str]:
+    return {"prompt": prompt, "chosen": completion, "rejected": completion}
+
+
+def _micro_batch(
+    row: dict[str, Any], arguments: Arguments, *, max_tokens: int | None
+) -> list[dict[str, Any]]:
+    """As many copies of a pair as fit, of which one is a token shorter: with padding, attention takes a mask."""
+    size = arguments.per_device_train_batch_size
+    if max_tokens is not None:
+        size = max(1, max_tokens // PairCollator(0, shared_prefix=True).num_tokens(row))
+    rows = [dict(row) for _ in range(size)]
+    if size > 1:
+        rows[-1]["prompt_ids"] = row["prompt_ids"][1:]
+    return rows
 
 
 def _fill_a_micro_batch(trainer: SelectedTrainer) -> None:
@@ -108,24 +185,34 @@ def _fill_a_micro_batch(trainer: SelectedTrainer) -> None:
 def _name_kinds(live: LiveBytes, trainer: SelectedTrainer) -> None:
     """By what they look like: new tensors of the shape of a weight are its gradient, and so on."""
     selected, model = trainer.selected, trainer.model
-    weights = {param.shape for param in model.parameters()}
+    other = _kinds(model)
     flats = {flat.shape for flat in selected.parameters()}
     has_slot = trainer.compares and trainer.reference == "swap"
     slot = list(selected.slot("ref").values()) if has_slot else []
     live.hold(slot, "host" if trainer.lean else "slots")
     slots = set() if trainer.lean else {bits.shape for bits in slot}
-    vocabulary = model.get_output_embeddings().weight.shape[0]
 
     def kind(tensor: Tensor) -> str:
         if tensor.shape in flats:
             return "state"
         if tensor.shape in slots and tensor.dtype == model.dtype:
             return "slots"
+        return other(tensor)
+
+    live.kind = kind
+
+
+def _kinds(model: Model) -> Callable[[Tensor], str]:
+    """What a step makes beside its state, by its shape."""
+    weights = {param.shape for param in model.parameters()}
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+
+    def kind(tensor: Tensor) -> str:
         if tensor.shape in weights:
             return "gradient"
         return "log-probs" if tensor.shape[-1:] == (vocabulary,) else "activations"
 
-    live.kind = kind
+    return kind
 
 
 class _Spread(Mapping[str, Tensor]):
