@@ -60,7 +60,7 @@ TARGETS = (
     Target(
         "step time over TRL's, both with a precomputed reference, bf16",
         "speed-bfloat16",
-        is_system("allo, precomputed reference"),
+        is_system(f"{BUDGET}, precomputed reference"),
         only(PRECOMPUTED),
         at_most=0.3,
     ),

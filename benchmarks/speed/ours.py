@@ -47,6 +47,9 @@ VARIANTS = {
     "allo, two rows a pair": replace(AS_IT_COMES, shared_prefix=False),
     "allo, not grouped by length": replace(AS_IT_COMES, grouped=False),
     "allo, token budget": replace(AS_IT_COMES, token_budget=True),
+    "allo, token budget, precomputed reference": replace(
+        AS_IT_COMES, token_budget=True, reference="precomputed"
+    ),
     "allo, activation checkpointing": replace(AS_IT_COMES, checkpointing=True),
 }
 
