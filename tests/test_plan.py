@@ -116,7 +116,7 @@ def test_locating_without_an_optimizer_is_planned_without_one(
     assert planned.host == host // 4 * weights, "fp32 sums; fp32 deltas and the fp32 start"
     assert planned.bytes["weights"] == plain.bytes["weights"]
     rows_and_columns = sum(
-        4 * (len(param) + param[0].numel()) if param.ndim > 1 else 4 * len(param)
+        4 * (len(param) + param[0].numel()) if param.ndim > 1 else 4 * (len(param) + 1)
         for param in policy(checkpoint).parameters()
     )
     assert planned.bytes["state"] <= (rows_and_columns if criterion == "warmup_fused" else 0)
