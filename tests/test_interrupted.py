@@ -64,7 +64,7 @@ def interrupt_when(out: Path, there: str) -> str:
 def test_ctrl_c_stops_with_130_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     expected = contents(run_all(tiny(tmp_path / "whole", *SHORT), until="improve").path)
     out = tmp_path / "interrupted"
-    for there, stage in [("*.batches.part", "sample"), ("07-improve/*/complete", "improve")]:
+    for there, stage in [("*.waves.part", "sample"), ("07-improve/*/complete", "improve")]:
         said = interrupt_when(out, there).splitlines()
         assert said[-2:] == [
             f"{stage:<9} ...",

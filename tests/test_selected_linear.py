@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
+from allo.errors import UserError
 
 EQUAL = {"rtol": 0, "atol": 1e-6}
 # One rounding of a bf16 gradient, and one of each of two summands.
@@ -290,3 +291,15 @@ def test_a_slot_swapped_in_between_leaves_the_gradient_alone(lines: str) -> None
     assert not torch.allclose(out, other)
     out.square().sum().backward()
     check(selected.gradients(), expected)
+
+
+def test_a_second_selection_on_the_same_layers_is_refused_until_the_first_is_released() -> None:
+    model = nn.Sequential(nn.Linear(6, 4, bias=False))
+    mask = ParamMask({"0.weight": torch.arange(6, 12, dtype=torch.int32)}, shapes={"0.weight": (4, 6)})
+    first = SelectedWeights(model, mask)
+    with pytest.raises(UserError, match="another SelectedWeights trains this model"):
+        SelectedWeights(model, mask)
+    first.release()
+    second = SelectedWeights(model, mask)
+    model(torch.ones(2, 6)).sum().backward()
+    assert second.gradients()["0.weight"].tolist() == [2.0] * 6

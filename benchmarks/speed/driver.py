@@ -146,12 +146,11 @@ def main(arguments: list[str] | None = None, *, measure: Measure = in_own_proces
     parser.add_argument("--steps", type=int, default=2, help="measured steps; one before them warms up")
     parser.add_argument("--length", type=int, default=512, help="most tokens of a prompt with its completion")
     parser.add_argument("--density", type=float, default=0.05)
-    parser.add_argument("--table", help="default: speed-DTYPE")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/TABLE-DEVICE.json")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/speed-DTYPE-DEVICE.json")
     options = parser.parse_args(arguments)
-    name = options.table or f"speed-{options.dtype}"
-    output = options.output or RESULTS / f"{name}-{options.device}.json"
-    record = Record(output, name, device=options.device)
+    table_name = f"speed-{options.dtype}"
+    output = options.output or RESULTS / f"{table_name}-{options.device}.json"
+    record = Record(output, table_name, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         work = Work(
             model=options.model,

@@ -134,7 +134,8 @@ class Locate(Block):
     accumulate: Literal["float32", "bfloat16"] = "float32"
     """The sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
     max_tokens_per_batch: Count | None = None
-    """As of forgetting and improving; `fisher` takes single pairs whatever it says."""
+    """As of forgetting and improving; `fisher` takes single pairs whatever it says, and `warmup_fused` makes
+    an update of each micro-batch."""
     training: Training = Training()
 
     @model_validator(mode="after")
@@ -164,7 +165,7 @@ class Steps(Block):
     """Tokens of a micro-batch, padding included, in place of `per_device_train_batch_size` rows; a step is
     still over `per_device_train_batch_size * gradient_accumulation_steps` rows."""
     reference: Literal["swap", "precomputed"] = "swap"
-    """`swap`: the reference's weights are put in place for a pass over each micro-batch. `precomputed`: its
+    """`swap`: the reference's weights are put in place once a step, for a pass over its rows. `precomputed`: its
     log-probs are computed once, which pays from the second epoch on, and where its slot is too large."""
     lean: bool = False
     """A trained weight takes 8 bytes of training state in place of 20: AdamW's moments in one byte each, a

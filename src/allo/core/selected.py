@@ -242,6 +242,8 @@ def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGr
     ]
     of_weight: dict[Tensor, Part] = {part.param: part for part in parts}
     for module in model.modules():
+        if LineGradients.is_on(module):
+            raise UserError("another SelectedWeights trains this model: release() it first")
         # A subclass, or a layer whose `forward` somebody replaced, may do something else with its weight.
         if type(module) is nn.Linear and "forward" not in vars(module):
             part = of_weight.get(module.weight)

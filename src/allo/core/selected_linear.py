@@ -45,6 +45,12 @@ class LineGradients:
         self._hook = stand_in.register_post_accumulate_grad_hook(collect)
         vars(linear)["forward"] = MethodType(forward, linear)
 
+    @staticmethod
+    def is_on(module: nn.Module) -> bool:
+        """Whether a former one was not removed."""
+        forward = vars(module).get("forward")
+        return getattr(forward, "__qualname__", "").startswith(LineGradients.__name__)
+
     def remove(self) -> None:
         self._hook.remove()
         del vars(self._linear)["forward"]

@@ -76,6 +76,8 @@ _REFUSED = {
     "per_device_train_batch_size and raise gradient_accumulation_steps.",
     "save_only_model": "a checkpoint holds the selected weights, which need the optimizer's state to go on.",
     "push_to_hub": "a checkpoint is no model, and nothing is uploaded. Upload the result with `hf upload`.",
+    "dataloader_num_workers": "rows are lists of ids in memory: there is nothing to load beside training.",
+    "torch_empty_cache_steps": "a step keeps no memory that could be given back.",
     "neftune_noise_alpha": "policy and reference must see the same embeddings.",
     "label_smoothing_factor": "the losses have no such term; improve has a label_smoothing of its own.",
 }

@@ -25,6 +25,6 @@ def micro_batches(
     return batches
 
 
-def own_share(batches: Sequence[list[Row]]) -> Iterator[list[Row]]:
+def own_share(batches: Sequence[Sequence[Row]]) -> Iterator[Sequence[Row]]:
     """Those that this rank computes: dealt in turn, so that every rank has long and short ones."""
     return iter(batches[rank() :: num_ranks()])

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -239,3 +241,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def check_whole(model: PreTrainedModel) -> None:
+    """Refuse parameters of which this process has only a shard."""
+    for name, param in model.named_parameters():
+        if type(param.data) not in (Tensor, FakeTensor):  # a rehearsal's are whole
+            raise UserError(
+                f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
+                "supported. Load the whole model in each process."
+            )
+
+
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """Policy and reference must see the same network, also where attention takes its rate from an attribute."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or isinstance(module, nn.Dropout)):
+                setattr(module, name, 0.0)

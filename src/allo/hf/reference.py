@@ -17,6 +17,7 @@ from allo.console import track
 from allo.core.fingerprints import combine, digests
 from allo.core.ranks import rank, sum_over_ranks
 from allo.hf.collate import Batch
+from allo.hf.micro_batches import own_share
 from allo.hf.policy import per_token_logps
 
 Row = Mapping[str, Any]
@@ -33,11 +34,11 @@ def add_reference(
 ) -> None:
     """Give every row `<completion>_ref_logps` (fp32, one a token) under the model as it is now.
 
-    A row knows its place in `rows` as `number`. `batches` are this rank's share of all rows, batched as
-    training will batch them, so that rounding is the same. What `file` holds for the same rows and weights is
+    A row knows its place in `rows` as `number`. `batches` are all rows, batched as training will batch them, so
+    that rounding is the same; each rank computes its share. What `file` holds for the same rows and weights is
     taken from there; otherwise it is written.
     """
-    key = _key(model, rows)
+    key = _key(model, rows, batches, collate)
     logps = _read(file, key)
     missing = sum_over_ranks(torch.tensor(float(logps is None), device=model.device))
     if missing or logps is None:
@@ -68,7 +69,8 @@ def _compute(
             places[row["number"], side] = total
             total += len(row[side + _IDS])
     found = torch.zeros(total, device=model.device)
-    for part in track(batches, "reference", total=len(batches)):
+    own = list(own_share(batches))
+    for part in track(own, "reference", total=len(own)):
         batch = {name: tensor.to(model.device) for name, tensor in collate(part).items()}
         completions = [(row, side) for side in _sides(part[0]) for row in part]
         for (row, side), logps in zip(completions, per_token_logps(model, batch), strict=True):
@@ -82,9 +84,16 @@ def _sides(row: Row) -> list[str]:
     return [side for side in ("chosen", "rejected", "completion") if side + _IDS in row]
 
 
-def _key(model: PreTrainedModel, rows: Sequence[Row]) -> str:
+def _key(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    batches: Sequence[Sequence[Row]],
+    collate: Callable[[Sequence[Row]], Batch],
+) -> str:
+    """Of the rows, the weights, and how the rows are batched: in bf16 other batches round otherwise."""
     ids = [[row["prompt" + _IDS], *(row[side + _IDS] for side in _sides(row))] for row in rows]
-    data = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    batched = [repr(collate), [[row["number"] for row in part] for part in batches]]
+    data = hashlib.sha256(json.dumps([ids, batched]).encode()).hexdigest()
     return f"{data} {combine(digests(model.named_parameters()))}"
 
 

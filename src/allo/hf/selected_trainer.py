@@ -6,6 +6,7 @@ and adds up the flat gradient. `checkpointing.py` has what a checkpoint saves, `
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -35,6 +35,7 @@ from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
 from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
 from allo.hf.micro_batches import micro_batches, own_share
+from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
 
@@ -118,8 +119,8 @@ class SelectedTrainer(CheckpointedTrainer):
         # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
-        _switch_off_dropout(model)
-        _check_whole(model)
+        switch_off_dropout(model)
+        check_whole(model)
         check_head(model)
         self.max_length, self.max_tokens_per_batch = max_length, max_tokens_per_batch
         self.reference, self.gradient_dtype, self.lean = reference, gradient_dtype, lean
@@ -156,16 +157,21 @@ class SelectedTrainer(CheckpointedTrainer):
     def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """rho_t of the completion tokens [C, L] fp32, and the policy's log-probs behind it."""
         if "ref_logps" not in batch:
-            self._compare([batch])
+            (reference,) = self._ref_logps([batch])
+            batch = batch | reference
         logps = per_token_logps(self.model, batch)
         return logps - batch["ref_logps"], logps
 
     @torch.no_grad()
-    def _compare(self, batches: Sequence[Batch]) -> None:
-        """Give batches without one the reference's `ref_logps` [C, L], by one swap for all of them."""
+    def _ref_logps(self, batches: Iterable[Batch]) -> list[Batch]:
+        """The reference's `ref_logps` [C, L] of each batch, by one swap for all of them."""
         with self.selected.swapped("ref"):
-            for batch in batches:
-                batch["ref_logps"] = per_token_logps(self.model, batch)
+            return [{"ref_logps": per_token_logps(self.model, batch)} for batch in batches]
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        """Rows as the model reads them, on its device. Masks are large: one batch lives at a time."""
+        batch: Batch = self._prepare_inputs(self.data_collator(rows))
+        return batch
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; a precomputed reference is computed first."""
@@ -179,14 +185,19 @@ class SelectedTrainer(CheckpointedTrainer):
         steps = list(self.get_train_dataloader())
         seen = {row["number"] for rows in steps for row in rows}
         steps.append([row for row in self.train_dataset if row["number"] not in seen])
-        self._add_reference(self.train_dataset, steps, REFERENCE_FILE)
+        size = self.args.per_device_train_batch_size
+        self._add_reference(self.train_dataset, steps, REFERENCE_FILE, max_rows=size)
         if self.eval_dataset is not None:
-            self._add_reference(self.eval_dataset, list(self.get_eval_dataloader()), f"eval_{REFERENCE_FILE}")
+            steps, size = list(self.get_eval_dataloader()), self.args.per_device_eval_batch_size
+            self._add_reference(self.eval_dataset, steps, f"eval_{REFERENCE_FILE}", max_rows=size)
 
-    def _add_reference(self, rows: list[dict[str, Any]], steps: Sequence[Sequence[Row]], name: str) -> None:
-        batches = [part for step in steps for part in own_share(self._micro_batches(step))]
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        add_reference(self.model, rows, batches, self.data_collator, Path(self.args.output_dir) / name)
+    def _add_reference(
+        self, rows: list[dict[str, Any]], steps: Sequence[Sequence[Row]], name: str, *, max_rows: int
+    ) -> None:
+        batches = [part for step in steps for part in self._micro_batches(step, max_rows=max_rows)]
+        file = Path(self.args.output_dir) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        add_reference(self.model, rows, batches, self.data_collator, file)
 
     @staticmethod
     def _has_reference(rows: Sequence[Row]) -> bool:
@@ -236,12 +247,11 @@ class SelectedTrainer(CheckpointedTrainer):
             mode()
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
-        parts = own_share(self._micro_batches(inputs))
-        batches = [self._prepare_inputs(self.data_collator(rows)) for rows in parts]
-        if self.compares and self.reference == "swap":
-            self._compare(batches)
-        for batch in batches:
-            loss = self.loss(batch, denominator=denominator)
+        parts = list(own_share(self._micro_batches(inputs)))
+        compares = self.compares and self.reference == "swap"
+        references = self._ref_logps(map(self._batch, parts)) if compares else itertools.repeat({})
+        for rows, reference in zip(parts, references, strict=False):
+            loss = self.loss(self._batch(rows) | reference, denominator=denominator)
             loss.backward()
             total += loss.detach()
         self.selected.sum_gradients_over_ranks(self.gradient_dtype)
@@ -314,7 +324,7 @@ class SelectedTrainer(CheckpointedTrainer):
         for rows in dataloader:
             for part in own_share(self._micro_batches(rows, max_rows=self.args.per_device_eval_batch_size)):
                 with torch.no_grad():
-                    loss = self.loss(self._prepare_inputs(self.data_collator(part)), denominator=1.0)
+                    loss = self.loss(self._batch(part), denominator=1.0)
                 self.record(self.num_items(part), {"loss": loss})
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -375,21 +385,3 @@ class _WriteBack(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
-
-
-def _check_whole(model: PreTrainedModel) -> None:
-    """Refuse parameters of which this process has only a shard."""
-    for name, param in model.named_parameters():
-        if type(param.data) not in (Tensor, FakeTensor):  # a rehearsal's are whole
-            raise UserError(
-                f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
-                "supported. Load the whole model in each process."
-            )
-
-
-def _switch_off_dropout(model: PreTrainedModel) -> None:
-    """Policy and reference must see the same network, also where attention takes its rate from an attribute."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or isinstance(module, nn.Dropout)):
-                setattr(module, name, 0.0)

@@ -6,10 +6,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from allo.errors import UserError
 from allo.plan import plan_stage
 from allo.plan.memory import Advised, StagePlan
 from allo.recipe import Recipe
 from allo.recipe_yaml import override
+from allo.stages.locate import check_settings
 
 Settings = dict[str, Any]
 
@@ -18,10 +20,10 @@ def advise(recipe: Recipe, planned: StagePlan, *, limit: int) -> Advised:
     """The first settings, in the order of `_levers`, under which the stage takes at most `limit` bytes."""
     settings: Settings = {}
     for lever in _levers(recipe, planned.stage):
-        if with_settings(recipe, settings | lever) is None:
+        found = _plan_with(recipe, planned.stage, settings | lever)
+        if found is None:
             continue
         settings |= lever
-        found = _plan_with(recipe, planned.stage, settings)
         if found.total <= limit:
             return _with_larger_batch(recipe, planned, Advised(settings, found), limit=limit)
     return Advised()
@@ -44,7 +46,7 @@ def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
     if stage in ("sft", "locate", "forget", "improve"):
         yield {f"{stage}.training.activation_checkpointing": True}  # a third more time, the same numbers
     if stage in ("forget", "improve"):
-        yield {f"{stage}.reference": "precomputed"}  # the same numbers
+        yield {f"{stage}.reference": "precomputed"}  # the same numbers up to rounding
         yield {f"{stage}.lean": True}
     if stage == "locate":
         # The weights that are found are others.
@@ -80,16 +82,32 @@ def _with_larger_batch(recipe: Recipe, planned: StagePlan, advised: Advised, *, 
     a_row = (planned.total - advised.plan.total) / max(most - 1, 1)
     size = most // 2
     while size > 1:
-        if advised.plan.total + (size - 1) * a_row <= limit:
+        if _keeps_the_step(recipe, planned.stage, size) and advised.plan.total + (size - 1) * a_row <= limit:
             settings = {**advised.settings, **_batch(recipe, planned.stage, size)}
             found = _plan_with(recipe, planned.stage, settings)
-            if found.total <= limit:
+            if found is not None and found.total <= limit:
                 return Advised(settings, found)
         size //= 2
     return advised
 
 
-def _plan_with(recipe: Recipe, stage: str, settings: Settings) -> StagePlan:
+def _keeps_the_step(recipe: Recipe, stage: str, size: int) -> bool:
+    """Whether an optimizer step of micro-batches of `size` rows is over as many rows as before."""
+    training = getattr(getattr(recipe, stage), "training", None)
+    if training is None:
+        return True
+    rows: int = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return rows % size == 0
+
+
+def _plan_with(recipe: Recipe, stage: str, settings: Settings) -> StagePlan | None:
+    """The stage under other settings; None where a run would refuse them."""
     changed = with_settings(recipe, settings)
-    assert changed is not None
-    return plan_stage(changed, stage)
+    if changed is None:
+        return None
+    try:
+        if changed.locate:
+            check_settings(changed.locate)
+        return plan_stage(changed, stage)
+    except UserError:
+        return None

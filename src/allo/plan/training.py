@@ -41,7 +41,7 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     rows = "pairs" if isinstance(trainer, ImproveTrainer) else "rows"
     taken = dict(rehearsal.at_peak)
     host = taken.pop("host", 0)
-    masks = _INDEX_BYTES * trainer.selected.num_selected if trainer.selected.density < 1 else 0
+    masks = _INDEX_BYTES * trainer.selected.num_selected
     return StagePlan(
         stage,
         f"{trainer.rows_a_step} {rows} of {lengths.prompt} + {lengths.completion} tokens",
@@ -59,6 +59,8 @@ def _plan_passes(recipe: Recipe, locate: Locate) -> StagePlan:
         if locate.criterion in ("magnitude", "random"):
             return StagePlan("locate", "no data", dict(rehearsal.at_peak))
         host, state = _kept(model, locate)
+        if recipe.reads_warmup:  # all weights in fp32, while they are written for the scorer
+            host += 4 * sum(param.numel() for param in model.parameters())
         arguments = _arguments(recipe, "locate", Path(folder))
         row = _pair(*_texts(recipe))
         rows, _ = pair_rows(one_word_tokenizer(), [row], max_length=recipe.max_length)

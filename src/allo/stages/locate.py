@@ -40,11 +40,19 @@ def check_settings(locate: Locate) -> None:
             f"locate.accumulate: criterion {locate.criterion} accumulates nothing; remove the key, or choose "
             f"one of {', '.join(_SUMMED)}."
         )
-    ignored = (locate.training.model_extra or {}).keys() - _FUSED_TRAINING
-    if locate.criterion == "warmup_fused" and ignored:
+    if locate.criterion in ("warmup", "bottom"):
+        return
+    heeded = _FUSED_TRAINING if locate.criterion == "warmup_fused" else {"activation_checkpointing"}
+    ignored = (locate.training.model_extra or {}).keys() - heeded
+    if ignored:
+        reason = (
+            "has an update rule of its own, inside the backward pass,"
+            if locate.criterion == "warmup_fused"
+            else "trains nothing"
+        )
         raise UserError(
-            f"locate.training.{min(ignored)}: criterion warmup_fused has an update rule of its own, inside the "
-            "backward pass, and would ignore it; remove the key."
+            f"locate.training.{min(ignored)}: criterion {locate.criterion} {reason} and would ignore it; "
+            "remove the key."
         )
 
 
