@@ -117,6 +117,7 @@ def test_systems_of_one_arithmetic_report_one_loss(outcome: Outcome, benchmark: 
         "allo": [
             "allo, precomputed reference",
             "allo, two rows a pair",
+            "allo, whole logits",
             "allo, not grouped by length",
             "allo, token budget",
             "allo, activation checkpointing",

@@ -1,6 +1,7 @@
 """allo, as it comes and with each of its levers moved alone."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from allo import delta
 from allo.core.fingerprints import digests
 from allo.core.param_mask import ParamMask
 from allo.core.places import gather
+from allo.hf.collate import Batch
+from allo.hf.policy import head_of, hidden_states
 from allo.hf.selected_trainer import Row
 from allo.hf.trainer import ImproveTrainer
 from work import BETA, SEED, Build, Run, Work
@@ -24,16 +27,18 @@ class Levers:
     """What can be moved. The filter of noisy tokens stays off: every system has the same loss.
 
     grouped: a step's pairs go into micro-batches by their length, else in their order.
+    fused_head: only completion tokens pass the head, in chunks, else every token does, all at once.
     token_budget: micro-batches of at most `max_length` tokens, else of `batch_size` pairs.
     """
 
-    selected: Literal["weights", "rows", "all"] = "weights"
+    selected: Literal["weights", "rows", "upper layers", "all"] = "weights"
     reference: Literal["swap", "precomputed"] = "swap"
     lean: bool = False
     shared_prefix: bool = True
     grouped: bool = True
     token_budget: bool = False
     checkpointing: bool = False
+    fused_head: bool = True
 
 
 AS_IT_COMES = Levers()
@@ -45,6 +50,8 @@ VARIANTS = {
     "allo, rows": replace(AS_IT_COMES, selected="rows"),
     FULL: replace(AS_IT_COMES, selected="all"),
     "allo, two rows a pair": replace(AS_IT_COMES, shared_prefix=False),
+    "allo, whole logits": replace(AS_IT_COMES, fused_head=False),
+    "allo, upper half of the layers": replace(AS_IT_COMES, selected="upper layers"),
     "allo, not grouped by length": replace(AS_IT_COMES, grouped=False),
     "allo, token budget": replace(AS_IT_COMES, token_budget=True),
     "allo, token budget, precomputed reference": replace(
@@ -62,11 +69,31 @@ class UngroupedTrainer(ImproveTrainer):
         return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
+class WholeLogitsTrainer(ImproveTrainer):
+    """The logits of every token of a micro-batch at once: what fusing the head brings is measured against it."""
+
+    @torch.no_grad()
+    def _ref_logps(self, batches: Iterable[Batch]) -> list[Batch]:
+        with self.selected.swapped("ref"):
+            return [{"ref_logps": whole_logps(self.model, batch)} for batch in batches]
+
+    def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logps = whole_logps(self.model, batch)
+        return logps - batch["ref_logps"], logps
+
+
+def whole_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """As `policy.per_token_logps`."""
+    every = head_of(model).logits(hidden_states(model, batch)).log_softmax(-1).flatten(0, 1)
+    return every[batch["sources"], batch["targets"]] * batch["completion_mask"]
+
+
 def allo(work: Work, policy: PreTrainedModel, folder: Path, *, levers: Levers) -> Run:
     checkpointing = work.checkpointing or levers.checkpointing
     settings = replace(work, checkpointing=checkpointing).training_settings()
     mask = MASKS[levers.selected](policy, work.density)
     kind = ImproveTrainer if levers.grouped else UngroupedTrainer
+    kind = kind if levers.fused_head else WholeLogitsTrainer
     trainer = kind(
         policy,
         TrainingArguments(output_dir=str(folder), **settings),
@@ -110,11 +137,28 @@ def whole_rows(policy: PreTrainedModel, density: float) -> ParamMask:
     return ParamMask(indices, shapes=shapes)
 
 
+def upper_layers(policy: PreTrainedModel, density: float) -> ParamMask:
+    """As `single_weights`, of the layers in the upper half alone."""
+    mask = single_weights(policy, density)
+    lowest = policy.config.num_hidden_layers // 2
+    chosen = {
+        name: where
+        for name, where in mask.indices.items()
+        if (found := re.search(r"layers\.(\d+)\.", name)) and int(found[1]) >= lowest
+    }
+    return ParamMask(chosen, shapes=mask.shapes)
+
+
 def every_weight(policy: PreTrainedModel, density: float) -> ParamMask:
     return ParamMask.full({name: tuple(param.shape) for name, param in policy.named_parameters()})
 
 
-MASKS = {"weights": single_weights, "rows": whole_rows, "all": every_weight}
+MASKS = {
+    "weights": single_weights,
+    "rows": whole_rows,
+    "upper layers": upper_layers,
+    "all": every_weight,
+}
 
 
 def spread(size: int, number: int) -> Tensor:
