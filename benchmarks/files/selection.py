@@ -34,9 +34,10 @@ from safetensors.torch import save_file
 
 from allo.checkpoints import INDEX, Checkpoint
 from allo.mask_files import mask_from_checkpoints
-from measured import forget, status_bytes
+from page_cache import forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peak import status_bytes
 from record import RESULTS, Record
 
 WIDTH, MLP, VOCABULARY = 4096, 11008, 32000

@@ -26,7 +26,9 @@ from allo.core.importance_map import ImportanceMap
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, ROOT, Record
+
 DENSITIES = (0.05, 0.10)
 # The best of those tried on validation problems, with `--rates`.
 FUSED = ["locate.criterion=warmup_fused", "locate.training.learning_rate=5e-5"]
@@ -138,14 +140,11 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", help="search warmup_fused's learning rate instead")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "locate", help="where the runs lie")
     parser.add_argument("--keep", action="store_true", help="go on with runs that are there already")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "locate.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "locate.json")
     options = parser.parse_args()
     if options.rates:
         search(options)
         return
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from record import Record
-
     compare(options, Record(options.output, "locate", device="cpu"))
 
 

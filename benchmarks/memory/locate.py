@@ -26,7 +26,10 @@ from allo.hf.models import load_tokenizer
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import state_bytes
-from selected_step import ROOT, peak_over_present
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peak import peak_over_present
+from record import RESULTS, ROOT, Record
 
 WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
 TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")
@@ -105,10 +108,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from record import Record
-
-    output = options.output or ROOT / "benchmarks" / "results" / f"locate-memory-{options.device.type}.json"
+    output = options.output or RESULTS / f"locate-memory-{options.device.type}.json"
     record = Record(output, "locate-memory", device=options.device.type)
     rows = []
     for way in WAYS:

@@ -9,7 +9,6 @@ With `--lean` the state is the lean one. State is what lies on the device: a lea
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from allo.core.param_mask import ParamMask
 from allo.core.selected import SelectedWeights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peak import peak_over_present
 from record import RESULTS, Record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,23 +66,6 @@ def train(model: nn.Sequential, *, every: int, lean: bool) -> tuple[int, int]:
     )
     slot = sum(bits.nbytes for bits in selected.slot("ref").values())
     return selected.num_bytes + moments - slot, slot
-
-
-def peak_over_present(device: torch.device) -> Callable[[], int]:
-    """Starts the measurement; the returned function gives the peak since, over what is held now, in bytes."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return lambda: torch.cuda.max_memory_allocated(device) - before
-    # Writing 5 resets the high-water mark of this process; getrusage's would still be its parent's.
-    Path("/proc/self/clear_refs").write_text("5")
-    resident = status_bytes("VmRSS")
-    return lambda: status_bytes("VmHWM") - resident
-
-
-def status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def main() -> None:

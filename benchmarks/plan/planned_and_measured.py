@@ -34,9 +34,11 @@ from allo.plan import plan_stage
 from allo.recipe import Recipe
 from allo.records import Wrong
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "memory")]
-from record import RESULTS, Record  # noqa: E402
-from selected_step import one_in_each_run, peak_over_present, status_bytes  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "memory"))
+from peak import peak_over_present, status_bytes
+from record import RESULTS, Record
+from selected_step import one_in_each_run
 
 # Freed memory goes back to the system at once, one arena.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}

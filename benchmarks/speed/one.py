@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,9 @@ from transformers.trainer_callback import PrinterCallback
 from baselines import BASELINES
 from ours import OURS
 from work import LABORATORY, TOY, Work, random_pairs, write_pairs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peak import peak_over_present
 
 SYSTEMS = {**OURS, **BASELINES}
 OUT_OF_MEMORY = "out of memory"
@@ -69,6 +72,10 @@ def _measure(system: str, work: Work) -> Figures:
         torch.cuda.set_per_process_memory_fraction(1e9 * work.limit_gb / total)
     policy = work.load_policy()
     num_weights = sum(param.numel() for param in policy.parameters())
+    # What loading freed goes back first: a system that filled it again would seem to need nothing.
+    gc.collect()
+    if device.type == "cpu":
+        ctypes.CDLL(None).malloc_trim(0)
     peak = peak_over_present(device)
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -145,25 +152,6 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self._ends.append(self._now())
-
-
-def peak_over_present(device: torch.device) -> Callable[[], int]:
-    """Starts the measurement; the returned function gives the peak since, over what is held now, in bytes."""
-    gc.collect()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return lambda: torch.cuda.max_memory_allocated(device) - before
-    # What loading freed goes back first: a system that filled it again would seem to need nothing.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    resident = _status_bytes("VmRSS")
-    return lambda: _status_bytes("VmHWM") - resident
-
-
-def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":
