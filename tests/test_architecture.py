@@ -46,7 +46,7 @@ HUGGING_FACE = {
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
 
 LEAVES = {
-    *("errors", "records", "console", "artifacts", "granularity", "recipe"),
+    *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
     *("rows", "tasks", "prompts", "sources"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
@@ -55,13 +55,17 @@ HOUSE = {
     "records": Room(),
     "console": Room({"errors"}),
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
+    "own_code": Room({"errors"}),
     "recipe_errors": Room({"errors"}),
     "recipe_yaml": Room({"errors"}),
     "granularity": Room({"errors"}),
     "recipe_numbers": Room(),
     "recipe_training": Room({"recipe_numbers"}),
     "recipe": Room(
-        {"errors", "granularity", "recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"}
+        {
+            *("errors", "granularity", "own_code"),
+            *("recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"),
+        }
     ),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),

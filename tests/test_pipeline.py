@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from allo import delta
+from allo.artifacts import read_json
 from allo.checkpoints import Checkpoint, fingerprint
 from allo.core.fingerprints import as_bits
 from allo.core.param_mask import ParamMask
@@ -49,6 +50,16 @@ def test_a_second_run_does_nothing(finished: Path, capsys: pytest.CaptureFixture
     run_all(tiny(finished.parent))
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in finished.rglob("*")} == before
     assert skipped(capsys.readouterr().err) == list(NAMES)
+
+
+def test_runs_that_differ_in_seed_alone_share_what_comes_before_training(tmp_path: Path) -> None:
+    first = run_all(tiny(tmp_path / "first", "data_seed=0", "evaluate.num_generations=0"))
+    shutil.copytree(first.path, tmp_path / "second" / first.path.name)
+    second = run_all(tiny(tmp_path / "second", "seed=1", "data_seed=0", "evaluate.num_generations=0"))
+    stages = [read_json(run.manifest)["stages"] for run in (first, second)]
+    shared = {name for name in stages[0] if stages[0][name] == stages[1][name]}
+    assert shared == {"sft", "sample", "judge", "pair", "locate", "score"}
+    assert stages[1]["forget"]["seed"] == 1
 
 
 def test_the_same_seed_gives_the_same_bytes_elsewhere(

@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_atomic, write_json
 from allo.console import say
 from allo.errors import UserError
+from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
 
@@ -38,8 +39,8 @@ class Stage:
         return counts
 
 
-MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length", "seed")
-PROMPTS = ("data_folder", "chat", "seed")
+MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
+PROMPTS = ("data_folder", "chat", "seed_of_data")
 REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
@@ -55,28 +56,31 @@ STAGES = (
         "locate",
         ("00-sft", "03-pairs.jsonl"),
         ("04-importance.safetensors", "04-warmup"),
-        (*MODEL, "locate", "reads_warmup", "max_density"),
+        (*MODEL, "seed_of_data", "locate", "reads_warmup", "max_density"),
     ),
     Stage(
-        "score", ("00-sft", "03-wrong.jsonl", "04-warmup"), ("05-token-scores.parquet",), (*MODEL, "score")
+        "score",
+        ("00-sft", "03-wrong.jsonl", "04-warmup"),
+        ("05-token-scores.parquet",),
+        (*MODEL, "seed_of_data", "score"),
     ),
     Stage(
         "forget",
         ("00-sft", "03-wrong.jsonl", "04-importance.safetensors", "05-token-scores.parquet"),
         ("06-forget",),
-        (*MODEL, "forget"),
+        (*MODEL, "seed", "forget"),
     ),
     Stage(
         "improve",
         ("00-sft", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
         ("07-improve",),
-        (*MODEL, "improve"),
+        (*MODEL, "seed", "improve"),
     ),
     Stage(
         "evaluate",
         ("00-sft", "06-forget", "07-improve"),
         ("08-eval.json",),
-        (*MODEL, *PROMPTS, "judge", "sample.stop", "evaluate"),
+        (*MODEL, "seed", *PROMPTS, "judge", "sample.stop", "evaluate"),
     ),
     REPORT,
 )
@@ -294,7 +298,7 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
         "outputs": work.outputs(),
         **provenance(),
         "device": recipe.device,
-        "seed": recipe.seed,
+        "seed": work.config.get("seed", recipe.seed_of_data),
         "seconds": round(time.monotonic() - start, 3),
         "peak_memory_bytes": peak_memory(),
         "counts": counts,
@@ -317,12 +321,14 @@ def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: F
 
 
 def _named_files(value: Any, rows: str | None) -> Iterator[Path]:
-    """Files of prompts and pairs anywhere in a configuration, a task's own file below the folder `rows`."""
+    """Files of prompts, of pairs and of the user's functions anywhere in a configuration, and a task's own
+    below the folder `rows`."""
     if isinstance(value, list):
         for item in value:
             yield from _named_files(item, rows)
     if isinstance(value, dict):
         yield from (Path(value[key]) for key in ("file", "pairs") if value.get(key))
+        yield from filter(None, (own_file(value.get(key) or "") for key in ("scorer", "loss")))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")
         for item in value.values():

@@ -251,6 +251,9 @@ class Recipe(Block):
     """The run's folder below `out`."""
     out: Path = Path("runs")
     seed: CountOrZero = 0
+    data_seed: CountOrZero | None = None
+    """The seed of all stages before training, and of the order of prompts; `seed` where it is absent. Runs that
+    differ in `seed` alone then share their samples, pairs, importance and token scores."""
     model: str
     """A folder, a hub id, or a GGUF file."""
     trust_remote_code: bool = False
@@ -297,6 +300,11 @@ class Recipe(Block):
                 "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
         return self
+
+    @property
+    def seed_of_data(self) -> int:
+        """The seed of every stage up to scoring."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def max_density(self) -> float:

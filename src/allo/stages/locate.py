@@ -144,7 +144,7 @@ def _summed(
 ) -> tuple[Scores, Counts]:
     """One pass over the pairs at the starting point: sum g, or for `fisher` sum g^2 over single pairs."""
     passes, dropped = _passes(recipe, locate, run, model, tokenizer)
-    sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed)
+    sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
     if locate.criterion == "fisher":
         # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
         passes.take_start_gradients_of_pairs(lambda name, _, gradient: sums.add_squares(name, gradient))
@@ -165,7 +165,9 @@ def _without_data(recipe: Recipe, locate: Locate, model: Model) -> tuple[Scores,
         flat = param.detach().reshape(-1).cpu()
         if locate.criterion == "magnitude":
             return importance.magnitude(flat, flat)
-        return importance.random(flat, stable_hash(name, torch.arange(flat.numel()), seed=recipe.seed))
+        return importance.random(
+            flat, stable_hash(name, torch.arange(flat.numel()), seed=recipe.seed_of_data)
+        )
 
     return lambda: ((name, score(name, param)) for name, param in model.named_parameters()), {}
 
@@ -174,7 +176,7 @@ def _arguments(recipe: Recipe, locate: Locate, run: RunFolder, model: Model) -> 
     return training_arguments(
         locate.training.model_dump(),
         folder=run.warmup,
-        seed=recipe.seed,
+        seed=recipe.seed_of_data,
         device=model.device,
         key="locate.training",
     )

@@ -16,7 +16,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     else:
         prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)
         pairs = make_pairs(
-            prompts, verdicts, max_pairs_per_prompt=recipe.pair.max_pairs_per_prompt, seed=recipe.seed
+            prompts, verdicts, max_pairs_per_prompt=recipe.pair.max_pairs_per_prompt, seed=recipe.seed_of_data
         )
         wrong = wrong_completions(prompts, verdicts)
     write_jsonl(run.wrong, wrong)

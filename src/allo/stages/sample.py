@@ -27,7 +27,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         path=run.completions,
         description="sample",
         max_length=recipe.max_length,
-        seed=recipe.seed,
+        seed=recipe.seed_of_data,
         **recipe.sample.model_dump(),
     )
     write_jsonl(run.completions, completed.completions)

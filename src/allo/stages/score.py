@@ -65,7 +65,7 @@ def _context(recipe: Recipe, run: RunFolder) -> Context:
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if implicit else None)
     check_head(model)
     warmup = load_file(run.warmup / WARMUP_WEIGHTS) if implicit else {}
-    return Context(model, tokenizer, recipe.max_length, recipe.seed, warmup)
+    return Context(model, tokenizer, recipe.max_length, recipe.seed_of_data, warmup)
 
 
 def _fitting(wrong: Sequence[Wrong], context: Context) -> list[Scored]:

@@ -43,7 +43,7 @@ def _fine_tune(
         training_arguments(
             sft.training.model_dump(),
             folder=run.start,
-            seed=recipe.seed,
+            seed=recipe.seed_of_data,
             device=model.device,
             key="sft.training",
         ),
