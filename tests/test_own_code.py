@@ -33,6 +33,6 @@ def test_what_is_wrong_with_it_is_said(tmp_path: Path, text: str | None, found: 
     file = tmp_path / "mine.py"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UserError, match="score.scorer") as refusal:
+    with pytest.raises(UserError, match=r"score\.scorer") as refusal:
         load_function(f"{file}:twice", key="score.scorer")
     assert found in str(refusal.value) and "mine.py" in str(refusal.value)
