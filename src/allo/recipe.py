@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
+from allo.own_code import OwnFunction
 from allo.recipe_errors import explain
 from allo.recipe_numbers import (
     Count,
@@ -24,14 +25,16 @@ from allo.recipe_numbers import (
     SetName,
     Share,
 )
-from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
+from allo.recipe_training import ContrastTraining, ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
 
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
 Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
-ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
+ScorerName = Literal[
+    "implicit", "contrastive", "advantage", "privileged", "confidence", "edit", "uniform", "random"
+]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
 
@@ -151,11 +154,28 @@ class Locate(Block):
 class Score(Block):
     """Which tokens of wrong completions are wrong (method.md 1.2 and 4)."""
 
-    scorer: ScorerName = "implicit"
+    scorer: ScorerName | OwnFunction = "implicit"
+    """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
+    beside: list[ScorerName | OwnFunction] = []
+    """Other scorers of the same completions, to compare with; they weigh nothing."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""
     batch_size: Count = 16
+    training: ContrastTraining = ContrastTraining()
+    """Of the two models of `contrastive`, one on the pairs' chosen answers, one on the rejected."""
+
+    @property
+    def scorers(self) -> list[str]:
+        """The scorer whose weights count, then those beside it."""
+        return [self.scorer, *self.beside]
+
+    @model_validator(mode="after")
+    def _scorers_differ(self) -> "Score":
+        twice = next((name for name in self.scorers if self.scorers.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is named twice in scorer and beside: name each scorer once")
+        return self
 
 
 class Steps(Block):
@@ -297,7 +317,7 @@ class Recipe(Block):
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
         if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
-                "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
+                "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
         return self
 
@@ -314,7 +334,7 @@ class Recipe(Block):
     @property
     def reads_warmup(self) -> bool:
         """Whether scoring needs the warm-up model's weights."""
-        return self.forget is not None and self.score is not None and self.score.scorer == "implicit"
+        return self.forget is not None and self.score is not None and "implicit" in self.score.scorers
 
     @property
     def run_folder(self) -> Path:

@@ -8,6 +8,7 @@ import torch
 from allo.artifacts import read_json
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
+from allo.hf.scorers import scorers_of
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Source, Steps
 from allo.sources import prompt_source, training_pairs
@@ -17,7 +18,7 @@ from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer and the model's positions; build all training arguments.
+    """Read every source of prompts, the tokenizer, the model's positions and the scorers; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -32,6 +33,8 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         locate.check_settings(recipe.locate)
+    if recipe.score is not None:
+        scorers_of(recipe.score)
     load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
@@ -61,7 +64,7 @@ def _check_lengths(recipe: Recipe) -> None:
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """The recipe's `training` blocks under their keys, and whether they are lean."""
-    for name in ("sft", "locate", "forget", "improve"):
+    for name in ("sft", "locate", "score", "forget", "improve"):
         block = getattr(recipe, name)
         if block is not None:
             yield f"{name}.training", block.training.model_dump(), isinstance(block, Steps) and block.lean
