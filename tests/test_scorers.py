@@ -14,7 +14,7 @@ from allo.core.token_credit import UNSEEN, advantages
 from allo.errors import UserError
 from allo.hf import contrast
 from allo.hf.contrast import side_weights, train_sides
-from allo.hf.scorers import LOGRATIOS, SCORERS, WEIGHTS
+from allo.hf.scorers import SCORERS, WEIGHTS
 from allo.hf.start import save_whole, write_start
 from allo.recipe import Recipe
 from allo.records import Pair, Verdict, Wrong
@@ -113,6 +113,23 @@ def test_contrastive_is_the_log_ratio_of_two_models_tuned_on_either_side(run: Ru
     by_id = {row["id"]: row["scores"] for row in table(run)}
     for row, ratio in enumerate(ratios):
         torch.testing.assert_close(torch.tensor(by_id[f"w{row}"]), (ratio / scale).sigmoid(), **FP32)
+
+
+@torch.no_grad()
+def test_right_confidence_asks_the_model_tuned_on_right_answers_alone(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = contrast.train, []
+    monkeypatch.setattr(contrast, "train", lambda trainer: calls.append(trainer) or original(trainer))
+    with torch.enable_grad():
+        score.run(recipe("right_confidence"), run)
+        plus = model()
+        plus.load_state_dict(dense_side("chosen"), strict=False)
+    assert len(calls) == 1
+    by_id = {row["id"]: row["scores"] for row in table(run)}
+    for row, pair in enumerate(pairs()):
+        expected = dense_logps(plus, pair["prompt"], pair["rejected"]).exp()
+        torch.testing.assert_close(torch.tensor(by_id[f"w{row}"]), expected, **FP32)
 
 
 def test_contrastive_leaves_nothing_but_the_scores(run: RunFolder) -> None:
@@ -220,7 +237,10 @@ def test_a_function_of_ones_own_scores(run: RunFolder, tmp_path: Path) -> None:
         ("[]", r"gave scores of 0 completions for 4"),
         ("[[0.5] for row in rows]", r"gave 1 scores for the \d+ tokens of completion w\d+"),
         ("[[float('nan')] * len(row.tokens.completion_ids) for row in rows]", r"gave the score nan"),
-        ("[[-0.1] * len(row.tokens.completion_ids) for row in rows]", r"gave the score -0\.1 .* from 0 \(wrong\)"),
+        (
+            "[[-0.1] * len(row.tokens.completion_ids) for row in rows]",
+            r"gave the score -0\.1 .* from 0 \(wrong\)",
+        ),
         ("[[float('inf')] * len(row.tokens.completion_ids) for row in rows]", r"gave the score inf"),
     ],
 )
@@ -295,5 +315,7 @@ def test_a_scorer_beside_that_reads_the_warm_up_needs_one() -> None:
         recipe("edit", "implicit", locate={"criterion": "gradient"})
 
 
-def test_scorers_that_compare_models_give_log_ratios() -> None:
-    assert WEIGHTS.keys() == LOGRATIOS <= SCORERS.keys()
+def test_the_sides_that_a_recipe_trains_are_those_that_its_scorers_ask() -> None:
+    for name in SCORERS:
+        asked = [side for side in WEIGHTS.get(name, ()) if side != "warmup"]
+        assert recipe(name).score.sides == asked, name

@@ -33,7 +33,15 @@ GranularityName = Annotated[
 ]
 Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
 ScorerName = Literal[
-    "implicit", "contrastive", "advantage", "privileged", "confidence", "edit", "uniform", "random"
+    "implicit",
+    "contrastive",
+    "right_confidence",
+    "advantage",
+    "privileged",
+    "confidence",
+    "edit",
+    "uniform",
+    "random",
 ]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
@@ -163,7 +171,14 @@ class Score(Block):
     """`indicator` marks tokens whose aligned probability lies below it."""
     batch_size: Count = 16
     training: ContrastTraining = ContrastTraining()
-    """Of the two models of `contrastive`, one on the pairs' chosen answers, one on the rejected."""
+    """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one
+    on the rejected."""
+
+    @property
+    def sides(self) -> list[str]:
+        """The pairs' sides on which a model is trained for the scorers."""
+        sides = {"contrastive": ["chosen", "rejected"], "right_confidence": ["chosen"]}
+        return max((sides.get(name, []) for name in self.scorers), key=len)
 
     @property
     def scorers(self) -> list[str]:

@@ -1,5 +1,6 @@
-"""The two models of the scorer `contrastive`: the start, fine-tuned on right and on wrong answers."""
+"""The models of the scorers `contrastive` and `right_confidence`: the start, tuned on right and on wrong answers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,17 +16,15 @@ from allo.recipe import Recipe
 from allo.records import Pair
 
 
-def train_sides(recipe: Recipe, run: RunFolder) -> int:
+def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) -> int:
     """Fine-tune the start on the pairs' chosen, then anew on their rejected answers: `05-contrast`.
 
     The pairs give both the same prompts, as often. A side that is there already is not trained again, and one
     that was cut short goes on. Returns the bytes of training state, of which one side's lies in memory at a
     time: 0 where nothing was left to train.
     """
-    return max(
-        0 if side_weights(run, side).exists() else _train_side(recipe, run, side, side_weights(run, side))
-        for side in SIDES
-    )
+    missing = [side for side in sides if not side_weights(run, side).exists()]
+    return max((_train_side(recipe, run, side, side_weights(run, side)) for side in missing), default=0)
 
 
 def side_weights(run: RunFolder, side: str) -> Path:

@@ -102,6 +102,12 @@ def contrastive(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     return _differences(plus, minus)
 
 
+def right_confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi_plus(y_t): the start fine-tuned on right samples, asked how likely it finds the token, in fp32."""
+    with _under(context, "chosen"):
+        return _probabilities([row.tokens for row in rows], context)
+
+
 def advantage(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     """The share of right ones among the samples that begin alike, after the token against before it."""
     scores = []
@@ -135,6 +141,7 @@ def random(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 SCORERS: dict[str, Scorer] = {
     "implicit": implicit,
     "contrastive": contrastive,
+    "right_confidence": right_confidence,
     "advantage": advantage,
     "privileged": privileged,
     "confidence": confidence,
@@ -143,8 +150,12 @@ SCORERS: dict[str, Scorer] = {
     "random": random,
 }
 LOGRATIOS = frozenset({"implicit", "contrastive"})
-# The models that a scorer compares; it runs in fp32, and gets them as `Context.weights`.
-WEIGHTS = {"implicit": ("warmup",), "contrastive": ("chosen", "rejected")}
+# The other models that a scorer asks; it runs in fp32, and gets them as `Context.weights`.
+WEIGHTS = {
+    "implicit": ("warmup",),
+    "contrastive": ("chosen", "rejected"),
+    "right_confidence": ("chosen",),
+}
 
 
 def scorers_of(score: Score) -> dict[str, Scorer]:

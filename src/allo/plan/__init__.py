@@ -36,7 +36,7 @@ def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
             return inference.plan_sampling(recipe)
         case "score":
             scoring = inference.plan_scoring(recipe)
-            if recipe.score is None or "contrastive" not in recipe.score.scorers:
+            if recipe.score is None or not recipe.score.sides:
                 return scoring
             return max(scoring, training.plan_training(recipe, "score"), key=lambda stage: stage.total)
         case "evaluate":

@@ -73,9 +73,9 @@ def _batch(recipe: Recipe, stage: str, size: int) -> Settings:
 
 
 def _trains(recipe: Recipe, stage: str) -> bool:
-    """Scoring does where a scorer compares models that are trained for it."""
+    """Scoring does where a scorer asks a model that is trained for it."""
     if stage == "score":
-        return recipe.score is not None and "contrastive" in recipe.score.scorers
+        return recipe.score is not None and bool(recipe.score.sides)
     return stage in ("sft", "locate", "forget", "improve")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from allo.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
 from allo.console import track
 from allo.core.token_credit import from_logratios, token_weights
+from allo.hf.collate import SIDES
 from allo.hf.contrast import side_weights, train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
 from allo.hf.policy import check_head
@@ -83,8 +84,7 @@ def _scored(
 def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
     """The starting model, in fp32 where other models' weights are compared with its own, and what is known."""
     names = WEIGHTS.get(scorer, ())
-    if scorer == "contrastive":
-        train_sides(recipe, run)
+    train_sides(recipe, run, [name for name in names if name in SIDES])
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
     check_head(model)
     files = {name: side_weights(run, name) for name in names} | {"warmup": run.warmup / WARMUP_WEIGHTS}
