@@ -61,10 +61,11 @@ HOUSE = {
     "granularity": Room({"errors"}),
     "recipe_numbers": Room(),
     "recipe_training": Room({"recipe_numbers"}),
+    "recipe_losses": Room({"recipe_numbers"}),
     "recipe": Room(
         {
             *("errors", "granularity", "own_code"),
-            *("recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"),
+            *("recipe_errors", "recipe_losses", "recipe_numbers", "recipe_training", "recipe_yaml"),
         }
     ),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
@@ -91,10 +92,12 @@ HOUSE = {
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
-    "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
+    "stages": Room(
+        {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE
+    ),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     "cli": Room(
         {*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}
