@@ -30,7 +30,7 @@ class PairLogps:
     chosen_lengths: Tensor
     rejected_lengths: Tensor
 
-    def rewards(self, *, beta: float) -> tuple[Tensor, Tensor]:
+    def mean_rewards(self, *, beta: float) -> tuple[Tensor, Tensor]:
         """beta times each completion's mean log-prob (SimPO, eq. 4)."""
         chosen, rejected = (
             self.chosen_logps / self.chosen_lengths,
@@ -107,7 +107,7 @@ def simpo(pairs: PairLogps, *, beta: float, gamma: float = 1.0) -> Tensor:
 
     The paper takes beta 2.0 to 2.5 and gamma 0.3 to 1.6.
     """
-    chosen, rejected = pairs.rewards(beta=beta)
+    chosen, rejected = pairs.mean_rewards(beta=beta)
     return -logsigmoid(chosen - rejected - gamma)
 
 

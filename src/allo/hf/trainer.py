@@ -193,7 +193,8 @@ class ImproveTrainer(SelectedTrainer):
         if self.anchor:
             pair_losses = pair_losses + self.anchor * losses.nll(pairs.chosen_logps / pairs.chosen_lengths)
         if delta and torch.is_grad_enabled():  # not in evaluation
-            seen = torch.cat(pairs.rewards(beta=self.beta)).detach()
+            own = pairs.rewards if isinstance(pairs, PairSums) else pairs.mean_rewards
+            seen = torch.cat(own(beta=self.beta)).detach()
             self._step_rewards.add(seen.sum().item(), len(seen))
         with torch.no_grad():
             rewards_chosen, rewards_rejected = rewards.chunk(2)
@@ -222,7 +223,7 @@ class ImproveTrainer(SelectedTrainer):
         chosen_logps, rejected_logps = logps.sum(-1).chunk(2)
         policy = PairLogps(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
         if not self.compares:
-            return policy, rejected_mask, torch.cat(policy.rewards(beta=self.beta)).detach()
+            return policy, rejected_mask, torch.cat(policy.mean_rewards(beta=self.beta)).detach()
         chosen, rejected = logratios.chunk(2)
         order = batch["draws"] if self.filter == "random" else rejected
         kept = losses.keep_lowest(
