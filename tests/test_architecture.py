@@ -89,9 +89,13 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
+    # The only room that knows trl, whose parts are imported where a recipe asks for one.
+    "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft"}, lazy={"trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
-    "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
+    "stages": Room(
+        {*LEAVES, "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"}, HEAVY - HUGGING_FACE
+    ),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),

@@ -9,9 +9,22 @@ from allo.hf.start import load_start
 from allo.hf.trainer import ImproveTrainer
 from allo.recipe import Recipe
 from allo.records import Pair
+from allo.stages.compared import train_adapter, train_on_policy
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `07-improve` by the recipe's trainer."""
+    assert recipe.improve is not None
+    match recipe.improve.trainer:
+        case "selected":
+            return train_selected(recipe, run)
+        case "lora" | "shira" as kind:
+            return train_adapter(recipe, run, kind)
+        case "rloo" | "grpo" as kind:
+            return train_on_policy(recipe, run, kind)
+
+
+def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: filtered DPO from the model after forgetting, which is also its reference."""
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
