@@ -332,6 +332,10 @@ def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
 
 
+def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
+    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
+
+
 def test_public_names_load_when_first_used() -> None:
     import allo
 
