@@ -38,6 +38,7 @@ Criterion = Literal[
 ]
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
+TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
 class Sft(Block):
@@ -144,8 +145,16 @@ class Forget(Steps):
 
 
 class Improve(Steps):
-    """DPO with noisy rejected tokens filtered out (method.md 1.3), or another loss under the same mask."""
+    """DPO with noisy rejected tokens filtered out (method.md 1.3), another loss under the same mask, or a method
+    to compare it with."""
 
+    trainer: TrainerName = "selected"
+    """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
+    `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
+    adapter on all linear layers, with `loss_settings`' label_smoothing; `rloo` and `grpo` sample as `sample` says and train all
+    weights by the verifier's rewards. A batch's rows are then completions."""
+    adapter_rank: Count | None = None
+    """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
     density: Density = 0.10
     loss: LossName = "dpo"
     """`dpo`, `r_dpo`, `ipo`, `bco` or `simpo` of each pair, or a function of one's own, `file.py:function`; `sft`
@@ -164,6 +173,10 @@ class Improve(Steps):
     shared_prefix: bool = True
     """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.trainer in ("lora", "shira")
 
     @model_validator(mode="after")
     def _single_answers_have_no_pair(self) -> "Improve":
@@ -265,13 +278,41 @@ class Recipe(Block):
             )
         if self.data.pairs is not None and self.improve and self.improve.loss == "sft":
             raise ValueError("improve.loss sft needs gold solutions, which ready pairs lack: set it to rft")
-        if self.locate is None and self.max_density < 1:
+        if self.improve and self.improve.trainer != "selected":
+            self._fits_trainer(self.improve)
+        elif self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
         if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
                 "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
         return self
+
+    def _fits_trainer(self, improve: Improve) -> None:
+        name = f"improve.trainer {improve.trainer!r}"
+        if self.forget is not None:
+            raise ValueError(f"{name} starts at the starting model: set `forget: null`")
+        if improve.adapter_rank and not improve.has_adapter:
+            raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
+        if improve.has_adapter:
+            return
+        if self.data.pairs is not None:
+            raise ValueError(f"{name} samples by itself: give prompts with answers in place of data.pairs")
+        if self.sample.temperature == 0 or self.sample.num_generations < 2:
+            raise ValueError(
+                f"{name} compares the samples of a prompt: set sample.temperature above 0 and "
+                "sample.num_generations to 2 or more"
+            )
+        if self.sample.stop:
+            raise ValueError(f"{name} samples up to EOS: set sample.stop to []")
+
+    @property
+    def on_policy(self) -> dict[str, Any] | None:
+        """What `improve` depends on beside its own block where its trainer samples by itself."""
+        if self.improve is None or self.improve.trainer not in ("rloo", "grpo"):
+            return None
+        keys = ("data_folder", "chat", "seed_of_data", "data", "sample", "judge")
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def seed_of_data(self) -> int:
