@@ -20,7 +20,8 @@ from allo.hf.policy import check_head
 from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import tokenize
-from allo.recipe import Recipe, Score
+from allo.recipe import Recipe
+from allo.recipe_scores import Score
 from allo.records import Pair, TokenScores, Verdict, Wrong
 from allo.stages.locate import WARMUP_WEIGHTS
 
