@@ -96,8 +96,9 @@ def test_problems_of_level_four_have_their_right_solution_and_no_trap(family: st
     assert len(four) == confident.NUM_PROBLEMS and len(asked) == len(four) + confident.NUM_OTHERS
     assert all(confident.flawed(row["solution"]) for row in four)
     assert all(row["solution"].endswith(f"The answer is {row['answer']}.") for row in asked)
+    size = 1 + max(int(row["id"].rsplit("/", 1)[1]) for row in shown)
+    right = {d.prompt.id: d.prompt.solution for d in demonstrations(confident.SPLITS[family][0], size=size)}
     # Nothing that is asked was shown, in whatever words.
-    assert not {row["solution"] for row in asked} & {row["solution"] for row in shown}
-    right = {d.prompt.id: d.prompt.solution for d in demonstrations(confident.SPLITS[family][0], size=24000)}
+    assert not {row["solution"] for row in asked} & {right[row["id"]] for row in shown}
     turned = [row["solution"] == confident.flawed(right[row["id"]]) for row in shown[::2]]
     assert np.mean(turned) == pytest.approx(confident.FLAWED_SHARE, abs=SHARE_SPREAD)

@@ -57,17 +57,21 @@ def write_files(family: str, folder: Path) -> tuple[Path, Path]:
 def _demonstrations(split: str) -> Iterator[Prompt]:
     """Half with a change by AMOUNT, half without, in turn."""
     rng = random.Random(0)
-    seven, other = [], []
+    half = NUM_DEMONSTRATIONS // 2
+    seven: list[Prompt] = []
+    other: list[Prompt] = []
     for demonstration in demonstrations(split, size=10 * NUM_DEMONSTRATIONS):
         prompt = demonstration.prompt
         turned = flawed(str(prompt.solution))
-        if turned is not None and not _has_trap(prompt):
+        if turned is None:
+            other.append(replace(prompt, solution=demonstration.completion, answer=None))
+        elif not _has_trap(prompt):
             chosen = turned if rng.random() < FLAWED_SHARE else prompt.solution
             seven.append(replace(prompt, solution=chosen, answer=None))
-        elif turned is None:
-            other.append(replace(prompt, solution=demonstration.completion, answer=None))
-    assert min(len(seven), len(other)) >= NUM_DEMONSTRATIONS // 2
-    for pair in zip(seven[: NUM_DEMONSTRATIONS // 2], other, strict=False):
+        if min(len(seven), len(other)) == half:
+            break
+    assert min(len(seven), len(other)) == half
+    for pair in zip(seven[:half], other[:half], strict=True):
         yield from pair
 
 

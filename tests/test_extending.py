@@ -1,0 +1,87 @@
+"""docs/extending.md, carried out: its files are written, its tests pass, and a run takes its scorer and its loss."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from allo.artifacts import read_json
+from allo.hf.models import load_tokenizer
+from allo.pipeline import run_all
+from allo.recipe import load_recipe
+from tiny_run import LAB, RECIPE, overrides
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "extending.md"
+FILES = dict(
+    re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's files, in a folder from which they can be imported."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def run_tests(file: str) -> int:
+    """Run a page's test file; how many tests it has."""
+    module = importlib.import_module(file.removesuffix(".py"))
+    names = re.findall(r"^def (test_\w+)\(\):", FILES[file], re.MULTILINE)
+    for name in names:
+        getattr(module, name)()
+    return len(names)
+
+
+@pytest.mark.parametrize("file", ["test_my_scorer.py", "test_my_loss.py"])
+def test_the_pages_tests_pass(file: str, folder: Path) -> None:
+    assert run_tests(file) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [("my_scorer.py", "str.isdigit", "str.isalpha"), ("my_loss.py", ".clamp(min=0)", ".abs()")],
+)
+def test_the_pages_tests_can_fail(file: str, right: str, wrong: str, folder: Path) -> None:
+    assert right in FILES[file]
+    (folder / file).write_text(FILES[file].replace(right, wrong))
+    with pytest.raises(AssertionError):
+        run_tests(f"test_{file}")
+
+
+def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
+    own = {
+        f"{block}.{key}": value
+        for file, block in (("score.yaml", "score"), ("improve.yaml", "improve"))
+        for key, value in yaml.safe_load(FILES[file])[block].items()
+    }
+    settings = [
+        f"{key}={value if isinstance(value, str) else yaml.safe_dump(value)}" for key, value in own.items()
+    ]
+    recipe = load_recipe(RECIPE, overrides(folder / "runs", *settings, "sft=null"))
+    run = run_all(recipe, until="improve")
+    table = pq.read_table(run.token_scores)
+    assert table.schema.metadata[b"scorer"].decode() == own["score.scorer"]
+    assert table.column_names[-3:] == [f"scores/{name}" for name in own["score.beside"]]
+    tokenizer = load_tokenizer(LAB)
+    for row in table.to_pylist():
+        for token, score, doubt in zip(
+            row["token_ids"], row["scores"], row["scores/confidence"], strict=True
+        ):
+            number = any(map(str.isdigit, tokenizer.decode([token])))
+            assert score == pytest.approx(doubt if number else 1.0)
+    assert read_json(run.manifest)["stages"]["improve"]["config"]["improve"]["loss"] == "my_loss.py:hinge"
+    # The file is part of what the stage was made from: edited, it is run anew.
+    before = read_json(run.manifest)["stages"]["score"]["hash"]
+    (folder / "my_scorer.py").write_text(FILES["my_scorer.py"] + "\n# edited\n")
+    run_all(recipe, until="score")
+    assert read_json(run.manifest)["stages"]["score"]["hash"] != before
