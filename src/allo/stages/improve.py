@@ -16,6 +16,7 @@ from allo.own_code import load_function, own_file
 from allo.recipe import Improve, Recipe
 from allo.recipe_losses import SUPERVISED
 from allo.records import Pair
+from allo.stages.compared import train_adapter, train_on_policy
 from allo.stages.right_answers import check_solutions, gold_solutions, right_samples
 
 
@@ -38,6 +39,18 @@ def named_loss(improve: Improve) -> str | PairLoss:
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `07-improve` by the recipe's trainer."""
+    assert recipe.improve is not None
+    match recipe.improve.trainer:
+        case "selected":
+            return train_selected(recipe, run)
+        case "lora" | "shira" as kind:
+            return train_adapter(recipe, run, kind)
+        case "rloo" | "grpo" as kind:
+            return train_on_policy(recipe, run, kind)
+
+
+def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: filtered DPO from the model after forgetting, which is also its reference."""
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
