@@ -155,6 +155,12 @@ class Improve(Steps):
     """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
+    @model_validator(mode="after")
+    def _rank_is_an_adapters(self) -> "Improve":
+        if self.adapter_rank is not None and not self.has_adapter:
+            raise ValueError(f"trainer {self.trainer!r} has no adapter: remove adapter_rank")
+        return self
+
     @property
     def has_adapter(self) -> bool:
         return self.trainer in ("lora", "shira")
@@ -266,8 +272,6 @@ class Recipe(Block):
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
             raise ValueError(f"{name} starts at the starting model: set `forget: null`")
-        if improve.adapter_rank and not improve.has_adapter:
-            raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
         if improve.has_adapter:
             return
         if self.data.pairs is not None:
