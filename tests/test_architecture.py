@@ -63,10 +63,11 @@ HOUSE = {
     "recipe_training": Room({"recipe_numbers"}),
     "recipe_sources": Room({"recipe_numbers"}),
     "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_losses": Room({"recipe_numbers"}),
     "recipe": Room(
         {
             *("errors", "granularity", "own_code"),
-            *("recipe_compare", "recipe_errors", "recipe_numbers", "recipe_sources"),
+            *("recipe_compare", "recipe_errors", "recipe_losses", "recipe_numbers", "recipe_sources"),
             *("recipe_training", "recipe_yaml"),
         }
     ),
@@ -97,11 +98,12 @@ HOUSE = {
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room(
-        {*LEAVES, "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"}, HEAVY - HUGGING_FACE
+        {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
+        HEAVY - HUGGING_FACE,
     ),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(

@@ -72,9 +72,9 @@ STAGES = (
     ),
     Stage(
         "improve",
-        ("00-sft", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
         ("07-improve",),
-        (*MODEL, "seed", "improve", "on_policy"),
+        (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
     ),
     Stage(
         "evaluate",

@@ -31,7 +31,10 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
     settings: dict[str, Any] = {"beta": improve.beta, "save_strategy": "no", "eval_strategy": "no"}
     settings["disable_dropout"] = True
     if improve.has_adapter:
-        settings |= {"max_length": recipe.max_length, "label_smoothing": improve.label_smoothing}
+        settings |= {
+            "max_length": recipe.max_length,
+            "label_smoothing": improve.loss_settings.get("label_smoothing", 0.0),
+        }
     else:
         settings |= {
             "num_generations": sample.num_generations,

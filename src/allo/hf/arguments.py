@@ -85,7 +85,7 @@ _REFUSED = {
     "dataloader_num_workers": "rows are lists of ids in memory: there is nothing to load beside training.",
     "torch_empty_cache_steps": "a step keeps no memory that could be given back.",
     "neftune_noise_alpha": "policy and reference must see the same embeddings.",
-    "label_smoothing_factor": "the losses have no such term; improve has a label_smoothing of its own.",
+    "label_smoothing_factor": "the losses have no such term; improve.loss_settings has a label_smoothing of dpo's.",
 }
 
 

@@ -13,7 +13,7 @@ from allo.prompts import read_prompts
 from allo.recipe import Recipe, Steps
 from allo.recipe_sources import Source
 from allo.sources import prompt_source, training_pairs
-from allo.stages import locate
+from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
 from allo.stages.sample import prompt_room
 
@@ -36,6 +36,7 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         locate.check_settings(recipe.locate)
+    improve.check_settings(recipe)
     load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
