@@ -304,6 +304,8 @@ def test_what_is_sampled_from_is_what_an_on_policy_run_depends_on(sampled: Path,
         (["improve.trainer=grpo", "sample.num_generations=1"], "sample.num_generations to 2 or more"),
         (["improve.trainer=rloo", "sample.stop=[x]"], "set sample.stop to"),
         (["improve.trainer=ppo"], "lora"),
+        (["improve.trainer=lora", "improve.loss=ipo"], "has a loss of its own: remove loss"),
+        (["improve.trainer=grpo", "improve.anchor=1.0"], "has a loss of its own: remove loss and anchor"),
     ],
 )
 def test_a_recipe_that_does_not_fit_its_trainer_is_refused(
