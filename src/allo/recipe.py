@@ -151,8 +151,8 @@ class Improve(Steps):
     trainer: TrainerName = "selected"
     """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
     `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
-    adapter on all linear layers, with `loss_settings`' label_smoothing; `rloo` and `grpo` sample as `sample` says and train all
-    weights by the verifier's rewards. A batch's rows are then completions."""
+    adapter on all linear layers, with the label_smoothing of `loss_settings`; `rloo` and `grpo` sample as `sample`
+    says and train all weights by the verifier's rewards. A batch's rows are then completions."""
     adapter_rank: Count | None = None
     """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
     density: Density = 0.10
@@ -174,14 +174,22 @@ class Improve(Steps):
     """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
-    @property
-    def has_adapter(self) -> bool:
-        return self.trainer in ("lora", "shira")
+    @model_validator(mode="after")
+    def _keys_are_the_trainers(self) -> "Improve":
+        if self.adapter_rank is not None and not self.has_adapter:
+            raise ValueError(f"trainer {self.trainer!r} has no adapter: remove adapter_rank")
+        if self.trainer != "selected" and (self.loss != "dpo" or self.anchor):
+            raise ValueError(f"trainer {self.trainer!r} has a loss of its own: remove loss and anchor")
+        return self
 
     @model_validator(mode="after")
     def _single_answers_have_no_pair(self) -> "Improve":
         check_supervised(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
         return self
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.trainer in ("lora", "shira")
 
 
 class Evaluate(Block):
@@ -292,8 +300,6 @@ class Recipe(Block):
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
             raise ValueError(f"{name} starts at the starting model: set `forget: null`")
-        if improve.adapter_rank and not improve.has_adapter:
-            raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
         if improve.has_adapter:
             return
         if self.data.pairs is not None:
