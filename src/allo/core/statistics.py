@@ -102,11 +102,13 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 def crossed_p(differences: Grid) -> float:
     """Two-sided p of a paired difference that should hold for other seeds and other problems alike.
 
-    Student's t of the mean over `spread_of_mean`: the test that belongs to `crossed_bootstrap`.
+    Student's t of the mean over `spread_of_mean`: the test that belongs to `crossed_bootstrap`. 1 for a single entry.
     """
     spread = spread_of_mean(differences)
     mean = abs(float(differences.mean()))
-    if not spread.variance > 0:
+    if spread.freedom == 0:
+        return 1.0
+    if spread.variance == 0:
         return 1.0 if mean == 0 else 0.0
     return float(2 * stats.t.sf(mean / math.sqrt(spread.variance), spread.freedom))
 
