@@ -1,5 +1,6 @@
 """Finished trials, read from their JSON files and checked: what the summary of a comparison is made of."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,11 +61,16 @@ class SetResult(_Part):
             of, correct = self.sampled.of, np.array(self.sampled.correct)
             found["sampled"] = correct / of
             for k in (2**power for power in range(1, of.bit_length()) if 2**power <= of):
-                chances = np.array([pass_at_k([hits], num_samples=of, k=k) for hits in range(of + 1)])
-                found[f"pass@{k}"] = chances[correct]
+                found[f"pass@{k}"] = _passes(of, k)[correct]
         if self.greedy is not None:
             found["greedy"] = np.array(self.greedy, dtype=float)
         return found
+
+
+@cache
+def _passes(num_samples: int, k: int) -> NDArray[np.float64]:
+    """pass@k of a prompt by how many of its samples are right: (num_samples + 1,)."""
+    return np.array([pass_at_k([hits], num_samples=num_samples, k=k) for hits in range(num_samples + 1)])
 
 
 class Kl(_Part):
