@@ -57,7 +57,7 @@ def claims(summary: Json) -> Iterator[str]:
     for method, tuned in summary["tuning"].items():
         robust, equal = tuned["over_rates"]["robustness"], tuned["over_rates"]["equal_accuracy"]
         if robust is not None:
-            yield f"{method} stays within 2 points of its best over {_range(robust)} of learning rates."
+            yield f"{method} stays within 2 points of its best over {_range(robust)}."
         if equal is not None:
             yield (
                 f"Where {method} and {reference} both have an accuracy of {figures.percent(equal['accuracy'])}, the KL "
@@ -143,14 +143,14 @@ def _cost_table(summary: Json) -> Table:
 
 
 def _tuning_table(method: str, tuned: Json) -> Table:
-    best = tuned["best"]
+    taken = tuned["taken"]
     rows = [
         (
             Cell(f"{one['rate']:g}"),
             Cell(_settings(one["settings"])),
             _share(one["accuracy"]),
             Cell(figures.decimal(one["kl"], digits=4)),
-            Cell("yes" if {"rate": one["rate"], **one["settings"]} == best else ""),
+            Cell("yes" if {"rate": one["rate"], **one["settings"]} == taken else ""),
         )
         for one in tuned["tried"]
     ]
@@ -191,11 +191,10 @@ def _settings(settings: Json) -> str:
 
 
 def _range(robust: Json) -> str:
-    ends = [side for side in ("below", "above") if robust[f"open_{side}"]]
-    bound = "at least " if ends else ""
-    open_text = f", open {' and '.join(ends)}" if ends else ""
+    ends = " and ".join(side for side in ("below", "above") if robust[f"open_{side}"])
     interval = figures.interval(robust["low"], robust["high"], digits=1)
-    return f"{bound}a {robust['ratio']:.3g}x range {interval}{open_text}"
+    text = f"a {robust['ratio']:.3g}-fold range of learning rates {interval}"
+    return f"at least {text}, as none further {ends} was tried" if ends else text
 
 
 def _ratio(equal: Json) -> str:

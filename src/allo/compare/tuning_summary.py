@@ -20,7 +20,7 @@ Candidate = list[TrialResult]  # the trials of one setting, over tuning seeds
 
 
 def summarise_tuning(trials: list[TrialResult], *, reference: str, seed: int) -> Json:
-    """For each tuned method: every setting tried with its accuracy and KL, the best one, and its curve over rates.
+    """For each tuned method: every setting tried with its accuracy and KL, the one tested, and its curve over rates.
 
     The curve is over the rates of those other settings with which most rates were tried. KL at equal accuracy needs
     the KL of every point and the start's answers to the validation problems; else it is null.
@@ -31,6 +31,7 @@ def summarise_tuning(trials: list[TrialResult], *, reference: str, seed: int) ->
             tuned.setdefault(trial.method, []).append(trial)
     if not tuned:
         return {}
+    tested = {trial.method: trial.settings for trial in trials if trial.purpose == "test"}
     candidates = {name: _candidates(own) for name, own in tuned.items()}
     curves = {name: _over_rates(own) for name, own in candidates.items()}
     name = _validation_set(next(iter(tuned.values()))[0])
@@ -39,7 +40,7 @@ def summarise_tuning(trials: list[TrialResult], *, reference: str, seed: int) ->
         method: {
             "set": name,
             "tried": [_tried(candidate, seed=seed) for candidate in own],
-            "best": max(own, key=lambda candidate: _right(candidate).mean())[0].settings,
+            "taken": tested.get(method),
             "over_rates": {
                 "settings": _others(curves[method][0]),
                 "rates": [_tried(candidate, seed=seed) for candidate in curves[method]],
