@@ -107,7 +107,9 @@ HOUSE = {
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(
-        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline"}, {"numpy"}, lazy={"torch"}
+        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline", "report"},
+        {"numpy", "scipy"},
+        lazy={"torch"},
     ),
     "cli": Room(
         {
