@@ -47,7 +47,7 @@ HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
 
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources"),
+    *("rows", "tasks", "prompts", "sources", "rounds"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -76,6 +76,7 @@ HOUSE = {
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "records"}),
+    "rounds": Room({"artifacts", "recipe", "recipe_numbers"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
@@ -92,7 +93,8 @@ HOUSE = {
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
-    "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
+    "stage": Room({*LEAVES, "stages"}),
+    "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),

@@ -268,6 +268,17 @@ class Recipe(Block):
     prompt, and is dropped where the completion alone does not fit. Also of a prompt alone where completions
     are sampled; `max_new_tokens` come on top."""
 
+    rounds: Count = 1
+    """How often to align, from sampling to improving, each time on fresh samples of the model that the last
+    time left. The first start and the last model are evaluated."""
+    momentum: NotNegative = 0.0
+    """Each further round starts from theta_t + momentum * (theta_t - theta_(t-1)), theta_t being the model that
+    round t left."""
+    round_prompts: Literal["same", "next"] = "same"
+    """`next`: each round takes the next `data.limit` prompts of the source."""
+    relocate: bool = True
+    """Locate in every round; false: later rounds keep the first round's importance."""
+
     data_folder: Path | None = None
     """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
     data: Data
@@ -301,10 +312,32 @@ class Recipe(Block):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> "Recipe":
+        if self.rounds == 1:
+            return self
+        if self.data.pairs is not None:
+            raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
+        if self.round_prompts == "next" and self.data.limit is None:
+            raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")
+        if not self.relocate and self.reads_warmup:
+            raise ValueError(
+                "relocate is false, so later rounds train no warm-up, which score.scorer 'implicit' reads: "
+                "choose another scorer, such as confidence, or set relocate to true"
+            )
+        if self.evaluate.forgotten:
+            raise ValueError("evaluate.forgotten is for a single round: set it to false, or rounds to 1")
+        return self
+
     @property
     def seed_of_data(self) -> int:
         """The seed of every stage up to scoring."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of prompts."""
+        return self.seed_of_data
 
     @property
     def max_density(self) -> float:

@@ -18,6 +18,7 @@ from allo.report.run_view import (
     TokenCredit,
     TokenSample,
 )
+from allo.rounds import last_round
 
 SCHEMA = 1
 NUM_TOKEN_SAMPLES = 4
@@ -50,7 +51,7 @@ def view(folder: Path) -> RunView:
         manifest=manifest,
         curves=_curves(folder),
         masks=_masks(folder),
-        credit=_credit(folder),
+        credit=_credit(last_round(folder)),
         recipe=recipe,
         base=base,
     )

@@ -1,0 +1,62 @@
+"""Rounds: a recipe's alignment repeated, each time from the model that the last time left (decision 0020)."""
+
+from pathlib import Path
+
+from allo.artifacts import RunFolder, sha256_text
+from allo.recipe import Recipe
+from allo.recipe_numbers import Count, CountOrZero
+
+_SEEDS = 2**31  # what every generator takes
+
+
+class RoundRecipe(Recipe):
+    """A recipe as round `number` sees it: draws and prompts of the round's own."""
+
+    number: Count
+    order_seed: CountOrZero
+
+    @property
+    def seed_of_order(self) -> int:
+        return self.order_seed
+
+
+def of_round(recipe: Recipe, number: int) -> RoundRecipe:
+    """The recipe of round `number`, from 1 on. The first is the recipe as it stands.
+
+    Prompts keep one order in all rounds, so that the next ones are ones that no earlier round took.
+    """
+    changed: dict[str, object] = {"number": number, "order_seed": recipe.seed_of_order}
+    if number > 1:
+        changed["seed"] = seed_of_round(recipe.seed, number)
+        changed["data_seed"] = seed_of_round(recipe.seed_of_data, number)
+    if recipe.round_prompts == "next":
+        taken = (number - 1) * (recipe.data.limit or 0)
+        changed["data"] = recipe.data.model_copy(update={"skip": recipe.data.skip + taken})
+    return RoundRecipe.model_validate({**dict(recipe), **changed})
+
+
+def seed_of_round(seed: int, number: int) -> int:
+    """A seed that neither another round nor the same round of another seed has, but by chance."""
+    return int(sha256_text(f"seed {seed}, round {number}")[:16], 16) % _SEEDS
+
+
+def round_name(number: int) -> str:
+    """A round's folder in the run's."""
+    return f"round-{number}"
+
+
+def rounds_there(run: Path) -> int:
+    """The largest number of a round's folder in a run's folder; 0 where there is none."""
+    found = [path.name.removeprefix("round-") for path in run.glob("round-*")]
+    return max((int(number) for number in found if number.isdigit()), default=0)
+
+
+def last_round(run: Path) -> Path:
+    """The folder that holds the stages of the last alignment: the run's own, or its last round's."""
+    number = rounds_there(run)
+    return run / round_name(number) if number else run
+
+
+def trained(recipe: Recipe, run: RunFolder) -> Path:
+    """The folder of the last training stage."""
+    return run.improve if recipe.improve else run.forget
