@@ -20,7 +20,7 @@ from allo.errors import UserError
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
-from allo.rounds import round_name, rounds_there
+from allo.rounds import rounds_there
 from allo.stage import Stage, in_rounds
 
 SCHEMA = 1
@@ -338,12 +338,11 @@ def _discard(stage: Stage, run: RunFolder) -> None:
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:
     """Remove what stages left behind that the recipe no longer has, those of rounds included."""
     names = {stage.name for stage in stages_of(recipe)}
-    num_rounds = rounds_there(run.path)
-    in_all = in_rounds(STAGES, recipe.model_copy(update={"rounds": num_rounds})) if num_rounds else []
+    there = rounds_there(run.path)
+    in_all = in_rounds(STAGES, recipe.model_copy(update={"rounds": max(there, default=0)}))
     for stage in (*STAGES, *in_all):
         if stage.name not in names:
             _discard(stage, run)
-    for number in range(recipe.rounds + 1 if recipe.rounds > 1 else 1, num_rounds + 1):
-        folder = run.path / round_name(number)
-        if folder.is_dir() and not any(folder.iterdir()):
+    for folder in there.values():
+        if not any(folder.iterdir()):
             folder.rmdir()

@@ -45,16 +45,10 @@ def round_name(number: int) -> str:
     return f"round-{number}"
 
 
-def rounds_there(run: Path) -> int:
-    """The largest number of a round's folder in a run's folder; 0 where there is none."""
-    found = [path.name.removeprefix("round-") for path in run.glob("round-*")]
-    return max((int(number) for number in found if number.isdigit()), default=0)
-
-
-def last_round(run: Path) -> Path:
-    """The folder that holds the stages of the last alignment: the run's own, or its last round's."""
-    number = rounds_there(run)
-    return run / round_name(number) if number else run
+def rounds_there(run: Path) -> dict[int, Path]:
+    """The rounds' folders that a run's folder holds, by number, in order."""
+    found = {path.name.removeprefix("round-"): path for path in run.glob("round-*") if path.is_dir()}
+    return {int(number): found[number] for number in sorted(filter(str.isdigit, found), key=int)}
 
 
 def trained(recipe: Recipe, run: RunFolder) -> Path:

@@ -13,6 +13,7 @@ from allo.rounds import round_name
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `04-importance.safetensors` of a later round's folder."""
     kept = ImportanceMap.load(RunFolder(run.path.parent / round_name(1)).importance)
-    of_this = kept.metadata | {"base_fingerprint": read_start(run).fingerprint, "kept_from": round_name(1)}
+    start = read_start(run).fingerprint
+    of_this = {**kept.metadata, "base_fingerprint": start, "kept_from": round_name(1)}
     replace(kept, metadata=of_this).save(run.importance)
     return {"weights": sum(len(indices) for indices in kept.indices.values())}
