@@ -47,7 +47,7 @@ HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
 
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources", "rounds"),
+    *("recipe_sources", "rows", "tasks", "prompts", "sources", "rounds"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -61,10 +61,13 @@ HOUSE = {
     "granularity": Room({"errors"}),
     "recipe_numbers": Room(),
     "recipe_training": Room({"recipe_numbers"}),
+    "recipe_sources": Room({"recipe_numbers"}),
+    "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
     "recipe": Room(
         {
             *("errors", "granularity", "own_code"),
-            *("recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"),
+            *("recipe_compare", "recipe_errors", "recipe_numbers", "recipe_sources"),
+            *("recipe_training", "recipe_yaml"),
         }
     ),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
@@ -75,7 +78,7 @@ HOUSE = {
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
-    "sources": Room({"errors", "prompts", "recipe", "records"}),
+    "sources": Room({"errors", "prompts", "recipe", "recipe_sources", "records"}),
     "rounds": Room({"artifacts", "recipe", "recipe_numbers"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
@@ -98,8 +101,24 @@ HOUSE = {
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
+    # Many runs from one recipe.
+    "compare": Room(
+        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline"}, {"numpy"}, lazy={"torch"}
+    ),
     "cli": Room(
-        {*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}
+        {
+            *LEAVES,
+            "compare",
+            "core",
+            *WEIGHT_FILES,
+            "hf",
+            "lab",
+            "report",
+            "stages",
+            "pipeline",
+            "plan",
+            "demo",
+        }
     ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.

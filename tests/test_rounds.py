@@ -40,13 +40,14 @@ QUICK = (
 # Improving alone.
 LEAST = (*QUICK, "forget=null", "score=null", "improve.training.learning_rate=2e-3")
 MOMENTUM = 0.5
+TWO = (*QUICK, "rounds=2", f"momentum={MOMENTUM}", "evaluate.likelihood_pairs=4")
 ALIGNMENT = ("01-", "02-", "03-", "04-", "05-", "06-", "07-")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two rounds with momentum. Tests copy it where they change it."""
-    return run_all(tiny(tmp_path_factory.mktemp("two"), *QUICK, "rounds=2", f"momentum={MOMENTUM}")).path
+    return run_all(tiny(tmp_path_factory.mktemp("two"), *TWO)).path
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def sampled(recipe: Recipe, start: RunFolder, path: Path) -> list[str]:
 
 
 def test_the_second_round_samples_the_model_that_it_begins_with(two: Path, tmp_path: Path) -> None:
-    recipe = tiny(two.parent, *QUICK, "rounds=2", f"momentum={MOMENTUM}")
+    recipe = tiny(two.parent, *TWO)
     own, first = of_round(recipe, 2), RunFolder(two / "round-1")
     rows = texts(two / "round-2")
     assert rows == sampled(own, RunFolder(two / "round-2"), tmp_path / "again")
@@ -165,6 +166,12 @@ def test_the_cost_is_all_rounds_and_what_they_sampled_for_themselves(two: Path) 
     assert read_json(two / "08-eval.json")["models"]["aligned"]["seconds"] == pytest.approx(seconds)
 
 
+def test_likelihoods_are_of_the_first_starts_own_samples(two: Path) -> None:
+    found = read_json(two / "08-eval.json")["models"]["aligned"]["likelihood"]
+    assert found["num_pairs"] == 4
+    assert found["chosen"] != 0 and not (two / "03-pairs.jsonl").exists()
+
+
 def test_the_report_shows_every_rounds_curves(two: Path) -> None:
     shown = view(two)
     assert list(shown.curves) == [f"round-{n}/{stage}" for n in (1, 2) for stage in ("forget", "improve")]
@@ -182,7 +189,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files are renamed into place: each process dies when it has brought some, between rounds or inside one."""
-    recipe = tiny(tmp_path, *QUICK, "rounds=2", f"momentum={MOMENTUM}")
+    recipe = tiny(tmp_path, *TWO)
     replace, left = os.replace, 0
 
     def dying(source: Any, target: Any) -> None:

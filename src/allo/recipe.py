@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
+from allo.recipe_compare import Compare
 from allo.recipe_errors import explain
 from allo.recipe_numbers import (
     Count,
@@ -24,6 +25,7 @@ from allo.recipe_numbers import (
     SetName,
     Share,
 )
+from allo.recipe_sources import Block, Data, EvaluationSet, Kl, Source
 from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
 
@@ -33,53 +35,6 @@ GranularityName = Annotated[
 Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
-TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Source(Block):
-    """Where prompts come from: exactly one of `task`, `file` and `hub`."""
-
-    task: TaskName | None = None
-    file: Path | None = None
-    """JSONL or Parquet with `prompt, answer?, solution?, choices?, id?`."""
-    hub: str | None = None
-    split: str = "train"
-    order: Literal["given", "shuffled", "shortest"] = "given"
-    skip: CountOrZero = 0
-    limit: Count | None = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "Source":
-        origins = [name for name in self._origins() if getattr(self, name) is not None]
-        if len(origins) != 1:
-            found = " and ".join(origins) or "none"
-            raise ValueError(f"needs exactly one of {', '.join(self._origins())}; found {found}")
-        return self
-
-    @classmethod
-    def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub")
-
-
-class Data(Source):
-    """The problems to align on, or ready preference pairs."""
-
-    pairs: Path | None = None
-    """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
-
-    @model_validator(mode="after")
-    def _pairs_are_taken_as_they_stand(self) -> "Data":
-        if self.pairs is not None and self.order != "given":
-            raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
-        return self
-
-    @classmethod
-    def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub", "pairs")
 
 
 class Sft(Block):
@@ -193,17 +148,6 @@ class Improve(Steps):
     training: ImproveTraining = ImproveTraining()
 
 
-class Kl(Source):
-    """Prompts of another task, on which the distance to the starting model is measured."""
-
-    max_new_tokens: Count | None = None
-
-
-class EvaluationSet(Source):
-    num_generations: CountOrZero | None = None
-    """Instead of `evaluate.num_generations`."""
-
-
 class Evaluate(Block):
     sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
     num_generations: CountOrZero = 4
@@ -214,6 +158,8 @@ class Evaluate(Block):
     max_new_tokens: Count = 1024
     batch_size: Count = 128
     kl: Kl | None = None
+    likelihood_pairs: CountOrZero = 0
+    """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""
     start: bool = True
     """Evaluate the starting model too; its completions are the other models' baseline."""
     forgotten: bool = False
@@ -292,6 +238,7 @@ class Recipe(Block):
     improve: Improve | None = Improve()
     evaluate: Evaluate
     report: Report = Report()
+    compare: Compare | None = None
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":

@@ -51,6 +51,11 @@ def rounds_there(run: Path) -> dict[int, Path]:
     return {int(number): found[number] for number in sorted(filter(str.isdigit, found), key=int)}
 
 
+def first_round(run: RunFolder) -> RunFolder:
+    """Where the first alignment's files are: in the run itself, or in its first round."""
+    return RunFolder(rounds_there(run.path).get(1, run.path))
+
+
 def trained(recipe: Recipe, run: RunFolder) -> Path:
     """The folder of the last training stage."""
     return run.improve if recipe.improve else run.forget

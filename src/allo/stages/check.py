@@ -10,7 +10,8 @@ from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.prompts import read_prompts
-from allo.recipe import Recipe, Source, Steps
+from allo.recipe import Recipe, Steps
+from allo.recipe_sources import Source
 from allo.rounds import of_round
 from allo.sources import prompt_source, training_pairs
 from allo.stages import locate
