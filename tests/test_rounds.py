@@ -12,6 +12,7 @@ import torch
 from allo import delta
 from allo.artifacts import RunFolder, read_json, read_jsonl
 from allo.checkpoints import Checkpoint, fingerprint
+from allo.compare.trials import preparations
 from allo.core.fingerprints import as_bits
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
@@ -358,3 +359,9 @@ def test_a_plan_is_of_one_round(tmp_path: Path) -> None:
     one, three = tiny(tmp_path), tiny(tmp_path, "rounds=3")
     assert stages_that_run_the_model(three) == stages_that_run_the_model(one)
     assert len(stages_of(three)) > 3 * 7 > len(stages_of(one))
+
+
+def test_a_comparison_shares_the_first_rounds_samples_whatever_follows(tmp_path: Path) -> None:
+    two, three = (preparations(tiny(tmp_path, *more)) for more in (["rounds=2"], ["rounds=3", "momentum=0.5"]))
+    assert two == three
+    assert [one.until for one in two] == ["round-1/pair", "round-1/score"]
