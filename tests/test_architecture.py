@@ -63,10 +63,11 @@ HOUSE = {
     "recipe_training": Room({"recipe_numbers"}),
     "recipe_sources": Room({"recipe_numbers"}),
     "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_losses": Room({"recipe_numbers"}),
     "recipe": Room(
         {
             *("errors", "granularity", "own_code"),
-            *("recipe_compare", "recipe_errors", "recipe_numbers", "recipe_sources"),
+            *("recipe_compare", "recipe_errors", "recipe_losses", "recipe_numbers", "recipe_sources"),
             *("recipe_training", "recipe_yaml"),
         }
     ),
@@ -93,13 +94,18 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
+    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl_and_peft.
+    "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
-    "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
+    "stages": Room(
+        {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
+        HEAVY - HUGGING_FACE,
+    ),
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(
@@ -328,6 +334,10 @@ def test_leaves_load_nothing_heavy() -> None:
 
 def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
+
+
+def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
+    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
 
 
 def test_public_names_load_when_first_used() -> None:

@@ -362,6 +362,8 @@ def test_a_plan_is_of_one_round(tmp_path: Path) -> None:
 
 
 def test_a_comparison_shares_the_first_rounds_samples_whatever_follows(tmp_path: Path) -> None:
-    two, three = (preparations(tiny(tmp_path, *more)) for more in (["rounds=2"], ["rounds=3", "momentum=0.5"]))
+    two, three = (
+        preparations(tiny(tmp_path, *more)) for more in (["rounds=2"], ["rounds=3", "momentum=0.5"])
+    )
     assert two == three
     assert [one.until for one in two] == ["round-1/pair", "round-1/score"]

@@ -15,6 +15,7 @@ from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_compare import Compare
 from allo.recipe_errors import explain
+from allo.recipe_losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe_numbers import (
     Count,
     CountOrZero,
@@ -32,9 +33,12 @@ from allo.recipe_yaml import override, parse
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
-Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
+Criterion = Literal[
+    "warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"
+]
 ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
+TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
 class Sft(Block):
@@ -81,7 +85,9 @@ class Locate(Block):
 
     criterion: Criterion = "warmup"
     """`warmup` trains all weights with an optimizer's state; `warmup_fused` updates each tensor inside the
-    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model."""
+    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model. `last` takes the
+    weights of the last layer first, then those of the one before; embeddings, the head and norms outside of the
+    layers come after all layers. Within a layer, as in any tie, a stable hash decides."""
     granularity: GranularityName = WEIGHT
     """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
     linear layers make the backward pass itself cheaper."""
@@ -133,19 +139,49 @@ class Forget(Steps):
 
     density: Density = 0.05
     beta: Positive = 0.1
+    loss: Literal["token", "sequence"] = "token"
+    """NPO of each weighted token, or of a completion's log-ratios' weighted sum."""
     training: ForgetTraining = ForgetTraining()
 
 
 class Improve(Steps):
-    """DPO with noisy rejected tokens filtered out (method.md 1.3)."""
+    """DPO with noisy rejected tokens filtered out (method.md 1.3), another loss under the same mask, or a method
+    to compare it with."""
 
+    trainer: TrainerName = "selected"
+    """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
+    `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
+    adapter on all linear layers, with `loss_settings`' label_smoothing; `rloo` and `grpo` sample as `sample` says and train all
+    weights by the verifier's rewards. A batch's rows are then completions."""
+    adapter_rank: Count | None = None
+    """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
     density: Density = 0.10
+    loss: LossName = "dpo"
+    """`dpo`, `r_dpo`, `ipo`, `bco` or `simpo` of each pair, or a function of one's own, `file.py:function`; `sft`
+    on the gold solutions of the pairs' prompts, `rft` on the distinct right samples."""
+    loss_settings: LossSettings = {}
+    """The loss's own, with their defaults: `dpo` label_smoothing 0; `r_dpo` alpha 0.05; `ipo` length_average true;
+    `simpo` gamma 1.0."""
     keep: Share = 0.5
+    """The share of a rejected completion's tokens that count; 1.0 for `simpo`, `sft` and `rft`."""
+    filter: Filter = "lowest"
+    """Which ones: those of lowest or highest log-ratio, or random ones."""
     beta: Positive = 0.1
-    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    """`simpo` wants 2.0 to 2.5; `sft` and `rft` have none."""
+    anchor: NotNegative = 0.0
+    """Adds so much of the chosen answer's mean negative log-likelihood a token (RPO; its paper takes 1)."""
     shared_prefix: bool = True
     """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.trainer in ("lora", "shira")
+
+    @model_validator(mode="after")
+    def _single_answers_have_no_pair(self) -> "Improve":
+        check_supervised(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
+        return self
 
 
 class Evaluate(Block):
@@ -251,7 +287,11 @@ class Recipe(Block):
                 f"sample.max_new_tokens {self.sample.max_new_tokens} must be below max_length "
                 f"{self.max_length}: a completion of that length fits no training row"
             )
-        if self.locate is None and self.max_density < 1:
+        if self.data.pairs is not None and self.improve and self.improve.loss == "sft":
+            raise ValueError("improve.loss sft needs gold solutions, which ready pairs lack: set it to rft")
+        if self.improve and self.improve.trainer != "selected":
+            self._fits_trainer(self.improve)
+        elif self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
         if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
@@ -275,6 +315,32 @@ class Recipe(Block):
         if self.evaluate.forgotten:
             raise ValueError("evaluate.forgotten is for a single round: set it to false, or rounds to 1")
         return self
+
+    def _fits_trainer(self, improve: Improve) -> None:
+        name = f"improve.trainer {improve.trainer!r}"
+        if self.forget is not None:
+            raise ValueError(f"{name} starts at the starting model: set `forget: null`")
+        if improve.adapter_rank and not improve.has_adapter:
+            raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
+        if improve.has_adapter:
+            return
+        if self.data.pairs is not None:
+            raise ValueError(f"{name} samples by itself: give prompts with answers in place of data.pairs")
+        if self.sample.temperature == 0 or self.sample.num_generations < 2:
+            raise ValueError(
+                f"{name} compares the samples of a prompt: set sample.temperature above 0 and "
+                "sample.num_generations to 2 or more"
+            )
+        if self.sample.stop:
+            raise ValueError(f"{name} samples up to EOS: set sample.stop to []")
+
+    @property
+    def on_policy(self) -> dict[str, Any] | None:
+        """What `improve` depends on beside its own block where its trainer samples by itself."""
+        if self.improve is None or self.improve.trainer not in ("rloo", "grpo"):
+            return None
+        keys = ("data_folder", "chat", "seed_of_data", "data", "sample", "judge")
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def seed_of_data(self) -> int:

@@ -15,25 +15,24 @@ from allo.rounds import round_name, trained
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write the last training stage's folder at the top: the last round's model, its delta, all rounds' mask."""
+    """Write the last training stage's folder at the top: the last round's model, its delta to the run's start.
+
+    Also the union of all masks, where every stage trained under one.
+    """
     rounds = [RunFolder(run.path / round_name(number)) for number in range(1, recipe.rounds + 1)]
-    stages = ("forget", "improve") if recipe.forget and recipe.improve else ()
-    folders = [getattr(one, stage) for one in rounds for stage in stages] or [
-        trained(recipe, one) for one in rounds
-    ]
-    mask = _union([ParamMask.load(folder / MASK) for folder in folders])
     folder, start = trained(recipe, run), read_start(run)
     folder.mkdir(exist_ok=True)
-    mask.save(folder / MASK)
     found = delta.extract(start.model, trained(recipe, rounds[-1]) / "model", folder / DELTA)
     remove(folder / "model")
     delta.apply(start.model, folder / DELTA, folder / "model")
-    return {
-        "trained_weights": mask.num_selected,
-        "density": mask.density,
-        "changed_weights": found.num_changed,
-        "delta_bytes": found.num_bytes,
-    }
+    counts = {"changed_weights": found.num_changed, "delta_bytes": found.num_bytes}
+    masks = [one.forget / MASK for one in rounds if recipe.forget]
+    masks += [one.improve / MASK for one in rounds if recipe.improve]
+    if not all(mask.exists() for mask in masks):
+        return counts
+    mask = _union([ParamMask.load(path) for path in masks])
+    mask.save(folder / MASK)
+    return {"trained_weights": mask.num_selected, "density": mask.density, **counts}
 
 
 def _union(masks: list[ParamMask]) -> ParamMask:
