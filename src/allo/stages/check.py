@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from allo.artifacts import read_json
-from allo.errors import UserError
 from allo.baselines.arguments import trl_arguments
+from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.prompts import read_prompts
