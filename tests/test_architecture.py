@@ -63,11 +63,13 @@ HOUSE = {
     "recipe_training": Room({"recipe_numbers"}),
     "recipe_sources": Room({"recipe_numbers"}),
     "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_evaluate": Room({"recipe_numbers", "recipe_sources"}),
     "recipe_losses": Room({"recipe_numbers"}),
     "recipe": Room(
         {
             *("errors", "granularity", "own_code"),
-            *("recipe_compare", "recipe_errors", "recipe_losses", "recipe_numbers", "recipe_sources"),
+            *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
+            "recipe_sources",
             *("recipe_training", "recipe_yaml"),
         }
     ),
@@ -105,7 +107,10 @@ HOUSE = {
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room(
+        {*LEAVES, "recipe_evaluate", "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"},
+        {"torch"},
+    ),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(

@@ -39,7 +39,10 @@ QUICK = (
     ),
 )
 # Improving alone.
-LEAST = (*QUICK, "forget=null", "score=null", "improve.training.learning_rate=2e-3")
+LEAST = (
+    *(*QUICK, "forget=null", "score=null", "improve.training.learning_rate=2e-3"),
+    "improve.training.lr_scheduler_type=constant",
+)
 MOMENTUM = 0.5
 TWO = (*QUICK, "rounds=2", f"momentum={MOMENTUM}", "evaluate.likelihood_pairs=4")
 ALIGNMENT = ("01-", "02-", "03-", "04-", "05-", "06-", "07-")
@@ -205,7 +208,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(
     kills: list[str] = []
     finished = False
     while not finished:
-        left = 9
+        left = 20
         try:
             run_all(recipe)
             finished = True
@@ -271,6 +274,7 @@ def test_what_changed_is_done_anew_and_no_more(
     assert again == [name for name in allowed if name in again]
 
 
+@pytest.mark.slow
 def test_a_changed_run_is_as_one_made_afresh(copied: Path, tmp_path: Path) -> None:
     changed = (*LEAST, "rounds=2", "improve.training.learning_rate=1e-3", "momentum=0.5")
     expected = contents(run_all(tiny(tmp_path / "afresh", *changed), until="improve").path)

@@ -15,6 +15,7 @@ from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_compare import Compare
 from allo.recipe_errors import explain
+from allo.recipe_evaluate import Evaluate
 from allo.recipe_losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe_numbers import (
     Count,
@@ -23,10 +24,9 @@ from allo.recipe_numbers import (
     NotNegative,
     Number,
     Positive,
-    SetName,
     Share,
 )
-from allo.recipe_sources import Block, Data, EvaluationSet, Kl, Source
+from allo.recipe_sources import Block, Data, Source
 from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
 
@@ -182,43 +182,6 @@ class Improve(Steps):
     def _single_answers_have_no_pair(self) -> "Improve":
         check_supervised(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
         return self
-
-
-class Evaluate(Block):
-    sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
-    num_generations: CountOrZero = 4
-    """Sampled completions a prompt; 0 measures greedy accuracy alone."""
-    greedy: bool = True
-    temperature: Positive = 0.7
-    top_p: Share = 0.95
-    max_new_tokens: Count = 1024
-    batch_size: Count = 128
-    kl: Kl | None = None
-    likelihood_pairs: CountOrZero = 0
-    """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""
-    start: bool = True
-    """Evaluate the starting model too; its completions are the other models' baseline."""
-    forgotten: bool = False
-    """Also evaluate the model between forgetting and improving."""
-
-    @model_validator(mode="after")
-    def _every_set_is_measured(self) -> "Evaluate":
-        for name in self.sets:
-            if not self.greedy and self.generations(name) == 0:
-                raise ValueError(
-                    f"set {name!r} has no completion to measure: set greedy to true, or num_generations above 0"
-                )
-        return self
-
-    def generations(self, name: str) -> int:
-        """Sampled completions a prompt of a set."""
-        own = self.sets[name].num_generations
-        return self.num_generations if own is None else own
-
-    @property
-    def kl_tokens(self) -> int:
-        """The longest continuation on which the distance is measured."""
-        return (self.kl and self.kl.max_new_tokens) or self.max_new_tokens
 
 
 class Report(Block):
