@@ -15,6 +15,7 @@ from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_compare import Compare
 from allo.recipe_errors import explain
+from allo.recipe_evaluate import Evaluate
 from allo.recipe_losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe_numbers import (
     Count,
@@ -23,10 +24,9 @@ from allo.recipe_numbers import (
     NotNegative,
     Number,
     Positive,
-    SetName,
     Share,
 )
-from allo.recipe_sources import Block, Data, EvaluationSet, Kl, Source
+from allo.recipe_sources import Block, Data, Source
 from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
 
@@ -192,43 +192,6 @@ class Improve(Steps):
         return self.trainer in ("lora", "shira")
 
 
-class Evaluate(Block):
-    sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
-    num_generations: CountOrZero = 4
-    """Sampled completions a prompt; 0 measures greedy accuracy alone."""
-    greedy: bool = True
-    temperature: Positive = 0.7
-    top_p: Share = 0.95
-    max_new_tokens: Count = 1024
-    batch_size: Count = 128
-    kl: Kl | None = None
-    likelihood_pairs: CountOrZero = 0
-    """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""
-    start: bool = True
-    """Evaluate the starting model too; its completions are the other models' baseline."""
-    forgotten: bool = False
-    """Also evaluate the model between forgetting and improving."""
-
-    @model_validator(mode="after")
-    def _every_set_is_measured(self) -> "Evaluate":
-        for name in self.sets:
-            if not self.greedy and self.generations(name) == 0:
-                raise ValueError(
-                    f"set {name!r} has no completion to measure: set greedy to true, or num_generations above 0"
-                )
-        return self
-
-    def generations(self, name: str) -> int:
-        """Sampled completions a prompt of a set."""
-        own = self.sets[name].num_generations
-        return self.num_generations if own is None else own
-
-    @property
-    def kl_tokens(self) -> int:
-        """The longest continuation on which the distance is measured."""
-        return (self.kl and self.kl.max_new_tokens) or self.max_new_tokens
-
-
 class Report(Block):
     title: str | None = None
     num_examples: Count = 6
@@ -257,6 +220,17 @@ class Recipe(Block):
     """Tokens of a training row, prompt and completion together: a longer row loses the beginning of its
     prompt, and is dropped where the completion alone does not fit. Also of a prompt alone where completions
     are sampled; `max_new_tokens` come on top."""
+
+    rounds: Count = 1
+    """How often to align, from sampling to improving, each time on fresh samples of the model that the last
+    time left. The first start and the last model are evaluated."""
+    momentum: NotNegative = 0.0
+    """Each further round starts from theta_t + momentum * (theta_t - theta_(t-1)), theta_t being the model that
+    round t left."""
+    round_prompts: Literal["same", "next"] = "same"
+    """`next`: each round takes the next `data.limit` prompts of the source."""
+    relocate: bool = True
+    """Locate in every round; false: later rounds keep the first round's importance."""
 
     data_folder: Path | None = None
     """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
@@ -296,6 +270,23 @@ class Recipe(Block):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> "Recipe":
+        if self.rounds == 1:
+            return self
+        if self.data.pairs is not None:
+            raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
+        if self.round_prompts == "next" and self.data.limit is None:
+            raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")
+        if not self.relocate and self.reads_warmup:
+            raise ValueError(
+                "relocate is false, so later rounds train no warm-up, which score.scorer 'implicit' reads: "
+                "choose another scorer, such as confidence, or set relocate to true"
+            )
+        if self.evaluate.forgotten:
+            raise ValueError("evaluate.forgotten is for a single round: set it to false, or rounds to 1")
+        return self
+
     def _fits_trainer(self, improve: Improve) -> None:
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
@@ -324,6 +315,11 @@ class Recipe(Block):
     def seed_of_data(self) -> int:
         """The seed of every stage up to scoring."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of prompts."""
+        return self.seed_of_data
 
     @property
     def max_density(self) -> float:

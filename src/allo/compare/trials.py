@@ -121,7 +121,9 @@ def preparations(recipe: Recipe) -> list[Preparation]:
     for until in (SAMPLED, PREPARED):
         stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
         names = [stage.name for stage in stages]
-        last = max((i for i, name in enumerate(names) if name in _up_to(until)), default=-1)
+        last = max(
+            (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
+        )
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
         config = {key: to_jsonable_python(getattr(recipe, key)) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
@@ -206,11 +208,12 @@ def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _trained(stages: dict[str, Any]) -> dict[str, Any]:
-    return {name: stage for name, stage in stages.items() if name in ("locate", "score", "forget", "improve")}
+    trained = ("locate", "score", "forget", "improve")  # in rounds also round-1/locate and so on
+    return {name: stage for name, stage in stages.items() if name.rpartition("/")[2] in trained}
 
 
 def _up_to(until: str) -> tuple[str, ...]:
-    order = ("sft", "sample", "judge", "pair", "locate", "score")
+    order = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
     return order[: order.index(until) + 1]
 
 

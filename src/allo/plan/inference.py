@@ -10,7 +10,8 @@ from allo.hf.policy import completion_distributions, per_token_logps
 from allo.hf.rehearsal import rehearse_sampling, rehearsed_model
 from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
 from allo.plan.memory import StagePlan
-from allo.recipe import Evaluate, Recipe, Sample
+from allo.recipe import Recipe, Sample
+from allo.recipe_evaluate import Evaluate
 from allo.stages.evaluate import KL_BATCH
 
 _WORD = 2
