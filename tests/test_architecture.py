@@ -45,9 +45,14 @@ HUGGING_FACE = {
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
 
+RECIPE_PARTS = {
+    *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
+    *("recipe_scores", "recipe_sources", "recipe_training", "recipe_yaml"),
+}
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("recipe_sources", "rows", "tasks", "prompts", "sources", "rounds"),
+    *("recipe_compare", "recipe_losses", "recipe_scores", "recipe_sources", "recipe_yaml"),
+    *("rows", "tasks", "prompts", "sources", "rounds"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -64,15 +69,9 @@ HOUSE = {
     "recipe_sources": Room({"recipe_numbers"}),
     "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
     "recipe_evaluate": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_scores": Room({"own_code", "recipe_numbers", "recipe_sources", "recipe_training"}),
     "recipe_losses": Room({"recipe_numbers"}),
-    "recipe": Room(
-        {
-            *("errors", "granularity", "own_code"),
-            *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
-            "recipe_sources",
-            *("recipe_training", "recipe_yaml"),
-        }
-    ),
+    "recipe": Room({"errors", "granularity", "own_code", *RECIPE_PARTS}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),

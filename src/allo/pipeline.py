@@ -48,8 +48,8 @@ STAGES = (
     ),
     Stage(
         "score",
-        ("00-sft", "03-wrong.jsonl", "04-warmup"),
-        ("05-token-scores.parquet",),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "03-wrong.jsonl", "04-warmup"),
+        ("05-token-scores.parquet", "05-contrast"),
         (*MODEL, "seed_of_data", "score"),
     ),
     Stage(
@@ -318,7 +318,8 @@ def _named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
     if isinstance(value, dict):
         rows = value.get("data_folder") or rows
         yield from (Path(value[key]) for key in ("file", "pairs") if value.get(key))
-        yield from filter(None, (own_file(value.get(key) or "") for key in ("scorer", "loss")))
+        own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
+        yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")
         for item in value.values():

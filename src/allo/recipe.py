@@ -22,10 +22,10 @@ from allo.recipe_numbers import (
     CountOrZero,
     Density,
     NotNegative,
-    Number,
     Positive,
     Share,
 )
+from allo.recipe_scores import Score
 from allo.recipe_sources import Block, Data, Source
 from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
@@ -36,8 +36,6 @@ GranularityName = Annotated[
 Criterion = Literal[
     "warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"
 ]
-ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
-WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
@@ -107,16 +105,6 @@ class Locate(Block):
                 "set granularity to weight"
             )
         return self
-
-
-class Score(Block):
-    """Which tokens of wrong completions are wrong (method.md 1.2 and 4)."""
-
-    scorer: ScorerName = "implicit"
-    weights: WeightRule = "indicator"
-    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
-    """`indicator` marks tokens whose aligned probability lies below it."""
-    batch_size: Count = 16
 
 
 class Steps(Block):
@@ -266,7 +254,7 @@ class Recipe(Block):
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
         if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
-                "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
+                "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
         return self
 
@@ -329,7 +317,7 @@ class Recipe(Block):
     @property
     def reads_warmup(self) -> bool:
         """Whether scoring needs the warm-up model's weights."""
-        return self.forget is not None and self.score is not None and self.score.scorer == "implicit"
+        return self.forget is not None and self.score is not None and "implicit" in self.score.scorers
 
     @property
     def run_folder(self) -> Path:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 RLMEC_CEILING = 0.1
+UNSEEN = 0.5
+"""How many samples the value before a token counts as, when the value after it is estimated."""
 
 
 def from_logratios(logratios: Tensor, *, scale: float) -> Tensor:
@@ -38,6 +40,24 @@ def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> li
         if tag != "equal":
             for position in range(start, min(max(stop, start + 1), len(completion))):
                 scores[position] = 0.0
+    return scores
+
+
+def advantages(completion: Sequence[int], samples: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
+    """The share of hope that each token keeps: min(1, V_t / V_(t-1)), 1 where there was none before it.
+
+    V_t is the share of right ones among the prompt's samples (ids, right?) that begin as the completion does
+    up to token t: a Monte Carlo value of the prefix (VinePPO, arXiv 2410.01679) from samples that are there
+    anyway. By Bayes V_t / V_(t-1) = pi(y_t | right) / pi(y_t). After the token the samples are few, so V_t
+    is drawn to V_(t-1) as by UNSEEN more of them. [L] in [0, 1].
+    """
+    scores, before = [], list(samples)
+    for position, token in enumerate(completion):
+        after = [one for one in before if len(one[0]) > position and one[0][position] == token]
+        num_right = sum(right for _, right in before)
+        kept = sum(right for _, right in after) * len(before) / num_right if num_right else len(after)
+        scores.append(min(1.0, (kept + UNSEEN) / (len(after) + UNSEEN)))
+        before = after
     return scores
 
 

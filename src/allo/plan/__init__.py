@@ -39,7 +39,10 @@ def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
         case "sample":
             return inference.plan_sampling(recipe)
         case "score":
-            return inference.plan_scoring(recipe)
+            scoring = inference.plan_scoring(recipe)
+            if recipe.score is None or not recipe.score.sides:
+                return scoring
+            return max(scoring, training.plan_training(recipe, "score"), key=lambda stage: stage.total)
         case "evaluate":
             return inference.plan_evaluation(recipe)
         case _:

@@ -9,19 +9,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from allo.errors import UserError
-from allo.report.run_view import (
-    DensityRow,
-    Evaluation,
-    Manifest,
-    PromptText,
-    RunView,
-    TokenCredit,
-    TokenSample,
-)
+from allo.report.credit import token_credit
+from allo.report.run_view import DensityRow, Evaluation, Manifest, RunView, TokenCredit
 from allo.rounds import rounds_there
 
 SCHEMA = 1
-NUM_TOKEN_SAMPLES = 4
 
 T = TypeVar("T")
 
@@ -151,31 +143,7 @@ def _masks(folder: Path) -> dict[str, tuple[DensityRow, ...]]:
 
 
 def _credit(folder: Path) -> TokenCredit | None:
-    """The first token samples and the share of tokens with a weight, read batch by batch."""
+    """The token scores, where the run has some."""
     path = folder / "05-token-scores.parquet"
-    if not path.is_file():
-        return None
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     wrong = folder / "03-wrong.jsonl"
-    prompts: dict[Any, PromptText] = (
-        {row.get("id"): row.get("prompt", "") for row in _read_lines(wrong)} if wrong.is_file() else {}
-    )
-    samples: list[TokenSample] = []
-    num_tokens = num_weighted = 0
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                num_tokens += len(row["weights"])
-                num_weighted += sum(weight != 0 for weight in row["weights"])
-                if len(samples) < NUM_TOKEN_SAMPLES:
-                    tokens = row.get("tokens") or [f"[{token}]" for token in row["token_ids"]]
-                    samples.append(
-                        TokenSample(row["id"], prompts.get(row["id"]), tokens, row["scores"], row["weights"])
-                    )
-    except (pa.ArrowException, KeyError) as error:
-        raise UserError(
-            f"{path}: not a table of token scores ({error}). Run the score stage again."
-        ) from error
-    return TokenCredit(tuple(samples), num_tokens, num_weighted)
+    return token_credit(path, _read_lines(wrong) if wrong.is_file() else []) if path.is_file() else None

@@ -10,6 +10,7 @@ from allo.baselines.arguments import trl_arguments
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
+from allo.hf.scorers import scorers_of
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Steps
 from allo.recipe_sources import Source
@@ -21,7 +22,7 @@ from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer and the model's positions; build all training arguments.
+    """Read every source of prompts, the tokenizer, the model's positions and the scorers; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -38,6 +39,8 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         locate.check_settings(recipe.locate)
+    if recipe.score is not None:
+        scorers_of(recipe.score)
     improve.check_settings(recipe)
     load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
     _check_lengths(recipe)
@@ -85,7 +88,7 @@ def _check_lengths(recipe: Recipe) -> None:
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """The recipe's `training` blocks under their keys, and whether they are lean; but for TRL's."""
-    for name in ("sft", "locate", "forget", "improve"):
+    for name in ("sft", "locate", "score", "forget", "improve"):
         block = getattr(recipe, name)
         if block is not None and getattr(block, "trainer", "selected") == "selected":
             yield f"{name}.training", block.training.model_dump(), isinstance(block, Steps) and block.lean
