@@ -127,8 +127,9 @@ class Forget(Steps):
 
     density: Density = 0.05
     beta: Positive = 0.1
-    loss: Literal["token", "sequence"] = "token"
-    """NPO of each weighted token, or of a completion's log-ratios' weighted sum."""
+    loss: Literal["token", "sequence", "unlikelihood"] = "token"
+    """NPO of each weighted token, or of a completion's log-ratios' weighted sum; or each weighted token's
+    unlikelihood, which has no `beta` and needs no reference."""
     training: ForgetTraining = ForgetTraining()
 
 

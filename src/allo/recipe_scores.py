@@ -33,6 +33,8 @@ class Score(Block):
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""
+    marked: Literal["all", "first"] = "all"
+    """Which marked tokens of a completion keep their weight: all, or the first alone, the cause of what follows."""
     batch_size: Count = 16
     training: ContrastTraining = ContrastTraining()
     """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one

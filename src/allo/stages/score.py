@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allo.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
 from allo.console import track
-from allo.core.token_credit import from_logratios, token_weights
+from allo.core.token_credit import first_marked, from_logratios, token_weights
 from allo.hf.collate import SIDES
 from allo.hf.contrast import side_weights, train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
@@ -126,16 +126,19 @@ def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[flo
     lengths = [len(row.tokens.completion_ids) for row in rows]
     flat = {name: probabilities(name, scores) for name, scores in raw.items()}
     weights = token_weights(flat[score.scorer], rule=score.weights, threshold=score.threshold)
+    own = weights.split(lengths)
+    if score.marked == "first":
+        own = tuple(map(first_marked, own))
     split = {name: numbers.split(lengths) for name, numbers in flat.items()}
     return [
         TokenScores(
             row.wrong.id,
             row.tokens.completion_ids,
             split[score.scorer][place].tolist(),
-            own.tolist(),
+            kept.tolist(),
             {name: split[name][place].tolist() for name in score.beside},
         )
-        for place, (row, own) in enumerate(zip(rows, weights.split(lengths), strict=True))
+        for place, (row, kept) in enumerate(zip(rows, own, strict=True))
     ]
 
 
