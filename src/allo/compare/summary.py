@@ -6,6 +6,7 @@ and problems are paired: a difference is taken over the seeds that both methods 
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _figures(trials: list[TrialResult]) -> Json:
         "sets": {name: _set_figures(trials, name) for name in trials[0].sets},
         "kl": _kl_figure(trials),
         "chosen_drop": _scalar(trials, lambda trial: trial.chosen_drop),
-        "cost": {key: _scalar(trials, lambda trial, key=key: getattr(trial.cost, key)) for key in COSTS},  # type: ignore[misc]
+        "cost": {key: _scalar(trials, attrgetter(f"cost.{key}")) for key in COSTS},
     }
 
 
