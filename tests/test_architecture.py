@@ -43,11 +43,11 @@ HUGGING_FACE = {
     "gguf",
     "vllm",
 }
-HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
+HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources"),
+    *("rows", "tasks", "prompts", "sources", "wording"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -72,6 +72,9 @@ HOUSE = {
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
+    "wording": Room({"records"}),
+    # The `openai` package is loaded where a question is asked.
+    "endpoint": Room({"errors", "records", "console", "artifacts"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
@@ -92,12 +95,18 @@ HOUSE = {
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
+    # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
+    "rewriter": Room({*LEAVES, "endpoint", "core", "hf", "stages"}, {"torch"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     "cli": Room(
-        {*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report", "stages", "pipeline", "plan", "demo"}
+        {
+            *LEAVES,
+            *("core", *WEIGHT_FILES, "endpoint", "hf", "lab", "report"),
+            *("stages", "rewriter", "pipeline", "plan", "demo"),
+        }
     ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
