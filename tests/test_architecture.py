@@ -96,7 +96,13 @@ HOUSE = {
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
     # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
-    "rewriter": Room({*LEAVES, "endpoint", "core", "hf", "stages"}, {"torch"}),
+    "rewriter": Room(
+        {
+            *LEAVES,
+            *("recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"),
+            *("endpoint", "core", "hf", "stages"),
+        }
+    ),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),

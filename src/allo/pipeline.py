@@ -321,13 +321,13 @@ def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: F
 
 
 def _named_files(value: Any, rows: str | None) -> Iterator[Path]:
-    """Files of prompts, of pairs and of the user's functions anywhere in a configuration, and a task's own
-    below the folder `rows`."""
+    """Files of prompts, of pairs, of the user's functions and a rewriter's folder anywhere in a configuration, and
+    a task's own below the folder `rows`."""
     if isinstance(value, list):
         for item in value:
             yield from _named_files(item, rows)
     if isinstance(value, dict):
-        yield from (Path(value[key]) for key in ("file", "pairs") if value.get(key))
+        yield from (Path(value[key]) for key in ("file", "pairs", "rewriter") if value.get(key))
         yield from filter(None, (own_file(value.get(key) or "") for key in ("scorer", "loss")))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")

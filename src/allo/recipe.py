@@ -31,7 +31,7 @@ GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
 Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
-ScorerName = Literal["implicit", "privileged", "confidence", "edit", "uniform", "random"]
+ScorerName = Literal["implicit", "privileged", "rewriter", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
 
@@ -152,10 +152,20 @@ class Score(Block):
     """Which tokens of wrong completions are wrong (method.md 1.2 and 4)."""
 
     scorer: ScorerName = "implicit"
+    rewriter: Path | None = None
+    """The folder that `allo rewriter train` wrote, for the scorer `rewriter`."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""
     batch_size: Count = 16
+
+    @model_validator(mode="after")
+    def _rewriter_is_named(self) -> "Score":
+        if self.scorer == "rewriter" and self.rewriter is None:
+            raise ValueError(
+                "scorer 'rewriter' needs the folder of a rewriter: set score.rewriter (see docs/rewriter.md)"
+            )
+        return self
 
 
 class Steps(Block):

@@ -19,6 +19,7 @@ from allo.errors import UserError
 from allo.hf.collate import pad
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import per_token_logps
+from allo.hf.rewriter import Rewriter, rewriting
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.records import Message, Wrong
 
@@ -33,13 +34,17 @@ class Scored:
 
 @dataclass(frozen=True)
 class Context:
-    """What scorers may look at. `warmup`: tensors [shape] fp32 of the warm-up model, for `implicit`."""
+    """What scorers may look at. `warmup`: tensors [shape] fp32 of the warm-up model, for `implicit`.
+
+    `rewriter`: for the scorer of that name, whose model is then `model`, too.
+    """
 
     model: Model
     tokenizer: Tokenizer
     max_length: int
     seed: int
     warmup: dict[str, Tensor] = field(default_factory=dict)
+    rewriter: Rewriter | None = None
 
 
 Scorer = Callable[[Sequence[Scored], Context], list[list[float]]]
@@ -65,6 +70,13 @@ def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
         for row in rows
     ]
     return _probabilities([tokens for tokens in shown if tokens is not None], context)
+
+
+def rewriter(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi_rewriter(y_t): the rewriter, shown the right solution and y, writes y itself."""
+    assert context.rewriter is not None
+    own = context.rewriter
+    return _probabilities([rewriting(own, row.wrong, row.tokens.completion_ids) for row in rows], context)
 
 
 def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
@@ -100,6 +112,7 @@ def random(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 SCORERS: dict[str, Scorer] = {
     "implicit": implicit,
     "privileged": privileged,
+    "rewriter": rewriter,
     "confidence": confidence,
     "edit": edit,
     "uniform": uniform,

@@ -8,6 +8,7 @@ import torch
 from allo.artifacts import read_json
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
+from allo.hf.rewriter import check_rewriter
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Source, Steps
 from allo.sources import prompt_source, training_pairs
@@ -17,7 +18,7 @@ from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer and the model's positions; build all training arguments.
+    """Read every source of prompts, the tokenizer, the rewriter and the model's positions; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -32,7 +33,13 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         locate.check_settings(recipe.locate)
-    load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(
+        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    if recipe.score is not None and recipe.score.rewriter is not None:
+        check_rewriter(
+            recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length
+        )
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
     if recipe.data.pairs is None:

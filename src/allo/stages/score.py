@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from allo.artifacts import ResumableLines, RunFolder, read_jsonl, written_aside
 from allo.console import track
 from allo.core.token_credit import from_logratios, token_weights
-from allo.hf.models import Tokenizer
+from allo.hf.models import Tokenizer, load_tokenizer
 from allo.hf.policy import check_head
+from allo.hf.rewriter import load_rewriter
 from allo.hf.scorers import LOGRATIOS, SCORERS, Context, Scored
-from allo.hf.start import load_start
+from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import tokenize
 from allo.recipe import Recipe, Score
 from allo.records import TokenScores, Wrong
@@ -59,13 +60,31 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _context(recipe: Recipe, run: RunFolder) -> Context:
-    """The starting model; for `implicit` in fp32, with the warm-up's weights beside it."""
+    """The starting model; for `implicit` in fp32, with the warm-up's weights beside it; or the rewriter."""
     assert recipe.score is not None
+    if recipe.score.scorer == "rewriter":
+        return _rewriting_context(recipe, run)
     implicit = recipe.score.scorer == "implicit"
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if implicit else None)
     check_head(model)
     warmup = load_file(run.warmup / WARMUP_WEIGHTS) if implicit else {}
     return Context(model, tokenizer, recipe.max_length, recipe.seed_of_data, warmup)
+
+
+def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
+    """The rewriter in the starting model's place: the completions' tokens are the policy's."""
+    assert recipe.score is not None and recipe.score.rewriter is not None
+    tokenizer = load_tokenizer(
+        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    own = load_rewriter(
+        recipe.score.rewriter,
+        tokenizer,
+        policy=recipe.model,
+        max_length=recipe.max_length,
+        device=recipe.device,
+    )
+    return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 
 def _fitting(wrong: Sequence[Wrong], context: Context) -> list[Scored]:
