@@ -36,7 +36,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Keep the server's own log out of the tests' output."""
 
-    def send(self, status: int, body: bytes, *, length: int | None = None, kind: str = "application/json") -> None:
+    def send(
+        self, status: int, body: bytes, *, length: int | None = None, kind: str = "application/json"
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body) if length is None else length))

@@ -68,7 +68,9 @@ def test_no_more_are_asked_at_once_than_allowed(chat: Chat, tmp_path: Path) -> N
     assert chat.most_at_once == 3
 
 
-@pytest.mark.parametrize("failure", [status(429), status(500), status(503), half], ids=["429", "500", "503", "half"])
+@pytest.mark.parametrize(
+    "failure", [status(429), status(500), status(503), half], ids=["429", "500", "503", "half"]
+)
 def test_what_passes_is_tried_again(failure: Callable[[Handler], None], chat: Chat, tmp_path: Path) -> None:
     chat.failures = [failure, failure]
     assert texts(asked(chat, tmp_path, concurrency=1)) == ALL
@@ -195,13 +197,18 @@ def test_a_wrong_key_ends_it_at_once_and_is_shown_nowhere(
         asked(chat, tmp_path, concurrency=1)
     assert chat.url in str(refusal.value) and MODEL in str(refusal.value) and VARIABLE in str(refusal.value)
     assert len(chat.requests) <= AT_ONCE
-    assert_nowhere(wrong, tmp_path, str(refusal.value), repr(refusal.value.__cause__), caplog.text, *capfd.readouterr())
+    assert_nowhere(
+        wrong, tmp_path, str(refusal.value), repr(refusal.value.__cause__), caplog.text, *capfd.readouterr()
+    )
 
 
 def test_the_key_is_nowhere_even_if_the_server_repeats_it(
     chat: Chat, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chat.failures = [status(400, f"bad request, signed {KEY}"), lambda handler: handler.say(f"your key is {KEY}")]
+    chat.failures = [
+        status(400, f"bad request, signed {KEY}"),
+        lambda handler: handler.say(f"your key is {KEY}"),
+    ]
     with caplog.at_level(logging.DEBUG):
         answers = asked(chat, tmp_path, num=4, concurrency=1)
     assert "[key]" in answers.failed["q0"] and "[key]" in answers.replies["q1"].text
@@ -223,7 +230,9 @@ def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:
         ({"key_variable": "ALLO_TEST_NO_KEY"}, "ALLO_TEST_NO_KEY is not set"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_asked(own: dict[str, str], said: str, chat: Chat) -> None:
+def test_what_cannot_work_is_said_before_anything_is_asked(
+    own: dict[str, str], said: str, chat: Chat
+) -> None:
     with pytest.raises(UserError, match=said) as refusal:
         check_endpoint(place(chat, **own))
     assert "hidden" not in str(refusal.value)

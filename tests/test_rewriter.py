@@ -1,7 +1,6 @@
 """Rewriters: their data, what is trained, and the scorer that uses one."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from allo.artifacts import RunFolder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from allo.core.edit_distance import edit_distance, edit_share, nearest
@@ -26,9 +25,9 @@ from allo.recipe import load_recipe
 from allo.records import Message, Pair, Verdict, Wrong
 from allo.rewriter.cases import Run, open_run
 from allo.rewriter.data import Settings, make_data, record_of
-from allo.rewriter.proposals import minimal, token_ids
-from allo.rewriter.train import read_settings, train_rewriter, trainer_of
+from allo.rewriter.proposals import token_ids
 from allo.rewriter.row import RewriteRow, read_rewrites
+from allo.rewriter.train import read_settings, train_rewriter, trainer_of
 from allo.stages import score
 from allo.wording import ask_for_rewrite
 from server import KEY, MODEL, Chat, serving
@@ -124,7 +123,8 @@ def test_nearest_takes_the_right_sample_of_the_fewest_edits(run: Run, out: Path)
     for row in kept:
         one = wrong[row["id"]]
         distances = [
-            edit_distance(token_ids(row["completion"], TOKENIZER), token_ids(text, TOKENIZER)) for text in one.right
+            edit_distance(token_ids(row["completion"], TOKENIZER), token_ids(text, TOKENIZER))
+            for text in one.right
         ]
         assert row["rewrite"] in one.right and row["edits"] == min(distances) > 0
         assert row["right"] == one.solution
@@ -137,7 +137,9 @@ def test_identity_rows_are_right_samples_in_the_share_that_is_asked_for(run: Run
     counts = made(run, out, "gold", identity=0.25)
     found = rows(out)
     same = [row for row in found if row["source"] == "identity"]
-    right = {(v.prompt_id, v.text) for v in read_jsonl(run.folder.verdicts, Verdict) if v.correct and v.finished}
+    right = {
+        (v.prompt_id, v.text) for v in read_jsonl(run.folder.verdicts, Verdict) if v.correct and v.finished
+    }
     assert all(row["completion"] == row["rewrite"] and row["edits"] == 0 for row in same)
     assert {(row["id"].partition("-right-")[0], row["completion"]) for row in same} <= right
     assert len(same) == counts["identity"] == round(counts["kept"] / 3)
@@ -152,7 +154,8 @@ def test_identity_rows_are_right_samples_in_the_share_that_is_asked_for(run: Run
 def test_too_many_edits_are_dropped_and_counted(run: Run, out: Path) -> None:
     everything = made(run, out, "gold", identity=0.0)
     shares = [
-        edit_share(token_ids(row["completion"], TOKENIZER), token_ids(row["rewrite"], TOKENIZER)) for row in rows(out)
+        edit_share(token_ids(row["completion"], TOKENIZER), token_ids(row["rewrite"], TOKENIZER))
+        for row in rows(out)
     ]
     limit = sorted(shares)[len(shares) // 2]
     counts = made(run, out, "gold", identity=0.0, max_distance=limit)
@@ -187,10 +190,12 @@ def test_self_keeps_what_is_right_and_near_and_goes_on_where_it_was_killed(
         batches.append(batch)
 
     out.unlink()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ResumableLines, "append", killed)
+    monkeypatch.setattr(ResumableLines, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
         made(run, out, "self", identity=0.0, num_generations=16, max_distance=0.9)
-    monkeypatch.setattr(ResumableLines, "append", lambda lines, batch: (batches.append(batch), append(lines, batch)))
+    monkeypatch.setattr(
+        ResumableLines, "append", lambda lines, batch: (batches.append(batch), append(lines, batch))
+    )
     made(run, out, "self", identity=0.0, num_generations=16, max_distance=0.9)
     assert out.read_bytes() == whole
     samples = [sample for batch in batches for sample in batch]
@@ -268,7 +273,13 @@ def test_the_record_tells_how_the_rows_were_made(run: Run, out: Path) -> None:
 # Training.
 
 QUICK = [
-    *("dtype=float32", "device=cpu", "max_length=160", "training.learning_rate=3e-3", "training.logging_steps=1"),
+    *(
+        "dtype=float32",
+        "device=cpu",
+        "max_length=160",
+        "training.learning_rate=3e-3",
+        "training.logging_steps=1",
+    ),
     *("training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1"),
 ]
 
@@ -291,7 +302,9 @@ def test_the_loss_is_that_of_the_rewrites_tokens_alone(run: Run, out: Path, tmp_
     made(run, out, "gold")
     policy, own = model(max_position_embeddings=160), read_rewrites(out)[:8]
     expected = [
-        dense_logps(policy, ask_for_rewrite(row.prompt, right=row.right, completion=row.completion), row.rewrite)  # type: ignore[arg-type]
+        dense_logps(
+            policy, ask_for_rewrite(row.prompt, right=row.right, completion=row.completion), row.rewrite
+        )  # type: ignore[arg-type]
         for row in own
     ]
     trainer = trainer_of(policy, TOKENIZER, own, read_settings(QUICK), folder=tmp_path / "work")
@@ -306,7 +319,9 @@ def test_a_trained_rewriter_is_a_whole_folder_and_resumes_after_a_kill(
     made(run, out, "gold")
     base, settings = start(tmp_path / "base"), read_settings([*QUICK, "training.save_steps=2"])
     counts = train_rewriter(out, str(base), tmp_path / "whole", settings)
-    assert counts["rows"] == len(rows(out)) and counts["dropped"] == counts["cut"] == 0 and counts["steps"] >= 4
+    assert (
+        counts["rows"] == len(rows(out)) and counts["dropped"] == counts["cut"] == 0 and counts["steps"] >= 4
+    )
     record = read_json(tmp_path / "whole" / RECORD)
     assert record["data"] == sha256_file(out) and record["max_length"] == 160
     names = {path.name for path in (tmp_path / "whole").iterdir()}
@@ -321,9 +336,10 @@ def test_a_trained_rewriter_is_a_whole_folder_and_resumes_after_a_kill(
             raise KeyboardInterrupt
         return step(trainer, *inputs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SelectedTrainer, "training_step", killed)
+    monkeypatch.setattr(SelectedTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
         train_rewriter(out, str(base), tmp_path / "again", settings)
+    monkeypatch.setattr(SelectedTrainer, "training_step", step)
     assert not (tmp_path / "again").exists()
     train_rewriter(out, str(base), tmp_path / "again", settings)
     for name in names:
@@ -341,14 +357,18 @@ def test_checkpoints_of_other_settings_are_not_gone_on_with(run: Run, out: Path,
     (tmp_path / "new.training" / "checkpoint-1").mkdir()
     train_rewriter(out, str(base), tmp_path / "new", settings)
     train_rewriter(out, str(base), tmp_path / "other", settings)
-    assert sha256_file(tmp_path / "new/model.safetensors") == sha256_file(tmp_path / "other/model.safetensors")
+    assert sha256_file(tmp_path / "new/model.safetensors") == sha256_file(
+        tmp_path / "other/model.safetensors"
+    )
 
 
 def test_rotary_positions_are_let_out_and_learnt_ones_are_not(run: Run, out: Path, tmp_path: Path) -> None:
     made(run, out, "gold")
     train_rewriter(out, str(start(tmp_path / "base")), tmp_path / "rotary", read_settings(QUICK))
     assert read_json(tmp_path / "rotary/config.json")["max_position_embeddings"] == 160
-    learnt = GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), n_positions=64, n_embd=16, n_layer=1, n_head=2))
+    learnt = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(TOKENIZER), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    )
     learnt.save_pretrained(tmp_path / "learnt")
     TOKENIZER.save_pretrained(tmp_path / "learnt")
     with pytest.raises(UserError, match="max_length 160: the model has 64 positions"):
@@ -397,7 +417,8 @@ def scored(run: Run, rewriter: Path, out: Path, *more: str) -> dict[str, dict[st
     write_start(copy, LAB)
     write_jsonl(copy.wrong, read_jsonl(run.folder.wrong, Wrong))
     own = load_recipe(
-        RECIPE, overrides(out, "score.scorer=rewriter", f"score.rewriter={rewriter}", "score.weights=soft", *more)
+        RECIPE,
+        overrides(out, "score.scorer=rewriter", f"score.rewriter={rewriter}", "score.weights=soft", *more),
     )
     score.run(own, copy)
     return {row["id"]: row for row in pq.read_table(copy.token_scores).to_pylist()}
@@ -414,13 +435,17 @@ def test_a_score_is_the_rewriters_probability_of_the_wrong_completion_as_the_rew
         assert one.finished and one.solution is not None
         asked = ask_for_rewrite(one.prompt, right=one.solution, completion=one.completion)
         expected = dense_logps(dense, asked, one.completion).exp()  # type: ignore[arg-type]
-        torch.testing.assert_close(torch.tensor(found[one.id]["scores"], dtype=torch.float32), expected, **FP32)
+        torch.testing.assert_close(
+            torch.tensor(found[one.id]["scores"], dtype=torch.float32), expected, **FP32
+        )
         assert found[one.id]["token_ids"] == [*token_ids(one.completion, TOKENIZER), TOKENIZER.eos_token_id]
 
 
 def test_without_a_solution_the_nearest_right_sample_is_shown() -> None:
     rights = ["The answer is 7.", "First 7 + 5 = 12. The answer is 12."]
-    wrong = Wrong("w", "p", "Problem", "First 7 + 5 = 13. The answer is 13.", True, solution=None, right=rights)
+    wrong = Wrong(
+        "w", "p", "Problem", "First 7 + 5 = 13. The answer is 13.", True, solution=None, right=rights
+    )
     assert shown_solution(wrong, TOKENIZER) == rights[1]
     assert shown_solution(replace(wrong, solution="own"), TOKENIZER) == "own"
     assert shown_solution(replace(wrong, right=[]), TOKENIZER) is None

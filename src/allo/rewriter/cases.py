@@ -51,7 +51,9 @@ def open_run(place: Path, overrides: list[str] | None = None) -> Run:
 
 def wrong_cases(run: Run) -> list[Case]:
     """Every wrong completion of the run."""
-    return [Case(wrong, shown_solution(wrong, run.tokenizer)) for wrong in read_jsonl(run.folder.wrong, Wrong)]
+    return [
+        Case(wrong, shown_solution(wrong, run.tokenizer)) for wrong in read_jsonl(run.folder.wrong, Wrong)
+    ]
 
 
 def right_cases(run: Run) -> list[Case]:

@@ -16,6 +16,36 @@ Overrides = Annotated[
 ]
 
 
+Identity = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of rows that are right completions, left as they are.")
+]
+MaxDistance = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Largest share of edited tokens. Default: 0.5 of self and teacher, else 1."
+    ),
+]
+Generations = Annotated[
+    int, typer.Option(min=1, help="self: repairs of a completion, of which the nearest right one is kept.")
+]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="self: default the recipe's. teacher: default the server's.")
+]
+BaseUrl = Annotated[str | None, typer.Option(help="teacher: the address, such as http://localhost:8000/v1.")]
+TeacherName = Annotated[str | None, typer.Option(help="teacher: the model's name at the server.")]
+KeyVariable = Annotated[str, typer.Option(help="teacher: the environment variable that holds the key.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="teacher: requests at a time.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="teacher: seconds of silence.")]
+Retries = Annotated[int, typer.Option(min=0, help="teacher: further attempts at a request.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="teacher: of a reply. Default: the recipe's sample.max_new_tokens.")
+]
+PriceIn = Annotated[
+    float | None, typer.Option(min=0, help="teacher: of a million prompt tokens, to count costs.")
+]
+PriceOut = Annotated[float | None, typer.Option(min=0, help="teacher: of a million completion tokens.")]
+
+
 @app.command("data")
 def make_data(
     place: Annotated[Path, typer.Argument(metavar="RUN | RECIPE", help="A run's folder, or its recipe.")],
@@ -27,41 +57,20 @@ def make_data(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Where the rows go.")],
     overrides: Overrides = None,
-    identity: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of rows that are right completions, left as they are.")
-    ] = 0.2,
-    max_distance: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Largest share of edited tokens. Default: 0.5 of self and teacher, else 1."
-        ),
-    ] = None,
+    identity: Identity = 0.2,
+    max_distance: MaxDistance = None,
     seed: Annotated[int, typer.Option(help="Of the draw of right completions.")] = 0,
-    num_generations: Annotated[
-        int, typer.Option(min=1, help="self: repairs of a completion, of which the nearest right one is kept.")
-    ] = 1,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="self: default the recipe's. teacher: default the server's.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="teacher: the address, such as http://localhost:8000/v1.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="teacher: the model's name at the server.")] = None,
-    key_variable: Annotated[
-        str, typer.Option(help="teacher: the environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, help="teacher: requests at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="teacher: seconds of silence.")] = 120,
-    max_retries: Annotated[int, typer.Option(min=0, help="teacher: further attempts at a request.")] = 5,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="teacher: of a reply. Default: the recipe's sample.max_new_tokens.")
-    ] = None,
-    price_in: Annotated[
-        float | None, typer.Option(min=0, help="teacher: of a million prompt tokens, to count costs.")
-    ] = None,
-    price_out: Annotated[
-        float | None, typer.Option(min=0, help="teacher: of a million completion tokens.")
-    ] = None,
+    num_generations: Generations = 1,
+    temperature: Temperature = None,
+    base_url: BaseUrl = None,
+    model: TeacherName = None,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120,
+    max_retries: Retries = 5,
+    max_tokens: MaxTokens = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
 ) -> None:
     """Write rows (problem, right solution, wrong completion) -> minimal rewrite from a run's judged samples."""
     endpoint = None

@@ -83,7 +83,9 @@ def _proposals(
         case "nearest":
             return nearest_right(cases, run.tokenizer), {}
         case "self":
-            temperature = run.recipe.sample.temperature if settings.temperature is None else settings.temperature
+            temperature = (
+                run.recipe.sample.temperature if settings.temperature is None else settings.temperature
+            )
             return repaired(
                 cases, run, path=out, num_generations=settings.num_generations, temperature=temperature
             ), {}

@@ -45,17 +45,23 @@ def nearest_right(cases: Sequence[Case], tokenizer: Tokenizer) -> Proposals:
         if not rights:
             found.missing[case.wrong.id] = "no right sample"
             continue
-        place = nearest(token_ids(case.wrong.completion, tokenizer), [token_ids(r, tokenizer) for r in rights])
+        place = nearest(
+            token_ids(case.wrong.completion, tokenizer), [token_ids(r, tokenizer) for r in rights]
+        )
         found.texts[case.wrong.id] = [rights[place]]
     return found
 
 
-def repaired(cases: Sequence[Case], run: Run, *, path: Path, num_generations: int, temperature: float) -> Proposals:
+def repaired(
+    cases: Sequence[Case], run: Run, *, path: Path, num_generations: int, temperature: float
+) -> Proposals:
     """What the policy answers when it is asked to repair its completion; a killed run goes on where it stopped.
 
     The recipe's sampling settings hold but for the two given. Only answers that ended by themselves count.
     """
-    found = Proposals(missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None})
+    found = Proposals(
+        missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None}
+    )
     asked = [
         Prompt(
             id=case.wrong.id,

@@ -14,7 +14,9 @@ def taught(
     cases: Sequence[Case], endpoint: Endpoint, *, path: Path, max_tokens: int, temperature: float | None
 ) -> tuple[Proposals, Answers]:
     """What the teacher answers; replies are kept in `<path>.replies`, and nothing is asked twice."""
-    found = Proposals(missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None})
+    found = Proposals(
+        missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None}
+    )
     questions = [
         Question(case.wrong.id, _messages(case, case.right)) for case in cases if case.right is not None
     ]

@@ -37,9 +37,7 @@ def check(recipe: Recipe) -> None:
         recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
     if recipe.score is not None and recipe.score.rewriter is not None:
-        check_rewriter(
-            recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length
-        )
+        check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
     if recipe.data.pairs is None:
