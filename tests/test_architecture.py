@@ -47,7 +47,7 @@ HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources", "wording"),
+    *("recipe_sources", "rows", "tasks", "prompts", "sources", "wording"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -61,10 +61,14 @@ HOUSE = {
     "granularity": Room({"errors"}),
     "recipe_numbers": Room(),
     "recipe_training": Room({"recipe_numbers"}),
+    "recipe_sources": Room({"recipe_numbers"}),
+    "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_losses": Room({"recipe_numbers"}),
     "recipe": Room(
         {
             *("errors", "granularity", "own_code"),
-            *("recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"),
+            *("recipe_compare", "recipe_errors", "recipe_losses", "recipe_numbers", "recipe_sources"),
+            *("recipe_training", "recipe_yaml"),
         }
     ),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
@@ -78,7 +82,7 @@ HOUSE = {
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
-    "sources": Room({"errors", "prompts", "recipe", "records"}),
+    "sources": Room({"errors", "prompts", "recipe", "recipe_sources", "records"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
@@ -92,9 +96,14 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
+    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl_and_peft.
+    "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
-    "stages": Room({*LEAVES, "core", *WEIGHT_FILES, "hf", "lab", "report"}, HEAVY - HUGGING_FACE),
+    "stages": Room(
+        {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
+        HEAVY - HUGGING_FACE,
+    ),
     # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
     "rewriter": Room(
         {
@@ -105,13 +114,27 @@ HOUSE = {
     ),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
+    # Many runs from one recipe.
+    "compare": Room(
+        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline"}, {"numpy"}, lazy={"torch"}
+    ),
     "cli": Room(
         {
             *LEAVES,
-            *("core", *WEIGHT_FILES, "endpoint", "hf", "lab", "report"),
-            *("stages", "rewriter", "pipeline", "plan", "demo"),
+            "compare",
+            "core",
+            "endpoint",
+            *WEIGHT_FILES,
+            "hf",
+            "lab",
+            "report",
+            "stages",
+            "rewriter",
+            "pipeline",
+            "plan",
+            "demo",
         }
     ),
     "__main__": Room({"cli"}),
@@ -322,6 +345,10 @@ def test_leaves_load_nothing_heavy() -> None:
 
 def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
+
+
+def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
+    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
 
 
 def test_public_names_load_when_first_used() -> None:

@@ -108,7 +108,10 @@ def test_the_kept_share_is_of_completion_tokens_alone(tmp_path: Path) -> None:
 
 def test_the_improving_loss_is_its_formula(tmp_path: Path) -> None:
     trainer = trained(
-        ImproveTrainer, pairs(), tmp_path, own={"keep": 0.3, "beta": 0.2, "label_smoothing": 0.1}
+        ImproveTrainer,
+        pairs(),
+        tmp_path,
+        own={"keep": 0.3, "beta": 0.2, "loss_settings": {"label_smoothing": 0.1}},
     )
     policy, reference, expected = trainer.model, model(), []
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""With every weight and no filter, improving is TRL's DPO, step by step: TRL is the oracle."""
+"""With every weight and no filter, improving is TRL's DPO, IPO or BCO, step by step: TRL is the oracle."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from allo.core.pair_losses import PairLoss, PairSums, bco
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
 from tiny import EIGHT_STEPS, SEED, TOKENIZER, arguments, full_mask, model, pairs, weights
@@ -28,17 +30,31 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def ours(folder: Path, rows: list[dict[str, Any]]) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+def bco_without_shift(pairs: PairSums, *, beta: float) -> Tensor:
+    """TRL's `bco_pair` has no running mean."""
+    return bco(pairs, beta=beta, delta=0.0)
+
+
+def ours(
+    folder: Path, rows: list[dict[str, Any]], *, loss: str | PairLoss
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     policy = model()
     trainer = ImproveTrainer(
-        policy, arguments(folder, **SETTINGS), rows, TOKENIZER, mask=full_mask(policy), beta=BETA, keep=1.0
+        policy,
+        arguments(folder, **SETTINGS),
+        rows,
+        TOKENIZER,
+        mask=full_mask(policy),
+        beta=BETA,
+        keep=1.0,
+        loss=loss,
     )
     trainer.train()
     return policy, trainer.state.log_history
 
 
 def theirs(
-    folder: Path, rows: list[dict[str, Any]]
+    folder: Path, rows: list[dict[str, Any]], *, loss: str
 ) -> tuple[PreTrainedModel, list[dict[str, float]], Dataset]:
     policy = model()
     quiet = {"disable_tqdm": True, "log_level": "error"}
@@ -49,6 +65,7 @@ def theirs(
         bf16=False,
         activation_checkpointing=False,
         beta=BETA,
+        loss_type=[loss],
         **(quiet | EIGHT_STEPS | SETTINGS),
     )
     trainer = trl.DPOTrainer(
@@ -64,14 +81,19 @@ def theirs(
 
 # TRL 1.16 reads a name that transformers 5.23 has deprecated.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_full_density_without_filter_is_trls_dpo(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "their_loss"), [("dpo", "sigmoid"), ("ipo", "ipo"), (bco_without_shift, "bco_pair")]
+)
+def test_full_density_without_filter_is_trls_dpo(
+    loss: str | PairLoss, their_loss: str, tmp_path: Path
+) -> None:
     rows = pairs()
-    expected_policy, expected, their_rows = theirs(tmp_path / "trl", rows)
+    expected_policy, expected, their_rows = theirs(tmp_path / "trl", rows, loss=their_loss)
     our_rows, _ = pair_rows(TOKENIZER, rows, max_length=64)
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         assert [row[column] for row in our_rows] == list(their_rows[column]), column
 
-    policy, log = ours(tmp_path / "allo", rows)
+    policy, log = ours(tmp_path / "allo", rows, loss=loss)
     steps = [row for row in log if "loss" in row]
     expected = [row for row in expected if "loss" in row]
     assert len(steps) == len(expected) == 8

@@ -126,6 +126,40 @@ def plan_recipe(
         show.show(planned, gpus=gpus)
 
 
+@app.command("compare")
+def compare_methods(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between; those of the recipe.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Numbers with commas between; those of the recipe.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
+) -> None:
+    """Compare methods: tuned alike, from the same samples, on the same problems; resumable."""
+    from allo.compare import compare
+
+    comparison = compare(
+        load_recipe(recipe, overrides),
+        methods=_listed(methods),
+        seeds=[_number(seed) for seed in _listed(seeds) or []],
+        jobs=jobs,
+    )
+    say(f"the comparison is in {comparison.path}")
+
+
+def _listed(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--seeds: {text!r} is no number; give some like 0,1,2.")
+    return int(text)
+
+
 @app.command("demo")
 def demo(out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo")) -> None:
     """Align the bundled laboratory model: SFT, plain DPO and ALLO, side by side."""

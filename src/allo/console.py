@@ -1,6 +1,7 @@
 """What a person sees while a run works: one console, one progress bar; quiet off a terminal."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -9,6 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 
 console = Console(stderr=True, highlight=False, emoji=False)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing is said and no bar is shown inside the block."""
+    before = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def say(text: str) -> None:

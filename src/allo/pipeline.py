@@ -72,9 +72,9 @@ STAGES = (
     ),
     Stage(
         "improve",
-        ("00-sft", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
         ("07-improve",),
-        (*MODEL, "seed", "improve"),
+        (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
     ),
     Stage(
         "evaluate",
@@ -314,19 +314,20 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
 def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
     """Hashes of what a stage reads: files of the run, and local files that its configuration names."""
     inputs = {name: hashes.of(run.path / name) for name in stage.reads if (run.path / name).exists()}
-    named = list(_named_files(config, config.get("data_folder")))
+    named = list(_named_files(config))
     if stage.name == "sft":
         named.append(Path(config["model"]).expanduser())
     return inputs | {str(path): hashes.of(path) for path in named if path.exists()}
 
 
-def _named_files(value: Any, rows: str | None) -> Iterator[Path]:
+def _named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
     """Files of prompts, of pairs, of the user's functions and a rewriter's folder anywhere in a configuration, and
-    a task's own below the folder `rows`."""
+    a task's own below the configuration's folder of `rows`."""
     if isinstance(value, list):
         for item in value:
             yield from _named_files(item, rows)
     if isinstance(value, dict):
+        rows = value.get("data_folder") or rows
         yield from (Path(value[key]) for key in ("file", "pairs", "rewriter") if value.get(key))
         yield from filter(None, (own_file(value.get(key) or "") for key in ("scorer", "loss")))
         if rows and value.get("task"):

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
+from allo.recipe_compare import Compare
 from allo.recipe_errors import explain
+from allo.recipe_losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe_numbers import (
     Count,
     CountOrZero,
@@ -24,62 +26,19 @@ from allo.recipe_numbers import (
     SetName,
     Share,
 )
+from allo.recipe_sources import Block, Data, EvaluationSet, Kl, Source
 from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
 
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
-Criterion = Literal["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"]
+Criterion = Literal[
+    "warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"
+]
 ScorerName = Literal["implicit", "privileged", "rewriter", "confidence", "edit", "uniform", "random"]
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
-TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Source(Block):
-    """Where prompts come from: exactly one of `task`, `file` and `hub`."""
-
-    task: TaskName | None = None
-    file: Path | None = None
-    """JSONL or Parquet with `prompt, answer?, solution?, choices?, id?`."""
-    hub: str | None = None
-    split: str = "train"
-    order: Literal["given", "shuffled", "shortest"] = "given"
-    skip: CountOrZero = 0
-    limit: Count | None = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "Source":
-        origins = [name for name in self._origins() if getattr(self, name) is not None]
-        if len(origins) != 1:
-            found = " and ".join(origins) or "none"
-            raise ValueError(f"needs exactly one of {', '.join(self._origins())}; found {found}")
-        return self
-
-    @classmethod
-    def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub")
-
-
-class Data(Source):
-    """The problems to align on, or ready preference pairs."""
-
-    pairs: Path | None = None
-    """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
-
-    @model_validator(mode="after")
-    def _pairs_are_taken_as_they_stand(self) -> "Data":
-        if self.pairs is not None and self.order != "given":
-            raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
-        return self
-
-    @classmethod
-    def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub", "pairs")
+TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
 class Sft(Block):
@@ -126,7 +85,9 @@ class Locate(Block):
 
     criterion: Criterion = "warmup"
     """`warmup` trains all weights with an optimizer's state; `warmup_fused` updates each tensor inside the
-    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model."""
+    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model. `last` takes the
+    weights of the last layer first, then those of the one before; embeddings, the head and norms outside of the
+    layers come after all layers. Within a layer, as in any tie, a stable hash decides."""
     granularity: GranularityName = WEIGHT
     """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
     linear layers make the backward pass itself cheaper."""
@@ -188,30 +149,49 @@ class Forget(Steps):
 
     density: Density = 0.05
     beta: Positive = 0.1
+    loss: Literal["token", "sequence"] = "token"
+    """NPO of each weighted token, or of a completion's log-ratios' weighted sum."""
     training: ForgetTraining = ForgetTraining()
 
 
 class Improve(Steps):
-    """DPO with noisy rejected tokens filtered out (method.md 1.3)."""
+    """DPO with noisy rejected tokens filtered out (method.md 1.3), another loss under the same mask, or a method
+    to compare it with."""
 
+    trainer: TrainerName = "selected"
+    """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
+    `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
+    adapter on all linear layers, with `loss_settings`' label_smoothing; `rloo` and `grpo` sample as `sample` says and train all
+    weights by the verifier's rewards. A batch's rows are then completions."""
+    adapter_rank: Count | None = None
+    """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
     density: Density = 0.10
+    loss: LossName = "dpo"
+    """`dpo`, `r_dpo`, `ipo`, `bco` or `simpo` of each pair, or a function of one's own, `file.py:function`; `sft`
+    on the gold solutions of the pairs' prompts, `rft` on the distinct right samples."""
+    loss_settings: LossSettings = {}
+    """The loss's own, with their defaults: `dpo` label_smoothing 0; `r_dpo` alpha 0.05; `ipo` length_average true;
+    `simpo` gamma 1.0."""
     keep: Share = 0.5
+    """The share of a rejected completion's tokens that count; 1.0 for `simpo`, `sft` and `rft`."""
+    filter: Filter = "lowest"
+    """Which ones: those of lowest or highest log-ratio, or random ones."""
     beta: Positive = 0.1
-    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    """`simpo` wants 2.0 to 2.5; `sft` and `rft` have none."""
+    anchor: NotNegative = 0.0
+    """Adds so much of the chosen answer's mean negative log-likelihood a token (RPO; its paper takes 1)."""
     shared_prefix: bool = True
     """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
+    @property
+    def has_adapter(self) -> bool:
+        return self.trainer in ("lora", "shira")
 
-class Kl(Source):
-    """Prompts of another task, on which the distance to the starting model is measured."""
-
-    max_new_tokens: Count | None = None
-
-
-class EvaluationSet(Source):
-    num_generations: CountOrZero | None = None
-    """Instead of `evaluate.num_generations`."""
+    @model_validator(mode="after")
+    def _single_answers_have_no_pair(self) -> "Improve":
+        check_supervised(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
+        return self
 
 
 class Evaluate(Block):
@@ -224,6 +204,8 @@ class Evaluate(Block):
     max_new_tokens: Count = 1024
     batch_size: Count = 128
     kl: Kl | None = None
+    likelihood_pairs: CountOrZero = 0
+    """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""
     start: bool = True
     """Evaluate the starting model too; its completions are the other models' baseline."""
     forgotten: bool = False
@@ -291,6 +273,7 @@ class Recipe(Block):
     improve: Improve | None = Improve()
     evaluate: Evaluate
     report: Report = Report()
+    compare: Compare | None = None
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
@@ -303,13 +286,43 @@ class Recipe(Block):
                 f"sample.max_new_tokens {self.sample.max_new_tokens} must be below max_length "
                 f"{self.max_length}: a completion of that length fits no training row"
             )
-        if self.locate is None and self.max_density < 1:
+        if self.data.pairs is not None and self.improve and self.improve.loss == "sft":
+            raise ValueError("improve.loss sft needs gold solutions, which ready pairs lack: set it to rft")
+        if self.improve and self.improve.trainer != "selected":
+            self._fits_trainer(self.improve)
+        elif self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
         if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
                 "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
         return self
+
+    def _fits_trainer(self, improve: Improve) -> None:
+        name = f"improve.trainer {improve.trainer!r}"
+        if self.forget is not None:
+            raise ValueError(f"{name} starts at the starting model: set `forget: null`")
+        if improve.adapter_rank and not improve.has_adapter:
+            raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
+        if improve.has_adapter:
+            return
+        if self.data.pairs is not None:
+            raise ValueError(f"{name} samples by itself: give prompts with answers in place of data.pairs")
+        if self.sample.temperature == 0 or self.sample.num_generations < 2:
+            raise ValueError(
+                f"{name} compares the samples of a prompt: set sample.temperature above 0 and "
+                "sample.num_generations to 2 or more"
+            )
+        if self.sample.stop:
+            raise ValueError(f"{name} samples up to EOS: set sample.stop to []")
+
+    @property
+    def on_policy(self) -> dict[str, Any] | None:
+        """What `improve` depends on beside its own block where its trainer samples by itself."""
+        if self.improve is None or self.improve.trainer not in ("rloo", "grpo"):
+            return None
+        keys = ("data_folder", "chat", "seed_of_data", "data", "sample", "judge")
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def seed_of_data(self) -> int:

@@ -27,6 +27,16 @@ def override(fields: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: expected key=value, such as improve.density=0.2")
+    try:
+        place(fields, key, parse(value))
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not YAML: {error}") from error
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from error
+
+
+def place(fields: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key, in blocks made where they are missing. Raises `UserError` below a value."""
     *parents, last = key.split(".")
     target = fields
     for parent in parents:
@@ -34,9 +44,6 @@ def override(fields: dict[str, Any], text: str) -> None:
         if child is None:
             child = target[parent] = {}
         if not isinstance(child, dict):
-            raise UserError(f"--set {text}: {parent} is not a block of keys")
+            raise UserError(f"{parent} is not a block of keys")
         target = child
-    try:
-        target[last] = parse(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not YAML: {error}") from error
+    target[last] = value

@@ -55,6 +55,17 @@ def magnitude(theta: Tensor, unused: Tensor) -> Tensor:
     return theta.float().abs()
 
 
+def last(theta: Tensor, layers: Tensor) -> Tensor:
+    """The place of a weight's layer, a control that looks at depth alone: `layers` is `layer_of` of its tensor."""
+    assert theta.shape == layers.shape
+    return layers.float()
+
+
+def layer_of(name: str) -> int:
+    """Of a tensor `model.layers.7.mlp.up_proj.weight` 8: the first number in its name, and 1; 0 outside of layers."""
+    return next((int(part) + 1 for part in name.split(".") if part.isdecimal()), 0)
+
+
 def random(theta: Tensor, hashes: Tensor) -> Tensor:
     """Uniform in [0, 1), a control: `hashes` is `selection.stable_hash` of each entry under a seed.
 

@@ -22,6 +22,14 @@ def npo(logratios: Tensor, *, beta: float) -> Tensor:
     return -logsigmoid(-beta * logratios)
 
 
+def npo_sequence(logratios: Tensor, *, beta: float) -> Tensor:
+    """NPO of whole completions from summed log-ratios (arXiv 2404.05868, eq. 3): [B] -> [B].
+
+    As beta vanishes its gradient tends to that of gradient ascent on the negative log-likelihood.
+    """
+    return (2 / beta) * npo(logratios, beta=beta)
+
+
 def dpo(
     chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:

@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,10 +24,13 @@ def training_arguments(
     device: torch.device,
     key: str,
     lean: bool = False,
+    kind: type[TrainingArguments] = TrainingArguments,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainingArguments:
     """`transformers.TrainingArguments` of a recipe's block.
 
-    `key` names the block in errors. Raises `UserError` for a key or value that transformers or
+    `key` names the block in errors. `kind` may be another library's; `settings` are its fields that other
+    keys of the recipe say, and so not the block. Raises `UserError` for a key or value that transformers or
     `check_arguments` refuses, and for one of the hub's: a recipe is kept with its results, where a
     secret must not lie.
     """
@@ -34,19 +39,20 @@ def training_arguments(
             raise UserError(f"{key}.{name}: no secret belongs in a recipe; set HF_TOKEN in the environment.")
         if name.startswith(("push_to_hub", "hub_")):
             raise UserError(f"{key}.{name}: nothing is uploaded; upload the result with `hf upload`.")
-    known = inspect.signature(TrainingArguments).parameters
+    known = inspect.signature(kind).parameters
+    kind_name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
     for name in training.keys() - known.keys():
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see the fields of transformers.TrainingArguments."
+        hint = f"did you mean {close[0]}?" if close else f"see the fields of {kind_name}."
         raise UserError(f"{key}.{name}: unknown key; {hint}")
-    own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu"}
+    own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
     for name in own.keys() & training.keys():
         raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
     quiet = {"disable_tqdm": not console.is_terminal, "log_level": "error"}
     try:
-        arguments = TrainingArguments(**(quiet | training | own))
+        arguments = kind(**(quiet | training | own))
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: transformers.TrainingArguments refuses it: {error}") from error
+        raise UserError(f"{key}: {kind_name} refuses it: {error}") from error
     try:
         check_arguments(arguments, lean=lean)
     except UserError as error:
@@ -79,7 +85,7 @@ _REFUSED = {
     "dataloader_num_workers": "rows are lists of ids in memory: there is nothing to load beside training.",
     "torch_empty_cache_steps": "a step keeps no memory that could be given back.",
     "neftune_noise_alpha": "policy and reference must see the same embeddings.",
-    "label_smoothing_factor": "the losses have no such term; improve has a label_smoothing of its own.",
+    "label_smoothing_factor": "the losses have no such term; improve.loss_settings has a label_smoothing of dpo's.",
 }
 
 

@@ -18,6 +18,7 @@ SELECTED_FILE = "selected.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 SCHEDULER_FILE = "scheduler.safetensors"
 RNG_FILE = "rng.safetensors"
+LOSS_FILE = "loss.safetensors"
 # Written last into a checkpoint: without it the checkpoint was cut short, and is not resumed from.
 COMPLETE_FILE = "complete"
 
@@ -29,6 +30,13 @@ class CheckpointedTrainer(Trainer):
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
 
+    def loss_state(self) -> dict[str, float]:
+        """What the loss remembers from step to step, beside the weights; most remember nothing."""
+        return {}
+
+    def load_loss_state(self, state: dict[str, float]) -> None:
+        raise NotImplementedError
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The whole model where a user asks for it; in a checkpoint the selected weights alone."""
         if not self.args.should_save:
@@ -37,12 +45,17 @@ class CheckpointedTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         if _internal_call:
             save_file(self.selected.state_dict(), folder / SELECTED_FILE)
+            if state := self.loss_state():
+                save_tree(folder / LOSS_FILE, state)
         else:
             self.model.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.selected.load_state_dict(load_file(Path(resume_from_checkpoint) / SELECTED_FILE))
+        folder = Path(resume_from_checkpoint)
+        self.selected.load_state_dict(load_file(folder / SELECTED_FILE))
+        if (folder / LOSS_FILE).exists():
+            self.load_loss_state(load_tree(folder / LOSS_FILE))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,6 +1,6 @@
 """What a training stage leaves behind: its mask, its delta to the starting model, and its metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +67,42 @@ def train_stage(
         "training_state_bytes": state_bytes(trainer),
     }
     trainer.selected.release()
+    trained = (mask.indices, before)
+    counts |= write_change(trainer.model, run, folder, among=trained, metadata=mask.metadata)
+    remove_checkpoints(folder)
+    return counts
+
+
+def write_change(
+    model: PreTrainedModel,
+    run: RunFolder,
+    folder: Path,
+    *,
+    among: Sequence[Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> dict[str, int]:
+    """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
+
+    `among` has, by tensor, the flat indices at which they may differ. Returns how many do, and the delta's size.
+    """
     start = read_start(run)
-    changed = _write_delta(trainer.model, start, mask, before, folder / DELTA)
+    changed = _write_delta(model, start, among, metadata, folder / DELTA)
     remove(folder / "model")
     delta.apply(start.model, folder / DELTA, folder / "model")
-    remove_checkpoints(folder)
-    return counts | {"changed_weights": changed, "delta_bytes": (folder / DELTA).stat().st_size}
+    return {"changed_weights": changed, "delta_bytes": (folder / DELTA).stat().st_size}
 
 
 def _write_delta(
-    model: PreTrainedModel, start: Start, mask: ParamMask, before: Mapping[str, Tensor], path: Path
+    model: PreTrainedModel,
+    start: Start,
+    among: Sequence[Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+    path: Path,
 ) -> int:
-    """The entries, among those that any stage trained, whose bits differ from the starting model's."""
     base = Checkpoint.open(start.model)
     indices, values = {}, {}
     for name, param in model.named_parameters():
-        candidates = [found[name] for found in (mask.indices, before) if name in found]
+        candidates = [found[name] for found in among if name in found]
         if not candidates:
             continue
         where = torch.cat(candidates).unique()
@@ -96,6 +116,6 @@ def _write_delta(
         values=values,
         shapes=base.shapes,
         base_hashes=start.hashes,
-        metadata={**mask.metadata, "base_model": Path(start.model).name},
+        metadata={**metadata, "base_model": Path(start.model).name},
     )
     return sum(len(where) for where in indices.values())

@@ -1,14 +1,27 @@
 """The three losses that train selected weights: fine-tuning, forgetting, improving."""
 
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from types import MappingProxyType
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from allo.console import say
 from allo.core import losses
+from allo.core.pair_losses import (
+    PairLogps,
+    PairLoss,
+    PairSums,
+    RunningMean,
+    Settings,
+    chosen_loss,
+    compares,
+    takes_delta,
+)
+from allo.core.ranks import sum_over_ranks
+from allo.core.selection import stable_hash
 from allo.hf.collate import Batch, PairCollator
 from allo.hf.policy import per_token_logps, shares_prefix
 from allo.hf.rows import completion_rows, pair_rows
@@ -37,6 +50,9 @@ class ForgetTrainer(SelectedTrainer):
 
         ForgetTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1)
 
+    `loss`: "token" has a term for each weighted token, and their mean; "sequence" one for each completion, of
+    its log-ratios' weighted sum, and the completions' mean.
+
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights`
     (all tokens count where the column is missing). The reference is the model as given.
     """
@@ -52,12 +68,15 @@ class ForgetTrainer(SelectedTrainer):
         processing_class: PreTrainedTokenizerBase,
         *,
         beta: float = 0.1,
+        loss: Literal["token", "sequence"] = "token",
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, args, train_dataset, processing_class, **options)
-        self.beta = beta
+        self.beta, self.unit = beta, loss
 
     def num_items(self, rows: Sequence[Row]) -> int:
+        if self.unit == "sequence":
+            return len(rows)
         return sum(weight != 0 for row in rows for weight in row["token_weights"])
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
@@ -74,17 +93,28 @@ class ForgetTrainer(SelectedTrainer):
             )
             self.record(kept.sum(), {"logratios/forgotten": (logratios * kept).sum()})
             self.record(batch["completion_mask"].sum(), {"forget/kept_tokens": kept.sum()})
+        if self.unit == "sequence":
+            sums = torch.where(kept, weights * logratios, 0.0).sum(-1)
+            whole = losses.npo_sequence(sums, beta=self.beta)
+            return losses.reduce(whole, torch.ones_like(whole), denominator=denominator)
         return losses.reduce(losses.npo(logratios, beta=self.beta), weights, denominator=denominator)
 
 
 class ImproveTrainer(SelectedTrainer):
-    """DPO with noisy tokens of the rejected completion filtered out (method.md 1.3).
+    """Learning from pairs, by DPO with noisy tokens of the rejected completion filtered out (method.md 1.3).
 
         ImproveTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1, keep=0.5)
 
     The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
     besides, it is plain DPO. The reference is the model as given.
+
+    `loss` is a name in `pair_losses.PAIR_LOSSES` or a function as they are; `loss_settings` are its own.
+    `anchor` adds that much of the chosen completion's mean negative log-likelihood a token (RPO, arXiv
+    2404.19733). `filter` says which tokens of a rejected completion are kept: those of "lowest" or "highest"
+    log-ratio, or "random" ones, drawn anew each step.
     With `shared_prefix` a pair is one row, its prompt computed once, where the model's attention allows it.
+
+    Raises `UserError` for a loss or a setting that `pair_losses.chosen_loss` refuses.
     """
 
     metrics = (
@@ -102,13 +132,20 @@ class ImproveTrainer(SelectedTrainer):
         *,
         beta: float = 0.1,
         keep: float = 0.5,
-        label_smoothing: float = 0.0,
+        loss: str | PairLoss = "dpo",
+        loss_settings: Settings = MappingProxyType({}),
+        anchor: float = 0.0,
+        filter: Literal["lowest", "highest", "random"] = "lowest",
         shared_prefix: bool = True,
         **options: Unpack[Options],
     ) -> None:
         self._may_share_prefix = shared_prefix
+        self.pair_loss = chosen_loss(loss, loss_settings, keep=keep)
+        self.compares = compares(self.pair_loss)
+        self.beta, self.keep, self.filter, self.anchor = beta, keep, filter, anchor
+        self.loss_settings = dict(loss_settings)
+        self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
         super().__init__(model, args, train_dataset, processing_class, **options)
-        self.beta, self.keep, self.label_smoothing = beta, keep, label_smoothing
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator:
         shared = self._may_share_prefix and shares_prefix(model)
@@ -119,20 +156,48 @@ class ImproveTrainer(SelectedTrainer):
     def num_items(self, rows: Sequence[Row]) -> int:
         return len(rows)
 
+    def training_step(
+        self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As the other trainers'. Rewards count from the next step on, so that a step's micro-batches and ranks
+        see one mean; at the first it is exact, since all are 0."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if takes_delta(self.pair_loss):
+            seen, self._step_rewards = self._step_rewards, RunningMean()
+            both = torch.tensor([seen.total, seen.count], device=self.args.device)
+            self.reward_mean.add(*sum_over_ranks(both).tolist())
+        return loss
+
+    def loss_state(self) -> dict[str, float]:
+        return vars(self.reward_mean) if takes_delta(self.pair_loss) else {}
+
+    def load_loss_state(self, state: dict[str, float]) -> None:
+        self.reward_mean = RunningMean(**state)
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        batch = super()._batch(rows)
+        if self.filter != "random":
+            return batch
+        places = torch.arange(batch["targets"].shape[1])
+        draws = [
+            stable_hash(f"{self.state.global_step}:{row['number']}", places, seed=self.args.seed)
+            for row in rows
+        ]
+        # fp32 holds 24 bits.
+        return batch | {"draws": (torch.stack(draws) >> 8).float().to(batch["targets"].device)}
+
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
-        logratios, logps = self.logratios(batch)
-        chosen, rejected = logratios.chunk(2)
-        _, rejected_mask = batch["completion_mask"].chunk(2)
-        kept = losses.keep_lowest(rejected, rejected_mask, keep=self.keep)
-        pair_losses = losses.dpo(
-            chosen.sum(-1),
-            (rejected * kept).sum(-1),
-            beta=self.beta,
-            label_smoothing=self.label_smoothing,
-        )
+        pairs, kept, rewards = self._pairs(batch)
+        delta = {"delta": self.reward_mean.value} if takes_delta(self.pair_loss) else {}
+        pair_losses = self.pair_loss(pairs, beta=self.beta, **delta, **self.loss_settings)
+        if self.anchor:
+            pair_losses = pair_losses + self.anchor * losses.nll(pairs.chosen_logps / pairs.chosen_lengths)
+        if delta and torch.is_grad_enabled():  # not in evaluation
+            own = pairs.rewards if isinstance(pairs, PairSums) else pairs.mean_rewards
+            seen = torch.cat(own(beta=self.beta)).detach()
+            self._step_rewards.add(seen.sum().item(), len(seen))
         with torch.no_grad():
-            rewards_chosen, rewards_rejected = (self.beta * logratios.sum(-1)).chunk(2)
-            logps_chosen, logps_rejected = logps.sum(-1).chunk(2)
+            rewards_chosen, rewards_rejected = rewards.chunk(2)
             self.record(
                 len(pair_losses),
                 {
@@ -140,9 +205,29 @@ class ImproveTrainer(SelectedTrainer):
                     "rewards/rejected": rewards_rejected.sum(),
                     "rewards/margins": (rewards_chosen - rewards_rejected).sum(),
                     "rewards/accuracies": (rewards_chosen > rewards_rejected).sum(),
-                    "logps/chosen": logps_chosen.sum(),
-                    "logps/rejected": logps_rejected.sum(),
+                    "logps/chosen": pairs.chosen_logps.sum(),
+                    "logps/rejected": pairs.rejected_logps.sum(),
                 },
             )
-            self.record(rejected_mask.sum(), {"improve/kept_tokens": kept.sum()})
+            self.record(pairs.rejected_lengths.sum(), {"improve/kept_tokens": kept.sum()})
         return losses.reduce(pair_losses, torch.ones_like(pair_losses), denominator=denominator)
+
+    def _pairs(self, batch: Batch) -> tuple[PairLogps, Tensor, Tensor]:
+        """What the loss sees, the rejected tokens that it keeps [B, L], and whole completions' rewards [2B]."""
+        chosen_lengths, rejected_lengths = batch["completion_mask"].sum(-1).chunk(2)
+        _, rejected_mask = batch["completion_mask"].chunk(2)
+        if self.compares:
+            logratios, logps = self.logratios(batch)
+        else:
+            logps = per_token_logps(self.model, batch)
+        chosen_logps, rejected_logps = logps.sum(-1).chunk(2)
+        policy = PairLogps(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
+        if not self.compares:
+            return policy, rejected_mask, torch.cat(policy.mean_rewards(beta=self.beta)).detach()
+        chosen, rejected = logratios.chunk(2)
+        order = batch["draws"] if self.filter == "random" else rejected
+        kept = losses.keep_lowest(
+            -order if self.filter == "highest" else order, rejected_mask, keep=self.keep
+        )
+        beside = {"chosen_logratios": chosen.sum(-1), "rejected_logratios": (rejected * kept).sum(-1)}
+        return PairSums(**vars(policy), **beside), kept, self.beta * logratios.detach().sum(-1)

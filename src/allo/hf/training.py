@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from allo.hf.checkpointing import COMPLETE_FILE, whole_checkpoints
 from allo.hf.selected_trainer import SelectedTrainer
 
 # What the Trainer measures with a clock; it would differ between two equal runs.
-_CLOCKED = ("_runtime", "_per_second", "_preparation_time")
+_CLOCKED = ("_runtime", "_per_second", "_preparation_time", "step_time")
 
 
 def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
@@ -18,8 +19,13 @@ def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
 
     Checkpoints that a kill cut short are removed.
     """
+    return train_from(trainer, _last_whole_checkpoint(Path(trainer.args.output_dir)))
+
+
+def train_from(trainer: Trainer, checkpoint: str | None) -> list[dict[str, float]]:
+    """Train to the end, from the start where there is no checkpoint; returns what was logged, a step a row."""
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(trainer.args.output_dir)))
+    trainer.train(resume_from_checkpoint=checkpoint)
     # A checkpoint's log is read back with its keys sorted.
     logged = [
         {name: value for name, value in sorted(row.items()) if not name.endswith(_CLOCKED)}
@@ -30,13 +36,17 @@ def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
 
 def state_bytes(trainer: SelectedTrainer) -> int:
     """Bytes of the training state: indices, masters, gradient, slots and the optimizer's moments."""
-    moments = (
+    return trainer.selected.num_bytes + moment_bytes(trainer)
+
+
+def moment_bytes(trainer: Trainer) -> int:
+    """Bytes of the optimizer's moments."""
+    return sum(
         value.nbytes
         for state in (trainer.optimizer.state.values() if trainer.optimizer else ())
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
-    return trainer.selected.num_bytes + sum(moments)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -8,17 +8,20 @@ from allo.recipe import Recipe
 def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
     """Plan every stage that runs the model; with `limit` bytes, advise on those that take more.
 
-    Raises `UserError` where the recipe's model has no configuration that can be read.
+    A stage that trains through another library is named, not planned. Raises `UserError` where the recipe's model has no configuration that can be read.
     """
     from allo.plan.advice import advise
 
-    stages = tuple(plan_stage(recipe, name) for name in stages_that_run_the_model(recipe))
+    names = stages_that_run_the_model(recipe)
+    elsewhere = recipe.improve is not None and recipe.improve.trainer != "selected"
+    unplanned = ("improve",) if elsewhere else ()
+    stages = tuple(plan_stage(recipe, name) for name in names if name not in unplanned)
     advice = {
         stage.stage: advise(recipe, stage, limit=limit)
         for stage in stages
         if limit is not None and stage.total > limit
     }
-    return Plan(stages, limit, advice)
+    return Plan(stages, limit, advice, unplanned)
 
 
 def stages_that_run_the_model(recipe: Recipe) -> list[str]:

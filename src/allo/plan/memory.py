@@ -47,11 +47,15 @@ class Advised:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a recipe, and, where a limit in bytes is given, advice for those above it."""
+    """The stages of a recipe, and, where a limit in bytes is given, advice for those above it.
+
+    `unplanned` names stages that train through another library.
+    """
 
     stages: tuple[StagePlan, ...]
     limit: int | None = None
     advice: Mapping[str, Advised] = field(default_factory=dict)
+    unplanned: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:

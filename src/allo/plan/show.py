@@ -59,7 +59,9 @@ def explanation(plan: Plan, *, gpus: int) -> str:
     for stage in plan.stages:
         if not plan.fits(stage):
             lines += ["", *_advice(plan, stage)]
-    if plan.limit is not None and all(map(plan.fits, plan.stages)):
+    if plan.unplanned:
+        lines += ["", f"Not planned, since another library trains: {', '.join(plan.unplanned)}."]
+    elif plan.limit is not None and all(map(plan.fits, plan.stages)):
         lines += ["", f"All stages fit into {_gigabytes(plan.limit)} GB."]
     return "\n".join(lines)
 
@@ -83,6 +85,7 @@ def as_json(plan: Plan, *, gpus: int) -> dict[str, Any]:
         "gpus": gpus,
         "peak": plan.peak,
         "stages": [_stage(stage) | _verdict(plan, stage) for stage in plan.stages],
+        "unplanned": list(plan.unplanned),
     }
 
 

@@ -27,6 +27,8 @@ from allo.hf.training import train
 from allo.plan.lengths import training_lengths
 from allo.plan.memory import StagePlan
 from allo.recipe import Locate, Recipe
+from allo.recipe_losses import SUPERVISED
+from allo.stages.improve import named_loss
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
 
@@ -56,7 +58,7 @@ def _plan_passes(recipe: Recipe, locate: Locate) -> StagePlan:
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
         model = rehearsed_model(recipe)
         rehearsal.hold([*model.parameters(), *model.buffers()], "weights")
-        if locate.criterion in ("magnitude", "random"):
+        if locate.criterion in ("magnitude", "last", "random"):
             return StagePlan("locate", "no data", dict(rehearsal.at_peak))
         host, state = _kept(model, locate)
         if recipe.reads_warmup:  # all weights in fp32, while they are written for the scorer
@@ -119,12 +121,18 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
     for option in ("beta", "max_tokens_per_batch", "reference", "shared_prefix", "lean"):
         if hasattr(block, option):
             given[option] = getattr(block, option)
-    if stage in ("sft", "forget"):
-        kind: Any = SftTrainer if stage == "sft" else ForgetTrainer
+    row = _pair(prompt, completion)
+    kind: Any = ImproveTrainer
+    if stage == "improve" and block.loss not in SUPERVISED:
+        given |= {"loss": named_loss(block), "loss_settings": block.loss_settings, "keep": block.keep}
+        given |= {"filter": block.filter, "anchor": block.anchor}
+    elif stage == "forget":
+        kind, given["loss"] = ForgetTrainer, block.loss
         row = {"prompt": prompt, "completion": completion}
-    else:
-        kind = ImproveTrainer
-        row = _pair(prompt, completion)
+    elif stage != "locate":
+        kind = SftTrainer
+        row = {"prompt": prompt, "completion": completion}
+        given = {name: given[name] for name in given if name not in ("beta", "shared_prefix", "reference")}
     trainer: SelectedTrainer = kind(model, arguments, [row], one_word_tokenizer(), **given)
     return trainer
 

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 
 from allo.artifacts import read_json
+from allo.baselines.arguments import trl_arguments
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.prompts import read_prompts
-from allo.recipe import Recipe, Source, Steps
+from allo.recipe import Recipe, Steps
+from allo.recipe_sources import Source
 from allo.sources import prompt_source, training_pairs
-from allo.stages import locate
+from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
 from allo.stages.sample import prompt_room
 
@@ -22,6 +24,8 @@ def check(recipe: Recipe) -> None:
 
     Raises `UserError` for the first that is bad.
     """
+    if recipe.improve and recipe.improve.trainer != "selected":
+        trl_arguments(recipe, folder=recipe.run_folder, device=torch.device("cpu"))
     for key, training, lean in _training_blocks(recipe):
         training_arguments(
             training,
@@ -33,6 +37,7 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         locate.check_settings(recipe.locate)
+    improve.check_settings(recipe)
     tokenizer = load_tokenizer(
         recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
@@ -65,8 +70,8 @@ def _check_lengths(recipe: Recipe) -> None:
 
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """The recipe's `training` blocks under their keys, and whether they are lean."""
+    """The recipe's `training` blocks under their keys, and whether they are lean; but for TRL's."""
     for name in ("sft", "locate", "forget", "improve"):
         block = getattr(recipe, name)
-        if block is not None:
+        if block is not None and getattr(block, "trainer", "selected") == "selected":
             yield f"{name}.training", block.training.model_dump(), isinstance(block, Steps) and block.lean

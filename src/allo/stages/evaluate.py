@@ -18,10 +18,12 @@ from allo.hf.result import DELTA
 from allo.hf.start import load_start
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.prompts import read_prompts
-from allo.recipe import Kl, Recipe
+from allo.recipe import Recipe
+from allo.recipe_sources import Kl
 from allo.records import Completion, Prompt
 from allo.sources import prompt_source
 from allo.stages.judge import judge
+from allo.stages.likelihood import likelihood
 from allo.stages.sample import complete, num_positions, prompt_room
 
 SCHEMA = 1
@@ -46,10 +48,23 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if folder and recipe.evaluate.kl else []
             kl = _kl(continued, patch, recipe, model, tokenizer) if continued else None
+            moved = (
+                likelihood(
+                    run,
+                    model,
+                    tokenizer,
+                    patch.exchanged,
+                    num_pairs=recipe.evaluate.likelihood_pairs,
+                    max_length=recipe.max_length,
+                )
+                if folder and recipe.evaluate.likelihood_pairs
+                else None
+            )
         results[name] = {
             "label": LABELS[name],
             "sets": {label: _summary(rows, seed=recipe.seed) for label, rows in answers.items()},
             "kl": kl,
+            "likelihood": moved,
             **_cost(run, name),
         }
         completions[name] = answers

@@ -31,6 +31,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         tokenizer,
         mask=mask,
         beta=recipe.forget.beta,
+        loss=recipe.forget.loss,
         max_tokens_per_batch=recipe.forget.max_tokens_per_batch,
         reference=recipe.forget.reference,
         lean=recipe.forget.lean,

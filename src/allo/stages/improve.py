@@ -3,39 +3,101 @@
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl
+from allo.core.pair_losses import PairLoss, chosen_loss
+from allo.core.param_mask import ParamMask
+from allo.errors import UserError
 from allo.hf.arguments import training_arguments
+from allo.hf.models import Model, Tokenizer
 from allo.hf.result import apply_delta, located_mask, train_stage
+from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.start import load_start
-from allo.hf.trainer import ImproveTrainer
-from allo.recipe import Recipe
+from allo.hf.trainer import ImproveTrainer, SftTrainer
+from allo.own_code import load_function, own_file
+from allo.recipe import Improve, Recipe
+from allo.recipe_losses import SUPERVISED
 from allo.records import Pair
+from allo.stages.compared import train_adapter, train_on_policy
+from allo.stages.right_answers import check_solutions, gold_solutions, right_samples
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Refuse a loss that cannot be trained: a `UserError` that begins with the key."""
+    if recipe.improve is None:
+        return
+    if recipe.improve.loss == "sft":
+        check_solutions(recipe)
+    elif recipe.improve.loss not in SUPERVISED:
+        try:
+            chosen_loss(named_loss(recipe.improve), recipe.improve.loss_settings, keep=recipe.improve.keep)
+        except UserError as error:
+            raise UserError(f"improve.{error}") from error
+
+
+def named_loss(improve: Improve) -> str | PairLoss:
+    """The recipe's loss of pairs: its name, or the user's own function."""
+    return load_function(improve.loss, key="loss") if own_file(improve.loss) else improve.loss
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `07-improve` by the recipe's trainer."""
+    assert recipe.improve is not None
+    match recipe.improve.trainer:
+        case "selected":
+            return train_selected(recipe, run)
+        case "lora" | "shira" as kind:
+            return train_adapter(recipe, run, kind)
+        case "rloo" | "grpo" as kind:
+            return train_on_policy(recipe, run, kind)
+
+
+def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: filtered DPO from the model after forgetting, which is also its reference."""
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.improve.density)
     before = apply_delta(model, run.forget).indices if recipe.forget else {}
-    trainer = ImproveTrainer(
+    trainer = _trainer(recipe, recipe.improve, run, model, tokenizer, mask)
+    return train_stage(trainer, run, run.improve, mask, before=before)
+
+
+def _trainer(
+    recipe: Recipe, improve: Improve, run: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
+) -> SelectedTrainer:
+    """What learns the recipe's loss under the mask."""
+    arguments = training_arguments(
+        improve.training.model_dump(),
+        folder=run.improve,
+        seed=recipe.seed,
+        device=model.device,
+        key="improve.training",
+    )
+    if improve.loss in SUPERVISED:
+        rows = gold_solutions(recipe, run) if improve.loss == "sft" else right_samples(recipe, run)
+        return SftTrainer(
+            model,
+            arguments,
+            rows,
+            tokenizer,
+            mask=mask,
+            max_tokens_per_batch=improve.max_tokens_per_batch,
+            lean=improve.lean,
+            max_length=recipe.max_length,
+        )
+    return ImproveTrainer(
         model,
-        training_arguments(
-            recipe.improve.training.model_dump(),
-            folder=run.improve,
-            seed=recipe.seed,
-            device=model.device,
-            key="improve.training",
-        ),
+        arguments,
         [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
         tokenizer,
         mask=mask,
-        beta=recipe.improve.beta,
-        keep=recipe.improve.keep,
-        label_smoothing=recipe.improve.label_smoothing,
-        shared_prefix=recipe.improve.shared_prefix,
-        max_tokens_per_batch=recipe.improve.max_tokens_per_batch,
-        reference=recipe.improve.reference,
-        lean=recipe.improve.lean,
+        beta=improve.beta,
+        keep=improve.keep,
+        loss=named_loss(improve),
+        loss_settings=improve.loss_settings,
+        anchor=improve.anchor,
+        filter=improve.filter,
+        shared_prefix=improve.shared_prefix,
+        max_tokens_per_batch=improve.max_tokens_per_batch,
+        reference=improve.reference,
+        lean=improve.lean,
         max_length=recipe.max_length,
     )
-    return train_stage(trainer, run, run.improve, mask, before=before)

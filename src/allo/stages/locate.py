@@ -63,7 +63,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     model, tokenizer = load_start(recipe, run)
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     match recipe.locate.criterion:
-        case "magnitude" | "random":
+        case "magnitude" | "last" | "random":
             scores, counts = _without_data(recipe, recipe.locate, model)
         case "warmup" | "bottom":
             scores, counts = _trained(recipe, recipe.locate, run, model, tokenizer, shapes)
@@ -165,6 +165,8 @@ def _without_data(recipe: Recipe, locate: Locate, model: Model) -> tuple[Scores,
         flat = param.detach().reshape(-1).cpu()
         if locate.criterion == "magnitude":
             return importance.magnitude(flat, flat)
+        if locate.criterion == "last":
+            return importance.last(flat, torch.tensor(importance.layer_of(name)).expand(flat.shape))
         return importance.random(
             flat, stable_hash(name, torch.arange(flat.numel()), seed=recipe.seed_of_data)
         )

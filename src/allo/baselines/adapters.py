@@ -1,0 +1,76 @@
+"""DPO through TRL with an adapter of PEFT: LoRA (arXiv 2106.09685) and SHiRA (arXiv 2406.13175)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from datasets import Dataset
+from peft import LoraConfig, PeftConfig, ShiraConfig
+from peft.tuners.shira import ShiraLayer
+from torch import nn
+from trl import DPOConfig, DPOTrainer
+
+from allo.hf.models import Model, Tokenizer
+from allo.hf.rows import PairRow, pair_rows
+
+
+class AdapterTrainer(DPOTrainer):
+    """TRL's DPO on pairs tokenised as ours are; the reference is the model without its adapter.
+
+    `num_dropped` pairs did not fit into `args.max_length` tokens.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        args: DPOConfig,
+        pairs: Sequence[PairRow],
+        tokenizer: Tokenizer,
+        adapter: PeftConfig,
+    ) -> None:
+        rows, self.num_dropped = pair_rows(tokenizer, pairs, max_length=args.max_length)
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset  # is token ids already
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent anywhere."""
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of the adapter's weights, and of SHiRA's places."""
+        weights = (param for param in self.model.parameters() if param.requires_grad)
+        places = (
+            indices
+            for module in self.model.modules()
+            if isinstance(module, ShiraLayer)
+            for indices in module.shira_indices.values()
+        )
+        return sum(tensor.nbytes for tensor in (*weights, *places))
+
+
+def adapter_config(kind: Literal["lora", "shira"], *, rank: int, seed: int) -> PeftConfig:
+    """On all linear layers but the head. SHiRA's entries are drawn at random."""
+    if kind == "lora":
+        return LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear"
+        )
+    return ShiraConfig(task_type="CAUSAL_LM", r=rank, random_seed=seed, target_modules="all-linear")
+
+
+def adapter_rank(model: Model, *, density: float) -> int:
+    """The r at which r * (rows + columns), over the adapted layers, is nearest to `density` of all weights.
+
+    No adapter has more entries than its layer, and none a rank below 1.
+    """
+    head = model.get_output_embeddings()
+    layers = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    wanted = density * sum(param.numel() for param in model.parameters())
+    most = min(rows * columns // (rows + columns) for rows, columns in layers)
+    return max(1, min(most, round(wanted / sum(map(sum, layers)))))

@@ -1,0 +1,78 @@
+"""TRL's settings from a recipe."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from allo.errors import UserError
+from allo.hf.arguments import Arguments, training_arguments
+from allo.recipe import Recipe
+
+# What training needs beside allo itself.
+PACKAGES = {"lora": ("trl", "peft"), "shira": ("trl", "peft"), "rloo": ("trl",), "grpo": ("trl",)}
+
+
+def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Arguments:
+    """The config of the recipe's trainer: `improve.training`, and what other keys say.
+
+    Raises `UserError` where TRL or PEFT is not installed, and for a key or value that TRL refuses.
+    """
+    improve, sample = recipe.improve, recipe.sample
+    assert improve is not None
+    require_packages(improve.trainer)
+    from trl import DPOConfig, GRPOConfig, RLOOConfig
+
+    # Nothing is saved on the way: TRL's checkpoints are pickles. A killed run starts the stage anew.
+    settings: dict[str, Any] = {"beta": improve.beta, "save_strategy": "no", "eval_strategy": "no"}
+    settings["disable_dropout"] = True
+    if improve.has_adapter:
+        settings |= {
+            "max_length": recipe.max_length,
+            "label_smoothing": improve.loss_settings.get("label_smoothing", 0.0),
+        }
+    else:
+        settings |= {
+            "num_generations": sample.num_generations,
+            "temperature": sample.temperature,
+            "top_p": sample.top_p,
+            "max_completion_length": sample.max_new_tokens,
+        }
+    # TRL's own defaults are mixed precision and checkpointed activations.
+    plain = {"bf16": False}
+    if "gradient_checkpointing" not in (improve.training.model_extra or {}):
+        plain["activation_checkpointing"] = False
+    return training_arguments(
+        plain | improve.training.model_dump(),
+        folder=folder,
+        seed=recipe.seed,
+        device=device,
+        key="improve.training",
+        kind={"rloo": RLOOConfig, "grpo": GRPOConfig}.get(improve.trainer, DPOConfig),
+        settings=settings,
+    )
+
+
+def require_packages(trainer: str) -> None:
+    """Raises `UserError` for a trainer whose packages are not installed."""
+    absent = [package for package in PACKAGES[trainer] if find_spec(package) is None]
+    if absent:
+        raise UserError(
+            f"improve.trainer {trainer!r} trains through {' and '.join(PACKAGES[trainer])}; not installed: "
+            f"{', '.join(absent)}. Run pip install 'allo-align[trl,peft]'."
+        )
+
+
+@contextmanager
+def without_known_warnings() -> Iterator[None]:
+    """Without those that the libraries' own code causes, and no user can change."""
+    with warnings.catch_warnings():
+        # TRL 1.16 reads a name that transformers 5.23 has deprecated.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # PEFT's SHiRA makes a sparse tensor without saying whether it wants it checked.
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
+        yield

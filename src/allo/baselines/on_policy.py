@@ -1,0 +1,67 @@
+"""RLOO (arXiv 2402.14740) and GRPO (arXiv 2402.03300) through TRL, on the verifier's rewards."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from allo.hf.generate import end_ids, read
+from allo.hf.models import Model, Tokenizer
+from allo.records import Completion
+
+Reward = Callable[[Completion], float]
+
+
+class _OurPrompts:
+    """What both trainers change of TRL: prompts go by their ids, and are tokenised as ours are."""
+
+    prompts: Mapping[str, list[int]]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [self.prompts[prompt] for prompt in prompts], None, {}
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent anywhere."""
+
+
+class _Rloo(_OurPrompts, RLOOTrainer):
+    pass
+
+
+class _Grpo(_OurPrompts, GRPOTrainer):
+    pass
+
+
+def on_policy_trainer(
+    kind: Literal["rloo", "grpo"],
+    model: Model,
+    args: RLOOConfig | GRPOConfig,
+    prompts: Mapping[str, list[int]],
+    tokenizer: Tokenizer,
+    *,
+    reward: Reward,
+) -> RLOOTrainer | GRPOTrainer:
+    """TRL's trainer of all of `model`'s weights, which samples from it as it goes.
+
+    prompts: id -> token ids. The reference, where `args.beta` is above 0, is read from the folder that the
+    model was read from.
+    """
+    ends = end_ids(model, tokenizer)
+
+    def verifier(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        read_back = [read(tokenizer, ids, eos=ends, stop=[]) for ids in completion_ids]
+        return [
+            reward(Completion(prompt, 0, *text_finished_length))
+            for prompt, text_finished_length in zip(prompts, read_back, strict=True)
+        ]
+
+    trainer = (_Rloo if kind == "rloo" else _Grpo)(
+        model,
+        reward_funcs=verifier,
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=tokenizer,
+    )
+    trainer.prompts = prompts
+    return trainer

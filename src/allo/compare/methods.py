@@ -1,0 +1,106 @@
+"""The methods that are compared, each as changes to a recipe of ALLO (method.md section 5)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from allo.errors import UserError
+from allo.recipe_compare import Compare, Method
+
+START = "start"
+"""The starting model, evaluated beside the reference method: nothing is trained."""
+
+# Every weight, every token, no forgetting: what the methods without a mask have in common.
+_PLAIN: dict[str, Any] = {
+    "locate": None,
+    "score": None,
+    "forget": None,
+    "improve.density": 1.0,
+    "improve.keep": 1.0,
+}
+
+
+def _plain(*settings: dict[str, Any], scale: float = 1.0, **changes: Any) -> Method:
+    """A method on every weight; `changes` are keys of `improve`, `settings` what is tried beside its rate."""
+    own = {f"improve.{key}": value for key, value in changes.items()}
+    tried = [{f"improve.{key}": value for key, value in each.items()} for each in settings]
+    return Method(set=_PLAIN | own, scale=scale, settings=tried)
+
+
+METHODS: dict[str, Method] = {
+    "sft": _plain(loss="sft"),
+    "rft": _plain(loss="rft"),
+    "dpo": _plain({"beta": 0.03}, {"beta": 0.3}),
+    "r_dpo": _plain(
+        {"loss_settings": {"alpha": 0.02}},
+        {"loss_settings": {"alpha": 0.1}},
+        loss="r_dpo",
+    ),
+    "ipo": _plain({"beta": 0.3}, {"beta": 1.0}, loss="ipo"),
+    "bco": _plain({"beta": 0.03}, {"beta": 0.3}, loss="bco"),
+    "simpo": _plain(
+        {"beta": 10.0},
+        {"loss_settings": {"gamma": 1.5}},
+        loss="simpo",
+        beta=2.0,
+    ),
+    "npo": Method(
+        set={
+            "locate": None,
+            "score": {"scorer": "uniform"},
+            "forget.density": 1.0,
+            "forget.loss": "sequence",
+            "improve": None,
+        },
+        settings=[{"forget.beta": 0.03}, {"forget.beta": 0.3}],
+    ),
+    "lora_dpo": _plain(trainer="lora", density=0.1, scale=4.0),
+    "shira_dpo": _plain(trainer="shira", density=0.1, scale=4.0),
+    "rloo": _plain(trainer="rloo"),
+    "grpo": _plain(trainer="grpo"),
+    "allo": Method(),
+    "allo_random_mask": Method(like="allo", set={"locate.criterion": "random", "score.scorer": "edit"}),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A method with what it takes over from another: dotted keys, a scale, and settings to try."""
+
+    name: str
+    changes: Mapping[str, Any]
+    scale: float
+    settings: tuple[Mapping[str, Any], ...]
+    tuned_as: str | None
+
+
+def chosen(compare: Compare, names: list[str] | None) -> list[Resolved]:
+    """The methods named, else those of `compare.run`, else all; the reference comes first.
+
+    Raises `UserError` for a name that is unknown and for methods that are `like` each other.
+    """
+    known = METHODS | compare.methods
+    wanted = names or compare.run or list(known)
+    resolved = [resolve(name, known) for name in dict.fromkeys(wanted)]
+    needed = [method.tuned_as for method in resolved if method.tuned_as]
+    resolved += [resolve(name, known) for name in dict.fromkeys(needed) if name not in wanted]
+    return sorted(resolved, key=lambda method: method.name != compare.reference)
+
+
+def resolve(name: str, known: Mapping[str, Method], seen: tuple[str, ...] = ()) -> Resolved:
+    """A method with what the one that it is `like` gives it."""
+    if name not in known:
+        raise UserError(f"compare: unknown method {name!r}; the methods are {', '.join(known)}.")
+    if name in seen:
+        raise UserError(
+            f"compare.methods: {' is like '.join((*seen, name))}: a method cannot be like itself."
+        )
+    method = known[name]
+    base = resolve(method.like, known, (*seen, name)) if method.like else Resolved("", {}, 1.0, (), None)
+    return Resolved(
+        name,
+        changes={**base.changes, **method.set},
+        scale=base.scale if method.scale is None else method.scale,
+        settings=base.settings if method.settings is None else tuple(method.settings),
+        tuned_as=method.tuned_as,
+    )

@@ -1,0 +1,244 @@
+"""One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+
+from allo.artifacts import read_json, remove, sha256_json, write_json
+from allo.compare.methods import START, Resolved
+from allo.errors import UserError
+from allo.pipeline import run_all, stages_of
+from allo.recipe import Recipe
+from allo.recipe_yaml import place
+
+SCHEMA = 1
+RATE = "rate"
+RATE_KEYS = ("forget.training.learning_rate", "improve.training.learning_rate")
+# What a trial takes over, and what it is cut from: the samples with their pairs, then what reads them.
+SAMPLED, PREPARED = "pair", "score"
+
+Purpose = Literal["tune", "test"]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`settings`: `rate`, a factor on the recipe's own learning rates, and dotted recipe keys."""
+
+    method: Resolved
+    settings: Settings
+    seed: int
+    purpose: Purpose
+
+    @property
+    def name(self) -> str:
+        """A file's name, without its ending; equal for equal trials only."""
+        digest = sha256_json(dict(self.settings))[:8]
+        return f"{self.purpose}-rate-{self.settings[RATE]:g}-{digest}-seed-{self.seed}"
+
+    def recipe(self, base: Recipe) -> Recipe:
+        """The trial's recipe. Raises `UserError` where the method's changes make none."""
+        assert base.compare is not None
+        fields = base.model_dump(mode="json") | {"compare": None}
+        for key, value in {**self.method.changes, **self.settings}.items():
+            if key != RATE:
+                place(fields, key, value)
+        fields["seed"] = self.seed
+        fields["data_seed"] = self.seed if base.compare.resample else base.seed_of_data
+        for key in RATE_KEYS:
+            stage, _, last = key.split(".")
+            if fields[stage] is not None:
+                own = getattr(base, stage)
+                rate = own.training.learning_rate if own else 1.0
+                fields[stage].setdefault("training", {})[last] = (
+                    rate * self.method.scale * self.settings[RATE]
+                )
+        evaluate = fields["evaluate"]
+        evaluate["start"] = self.purpose == "test" and self.method.name == base.compare.reference
+        if self.purpose == "tune":
+            evaluate["sets"] = {"validation": base.compare.validation.model_dump(mode="json")}
+        try:
+            return Recipe.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                f"compare: method {self.method.name!r} with {dict(self.settings)}: {where}: {first['msg']}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The folder of a comparison: `trials/` with a JSON file a trial, `shared/` with what trials share."""
+
+    path: Path
+
+    def file(self, trial: Trial) -> Path:
+        return self.path / "trials" / trial.method.name / f"{trial.name}.json"
+
+    def start_file(self, trial: Trial) -> Path:
+        return self.path / "trials" / START / f"test-seed-{trial.seed}.json"
+
+    def failure_file(self, trial: Trial) -> Path:
+        return self.path / "failed" / trial.method.name / f"{trial.name}.json"
+
+    def work(self, trial: Trial) -> Path:
+        return self.path / "work" / f"{trial.method.name}-{trial.name}"
+
+    def shared(self, key: str) -> Path:
+        return self.path / "shared" / key
+
+    def result(self, trial: Trial, recipe: Recipe) -> dict[str, Any] | None:
+        """The trial's result, or the record of its failure, where one of the same recipe is there."""
+        for file in (self.file(trial), self.failure_file(trial)):
+            if file.exists():
+                found: dict[str, Any] = read_json(file)
+                if found["recipe"] == _portable(recipe):
+                    return found
+        return None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The stages of a recipe up to `until`, made once for all trials that share them."""
+
+    key: str
+    recipe: Recipe = field(hash=False, compare=False)
+    until: str
+    before: str | None
+    """The preparation that this one goes on from."""
+
+
+def preparations(recipe: Recipe) -> list[Preparation]:
+    """What a trial's run goes on from: first its pairs, then its importance and token scores."""
+    made: list[Preparation] = []
+    for until in (SAMPLED, PREPARED):
+        stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
+        names = [stage.name for stage in stages]
+        last = max((i for i, name in enumerate(names) if name in _up_to(until)), default=-1)
+        keys = [key for stage in stages[: last + 1] for key in stage.keys]
+        config = {key: to_jsonable_python(getattr(recipe, key)) for key in keys}
+        key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
+        before = made[-1].key if made else None
+        if last >= 0 and not (made and names[last] == made[-1].until):
+            made.append(Preparation(key, recipe, names[last], before))
+    return made
+
+
+def prepare(comparison: Comparison, preparation: Preparation) -> None:
+    """Make the stages of one preparation, where they are not done."""
+    folder = comparison.shared(preparation.key)
+    if preparation.before is not None and not folder.exists():
+        _copy(comparison.shared(preparation.before), folder)
+    run_all(_in(preparation.recipe, folder), until=preparation.until)
+
+
+def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
+    """Train and evaluate on what was prepared; the run's folder goes once its JSON file stands."""
+    work = comparison.work(trial)
+    shared = preparations(recipe)
+    if shared and not work.exists():
+        _copy(comparison.shared(shared[-1].key), work)
+    head = {
+        "schema": SCHEMA,
+        "method": trial.method.name,
+        "settings": dict(trial.settings),
+        "seed": trial.seed,
+        "purpose": trial.purpose,
+        "recipe": _portable(recipe),
+    }
+    try:
+        run = run_all(_in(recipe, work), until="evaluate")
+    except UserError as error:
+        write_json(_made(comparison.failure_file(trial)), head | {"failed": str(error)})
+        remove(work)
+        return
+    evaluated, stages = read_json(run.evaluation), read_json(run.manifest)["stages"]
+    made_with = {key: stages["evaluate"][key] for key in ("commit", "dirty", "versions", "hardware")}
+    if "start" in evaluated["models"]:
+        start = head | {"method": START, "settings": {}} | made_with | _figures(evaluated, "start", {})
+        write_json(_made(comparison.start_file(trial)), start)
+    write_json(
+        _made(comparison.file(trial)), head | made_with | _figures(evaluated, "aligned", _trained(stages))
+    )
+    remove(work)
+
+
+def _figures(evaluated: dict[str, Any], model: str, stages: dict[str, Any]) -> dict[str, Any]:
+    """What a trial's file says of one evaluated model, from `08-eval.json`."""
+    found = evaluated["models"][model]
+    counts = [stage["counts"] for stage in stages.values()]
+    likelihood = found.get("likelihood")
+    return {
+        "cost": {
+            "seconds": found["seconds"],
+            "peak_memory_bytes": max((stage["peak_memory_bytes"] for stage in stages.values()), default=0),
+            "training_state_bytes": found["training_state_bytes"],
+            "trained_weights": found["trained_weights"],
+            "density": found["density"],
+            "changed_weights": max((count.get("changed_weights", 0) for count in counts), default=0),
+        },
+        "sets": {
+            name: _outcomes(rows) | {"mean_tokens": found["sets"][name]["mean_tokens"]}
+            for name, rows in evaluated["completions"][model].items()
+        },
+        "kl": found["kl"],
+        "chosen_drop": None if likelihood is None else -likelihood["chosen"],
+    }
+
+
+def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Which problems were solved: greedily 0 or 1, and how many of the samples."""
+    of = len(rows[0]["sampled"])
+    return {
+        "prompts": [row["prompt_id"] for row in rows],
+        "greedy": [int(row["greedy"]["correct"]) for row in rows] if "greedy" in rows[0] else None,
+        "sampled": {"correct": [sum(one["correct"] for one in row["sampled"]) for row in rows], "of": of}
+        if of
+        else None,
+    }
+
+
+def _trained(stages: dict[str, Any]) -> dict[str, Any]:
+    return {name: stage for name, stage in stages.items() if name in ("locate", "score", "forget", "improve")}
+
+
+def _up_to(until: str) -> tuple[str, ...]:
+    order = ("sft", "sample", "judge", "pair", "locate", "score")
+    return order[: order.index(until) + 1]
+
+
+def _in(recipe: Recipe, folder: Path) -> Recipe:
+    return recipe.model_copy(update={"out": folder})
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON, without the place of its run."""
+    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude={"out", "compare"})
+    return fields
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A folder's files under a second name: none is written in place, so none has to be copied."""
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part, copy_function=_link, ignore=shutil.ignore_patterns(".lock"))
+    os.replace(part, target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _made(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file

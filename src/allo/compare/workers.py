@@ -1,0 +1,92 @@
+"""Several processes that prepare and run trials, and one line for each that ends."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from allo import console
+from allo.compare.trials import Comparison, Preparation, Trial, preparations, prepare, run_trial
+from allo.recipe import Recipe
+
+Job = tuple[str, Callable[..., None], tuple[Any, ...]]
+"""What is said of it, and the call."""
+
+
+class Workers:
+    """Does jobs in `jobs` processes, or in this one."""
+
+    def __init__(self, comparison: Comparison, pool: Executor | None) -> None:
+        self._comparison, self._pool = comparison, pool
+
+    def run(self, trials: Iterable[Trial], base: Recipe) -> None:
+        """Run the trials whose result is not there yet, after what they share."""
+        recipes = [(trial, trial.recipe(base)) for trial in trials]
+        missing = [each for each in recipes if self._comparison.result(*each) is None]
+        waves: list[dict[str, Preparation]] = []
+        for _, recipe in missing:
+            for depth, preparation in enumerate(preparations(recipe)):
+                waves += [{}] if depth == len(waves) else []
+                waves[depth].setdefault(preparation.key, preparation)
+        for wave in waves:
+            self._do([(key, prepare, (self._comparison, one)) for key, one in wave.items()])
+        self._do(
+            [
+                (f"{trial.method.name} {trial.name}", run_trial, (self._comparison, trial, recipe))
+                for trial, recipe in missing
+            ]
+        )
+
+    def _do(self, jobs: list[Job]) -> None:
+        began = time.monotonic()
+
+        def ended(number: int, what: str) -> None:
+            console.say(f"{number}/{len(jobs)} {what} ({time.monotonic() - began:.0f} s)")
+
+        if self._pool is None:
+            for number, (what, call, arguments) in enumerate(jobs, 1):
+                with console.hushed():
+                    call(*arguments)
+                ended(number, what)
+            return
+        names: dict[Future[None], str] = {
+            self._pool.submit(_quietly, call, arguments): what for what, call, arguments in jobs
+        }
+        number, pending = 0, set(names)
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                number += 1
+                future.result()  # raises what the job raised
+                ended(number, names[future])
+
+
+@contextmanager
+def workers(comparison: Comparison, *, jobs: int) -> Iterator[Workers]:
+    """Workers that share the machine's cores; they end with the block, jobs that wait are dropped on an error."""
+    if jobs == 1:
+        yield Workers(comparison, None)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)
+    ) as pool:
+        try:
+            yield Workers(comparison, pool)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+
+
+def _quietly(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with console.hushed():
+        call(*arguments)

@@ -1,0 +1,51 @@
+"""A recipe's `compare` block: which methods are compared, over which seeds, and how each is tuned."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from allo.recipe_numbers import CountOrZero, Positive, SetName
+from allo.recipe_sources import Block, EvaluationSet
+
+
+class Method(Block):
+    """One method, as changes to the recipe."""
+
+    like: SetName | None = None
+    """Another method whose changes, scale and settings this one begins with."""
+    set: dict[str, Any] = {}
+    """Recipe keys, dotted, and their values; null leaves a stage out."""
+    scale: Positive | None = None
+    """Its learning rates are `compare.rates` times this; 1 unless `like` says otherwise."""
+    settings: list[dict[str, Any]] | None = None
+    """The method's own settings, tried at its best learning rate; where there are none, more rates are tried."""
+    tuned_as: SetName | None = None
+    """Takes over the tuned settings of that method in place of a tuning of its own."""
+
+
+class Compare(Block):
+    """Methods trained from the same samples, pairs and scores, tuned alike and tested on the same problems."""
+
+    validation: EvaluationSet
+    """The problems on which learning rates and settings are chosen."""
+    rates: Annotated[list[Positive], Field(min_length=1)] = [0.25, 0.5, 1.0, 2.0, 4.0]
+    """Factors on the recipe's own learning rates of forgetting and improving, for every method."""
+    extra_trials: CountOrZero = 3
+    """Trials of each method after its rates: of its own settings, or of further rates."""
+    tuning_seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [1000]
+    seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    resample: bool = False
+    """Whether each seed draws samples, pairs, importance and scores anew, or all share those of `data_seed`."""
+    reference: SetName = "allo"
+    """The method that the others are compared with."""
+    methods: dict[SetName, Method] = {}
+    """Methods beside the known ones, or in place of them."""
+    run: list[SetName] = []
+    """The methods to compare; all of `methods` where it is empty."""
+
+    @model_validator(mode="after")
+    def _seeds_are_apart(self) -> "Compare":
+        both = sorted(set(self.seeds) & set(self.tuning_seeds))
+        if both:
+            raise ValueError(f"seeds and tuning_seeds share {both}: what is tuned on may not be tested on")
+        return self

@@ -1,0 +1,102 @@
+"""Improve by a method to compare with: adapters and on-policy trainers of other libraries."""
+
+from typing import Any, Literal
+
+import torch
+
+from allo.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.baselines.arguments import trl_arguments, without_known_warnings
+from allo.core.param_mask import ParamMask
+from allo.hf.models import Model
+from allo.hf.result import write_change
+from allo.hf.start import DTYPES, load_start
+from allo.hf.tokenization import cut_left, prompt_ids
+from allo.hf.training import moment_bytes, train_from
+from allo.recipe import Recipe
+from allo.records import Completion, Pair
+from allo.sources import training_prompts
+from allo.stages.judge import judge
+from allo.stages.sample import num_positions, prompt_room
+
+
+@without_known_warnings()
+def train_adapter(recipe: Recipe, run: RunFolder, kind: Literal["lora", "shira"]) -> dict[str, Any]:
+    """Write `07-improve`: DPO from the starting model with an adapter, merged into it at the end."""
+    improve = recipe.improve
+    assert improve is not None
+    model, tokenizer = load_start(recipe, run)
+    args = trl_arguments(recipe, folder=run.improve, device=model.device)
+    from allo.baselines.adapters import AdapterTrainer, adapter_config, adapter_rank
+
+    num_weights = sum(param.numel() for param in model.parameters())
+    rank = improve.adapter_rank or adapter_rank(model, density=improve.density)
+    trainer = AdapterTrainer(
+        model,
+        args,
+        [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
+        tokenizer,
+        adapter_config(kind, rank=rank, seed=recipe.seed),
+    )
+    counts = {"rows": len(trainer.train_dataset), "dropped": trainer.num_dropped, "adapter_rank": rank}
+    counts |= _train(trainer, run, num_weights=num_weights)
+    counts["training_state_bytes"] += trainer.adapter_bytes
+    return counts | _write(trainer.model.merge_and_unload(), recipe, run)
+
+
+@without_known_warnings()
+def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"]) -> dict[str, Any]:
+    """Write `07-improve`: all weights of the starting model trained by the rewards of what it samples.
+
+    They are trained in fp32, and rounded to the run's dtype at the end.
+    """
+    model, tokenizer = load_start(recipe, run, dtype=torch.float32)
+    args = trl_arguments(recipe, folder=run.improve, device=model.device)
+    from allo.baselines.on_policy import on_policy_trainer
+
+    prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
+    room = prompt_room(
+        num_positions(model), max_length=recipe.max_length, max_new_tokens=recipe.sample.max_new_tokens
+    )
+    whole = {prompt.id: prompt_ids(tokenizer, prompt.prompt) for prompt in prompts.values()}
+
+    def reward(completion: Completion) -> float:
+        return judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier).reward
+
+    trainer = on_policy_trainer(
+        kind,
+        model,
+        args,
+        {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},
+        tokenizer,
+        reward=reward,
+    )
+    num_weights = sum(param.numel() for param in model.parameters())
+    num_cut = sum(len(ids) > room for ids in whole.values())
+    counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
+    counts |= _train(trainer, run, num_weights=num_weights)
+    # Beside gradients and moments: the reference, and what fp32 takes more than the run's dtype.
+    reference = num_weights * model.dtype.itemsize if trainer.ref_model is not None else 0
+    more = num_weights * (model.dtype.itemsize - DTYPES[recipe.dtype].itemsize)
+    counts["training_state_bytes"] += reference + more
+    return counts | _write(model.to(DTYPES[recipe.dtype]), recipe, run)
+
+
+def _train(trainer: Any, run: RunFolder, *, num_weights: int) -> dict[str, Any]:
+    """Train to the end, write `metrics.jsonl`, and count."""
+    write_jsonl(run.improve / "metrics.jsonl", train_from(trainer, None))
+    trained = [param for param in trainer.model.parameters() if param.requires_grad]
+    num_trained = sum(param.numel() for param in trained)
+    return {
+        "steps": trainer.state.global_step,
+        "trained_weights": num_trained,
+        "density": num_trained / num_weights,
+        "training_state_bytes": moment_bytes(trainer) + sum(param.nbytes for param in trained),
+    }
+
+
+def _write(model: Model, recipe: Recipe, run: RunFolder) -> dict[str, int]:
+    """The change of any weight, and the whole model."""
+    assert recipe.improve is not None
+    every = ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
+    metadata = {"trainer": recipe.improve.trainer, "seed": str(recipe.seed)}
+    return write_change(model, run, run.improve, among=(every.indices,), metadata=metadata)

@@ -1,0 +1,48 @@
+"""How far alignment moved the likelihood of the answers that it was shown."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from allo.artifacts import RunFolder, read_jsonl
+from allo.console import track
+from allo.hf.collate import PairCollator
+from allo.hf.models import Model, Tokenizer
+from allo.hf.policy import per_token_logps
+from allo.hf.rows import pair_rows
+from allo.records import Pair
+
+BATCH = 32  # pairs
+
+
+@torch.inference_mode()
+def likelihood(
+    run: RunFolder,
+    model: Model,
+    tokenizer: Tokenizer,
+    at_start: Callable[[], AbstractContextManager[None]],
+    *,
+    num_pairs: int,
+    max_length: int,
+) -> dict[str, Any]:
+    """Mean log-ratio of a token to the starting model, in nats, over chosen and over rejected answers.
+
+    Of the run's first `num_pairs` pairs. `at_start` makes `model` the starting model for a block.
+    """
+    pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)[:num_pairs]]
+    rows, _ = pair_rows(tokenizer, pairs, max_length=max_length)
+    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
+    sums = torch.zeros(2, dtype=torch.float64)
+    counts = torch.zeros(2)
+    starts = range(0, len(rows), BATCH)
+    for start in track(starts, "likelihood", total=len(starts)):
+        batch = {key: value.to(model.device) for key, value in collate(rows[start : start + BATCH]).items()}
+        aligned = per_token_logps(model, batch)
+        with at_start():
+            logratios = aligned - per_token_logps(model, batch)
+        sums += torch.stack([side.double().sum().cpu() for side in logratios.chunk(2)])
+        counts += torch.stack([side.sum().cpu() for side in batch["completion_mask"].chunk(2)])
+    chosen, rejected = (sums / counts).tolist()
+    return {"chosen": chosen, "rejected": rejected, "num_pairs": len(rows)}

@@ -1,0 +1,51 @@
+"""Single right answers to learn from: gold solutions, or the policy's own right samples."""
+
+from typing import Any
+
+from allo.artifacts import RunFolder, read_jsonl
+from allo.core.pairs import distinct
+from allo.errors import UserError
+from allo.recipe import Recipe
+from allo.records import Pair, Verdict
+from allo.sources import training_prompts
+
+
+def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
+    """The solutions of the prompts that have a pair. Raises `UserError` where none has one."""
+    paired = {pair.prompt_id for pair in read_jsonl(run.pairs, Pair)}
+    rows = [
+        {"prompt": prompt.prompt, "completion": prompt.solution}
+        for prompt in training_prompts(recipe)
+        if prompt.id in paired and prompt.solution
+    ]
+    if not rows:
+        raise UserError(
+            f"improve.loss: sft learns the gold solutions of the {len(paired)} prompts with a pair, and none has "
+            "a `solution`: choose rft, or data that has solutions."
+        )
+    return rows
+
+
+def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
+    """Every distinct right sample that ended by itself; of ready pairs, every distinct chosen answer."""
+    if recipe.data.pairs is not None:
+        chosen = {(str(pair.prompt), pair.chosen): pair for pair in read_jsonl(run.pairs, Pair)}
+        return [
+            {"prompt": pair.prompt, "completion": pair.chosen, "finished": pair.chosen_finished}
+            for pair in chosen.values()
+        ]
+    prompts = {prompt.id: prompt.prompt for prompt in training_prompts(recipe)}
+    return [
+        {"prompt": prompts[verdict.prompt_id], "completion": verdict.text}
+        for verdict in distinct(read_jsonl(run.verdicts, Verdict))
+        if verdict.correct and verdict.finished
+    ]
+
+
+def check_solutions(recipe: Recipe) -> None:
+    """Whether there is a gold solution at all. Raises `UserError` where there is none."""
+    if not any(prompt.solution for prompt in training_prompts(recipe)):
+        raise UserError(
+            "improve.loss: sft learns gold solutions, and no prompt of `data` has a `solution`: choose rft, or data "
+            "that has solutions."
+        )
