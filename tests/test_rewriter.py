@@ -17,9 +17,12 @@ from allo.artifacts import RunFolder, read_json, read_jsonl, sha256_file, write_
 from allo.core.edit_distance import edit_distance, edit_share, nearest
 from allo.endpoint import Endpoint
 from allo.errors import UserError
+from allo.hf import scorers
 from allo.hf.models import load_tokenizer
 from allo.hf.rewriter import RECORD, check_rewriter, load_rewriter, rewriting, shown_solution
+from allo.hf.scorers import Context, Scored
 from allo.hf.start import save_whole, write_start
+from allo.hf.tokenization import Tokenized
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.records import Message, Pair, Verdict, Wrong
@@ -29,11 +32,14 @@ from allo.rewriter.proposals import token_ids
 from allo.rewriter.row import RewriteRow, read_rewrites
 from allo.rewriter.train import read_settings, train_rewriter, trainer_of
 from allo.stages import score
+from allo.tasks import planted_flaws
 from allo.wording import ask_for_rewrite
 from server import KEY, MODEL, Chat, serving
 from tiny import TOKENIZER, model
 from tiny_run import LAB, RECIPE, overrides
 
+# Of the planted tokens, the share that a rewriter of 50 steps must find to be of any use.
+FOUND = 0.9
 FP32 = {"rtol": 1e-4, "atol": 1e-6}
 VARIABLE = "ALLO_TEST_KEY"
 # Prompts of the tiny run: some of their 4 samples each are wrong.
@@ -527,7 +533,39 @@ def test_the_pipeline_checks_the_rewriter_first_and_scores_anew_when_it_changes(
     assert read_json(manifest)["stages"]["score"]["hash"] != before
 
 
+def flawed(split: str, size: int) -> list[tuple[Wrong, int]]:
+    """Flawed demonstrations as wrong completions, each with the place of its first wrong word."""
+    found = []
+    for one in planted_flaws.demonstrations(split, size=size):
+        if one.flaw is None:
+            continue
+        prompt = one.prompt
+        wrong = Wrong(prompt.id, prompt.id, prompt.prompt, one.completion, True, prompt.solution, [])
+        found.append((wrong, planted_flaws.planted_tokens(one.completion, one.flaw).index(True)))
+    return found
+
+
 @pytest.mark.slow
 def test_a_trained_rewriter_finds_the_planted_token(tmp_path: Path) -> None:
-    """On problems that it never saw the first wrong word is less likely than any right one, nearly always."""
-    raise NotImplementedError
+    """In problems that neither it nor the policy was trained on."""
+    learnt = [
+        {"prompt": one.prompt, "right": one.solution, "completion": one.completion, "rewrite": one.solution}
+        for one, _ in flawed("train", 1600)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", learnt)
+    settings = read_settings(
+        [*QUICK, "max_length=256", "training.learning_rate=2e-3", "training.per_device_train_batch_size=16"]
+    )
+    train_rewriter(tmp_path / "rows.jsonl", str(LAB), tmp_path / "rewriter", settings)
+    own = load_rewriter(tmp_path / "rewriter", TOKENIZER, policy="lab", max_length=128, device="cpu")
+    context = Context(own.model, TOKENIZER, 128, 0, rewriter=own)
+    unseen = flawed("test", 200)
+    rows = [
+        Scored(wrong, Tokenized([], [*token_ids(wrong.completion, TOKENIZER), TOKENIZER.eos_token_id]))
+        for wrong, _ in unseen
+    ]
+    scores = scorers.rewriter(rows, context)
+    found = [
+        min(one[: place + 1]) == one[place] < 0.5 for one, (_, place) in zip(scores, unseen, strict=True)
+    ]
+    assert sum(found) / len(found) >= FOUND
