@@ -43,7 +43,7 @@ HUGGING_FACE = {
     "gguf",
     "vllm",
 }
-HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
+HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 RECIPE_PARTS = {
     *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
@@ -52,7 +52,7 @@ RECIPE_PARTS = {
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
     *("recipe_compare", "recipe_losses", "recipe_scores", "recipe_sources", "recipe_yaml"),
-    *("rows", "tasks", "prompts", "sources", "rounds"),
+    *("rows", "tasks", "prompts", "sources", "rounds", "wording"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -77,6 +77,9 @@ HOUSE = {
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
+    "wording": Room({"records"}),
+    # The `openai` package is loaded where a question is asked.
+    "endpoint": Room({"errors", "records", "console", "artifacts"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
@@ -95,13 +98,21 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
-    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl_and_peft.
+    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room(
         {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
         HEAVY - HUGGING_FACE,
+    ),
+    # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
+    "rewriter": Room(
+        {
+            *LEAVES,
+            *("recipe_errors", "recipe_numbers", "recipe_training"),
+            *("endpoint", "core", "hf", "stages"),
+        }
     ),
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
@@ -122,11 +133,13 @@ HOUSE = {
             *LEAVES,
             "compare",
             "core",
+            "endpoint",
             *WEIGHT_FILES,
             "hf",
             "lab",
             "report",
             "stages",
+            "rewriter",
             "pipeline",
             "plan",
             "demo",
@@ -342,8 +355,9 @@ def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
 
 
-def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
-    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
+def test_only_a_recipe_that_asks_loads_trl() -> None:
+    """transformers itself loads peft where it is installed."""
+    assert "trl" not in loaded_after(modules_of("stages", "pipeline"))
 
 
 def test_public_names_load_when_first_used() -> None:

@@ -10,6 +10,7 @@ from allo.baselines.arguments import trl_arguments
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
+from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Steps
@@ -22,7 +23,7 @@ from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer, the model's positions and the scorers; build all training arguments.
+    """Read every source of prompts, the tokenizer, the scorers and the model's positions; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -42,7 +43,11 @@ def check(recipe: Recipe) -> None:
     if recipe.score is not None:
         scorers_of(recipe.score)
     improve.check_settings(recipe)
-    load_tokenizer(recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(
+        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    if recipe.score is not None and recipe.score.rewriter is not None:
+        check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
     if recipe.data.pairs is None:

@@ -17,6 +17,7 @@ from allo.hf.collate import SIDES
 from allo.hf.contrast import side_weights, train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
 from allo.hf.policy import check_head
+from allo.hf.rewriter import load_rewriter
 from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import tokenize
@@ -84,6 +85,8 @@ def _scored(
 
 def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
     """The starting model, in fp32 where other models' weights are compared with its own, and what is known."""
+    if scorer == "rewriter":
+        return _rewriting_context(recipe, run)
     names = WEIGHTS.get(scorer, ())
     train_sides(recipe, run, [name for name in names if name in SIDES])
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
@@ -93,6 +96,22 @@ def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
     return Context(
         model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(run), weights=weights
     )
+
+
+def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
+    """The rewriter in the starting model's place: the completions' tokens are the policy's."""
+    assert recipe.score is not None and recipe.score.rewriter is not None
+    tokenizer = load_tokenizer(
+        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    own = load_rewriter(
+        recipe.score.rewriter,
+        tokenizer,
+        policy=recipe.model,
+        max_length=recipe.max_length,
+        device=recipe.device,
+    )
+    return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 
 def _samples(run: RunFolder) -> dict[str, list[Sample]]:
