@@ -43,11 +43,16 @@ HUGGING_FACE = {
     "gguf",
     "vllm",
 }
-HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas"}
+HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
+RECIPE_PARTS = {
+    *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
+    *("recipe_scores", "recipe_sources", "recipe_training", "recipe_yaml"),
+}
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("recipe_scores", "recipe_sources", "rows", "tasks", "prompts", "sources"),
+    *("recipe_compare", "recipe_losses", "recipe_scores", "recipe_sources", "recipe_yaml"),
+    *("rows", "tasks", "prompts", "sources", "rounds", "wording"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -63,24 +68,23 @@ HOUSE = {
     "recipe_training": Room({"recipe_numbers"}),
     "recipe_sources": Room({"recipe_numbers"}),
     "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_evaluate": Room({"recipe_numbers", "recipe_sources"}),
     "recipe_scores": Room({"own_code", "recipe_numbers", "recipe_sources", "recipe_training"}),
     "recipe_losses": Room({"recipe_numbers"}),
-    "recipe": Room(
-        {
-            *("errors", "granularity", "own_code"),
-            *("recipe_compare", "recipe_errors", "recipe_losses", "recipe_numbers", "recipe_sources"),
-            *("recipe_scores", "recipe_training", "recipe_yaml"),
-        }
-    ),
+    "recipe": Room({"errors", "granularity", "own_code", *RECIPE_PARTS}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
+    "wording": Room({"records"}),
+    # The `openai` package is loaded where a question is asked.
+    "endpoint": Room({"errors", "records", "console", "artifacts"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "recipe_sources", "records"}),
+    "rounds": Room({"artifacts", "recipe", "recipe_numbers"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
@@ -94,7 +98,7 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
-    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl_and_peft.
+    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
@@ -102,24 +106,40 @@ HOUSE = {
         {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
         HEAVY - HUGGING_FACE,
     ),
-    "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
+    # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
+    "rewriter": Room(
+        {
+            *LEAVES,
+            *("recipe_errors", "recipe_numbers", "recipe_training"),
+            *("endpoint", "core", "hf", "stages"),
+        }
+    ),
+    "stage": Room({*LEAVES, "stages"}),
+    "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room(
+        {*LEAVES, "recipe_evaluate", "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"},
+        {"torch"},
+    ),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(
-        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline"}, {"numpy"}, lazy={"torch"}
+        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline", "report"},
+        {"numpy", "scipy"},
+        lazy={"torch"},
     ),
     "cli": Room(
         {
             *LEAVES,
             "compare",
             "core",
+            "endpoint",
             *WEIGHT_FILES,
             "hf",
             "lab",
             "report",
             "stages",
+            "rewriter",
             "pipeline",
             "plan",
             "demo",
@@ -335,8 +355,9 @@ def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
 
 
-def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
-    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
+def test_only_a_recipe_that_asks_loads_trl() -> None:
+    """transformers itself loads peft where it is installed."""
+    assert "trl" not in loaded_after(modules_of("stages", "pipeline"))
 
 
 def test_public_names_load_when_first_used() -> None:

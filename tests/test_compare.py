@@ -59,7 +59,7 @@ def test_every_method_has_its_budget_and_every_seed_its_test(finished: Compariso
         ("allo", "test"): 2,
         ("dpo", "tune"): 3,
         ("dpo", "test"): 2,
-        (START, "tune"): 0,
+        (START, "tune"): 1,
         (START, "test"): 2,
     }
     assert {one["seed"] for one in found if one["purpose"] == "tune"} == {9}
@@ -205,6 +205,12 @@ def test_the_best_of_both_waves_is_tuned() -> None:
     method = resolve("a", {"a": Method(settings=[{"improve.keep": 0.3}])})
     block = block_of(rates=list(accuracies), extra_trials=1)
     assert tuned(method, block, found(accuracies)) == {RATE: 2.0, "improve.keep": 0.3}
+
+
+def test_a_single_rate_is_not_tuned() -> None:
+    method, block = resolve("a", {"a": Method()}), block_of(rates=[2.0], extra_trials=0)
+    assert not first_wave(method, block) and not second_wave(method, block, found({}))
+    assert tuned(method, block, found({})) == {RATE: 2.0}
 
 
 def test_sampled_accuracy_decides_where_there_is_one() -> None:

@@ -122,14 +122,14 @@ def _fields(record: Any) -> Any:
 
 
 class ResumableLines:
-    """Batches of lines in `<path>.waves.part`: a killed stage goes on after its last whole batch.
+    """Batches of lines in `<path><suffix>`: a killed stage goes on after its last whole batch.
 
     Each line is one batch (a JSON array of objects). A torn last line is dropped on opening.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, suffix: str = ".waves.part") -> None:
         self.path = path
-        self._part = path.with_name(path.name + ".waves.part")
+        self._part = path.with_name(path.name + suffix)
         self.batches: list[list[dict[str, Any]]] = []
         if self._part.exists():
             whole = 0

@@ -1,5 +1,6 @@
 """The recipe's block `score`: which scorers, and how their scores become weights."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ ScorerName = Literal[
     "right_confidence",
     "advantage",
     "privileged",
+    "rewriter",
     "confidence",
     "edit",
     "uniform",
@@ -30,9 +32,13 @@ class Score(Block):
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
     beside: list[ScorerName | OwnFunction] = []
     """Other scorers of the same completions, to compare with; they weigh nothing."""
+    rewriter: Path | None = None
+    """The folder that `allo rewriter train` wrote, for the scorer `rewriter`."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""
+    marked: Literal["all", "first"] = "all"
+    """Which marked tokens of a completion keep their weight: all, or the first alone, the cause of what follows."""
     batch_size: Count = 16
     training: ContrastTraining = ContrastTraining()
     """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one
@@ -48,6 +54,14 @@ class Score(Block):
     def scorers(self) -> list[str]:
         """The scorer whose weights count, then those beside it."""
         return [self.scorer, *self.beside]
+
+    @model_validator(mode="after")
+    def _rewriter_is_named(self) -> "Score":
+        if "rewriter" in self.scorers and self.rewriter is None:
+            raise ValueError(
+                "scorer 'rewriter' needs the folder of a rewriter: set score.rewriter (see docs/rewriter.md)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scorers_differ(self) -> "Score":

@@ -1,5 +1,6 @@
 """One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from allo.artifacts import read_json, remove, sha256_json, write_json
+from allo.artifacts import RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
 from allo.errors import UserError
 from allo.pipeline import run_all, stages_of
@@ -19,7 +20,8 @@ from allo.recipe_yaml import place
 
 SCHEMA = 1
 RATE = "rate"
-RATE_KEYS = ("forget.training.learning_rate", "improve.training.learning_rate")
+METRICS = "metrics.jsonl"
+RATED = ("forget", "improve")
 # What a trial takes over, and what it is cut from: the samples with their pairs, then what reads them.
 SAMPLED, PREPARED = "pair", "score"
 
@@ -51,18 +53,20 @@ class Trial:
                 place(fields, key, value)
         fields["seed"] = self.seed
         fields["data_seed"] = self.seed if base.compare.resample else base.seed_of_data
-        for key in RATE_KEYS:
-            stage, _, last = key.split(".")
-            if fields[stage] is not None:
-                own = getattr(base, stage)
-                rate = own.training.learning_rate if own else 1.0
-                fields[stage].setdefault("training", {})[last] = (
-                    rate * self.method.scale * self.settings[RATE]
-                )
+        made = self._valid(fields)
+        for stage in RATED:
+            if (block := getattr(made, stage)) is not None:
+                rate = block.training.learning_rate * self.method.scale * self.settings[RATE]
+                place(fields, f"{stage}.training.learning_rate", rate)
         evaluate = fields["evaluate"]
-        evaluate["start"] = self.purpose == "test" and self.method.name == base.compare.reference
+        evaluate["start"] = self.method.name == base.compare.reference and (
+            self.purpose == "test" or dict(self.settings) == {RATE: min(base.compare.rates)}
+        )
         if self.purpose == "tune":
             evaluate["sets"] = {"validation": base.compare.validation.model_dump(mode="json")}
+        return self._valid(fields)
+
+    def _valid(self, fields: dict[str, Any]) -> Recipe:
         try:
             return Recipe.model_validate(fields)
         except ValidationError as error:
@@ -83,7 +87,7 @@ class Comparison:
         return self.path / "trials" / trial.method.name / f"{trial.name}.json"
 
     def start_file(self, trial: Trial) -> Path:
-        return self.path / "trials" / START / f"test-seed-{trial.seed}.json"
+        return self.path / "trials" / START / f"{trial.purpose}-seed-{trial.seed}.json"
 
     def failure_file(self, trial: Trial) -> Path:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
@@ -121,7 +125,9 @@ def preparations(recipe: Recipe) -> list[Preparation]:
     for until in (SAMPLED, PREPARED):
         stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
         names = [stage.name for stage in stages]
-        last = max((i for i, name in enumerate(names) if name in _up_to(until)), default=-1)
+        last = max(
+            (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
+        )
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
         config = {key: to_jsonable_python(getattr(recipe, key)) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
@@ -164,9 +170,8 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
     if "start" in evaluated["models"]:
         start = head | {"method": START, "settings": {}} | made_with | _figures(evaluated, "start", {})
         write_json(_made(comparison.start_file(trial)), start)
-    write_json(
-        _made(comparison.file(trial)), head | made_with | _figures(evaluated, "aligned", _trained(stages))
-    )
+    figures = _figures(evaluated, "aligned", _trained(stages)) | {"losses": _losses(run)}
+    write_json(_made(comparison.file(trial)), head | made_with | figures)
     remove(work)
 
 
@@ -193,6 +198,20 @@ def _figures(evaluated: dict[str, Any], model: str, stages: dict[str, Any]) -> d
     }
 
 
+def _losses(run: RunFolder) -> dict[str, list[float]]:
+    """The loss of each logged step of the training stages, of a run in rounds none."""
+    files = {"forget": run.forget, "improve": run.improve}
+    return {
+        name: [
+            row["loss"]
+            for row in map(json.loads, (folder / METRICS).read_text().splitlines())
+            if "loss" in row
+        ]
+        for name, folder in files.items()
+        if (folder / METRICS).exists()
+    }
+
+
 def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Which problems were solved: greedily 0 or 1, and how many of the samples."""
     of = len(rows[0]["sampled"])
@@ -206,11 +225,12 @@ def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _trained(stages: dict[str, Any]) -> dict[str, Any]:
-    return {name: stage for name, stage in stages.items() if name in ("locate", "score", "forget", "improve")}
+    trained = ("locate", "score", "forget", "improve")  # in rounds also round-1/locate and so on
+    return {name: stage for name, stage in stages.items() if name.rpartition("/")[2] in trained}
 
 
 def _up_to(until: str) -> tuple[str, ...]:
-    order = ("sft", "sample", "judge", "pair", "locate", "score")
+    order = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
     return order[: order.index(until) + 1]
 
 

@@ -67,6 +67,15 @@ def random_scores(key: str, length: int, *, seed: int) -> list[float]:
     return [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
 
 
+def first_marked(weights: Tensor) -> Tensor:
+    """The weights of one completion with all but its first that is not 0 set to 0: [tokens] -> [tokens].
+
+    Words that follow from a mistake are right, given the mistake: unlearning them unlearns how to reckon.
+    """
+    marked = weights != 0
+    return weights * (marked & (marked.cumsum(-1) == 1))
+
+
 def token_weights(scores: Tensor, *, rule: str, threshold: float = 0.5) -> Tensor:
     """w_t from scores p_t (method.md 1.2): [...] -> [...] fp32.
 

@@ -19,6 +19,7 @@ from allo.errors import UserError
 from allo.hf.collate import pad
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import per_token_logps
+from allo.hf.rewriter import Rewriter, rewriting
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.own_code import load_function, own_file
 from allo.recipe_scores import Score
@@ -48,6 +49,7 @@ class Context:
 
     `model`: the starting model. `samples`: prompt id -> all of its judged completions. `weights`: other models
     of the same shape, each as tensors [shape] fp32 by name, of those that `WEIGHTS` gives the scorer.
+    `rewriter`: for the scorer of that name, whose model is then `model`, too.
     """
 
     model: Model
@@ -56,6 +58,7 @@ class Context:
     seed: int
     samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     weights: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    rewriter: Rewriter | None = None
 
 
 Scorer = Callable[[Sequence[Scored], Context], list[list[float]]]
@@ -81,6 +84,13 @@ def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
         for row in rows
     ]
     return _probabilities([tokens for tokens in shown if tokens is not None], context)
+
+
+def rewriter(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi_rewriter(y_t): the rewriter, shown the right solution and y, writes y itself."""
+    assert context.rewriter is not None
+    own = context.rewriter
+    return _probabilities([rewriting(own, row.wrong, row.tokens.completion_ids) for row in rows], context)
 
 
 def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
@@ -144,6 +154,7 @@ SCORERS: dict[str, Scorer] = {
     "right_confidence": right_confidence,
     "advantage": advantage,
     "privileged": privileged,
+    "rewriter": rewriter,
     "confidence": confidence,
     "edit": edit,
     "uniform": uniform,

@@ -26,8 +26,9 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
 
 def stages_that_run_the_model(recipe: Recipe) -> list[str]:
     """In order; the first stage trains only where the recipe fine-tunes."""
+    one_round = recipe.model_copy(update={"rounds": 1})  # every round takes what one takes
     idle = {"judge", "pair", "report"} | ({"sft"} if recipe.sft is None else set())
-    return [stage.name for stage in stages_of(recipe) if stage.name not in idle]
+    return [stage.name for stage in stages_of(one_round) if stage.name not in idle]
 
 
 def plan_stage(recipe: Recipe, stage: str) -> StagePlan:

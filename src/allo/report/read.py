@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from allo.errors import UserError
 from allo.report.credit import token_credit
 from allo.report.run_view import DensityRow, Evaluation, Manifest, RunView, TokenCredit
+from allo.rounds import rounds_there
 
 SCHEMA = 1
 
@@ -42,7 +43,7 @@ def view(folder: Path) -> RunView:
         manifest=manifest,
         curves=_curves(folder),
         masks=_masks(folder),
-        credit=_credit(folder),
+        credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
         base=base,
     )
@@ -106,20 +107,23 @@ def _recipe(path: Path) -> tuple[str | None, str]:
 
 def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:
     """Stage -> logged steps, in the order of the stages; a step logged twice (a resumed run) counts once."""
-    paths: dict[str, Path] = {}
-    for path in folder.glob("[0-9][0-9]-*/**/metrics.jsonl"):
-        stage = path.parent.relative_to(folder).as_posix()
-        if "checkpoint-" not in stage:
-            paths[stage] = path
     curves: dict[str, list[dict[str, float]]] = {}
-    for stage, path in sorted(paths.items()):
-        steps: dict[float, dict[str, float]] = {}
-        for row in _read_lines(path):
-            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
-            if "step" in numbers:
-                steps.setdefault(numbers["step"], {}).update(numbers)
-        curves[re.sub(r"^\d\d-", "", stage)] = [steps[step] for step in sorted(steps)]
+    for place in (folder, *rounds_there(folder).values()):
+        within = "" if place == folder else f"{place.name}/"
+        for path in sorted(place.glob("[0-9][0-9]-*/**/metrics.jsonl")):
+            stage = path.parent.relative_to(place).as_posix()
+            if "checkpoint-" not in stage:
+                curves[within + re.sub(r"^\d\d-", "", stage)] = _steps(path)
     return curves
+
+
+def _steps(path: Path) -> list[dict[str, float]]:
+    steps: dict[float, dict[str, float]] = {}
+    for row in _read_lines(path):
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+        if "step" in numbers:
+            steps.setdefault(numbers["step"], {}).update(numbers)
+    return [steps[step] for step in sorted(steps)]
 
 
 def _masks(folder: Path) -> dict[str, tuple[DensityRow, ...]]:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from allo.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
 from allo.console import track
-from allo.core.token_credit import from_logratios, token_weights
+from allo.core.token_credit import first_marked, from_logratios, token_weights
 from allo.hf.collate import SIDES
 from allo.hf.contrast import side_weights, train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
 from allo.hf.policy import check_head
+from allo.hf.rewriter import load_rewriter
 from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import tokenize
@@ -84,6 +85,8 @@ def _scored(
 
 def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
     """The starting model, in fp32 where other models' weights are compared with its own, and what is known."""
+    if scorer == "rewriter":
+        return _rewriting_context(recipe, run)
     names = WEIGHTS.get(scorer, ())
     train_sides(recipe, run, [name for name in names if name in SIDES])
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
@@ -93,6 +96,22 @@ def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
     return Context(
         model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(run), weights=weights
     )
+
+
+def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
+    """The rewriter in the starting model's place: the completions' tokens are the policy's."""
+    assert recipe.score is not None and recipe.score.rewriter is not None
+    tokenizer = load_tokenizer(
+        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    own = load_rewriter(
+        recipe.score.rewriter,
+        tokenizer,
+        policy=recipe.model,
+        max_length=recipe.max_length,
+        device=recipe.device,
+    )
+    return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 
 def _samples(run: RunFolder) -> dict[str, list[Sample]]:
@@ -126,16 +145,19 @@ def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[flo
     lengths = [len(row.tokens.completion_ids) for row in rows]
     flat = {name: probabilities(name, scores) for name, scores in raw.items()}
     weights = token_weights(flat[score.scorer], rule=score.weights, threshold=score.threshold)
+    own = weights.split(lengths)
+    if score.marked == "first":
+        own = tuple(map(first_marked, own))
     split = {name: numbers.split(lengths) for name, numbers in flat.items()}
     return [
         TokenScores(
             row.wrong.id,
             row.tokens.completion_ids,
             split[score.scorer][place].tolist(),
-            own.tolist(),
+            kept.tolist(),
             {name: split[name][place].tolist() for name in score.beside},
         )
-        for place, (row, own) in enumerate(zip(rows, weights.split(lengths), strict=True))
+        for place, (row, kept) in enumerate(zip(rows, own, strict=True))
     ]
 
 

@@ -1,0 +1,269 @@
+"""Questions to a model behind an OpenAI-compatible endpoint: many at once, each reply recorded as it comes.
+
+The key comes from the environment and goes into the request's header alone. What a server says is shown
+without it, should the server repeat it.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from allo.artifacts import ResumableLines, sha256_json
+from allo.console import track
+from allo.errors import UserError
+from allo.records import Message
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+SUFFIX = ".replies"
+GIVE_UP_AFTER = 16
+"""Requests in a row that fail for good: the server is gone, and asking on would only wait."""
+_LONGEST_PAUSE = 8.0  # seconds that the client waits between two attempts, unless the server asks for more
+_SHOWN = 300  # characters of what a server says
+# What servers call an unknown model where they answer 400 rather than 404.
+_UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server and one of its models. Prices are per million tokens, in any one currency.
+
+    `key_variable`: the environment variable that holds the key. `timeout`: seconds of silence after which an
+    attempt is given up; `max_retries`: further attempts after a timeout, a lost connection, 408, 409, 429 and 5xx,
+    with exponential backoff or as the server asks.
+    """
+
+    base_url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 120.0
+    max_retries: int = 5
+    price_in: float | None = None
+    price_out: float | None = None
+
+    @property
+    def longest_request(self) -> float:
+        """Seconds after which a request is given up with all its attempts, also one whose reply drips."""
+        return (self.max_retries + 1) * (self.timeout + _LONGEST_PAUSE)
+
+
+@dataclass(frozen=True)
+class Question:
+    """`id` names it in errors and among the replies."""
+
+    id: str
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted."""
+
+    id: str
+    hash: str
+    text: str
+    finished: bool
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The replies and the reasons of what failed, both by the question's id; `asked` counts this call's requests."""
+
+    replies: dict[str, Reply]
+    failed: dict[str, str] = field(default_factory=dict)
+    asked: int = 0
+
+    def counts(self, endpoint: Endpoint) -> dict[str, Any]:
+        """Requests and tokens of all replies, and what they cost where both prices are given."""
+        replies = self.replies.values()
+        tokens_in = sum(reply.prompt_tokens or 0 for reply in replies)
+        tokens_out = sum(reply.completion_tokens or 0 for reply in replies)
+        counts = {
+            "replies": len(self.replies),
+            "asked": self.asked,
+            "failed": len(self.failed),
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+        }
+        if endpoint.price_in is None or endpoint.price_out is None:
+            return counts
+        return counts | {"cost": (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6}
+
+
+def ask(
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    *,
+    path: Path,
+    max_tokens: int,
+    temperature: float | None = None,
+) -> Answers:
+    """Ask every question to which `<path>.replies` holds no reply yet.
+
+    A question is the same where its messages, the server, the model and the settings are. A request that fails for
+    good is counted and named; it is asked again by the next call. `temperature` None leaves it to the server.
+
+    Raises `UserError` without a key or the `openai` package, and where the server refuses the key or does not know
+    the model, or `GIVE_UP_AFTER` requests fail in a row. What was answered until then is kept.
+    """
+    settings = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
+    asked = ["chat", endpoint.base_url, endpoint.model, settings]
+    hashes = {each.id: sha256_json([*asked, each.messages]) for each in questions}
+    lines = ResumableLines(path, suffix=SUFFIX)
+    known = {row["hash"] for row in lines.rows()}
+    todo = [each for each in questions if hashes[each.id] not in known]
+    failed = asyncio.run(_ask_all(endpoint, todo, hashes, settings, lines)) if todo else {}
+    replies = {row["hash"]: Reply(**row) for row in lines.rows()}
+    own = {each.id: replies[hashes[each.id]] for each in questions if hashes[each.id] in replies}
+    return Answers({id: replace(reply, id=id) for id, reply in own.items()}, failed, asked=len(todo))
+
+
+async def _ask_all(
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    hashes: dict[str, str],
+    settings: dict[str, Any],
+    lines: ResumableLines,
+) -> dict[str, str]:
+    """Record the replies in `lines`; the reason of each failure by the question's id."""
+    key = _key(endpoint)
+    failed: dict[str, str] = {}
+    in_a_row = 0
+    todo = iter(track(questions, "ask", total=len(questions)))
+
+    async def work() -> None:
+        nonlocal in_a_row
+        for question in todo:  # which all workers share
+            reply, reason = await _request(client, endpoint, question, hashes[question.id], settings, key)
+            if reply is not None:
+                lines.append([reply])
+                in_a_row = 0
+                continue
+            assert reason is not None
+            failed[question.id] = reason
+            in_a_row += 1
+            if in_a_row == GIVE_UP_AFTER:
+                raise UserError(
+                    f"{_name(endpoint)}: {in_a_row} requests failed one after the other, the last with: {reason}. "
+                    "What was answered is kept: see to the server, and start it again."
+                )
+
+    async with _client(endpoint, key) as client:
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(endpoint.concurrency):
+                    workers.create_task(work())
+        except ExceptionGroup as several:  # the first ended the others
+            raise several.exceptions[0] from None
+    return failed
+
+
+async def _request(
+    client: "AsyncOpenAI",
+    endpoint: Endpoint,
+    question: Question,
+    hash: str,
+    settings: dict[str, Any],
+    key: str,
+) -> tuple[Reply | None, str | None]:
+    """One reply, or why there is none. Raises `UserError` where no other request can do better."""
+    import openai
+
+    try:
+        async with asyncio.timeout(endpoint.longest_request):
+            # A mapping of the API's own form: the client's types know the roles by name.
+            messages: Any = question.messages
+            got = await client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
+    except openai.AuthenticationError:
+        raise UserError(
+            f"{_name(endpoint)}: the server refuses the key (401); put the right one into the environment "
+            f"variable {endpoint.key_variable}."
+        ) from None
+    except openai.APIStatusError as error:
+        said = _without(key, error.message)
+        if error.status_code == 404 or error.code in _UNKNOWN_MODEL:
+            raise UserError(
+                f"{_name(endpoint)}: the server knows no such model or address ({error.status_code}: {said}); check "
+                "both; the address mostly ends with /v1."
+            ) from None
+        return None, f"{error.status_code}: {said}"
+    except (openai.APITimeoutError, TimeoutError):
+        return None, f"no reply within {endpoint.timeout:g} s"
+    except openai.APIConnectionError as error:
+        return None, _without(key, f"connection lost: {error.__cause__ or error}")
+    except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON, or not the API's
+        return None, _without(key, f"not a reply of this API: {error}")
+    return _read(got, question, hash, key)
+
+
+def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | None, str | None]:
+    """What a server called a completion, checked: the client builds its objects from whatever came."""
+    from openai.types.chat import ChatCompletion
+
+    choice = got.choices[0] if isinstance(got, ChatCompletion) and got.choices else None
+    text = getattr(getattr(choice, "message", None), "content", None)
+    if not isinstance(text, str) or not text.strip():
+        shown = got if isinstance(got, str) else getattr(choice, "finish_reason", None) or "no choices"
+        return None, _without(key, f"a reply without text: {shown}")
+    usage = got.usage
+    reply = Reply(
+        id=question.id,
+        hash=hash,
+        text=text.replace(key, "[key]"),
+        finished=getattr(choice, "finish_reason", None) == "stop",
+        prompt_tokens=getattr(usage, "prompt_tokens", None),
+        completion_tokens=getattr(usage, "completion_tokens", None),
+    )
+    return reply, None
+
+
+def _client(endpoint: Endpoint, key: str) -> "AsyncOpenAI":
+    try:
+        import openai
+    except ImportError as error:
+        raise UserError(
+            "asking an endpoint needs the `openai` package; install it with `pip install allo-align[server]`."
+        ) from error
+    return openai.AsyncOpenAI(
+        api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.max_retries
+    )
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Raises `UserError` for an address that is none or holds a secret, and where the key's variable is not set."""
+    parts = urlsplit(endpoint.base_url)
+    if parts.username or parts.password or parts.query:
+        raise UserError(
+            f"base_url of {parts.hostname}: no user, password or query belongs into it, since it is shown and "
+            f"recorded; put the key into the environment variable {endpoint.key_variable}."
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"base_url {endpoint.base_url!r}: give an address such as http://localhost:8000/v1.")
+    _key(endpoint)
+
+
+def _key(endpoint: Endpoint) -> str:
+    key = os.environ.get(endpoint.key_variable, "").strip()
+    if not key:
+        raise UserError(
+            f"{_name(endpoint)}: the environment variable {endpoint.key_variable} is not set; put the server's key "
+            "into it (any word, where the server asks for none), or name another variable."
+        )
+    return key
+
+
+def _name(endpoint: Endpoint) -> str:
+    return f"{endpoint.base_url}, model {endpoint.model!r}"
+
+
+def _without(key: str, text: str) -> str:
+    """What a server said, in one short line, without the key."""
+    return " ".join(text.replace(key, "[key]").split())[:_SHOWN]

@@ -1,0 +1,100 @@
+"""What a run has to rewrite: its wrong completions, and its right ones, which are right as they are."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from allo.artifacts import RunFolder, read_jsonl
+from allo.core.pairs import distinct
+from allo.errors import UserError
+from allo.hf.models import Tokenizer, load_tokenizer
+from allo.hf.rewriter import shown_solution
+from allo.hf.start import read_start
+from allo.recipe import Recipe, load_recipe
+from allo.records import Prompt, Verdict, Wrong
+from allo.sources import training_prompts
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been judged and paired; `prompts` by id, none where the run is of ready pairs."""
+
+    recipe: Recipe
+    folder: RunFolder
+    tokenizer: Tokenizer
+    prompts: dict[str, Prompt]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A completion to rewrite, and the right solution that is shown, where there is one."""
+
+    wrong: Wrong
+    right: str | None
+
+
+def open_run(place: Path, overrides: list[str] | None = None) -> Run:
+    """The run in a folder, or of a recipe. Raises `UserError` where its pairs are not there yet."""
+    recipe = load_recipe(place / "recipe.yaml" if place.is_dir() else place, overrides)
+    folder = RunFolder(place if place.is_dir() else recipe.run_folder)
+    if not folder.wrong.is_file():
+        raise UserError(
+            f"{folder.wrong}: not there yet; run `allo run --until pair` on the recipe first, which samples and judges."
+        )
+    tokenizer = load_tokenizer(
+        read_start(folder).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    prompts = [] if recipe.data.pairs is not None else training_prompts(recipe)
+    return Run(recipe, folder, tokenizer, {prompt.id: prompt for prompt in prompts})
+
+
+def wrong_cases(run: Run) -> list[Case]:
+    """Every wrong completion of the run."""
+    return [
+        Case(wrong, shown_solution(wrong, run.tokenizer)) for wrong in read_jsonl(run.folder.wrong, Wrong)
+    ]
+
+
+def right_cases(run: Run) -> list[Case]:
+    """Every distinct right sample that ended by itself, to be left as it is.
+
+    A prompt without a solution shows its nearest other right sample; one that has none shows the sample itself.
+    """
+    cases = []
+    for prompt, texts in _right_samples(run):
+        for number, text in enumerate(texts):
+            others = [other for other in texts if other != text] or [text]
+            as_wrong = Wrong(
+                id=f"{prompt.id}-right-{number}",
+                prompt_id=prompt.id,
+                prompt=prompt.prompt,
+                completion=text,
+                finished=True,
+                solution=prompt.solution,
+                right=others,
+            )
+            cases.append(Case(as_wrong, shown_solution(as_wrong, run.tokenizer)))
+    return cases
+
+
+def draw(cases: Sequence[Case], num: int, *, seed: int) -> list[Case]:
+    """`num` of the cases (all, where there are fewer), by the hash of the seed and their ids, in their own order."""
+    by_hash = sorted(cases, key=lambda case: hashlib.sha256(f"{seed}:{case.wrong.id}".encode()).digest())
+    drawn = {case.wrong.id for case in by_hash[:num]}
+    return [case for case in cases if case.wrong.id in drawn]
+
+
+def _right_samples(run: Run) -> list[tuple[Prompt, list[str]]]:
+    """Each prompt's right samples; of ready pairs the chosen ones."""
+    if not run.prompts:
+        found: dict[str, tuple[Prompt, list[str]]] = {}
+        for wrong in read_jsonl(run.folder.wrong, Wrong):
+            _, texts = found.setdefault(wrong.prompt_id, (Prompt(wrong.prompt_id, wrong.prompt), []))
+            texts += [text for text in wrong.right if text not in texts]
+        return list(found.values())
+    texts_of: dict[str, list[str]] = {}
+    for verdict in distinct(read_jsonl(run.folder.verdicts, Verdict)):
+        if verdict.correct and verdict.finished:
+            texts_of.setdefault(verdict.prompt_id, []).append(verdict.text)
+    return [(run.prompts[id], texts) for id, texts in texts_of.items()]

@@ -1,0 +1,122 @@
+"""Where rewrites come from: the task's own solution, the nearest right sample, or the policy itself, asked to repair.
+
+Each source gives every case its proposals, by the case's id; a case without one is named with the reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from allo.artifacts import sha256_json
+from allo.core.edit_distance import edit_distance, edit_share, nearest
+from allo.hf.models import Tokenizer
+from allo.hf.start import load_start, read_start
+from allo.records import Completion, Prompt
+from allo.rewriter.cases import Case, Run
+from allo.stages.judge import judge
+from allo.stages.sample import complete
+from allo.wording import WORDING, ask_for_rewrite
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Proposed rewrites of each case, and why others have none; both by the case's id."""
+
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def gold(cases: Sequence[Case]) -> Proposals:
+    """The problem's own solution; in the laboratory the exact rewrite."""
+    found = Proposals()
+    for case in cases:
+        if case.wrong.solution is None:
+            found.missing[case.wrong.id] = "no solution"
+        else:
+            found.texts[case.wrong.id] = [case.wrong.solution]
+    return found
+
+
+def nearest_right(cases: Sequence[Case], tokenizer: Tokenizer) -> Proposals:
+    """The prompt's right sample of the fewest token edits."""
+    found = Proposals()
+    for case in cases:
+        rights = case.wrong.right
+        if not rights:
+            found.missing[case.wrong.id] = "no right sample"
+            continue
+        place = nearest(
+            token_ids(case.wrong.completion, tokenizer), [token_ids(r, tokenizer) for r in rights]
+        )
+        found.texts[case.wrong.id] = [rights[place]]
+    return found
+
+
+def repaired(
+    cases: Sequence[Case], run: Run, *, path: Path, num_generations: int, temperature: float
+) -> Proposals:
+    """What the policy answers when it is asked to repair its completion; a killed run goes on where it stopped.
+
+    The recipe's sampling settings hold but for the two given. Only answers that ended by themselves count.
+    """
+    found = Proposals(
+        missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None}
+    )
+    asked = [
+        Prompt(
+            id=case.wrong.id,
+            prompt=ask_for_rewrite(case.wrong.prompt, right=case.right, completion=case.wrong.completion),
+        )
+        for case in cases
+        if case.right is not None
+    ]
+    settings = run.recipe.sample.model_dump() | {
+        "num_generations": num_generations,
+        "temperature": temperature,
+        "seed": run.recipe.seed_of_data,
+        "max_length": 2 * run.recipe.max_length,  # as much room again for what is shown
+    }
+    fingerprint = read_start(run.folder).fingerprint
+    # Other settings or completions are other samples: they are kept under another name.
+    key = sha256_json([settings, fingerprint, WORDING, [[each.id, each.prompt] for each in asked]])[:12]
+    model, tokenizer = load_start(run.recipe, run.folder)
+    completed = complete(
+        model, tokenizer, asked, path=path.with_name(f"{path.name}.{key}"), description="repair", **settings
+    )
+    for completion in completed.completions:
+        if completion.finished:
+            found.texts.setdefault(completion.prompt_id, []).append(completion.text)
+        else:
+            found.missing[completion.prompt_id] = "not finished"
+    completed.lines.discard()
+    return found
+
+
+def minimal(
+    case: Case, texts: Sequence[str], run: Run, *, max_distance: float, verified: bool
+) -> tuple[str | None, str]:
+    """Of the proposed rewrites the nearest one that is right and near enough; else None, and the reason.
+
+    `max_distance`: the largest share of the longer one's tokens that may be edited. `verified`: proposals are held
+    against the prompt's answer first.
+    """
+    if verified:
+        texts = [text for text in texts if _is_right(case, text, run)]
+        if not texts:
+            return None, "not right"
+    ids = token_ids(case.wrong.completion, run.tokenizer)
+    best = min(texts, key=lambda text: edit_distance(ids, token_ids(text, run.tokenizer)))
+    if edit_share(ids, token_ids(best, run.tokenizer)) > max_distance:
+        return None, "too many edits"
+    return best, ""
+
+
+def token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """A completion's token ids."""
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _is_right(case: Case, text: str, run: Run) -> bool:
+    prompt = run.prompts[case.wrong.prompt_id]
+    rewrite = Completion(prompt.id, index=0, text=text, finished=True, num_tokens=0)
+    return judge(prompt, rewrite, verifier=run.recipe.judge.verifier).correct

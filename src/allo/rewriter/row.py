@@ -1,0 +1,38 @@
+"""One row of a rewriter's training data."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from allo.prompts import ChatMessage, messages
+from allo.records import Message
+from allo.rows import checked, read_rows
+
+Text = Annotated[str, Field(pattern=r"\S")]
+
+
+class RewriteRow(BaseModel):
+    """A problem, a right solution of it, a completion, and the completion rewritten with few changes.
+
+    `source`: where the rewrite comes from; `identity` where the completion is right as it is.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: Text | list[ChatMessage]
+    right: Text
+    completion: Text
+    rewrite: Text
+    id: str = ""
+    source: str = ""
+
+    @property
+    def asked(self) -> str | list[Message]:
+        """The problem as a record's prompt."""
+        return self.prompt if isinstance(self.prompt, str) else messages(self.prompt)
+
+
+def read_rewrites(path: Path) -> list[RewriteRow]:
+    """The rows of a file (see `rows.FILE_TYPES`). Raises `UserError` naming the line of a bad one."""
+    return [checked(RewriteRow, row, place=place) for _, place, row in read_rows(path)]

@@ -1,0 +1,35 @@
+"""Rewrites of a teacher: a stronger model behind an OpenAI-compatible endpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from allo.endpoint import Answers, Endpoint, Question, ask
+from allo.records import Message
+from allo.rewriter.cases import Case
+from allo.rewriter.proposals import Proposals
+from allo.wording import ask_for_rewrite
+
+
+def taught(
+    cases: Sequence[Case], endpoint: Endpoint, *, path: Path, max_tokens: int, temperature: float | None
+) -> tuple[Proposals, Answers]:
+    """What the teacher answers; replies are kept in `<path>.replies`, and nothing is asked twice."""
+    found = Proposals(
+        missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None}
+    )
+    questions = [
+        Question(case.wrong.id, _messages(case, case.right)) for case in cases if case.right is not None
+    ]
+    answers = ask(endpoint, questions, path=path, max_tokens=max_tokens, temperature=temperature)
+    for id, reply in answers.replies.items():
+        if reply.finished:
+            found.texts[id] = [reply.text.strip()]
+        else:
+            found.missing[id] = "not finished"
+    found.missing.update(dict.fromkeys(answers.failed, "not answered"))
+    return found, answers
+
+
+def _messages(case: Case, right: str) -> list[Message]:
+    asked = ask_for_rewrite(case.wrong.prompt, right=right, completion=case.wrong.completion)
+    return [Message(role="user", content=asked)] if isinstance(asked, str) else asked

@@ -1,0 +1,162 @@
+"""Train a rewriter: supervised fine-tuning on rewrites, the loss on the rewrite's tokens alone."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from allo.artifacts import sha256_file, sha256_json, write_atomic, write_json, write_jsonl
+from allo.core.param_mask import ParamMask
+from allo.errors import UserError
+from allo.hf.arguments import training_arguments
+from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
+from allo.hf.rewriter import RECORD, SCHEMA, tokenizer_hash
+from allo.hf.start import DTYPES, save_whole
+from allo.hf.tokenization import prompt_ids
+from allo.hf.trainer import SftTrainer
+from allo.hf.training import train
+from allo.recipe_errors import explain
+from allo.recipe_numbers import Count, CountOrZero
+from allo.recipe_training import SftTraining
+from allo.recipe_yaml import override
+from allo.rewriter.row import RewriteRow, read_rewrites
+from allo.wording import WORDING, ask_for_rewrite
+
+
+class Settings(BaseModel):
+    """How a rewriter is trained: the keys of a recipe that matter for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_length: Count = 2048
+    """Tokens of a row, prompt and rewrite together; more than the recipe's that it is to score for."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: str = "auto"
+    seed: CountOrZero = 0
+    pad_token: str | None = None
+    trust_remote_code: bool = False
+    training: SftTraining = SftTraining()
+
+
+def read_settings(overrides: list[str]) -> Settings:
+    """Settings from `dotted.key=value` strings. Raises `UserError` for what is not allowed."""
+    fields: dict[str, Any] = {}
+    for text in overrides:
+        override(fields, text)
+    try:
+        return Settings.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(explain(Settings, Path("--set"), None, problem) for problem in error.errors())
+        ) from error
+
+
+def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dict[str, Any]:
+    """Write the rewriter to the folder `out`: safetensors, the tokenizer, its record and metrics.
+
+    A killed run goes on from its last checkpoint in `<out>.training`. Raises `UserError` for bad rows or settings,
+    and where `out` already holds something.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} already exists: give another name or remove it.")
+    rows = read_rewrites(data)
+    work = _work_folder(out, [sha256_file(data), model, settings.model_dump(mode="json")])
+    policy = load_model(
+        model,
+        dtype=DTYPES[settings.dtype],
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    tokenizer = load_tokenizer(
+        model, pad_token=settings.pad_token, trust_remote_code=settings.trust_remote_code
+    )
+    _make_room(policy, settings.max_length)
+    trainer = trainer_of(policy, tokenizer, rows, settings, folder=work)
+    metrics = train(trainer)
+    trainer.selected.release()
+    counts = {
+        "rows": len(trainer.train_dataset),
+        "dropped": trainer.num_dropped,
+        "cut": _num_cut(tokenizer, rows, settings.max_length),
+        "steps": trainer.state.global_step,
+        "loss": metrics[-1]["loss"],
+    }
+    tokenizer.model_max_length = max(tokenizer.model_max_length, settings.max_length)
+    save_whole(policy, tokenizer, work / "model")
+    write_jsonl(work / "model" / "metrics.jsonl", metrics)
+    record = {
+        "schema": SCHEMA,
+        "wording": WORDING,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "data": sha256_file(data),
+        "model": model,
+        **settings.model_dump(mode="json"),
+        "counts": counts,
+    }
+    write_json(work / "model" / RECORD, record)
+    os.replace(work / "model", out)
+    shutil.rmtree(work)
+    return counts
+
+
+def trainer_of(
+    model: Model, tokenizer: Tokenizer, rows: list[RewriteRow], settings: Settings, *, folder: Path
+) -> SftTrainer:
+    """Trains every weight, with fp32 masters."""
+    arguments = training_arguments(
+        settings.training.model_dump(),
+        folder=folder,
+        seed=settings.seed,
+        device=model.device,
+        key="training",
+    )
+    return SftTrainer(
+        model,
+        arguments,
+        [{"prompt": _asked(row), "completion": row.rewrite} for row in rows],
+        tokenizer,
+        mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        max_length=settings.max_length,
+    )
+
+
+def _asked(row: RewriteRow) -> Any:
+    return ask_for_rewrite(row.asked, right=row.right, completion=row.completion)
+
+
+def _num_cut(tokenizer: Tokenizer, rows: list[RewriteRow], max_length: int) -> int:
+    """Rows that lose the beginning of their prompt."""
+    lengths = (
+        len(prompt_ids(tokenizer, _asked(row)))
+        + len(tokenizer(row.rewrite, add_special_tokens=False).input_ids)
+        + 1
+        for row in rows
+    )
+    return sum(length > max_length for length in lengths)
+
+
+def _work_folder(out: Path, made_from: Any) -> Path:
+    """Where checkpoints lie until the rewriter stands; emptied where they are of other settings."""
+    work, key = out.with_name(f"{out.name}.training"), sha256_json(made_from)
+    begun = work / "begun"
+    if not begun.is_file() or begun.read_text() != key:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_atomic(begun, key)
+    return work
+
+
+def _make_room(model: Model, max_length: int) -> None:
+    """Let a model with plain rotary positions, which learns nothing for a position, read rows of `max_length`."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions >= max_length:
+        return
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "default":
+        raise UserError(
+            f"max_length {max_length}: the model has {positions} positions; lower it with --set max_length={positions}."
+        )
+    config.max_position_embeddings = max_length
