@@ -36,6 +36,8 @@ TRAINING = {
     "gradient_accumulation_steps": 1,
 }
 MAX_GRAD_NORM = 1.0  # the default
+# All that need no model from outside the run.
+NAMES = [name for name in SCORERS if name != "rewriter"]
 
 
 @pytest.fixture
@@ -260,10 +262,10 @@ def test_a_missing_function_is_found_before_the_first_stage(tmp_path: Path) -> N
 
 
 def test_scorers_beside_leave_the_weights_alone_and_add_their_own_columns(run: RunFolder) -> None:
-    names = [name for name in SCORERS if name != "confidence"]
+    names = [name for name in NAMES if name != "confidence"]
     alone = {}
     locate.run(recipe("implicit"), run)
-    for name in SCORERS:
+    for name in NAMES:
         score.run(recipe(name), run)
         alone[name] = {row["id"]: row for row in table(run)}
     score.run(recipe("confidence", *names), run)
@@ -298,7 +300,7 @@ def test_a_kill_between_two_scorers_costs_neither(run: RunFolder, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             score.run(recipe("confidence", "edit", "advantage"), run)
     assert calls == ["confidence"] * 4 + ["edit"]
-    for name in SCORERS:
+    for name in NAMES:
         monkeypatch.setitem(SCORERS, name, counted(name, math.inf))
     score.run(recipe("confidence", "edit", "advantage"), run)
     assert calls == ["confidence"] * 4 + ["edit"] * 4 + ["advantage"] * 4
@@ -316,6 +318,6 @@ def test_a_scorer_beside_that_reads_the_warm_up_needs_one() -> None:
 
 
 def test_the_sides_that_a_recipe_trains_are_those_that_its_scorers_ask() -> None:
-    for name in SCORERS:
+    for name in NAMES:
         asked = [side for side in WEIGHTS.get(name, ()) if side != "warmup"]
         assert recipe(name).score.sides == asked, name

@@ -5,7 +5,8 @@ The policy's own wrong completions are scored, as a run scores them, by models o
 The words that follow from it are wrong too, and count in the columns "all wrong words": there a scorer that asks
 how likely a word is loses, since after a wrong operator the model finds the wrong result likely, and rightly so.
 
-`edit` takes a prompt's solution where no sample of it is right, and `privileged` always: "sees solutions" says so.
+`edit` takes a prompt's solution where no sample of it is right, `privileged` and `rewriter` always: "sees solutions"
+says so.
 The threshold is the best F1 on the causes in one half of the prompts; precision and recall are of the other half.
 
     python benchmarks/credit/scorers.py                                # the record
@@ -57,7 +58,7 @@ CONTRAST = {"learning_rate": 3e-4, "num_train_epochs": 3, **_STEPS}
 FLAWED = {"learning_rate": 1e-3, **_STEPS}  # of the confident policy
 BATCH = 64
 LIKELY = 0.5  # the least probability of a cause that the policy itself takes for right
-SEES_SOLUTIONS = {"edit", "privileged"}
+SEES_SOLUTIONS = {"edit", "privileged", "rewriter"}
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,15 @@ def edit_without_solutions(rows: Sequence[Scored], context: Any) -> list[list[fl
     return SCORERS["edit"]([replace(row, wrong=replace(row.wrong, solution=None)) for row in rows], context)
 
 
-def all_scorers() -> dict[str, tuple[str, Scorer]]:
-    """Label -> the scorer's name and function."""
-    own = {name: (name, scorer) for name, scorer in SCORERS.items()}
+def all_scorers(recipe: Recipe) -> dict[str, tuple[str, Scorer]]:
+    """Label -> the scorer's name and function; `rewriter` where there is one."""
+    assert recipe.score is not None
+    left_out = {"rewriter"} if recipe.score.rewriter is None else set()
+    own = {name: (name, scorer) for name, scorer in SCORERS.items() if name not in left_out}
     return own | {"edit, own samples alone": ("edit", edit_without_solutions)}
 
 
-def make_case(policy: str, family: str, work: Path, *, limit: int) -> Case:
+def make_case(policy: str, family: str, work: Path, *, limit: int, rewriter: Path | None) -> Case:
     """Sample, judge and pair the family's problems, and train the warm-up."""
     package = files("allo")
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
@@ -106,6 +109,7 @@ def make_case(policy: str, family: str, work: Path, *, limit: int) -> Case:
             "name": f"{policy}-{family}",
             "data": {"task": "planted_flaws", "split": FAMILIES[family], "limit": limit},
             "score.training": CONTRAST,
+            "score.rewriter": None if rewriter is None else str(rewriter),
         }
         if policy == "confident":
             demonstrations, problems = confident.write_files(family, work)
@@ -202,7 +206,7 @@ def likely_causes(case: Case) -> np.ndarray:
 
 def rows_of(case: Case, *, policy: str, family: str) -> Iterator[dict[str, Any]]:
     likely = likely_causes(case)
-    for label, (name, scorer) in all_scorers().items():
+    for label, (name, scorer) in all_scorers(case.recipe).items():
         scores, cost = score(case, name, scorer)
         for level in sorted(set(case.levels)):
             yield {
@@ -224,6 +228,7 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES))
     parser.add_argument("--limit", type=int, default=500, help="problems a policy and family")
+    parser.add_argument("--rewriter", type=Path, help="a folder of `allo rewriter train`, to judge it too")
     parser.add_argument("--work", type=Path, help="where the runs lie, and stay")
     parser.add_argument("--output", type=Path, default=RESULTS / "scorers.json")
     options = parser.parse_args()
@@ -235,7 +240,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for policy in options.policies:
             for family in options.families:
-                case = make_case(policy, family, work, limit=options.limit)
+                case = make_case(policy, family, work, limit=options.limit, rewriter=options.rewriter)
                 for row in rows_of(case, policy=policy, family=family):
                     rows.append(row)
                     shown = {key: value for key, value in row.items() if not key.startswith(("sec", "byt"))}
