@@ -16,6 +16,7 @@ from allo.hf import contrast
 from allo.hf.contrast import side_weights, train_sides
 from allo.hf.scorers import SCORERS, WEIGHTS
 from allo.hf.start import save_whole, write_start
+from allo.plan import plan_stage
 from allo.recipe import Recipe
 from allo.records import Pair, Verdict, Wrong
 from allo.stages import locate, score
@@ -161,6 +162,21 @@ def test_one_side_is_in_training_at_a_time_and_a_trained_one_is_kept(
     other = load_file(side_weights(run, "rejected"))
     for name, tensor in dense_side("rejected").items():
         torch.testing.assert_close(other[name], tensor, **FP32)
+
+
+def test_contrastive_is_planned_as_fine_tuning_under_the_same_settings(tmp_path: Path) -> None:
+    training = (
+        f"{{learning_rate: 1e-3, per_device_train_batch_size: {TRAINING['per_device_train_batch_size']}}}"
+    )
+    sources = f"{{sources: [{{task: planted_flaws}}], training: {training}}}"
+    settings = ("data.limit=4", f"sft={sources}", f"score.training={training}", "score.batch_size=1")
+    alone, contrasted = (
+        plan_stage(tiny(tmp_path, *settings, f"score.scorer={scorer}"), "score")
+        for scorer in ("confidence", "contrastive")
+    )
+    tuned = plan_stage(tiny(tmp_path, *settings), "sft")
+    assert (contrasted.load, contrasted.bytes, contrasted.host) == (tuned.load, tuned.bytes, tuned.host)
+    assert alone.total < contrasted.total
 
 
 # Advantage.
