@@ -93,7 +93,7 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
-    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl_and_peft.
+    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
@@ -334,8 +334,8 @@ def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
 
 
-def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
-    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
+def test_only_a_recipe_that_asks_loads_trl() -> None:
+    assert "trl" not in loaded_after(modules_of("stages", "pipeline"))
 
 
 def test_public_names_load_when_first_used() -> None:
