@@ -292,6 +292,8 @@ class Recipe(Block):
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
             raise ValueError(f"{name} starts at the starting model: set `forget: null`")
+        if improve.loss != "dpo":
+            raise ValueError(f"{name} has a loss of its own: remove improve.loss")
         if improve.adapter_rank and not improve.has_adapter:
             raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
         if improve.has_adapter:
