@@ -375,7 +375,7 @@ def test_implicit_is_the_log_ratio_of_two_dense_models(criterion: str, run: RunF
 def test_an_interrupted_implicit_scorer_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, start = model(), weights(model())
     warmup = {name: tensor + 1 for name, tensor in start.items()}
-    context = scorers.Context(policy, TOKENIZER, max_length=64, seed=0, warmup=dict(warmup))
+    context = scorers.Context(policy, TOKENIZER, max_length=64, seed=0, weights={"warmup": dict(warmup)})
 
     def killed_in_the_warmup(*_: Any) -> list[list[float]]:
         if torch.equal(next(policy.parameters()), next(iter(warmup.values()))):
@@ -387,7 +387,7 @@ def test_an_interrupted_implicit_scorer_leaves_the_model_as_it_was(monkeypatch: 
         scorers.implicit([], context)
     for name, tensor in weights(policy).items():
         assert torch.equal(tensor, start[name]), name
-        assert torch.equal(context.warmup[name].reshape(tensor.shape), warmup[name]), name
+        assert torch.equal(context.weights["warmup"][name].reshape(tensor.shape), warmup[name]), name
 
 
 @torch.no_grad()

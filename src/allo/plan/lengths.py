@@ -30,7 +30,7 @@ def scoring_lengths(recipe: Recipe) -> Lengths:
     """As in training; the scorer `privileged` has as much room again for the solution."""
     assert recipe.score is not None
     lengths = training_lengths(recipe)
-    more = recipe.max_length if recipe.score.scorer == "privileged" else 0
+    more = recipe.max_length if "privileged" in recipe.score.scorers else 0
     return Lengths(lengths.prompt + more, lengths.completion)
 
 
