@@ -90,9 +90,9 @@ def test_a_second_comparison_does_nothing_and_a_lost_trial_alone_is_done_again(
     finished: Comparison, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = recipe_of(finished.path.parent)
-    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in (finished.path / "trials").rglob("*.json")}
     compare(base, methods=["dpo", "allo"])
-    assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*.json")} == before
+    assert {path: path.stat().st_mtime_ns for path in (finished.path / "trials").rglob("*.json")} == before
     lost = next((finished.path / "trials" / "dpo").glob("test-*-seed-1.json"))
     kept = lost.read_text()
     lost.unlink()
