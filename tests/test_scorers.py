@@ -187,10 +187,10 @@ A, B, C, D = range(4)
 @pytest.mark.parametrize(
     ("completion", "samples", "expected"),
     [
-        # Two of three samples are right and go on with B; the one that goes on with C is lost.
+        # Two of three samples are right and go on with B; the one that goes on with C is lost, and with it D.
         (
             [A, C, D],
-            [([A, B, D], True), ([A, B, D], True), ([A, C, D], False)],
+            [([A, B, B], True), ([A, B, B], True), ([A, C, D], False)],
             [1, UNSEEN / (1 + UNSEEN), 1],
         ),
         # Of the four through C one is right: a quarter against a half before it.
