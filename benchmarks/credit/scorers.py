@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the model is smal
 import numpy as np
 import torch
 
-from allo.artifacts import RunFolder, read_jsonl
+from allo.artifacts import RunFolder, read_jsonl, remove
 from allo.core.token_credit import random_scores
 from allo.hf.contrast import train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
@@ -55,7 +55,7 @@ POLICIES = ("shipped", "confident")
 _STEPS = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1}
 # The best of five (learning rate, epochs) for `contrastive` on both families.
 CONTRAST = {"learning_rate": 3e-4, "num_train_epochs": 3, **_STEPS}
-FLAWED = {"learning_rate": 1e-3, **_STEPS}  # of the confident policy
+FLAWED = {"learning_rate": 1e-3, "num_train_epochs": 3, **_STEPS}  # of the confident policy
 BATCH = 64
 LIKELY = 0.5  # the least probability of a cause that the policy itself takes for right
 SEES_SOLUTIONS = {"edit", "privileged", "rewriter"}
@@ -139,6 +139,7 @@ def labelled(
 
 def score(case: Case, name: str, scorer: Scorer) -> tuple[list[list[float]], Cost]:
     """The scorer's probabilities of every completion's words, and what they cost."""
+    remove(case.run.contrast)  # each scorer pays for all that it asks
     start = time.monotonic()
     trained = train_sides(case.recipe, case.run, _sides(name))
     prepared = time.monotonic()
