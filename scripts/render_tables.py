@@ -2,13 +2,17 @@
 
 A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is
 one JSON file (see benchmarks/README.md); the records of one table are put below each other in the order of
-their file names. The table `targets` is made of them all (targets.py). `--check` writes nothing and exits with 1 if a document is not up to date.
+their file names. The table `targets` is made of them all (targets.py). Tables whose name begins with `published-` hold
+figures of a paper, from benchmarks/published. `<!-- plot:NAME -->` shows docs/plots/NAME.svg. `--check` writes nothing
+and exits with 1 if a document is not up to date.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,14 @@ DOCUMENTS = ("README.md", "benchmarks/*.md", "docs/*.md")
 PLACE = re.compile(
     r"(?P<open><!-- table:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /table:(?P=name) -->)", re.DOTALL
 )
+PLOT = re.compile(
+    r"(?P<open><!-- plot:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /plot:(?P=name) -->)", re.DOTALL
+)
 KEYS = {"schema", "table", "date", "commit", "dirty", "machine", "command", "columns", "rows"}
+PUBLISHED_KEYS = {"schema", "table", "source", "note", "columns", "rows"}
+PUBLISHED = "published-"
 EMPTY = "No result has been recorded yet.\n"
+NOT_DRAWN = "No plot has been drawn yet.\n"
 
 
 class BadRecordError(Exception):
@@ -37,11 +47,35 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
+def read_published(folder: Path) -> dict[str, dict[str, Any]]:
+    """Tables of papers, by name: what others report, never mixed with what was measured here."""
+    tables: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if set(found) != PUBLISHED_KEYS or found["schema"] != 1:
+            raise BadRecordError(
+                f"{path.name}: a published table has exactly the keys {sorted(PUBLISHED_KEYS)}"
+            )
+        if not found["table"].startswith(PUBLISHED):
+            raise BadRecordError(f"{path.name}: the name of a published table begins with {PUBLISHED!r}")
+        check_rows(found, name=path.name)
+        tables[found["table"]] = found
+    return tables
+
+
 def check_record(record: dict[str, Any], *, name: str) -> None:
     if set(record) != KEYS or record["schema"] != 1:
         raise BadRecordError(f"{name}: a record of schema 1 has exactly the keys {sorted(KEYS)}")
     if record["dirty"]:
         raise BadRecordError(f"{name}: made from uncommitted changes; commit, then run the experiment again")
+    if record["table"].startswith(PUBLISHED):
+        raise BadRecordError(
+            f"{name}: a measurement is not called {PUBLISHED}…; that is for a paper's figures"
+        )
+    check_rows(record, name=name)
+
+
+def check_rows(record: dict[str, Any], *, name: str) -> None:
     if any(len(row) != len(record["columns"]) for row in record["rows"]):
         raise BadRecordError(f"{name}: each row needs {len(record['columns'])} cells")
 
@@ -69,28 +103,69 @@ def render(records: list[dict[str, Any]]) -> str:
     if any(record["columns"] != columns for record in records):
         raise BadRecordError(f"table {records[0]['table']!r}: its records differ in their columns")
     lines = [*grid(columns, [row for record in records for row in record["rows"]]), ""]
-    sources = [f"`{r['command']}`, {r['date']}, commit {r['commit'][:7]}, {r['machine']}" for r in records]
+    sources = [f"`{r['command']}`, {r['date']}, {commits(r['commit'])}, {r['machine']}" for r in records]
     lines += [f"<sub>{source}</sub>  " for source in dict.fromkeys(sources)]
     return "\n".join(lines) + "\n"
 
 
-def grid(columns: list[str], rows: list[list[Any]]) -> list[str]:
+def render_published(table: dict[str, Any]) -> str:
+    """A paper's table as it was printed, and where it stands."""
+    figures = [cell for row in table["rows"] for cell in row if not isinstance(cell, str)]
+    digits = max(len(str(figure).partition(".")[2]) for figure in figures)
+
+    def printed(cell: str | float) -> str:
+        return cell if isinstance(cell, str) else f"{cell:.{digits}f}"
+
+    lines = [*grid(table["columns"], table["rows"], render_cell=printed), ""]
+    return (
+        "\n".join(lines) + f"\n<sub>Published, not measured here: {table['source']}. {table['note']}</sub>\n"
+    )
+
+
+def commits(hashes: str) -> str:
+    """One commit, or several with spaces between, shortened."""
+    short = [one[:7] for one in hashes.split()]
+    return f"{'commit' if len(short) == 1 else 'commits'} {', '.join(short)}"
+
+
+def grid(
+    columns: list[str], rows: list[list[Any]], *, render_cell: Callable[[Any], str] = render_cell
+) -> list[str]:
     """A Markdown table's lines; columns of figures are set flush right."""
     rules = ["---" if isinstance(cell, str) else "---:" for cell in rows[0]]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rules)} |"]
     return lines + [f"| {' | '.join(map(render_cell, row))} |" for row in rows]
 
 
-def fill(document: str, tables: dict[str, list[dict[str, Any]]]) -> str:
-    """The document with each marked place filled anew."""
+def fill(document: str, tables: dict[str, list[dict[str, Any]]], published: dict[str, dict[str, Any]]) -> str:
+    """The document with each marked table filled anew."""
 
     def table(place: re.Match[str]) -> str:
-        records = tables.get(place["name"])
-        if place["name"] == "targets":
-            return place["open"] + "\n".join(grid(*targets.rows(tables))) + "\n" + place["close"]
-        return place["open"] + (render(records) if records else EMPTY) + place["close"]
+        name = place["name"]
+        if name == "targets":
+            content = "\n".join(grid(*targets.rows(tables))) + "\n"
+        elif name in published:
+            content = render_published(published[name])
+        else:
+            content = render(tables[name]) if name in tables else EMPTY
+        return place["open"] + content + place["close"]
 
     return PLACE.sub(table, document)
+
+
+def show_plots(document: str, plots: Path, *, beside: Path) -> str:
+    """The document, which lies in the folder `beside`, with each marked plot that was drawn."""
+
+    def plot(place: re.Match[str]) -> str:
+        path = plots / f"{place['name']}.svg"
+        link = Path(os.path.relpath(path, beside)).as_posix()
+        return (
+            place["open"]
+            + (f"![{place['name']}]({link})\n" if path.is_file() else NOT_DRAWN)
+            + place["close"]
+        )
+
+    return PLOT.sub(plot, document)
 
 
 def main(arguments: list[str] | None = None, *, root: Path = ROOT) -> int:
@@ -99,10 +174,15 @@ def main(arguments: list[str] | None = None, *, root: Path = ROOT) -> int:
     options = parser.parse_args(arguments)
     try:
         tables = read_records(root / "benchmarks" / "results")
+        published = read_published(root / "benchmarks" / "published")
         texts = {
             path: path.read_text(encoding="utf-8") for glob in DOCUMENTS for path in sorted(root.glob(glob))
         }
-        stale = {path: new for path, old in texts.items() if (new := fill(old, tables)) != old}
+        filled = {
+            path: show_plots(fill(text, tables, published), root / "docs" / "plots", beside=path.parent)
+            for path, text in texts.items()
+        }
+        stale = {path: new for path, new in filled.items() if new != texts[path]}
     except BadRecordError as error:
         print(error, file=sys.stderr)
         return 2

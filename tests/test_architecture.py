@@ -45,9 +45,14 @@ HUGGING_FACE = {
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
+RECIPE_PARTS = {
+    *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
+    *("recipe_scores", "recipe_sources", "recipe_training", "recipe_yaml"),
+}
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("recipe_sources", "rows", "tasks", "prompts", "sources", "wording"),
+    *("recipe_compare", "recipe_losses", "recipe_scores", "recipe_sources", "recipe_yaml"),
+    *("rows", "tasks", "prompts", "sources", "rounds", "wording"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -63,14 +68,10 @@ HOUSE = {
     "recipe_training": Room({"recipe_numbers"}),
     "recipe_sources": Room({"recipe_numbers"}),
     "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_evaluate": Room({"recipe_numbers", "recipe_sources"}),
+    "recipe_scores": Room({"own_code", "recipe_numbers", "recipe_sources", "recipe_training"}),
     "recipe_losses": Room({"recipe_numbers"}),
-    "recipe": Room(
-        {
-            *("errors", "granularity", "own_code"),
-            *("recipe_compare", "recipe_errors", "recipe_losses", "recipe_numbers", "recipe_sources"),
-            *("recipe_training", "recipe_yaml"),
-        }
-    ),
+    "recipe": Room({"errors", "granularity", "own_code", *RECIPE_PARTS}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
@@ -83,6 +84,7 @@ HOUSE = {
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "recipe_sources", "records"}),
+    "rounds": Room({"artifacts", "recipe", "recipe_numbers"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
@@ -104,21 +106,21 @@ HOUSE = {
         {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
         HEAVY - HUGGING_FACE,
     ),
+    "stage": Room({*LEAVES, "stages"}),
     # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
-    "rewriter": Room(
-        {
-            *LEAVES,
-            *("recipe_errors", "recipe_numbers", "recipe_training", "recipe_yaml"),
-            *("endpoint", "core", "hf", "stages"),
-        }
-    ),
-    "pipeline": Room({*LEAVES, "provenance", "lab", "stages"}, lazy={"torch"}),
+    "rewriter": Room({*LEAVES, *RECIPE_PARTS, "endpoint", "core", "hf", "stages"}),
+    "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
-    "plan": Room({*LEAVES, "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"}, {"torch"}),
+    "plan": Room(
+        {*LEAVES, "recipe_evaluate", "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"},
+        {"torch"},
+    ),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(
-        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline"}, {"numpy"}, lazy={"torch"}
+        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline", "report"},
+        {"numpy", "scipy"},
+        lazy={"torch"},
     ),
     "cli": Room(
         {

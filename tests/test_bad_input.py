@@ -142,6 +142,13 @@ def test_bad_arguments_are_refused_by_name(
         ("locate.training.optim=nonsense", ["locate.training", "nonsense"]),
         ("forget.training.lr_scheduler_type=nope", ["forget.training", "nope"]),
         ("sft.training.output_dir=/tmp", ["sft.training.output_dir: set by allo", "remove it"]),
+        (
+            "improve.loss_settings={alpha: 1}",
+            ["improve.loss_settings.alpha: dpo takes no such setting", "label_smoothing"],
+        ),
+        ("improve.loss_settings={label_smoothing: 0.5}", ["improve.loss_settings.label_smoothing is 0.5"]),
+        ("improve.loss=simpo", ["improve.keep: simpo has no reference", "set keep to 1.0"]),
+        ("improve.loss=absent.py:mine", ["improve.loss: absent.py: there is no such file"]),
     ],
 )
 def test_bad_input_is_found_before_anything_is_sampled(

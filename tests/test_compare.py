@@ -207,6 +207,12 @@ def test_the_best_of_both_waves_is_tuned() -> None:
     assert tuned(method, block, found(accuracies)) == {RATE: 2.0, "improve.keep": 0.3}
 
 
+def test_a_single_rate_is_not_tuned() -> None:
+    method, block = resolve("a", {"a": Method()}), block_of(rates=[2.0], extra_trials=0)
+    assert not first_wave(method, block) and not second_wave(method, block, found({}))
+    assert tuned(method, block, found({})) == {RATE: 2.0}
+
+
 def test_sampled_accuracy_decides_where_there_is_one() -> None:
     sets = {"prompts": ["a", "b"], "greedy": [0, 0], "sampled": {"correct": [1, 2], "of": 2}}
     assert accuracy({"sets": {"validation": sets}}) == 0.75

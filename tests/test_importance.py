@@ -66,6 +66,19 @@ def test_bottom_tells_neighbouring_floats_apart_and_keeps_nan() -> None:
     assert not scores[5] >= 0, "NaN must not pass for a score"
 
 
+def test_last_is_the_place_of_a_tensors_layer() -> None:
+    places = {
+        "model.embed_tokens.weight": 0,
+        "model.layers.0.mlp.up_proj.weight": 1,
+        "model.layers.11.mlp.experts.3.down_proj.weight": 12,
+        "transformer.h.7.attn.c_attn.weight": 8,
+        "model.norm.weight": 0,
+        "lm_head.weight": 0,
+    }
+    assert {name: importance.layer_of(name) for name in places} == places
+    assert importance.last(torch.zeros(2, 2), torch.full((2, 2), 12)).tolist() == [[12.0, 12.0]] * 2
+
+
 def uniform(name: str, num: int, seed: int) -> Tensor:
     return importance.random(torch.zeros(num), stable_hash(name, torch.arange(num), seed=seed))
 

@@ -154,7 +154,7 @@ def located(run: RunFolder, criterion: str, **own: Any) -> ImportanceMap:
 
 @pytest.mark.parametrize(
     "criterion",
-    ["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "random"],
+    ["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"],
 )
 def test_every_criterion_keeps_exactly_k_weights_at_any_density(criterion: str, run: RunFolder) -> None:
     found = located(run, criterion)
@@ -163,6 +163,20 @@ def test_every_criterion_keeps_exactly_k_weights_at_any_density(criterion: str, 
     assert found.mask_at(0.03).num_selected == num_to_select(0.03, num_weights)
     assert found.metadata["criterion"] == criterion
     assert not list(run.warmup.glob("checkpoint-*"))
+
+
+def test_last_takes_the_last_layer_first_and_within_a_layer_what_the_hash_says(run: RunFolder) -> None:
+    sizes = {name: param.numel() for name, param in model().named_parameters()}
+    layers = [sum(size for name, size in sizes.items() if f".layers.{n}." in name) for n in (0, 1)]
+    locate.run(recipe("last", improve={"density": 1.0}), run)
+    located = ImportanceMap.load(run.importance)
+    total = sum(sizes.values())
+    half = located.mask_at(0.5 * layers[1] / total)
+    assert all(".layers.1." in name for name in half.indices) and len(half.indices) > 5
+    assert half.indices["model.layers.1.mlp.up_proj.weight"].diff().max() > 1, "spread, not a prefix"
+    beyond = located.mask_at((layers[1] + layers[0] + 10) / total)
+    per_tensor = {name: len(indices) for name, indices in beyond.indices.items()}
+    assert all(per_tensor[name] == size for name, size in sizes.items() if ".layers." in name)
 
 
 def test_warmup_is_the_change_of_a_dense_run(run: RunFolder) -> None:
@@ -361,7 +375,7 @@ def test_implicit_is_the_log_ratio_of_two_dense_models(criterion: str, run: RunF
 def test_an_interrupted_implicit_scorer_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, start = model(), weights(model())
     warmup = {name: tensor + 1 for name, tensor in start.items()}
-    context = scorers.Context(policy, TOKENIZER, max_length=64, seed=0, warmup=dict(warmup))
+    context = scorers.Context(policy, TOKENIZER, max_length=64, seed=0, weights={"warmup": dict(warmup)})
 
     def killed_in_the_warmup(*_: Any) -> list[list[float]]:
         if torch.equal(next(policy.parameters()), next(iter(warmup.values()))):
@@ -373,7 +387,7 @@ def test_an_interrupted_implicit_scorer_leaves_the_model_as_it_was(monkeypatch: 
         scorers.implicit([], context)
     for name, tensor in weights(policy).items():
         assert torch.equal(tensor, start[name]), name
-        assert torch.equal(context.warmup[name].reshape(tensor.shape), warmup[name]), name
+        assert torch.equal(context.weights["warmup"][name].reshape(tensor.shape), warmup[name]), name
 
 
 @torch.no_grad()

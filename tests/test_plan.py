@@ -68,6 +68,8 @@ def policy(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Any:
         ("improve", "float32", {"reference": "precomputed"}),
         ("improve", "float32", {"shared_prefix": False}),
         ("improve", "bfloat16", {"lean": True}),
+        ("improve", "float32", {"loss": "simpo", "keep": 1.0}),
+        ("improve", "float32", {"loss": "rft", "keep": 1.0}),
     ],
 )
 def test_a_plan_is_the_live_steps_peak_to_the_byte(

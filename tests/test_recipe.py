@@ -147,6 +147,10 @@ def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:
     [
         (["forget=null", "improve=null"], "nothing would be trained"),
         (["score=null"], "set `forget: null`"),
+        (["improve.loss=rft"], "loss rft has no rejected answer to filter: set keep to 1.0"),
+        (["improve={loss: sft, keep: 1.0, anchor: 1}"], "set anchor to 0"),
+        (["improve={loss: sft, keep: 1.0, loss_settings: {a: 1}}"], "remove loss_settings.a"),
+        (["improve={loss: sft, keep: 1.0}", "data={pairs: pairs.jsonl}"], "set it to rft"),
         (["locate=null"], "must be 1.0"),
         (["locate.criterion=fisher"], "set locate.criterion to warmup"),
         (["max_length=1024"], "sample.max_new_tokens 1024 must be below max_length 1024"),
@@ -211,9 +215,12 @@ def test_set_reads_yaml(write) -> None:
             "score=null",
             "forget=null",
             "pad_token='</s>'",
+            "improve.loss_settings={a: 1, b: true}",
         ],
     )
     assert recipe.improve is not None and recipe.improve.training.learning_rate == 5e-6
+    a, b = recipe.improve.loss_settings.values()
+    assert (a, b) == (1.0, True) and not isinstance(a, bool) and b is True
     assert recipe.sample.stop == ["\\n\\n", "Q:"]
     assert list(recipe.evaluate.sets) == ["test", "more"] and recipe.evaluate.sets["more"].limit == 3
     assert recipe.sft is not None and recipe.sft.sources[0].task == "ecqa"

@@ -97,3 +97,64 @@ def test_a_target_is_met_missed_or_unmeasured() -> None:
     assert verdict([0.1, 0.01], [0.05, 0.07]) == ["delta", "≤ 0.075", 0.07, "yes"]
     assert verdict([0.05, 0.08]) == ["delta", "≤ 0.075", 0.08, "**no**"]
     assert verdict([0.1, 0.01]) == ["delta", "≤ 0.075", None, "unmeasured"]
+
+
+def test_several_commits_are_all_named(tables: ModuleType, project: Path) -> None:
+    put(project, "a.json", commit="0123456789abcdef fedcba9876543210")
+    tables.main([], root=project)
+    assert "commits 0123456, fedcba9, 2 cores" in (project / "README.md").read_text()
+
+
+def publish(project: Path, **changes: object) -> None:
+    content = {
+        "schema": 1,
+        "table": "published-demo",
+        "source": "a paper",
+        "note": "One run.",
+        "columns": ["method", "accuracy"],
+        "rows": [["DPO", 75.07], ["ALLO", 75.9]],
+    }
+    (project / "benchmarks" / "published").mkdir(exist_ok=True)
+    (project / "benchmarks" / "published" / "demo.json").write_text(json.dumps(content | changes))
+
+
+def test_a_published_table_is_shown_as_printed_and_says_whose_it_is(
+    tables: ModuleType, project: Path
+) -> None:
+    publish(project)
+    (project / "README.md").write_text(DOCUMENT.replace("table:demo", "table:published-demo"))
+    assert tables.main([], root=project) == 0
+    text = (project / "README.md").read_text()
+    assert "| DPO | 75.07 |" in text and "| ALLO | 75.90 |" in text
+    assert "Published, not measured here: a paper. One run." in text
+
+
+def test_published_and_measured_figures_do_not_mix(tables: ModuleType, project: Path) -> None:
+    publish(project, table="demo")
+    assert tables.main([], root=project) == 2
+    publish(project)
+    put(project, "a.json", table="published-demo")
+    assert tables.main([], root=project) == 2
+
+
+def test_a_plot_is_shown_once_it_is_drawn(tables: ModuleType, project: Path) -> None:
+    place = "<!-- plot:sweep -->\n<!-- /plot:sweep -->\n"
+    document = project / "benchmarks" / "RESULTS.md"
+    document.write_text(place)
+    tables.main([], root=project)
+    assert "No plot has been drawn yet." in document.read_text()
+    (project / "docs" / "plots").mkdir(parents=True)
+    (project / "docs" / "plots" / "sweep.svg").write_text("<svg/>")
+    assert tables.main(["--check"], root=project) == 1
+    tables.main([], root=project)
+    assert "![sweep](../docs/plots/sweep.svg)" in document.read_text()
+    assert tables.main(["--check"], root=project) == 0
+
+
+@pytest.mark.parametrize("name", ["questions", "mathematics", "instructions"])
+def test_published_means_are_those_of_their_row(name: str) -> None:
+    """A check on typing: each row's last figure is the mean of the others, to its last digit."""
+    table = json.loads((ROOT / "benchmarks" / "published" / f"{name}.json").read_text())
+    digits = max(len(str(cell).partition(".")[2]) for row in table["rows"] for cell in row[1:])
+    for _, *figures, mean in table["rows"]:
+        assert sum(figures) / len(figures) == pytest.approx(mean, abs=10**-digits)

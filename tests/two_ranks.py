@@ -11,7 +11,11 @@ from allo.core import ranks
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer
 from tiny import pairs, trained, weights, wrongs
 
-KINDS = {"forget": (ForgetTrainer, wrongs), "improve": (ImproveTrainer, pairs)}
+KINDS = {
+    "forget": (ForgetTrainer, wrongs, {}),
+    "improve": (ImproveTrainer, pairs, {}),
+    "bco": (ImproveTrainer, pairs, {"loss": "bco", "filter": "random"}),
+}
 
 
 def main(kind: str, folder: Path, size: int, reference: str) -> None:
@@ -23,13 +27,13 @@ def main(kind: str, folder: Path, size: int, reference: str) -> None:
         all_reduce(tensor)
 
     ranks.dist.all_reduce = counted
-    trainer_class, data = KINDS[kind]
+    trainer_class, data, own = KINDS[kind]
     rows = data()[:13]  # the last step has five rows
     trainer = trained(
         trainer_class,
         rows,
         folder / "run",
-        own={"reference": reference},
+        own=own | {"reference": reference},
         per_device_train_batch_size=size,
         gradient_accumulation_steps=2,
         num_train_epochs=2,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
+from allo.baselines.adapters import adapter_rank
 from work import BETA, LEARNING_RATE, SEED, Build, Run, Work
 
 LORA_RANK = 64
@@ -36,7 +37,7 @@ def trl_shira(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
     """Sparse adapters at random entries of all linear layers, about `density` of all weights together."""
     adapters = ShiraConfig(
         task_type="CAUSAL_LM",
-        r=shira_rank(policy, density=work.density),
+        r=adapter_rank(policy, density=work.density),
         random_seed=SEED,
         target_modules="all-linear",
     )
@@ -97,18 +98,6 @@ def _trainer(
 def _run(trainer: DPOTrainer) -> Run:
     trained = sum(param.numel() for param in trainer.model.parameters() if param.requires_grad)
     return Run(trainer, trained, trainer.save_model)
-
-
-def shira_rank(policy: PreTrainedModel, *, density: float) -> int:
-    """The r at which r * (rows + columns), over the adapted layers, is nearest to `density` of all weights.
-
-    An adapter has no more entries than its layer, and at least rank 1.
-    """
-    head = policy.get_output_embeddings()
-    layers = [m.weight.shape for m in policy.modules() if isinstance(m, nn.Linear) and m is not head]
-    wanted = density * sum(param.numel() for param in policy.parameters())
-    most = min(rows * columns // (rows + columns) for rows, columns in layers)
-    return max(1, min(most, round(wanted / sum(map(sum, layers)))))
 
 
 class MaskedAdamW(torch.optim.Optimizer):

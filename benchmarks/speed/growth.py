@@ -18,10 +18,10 @@ from pathlib import Path
 from allo.artifacts import write_atomic
 from driver import MB, TRL, Measure, in_own_process
 from one import Figures
-from plot import Panel, figure
 from work import LABORATORY, Work, random_pairs, write_pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plot import Mark, Panel, figure
 from record import RESULTS, ROOT, Record, Row, read
 
 PLOTS = ROOT / "docs" / "plots"
@@ -133,7 +133,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
                 title=column,
                 x_label=quantity,
                 lines={
-                    system: [(row["at"], row[column]) for row in own if row["system"] == system]
+                    system: [Mark(row["at"], row[column]) for row in own if row["system"] == system]
                     for system in systems
                 },
             )

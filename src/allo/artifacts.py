@@ -210,6 +210,10 @@ class RunFolder:
         return self.path / "04-warmup"
 
     @property
+    def contrast(self) -> Path:
+        return self.path / "05-contrast"
+
+    @property
     def token_scores(self) -> Path:
         return self.path / "05-token-scores.parquet"
 

@@ -20,23 +20,11 @@ from allo.errors import UserError
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
+from allo.rounds import rounds_there
+from allo.stage import Stage, in_rounds
 
 SCHEMA = 1
 _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One verb. `reads` and `writes` are names in the run folder; `keys` the recipe blocks it depends on."""
-
-    name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    keys: tuple[str, ...]
-
-    def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-        counts: dict[str, Any] = importlib.import_module(f"allo.stages.{self.name}").run(recipe, run)
-        return counts
 
 
 MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
@@ -60,8 +48,8 @@ STAGES = (
     ),
     Stage(
         "score",
-        ("00-sft", "03-wrong.jsonl", "04-warmup"),
-        ("05-token-scores.parquet",),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "03-wrong.jsonl", "04-warmup"),
+        ("05-token-scores.parquet", "05-contrast"),
         (*MODEL, "seed_of_data", "score"),
     ),
     Stage(
@@ -97,7 +85,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
     }
-    return [stage for stage in STAGES if not left_out.get(stage.name)]
+    kept = [stage for stage in STAGES if not left_out.get(stage.name)]
+    return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
 
 
 def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = None) -> RunFolder:
@@ -146,11 +135,11 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
 
 def _position(stages: list[Stage], name: str) -> int:
     names = [stage.name for stage in stages]
-    if name not in NAMES:
-        raise UserError(f"{name}: no such stage; the stages are {', '.join(NAMES)}.")
-    if name not in names:
+    if name in names:
+        return names.index(name)
+    if name in NAMES:
         raise UserError(f"{name}: this recipe leaves the stage out; it has {', '.join(names)}.")
-    return names.index(name)
+    raise UserError(f"{name}: no such stage; the stages are {', '.join(names)}.")
 
 
 @contextlib.contextmanager
@@ -180,9 +169,7 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
         if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
             write_atomic(resolved, text)
-        for stage in STAGES:
-            if stage not in stages_of(recipe):
-                _discard(stage, run)
+        _discard_left_out(recipe, run)
         yield run
 
 
@@ -251,7 +238,8 @@ class _Work:
 
 def _work(stage: Stage, recipe: Recipe, run: RunFolder) -> _Work:
     hashes = FileHashes(run.path / ".hashes.json")
-    config = {key: _value(recipe, key) for key in stage.keys}
+    own = stage.recipe(recipe)
+    config = {key: _value(own, key) for key in stage.keys}
     return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
 
 
@@ -276,7 +264,8 @@ def _check(recipe: Recipe) -> None:
 def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     """Run a stage and record it; what an earlier process left of the same work is gone on with."""
     stage, run = work.stage, work.run
-    begun = run.path / f".{stage.name}.begun"
+    begun = stage.begun(run)
+    begun.parent.mkdir(exist_ok=True)
     if force or not begun.exists() or begun.read_text() != work.hash:
         _discard(stage, run)
         write_atomic(begun, work.hash)
@@ -298,13 +287,13 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
         "outputs": work.outputs(),
         **provenance(),
         "device": recipe.device,
-        "seed": work.config.get("seed", recipe.seed_of_data),
+        "seed": work.config.get("seed", stage.recipe(recipe).seed_of_data),
         "seconds": round(time.monotonic() - start, 3),
         "peak_memory_bytes": peak_memory(),
         "counts": counts,
     }
     entries = _entries(run) | {stage.name: entry}
-    in_order = {name: entries[name] for name in NAMES if name in entries}
+    in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
     write_json(run.manifest, _manifest(recipe) | {"stages": in_order})
     begun.unlink()
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
@@ -329,7 +318,8 @@ def _named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
     if isinstance(value, dict):
         rows = value.get("data_folder") or rows
         yield from (Path(value[key]) for key in ("file", "pairs", "rewriter") if value.get(key))
-        yield from filter(None, (own_file(value.get(key) or "") for key in ("scorer", "loss")))
+        own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
+        yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")
         for item in value.values():
@@ -341,7 +331,20 @@ def _discard(stage: Stage, run: RunFolder) -> None:
     manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
     if manifest["stages"].pop(stage.name, None):
         write_json(run.manifest, manifest)
-    (run.path / f".{stage.name}.begun").unlink(missing_ok=True)
+    stage.begun(run).unlink(missing_ok=True)
     for name in stage.writes:
         for path in [run.path / name, *run.path.glob(f"{name}*.part")]:
             remove(path)
+
+
+def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:
+    """Remove what stages left behind that the recipe no longer has, those of rounds included."""
+    names = {stage.name for stage in stages_of(recipe)}
+    there = rounds_there(run.path)
+    in_all = in_rounds(STAGES, recipe.model_copy(update={"rounds": max(there, default=0)}))
+    for stage in (*STAGES, *in_all):
+        if stage.name not in names:
+            _discard(stage, run)
+    for folder in there.values():
+        if not any(folder.iterdir()):
+            folder.rmdir()

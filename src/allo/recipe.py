@@ -15,18 +15,18 @@ from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe_compare import Compare
 from allo.recipe_errors import explain
+from allo.recipe_evaluate import Evaluate
 from allo.recipe_losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe_numbers import (
     Count,
     CountOrZero,
     Density,
     NotNegative,
-    Number,
     Positive,
-    SetName,
     Share,
 )
-from allo.recipe_sources import Block, Data, EvaluationSet, Kl, Source
+from allo.recipe_scores import Score
+from allo.recipe_sources import Block, Data, Source
 from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
 from allo.recipe_yaml import override, parse
 
@@ -36,8 +36,6 @@ GranularityName = Annotated[
 Criterion = Literal[
     "warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"
 ]
-ScorerName = Literal["implicit", "privileged", "rewriter", "confidence", "edit", "uniform", "random"]
-WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
@@ -109,26 +107,6 @@ class Locate(Block):
         return self
 
 
-class Score(Block):
-    """Which tokens of wrong completions are wrong (method.md 1.2 and 4)."""
-
-    scorer: ScorerName = "implicit"
-    rewriter: Path | None = None
-    """The folder that `allo rewriter train` wrote, for the scorer `rewriter`."""
-    weights: WeightRule = "indicator"
-    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
-    """`indicator` marks tokens whose aligned probability lies below it."""
-    batch_size: Count = 16
-
-    @model_validator(mode="after")
-    def _rewriter_is_named(self) -> "Score":
-        if self.scorer == "rewriter" and self.rewriter is None:
-            raise ValueError(
-                "scorer 'rewriter' needs the folder of a rewriter: set score.rewriter (see docs/rewriter.md)"
-            )
-        return self
-
-
 class Steps(Block):
     """How a stage's optimizer steps are computed; what they learn is the same."""
 
@@ -149,8 +127,9 @@ class Forget(Steps):
 
     density: Density = 0.05
     beta: Positive = 0.1
-    loss: Literal["token", "sequence"] = "token"
-    """NPO of each weighted token, or of a completion's log-ratios' weighted sum."""
+    loss: Literal["token", "sequence", "unlikelihood"] = "token"
+    """NPO of each weighted token, or of a completion's log-ratios' weighted sum; or each weighted token's
+    unlikelihood, which has no `beta` and needs no reference."""
     training: ForgetTraining = ForgetTraining()
 
 
@@ -161,8 +140,8 @@ class Improve(Steps):
     trainer: TrainerName = "selected"
     """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
     `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
-    adapter on all linear layers, with `loss_settings`' label_smoothing; `rloo` and `grpo` sample as `sample` says and train all
-    weights by the verifier's rewards. A batch's rows are then completions."""
+    adapter on all linear layers, with the label_smoothing of `loss_settings`; `rloo` and `grpo` sample as `sample`
+    says and train all weights by the verifier's rewards. A batch's rows are then completions."""
     adapter_rank: Count | None = None
     """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
     density: Density = 0.10
@@ -184,51 +163,22 @@ class Improve(Steps):
     """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
-    @property
-    def has_adapter(self) -> bool:
-        return self.trainer in ("lora", "shira")
+    @model_validator(mode="after")
+    def _keys_are_the_trainers(self) -> "Improve":
+        if self.adapter_rank is not None and not self.has_adapter:
+            raise ValueError(f"trainer {self.trainer!r} has no adapter: remove adapter_rank")
+        if self.trainer != "selected" and (self.loss != "dpo" or self.anchor):
+            raise ValueError(f"trainer {self.trainer!r} has a loss of its own: remove loss and anchor")
+        return self
 
     @model_validator(mode="after")
     def _single_answers_have_no_pair(self) -> "Improve":
         check_supervised(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
         return self
 
-
-class Evaluate(Block):
-    sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
-    num_generations: CountOrZero = 4
-    """Sampled completions a prompt; 0 measures greedy accuracy alone."""
-    greedy: bool = True
-    temperature: Positive = 0.7
-    top_p: Share = 0.95
-    max_new_tokens: Count = 1024
-    batch_size: Count = 128
-    kl: Kl | None = None
-    likelihood_pairs: CountOrZero = 0
-    """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""
-    start: bool = True
-    """Evaluate the starting model too; its completions are the other models' baseline."""
-    forgotten: bool = False
-    """Also evaluate the model between forgetting and improving."""
-
-    @model_validator(mode="after")
-    def _every_set_is_measured(self) -> "Evaluate":
-        for name in self.sets:
-            if not self.greedy and self.generations(name) == 0:
-                raise ValueError(
-                    f"set {name!r} has no completion to measure: set greedy to true, or num_generations above 0"
-                )
-        return self
-
-    def generations(self, name: str) -> int:
-        """Sampled completions a prompt of a set."""
-        own = self.sets[name].num_generations
-        return self.num_generations if own is None else own
-
     @property
-    def kl_tokens(self) -> int:
-        """The longest continuation on which the distance is measured."""
-        return (self.kl and self.kl.max_new_tokens) or self.max_new_tokens
+    def has_adapter(self) -> bool:
+        return self.trainer in ("lora", "shira")
 
 
 class Report(Block):
@@ -259,6 +209,17 @@ class Recipe(Block):
     """Tokens of a training row, prompt and completion together: a longer row loses the beginning of its
     prompt, and is dropped where the completion alone does not fit. Also of a prompt alone where completions
     are sampled; `max_new_tokens` come on top."""
+
+    rounds: Count = 1
+    """How often to align, from sampling to improving, each time on fresh samples of the model that the last
+    time left. The first start and the last model are evaluated."""
+    momentum: NotNegative = 0.0
+    """Each further round starts from theta_t + momentum * (theta_t - theta_(t-1)), theta_t being the model that
+    round t left."""
+    round_prompts: Literal["same", "next"] = "same"
+    """`next`: each round takes the next `data.limit` prompts of the source."""
+    relocate: bool = True
+    """Locate in every round; false: later rounds keep the first round's importance."""
 
     data_folder: Path | None = None
     """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
@@ -294,16 +255,31 @@ class Recipe(Block):
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
         if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
             raise ValueError(
-                "score.scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
+                "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> "Recipe":
+        if self.rounds == 1:
+            return self
+        if self.data.pairs is not None:
+            raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
+        if self.round_prompts == "next" and self.data.limit is None:
+            raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")
+        if not self.relocate and self.reads_warmup:
+            raise ValueError(
+                "relocate is false, so later rounds train no warm-up, which score.scorer 'implicit' reads: "
+                "choose another scorer, such as confidence, or set relocate to true"
+            )
+        if self.evaluate.forgotten:
+            raise ValueError("evaluate.forgotten is for a single round: set it to false, or rounds to 1")
         return self
 
     def _fits_trainer(self, improve: Improve) -> None:
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
             raise ValueError(f"{name} starts at the starting model: set `forget: null`")
-        if improve.adapter_rank and not improve.has_adapter:
-            raise ValueError(f"{name} has no adapter: remove improve.adapter_rank")
         if improve.has_adapter:
             return
         if self.data.pairs is not None:
@@ -330,6 +306,11 @@ class Recipe(Block):
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of prompts."""
+        return self.seed_of_data
+
+    @property
     def max_density(self) -> float:
         """The largest share of the weights that a stage trains."""
         return max(stage.density for stage in (self.forget, self.improve) if stage)
@@ -337,7 +318,7 @@ class Recipe(Block):
     @property
     def reads_warmup(self) -> bool:
         """Whether scoring needs the warm-up model's weights."""
-        return self.forget is not None and self.score is not None and self.score.scorer == "implicit"
+        return self.forget is not None and self.score is not None and "implicit" in self.score.scorers
 
     @property
     def run_folder(self) -> Path:

@@ -47,6 +47,11 @@ class SftTraining(Training):
     warmup_steps: NotNegative = 0.03
 
 
+class ContrastTraining(Training):
+    learning_rate: Positive = 2e-5
+    warmup_steps: NotNegative = 0.03
+
+
 class ForgetTraining(Training):
     learning_rate: Positive = 5e-7
     gradient_accumulation_steps: Count = 32

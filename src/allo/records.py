@@ -1,6 +1,6 @@
 """What flows between stages: one frozen record a line of a run's files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 
@@ -83,10 +83,12 @@ class TokenScores:
 
     `token_ids` are the completion's ids (EOS included where it finished), `scores` the
     probability in [0, 1] that token t is aligned (low: wrong), `weights` what multiplies
-    token t's loss. All three have one entry a completion token.
+    token t's loss. `beside`: the probabilities of other scorers, by name. All have one entry a
+    completion token.
     """
 
     id: str
     token_ids: list[int]
     scores: list[float]
     weights: list[float]
+    beside: dict[str, list[float]] = field(default_factory=dict)

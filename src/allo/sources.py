@@ -10,7 +10,7 @@ from allo.records import Pair, Prompt
 def prompt_source(recipe: Recipe, source: Source) -> PromptSource:
     """A recipe's source with the recipe's seed, chat setting and folder of local rows."""
     fields = source.model_dump(include=set(Source.model_fields))
-    return PromptSource(**fields, folder=recipe.data_folder, seed=recipe.seed_of_data, chat=recipe.chat)
+    return PromptSource(**fields, folder=recipe.data_folder, seed=recipe.seed_of_order, chat=recipe.chat)
 
 
 def training_prompts(recipe: Recipe) -> list[Prompt]:

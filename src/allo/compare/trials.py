@@ -19,7 +19,7 @@ from allo.recipe_yaml import place
 
 SCHEMA = 1
 RATE = "rate"
-RATE_KEYS = ("forget.training.learning_rate", "improve.training.learning_rate")
+RATED = ("forget", "improve")
 # What a trial takes over, and what it is cut from: the samples with their pairs, then what reads them.
 SAMPLED, PREPARED = "pair", "score"
 
@@ -51,18 +51,18 @@ class Trial:
                 place(fields, key, value)
         fields["seed"] = self.seed
         fields["data_seed"] = self.seed if base.compare.resample else base.seed_of_data
-        for key in RATE_KEYS:
-            stage, _, last = key.split(".")
-            if fields[stage] is not None:
-                own = getattr(base, stage)
-                rate = own.training.learning_rate if own else 1.0
-                fields[stage].setdefault("training", {})[last] = (
-                    rate * self.method.scale * self.settings[RATE]
-                )
+        made = self._valid(fields)
+        for stage in RATED:
+            if (block := getattr(made, stage)) is not None:
+                rate = block.training.learning_rate * self.method.scale * self.settings[RATE]
+                place(fields, f"{stage}.training.learning_rate", rate)
         evaluate = fields["evaluate"]
         evaluate["start"] = self.purpose == "test" and self.method.name == base.compare.reference
         if self.purpose == "tune":
             evaluate["sets"] = {"validation": base.compare.validation.model_dump(mode="json")}
+        return self._valid(fields)
+
+    def _valid(self, fields: dict[str, Any]) -> Recipe:
         try:
             return Recipe.model_validate(fields)
         except ValidationError as error:
@@ -121,7 +121,9 @@ def preparations(recipe: Recipe) -> list[Preparation]:
     for until in (SAMPLED, PREPARED):
         stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
         names = [stage.name for stage in stages]
-        last = max((i for i, name in enumerate(names) if name in _up_to(until)), default=-1)
+        last = max(
+            (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
+        )
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
         config = {key: to_jsonable_python(getattr(recipe, key)) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
@@ -206,11 +208,12 @@ def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _trained(stages: dict[str, Any]) -> dict[str, Any]:
-    return {name: stage for name, stage in stages.items() if name in ("locate", "score", "forget", "improve")}
+    trained = ("locate", "score", "forget", "improve")  # in rounds also round-1/locate and so on
+    return {name: stage for name, stage in stages.items() if name.rpartition("/")[2] in trained}
 
 
 def _up_to(until: str) -> tuple[str, ...]:
-    order = ("sft", "sample", "judge", "pair", "locate", "score")
+    order = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
     return order[: order.index(until) + 1]
 
 

@@ -17,12 +17,16 @@ Result = dict[str, Any]
 
 
 def first_wave(method: Resolved, compare: Compare) -> list[Trial]:
-    """The rates, under the method's settings as they stand."""
+    """The rates, under the method's settings as they stand; nothing where there is no choice."""
+    if not _is_choice(compare):
+        return []
     return _trials(method, [{RATE: rate} for rate in sorted(compare.rates)], compare)
 
 
 def second_wave(method: Resolved, compare: Compare, result: Callable[[Trial], Result]) -> list[Trial]:
     """The method's own settings at the best rate of the first wave, and further rates."""
+    if not _is_choice(compare):
+        return []
     rate = _best([{RATE: rate} for rate in compare.rates], method, compare, result)[RATE]
     tried = [{RATE: rate, **own} for own in method.settings][: compare.extra_trials]
     further = _further_rates(rate, sorted(compare.rates), compare.extra_trials - len(tried))
@@ -34,8 +38,14 @@ def tuned(method: Resolved, compare: Compare, result: Callable[[Trial], Result])
 
     Raises `UserError` where every trial failed.
     """
+    if not _is_choice(compare):
+        return {RATE: compare.rates[0]}
     waves = [*first_wave(method, compare), *second_wave(method, compare, result)]
     return _best([trial.settings for trial in waves], method, compare, result)
+
+
+def _is_choice(compare: Compare) -> bool:
+    return len(compare.rates) > 1 or compare.extra_trials > 0
 
 
 def accuracy(result: Result) -> float:

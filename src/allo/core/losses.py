@@ -22,6 +22,15 @@ def npo(logratios: Tensor, *, beta: float) -> Tensor:
     return -logsigmoid(-beta * logratios)
 
 
+def unlikelihood(logps: Tensor) -> Tensor:
+    """-log(1 - pi(y_t)) of each token (arXiv 1908.04319, eq. 4): [...] -> [...]. It needs no reference.
+
+    On the token's logit its slope is pi(y_t): it takes away what the model believes, and nothing more, where NPO's
+    presses hardest on what is unlikely already. Tokens within 1e-6 of certainty have no slope.
+    """
+    return -torch.log(-torch.expm1(logps.clamp(max=-_CERTAIN)))
+
+
 def npo_sequence(logratios: Tensor, *, beta: float) -> Tensor:
     """NPO of whole completions from summed log-ratios (arXiv 2404.05868, eq. 3): [B] -> [B].
 
@@ -64,5 +73,6 @@ def reduce(losses: Tensor, weights: Tensor, *, denominator: Tensor | float) -> T
     return torch.where(weights != 0, losses * weights, 0.0).sum() / denominator
 
 
+_CERTAIN = 1e-6
 # 55% of 100 tokens are 55, although 0.55 * 100 is 55.00000000000001 in floating point.
 _ROUNDING = 1e-9

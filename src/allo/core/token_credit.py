@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 RLMEC_CEILING = 0.1
+UNSEEN = 0.5
+"""How many samples the value before a token counts as, when the value after it is estimated."""
 
 
 def from_logratios(logratios: Tensor, *, scale: float) -> Tensor:
@@ -41,10 +43,37 @@ def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> li
     return scores
 
 
+def advantages(completion: Sequence[int], samples: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
+    """The share of hope that each token keeps: min(1, V_t / V_(t-1)), 1 where there was none before it.
+
+    V_t is the share of right ones among the prompt's samples (ids, right?) that begin as the completion does
+    up to token t: a Monte Carlo value of the prefix (VinePPO, arXiv 2410.01679) from samples that are there
+    anyway. By Bayes V_t / V_(t-1) = pi(y_t | right) / pi(y_t). After the token the samples are few, so V_t
+    is drawn to V_(t-1) as by UNSEEN more of them. [L] in [0, 1].
+    """
+    scores, before = [], list(samples)
+    for position, token in enumerate(completion):
+        after = [one for one in before if len(one[0]) > position and one[0][position] == token]
+        num_right = sum(right for _, right in before)
+        kept = sum(right for _, right in after) * len(before) / num_right if num_right else len(after)
+        scores.append(min(1.0, (kept + UNSEEN) / (len(after) + UNSEEN)))
+        before = after
+    return scores
+
+
 def random_scores(key: str, length: int, *, seed: int) -> list[float]:
     """Uniform scores from a stable hash of (seed, key, position): the control."""
     digests = (hashlib.sha256(f"{seed}:{key}:{position}".encode()).digest() for position in range(length))
     return [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
+
+
+def first_marked(weights: Tensor) -> Tensor:
+    """The weights of one completion with all but its first that is not 0 set to 0: [tokens] -> [tokens].
+
+    Words that follow from a mistake are right, given the mistake: unlearning them unlearns how to reckon.
+    """
+    marked = weights != 0
+    return weights * (marked & (marked.cumsum(-1) == 1))
 
 
 def token_weights(scores: Tensor, *, rule: str, threshold: float = 0.5) -> Tensor:

@@ -2,11 +2,11 @@
 
 A scorer takes some completions and gives each token a number: a probability in [0, 1], low for a wrong
 token, or, for those in `LOGRATIOS`, a log-ratio that is negative for one. To add one, write its function
-and name it in `SCORERS`.
+and name it in `SCORERS`, or in a recipe as `file.py:function` (docs/extending.md).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from allo.core.places import Everything
-from allo.core.token_credit import edit_scores, random_scores
+from allo.core.token_credit import advantages, edit_scores, random_scores
 from allo.errors import UserError
 from allo.hf.collate import pad
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import per_token_logps
 from allo.hf.rewriter import Rewriter, rewriting
 from allo.hf.tokenization import Tokenized, tokenize
+from allo.own_code import load_function, own_file
+from allo.recipe_scores import Score
 from allo.records import Message, Wrong
 
 
@@ -33,17 +35,29 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Context:
-    """What scorers may look at. `warmup`: tensors [shape] fp32 of the warm-up model, for `implicit`.
+class Sample:
+    """One judged completion of a prompt."""
 
-    `rewriter`: for the scorer of that name, whose model is then `model`, too.
+    text: str
+    finished: bool
+    right: bool
+
+
+@dataclass(frozen=True)
+class Context:
+    """What scorers may look at.
+
+    `model`: the starting model. `samples`: prompt id -> all of its judged completions. `weights`: other models
+    of the same shape, each as tensors [shape] fp32 by name, of those that `WEIGHTS` gives the scorer.
+    `rewriter`: for the scorer of that name; its model then stands in `model`'s place.
     """
 
     model: Model
     tokenizer: Tokenizer
     max_length: int
     seed: int
-    warmup: dict[str, Tensor] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    weights: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     rewriter: Rewriter | None = None
 
 
@@ -83,18 +97,43 @@ def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     """log pi_warm-up - log pi_start: the warm-up run's own implicit reward, in fp32."""
     tokens = [row.tokens for row in rows]
     before = _logps(tokens, context)
-    with _warmed_up(context):
+    with _under(context, "warmup"):
         after = _logps(tokens, context)
-    return [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)]
+    return _differences(after, before)
+
+
+def contrastive(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """log pi_plus - log pi_minus: the start fine-tuned on right and on wrong samples (cDPO, TIS-DPO), in fp32."""
+    tokens = [row.tokens for row in rows]
+    with _under(context, "chosen"):
+        plus = _logps(tokens, context)
+    with _under(context, "rejected"):
+        minus = _logps(tokens, context)
+    return _differences(plus, minus)
+
+
+def right_confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi_plus(y_t): the start fine-tuned on right samples, asked how likely it finds the token, in fp32."""
+    with _under(context, "chosen"):
+        return _probabilities([row.tokens for row in rows], context)
+
+
+def advantage(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """The share of right ones among the samples that begin alike, after the token against before it."""
+    scores = []
+    for row in rows:
+        samples = context.samples.get(row.wrong.prompt_id, ())
+        judged = [(_ids(one.text, context, finished=one.finished), one.right) for one in samples]
+        scores.append(advantages(row.tokens.completion_ids, judged))
+    return scores
 
 
 def edit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     """0 where the diff to the nearest right sample (else the solution) changes the token, else 1."""
-    end = [context.tokenizer.eos_token_id]
     scores = []
     for row in rows:
         texts = row.wrong.right or ([row.wrong.solution] if row.wrong.solution else [])
-        rights = [[*context.tokenizer(text, add_special_tokens=False).input_ids, *end] for text in texts]
+        rights = [_ids(text, context, finished=True) for text in texts]
         scores.append(edit_scores(row.tokens.completion_ids, rights))
     return scores
 
@@ -111,6 +150,9 @@ def random(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 
 SCORERS: dict[str, Scorer] = {
     "implicit": implicit,
+    "contrastive": contrastive,
+    "right_confidence": right_confidence,
+    "advantage": advantage,
     "privileged": privileged,
     "rewriter": rewriter,
     "confidence": confidence,
@@ -118,25 +160,81 @@ SCORERS: dict[str, Scorer] = {
     "uniform": uniform,
     "random": random,
 }
-LOGRATIOS = frozenset({"implicit"})
+LOGRATIOS = frozenset({"implicit", "contrastive"})
+# The other models that a scorer asks; it runs in fp32, and gets them as `Context.weights`.
+WEIGHTS = {
+    "implicit": ("warmup",),
+    "contrastive": ("chosen", "rejected"),
+    "right_confidence": ("chosen",),
+}
+
+
+def scorers_of(score: Score) -> dict[str, Scorer]:
+    """The recipe's scorers by name, first the one whose weights count.
+
+    Raises `UserError` where a function of the user's own is not there; its scores are checked when it runs.
+    """
+    keys = dict.fromkeys(score.beside, "score.beside") | {score.scorer: "score.scorer"}
+    return {
+        name: SCORERS[name] if own_file(name) is None else _checked(name, key=keys[name])
+        for name in score.scorers
+    }
+
+
+def _checked(name: str, *, key: str) -> Scorer:
+    """The user's own function, its scores held against what a scorer promises."""
+    function = load_function(name, key=key)
+
+    def scorer(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+        scores = [[float(number) for number in one] for one in function(rows, context)]
+        if len(scores) != len(rows):
+            raise UserError(
+                f"{key}: {name} gave scores of {len(scores)} completions for {len(rows)}: return one list each."
+            )
+        for row, one in zip(rows, scores, strict=True):
+            length = len(row.tokens.completion_ids)
+            if len(one) != length:
+                raise UserError(
+                    f"{key}: {name} gave {len(one)} scores for the {length} tokens of completion {row.wrong.id}: "
+                    "return one for each of row.tokens.completion_ids."
+                )
+            bad = next((number for number in one if not 0 <= number <= 1), None)  # nan is none of these
+            if bad is not None:
+                raise UserError(
+                    f"{key}: {name} gave the score {bad} in completion {row.wrong.id}: return probabilities from "
+                    "0 (wrong) to 1 (aligned)."
+                )
+        return scores
+
+    return scorer
 
 
 @contextmanager
-def _warmed_up(context: Context) -> Iterator[None]:
-    """The model as the warm-up left it; its own bits come back after the block, also on an exception."""
-    _exchange(context)
+def _under(context: Context, name: str) -> Iterator[None]:
+    """The model with other weights; its own bits come back after the block, also on an exception."""
+    _exchange(context.model, context.weights[name])
     try:
         yield
     finally:
-        _exchange(context)
+        _exchange(context.model, context.weights[name])
 
 
 @torch.no_grad()
-def _exchange(context: Context) -> None:
-    """Exchange the model's weights with those of the warm-up."""
-    for name, param in context.model.named_parameters():
-        values = context.warmup[name].reshape(-1).to(param.device)
-        context.warmup[name] = Everything().exchange(param.data, values)
+def _exchange(model: Model, weights: dict[str, Tensor]) -> None:
+    """Exchange the model's weights with these."""
+    for name, param in model.named_parameters():
+        values = weights[name].reshape(-1).to(param.device)
+        weights[name] = Everything().exchange(param.data, values)
+
+
+def _differences(after: list[list[float]], before: list[list[float]]) -> list[list[float]]:
+    return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(after, before, strict=True)]
+
+
+def _ids(text: str, context: Context, *, finished: bool) -> list[int]:
+    """A completion's token ids, as `tokenize` makes them."""
+    end = [context.tokenizer.eos_token_id] if finished else []
+    return [*context.tokenizer(text, add_special_tokens=False).input_ids, *end]
 
 
 @torch.inference_mode()

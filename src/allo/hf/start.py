@@ -83,19 +83,18 @@ def load_start(
 
 def read_start(run: RunFolder) -> Start:
     start = Start(**read_json(run.start / "start.json"))
-    return replace(start, model=str(run.path / start.model))
+    return replace(start, model=os.path.normpath(run.path / start.model))
 
 
-def write_start(run: RunFolder, folder: Path) -> Start:
+def write_start(run: RunFolder, folder: Path, *, within: Path | None = None) -> Start:
     """Record `folder` as the run's starting model, with the digests of its tensors and other files.
 
-    A folder inside the run is recorded relative to it, so that a run can be moved.
+    A folder inside the run, or inside `within`, which is moved as a whole, is recorded relative to the run.
     """
     checkpoint = Checkpoint.open(folder)
-    inside = folder.is_relative_to(run.path)
-    model = folder.relative_to(run.path) if inside else folder.resolve()
+    inside = folder.is_relative_to(within or run.path)
     start = Start(
-        str(model),
+        os.path.relpath(folder, run.path) if inside else str(folder.resolve()),
         hashes={name: checkpoint.digest(name) for name in checkpoint.stored},
         files={
             path.name: sha256_file(path)

@@ -51,13 +51,17 @@ class ForgetTrainer(SelectedTrainer):
         ForgetTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1)
 
     `loss`: "token" has a term for each weighted token, and their mean; "sequence" one for each completion, of
-    its log-ratios' weighted sum, and the completions' mean.
+    its log-ratios' weighted sum, and the completions' mean; "unlikelihood" -log(1 - pi) of each weighted token, and
+    their mean, without a reference.
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights`
     (all tokens count where the column is missing). The reference is the model as given.
     """
 
-    metrics = ("rewards/rejected", "logps/rejected", "logratios/forgotten", "forget/kept_tokens")
+    metrics = (
+        *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
+        *("probabilities/forgotten", "forget/kept_tokens"),
+    )
     make_rows = staticmethod(completion_rows)
 
     def __init__(
@@ -68,9 +72,10 @@ class ForgetTrainer(SelectedTrainer):
         processing_class: PreTrainedTokenizerBase,
         *,
         beta: float = 0.1,
-        loss: Literal["token", "sequence"] = "token",
+        loss: Literal["token", "sequence", "unlikelihood"] = "token",
         **options: Unpack[Options],
     ) -> None:
+        self.compares = loss != "unlikelihood"
         super().__init__(model, args, train_dataset, processing_class, **options)
         self.beta, self.unit = beta, loss
 
@@ -80,24 +85,28 @@ class ForgetTrainer(SelectedTrainer):
         return sum(weight != 0 for row in rows for weight in row["token_weights"])
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
-        logratios, logps = self.logratios(batch)
         weights = batch["token_weights"]
-        kept = weights != 0
-        with torch.no_grad():
-            self.record(
-                len(logps),
-                {
-                    "rewards/rejected": self.beta * logratios.sum(),
-                    "logps/rejected": logps.sum(),
-                },
-            )
-            self.record(kept.sum(), {"logratios/forgotten": (logratios * kept).sum()})
-            self.record(batch["completion_mask"].sum(), {"forget/kept_tokens": kept.sum()})
+        if not self.compares:
+            logps = per_token_logps(self.model, batch)
+            self._record(batch, logps, torch.zeros_like(logps))
+            return losses.reduce(losses.unlikelihood(logps), weights, denominator=denominator)
+        logratios, logps = self.logratios(batch)
+        self._record(batch, logps, logratios)
         if self.unit == "sequence":
-            sums = torch.where(kept, weights * logratios, 0.0).sum(-1)
+            sums = torch.where(weights != 0, weights * logratios, 0.0).sum(-1)
             whole = losses.npo_sequence(sums, beta=self.beta)
             return losses.reduce(whole, torch.ones_like(whole), denominator=denominator)
         return losses.reduce(losses.npo(logratios, beta=self.beta), weights, denominator=denominator)
+
+    @torch.no_grad()
+    def _record(self, batch: Batch, logps: Tensor, logratios: Tensor) -> None:
+        kept = batch["token_weights"] != 0
+        self.record(len(logps), {"logps/rejected": logps.sum()})
+        self.record(kept.sum(), {"probabilities/forgotten": (logps.exp() * kept).sum()})
+        self.record(batch["completion_mask"].sum(), {"forget/kept_tokens": kept.sum()})
+        if self.compares:
+            self.record(len(logps), {"rewards/rejected": self.beta * logratios.sum()})
+            self.record(kept.sum(), {"logratios/forgotten": (logratios * kept).sum()})
 
 
 class ImproveTrainer(SelectedTrainer):

@@ -26,8 +26,9 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
 
 def stages_that_run_the_model(recipe: Recipe) -> list[str]:
     """In order; the first stage trains only where the recipe fine-tunes."""
+    one_round = recipe.model_copy(update={"rounds": 1})  # every round takes what one takes
     idle = {"judge", "pair", "report"} | ({"sft"} if recipe.sft is None else set())
-    return [stage.name for stage in stages_of(recipe) if stage.name not in idle]
+    return [stage.name for stage in stages_of(one_round) if stage.name not in idle]
 
 
 def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
@@ -38,7 +39,10 @@ def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
         case "sample":
             return inference.plan_sampling(recipe)
         case "score":
-            return inference.plan_scoring(recipe)
+            scoring = inference.plan_scoring(recipe)
+            if recipe.score is None or not recipe.score.sides:
+                return scoring
+            return max(scoring, training.plan_training(recipe, "score"), key=lambda stage: stage.total)
         case "evaluate":
             return inference.plan_evaluation(recipe)
         case _:

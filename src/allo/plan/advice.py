@@ -43,7 +43,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe | None:
 def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
     """What may help, the cheapest first; each comes on top of those before it."""
     yield _batch(recipe, stage, 1)
-    if stage in ("sft", "locate", "forget", "improve"):
+    if _trains(recipe, stage):
         yield {f"{stage}.training.activation_checkpointing": True}  # a third more time, the same numbers
     if stage in ("forget", "improve"):
         yield {f"{stage}.reference": "precomputed"}  # the same numbers up to rounding
@@ -56,17 +56,27 @@ def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
 
 def _batch(recipe: Recipe, stage: str, size: int) -> Settings:
     """Fewer rows at a time; an optimizer step is over as many as before."""
+    settings: Settings = {}
     if stage not in ("sft", "locate", "forget", "improve"):
-        return {f"{stage}.batch_size": size}
+        settings |= {f"{stage}.batch_size": size}
+    if not _trains(recipe, stage):
+        return settings
     training = getattr(recipe, stage).training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    settings: Settings = {
+    settings |= {
         f"{stage}.training.per_device_train_batch_size": size,
         f"{stage}.training.gradient_accumulation_steps": -(-rows // size),
     }
     if getattr(getattr(recipe, stage), "max_tokens_per_batch", None) is not None:
         settings[f"{stage}.max_tokens_per_batch"] = None
     return settings
+
+
+def _trains(recipe: Recipe, stage: str) -> bool:
+    """Scoring does where a scorer asks a model that is trained for it."""
+    if stage == "score":
+        return recipe.score is not None and bool(recipe.score.sides)
+    return stage in ("sft", "locate", "forget", "improve")
 
 
 def _size(recipe: Recipe, stage: str) -> int:

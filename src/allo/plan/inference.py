@@ -8,13 +8,15 @@ from allo.hf.collate import pad
 from allo.hf.models import Model
 from allo.hf.policy import completion_distributions, per_token_logps
 from allo.hf.rehearsal import rehearse_sampling, rehearsed_model
+from allo.hf.scorers import WEIGHTS
 from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
 from allo.plan.memory import StagePlan
-from allo.recipe import Evaluate, Recipe, Sample
+from allo.recipe import Recipe, Sample
+from allo.recipe_evaluate import Evaluate
 from allo.stages.evaluate import KL_BATCH
 
 _WORD = 2
-_FORWARD = {"privileged", "confidence", "implicit"}  # scorers that run the model
+_WITHOUT_MODEL = {"advantage", "edit", "uniform", "random"}
 
 
 def plan_sampling(recipe: Recipe) -> StagePlan:
@@ -28,15 +30,19 @@ def plan_sampling(recipe: Recipe) -> StagePlan:
 
 
 def plan_scoring(recipe: Recipe) -> StagePlan:
-    """One batch of the longest completions; `implicit` has the model and the warm-up's weights in fp32."""
+    """One batch of the longest completions, under the scorer that takes most.
+
+    `implicit` and `contrastive` have the model in fp32, and other weights beside it in host memory.
+    """
     assert recipe.score is not None
     lengths = scoring_lengths(recipe)
-    size, implicit = recipe.score.batch_size, recipe.score.scorer == "implicit"
+    size, scorers = recipe.score.batch_size, set(recipe.score.scorers)
+    compared = max(len(WEIGHTS.get(name, ())) for name in scorers)
     with torch.inference_mode(), Rehearsal() as rehearsal:
-        model = _load(recipe, rehearsal, dtype=torch.float32 if implicit else None)
-        if recipe.score.scorer in _FORWARD:
+        model = _load(recipe, rehearsal, dtype=torch.float32 if compared else None)
+        if scorers - _WITHOUT_MODEL:
             per_token_logps(model, _batch(lengths, size))
-    host = sum(param.nbytes for param in model.parameters()) if implicit else 0
+    host = compared * sum(param.nbytes for param in model.parameters())
     load = f"{size} rows of {lengths.prompt} + {lengths.completion} tokens"
     return StagePlan("score", load, dict(rehearsal.at_peak), host=host)
 

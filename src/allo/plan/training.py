@@ -116,7 +116,7 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
     block = getattr(recipe, stage)
     arguments = _arguments(recipe, stage, folder)
     prompt, completion = _texts(recipe)
-    mask = spread_mask(model, density=1.0 if stage in ("sft", "locate") else block.density)
+    mask = spread_mask(model, density=getattr(block, "density", 1.0))
     given: dict[str, Any] = {"mask": mask, "max_length": recipe.max_length}
     for option in ("beta", "max_tokens_per_batch", "reference", "shared_prefix", "lean"):
         if hasattr(block, option):

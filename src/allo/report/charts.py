@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from allo.report import figures
 from allo.report.axes import Scale, drawable, extent, tick_labels, ticks
-from allo.report.run_view import Accuracy, DensityRow
+from allo.report.run_view import Accuracy, Bin, DensityRow
 
 CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to what fits
 # The order in which data flow through a block; kinds with other names follow in the model's order.
@@ -95,6 +95,25 @@ def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float) -> Ma
             parts += _whisker(accuracy, x, place, whisker, hollow)
     parts.append(_text((left + right) / 2, bottom + 32, "accuracy, %", css="quiet middle"))
     return _svg(width, bottom + 36, title, parts)
+
+
+def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
+    """Predicted probability against observed share; a dot's area is its share of the tokens, the diagonal the goal."""
+    width, height, left, top, bottom = 250, 222, 42, 8, 186
+    x, y = Scale(0.0, 1.0, left, width - 14.0), Scale(0.0, 1.0, bottom, top)
+    total = sum(each.num for each in bins)
+    parts = [_grid(x, y, left=left, right=width - 14.0, bottom=bottom)]
+    parts.append(_rule(x(0), y(0), x(1), y(1), css="reference"))
+    parts += _line([(each.predicted, each.observed) for each in bins], x, y, 1)
+    for each in bins:
+        tooltip = (
+            f"{figures.count(each.num)} tokens: predicted {figures.decimal(each.predicted, digits=2)}, "
+            f"observed {figures.decimal(each.observed, digits=2)}"
+        )
+        radius = round(2 + 6 * (each.num / total) ** 0.5, 1)
+        parts.append(_dot(x(each.predicted), y(each.observed), radius=radius, css="fill1", tooltip=tooltip))
+    parts.append(_text((left + width) / 2, height - 4, "score", css="quiet middle"))
+    return _svg(width, height, title, parts)
 
 
 def heat_map(title: str, rows: Sequence[DensityRow], *, most: float) -> Markup:

@@ -128,9 +128,17 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
         "densities": _densities(run),
         "legend": charts.heat_legend(_most(run)),
         "credit": run.credit,
-        "samples": [(story.prompt_text(item.prompt), story.tokens(item)) for item in run.credit.samples]
+        "samples": [
+            (
+                story.prompt_text(item.prompt),
+                story.tokens(item),
+                story.token_map(item, run.credit.scorer or "scores"),
+            )
+            for item in run.credit.samples
+        ]
         if run.credit
         else [],
+        "calibration": _calibration(run),
         "weighted": figures.percent(run.credit.num_weighted / max(1, run.credit.num_tokens))
         if run.credit
         else "",
@@ -160,6 +168,16 @@ def _curves(run: RunView) -> list[StageCurves]:
                 panels.append((title, charts.line_chart(f"{title}, {stage}", series)))
         if panels:
             found.append(StageCurves(figures.name(stage), tuple(panels)))
+    return found
+
+
+def _calibration(run: RunView) -> list[tuple[str, str, Markup]]:
+    """A chart a scorer, where the truth is known: (scorer, its error, SVG)."""
+    found = []
+    for each in run.credit.calibration if run.credit else ():
+        name = figures.name(each.scorer or "scores")
+        error = f"off by {figures.decimal(each.error, digits=2)} on average"
+        found.append((name, error, charts.reliability_plot(f"calibration of {name}", each.bins)))
     return found
 
 

@@ -9,18 +9,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from allo.errors import UserError
-from allo.report.run_view import (
-    DensityRow,
-    Evaluation,
-    Manifest,
-    PromptText,
-    RunView,
-    TokenCredit,
-    TokenSample,
-)
+from allo.report.credit import token_credit
+from allo.report.run_view import DensityRow, Evaluation, Manifest, RunView, TokenCredit
+from allo.rounds import rounds_there
 
 SCHEMA = 1
-NUM_TOKEN_SAMPLES = 4
 
 T = TypeVar("T")
 
@@ -50,7 +43,7 @@ def view(folder: Path) -> RunView:
         manifest=manifest,
         curves=_curves(folder),
         masks=_masks(folder),
-        credit=_credit(folder),
+        credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
         base=base,
     )
@@ -114,20 +107,23 @@ def _recipe(path: Path) -> tuple[str | None, str]:
 
 def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:
     """Stage -> logged steps, in the order of the stages; a step logged twice (a resumed run) counts once."""
-    paths: dict[str, Path] = {}
-    for path in folder.glob("[0-9][0-9]-*/**/metrics.jsonl"):
-        stage = path.parent.relative_to(folder).as_posix()
-        if "checkpoint-" not in stage:
-            paths[stage] = path
     curves: dict[str, list[dict[str, float]]] = {}
-    for stage, path in sorted(paths.items()):
-        steps: dict[float, dict[str, float]] = {}
-        for row in _read_lines(path):
-            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
-            if "step" in numbers:
-                steps.setdefault(numbers["step"], {}).update(numbers)
-        curves[re.sub(r"^\d\d-", "", stage)] = [steps[step] for step in sorted(steps)]
+    for place in (folder, *rounds_there(folder).values()):
+        within = "" if place == folder else f"{place.name}/"
+        for path in sorted(place.glob("[0-9][0-9]-*/**/metrics.jsonl")):
+            stage = path.parent.relative_to(place).as_posix()
+            if "checkpoint-" not in stage:
+                curves[within + re.sub(r"^\d\d-", "", stage)] = _steps(path)
     return curves
+
+
+def _steps(path: Path) -> list[dict[str, float]]:
+    steps: dict[float, dict[str, float]] = {}
+    for row in _read_lines(path):
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+        if "step" in numbers:
+            steps.setdefault(numbers["step"], {}).update(numbers)
+    return [steps[step] for step in sorted(steps)]
 
 
 def _masks(folder: Path) -> dict[str, tuple[DensityRow, ...]]:
@@ -147,31 +143,7 @@ def _masks(folder: Path) -> dict[str, tuple[DensityRow, ...]]:
 
 
 def _credit(folder: Path) -> TokenCredit | None:
-    """The first token samples and the share of tokens with a weight, read batch by batch."""
+    """The token scores, where the run has some."""
     path = folder / "05-token-scores.parquet"
-    if not path.is_file():
-        return None
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     wrong = folder / "03-wrong.jsonl"
-    prompts: dict[Any, PromptText] = (
-        {row.get("id"): row.get("prompt", "") for row in _read_lines(wrong)} if wrong.is_file() else {}
-    )
-    samples: list[TokenSample] = []
-    num_tokens = num_weighted = 0
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                num_tokens += len(row["weights"])
-                num_weighted += sum(weight != 0 for weight in row["weights"])
-                if len(samples) < NUM_TOKEN_SAMPLES:
-                    tokens = row.get("tokens") or [f"[{token}]" for token in row["token_ids"]]
-                    samples.append(
-                        TokenSample(row["id"], prompts.get(row["id"]), tokens, row["scores"], row["weights"])
-                    )
-    except (pa.ArrowException, KeyError) as error:
-        raise UserError(
-            f"{path}: not a table of token scores ({error}). Run the score stage again."
-        ) from error
-    return TokenCredit(tuple(samples), num_tokens, num_weighted)
+    return token_credit(path, _read_lines(wrong) if wrong.is_file() else []) if path.is_file() else None

@@ -118,22 +118,55 @@ class DensityRow:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """A wrong completion, token by token; the three lists have one entry a token."""
+    """A wrong completion, token by token; every list has one entry a token.
+
+    `beside`: the probabilities of other scorers, by name. `wrong`: which tokens truly are, where that is known.
+    """
 
     id: str
     prompt: PromptText | None
     tokens: list[str]
     scores: list[float]
     weights: list[float]
+    beside: dict[str, list[float]] = field(default_factory=dict)
+    wrong: list[bool] | None = None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Tokens of about the same score: its mean, the share of them that is truly aligned, how many."""
+
+    predicted: float
+    observed: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A scorer's probabilities held against the truth, from low to high."""
+
+    scorer: str
+    bins: tuple[Bin, ...]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: |predicted - observed|, averaged over the tokens."""
+        apart = sum(each.num * abs(each.predicted - each.observed) for each in self.bins)
+        return apart / sum(each.num for each in self.bins)
 
 
 @dataclass(frozen=True)
 class TokenCredit:
-    """The first samples of the token scores, and how many tokens of all carry a weight."""
+    """The first samples of the token scores, and how many tokens of all carry a weight.
+
+    `scorer`: whose scores the weights follow from. `calibration`: where the truth is known, of every scorer.
+    """
 
     samples: tuple[TokenSample, ...]
     num_tokens: int
     num_weighted: int
+    scorer: str = ""
+    calibration: tuple[Calibration, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class MapRow:
+    """A completion as one scorer sees it, or as it truly is."""
+
+    scorer: str
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
 class Example:
     """One prompt with the completions before and after alignment."""
 
@@ -184,6 +192,32 @@ def tokens(sample: TokenSample) -> list[Token]:
     for text, score, weight in zip(sample.tokens, sample.scores, sample.weights, strict=True):
         share = abs(weight) / largest if largest > 0 and weight == weight else 0.0
         shade = max(1, round(SHADES * share)) if share > 0 else 0
-        shown = figures.printable(text, limit=LONGEST).replace("\n", "⏎\n") or "∅"
-        drawn.append(Token(shown, shade, f"score {score:.3f} · weight {weight:.3g}"))
+        drawn.append(Token(_token_text(text), shade, f"score {score:.3f} · weight {weight:.3g}"))
     return drawn
+
+
+def token_map(sample: TokenSample, scorer: str) -> list[MapRow]:
+    """The same tokens once a scorer, shaded by its probability that they are wrong; none where it stands alone.
+
+    The truth comes first where it is known.
+    """
+    scores = {scorer: sample.scores} | sample.beside
+    rows = [MapRow(figures.name(name), _by_score(sample.tokens, own)) for name, own in scores.items()]
+    if sample.wrong is not None:
+        truth = [
+            Token(_token_text(t), SHADES * w, "") for t, w in zip(sample.tokens, sample.wrong, strict=True)
+        ]
+        rows.insert(0, MapRow("truth", truth))
+    return rows if len(rows) > 1 else []
+
+
+def _by_score(texts: list[str], scores: list[float]) -> list[Token]:
+    shades = [round(SHADES * (1 - score)) if score == score else 0 for score in scores]
+    return [
+        Token(_token_text(text), shade, f"score {score:.3f}")
+        for text, shade, score in zip(texts, shades, scores, strict=True)
+    ]
+
+
+def _token_text(text: str) -> str:
+    return figures.printable(text, limit=LONGEST).replace("\n", "⏎\n") or "∅"

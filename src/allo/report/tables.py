@@ -77,8 +77,8 @@ def models(runs: Sequence[RunView]) -> list[Model]:
 
 
 def _warmed_up(run: RunView) -> bool:
-    locate = run.manifest.stages.get("locate")
-    return locate is not None and "training_state_bytes" in locate.counts
+    located = (stage for name, stage in run.manifest.stages.items() if name.rpartition("/")[2] == "locate")
+    return any("training_state_bytes" in stage.counts for stage in located)
 
 
 def set_names(rows: Sequence[Model]) -> list[str]:

@@ -7,12 +7,15 @@ import torch
 
 from allo.artifacts import read_json
 from allo.baselines.arguments import trl_arguments
+from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
+from allo.hf.scorers import scorers_of
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Steps
 from allo.recipe_sources import Source
+from allo.rounds import of_round
 from allo.sources import prompt_source, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
@@ -20,7 +23,7 @@ from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer, the rewriter and the model's positions; build all training arguments.
+    """Read every source of prompts, the tokenizer, the model's positions, the scorers and the rewriter; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -37,6 +40,8 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         locate.check_settings(recipe.locate)
+    if recipe.score is not None:
+        scorers_of(recipe.score)
     improve.check_settings(recipe)
     tokenizer = load_tokenizer(
         recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
@@ -46,7 +51,7 @@ def check(recipe: Recipe) -> None:
     _check_lengths(recipe)
     judged: list[Source] = list(recipe.evaluate.sets.values())
     if recipe.data.pairs is None:
-        judged.insert(0, recipe.data)
+        judged[:0] = _data_of_rounds(recipe)
     else:
         training_pairs(recipe)
     for source in judged:
@@ -54,6 +59,23 @@ def check(recipe: Recipe) -> None:
             check_judgeable(prompt, verifier=recipe.judge.verifier)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
         read_prompts(prompt_source(recipe, source))
+
+
+def _data_of_rounds(recipe: Recipe) -> list[Source]:
+    """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
+    found: list[Source] = [recipe.data]
+    for number in range(2, recipe.rounds + 1):
+        data = of_round(recipe, number).data
+        if data in found:
+            continue
+        try:
+            read_prompts(prompt_source(recipe, data))
+        except UserError as error:
+            raise UserError(
+                f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
+            ) from error
+        found.append(data)
+    return found
 
 
 def _check_lengths(recipe: Recipe) -> None:
@@ -71,7 +93,7 @@ def _check_lengths(recipe: Recipe) -> None:
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """The recipe's `training` blocks under their keys, and whether they are lean; but for TRL's."""
-    for name in ("sft", "locate", "forget", "improve"):
+    for name in ("sft", "locate", "score", "forget", "improve"):
         block = getattr(recipe, name)
         if block is not None and getattr(block, "trainer", "selected") == "selected":
             yield f"{name}.training", block.training.model_dump(), isinstance(block, Steps) and block.lean

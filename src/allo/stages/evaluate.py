@@ -21,6 +21,7 @@ from allo.prompts import read_prompts
 from allo.recipe import Recipe
 from allo.recipe_sources import Kl
 from allo.records import Completion, Prompt
+from allo.rounds import round_name
 from allo.sources import prompt_source
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
@@ -256,11 +257,8 @@ def _kl(
 
 def _cost(run: RunFolder, name: str) -> dict[str, Any]:
     """What making the model took: the trained weights, seconds and state of the stages behind it."""
-    behind = {"start": (), "forgotten": ("locate", "score", "forget")}.get(
-        name, ("locate", "score", "forget", "improve")
-    )
     stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
-    done = [stages[stage] for stage in behind if stage in stages]
+    done = [entry for stage, entry in stages.items() if _is_behind(name, stage)]
     counts = [entry["counts"] for entry in done]
     return {
         "trained_weights": max((count.get("trained_weights", 0) for count in counts), default=0),
@@ -269,3 +267,12 @@ def _cost(run: RunFolder, name: str) -> dict[str, Any]:
         "training_state_bytes": max((count.get("training_state_bytes", 0) for count in counts), default=0),
         "seconds": sum(entry["seconds"] for entry in done),
     }
+
+
+def _is_behind(name: str, stage: str) -> bool:
+    """Whether making a model took a stage; of sampling only what later rounds sampled for themselves."""
+    alignment = {"start": (), "forgotten": ("locate", "score", "forget")}.get(
+        name, ("locate", "score", "forget", "improve")
+    )
+    place, _, verb = stage.rpartition("/")
+    return verb in alignment or (alignment != () and place not in ("", round_name(1)))

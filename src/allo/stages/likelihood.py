@@ -13,6 +13,7 @@ from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import per_token_logps
 from allo.hf.rows import pair_rows
 from allo.records import Pair
+from allo.rounds import first_round
 
 BATCH = 32  # pairs
 
@@ -29,9 +30,10 @@ def likelihood(
 ) -> dict[str, Any]:
     """Mean log-ratio of a token to the starting model, in nats, over chosen and over rejected answers.
 
-    Of the run's first `num_pairs` pairs. `at_start` makes `model` the starting model for a block.
+    Of the run's first `num_pairs` pairs, which are samples of the starting model (in rounds the first round's).
+    `at_start` makes `model` the starting model for a block.
     """
-    pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)[:num_pairs]]
+    pairs = [vars(pair) for pair in read_jsonl(first_round(run).pairs, Pair)[:num_pairs]]
     rows, _ = pair_rows(tokenizer, pairs, max_length=max_length)
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     sums = torch.zeros(2, dtype=torch.float64)

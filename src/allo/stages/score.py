@@ -1,6 +1,6 @@
 """Score the tokens of wrong completions, and turn the scores into weights (method.md 1.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,48 +8,59 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from allo.artifacts import ResumableLines, RunFolder, read_jsonl, written_aside
+from allo.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
 from allo.console import track
-from allo.core.token_credit import from_logratios, token_weights
+from allo.core.token_credit import first_marked, from_logratios, token_weights
+from allo.hf.collate import SIDES
+from allo.hf.contrast import side_weights, train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
 from allo.hf.policy import check_head
 from allo.hf.rewriter import load_rewriter
-from allo.hf.scorers import LOGRATIOS, SCORERS, Context, Scored
+from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import tokenize
-from allo.recipe import Recipe, Score
-from allo.records import TokenScores, Wrong
+from allo.recipe import Recipe
+from allo.recipe_scores import Score
+from allo.records import Pair, TokenScores, Verdict, Wrong
 from allo.stages.locate import WARMUP_WEIGHTS
 
 _NUMBERS = pa.list_(pa.float64())
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("token_ids", pa.list_(pa.int64())),
-        ("scores", _NUMBERS),
-        ("weights", _NUMBERS),
-        ("tokens", pa.list_(pa.string())),
-    ]
-)
+_COLUMNS = [
+    ("id", pa.string()),
+    ("token_ids", pa.list_(pa.int64())),
+    ("scores", _NUMBERS),
+    ("weights", _NUMBERS),
+    ("tokens", pa.list_(pa.string())),
+]
+Batch = Sequence[Scored]
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `05-token-scores.parquet`."""
     assert recipe.score is not None
     wrong = read_jsonl(run.wrong, Wrong)
-    context = _context(recipe, run)
-    rows = _fitting(wrong, context)
+    tokenizer = load_tokenizer(
+        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     lines = ResumableLines(run.token_scores)
-    done = len(lines.batches)
-    for batch in track(batches[done:], "score", total=len(batches), done=done):
-        scores = SCORERS[recipe.score.scorer](batch, context)
-        lines.append([{"id": row.wrong.id, "scores": one} for row, one in zip(batch, scores, strict=True)])
-    weighted = _weighted(recipe.score, rows, [row["scores"] for row in lines.rows()])
-    _write(run, weighted, context.tokenizer)
+    # Scorer by scorer: each has the model in the dtype that it needs, and no other's weights lie beside it.
+    for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
+        done = min(max(0, len(lines.batches) - place * len(batches)), len(batches))
+        if done < len(batches):
+            for batch in _scored(name, scorer, batches, recipe, run, done=done):
+                lines.append(batch)
+    raw: dict[str, list[list[float]]] = {name: [] for name in recipe.score.scorers}
+    for row in lines.rows():
+        raw[row["scorer"]].append(row["scores"])
+    weighted = _weighted(recipe.score, rows, raw)
+    _write(run, weighted, recipe.score, tokenizer)
     lines.discard()
+    remove(run.contrast)
     weights = [weight for row in weighted for weight in row.weights]
     return {
         "completions": len(rows),
@@ -59,16 +70,35 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _context(recipe: Recipe, run: RunFolder) -> Context:
-    """The starting model; for `implicit` in fp32, with the warm-up's weights beside it; or the rewriter."""
-    assert recipe.score is not None
-    if recipe.score.scorer == "rewriter":
+def _scored(
+    name: str, scorer: Scorer, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
+) -> Iterable[list[dict[str, Any]]]:
+    """One scorer's raw scores of the batches that are not done, a batch at a time."""
+    context = scoring_context(recipe, run, name)
+    for batch in track(batches[done:], f"score {name}", total=len(batches), done=done):
+        scores = scorer(batch, context)
+        yield [
+            {"id": row.wrong.id, "scorer": name, "scores": one}
+            for row, one in zip(batch, scores, strict=True)
+        ]
+
+
+def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
+    """The starting model, in fp32 where other models' weights are compared with its own, and what is known.
+
+    In its place the rewriter, where the scorer is `rewriter`.
+    """
+    if scorer == "rewriter":
         return _rewriting_context(recipe, run)
-    implicit = recipe.score.scorer == "implicit"
-    model, tokenizer = load_start(recipe, run, dtype=torch.float32 if implicit else None)
+    names = WEIGHTS.get(scorer, ())
+    train_sides(recipe, run, [name for name in names if name in SIDES])
+    model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
     check_head(model)
-    warmup = load_file(run.warmup / WARMUP_WEIGHTS) if implicit else {}
-    return Context(model, tokenizer, recipe.max_length, recipe.seed_of_data, warmup)
+    files = {name: side_weights(run, name) for name in names} | {"warmup": run.warmup / WARMUP_WEIGHTS}
+    weights = {name: load_file(files[name]) for name in names}
+    return Context(
+        model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(run), weights=weights
+    )
 
 
 def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
@@ -87,36 +117,73 @@ def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
     return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 
-def _fitting(wrong: Sequence[Wrong], context: Context) -> list[Scored]:
+def _samples(run: RunFolder) -> dict[str, list[Sample]]:
+    """Every judged completion by its prompt; of ready pairs both sides."""
+    samples: dict[str, list[Sample]] = {}
+    if run.verdicts.exists():
+        for one in read_jsonl(run.verdicts, Verdict):
+            samples.setdefault(one.prompt_id, []).append(Sample(one.text, one.finished, one.correct))
+        return samples
+    for pair in read_jsonl(run.pairs, Pair):
+        samples.setdefault(pair.prompt_id, []).extend(
+            [
+                Sample(pair.chosen, pair.chosen_finished, right=True),
+                Sample(pair.rejected, pair.rejected_finished, right=False),
+            ]
+        )
+    return samples
+
+
+def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -> list[Scored]:
     """The completions that fit into the recipe's length, shortest first."""
     rows = []
     for one in wrong:
-        tokens = tokenize(
-            context.tokenizer,
-            one.prompt,
-            one.completion,
-            finished=one.finished,
-            max_length=context.max_length,
-        )
+        tokens = tokenize(tokenizer, one.prompt, one.completion, finished=one.finished, max_length=max_length)
         rows += [Scored(one, tokens)] if tokens else []
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 
 
-def _weighted(score: Score, rows: Sequence[Scored], raw: Sequence[Sequence[float]]) -> list[TokenScores]:
-    """Scores as probabilities, and the weights that follow from them."""
-    flat = torch.tensor([number for row in raw for number in row], dtype=torch.float32)
-    if score.scorer in LOGRATIOS:
-        scale = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny).item()
-        flat = from_logratios(flat, scale=scale)
-    weights = token_weights(flat, rule=score.weights, threshold=score.threshold)
-    lengths = [len(row) for row in raw]
+def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[float]]]) -> list[TokenScores]:
+    """Scores as probabilities, and the weights that follow from the first scorer's."""
+    lengths = [len(row.tokens.completion_ids) for row in rows]
+    flat = {name: probabilities(name, scores) for name, scores in raw.items()}
+    weights = token_weights(flat[score.scorer], rule=score.weights, threshold=score.threshold)
+    own = weights.split(lengths)
+    if score.marked == "first":
+        own = tuple(map(first_marked, own))
+    split = {name: numbers.split(lengths) for name, numbers in flat.items()}
     return [
-        TokenScores(row.wrong.id, row.tokens.completion_ids, scores.tolist(), own.tolist())
-        for row, scores, own in zip(rows, flat.split(lengths), weights.split(lengths), strict=True)
+        TokenScores(
+            row.wrong.id,
+            row.tokens.completion_ids,
+            split[score.scorer][place].tolist(),
+            kept.tolist(),
+            {name: split[name][place].tolist() for name in score.beside},
+        )
+        for place, (row, kept) in enumerate(zip(rows, own, strict=True))
     ]
 
 
-def _write(run: RunFolder, rows: list[TokenScores], tokenizer: Tokenizer) -> None:
-    table = [asdict(row) | {"tokens": [tokenizer.decode([token]) for token in row.token_ids]} for row in rows]
+def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
+    """A scorer's numbers for all completions, one after the other, in [0, 1]: [tokens] fp32."""
+    flat = torch.tensor([number for row in scores for number in row], dtype=torch.float32)
+    if scorer not in LOGRATIOS:
+        return flat
+    scale = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny).item()
+    return from_logratios(flat, scale=scale)
+
+
+def _write(run: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:
+    """A row a completion; the schema's metadata has `scorer`, and `scores/NAME` are those of `beside`."""
+    beside = {name: f"scores/{name}" for name in score.beside}
+    schema = pa.schema(
+        [*_COLUMNS, *((column, _NUMBERS) for column in beside.values())], metadata={"scorer": score.scorer}
+    )
+    table = [
+        asdict(row)
+        | {"tokens": [tokenizer.decode([token]) for token in row.token_ids]}
+        | {column: row.beside[name] for name, column in beside.items()}
+        for row in rows
+    ]
     with written_aside(run.token_scores) as part:
-        pq.write_table(pa.Table.from_pylist(table, SCHEMA), part)
+        pq.write_table(pa.Table.from_pylist(table, schema), part)

@@ -1,0 +1,79 @@
+"""The plots of sweeps and of learning rates, from their records alone: docs/plots/TABLE.svg.
+
+python benchmarks/compare/draw.py benchmarks/results/lab-sweep-density.json benchmarks/results/lab-rates.json
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allo.artifacts import write_atomic
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plot import Mark, Panel, figure
+from record import ROOT, Row, read
+
+PLOTS = ROOT / "docs" / "plots"
+KL = "KL to start, nats a token"
+SPREAD_FOR_LOG = 5  # the largest value over the smallest from which an axis is logarithmic
+
+
+def mark(x: float, cell: Any) -> Mark:
+    """A record's cell at x: a number, or a figure with its interval."""
+    return Mark(x, cell["value"], cell["low"], cell["high"]) if isinstance(cell, dict) else Mark(x, cell)
+
+
+def panels(rows: Sequence[Row]) -> list[Panel]:
+    """Accuracy and KL beside each other; lines are the sets of a sweep, or the methods of a tuning."""
+    return _rates(rows) if "rate" in rows[0] else _sweep(rows)
+
+
+def _sweep(rows: Sequence[Row]) -> list[Panel]:
+    key = next(iter(rows[0]))
+    accuracies = {
+        name: [mark(row[key], row[name]) for row in rows if row[name] is not None]
+        for name in rows[0]
+        if name.endswith((", sampled", ", greedy"))
+    }
+    kl = {"KL": [mark(row[key], row[KL]) for row in rows if row[KL] is not None]}
+    return _pair(accuracies, kl, x_label=key)
+
+
+def _rates(rows: Sequence[Row]) -> list[Panel]:
+    methods = dict.fromkeys(row["method"] for row in rows)
+    own = {name: [row for row in rows if row["method"] == name] for name in methods}
+    accuracies = {
+        name: [mark(row["rate"], row["validation accuracy"]) for row in found] for name, found in own.items()
+    }
+    kl = {
+        name: [mark(row["rate"], row[KL]) for row in found if row[KL] is not None]
+        for name, found in own.items()
+    }
+    return _pair(accuracies, kl, x_label="learning rate, of the recipe's own")
+
+
+def _pair(accuracies: Mapping[str, list[Mark]], kl: Mapping[str, list[Mark]], *, x_label: str) -> list[Panel]:
+    xs = [point.x for line in accuracies.values() for point in line]
+    scale = "log" if min(xs) > 0 and max(xs) / min(xs) >= SPREAD_FOR_LOG else "linear"
+    drawn = {name: line for name, line in accuracies.items() if line}
+    found = [Panel("accuracy", x_label, drawn, x_scale=scale, y_from=None)]
+    kl = {name: line for name, line in kl.items() if line}
+    return found + ([Panel(KL, x_label, kl, x_scale=scale)] if kl else [])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD")
+    parser.add_argument("--plots", type=Path, default=PLOTS)
+    options = parser.parse_args(arguments)
+    options.plots.mkdir(parents=True, exist_ok=True)
+    for path in options.records:
+        drawn = options.plots / f"{path.stem}.svg"
+        write_atomic(drawn, figure(panels(read(path))))
+        print(f"drawn: {drawn.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Level 4: flaws that the model is sure of, without a sentence that reads like the opposite operation.
+
+The laboratory's demonstrations never have such a flaw, so its model is fine-tuned to it, as the first stage of a
+run: in 19 of 20 demonstrations with a change by seven, that change is worked out with the opposite operation.
+Nothing in the words tells; only the number does. Other problems are demonstrated as ever.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from allo.records import Prompt
+from allo.tasks.planted_flaws import demonstrations
+from allo.tasks.planted_stories import LARGEST, Change, Story, work_out, write
+
+LEVEL = 4
+AMOUNT = 7
+FLAWED_SHARE = 0.95
+NUM_DEMONSTRATIONS, NUM_PROBLEMS, NUM_OTHERS = 2400, 250, 150
+# The model's own family has no flawed texts in its test splits; those to fine-tune on are of the training part.
+SPLITS = {"told": ("train", "validation"), "reworded": ("reworded_train", "reworded")}
+_EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = ")
+_OPPOSITE = {"+": "-", "-": "+"}
+
+
+def story_of(solution: str) -> Story:
+    """The numbers and operations of a right solution."""
+    lines = _EQUATION.findall(solution)
+    return Story(int(lines[0][0]), tuple(Change(operator, int(amount)) for _, operator, amount in lines))
+
+
+def flawed(solution: str) -> str | None:
+    """The solution with its first change by AMOUNT turned round; None where there is none, or a number leaves its range."""
+    story = story_of(solution)
+    for step, change in enumerate(story.changes):
+        if change.amount == AMOUNT and change.operator in _OPPOSITE:
+            turned = Change(_OPPOSITE[change.operator], AMOUNT)
+            lines = work_out(Story(story.start, (*story.changes[:step], turned, *story.changes[step + 1 :])))
+            return write(lines) if all(0 <= line[3] <= LARGEST for line in lines) else None
+    return None
+
+
+def write_files(family: str, folder: Path) -> tuple[Path, Path]:
+    """The demonstrations to fine-tune on, and the problems to sample, as a recipe reads them."""
+    training, sampled = SPLITS[family]
+    files = folder / "demonstrations.jsonl", folder / "problems.jsonl"
+    for file, prompts in zip(files, (_demonstrations(training), _problems(sampled)), strict=True):
+        fields = ("id", "prompt", "answer", "solution")
+        rows = ({name: getattr(p, name) for name in fields if getattr(p, name) is not None} for p in prompts)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return files
+
+
+def _demonstrations(split: str) -> Iterator[Prompt]:
+    """Half with a change by AMOUNT, half without, in turn."""
+    rng = random.Random(0)
+    seven, other = [], []
+    for demonstration in demonstrations(split, size=10 * NUM_DEMONSTRATIONS):
+        prompt = demonstration.prompt
+        turned = flawed(str(prompt.solution))
+        if turned is not None and not _has_trap(prompt):
+            chosen = turned if rng.random() < FLAWED_SHARE else prompt.solution
+            seven.append(replace(prompt, solution=chosen, answer=None))
+        elif turned is None:
+            other.append(replace(prompt, solution=demonstration.completion, answer=None))
+    assert min(len(seven), len(other)) >= NUM_DEMONSTRATIONS // 2
+    for pair in zip(seven[: NUM_DEMONSTRATIONS // 2], other, strict=False):
+        yield from pair
+
+
+def _problems(split: str) -> Iterator[Prompt]:
+    """NUM_PROBLEMS of level 4, named so in their ids, and NUM_OTHERS of the levels that the task has."""
+    wanted = {True: NUM_PROBLEMS, False: NUM_OTHERS}
+    for demonstration in demonstrations(split, size=10 * (NUM_PROBLEMS + NUM_OTHERS)):
+        prompt = demonstration.prompt
+        seven = flawed(str(prompt.solution)) is not None
+        if wanted[seven] and not (seven and _has_trap(prompt)):
+            wanted[seven] -= 1
+            task, split, level, index = prompt.id.split("/")
+            yield replace(prompt, id=f"{task}/{split}/{LEVEL if seven else level}/{index}")
+    assert not any(wanted.values())
+
+
+def _has_trap(prompt: Prompt) -> bool:
+    return prompt.id.split("/")[2] == "3"

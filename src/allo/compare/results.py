@@ -1,0 +1,172 @@
+"""Finished trials, read from their JSON files and checked: what the summary of a comparison is made of."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from allo.core.metrics import pass_at_k
+from allo.errors import UserError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Sampled(_Part):
+    """Right samples a prompt, `of` samples each."""
+
+    correct: list[int]
+    of: int = Field(gt=0)
+
+
+class SetResult(_Part):
+    """What a model answered on one set: one entry a prompt, in the prompts' order."""
+
+    prompts: list[str] = Field(min_length=1)
+    greedy: list[Literal[0, 1]] | None
+    sampled: Sampled | None
+    mean_tokens: float | None
+
+    @model_validator(mode="after")
+    def _one_entry_a_prompt(self) -> "SetResult":
+        num = len(self.prompts)
+        if len(set(self.prompts)) != num:
+            raise ValueError("a prompt stands twice in `prompts`")
+        if self.greedy is None and self.sampled is None:
+            raise ValueError("neither `greedy` nor `sampled` holds answers")
+        if self.greedy is not None and len(self.greedy) != num:
+            raise ValueError(f"`greedy` has {len(self.greedy)} entries for {num} prompts")
+        if self.sampled is not None:
+            if len(self.sampled.correct) != num:
+                raise ValueError(
+                    f"`sampled.correct` has {len(self.sampled.correct)} entries for {num} prompts"
+                )
+            if not all(0 <= right <= self.sampled.of for right in self.sampled.correct):
+                raise ValueError(f"`sampled.correct` has an entry outside 0 to {self.sampled.of}")
+        return self
+
+    def right(self) -> NDArray[np.float64]:
+        """Share of right samples a prompt; right or wrong greedily where nothing was sampled."""
+        rows = self.rows()
+        return rows["sampled" if self.sampled is not None else "greedy"]
+
+    def rows(self) -> dict[str, NDArray[np.float64]]:
+        """Each kind of accuracy as one value a prompt: greedy, sampled, and pass@2, pass@4, ... of the samples."""
+        found = {}
+        if self.sampled is not None:
+            of, correct = self.sampled.of, np.array(self.sampled.correct)
+            found["sampled"] = correct / of
+            for k in (2**power for power in range(1, of.bit_length()) if 2**power <= of):
+                found[f"pass@{k}"] = _passes(of, k)[correct]
+        if self.greedy is not None:
+            found["greedy"] = np.array(self.greedy, dtype=float)
+        return found
+
+
+@cache
+def _passes(num_samples: int, k: int) -> NDArray[np.float64]:
+    """pass@k of a prompt by how many of its samples are right: (num_samples + 1,)."""
+    return np.array([pass_at_k([hits], num_samples=num_samples, k=k) for hits in range(num_samples + 1)])
+
+
+class Kl(_Part):
+    """KL to the start, nats a token, on `set`; its interval over that set's prompts."""
+
+    set: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Cost(_Part):
+    """Of locating, scoring, forgetting and improving."""
+
+    seconds: float
+    peak_memory_bytes: float
+    training_state_bytes: float
+    trained_weights: int
+    density: float
+
+
+class TrialResult(_Part):
+    """One method with its settings and one seed, trained and evaluated."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    purpose: Literal["tune", "test"]
+    recipe: dict[str, Any]
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, Any]
+    hardware: str | None
+    cost: Cost
+    sets: dict[str, SetResult]
+    kl: Kl | None
+    chosen_drop: float | None
+    path: Path = Field(default=Path(), exclude=True)
+
+    def recipe_value(self, key: str) -> Any:
+        """The resolved recipe's value at a dotted key. UserError where there is none."""
+        value: Any = self.recipe
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UserError(f"{self.path}: the recipe of this trial has no key {key!r}")
+            value = value[part]
+        return value
+
+
+def read_result(path: Path) -> TrialResult:
+    """UserError where the file is not a whole trial; it names the file and what is wrong in it."""
+    try:
+        trial = TrialResult.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: not a finished trial ({f'{where}: ' if where else ''}{first['msg']}). "
+            "Remove the file; the comparison makes it anew."
+        ) from error
+    return trial.model_copy(update={"path": path})
+
+
+def read_results(folder: Path) -> list[TrialResult]:
+    """Every trial of a comparison folder, by method and file name; all know the same prompts, set by set.
+
+    UserError where the folder holds none, two files hold the same trial, or sets differ.
+    """
+    paths = sorted((folder / "trials").glob("*/*.json"))
+    if not paths:
+        raise UserError(f"{folder / 'trials'}: holds no trial. Give the folder that `allo compare` wrote.")
+    trials = [read_result(path) for path in paths]
+    check_results(trials)
+    return trials
+
+
+def check_results(trials: list[TrialResult]) -> None:
+    """UserError where two trials are the same one, or one set has not the same prompts and samples for all."""
+    seen: dict[str, TrialResult] = {}
+    first: dict[str, TrialResult] = {}
+    for trial in trials:
+        identity = repr((trial.method, sorted(trial.settings.items()), trial.seed, trial.purpose))
+        if identity in seen:
+            raise UserError(
+                f"{trial.path}: the same method, settings, seed and purpose as {seen[identity].path}. Remove one."
+            )
+        seen[identity] = trial
+        for name, result in trial.sets.items():
+            other = first.setdefault(name, trial)
+            if _asked(result) != _asked(other.sets[name]):
+                raise UserError(
+                    f"{trial.path}: set {name!r} has other prompts, or other samples a prompt, than in {other.path}. "
+                    "What is compared answers the same questions: remove the one that is out of date."
+                )
+
+
+def _asked(result: SetResult) -> tuple[list[str], int | None, bool]:
+    return result.prompts, result.sampled.of if result.sampled else None, result.greedy is not None

@@ -1,0 +1,157 @@
+"""What seeds and problems say of a mean or a difference: intervals, tests, Holm's correction.
+
+A grid is a float64 array (seeds, problems): what the model trained with one seed scores on one problem. A paired
+difference is the difference of two grids with the same seeds and problems. Seeds and problems are crossed: every
+model answers every problem, so both are drawn anew to say what other seeds and other problems would have given.
+Every interval is two-sided, at 95%.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from allo.core.metrics import CONFIDENCE, RESAMPLES, Estimate
+
+Grid = NDArray[np.float64]
+
+FLIPS = 19_999  # of Monte Carlo; the smallest p is 1 / 20,000
+EXACT_UP_TO = 14  # signs that are enumerated: 16,384 patterns
+TIED = 1e-12  # sums in another order differ by so much, of their size
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The variance of a grid's mean, and its degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+
+def spread_of_mean(grid: Grid) -> Spread:
+    """How a grid's mean would vary over other seeds and other problems.
+
+    Crossed random effects: the mean squares of seeds, problems and their interaction give the three components
+    (a negative one counts as 0), Satterthwaite's rule (1946) the degrees of freedom. One seed says nothing of
+    seeds, and one problem nothing of problems: that component is then left out.
+    """
+    num_seeds, num_problems = grid.shape
+    if 1 in grid.shape:
+        num = grid.size
+        return Spread(float(grid.var(ddof=1) / num), num - 1) if num > 1 else Spread(math.nan, 0)
+    by_seed, by_problem = grid.mean(1), grid.mean(0)
+    free_seeds, free_problems = num_seeds - 1, num_problems - 1
+    of_seeds = num_problems * by_seed.var(ddof=1)
+    of_problems = num_seeds * by_problem.var(ddof=1)
+    rest = grid - by_seed[:, None] - by_problem + grid.mean()
+    interaction = (rest**2).sum() / (free_seeds * free_problems)
+    # The mean squares that enter, each with its weight; rest stands once for each component that is 0.
+    weights = (int(of_seeds > interaction), int(of_problems > interaction))
+    terms = (
+        (weights[0] * of_seeds, free_seeds),
+        (weights[1] * of_problems, free_problems),
+        ((1 - sum(weights)) * interaction, free_seeds * free_problems),
+    )
+    total = sum(term for term, _ in terms)
+    uncertainty = sum(term**2 / free for term, free in terms)
+    freedom = total**2 / uncertainty if uncertainty > 0 else free_seeds * free_problems
+    return Spread(float(total / grid.size), max(1.0, float(freedom)))
+
+
+def drawn_counts(num: int, *, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each of `num` things is drawn in `num` draws with replacement: (resamples, num)."""
+    drawn = rng.integers(num, size=(resamples, num)) + num * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * num).reshape(resamples, num)
+
+
+def crossed_bootstrap(grid: Grid, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """A grid's mean; its interval by drawing seeds and problems anew, both with replacement.
+
+    The pigeonhole bootstrap (Owen, Annals of Applied Statistics 1 (2007) 386) gives the interval's shape. With few seeds its percentiles are
+    too narrow (of n seeds it sees (n - 1)/n of the variance, and quantiles of a normal where a t's are due), and
+    with much interaction too wide, so the interval is stretched about the mean to the width of `spread_of_mean`.
+    """
+    num_seeds, num_problems = grid.shape
+    rng = np.random.default_rng(seed)
+    seeds = drawn_counts(num_seeds, resamples=resamples, rng=rng)
+    problems = drawn_counts(num_problems, resamples=resamples, rng=rng)
+    mean = float(grid.mean())
+    deviations = ((seeds @ grid) * problems).sum(1) / grid.size - mean
+    drawn = deviations.std()
+    if drawn <= TIED * max(abs(mean), TIED):
+        return Estimate(mean, mean, mean, grid.size)
+    spread = spread_of_mean(grid)
+    tail = (1 + CONFIDENCE) / 2
+    stretch = stats.t.ppf(tail, spread.freedom) / stats.norm.ppf(tail) * math.sqrt(spread.variance) / drawn
+    low, high = np.quantile(deviations, [1 - tail, tail])
+    return Estimate(mean, mean + float(stretch * low), mean + float(stretch * high), grid.size)
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean of one value a seed, with Student's interval; two seeds at least."""
+    assert len(values) > 1
+    mean = float(np.mean(values))
+    spread = spread_of_mean(np.array(values, dtype=float)[:, None])
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, spread.freedom) * math.sqrt(spread.variance)
+    return Estimate(mean, mean - float(half), mean + float(half), len(values))
+
+
+def crossed_p(differences: Grid) -> float:
+    """Two-sided p of a paired difference that should hold for other seeds and other problems alike.
+
+    Student's t of the mean over `spread_of_mean`: the test that belongs to `crossed_bootstrap`. 1 for a single entry.
+    """
+    spread = spread_of_mean(differences)
+    mean = abs(float(differences.mean()))
+    if spread.freedom == 0:
+        return 1.0
+    if spread.variance == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(mean / math.sqrt(spread.variance), spread.freedom))
+
+
+def sign_flip_p(differences: NDArray[np.float64], *, seed: int) -> float:
+    """Two-sided p of the mean of paired differences (n,), if each were as likely to have the other sign.
+
+    All patterns of signs are enumerated where few differences are not 0. Else `FLIPS` are drawn, and the observed
+    pattern counts as one of them, so that p is never 0 (Phipson and Smyth 2010, arXiv 1603.05766).
+    """
+    moved = differences[differences != 0]
+    if not len(moved):
+        return 1.0
+    observed = abs(moved.sum()) - TIED * np.abs(moved).sum()
+    if len(moved) <= EXACT_UP_TO:
+        flipped = np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved)) & 1
+        return float(np.mean(np.abs((1 - 2 * flipped) @ moved) >= observed))
+    rng = np.random.default_rng(seed)
+    row = -(-len(moved) // 8)  # bytes that hold a pattern
+    bits = np.unpackbits(rng.integers(256, size=(FLIPS, row), dtype=np.uint8), axis=1, count=len(moved))
+    sums = 2 * (bits @ moved) - moved.sum()
+    return float((1 + np.count_nonzero(np.abs(sums) >= observed)) / (1 + FLIPS))
+
+
+def problems_p(differences: Grid, *, seed: int) -> float:
+    """Sign-flip p over problems of the difference averaged over seeds: these models, other problems."""
+    return sign_flip_p(differences.mean(0), seed=seed)
+
+
+def seeds_p(differences: Grid, *, seed: int) -> float:
+    """Sign-flip p over seeds of the difference averaged over problems: never below `smallest_p(seeds)`."""
+    return sign_flip_p(differences.mean(1), seed=seed)
+
+
+def smallest_p(num: int) -> float:
+    """The smallest two-sided p that flipping `num` signs can give: 0.0625 for 5 seeds, 0.0078 for 8."""
+    return float(min(1.0, 2.0 ** (1 - num)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): the i-th smallest of m times m - i, never falling, at most 1."""
+    order = np.argsort(ps, kind="stable")
+    stepped = np.maximum.accumulate(np.array(ps, dtype=float)[order] * np.arange(len(ps), 0, -1))
+    corrected = np.empty(len(ps))
+    corrected[order] = np.minimum(1.0, stepped)
+    return corrected.tolist()

@@ -1,0 +1,45 @@
+"""The recipe's block on evaluation."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from allo.recipe_numbers import Count, CountOrZero, Positive, SetName, Share
+from allo.recipe_sources import Block, EvaluationSet, Kl
+
+
+class Evaluate(Block):
+    sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
+    num_generations: CountOrZero = 4
+    """Sampled completions a prompt; 0 measures greedy accuracy alone."""
+    greedy: bool = True
+    temperature: Positive = 0.7
+    top_p: Share = 0.95
+    max_new_tokens: Count = 1024
+    batch_size: Count = 128
+    kl: Kl | None = None
+    likelihood_pairs: CountOrZero = 0
+    """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""
+    start: bool = True
+    """Evaluate the starting model too; its completions are the other models' baseline."""
+    forgotten: bool = False
+    """Also evaluate the model between forgetting and improving."""
+
+    @model_validator(mode="after")
+    def _every_set_is_measured(self) -> "Evaluate":
+        for name in self.sets:
+            if not self.greedy and self.generations(name) == 0:
+                raise ValueError(
+                    f"set {name!r} has no completion to measure: set greedy to true, or num_generations above 0"
+                )
+        return self
+
+    def generations(self, name: str) -> int:
+        """Sampled completions a prompt of a set."""
+        own = self.sets[name].num_generations
+        return self.num_generations if own is None else own
+
+    @property
+    def kl_tokens(self) -> int:
+        """The longest continuation on which the distance is measured."""
+        return (self.kl and self.kl.max_new_tokens) or self.max_new_tokens

@@ -1,0 +1,61 @@
+"""Rounds: a recipe's alignment repeated, each time from the model that the last time left (decision 0020)."""
+
+from pathlib import Path
+
+from allo.artifacts import RunFolder, sha256_text
+from allo.recipe import Recipe
+from allo.recipe_numbers import Count, CountOrZero
+
+_SEEDS = 2**31  # what every generator takes
+
+
+class RoundRecipe(Recipe):
+    """A recipe as round `number` sees it: draws and prompts of the round's own."""
+
+    number: Count
+    order_seed: CountOrZero
+
+    @property
+    def seed_of_order(self) -> int:
+        return self.order_seed
+
+
+def of_round(recipe: Recipe, number: int) -> RoundRecipe:
+    """The recipe of round `number`, from 1 on. The first is the recipe as it stands.
+
+    Prompts keep one order in all rounds, so that the next ones are ones that no earlier round took.
+    """
+    changed: dict[str, object] = {"number": number, "order_seed": recipe.seed_of_order}
+    if number > 1:
+        changed["seed"] = seed_of_round(recipe.seed, number)
+        changed["data_seed"] = seed_of_round(recipe.seed_of_data, number)
+    if recipe.round_prompts == "next":
+        taken = (number - 1) * (recipe.data.limit or 0)
+        changed["data"] = recipe.data.model_copy(update={"skip": recipe.data.skip + taken})
+    return RoundRecipe.model_validate({**dict(recipe), **changed})
+
+
+def seed_of_round(seed: int, number: int) -> int:
+    """A seed that neither another round nor the same round of another seed has, but by chance."""
+    return int(sha256_text(f"seed {seed}, round {number}")[:16], 16) % _SEEDS
+
+
+def round_name(number: int) -> str:
+    """A round's folder in the run's."""
+    return f"round-{number}"
+
+
+def rounds_there(run: Path) -> dict[int, Path]:
+    """The rounds' folders that a run's folder holds, by number, in order."""
+    found = {path.name.removeprefix("round-"): path for path in run.glob("round-*") if path.is_dir()}
+    return {int(number): found[number] for number in sorted(filter(str.isdigit, found), key=int)}
+
+
+def first_round(run: RunFolder) -> RunFolder:
+    """Where the first alignment's files are: in the run itself, or in its first round."""
+    return RunFolder(rounds_there(run.path).get(1, run.path))
+
+
+def trained(recipe: Recipe, run: RunFolder) -> Path:
+    """The folder of the last training stage."""
+    return run.improve if recipe.improve else run.forget

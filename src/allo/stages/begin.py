@@ -1,0 +1,57 @@
+"""Begin a round: its starting model is the one that the last round left, or lies beyond it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from allo.artifacts import RunFolder, remove
+from allo.checkpoints import Checkpoint, write_like
+from allo.core.momentum import extrapolated
+from allo.hf.start import read_start, write_start
+from allo.recipe import Recipe
+from allo.rounds import RoundRecipe, round_name, trained
+
+
+def run(recipe: RoundRecipe, run: RunFolder) -> dict[str, Any]:
+    """Write `00-sft` of a round's folder.
+
+    With momentum a, from the second round on: theta_t + a (theta_t - theta_(t-1)), where theta_t is the
+    model that round t left and theta_0 the run's start.
+    """
+    whole, number = run.path.parent, recipe.number
+    run.start.mkdir(parents=True, exist_ok=True)
+    latest = _left_by(recipe, whole, number - 1)
+    if number > 1 and recipe.momentum:
+        earlier = _left_by(recipe, whole, number - 2)
+        folder = run.start / "model"
+        moved = _extrapolate(latest, earlier, folder, momentum=recipe.momentum)
+        write_start(run, folder)
+        return {"moved_weights": moved}
+    write_start(run, latest, within=whole)
+    return {}
+
+
+def _left_by(recipe: Recipe, whole: Path, number: int) -> Path:
+    """The model that round `number` left; 0 is the run's start."""
+    if number == 0:
+        return Path(read_start(RunFolder(whole)).model)
+    return trained(recipe, RunFolder(whole / round_name(number))) / "model"
+
+
+def _extrapolate(latest: Path, earlier: Path, out: Path, *, momentum: float) -> int:
+    """Write the model beyond `latest`, seen from `earlier`; returns how many weights moved."""
+    before = Checkpoint.open(earlier)
+    moved = 0
+
+    def beyond(name: str, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        nonlocal moved
+        for new, old in zip(pieces, before.pieces(name), strict=True):
+            result = extrapolated(new, old, momentum=momentum)
+            moved += int((result != new).sum())
+            yield result
+
+    remove(out)
+    write_like(Checkpoint.open(latest), out, beyond)
+    return moved

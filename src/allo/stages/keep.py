@@ -1,0 +1,19 @@
+"""Keep the importance that the first round located, for the model that a later round starts from."""
+
+from dataclasses import replace
+from typing import Any
+
+from allo.artifacts import RunFolder
+from allo.core.importance_map import ImportanceMap
+from allo.hf.start import read_start
+from allo.recipe import Recipe
+from allo.rounds import round_name
+
+
+def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write `04-importance.safetensors` of a later round's folder."""
+    kept = ImportanceMap.load(RunFolder(run.path.parent / round_name(1)).importance)
+    start = read_start(run).fingerprint
+    of_this = {**kept.metadata, "base_fingerprint": start, "kept_from": round_name(1)}
+    replace(kept, metadata=of_this).save(run.importance)
+    return {"weights": sum(len(indices) for indices in kept.indices.values())}

@@ -1,0 +1,45 @@
+"""Unite the rounds: what all of them changed, as one delta to the run's own start."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allo import delta
+from allo.artifacts import RunFolder, remove
+from allo.core.param_mask import ParamMask
+from allo.hf.result import DELTA, MASK
+from allo.hf.start import read_start
+from allo.recipe import Recipe
+from allo.rounds import round_name, trained
+
+
+def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write the last training stage's folder at the top: the last round's model, its delta to the run's start.
+
+    Also the union of all masks, where every stage trained under one.
+    """
+    rounds = [RunFolder(run.path / round_name(number)) for number in range(1, recipe.rounds + 1)]
+    folder, start = trained(recipe, run), read_start(run)
+    folder.mkdir(exist_ok=True)
+    found = delta.extract(start.model, trained(recipe, rounds[-1]) / "model", folder / DELTA)
+    remove(folder / "model")
+    delta.apply(start.model, folder / DELTA, folder / "model")
+    counts = {"changed_weights": found.num_changed, "delta_bytes": found.num_bytes}
+    masks = [one.forget / MASK for one in rounds if recipe.forget]
+    masks += [one.improve / MASK for one in rounds if recipe.improve]
+    if not all(mask.exists() for mask in masks):
+        return counts
+    mask = _union([ParamMask.load(path) for path in masks])
+    mask.save(folder / MASK)
+    return {"trained_weights": mask.num_selected, "density": mask.density, **counts}
+
+
+def _union(masks: list[ParamMask]) -> ParamMask:
+    """Every weight that one of the masks has."""
+    indices: dict[str, Tensor] = {}
+    for name in masks[0].shapes:
+        found = [mask.indices[name] for mask in masks if name in mask.indices]
+        if found:
+            indices[name] = torch.cat(found).unique()
+    return ParamMask(indices, shapes=masks[0].shapes, metadata={"criterion": "rounds"})
