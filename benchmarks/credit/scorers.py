@@ -5,7 +5,8 @@ The policy's own wrong completions are scored, as a run scores them, by models o
 The words that follow from it are wrong too, and count in the columns "all wrong words": there a scorer that asks
 how likely a word is loses, since after a wrong operator the model finds the wrong result likely, and rightly so.
 
-`edit` takes a prompt's solution where no sample of it is right, and `privileged` always: "sees solutions" says so.
+`edit` takes a prompt's solution where no sample of it is right, and `privileged` and `rewriter` always: "sees solutions"
+says so. The rewriter is trained once, on samples of other problems, and its training is in no column.
 The threshold is the best F1 on the causes in one half of the prompts; precision and recall are of the other half.
 
     python benchmarks/credit/scorers.py                                # the record
@@ -48,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import confident
 from judging import Words, auc, best_threshold, precision, recall, with_interval
 from record import RESULTS, Record
+from rewriter import trained_rewriter
 
 FAMILIES = {"told": "train", "reworded": "reworded"}  # and the split that is sampled
 POLICIES = ("shipped", "confident")
@@ -57,7 +59,7 @@ CONTRAST = {"learning_rate": 3e-4, "num_train_epochs": 3, **_STEPS}
 FLAWED = {"learning_rate": 1e-3, **_STEPS}  # of the confident policy
 BATCH = 64
 LIKELY = 0.5  # the least probability of a cause that the policy itself takes for right
-SEES_SOLUTIONS = {"edit", "privileged"}
+SEES_SOLUTIONS = {"edit", "privileged", "rewriter"}
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def make_case(policy: str, family: str, work: Path, *, limit: int) -> Case:
             "name": f"{policy}-{family}",
             "data": {"task": "planted_flaws", "split": FAMILIES[family], "limit": limit},
             "score.training": CONTRAST,
+            "score.rewriter": str(trained_rewriter(work)),
         }
         if policy == "confident":
             demonstrations, problems = confident.write_files(family, work)
