@@ -98,7 +98,7 @@ HOUSE = {
     ),
     # The only room that knows transformers.
     "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
-    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl_and_peft.
+    # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
@@ -106,9 +106,15 @@ HOUSE = {
         {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
         HEAVY - HUGGING_FACE,
     ),
-    "stage": Room({*LEAVES, "stages"}),
     # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
-    "rewriter": Room({*LEAVES, *RECIPE_PARTS, "endpoint", "core", "hf", "stages"}),
+    "rewriter": Room(
+        {
+            *LEAVES,
+            *("recipe_errors", "recipe_numbers", "recipe_training"),
+            *("endpoint", "core", "hf", "stages"),
+        }
+    ),
+    "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room(
@@ -349,8 +355,9 @@ def test_core_loads_no_transformers() -> None:
     assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
 
 
-def test_only_a_recipe_that_asks_loads_trl_and_peft() -> None:
-    assert not loaded_after(modules_of("stages", "pipeline")) & {"trl", "peft"}
+def test_only_a_recipe_that_asks_loads_trl() -> None:
+    """transformers itself loads peft where it is installed."""
+    assert "trl" not in loaded_after(modules_of("stages", "pipeline"))
 
 
 def test_public_names_load_when_first_used() -> None:

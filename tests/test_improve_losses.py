@@ -105,9 +105,11 @@ def test_neither_micro_batches_nor_evaluation_move_the_shift(tmp_path: Path) -> 
         assert other.reward_mean.value == pytest.approx(one.reward_mean.value, rel=1e-4)
         for name, param in weights(one.model).items():
             torch.testing.assert_close(weights(other.model)[name], param, **CUT)
-    before = one.reward_mean.value, one.reward_mean.count
-    one.evaluate(pairs())
-    assert (one.reward_mean.value, one.reward_mean.count) == before
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1}
+    watched = trained(
+        ImproveTrainer, pairs(), tmp_path, own=own | {"eval_dataset": pairs()}, **SGD, **evaluating
+    )
+    assert watched.reward_mean == one.reward_mean
 
 
 @pytest.mark.parametrize("stop", [3, 5])

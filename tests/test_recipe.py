@@ -149,6 +149,10 @@ def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:
         (["score=null"], "set `forget: null`"),
         (["improve.loss=rft"], "loss rft has no rejected answer to filter: set keep to 1.0"),
         (["improve={loss: sft, keep: 1.0, anchor: 1}"], "set anchor to 0"),
+        (
+            ["forget=null", "improve={loss: ipo, trainer: lora}"],
+            "has a loss of its own: remove loss and anchor",
+        ),
         (["improve={loss: sft, keep: 1.0, loss_settings: {a: 1}}"], "remove loss_settings.a"),
         (["improve={loss: sft, keep: 1.0}", "data={pairs: pairs.jsonl}"], "set it to rft"),
         (["locate=null"], "must be 1.0"),

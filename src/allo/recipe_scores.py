@@ -56,6 +56,14 @@ class Score(Block):
         return [self.scorer, *self.beside]
 
     @model_validator(mode="after")
+    def _rewriter_is_named(self) -> "Score":
+        if "rewriter" in self.scorers and self.rewriter is None:
+            raise ValueError(
+                "scorer 'rewriter' needs the folder of a rewriter: set score.rewriter (see docs/rewriter.md)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scorers_differ(self) -> "Score":
         twice = next((name for name in self.scorers if self.scorers.count(name) > 1), None)
         if twice is not None:

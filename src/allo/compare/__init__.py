@@ -1,6 +1,7 @@
 """Comparisons: many methods from one recipe, on the same samples, tuned alike, tested on the same problems."""
 
 from allo.compare.methods import chosen
+from allo.compare.summary import write_summary
 from allo.compare.trials import Comparison, Trial
 from allo.compare.tuning import Result, first_wave, second_wave, tuned
 from allo.compare.workers import workers
@@ -11,7 +12,7 @@ from allo.recipe import Recipe
 def compare(
     recipe: Recipe, *, methods: list[str] | None = None, seeds: list[int] | None = None, jobs: int = 1
 ) -> Comparison:
-    """Tune each method, then test it with each seed; what is done already is taken from its file.
+    """Tune each method, test it with each seed, sum up; what is done already is taken from its file.
 
     Raises `UserError` where the recipe has no `compare` block, for an unknown method, and where a method's
     changes make no recipe.
@@ -43,4 +44,5 @@ def compare(
             ],
             recipe,
         )
+    write_summary(comparison.path, reference=block.reference)
     return comparison

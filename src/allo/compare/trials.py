@@ -1,5 +1,6 @@
 """One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from allo.artifacts import read_json, remove, sha256_json, write_json
+from allo.artifacts import RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
 from allo.errors import UserError
 from allo.pipeline import run_all, stages_of
@@ -19,6 +20,7 @@ from allo.recipe_yaml import place
 
 SCHEMA = 1
 RATE = "rate"
+METRICS = "metrics.jsonl"
 RATED = ("forget", "improve")
 # What a trial takes over, and what it is cut from: the samples with their pairs, then what reads them.
 SAMPLED, PREPARED = "pair", "score"
@@ -57,7 +59,9 @@ class Trial:
                 rate = block.training.learning_rate * self.method.scale * self.settings[RATE]
                 place(fields, f"{stage}.training.learning_rate", rate)
         evaluate = fields["evaluate"]
-        evaluate["start"] = self.purpose == "test" and self.method.name == base.compare.reference
+        evaluate["start"] = self.method.name == base.compare.reference and (
+            self.purpose == "test" or dict(self.settings) == {RATE: min(base.compare.rates)}
+        )
         if self.purpose == "tune":
             evaluate["sets"] = {"validation": base.compare.validation.model_dump(mode="json")}
         return self._valid(fields)
@@ -83,7 +87,7 @@ class Comparison:
         return self.path / "trials" / trial.method.name / f"{trial.name}.json"
 
     def start_file(self, trial: Trial) -> Path:
-        return self.path / "trials" / START / f"test-seed-{trial.seed}.json"
+        return self.path / "trials" / START / f"{trial.purpose}-seed-{trial.seed}.json"
 
     def failure_file(self, trial: Trial) -> Path:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
@@ -166,9 +170,8 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
     if "start" in evaluated["models"]:
         start = head | {"method": START, "settings": {}} | made_with | _figures(evaluated, "start", {})
         write_json(_made(comparison.start_file(trial)), start)
-    write_json(
-        _made(comparison.file(trial)), head | made_with | _figures(evaluated, "aligned", _trained(stages))
-    )
+    figures = _figures(evaluated, "aligned", _trained(stages)) | {"losses": _losses(run)}
+    write_json(_made(comparison.file(trial)), head | made_with | figures)
     remove(work)
 
 
@@ -192,6 +195,20 @@ def _figures(evaluated: dict[str, Any], model: str, stages: dict[str, Any]) -> d
         },
         "kl": found["kl"],
         "chosen_drop": None if likelihood is None else -likelihood["chosen"],
+    }
+
+
+def _losses(run: RunFolder) -> dict[str, list[float]]:
+    """The loss of each logged step of the training stages, of a run in rounds none."""
+    files = {"forget": run.forget, "improve": run.improve}
+    return {
+        name: [
+            row["loss"]
+            for row in map(json.loads, (folder / METRICS).read_text().splitlines())
+            if "loss" in row
+        ]
+        for name, folder in files.items()
+        if (folder / METRICS).exists()
     }
 
 

@@ -23,7 +23,7 @@ from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer, the model's positions, the scorers and the rewriter; build all training arguments.
+    """Read every source of prompts, the tokenizer, the scorers and the model's positions; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
