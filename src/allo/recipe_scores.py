@@ -69,11 +69,3 @@ class Score(Block):
         if twice is not None:
             raise ValueError(f"{twice!r} is named twice in scorer and beside: name each scorer once")
         return self
-
-    @model_validator(mode="after")
-    def _rewriter_is_named(self) -> "Score":
-        if "rewriter" in self.scorers and self.rewriter is None:
-            raise ValueError(
-                "scorer 'rewriter' needs the folder of a rewriter: set score.rewriter (docs/rewriter.md)"
-            )
-        return self
