@@ -1,7 +1,7 @@
 """A rewriter for the laboratory's policies, from samples of problems that the benchmark does not judge.
 
-Its rows are sampled wrong completions of `train` problems, rewritten as their solutions: in the laboratory the exact
-minimal rewrite.
+Its rows are sampled wrong completions of both families' training problems, rewritten as their solutions: in the
+laboratory the exact minimal rewrite. Of one family alone it finds the other's flaws less well (docs/experiments.md).
 """
 
 import json
@@ -15,7 +15,10 @@ from allo.rewriter.data import Settings, make_data
 from allo.rewriter.train import read_settings, train_rewriter
 
 # The benchmark judges the first problems of a split.
-SAMPLES = {"told": {"split": "train", "skip": 1000, "limit": 2400}}
+SAMPLES = {
+    "told": {"split": "train", "skip": 1000, "limit": 1500},
+    "reworded": {"split": "reworded_train", "limit": 900},
+}
 # A row holds the problem, two solutions and the rewrite: more than the laboratory's 128 positions, which are rotary.
 TRAINING = (
     *("dtype=float32", "device=cpu", "max_length=256", "training.learning_rate=2e-3"),
