@@ -5,8 +5,8 @@ The policy's own wrong completions are scored, as a run scores them, by models o
 The words that follow from it are wrong too, and count in the columns "all wrong words": there a scorer that asks
 how likely a word is loses, since after a wrong operator the model finds the wrong result likely, and rightly so.
 
-`edit` takes a prompt's solution where no sample of it is right, `privileged` and `rewriter` always: "sees solutions"
-says so.
+`edit` takes a prompt's solution where no sample of it is right, and `privileged` and `rewriter` always: "sees solutions"
+says so. The rewriter is trained once, on samples of other problems, and its training is in no column.
 The threshold is the best F1 on the causes in one half of the prompts; precision and recall are of the other half.
 
     python benchmarks/credit/scorers.py                                # the record

@@ -33,7 +33,7 @@ class Score(Block):
     beside: list[ScorerName | OwnFunction] = []
     """Other scorers of the same completions, to compare with; they weigh nothing."""
     rewriter: Path | None = None
-    """The folder that `allo rewriter train` wrote, for the scorer `rewriter`."""
+    """The folder that `allo rewriter train` wrote, for the scorer `rewriter` (docs/rewriter.md)."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""

@@ -20,46 +20,48 @@ _PLAIN: dict[str, Any] = {
 }
 
 
-def _plain(*settings: dict[str, Any], scale: float = 1.0, **changes: Any) -> Method:
-    """A method on every weight; `changes` are keys of `improve`, `settings` what is tried beside its rate."""
-    own = {f"improve.{key}": value for key, value in changes.items()}
+def _plain(
+    *settings: dict[str, Any], scale: float = 1.0, rounds: int | None = None, **changes: Any
+) -> Method:
+    """A method on every weight; `changes` are keys of `improve`, `settings` what is tried beside its rate.
+
+    `rounds`: of a method that samples as it trains, whatever the recipe's.
+    """
+    own: dict[str, Any] = {f"improve.{key}": value for key, value in changes.items()}
+    own |= {} if rounds is None else {"rounds": rounds}
     tried = [{f"improve.{key}": value for key, value in each.items()} for each in settings]
     return Method(set=_PLAIN | own, scale=scale, settings=tried)
 
 
+# Two passes in place of one: ALLO passes over its pairs three times, the warm-up included.
+_TWICE: dict[str, Any] = {"training.num_train_epochs": 2}
+
 METHODS: dict[str, Method] = {
-    "sft": _plain(loss="sft"),
-    "rft": _plain(loss="rft"),
-    "dpo": _plain({"beta": 0.03}, {"beta": 0.3}),
-    "r_dpo": _plain(
-        {"loss_settings": {"alpha": 0.02}},
-        {"loss_settings": {"alpha": 0.1}},
-        loss="r_dpo",
-    ),
-    "ipo": _plain({"beta": 0.3}, {"beta": 1.0}, loss="ipo"),
-    "bco": _plain({"beta": 0.03}, {"beta": 0.3}, loss="bco"),
-    "simpo": _plain(
-        {"beta": 10.0},
-        {"loss_settings": {"gamma": 1.5}},
-        loss="simpo",
-        beta=2.0,
-    ),
+    "sft": _plain(_TWICE, loss="sft", scale=2.0),
+    "rft": _plain(_TWICE, loss="rft", scale=2.0),
+    "dpo": _plain({"beta": 0.5}, _TWICE, beta=0.1),
+    "r_dpo": _plain({"loss_settings": {"alpha": 0.2}}, _TWICE, loss="r_dpo", beta=0.1),
+    "ipo": _plain({"beta": 0.5}, _TWICE, loss="ipo", beta=0.1),
+    "bco": _plain({"beta": 0.5}, _TWICE, loss="bco", beta=0.1),
+    "simpo": _plain({"beta": 10.0}, _TWICE, loss="simpo", beta=2.0),
     "npo": Method(
         set={
             "locate": None,
             "score": {"scorer": "uniform"},
             "forget.density": 1.0,
             "forget.loss": "sequence",
+            "forget.beta": 0.1,
             "improve": None,
         },
-        settings=[{"forget.beta": 0.03}, {"forget.beta": 0.3}],
+        scale=0.1,
+        settings=[{"forget.beta": 0.5}, {"forget.training.num_train_epochs": 2}],
     ),
-    "lora_dpo": _plain(trainer="lora", density=0.1, scale=4.0),
-    "shira_dpo": _plain(trainer="shira", density=0.1, scale=4.0),
-    "rloo": _plain(trainer="rloo"),
-    "grpo": _plain(trainer="grpo"),
-    "allo": Method(),
-    "allo_random_mask": Method(like="allo", set={"locate.criterion": "random", "score.scorer": "edit"}),
+    "lora_dpo": _plain({"beta": 0.5}, _TWICE, trainer="lora", beta=0.1, density=0.1, scale=4.0),
+    "shira_dpo": _plain({"beta": 0.5}, _TWICE, trainer="shira", beta=0.1, density=0.1, scale=4.0),
+    "rloo": _plain({"beta": 0.01}, _TWICE, trainer="rloo", beta=0.1, rounds=1),
+    "grpo": _plain({"beta": 0.01}, _TWICE, trainer="grpo", beta=0.1, rounds=1),
+    "allo": Method(settings=[{"improve.keep": 1.0}, {"forget.training.num_train_epochs": 2}]),
+    "allo_random_mask": Method(like="allo", set={"locate.criterion": "random"}),
 }
 
 

@@ -49,7 +49,7 @@ class Context:
 
     `model`: the starting model. `samples`: prompt id -> all of its judged completions. `weights`: other models
     of the same shape, each as tensors [shape] fp32 by name, of those that `WEIGHTS` gives the scorer.
-    `rewriter`: for the scorer of that name, whose model is then `model`, too.
+    `rewriter`: for the scorer of that name; its model then stands in `model`'s place.
     """
 
     model: Model

@@ -27,10 +27,10 @@ def training_lengths(recipe: Recipe) -> Lengths:
 
 
 def scoring_lengths(recipe: Recipe) -> Lengths:
-    """As in training; the scorer `privileged` has as much room again for the solution."""
+    """As in training; `privileged` and `rewriter`, taken to be as large as the policy, have as much room again."""
     assert recipe.score is not None
     lengths = training_lengths(recipe)
-    more = recipe.max_length if "privileged" in recipe.score.scorers else 0
+    more = recipe.max_length if {"privileged", "rewriter"} & set(recipe.score.scorers) else 0
     return Lengths(lengths.prompt + more, lengths.completion)
 
 

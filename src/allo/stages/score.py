@@ -84,7 +84,10 @@ def _scored(
 
 
 def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
-    """The starting model, in fp32 where other models' weights are compared with its own, and what is known."""
+    """The starting model, in fp32 where other models' weights are compared with its own, and what is known.
+
+    In its place the rewriter, where the scorer is `rewriter`.
+    """
     if scorer == "rewriter":
         return _rewriting_context(recipe, run)
     names = WEIGHTS.get(scorer, ())
