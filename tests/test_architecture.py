@@ -45,13 +45,8 @@ HUGGING_FACE = {
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
-RECIPE_PARTS = {
-    *("recipe_compare", "recipe_errors", "recipe_evaluate", "recipe_losses", "recipe_numbers"),
-    *("recipe_scores", "recipe_sources", "recipe_training", "recipe_yaml"),
-}
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("recipe_compare", "recipe_losses", "recipe_scores", "recipe_sources", "recipe_yaml"),
     *("rows", "tasks", "prompts", "sources", "rounds", "wording"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
@@ -61,17 +56,8 @@ HOUSE = {
     "console": Room({"errors"}),
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
     "own_code": Room({"errors"}),
-    "recipe_errors": Room({"errors"}),
-    "recipe_yaml": Room({"errors"}),
     "granularity": Room({"errors"}),
-    "recipe_numbers": Room(),
-    "recipe_training": Room({"recipe_numbers"}),
-    "recipe_sources": Room({"recipe_numbers"}),
-    "recipe_compare": Room({"recipe_numbers", "recipe_sources"}),
-    "recipe_evaluate": Room({"recipe_numbers", "recipe_sources"}),
-    "recipe_scores": Room({"own_code", "recipe_numbers", "recipe_sources", "recipe_training"}),
-    "recipe_losses": Room({"recipe_numbers"}),
-    "recipe": Room({"errors", "granularity", "own_code", *RECIPE_PARTS}),
+    "recipe": Room({"errors", "granularity", "own_code"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
@@ -83,8 +69,8 @@ HOUSE = {
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
-    "sources": Room({"errors", "prompts", "recipe", "recipe_sources", "records"}),
-    "rounds": Room({"artifacts", "recipe", "recipe_numbers"}),
+    "sources": Room({"errors", "prompts", "recipe", "records"}),
+    "rounds": Room({"artifacts", "recipe"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
@@ -103,14 +89,13 @@ HOUSE = {
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room(
-        {*LEAVES, "recipe_losses", "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
+        {*LEAVES, "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
         HEAVY - HUGGING_FACE,
     ),
     # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
     "rewriter": Room(
         {
             *LEAVES,
-            *("recipe_errors", "recipe_numbers", "recipe_training"),
             *("endpoint", "core", "hf", "stages"),
         }
     ),
@@ -118,13 +103,13 @@ HOUSE = {
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room(
-        {*LEAVES, "recipe_evaluate", "recipe_losses", "recipe_yaml", "core", "hf", "stages", "pipeline"},
+        {*LEAVES, "core", "hf", "stages", "pipeline"},
         {"torch"},
     ),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(
-        {*LEAVES, "recipe_compare", "recipe_yaml", "core", "pipeline", "report"},
+        {*LEAVES, "core", "pipeline", "report"},
         {"numpy", "scipy"},
         lazy={"torch"},
     ),

@@ -13,7 +13,7 @@ from allo.compare.trials import RATE, Comparison, Trial
 from allo.compare.tuning import accuracy, first_wave, second_wave, tuned
 from allo.errors import UserError
 from allo.recipe import Recipe
-from allo.recipe_compare import Compare, Method
+from allo.recipe.compare import Compare, Method
 from tiny_run import tiny
 
 VALIDATION = {"task": "planted_flaws", "split": "validation", "limit": 8}

@@ -21,7 +21,7 @@ from allo.core.pair_losses import (
     compares,
 )
 from allo.errors import UserError
-from allo.recipe_losses import SUPERVISED, LossName
+from allo.recipe.losses import SUPERVISED, LossName
 
 FP64 = {"rtol": 1e-12, "atol": 1e-12}
 LARGE = 1e4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from allo.artifacts import RunFolder, sha256_text
 from allo.recipe import Recipe
-from allo.recipe_numbers import Count, CountOrZero
+from allo.recipe.numbers import Count, CountOrZero
 
 _SEEDS = 2**31  # what every generator takes
 

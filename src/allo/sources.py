@@ -3,7 +3,7 @@
 from allo.errors import UserError
 from allo.prompts import PromptSource, read_pairs, read_prompts
 from allo.recipe import Recipe
-from allo.recipe_sources import Source
+from allo.recipe.sources import Source
 from allo.records import Pair, Prompt
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from allo.errors import UserError
-from allo.recipe_compare import Compare, Method
+from allo.recipe.compare import Compare, Method
 
 START = "start"
 """The starting model, evaluated beside the reference method: nothing is trained."""

@@ -16,7 +16,7 @@ from allo.compare.methods import START, Resolved
 from allo.errors import UserError
 from allo.pipeline import run_all, stages_of
 from allo.recipe import Recipe
-from allo.recipe_yaml import place
+from allo.recipe.text import place
 
 SCHEMA = 1
 RATE = "rate"

@@ -11,7 +11,7 @@ from typing import Any
 from allo.compare.methods import Resolved
 from allo.compare.trials import RATE, Settings, Trial
 from allo.errors import UserError
-from allo.recipe_compare import Compare
+from allo.recipe.compare import Compare
 
 Result = dict[str, Any]
 

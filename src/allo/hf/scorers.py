@@ -22,7 +22,7 @@ from allo.hf.policy import per_token_logps
 from allo.hf.rewriter import Rewriter, rewriting
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.own_code import load_function, own_file
-from allo.recipe_scores import Score
+from allo.recipe.scores import Score
 from allo.records import Message, Wrong
 
 

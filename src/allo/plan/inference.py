@@ -12,7 +12,7 @@ from allo.hf.scorers import WEIGHTS
 from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
 from allo.plan.memory import StagePlan
 from allo.recipe import Recipe, Sample
-from allo.recipe_evaluate import Evaluate
+from allo.recipe.evaluate import Evaluate
 from allo.stages.evaluate import KL_BATCH
 
 _WORD = 2

@@ -27,7 +27,7 @@ from allo.hf.training import train
 from allo.plan.lengths import training_lengths
 from allo.plan.memory import StagePlan
 from allo.recipe import Locate, Recipe
-from allo.recipe_losses import SUPERVISED
+from allo.recipe.losses import SUPERVISED
 from allo.stages.improve import named_loss
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory

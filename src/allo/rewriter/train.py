@@ -17,10 +17,10 @@ from allo.hf.start import DTYPES, save_whole
 from allo.hf.tokenization import prompt_ids
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import train
-from allo.recipe_errors import explain
-from allo.recipe_numbers import Count, CountOrZero
-from allo.recipe_training import SftTraining
-from allo.recipe_yaml import override
+from allo.recipe.errors import explain
+from allo.recipe.numbers import Count, CountOrZero
+from allo.recipe.text import override
+from allo.recipe.training import SftTraining
 from allo.rewriter.row import RewriteRow, read_rewrites
 from allo.wording import WORDING, ask_for_rewrite
 

@@ -14,7 +14,7 @@ from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
 from allo.prompts import read_prompts
 from allo.recipe import Recipe, Steps
-from allo.recipe_sources import Source
+from allo.recipe.sources import Source
 from allo.rounds import of_round
 from allo.sources import prompt_source, training_pairs
 from allo.stages import improve, locate

@@ -19,7 +19,7 @@ from allo.hf.start import load_start
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.prompts import read_prompts
 from allo.recipe import Recipe
-from allo.recipe_sources import Kl
+from allo.recipe.sources import Kl
 from allo.records import Completion, Prompt
 from allo.rounds import round_name
 from allo.sources import prompt_source

@@ -14,7 +14,7 @@ from allo.hf.start import load_start
 from allo.hf.trainer import ImproveTrainer, SftTrainer
 from allo.own_code import load_function, own_file
 from allo.recipe import Improve, Recipe
-from allo.recipe_losses import SUPERVISED
+from allo.recipe.losses import SUPERVISED
 from allo.records import Pair
 from allo.stages.compared import train_adapter, train_on_policy
 from allo.stages.right_answers import check_solutions, gold_solutions, right_samples

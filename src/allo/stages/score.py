@@ -22,7 +22,7 @@ from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer,
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import tokenize
 from allo.recipe import Recipe
-from allo.recipe_scores import Score
+from allo.recipe.scores import Score
 from allo.records import Pair, TokenScores, Verdict, Wrong
 from allo.stages.locate import WARMUP_WEIGHTS
 

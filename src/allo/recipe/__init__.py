@@ -13,11 +13,11 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
 from allo.granularity import PATTERN, WEIGHT, granularity_name
-from allo.recipe_compare import Compare
-from allo.recipe_errors import explain
-from allo.recipe_evaluate import Evaluate
-from allo.recipe_losses import Filter, LossName, LossSettings, check_supervised
-from allo.recipe_numbers import (
+from allo.recipe.compare import Compare
+from allo.recipe.errors import explain
+from allo.recipe.evaluate import Evaluate
+from allo.recipe.losses import Filter, LossName, LossSettings, check_supervised
+from allo.recipe.numbers import (
     Count,
     CountOrZero,
     Density,
@@ -25,10 +25,10 @@ from allo.recipe_numbers import (
     Positive,
     Share,
 )
-from allo.recipe_scores import Score
-from allo.recipe_sources import Block, Data, Source
-from allo.recipe_training import ForgetTraining, ImproveTraining, SftTraining, Training
-from allo.recipe_yaml import override, parse
+from allo.recipe.scores import Score
+from allo.recipe.sources import Block, Data, Source
+from allo.recipe.text import override, parse
+from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining, Training
 
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from allo.recipe_numbers import Count, CountOrZero
+from allo.recipe.numbers import Count, CountOrZero
 
 TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from allo.recipe_numbers import Count, NotNegative, Positive, Whole
+from allo.recipe.numbers import Count, NotNegative, Positive, Whole
 
 
 class Training(BaseModel):

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from allo.recipe_numbers import Count, CountOrZero, Positive, SetName, Share
-from allo.recipe_sources import Block, EvaluationSet, Kl
+from allo.recipe.numbers import Count, CountOrZero, Positive, SetName, Share
+from allo.recipe.sources import Block, EvaluationSet, Kl
 
 
 class Evaluate(Block):

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from allo.recipe_numbers import CountOrZero, Positive, SetName
-from allo.recipe_sources import Block, EvaluationSet
+from allo.recipe.numbers import CountOrZero, Positive, SetName
+from allo.recipe.sources import Block, EvaluationSet
 
 
 class Method(Block):

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from allo.own_code import OwnFunction
-from allo.recipe_numbers import Count, Number
-from allo.recipe_sources import Block
-from allo.recipe_training import ContrastTraining
+from allo.recipe.numbers import Count, Number
+from allo.recipe.sources import Block
+from allo.recipe.training import ContrastTraining
 
 ScorerName = Literal[
     "implicit",
