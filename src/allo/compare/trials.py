@@ -16,7 +16,7 @@ from allo.compare.methods import START, Resolved
 from allo.errors import UserError
 from allo.pipeline import run_all, stages_of
 from allo.recipe import Recipe
-from allo.recipe.yaml import place
+from allo.recipe.text import place
 from allo.rounds import training_folders
 
 SCHEMA = 1

@@ -10,7 +10,7 @@ from allo.errors import UserError
 from allo.plan import plan_stage
 from allo.plan.memory import Advised, StagePlan
 from allo.recipe import Recipe
-from allo.recipe.yaml import override
+from allo.recipe.text import override
 from allo.stages.locate import check_settings
 
 Settings = dict[str, Any]

@@ -27,8 +27,8 @@ from allo.recipe.numbers import (
 )
 from allo.recipe.scores import Score
 from allo.recipe.sources import Block, Data, Source
+from allo.recipe.text import override, parse
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining, Training
-from allo.recipe.yaml import override, parse
 
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})

@@ -19,8 +19,8 @@ from allo.hf.trainer import SftTrainer
 from allo.hf.training import train
 from allo.recipe.errors import explain
 from allo.recipe.numbers import Count, CountOrZero
+from allo.recipe.text import override
 from allo.recipe.training import SftTraining
-from allo.recipe.yaml import override
 from allo.rewriter.row import RewriteRow, read_rewrites
 from allo.wording import WORDING, ask_for_rewrite
 
