@@ -169,6 +169,7 @@ def test_losses_are_means_over_seeds_with_their_range_drawn_step_by_step(
     options = ("--table", "curves", "--reference", "top", "--losses", "improve")
     record = recorded(scripts, tmp_path, tmp_path / "curves.json", *options)
     assert record["columns"] == ["step", "top", "full"]
+    assert record["command"].endswith("--table curves --reference top --losses improve")
     found = {row["step"]: row for row in rows(record)}
     assert list(found) == [2, 4, 6, 8], "every second step is logged, and the second seed ends one sooner"
     for number, step in enumerate(found):

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 DIGITS = 4  # of a share or a KL
 MB = 1e6
+REFERENCE = "allo"
 
 Json = dict[str, Any]
 Row = dict[str, Any]
@@ -249,6 +250,7 @@ def _given(options: argparse.Namespace) -> list[str]:
     """The options that were given, to be said in the record."""
     given = ["--table", options.table]
     given += ["--methods", options.methods] if options.methods else []
+    given += ["--reference", options.reference] if options.reference != REFERENCE else []
     given += ["--over", options.over] if options.over else []
     given += ["--losses", options.losses] if options.losses else []
     return given + [f"--{flag}" for flag in ("costs", "rates") if getattr(options, flag)]
@@ -259,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--table", required=True)
     parser.add_argument("--methods", help="names with commas between, in the table's order; else all")
-    parser.add_argument("--reference", default="allo")
+    parser.add_argument("--reference", default=REFERENCE)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--costs", action="store_true", help="KL, length, time and memory in place of accuracies"
