@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from allo.hf.generate import end_ids, read
-from allo.hf.models import Model, Tokenizer
+from allo.hf.models import Model, Tokenizer, quiet
 from allo.records import Completion
 
 Reward = Callable[[Completion], float]
@@ -56,12 +56,13 @@ def on_policy_trainer(
             for prompt, text_finished_length in zip(prompts, read_back, strict=True)
         ]
 
-    trainer = (_Rloo if kind == "rloo" else _Grpo)(
-        model,
-        reward_funcs=verifier,
-        args=args,
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
-        processing_class=tokenizer,
-    )
+    with quiet():  # TRL loads the reference anew
+        trainer = (_Rloo if kind == "rloo" else _Grpo)(
+            model,
+            reward_funcs=verifier,
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+            processing_class=tokenizer,
+        )
     trainer.prompts = prompts
     return trainer
