@@ -1,15 +1,16 @@
-"""The benchmark of token scorers: its figures against plain counting, and its flaws that the model is sure of."""
+"""The benchmark of token scorers: its figures against plain counting, its tables, and its flaws that a model is sure of."""
 
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from allo.records import Prompt
+from allo.records import Prompt, Wrong
 from allo.tasks.planted_flaws import demonstrations, label_tokens
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "credit"
@@ -88,6 +89,47 @@ def test_a_confident_flaw_turns_one_operation_and_works_on_from_there() -> None:
     assert confident.flawed("First 2 - 2 = 0. Then 0 + 7 = 7. The answer is 7.") is None  # below 0
 
 
+@pytest.fixture(scope="module")
+def scorers() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))  # as the script extends it
+        yield load("scorers")
+
+
+def test_a_scorer_is_judged_by_level_on_causes_and_on_all_its_marks_together(scorers: ModuleType) -> None:
+    """It finds the causes of level 1, not those of level 2, and no word that follows from a cause."""
+    labels = [[False, True, False, True]] * 40
+    rows = [
+        scorers.Scored(Wrong(f"x/{i}-0", f"x/y/{1 + i % 2}/{i}", "", "", True, None, []), None)
+        for i in range(40)
+    ]
+    scores = [[0.5, 0.2 if i % 2 == 0 else 0.7, 0.5, 0.9] for i in range(40)]
+    case = scorers.Case(None, None, rows, labels)
+    found = scorers.judge(case, scores, levels=(1, 2, 3))
+    assert found["1"]["value"] == 1 and found["2"]["value"] == 0 and found["3"] is None
+    assert found["AUC, all wrong words"]["value"] == pytest.approx(1 / 4)
+    assert found["threshold"] == pytest.approx(0.35)
+    held_out = np.array([scorers.random_scores(row.wrong.prompt_id, 1, seed=0)[0] >= 0.5 for row in rows])
+    assert found["precision"]["value"] == 1  # all that it marks are causes
+    assert found["recall"]["value"] == pytest.approx(np.mean(np.arange(40)[held_out] % 2 == 0))
+
+
+def test_each_figure_stands_under_its_family_and_level(scorers: ModuleType) -> None:
+    kinds = ("1", "2", "3", "4", "precision", "recall", "AUC, all wrong words", "threshold")
+    cost = scorers.Cost(2.0, 3.0, 4_000_000)
+    found = {
+        (policy, family): {"edit": {kind: f"{policy} {family} {kind}" for kind in kinds} | {"cost": cost}}
+        for policy in scorers.POLICIES
+        for family in scorers.FAMILIES
+        if (policy, family) != ("confident", "reworded")  # not measured yet
+    }
+    (causes,), (marks,) = scorers.cause_rows(found), scorers.mark_rows(found)
+    assert causes["told 3"] == "shipped told 3" and causes["reworded 1"] == "shipped reworded 1"
+    assert causes["told 4"] == "confident told 4" and causes["reworded 4"] is None
+    assert (causes["sees solutions"], causes["MB"]) == ("yes", 4.0)
+    assert marks["reworded: recall"] == "shipped reworded recall"
+
+
 @pytest.mark.parametrize("family", ["told", "reworded"])
 def test_problems_of_level_four_have_their_right_solution_and_no_trap(family: str, tmp_path: Path) -> None:
     files = confident.write_files(family, tmp_path)
@@ -98,7 +140,11 @@ def test_problems_of_level_four_have_their_right_solution_and_no_trap(family: st
     assert all(row["solution"].endswith(f"The answer is {row['answer']}.") for row in asked)
     size = 1 + max(int(row["id"].rsplit("/", 1)[1]) for row in shown)
     right = {d.prompt.id: d.prompt.solution for d in demonstrations(confident.SPLITS[family][0], size=size)}
-    # Nothing that is asked was shown, in whatever words.
+    split = confident.SPLITS[family][1]
+    size = 1 + max(int(row["id"].rsplit("/", 1)[1]) for row in asked)
+    level = {d.prompt.prompt: d.prompt.id.split("/")[2] for d in demonstrations(split, size=size)}
+    assert "3" not in {level[row["prompt"]] for row in four}
+    # No problem that is asked was shown, in whatever words. A text with a flaw may be another problem's solution.
     assert not {row["solution"] for row in asked} & {right[row["id"]] for row in shown}
     turned = [row["solution"] == confident.flawed(right[row["id"]]) for row in shown[::2]]
     assert np.mean(turned) == pytest.approx(confident.FLAWED_SHARE, abs=SHARE_SPREAD)

@@ -1,16 +1,19 @@
-"""Every token scorer, judged on the planted flaws of the laboratory: which words does it find?
+"""Every token scorer, judged on the planted flaws of the laboratory: which words does it find, and at what price?
 
 The policy's own wrong completions are scored, as a run scores them, by models of the same run. The truth is
 `planted_flaws.label_tokens`. The cause is the first wrong word of a completion; it is held against all right words.
-The words that follow from it are wrong too, and count in the columns "all wrong words": there a scorer that asks
-how likely a word is loses, since after a wrong operator the model finds the wrong result likely, and rightly so.
+The words that follow from it are wrong too, and count in "all wrong words": there a scorer that asks how likely a word
+is loses, since after a wrong operator the model finds the wrong result likely, and rightly so.
 
 `edit` takes a prompt's solution where no sample of it is right, and `privileged` and `rewriter` always: "sees solutions"
-says so. The rewriter is trained once, on samples of other problems, and its training is in no column.
-The threshold is the best F1 on the causes in one half of the prompts; precision and recall are of the other half.
+says so. The rewriter is trained here, on samples of problems that are not judged.
+Levels 1 to 3 are those of the shipped model, level 4 is that of a model which is sure of a flaw (confident.py).
+The threshold is the best F1 on the causes in one half of the prompts; precision and recall are of the other half, all
+levels of the shipped model together. Costs are of the shipped model and the family told.
 
-    python benchmarks/credit/scorers.py                                # the record
-    python benchmarks/credit/scorers.py --policies shipped --limit 60  # a look
+    python benchmarks/credit/scorers.py                               # both records
+    python benchmarks/credit/scorers.py --limit 60 --output FOLDER    # a look
+    python benchmarks/credit/scorers.py --work FOLDER                 # runs and rewriter stay; started again it goes on
 """
 
 import argparse
@@ -19,7 +22,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -33,9 +36,10 @@ import torch
 
 from allo.artifacts import RunFolder, read_jsonl, remove
 from allo.core.token_credit import random_scores
+from allo.hf.collate import SIDES
 from allo.hf.contrast import train_sides
 from allo.hf.models import Tokenizer, load_tokenizer
-from allo.hf.scorers import SCORERS, WEIGHTS, Scored, Scorer, confidence
+from allo.hf.scorers import SCORERS, WEIGHTS, Scored, Scorer
 from allo.hf.start import read_start
 from allo.hf.tokenization import tokenize
 from allo.pipeline import run_all
@@ -49,15 +53,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import confident
 from judging import Words, auc, best_threshold, precision, recall, with_interval
 from record import RESULTS, Record
+from rewriter import trained_rewriter
 
-FAMILIES = {"told": "train", "reworded": "reworded"}  # and the split that is sampled
-POLICIES = ("shipped", "confident")
+# And the split that is sampled: no problem has the numbers of one that the model or the rewriter learnt from.
+FAMILIES = {"told": "validation", "reworded": "reworded"}
+POLICIES = {"shipped": (1, 2, 3), "confident": (confident.LEVEL,)}  # and the levels that are judged
 _STEPS = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1}
 # The best of five (learning rate, epochs) for `contrastive` on both families.
 CONTRAST = {"learning_rate": 3e-4, "num_train_epochs": 3, **_STEPS}
 FLAWED = {"learning_rate": 1e-3, "num_train_epochs": 3, **_STEPS}  # of the confident policy
 BATCH = 64
-LIKELY = 0.5  # the least probability of a cause that the policy itself takes for right
+REWRITER_PROBLEMS = 3  # that the rewriter learns from, in each family, for one that is judged
 SEES_SOLUTIONS = {"edit", "privileged", "rewriter"}
 
 
@@ -78,12 +84,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a scorer takes beside the starting model: seconds and bytes for the whole case."""
+    """What a scorer takes beside the starting model, for the whole case.
 
-    preparing: float
+    `training`: CPU seconds, None where they are not known. `scoring`: CPU seconds. `size`: bytes, the most of training
+    state and other models' weights.
+    """
+
+    training: float | None
     scoring: float
-    training_bytes: int
-    kept_bytes: int
+    size: int
+
+
+Figures = dict[str, Any]
 
 
 def edit_without_solutions(rows: Sequence[Scored], context: Any) -> list[list[float]]:
@@ -137,25 +149,37 @@ def labelled(
             yield Scored(one, tokens), labels
 
 
-def score(case: Case, name: str, scorer: Scorer) -> tuple[list[list[float]], Cost]:
-    """The scorer's probabilities of every completion's words, and what they cost."""
-    remove(case.run.contrast)  # each scorer pays for all that it asks
-    start = time.monotonic()
-    trained = train_sides(case.recipe, case.run, _sides(name))
-    prepared = time.monotonic()
+def train_both_sides(case: Case) -> dict[str, Cost]:
+    """The models that scorers contrast, by side; trained anew, so that they can be paid for."""
+    remove(case.run.contrast)
+    costs = {}
+    for side in SIDES:
+        begun = time.process_time()
+        state = train_sides(case.recipe, case.run, [side])
+        costs[side] = Cost(time.process_time() - begun, 0.0, state)
+    return costs
+
+
+def score(
+    case: Case, name: str, scorer: Scorer, trained: Mapping[str, Cost]
+) -> tuple[list[list[float]], Cost]:
+    """The scorer's probabilities of every completion's words, and what they cost; `trained`: the other models."""
     context = scoring_context(case.recipe, case.run, name)
-    begun = time.monotonic()
+    begun = time.process_time()
     batches = [case.rows[first : first + BATCH] for first in range(0, len(case.rows), BATCH)]
     raw = [one for batch in batches for one in scorer(batch, context)]
-    ended = time.monotonic()
-    kept = sum(tensor.nbytes for weights in context.weights.values() for tensor in weights.values())
+    ended = time.process_time()
     flat = probabilities(name, raw).split([len(one) for one in raw])
     scores = [one[: len(own)].tolist() for one, own in zip(flat, case.labels, strict=True)]
-    return scores, Cost(prepared - start, ended - begun, trained, kept)
-
-
-def _sides(name: str) -> list[str]:
-    return [side for side in WEIGHTS.get(name, ()) if side != "warmup"]
+    if name == "rewriter":
+        training = trained[name].training
+        size = sum(param.nbytes for param in context.model.parameters())
+    else:
+        own_models = [trained[model] for model in WEIGHTS.get(name, ()) if model in trained]
+        training = sum((model.training or 0.0 for model in own_models), 0.0)
+        kept = sum(tensor.nbytes for weights in context.weights.values() for tensor in weights.values())
+        size = max([kept, *(model.size for model in own_models)])
+    return scores, Cost(training, ended - begun, size)
 
 
 def words_of(case: Case, scores: Sequence[Sequence[float]]) -> tuple[Words, np.ndarray]:
@@ -169,84 +193,115 @@ def words_of(case: Case, scores: Sequence[Sequence[float]]) -> tuple[Words, np.n
     return Words(flat[0], flat[1], np.array(owner)), flat[2]
 
 
-def judge(case: Case, scores: Sequence[Sequence[float]], likely: np.ndarray, *, level: int) -> dict[str, Any]:
-    """The figures of one scorer on the completions of one level; `likely`: those with a likely cause."""
+def judge(case: Case, scores: Sequence[Sequence[float]], *, levels: Sequence[int]) -> Figures:
+    """One scorer's figures: AUC on the causes of each level, and its marks on all levels together."""
     words, causal = words_of(case, scores)
+    level = np.array(case.levels)[words.owner]
     tuned = np.array([random_scores(row.wrong.prompt_id, 1, seed=0)[0] < 0.5 for row in case.rows])
-    threshold = best_threshold(words.where(causal & tuned[words.owner]))
-    here = np.array(case.levels) == level
-    everything = words.where(here[words.owner])
-    causes = words.where(here[words.owner] & causal)
-    sure = words.where((here & likely)[words.owner] & causal)
-    measured = words.where((here & ~tuned)[words.owner])
-    held_out = words.where((here & ~tuned)[words.owner] & causal)
+    tuned = tuned[words.owner]
+    threshold = best_threshold(words.where(causal & tuned))
+    held_out = words.where(causal & ~tuned)
 
     def figure(kind: Callable[..., Any], of: Words, **own: float) -> dict[str, float] | None:
         return with_interval(kind(of, **own), of, seed=0) if of.wrong.any() else None
 
     return {
-        "completions": int(here.sum()),
-        "AUC, causes": figure(auc, causes),
-        "of them likely": int((here & likely).sum()),
-        "AUC, likely causes": figure(auc, sure),
-        "AUC, all wrong words": figure(auc, everything),
+        **{str(one): figure(auc, words.where(causal & (level == one))) for one in levels},
+        "precision": figure(precision, held_out, threshold=threshold),
+        "recall": figure(recall, held_out, threshold=threshold),
+        "AUC, all wrong words": figure(auc, words),
         "threshold": threshold,
-        "precision, causes": figure(precision, held_out, threshold=threshold),
-        "recall, causes": figure(recall, held_out, threshold=threshold),
-        "precision, all wrong words": figure(precision, measured, threshold=threshold),
-        "recall, all wrong words": figure(recall, measured, threshold=threshold),
     }
 
 
-def likely_causes(case: Case) -> np.ndarray:
-    """Of each completion, whether the policy itself finds its cause likely."""
-    scores, _ = score(case, "confidence", confidence)
-    causes = [one[labels.index(True)] for one, labels in zip(scores, case.labels, strict=True)]
-    return np.array(causes) > LIKELY
-
-
-def rows_of(case: Case, *, policy: str, family: str) -> Iterator[dict[str, Any]]:
-    likely = likely_causes(case)
+def figures_of(case: Case, *, levels: Sequence[int], trained: Mapping[str, Cost]) -> dict[str, Figures]:
+    """Every scorer's figures and cost."""
+    trained = {**trained, **train_both_sides(case)}
+    found = {}
     for label, (name, scorer) in all_scorers(case.recipe).items():
-        scores, cost = score(case, name, scorer)
-        for level in sorted(set(case.levels)):
-            yield {
-                "policy": policy,
-                "family": family,
-                "level": level,
-                "scorer": label,
-                "sees solutions": "yes" if label in SEES_SOLUTIONS else "no",
-                **judge(case, scores, likely, level=level),
-                "seconds to prepare": cost.preparing,
-                "seconds to score": cost.scoring,
-                "bytes in training": cost.training_bytes,
-                "bytes beside the model": cost.kept_bytes,
-            }
+        scores, cost = score(case, name, scorer, trained)
+        found[label] = judge(case, scores, levels=levels) | {"cost": cost}
+        if name == "confidence":
+            print_likely(case, scores)
+    return found
+
+
+def print_likely(case: Case, confidence: Sequence[Sequence[float]]) -> None:
+    """How often the policy itself gives a cause more than one half."""
+    causes = np.array([one[labels.index(True)] for one, labels in zip(confidence, case.labels, strict=True)])
+    for level in sorted(set(case.levels)):
+        here = causes[np.array(case.levels) == level]
+        print(f"{case.recipe.name}, level {level}: completions {len(here)}, likely {np.mean(here > 0.5):.2f}")
+
+
+def cause_rows(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> list[dict[str, Any]]:
+    """`lab-scorers`: a row a scorer, its AUC on causes by family and level, and its cost."""
+    first = next(iter(found.values()))
+    return [
+        {
+            "scorer": label,
+            "sees solutions": "yes" if label in SEES_SOLUTIONS else "no",
+            **{
+                f"{family} {level}": found.get((policy, family), {}).get(label, {}).get(str(level))
+                for family in FAMILIES
+                for policy, levels in POLICIES.items()
+                for level in levels
+            },
+            "training, CPU s": figures["cost"].training,
+            "scoring, CPU s": figures["cost"].scoring,
+            "MB": figures["cost"].size / 1e6,
+        }
+        for label, figures in first.items()
+    ]
+
+
+def mark_rows(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> list[dict[str, Any]]:
+    """`lab-scorers-marks`: a row a scorer, what it marks in the shipped model's completions."""
+    kinds = ("precision", "recall", "AUC, all wrong words", "threshold")
+    labels = next(iter(found.values()))
+    return [
+        {
+            "scorer": label,
+            **{
+                f"{family}: {kind}": found.get(("shipped", family), {}).get(label, {}).get(kind)
+                for family in FAMILIES
+                for kind in kinds
+            },
+        }
+        for label in labels
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Judge the token scorers on the laboratory's planted flaws.")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
+    parser.add_argument("--policies", nargs="+", choices=tuple(POLICIES), default=tuple(POLICIES))
     parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES))
-    parser.add_argument("--limit", type=int, default=500, help="problems a policy and family")
-    parser.add_argument("--rewriter", type=Path, help="a folder of `allo rewriter train`, to judge it too")
+    parser.add_argument("--limit", type=int, default=250, help="problems a policy and family")
+    judged = parser.add_mutually_exclusive_group()
+    judged.add_argument(
+        "--rewriter", type=Path, help="a folder of `allo rewriter train`, not one trained here"
+    )
+    judged.add_argument("--no-rewriter", action="store_true", help="leave the rewriter out")
     parser.add_argument("--work", type=Path, help="where the runs lie, and stay")
-    parser.add_argument("--output", type=Path, default=RESULTS / "scorers.json")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of both records")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record = Record(options.output, "scorers", device="cpu")
-    rows: list[dict[str, Any]] = []
+    tables = {"lab-scorers": cause_rows, "lab-scorers-marks": mark_rows}
+    records = {name: Record(options.output / f"{name}.json", name, device="cpu") for name in tables}
+    found: dict[tuple[str, str], dict[str, Figures]] = {}
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
+        rewriter, seconds = options.rewriter, None
+        if rewriter is None and not options.no_rewriter:
+            rewriter, seconds = trained_rewriter(work, problems=REWRITER_PROBLEMS * options.limit)
+        trained = {"rewriter": Cost(seconds, 0.0, 0)}
         for policy in options.policies:
             for family in options.families:
-                case = make_case(policy, family, work, limit=options.limit, rewriter=options.rewriter)
-                for row in rows_of(case, policy=policy, family=family):
-                    rows.append(row)
-                    shown = {key: value for key, value in row.items() if not key.startswith(("sec", "byt"))}
-                    print(json.dumps(shown), flush=True)
-                    record.write(rows)
+                case = make_case(policy, family, work, limit=options.limit, rewriter=rewriter)
+                found[policy, family] = figures_of(case, levels=POLICIES[policy], trained=trained)
+                for name, rows in tables.items():
+                    records[name].write(rows(found))
 
 
 if __name__ == "__main__":
