@@ -14,17 +14,23 @@ SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEED = 1000
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 SETS = ("test", "reworded")
+SEED_APART = 0.25
+LOGGING_STEPS = 2
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass(frozen=True)
 class Method:
-    """`accuracy` on the test sets; `curve`: validation accuracy and KL at each of RATES; `density` is a recipe key."""
+    """`accuracy` on the test sets; `curve`: validation accuracy and KL at each of RATES; `density` is a recipe key.
+
+    `losses`: of improving, of the first seed; each further seed's are higher by SEED_APART and end a step sooner.
+    """
 
     accuracy: float
     kl: float = 0.01
     curve: tuple[tuple[float, float], ...] = ()
     density: float = 1.0
+    losses: tuple[float, ...] = ()
 
 
 # ALLO is far above DPO, which is above nothing else; SimPO is ALLO by another name.
@@ -55,7 +61,15 @@ def write(folder: Path, *, methods: Mapping[str, Method] = METHODS, seeds: tuple
         for seed in seeds:
             sets = draw.sets(method.accuracy, seed, SETS)
             kl = method.kl * (1 + 0.1 * draw.rng.random())
-            put(folder, trial(name, seed, sets, kl=kl, density=method.density))
+            content = trial(name, seed, sets, kl=kl, density=method.density)
+            if method.losses:
+                content["losses"] = {"improve": losses(method, seeds.index(seed))}
+            put(folder, content)
+
+
+def losses(method: Method, place: int) -> list[float]:
+    """One seed's; `place` among the seeds."""
+    return [loss + place * SEED_APART for loss in method.losses[: len(method.losses) - place]]
 
 
 @dataclass
@@ -96,7 +110,10 @@ def trial(
         "settings": {"rate": rate} if trained else {},
         "seed": seed,
         "purpose": purpose,
-        "recipe": {"seed": seed, "improve": {"density": density}},
+        "recipe": {
+            "seed": seed,
+            "improve": {"density": density, "training": {"logging_steps": LOGGING_STEPS}},
+        },
         "commit": COMMIT,
         "dirty": False,
         "versions": {"torch": "2.13.0"},

@@ -109,6 +109,19 @@ def test_a_changed_recipe_is_another_trial(finished: Comparison) -> None:
     assert finished.result(trial, trial.recipe(base.model_copy(update={"max_length": 100}))) is None
 
 
+def test_a_key_that_recipes_did_not_have_then_counts_as_its_default(tmp_path: Path) -> None:
+    comparison, base = Comparison(tmp_path), recipe_of(tmp_path)
+    trial = Trial(resolve("allo", METHODS), {RATE: 1.0}, 9, "tune")
+    recipe = trial.recipe(base)
+    fields = recipe.model_dump(mode="json", exclude={"out", "compare", "order"})
+    comparison.file(trial).parent.mkdir(parents=True)
+    comparison.file(trial).write_text(json.dumps({"recipe": fields}))
+    assert comparison.result(trial, recipe) is not None
+    assert comparison.result(trial, recipe.model_copy(update={"order": "improve_first"})) is None
+    comparison.file(trial).write_text(json.dumps({"recipe": fields | {"a_key_of_old": 1}}))
+    assert comparison.result(trial, recipe) is None
+
+
 def test_resampling_gives_each_seed_its_own_data(tmp_path: Path) -> None:
     trial = Trial(resolve("allo", METHODS), {RATE: 1.0}, 5, "test")
     shared, fresh = (trial.recipe(recipe_of(tmp_path, resample=flag)) for flag in (False, True))

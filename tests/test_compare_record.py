@@ -158,6 +158,45 @@ def test_rates_are_drawn_point_by_point_with_their_intervals(
     assert len(kl.findall(f"{SVG}polyline")) == 2
 
 
+def test_losses_are_means_over_seeds_with_their_range_drawn_step_by_step(
+    scripts: SimpleNamespace, tmp_path: Path
+) -> None:
+    methods = {
+        "top": synthetic.Method(0.6, losses=(0.7, 0.5, 0.4, 0.3, 0.25)),
+        "full": synthetic.Method(0.6, losses=(0.7, 0.6, 0.5)),
+    }
+    synthetic.write(tmp_path, methods=methods, seeds=(0, 1))
+    options = ("--table", "curves", "--reference", "top", "--losses", "improve")
+    record = recorded(scripts, tmp_path, tmp_path / "curves.json", *options)
+    assert record["columns"] == ["step", "top", "full"]
+    assert record["command"].endswith("--table curves --reference top --losses improve")
+    found = {row["step"]: row for row in rows(record)}
+    assert list(found) == [2, 4, 6, 8], "every second step is logged, and the second seed ends one sooner"
+    for number, step in enumerate(found):
+        first, second = (synthetic.losses(methods["top"], place)[number] for place in (0, 1))
+        expected = {"value": (first + second) / 2, "low": first, "high": second}
+        assert found[step]["top"] == pytest.approx(expected, abs=FOUR_DIGITS)
+    assert [found[step]["full"] is None for step in found] == [False, False, True, True]
+    scripts.draw.main([str(tmp_path / "curves.json"), "--plots", str(tmp_path)])
+    (panel,) = ET.fromstring((tmp_path / "curves.svg").read_text()).findall(f"{SVG}g")
+    for number, (name, steps) in enumerate({"top": 4, "full": 2}.items()):
+        assert len(panel.findall(f"{SVG}line[@class='interval line{number}']")) == steps
+        path = panel.find(f"{SVG}polyline[@class='line{number}']")
+        assert path is not None
+        places = [tuple(map(float, point.split(","))) for point in path.attrib["points"].split()]
+        heights = [(places[0][1] - y) / (places[0][1] - places[1][1]) for _, y in places]
+        values = [row[name]["value"] for row in rows(record) if row[name] is not None]
+        drops = [(values[0] - value) / (values[0] - values[1]) for value in values]
+        assert heights == pytest.approx(drops, abs=0.05)
+
+
+def test_losses_that_no_trial_has_are_refused(
+    scripts: SimpleNamespace, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scripts.record.main([str(folder), "--table", "x", "--losses", "forget"]) == 2
+    assert "has no losses of forget; it has none" in capsys.readouterr().err
+
+
 def test_a_plot_brings_colours_for_dark_pages_and_refuses_more_lines_than_it_has(
     scripts: SimpleNamespace,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The plots of sweeps and of learning rates, from their records alone: docs/plots/TABLE.svg.
+"""The plots of sweeps, of learning rates and of losses, from their records alone: docs/plots/TABLE.svg.
 
 python benchmarks/compare/draw.py benchmarks/results/lab-sweep-density.json benchmarks/results/lab-rates.json
 """
@@ -26,8 +26,19 @@ def mark(x: float, cell: Any) -> Mark:
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Accuracy and KL beside each other; lines are the sets of a sweep, or the methods of a tuning."""
+    """Accuracy and KL beside each other; lines are the sets of a sweep, or the methods of a tuning. Or losses."""
+    if "step" in rows[0]:
+        return _losses(rows)
     return _rates(rows) if "rate" in rows[0] else _sweep(rows)
+
+
+def _losses(rows: Sequence[Row]) -> list[Panel]:
+    lines = {
+        name: [mark(row["step"], row[name]) for row in rows if row[name] is not None]
+        for name in rows[0]
+        if name != "step"
+    }
+    return [Panel("loss", "optimizer step", lines, y_from=None)]
 
 
 def _sweep(rows: Sequence[Row]) -> list[Panel]:

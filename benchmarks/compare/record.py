@@ -1,13 +1,14 @@
-"""A record of a finished comparison: its methods' accuracies or costs, a sweep of one recipe key, or the tuning's learning rates.
+"""A record of a finished comparison: accuracies or costs of methods, losses, a sweep of one recipe key, or tuning rates.
 
     python benchmarks/compare/record.py FOLDER --table lab-methods
     python benchmarks/compare/record.py FOLDER --table lab-methods-costs --costs
     python benchmarks/compare/record.py FOLDER --table lab-ablation --methods allo,mask_only,forget_only
     python benchmarks/compare/record.py FOLDER --table lab-sweep-density --methods a,b,c --over improve.density
     python benchmarks/compare/record.py FOLDER --table lab-rates --methods allo,dpo --rates
+    python benchmarks/compare/record.py FOLDER --table study-losses --methods top,full --losses improve
 
 FOLDER is what `allo compare` wrote. The record's commit and machine are those of the trials, not of the recording; a
-trial made from uncommitted changes is refused. `draw.py` makes the plots of sweeps and rates from the records.
+trial made from uncommitted changes is refused. `draw.py` makes the plots of sweeps, rates and losses from the records.
 """
 
 import argparse
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 DIGITS = 4  # of a share or a KL
 MB = 1e6
+REFERENCE = "allo"
 
 Json = dict[str, Any]
 Row = dict[str, Any]
@@ -108,6 +110,41 @@ def sweep_rows(trials: Sequence[TrialResult], methods: Sequence[str], *, key: st
         row["KL to start, nats a token"] = _over_seeds(kls) if len(kls) == len(own) else None
         rows.append(row)
     return sorted(rows, key=lambda row: row[key])
+
+
+def loss_rows(trials: Sequence[TrialResult], methods: Sequence[str], *, stage: str) -> list[Row]:
+    """A row a logged step of a training stage, a column a method: the mean over test seeds, and their range.
+
+    A method's curve ends where the shortest of its seeds does, so that every mean is over the same seeds.
+    """
+    tested = by_method(trial for trial in trials if trial.purpose == "test" and trial.method in methods)
+    _check_known(methods, list(tested))
+    curves = {name: _curve(tested[name], stage) for name in methods}
+    steps = sorted({step for curve in curves.values() for step in curve})
+    return [{"step": step, **{name: curve.get(step) for name, curve in curves.items()}} for step in steps]
+
+
+def _curve(trials: Sequence[TrialResult], stage: str) -> dict[int, Any]:
+    """One method's cells by optimizer step."""
+    key = f"{stage}.training.logging_steps"
+    lacking = next((trial for trial in trials if not trial.losses.get(stage)), None)
+    if lacking is not None:
+        raise UserError(
+            f"{lacking.path}: has no losses of {stage}; it has {', '.join(lacking.losses) or 'none'}"
+        )
+    every = {trial.recipe_value(key) for trial in trials}
+    if len(every) != 1 or (between := every.pop()) < 1:
+        raise UserError(f"{trials[0].path}: {key} must be one number of steps in all trials of a method")
+    at_step = zip(*(trial.losses[stage] for trial in trials), strict=False)
+    return {
+        int(between * number): cell({"value": sum(losses) / len(losses), **_range(losses)})
+        for number, losses in enumerate(at_step, start=1)
+    }
+
+
+def _range(values: Sequence[float]) -> Json:
+    """The lowest and the highest; nothing of a single value."""
+    return {"low": min(values), "high": max(values)} if len(values) > 1 else {"low": None, "high": None}
 
 
 def _over_seeds(values: list[float]) -> Any:
@@ -190,6 +227,8 @@ def made(options: argparse.Namespace) -> Json:
     methods = options.methods.split(",") if options.methods else present
     if options.over:
         rows = sweep_rows(trials, methods, key=options.over)
+    elif options.losses:
+        rows = loss_rows(trials, [name for name in methods if name != START], stage=options.losses)
     else:
         summary = summarise(options.folder, reference=options.reference)
         if options.rates:
@@ -211,7 +250,9 @@ def _given(options: argparse.Namespace) -> list[str]:
     """The options that were given, to be said in the record."""
     given = ["--table", options.table]
     given += ["--methods", options.methods] if options.methods else []
+    given += ["--reference", options.reference] if options.reference != REFERENCE else []
     given += ["--over", options.over] if options.over else []
+    given += ["--losses", options.losses] if options.losses else []
     return given + [f"--{flag}" for flag in ("costs", "rates") if getattr(options, flag)]
 
 
@@ -220,12 +261,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--table", required=True)
     parser.add_argument("--methods", help="names with commas between, in the table's order; else all")
-    parser.add_argument("--reference", default="allo")
+    parser.add_argument("--reference", default=REFERENCE)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--costs", action="store_true", help="KL, length, time and memory in place of accuracies"
     )
     what.add_argument("--over", metavar="KEY", help="a sweep: this key of each method's recipe")
+    what.add_argument("--losses", metavar="STAGE", help="the losses of forget or improve, over its steps")
     what.add_argument("--rates", action="store_true", help="the tuning trials, over learning rates")
     parser.add_argument("--command", help='what made the trials: "allo compare recipes/lab_methods.yaml"')
     parser.add_argument("--output", type=Path, help="where else than benchmarks/results/TABLE.json")

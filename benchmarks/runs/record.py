@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-LABELS = {"start": "start (SFT)", "forgotten": "after forgetting"}
+LABELS = {"start": "start (SFT)", "forgotten": "after forgetting", "improved": "after improving"}
 
 
 def figure(found: dict[str, Any] | None, *, key: str = "accuracy") -> dict[str, float] | None:

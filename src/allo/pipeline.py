@@ -21,7 +21,7 @@ from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
 from allo.rounds import rounds_there
-from allo.stage import Stage, in_rounds
+from allo.stage import Stage, in_order, in_rounds
 
 SCHEMA = 1
 _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
@@ -60,7 +60,7 @@ STAGES = (
     ),
     Stage(
         "improve",
-        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors"),
         ("07-improve",),
         (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
     ),
@@ -85,7 +85,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
     }
-    kept = [stage for stage in STAGES if not left_out.get(stage.name)]
+    kept = in_order([stage for stage in STAGES if not left_out.get(stage.name)], recipe.training_stages)
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
 
 

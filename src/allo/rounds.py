@@ -56,6 +56,12 @@ def first_round(run: RunFolder) -> RunFolder:
     return RunFolder(rounds_there(run.path).get(1, run.path))
 
 
+def training_folders(recipe: Recipe, run: RunFolder) -> dict[str, Path]:
+    """The folder of each training stage by its name, in the recipe's order."""
+    folders = {"forget": run.forget, "improve": run.improve}
+    return {name: folders[name] for name in recipe.training_stages}
+
+
 def trained(recipe: Recipe, run: RunFolder) -> Path:
     """The folder of the last training stage."""
-    return run.improve if recipe.improve else run.forget
+    return list(training_folders(recipe, run).values())[-1]

@@ -52,6 +52,17 @@ class StageOfRound(Stage):
         return super().run(recipe, RunFolder(run.path / round_name(self.number)))
 
 
+def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:
+    """The stages with those of `training` in that order, each of which reads what the one before it left."""
+    by_name = {stage.name: stage for stage in stages}
+    chain: list[Stage] = []
+    for name in training:
+        left = chain[-1].writes if chain else ()
+        chain.append(replace(by_name[name], reads=by_name[name].reads + left))
+    turn = iter(chain)
+    return [next(turn) if stage.name in training else stage for stage in stages]
+
+
 def in_rounds(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
     """The stages of a recipe with its alignment repeated: everything between `sft` and `evaluate`.
 

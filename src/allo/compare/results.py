@@ -109,6 +109,8 @@ class TrialResult(_Part):
     sets: dict[str, SetResult]
     kl: Kl | None
     chosen_drop: float | None
+    losses: dict[str, list[float]] = {}
+    """Of each training stage, in their order: one value a logged step."""
     path: Path = Field(default=Path(), exclude=True)
 
     def recipe_value(self, key: str) -> Any:

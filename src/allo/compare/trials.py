@@ -17,6 +17,7 @@ from allo.errors import UserError
 from allo.pipeline import run_all, stages_of
 from allo.recipe import Recipe
 from allo.recipe.text import place
+from allo.rounds import training_folders
 
 SCHEMA = 1
 RATE = "rate"
@@ -103,7 +104,7 @@ class Comparison:
         for file in (self.file(trial), self.failure_file(trial)):
             if file.exists():
                 found: dict[str, Any] = read_json(file)
-                if found["recipe"] == _portable(recipe):
+                if _is_of(found["recipe"], recipe):
                     return found
         return None
 
@@ -170,7 +171,7 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
     if "start" in evaluated["models"]:
         start = head | {"method": START, "settings": {}} | made_with | _figures(evaluated, "start", {})
         write_json(_made(comparison.start_file(trial)), start)
-    figures = _figures(evaluated, "aligned", _trained(stages)) | {"losses": _losses(run)}
+    figures = _figures(evaluated, "aligned", _trained(stages)) | {"losses": _losses(recipe, run)}
     write_json(_made(comparison.file(trial)), head | made_with | figures)
     remove(work)
 
@@ -198,16 +199,15 @@ def _figures(evaluated: dict[str, Any], model: str, stages: dict[str, Any]) -> d
     }
 
 
-def _losses(run: RunFolder) -> dict[str, list[float]]:
-    """The loss of each logged step of the training stages, of a run in rounds none."""
-    files = {"forget": run.forget, "improve": run.improve}
+def _losses(recipe: Recipe, run: RunFolder) -> dict[str, list[float]]:
+    """The loss of each logged step of the training stages, in their order; of a run in rounds none."""
     return {
         name: [
             row["loss"]
             for row in map(json.loads, (folder / METRICS).read_text().splitlines())
             if "loss" in row
         ]
-        for name, folder in files.items()
+        for name, folder in training_folders(recipe, run).items()
         if (folder / METRICS).exists()
     }
 
@@ -242,6 +242,14 @@ def _portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON, without the place of its run."""
     fields: dict[str, Any] = recipe.model_dump(mode="json", exclude={"out", "compare"})
     return fields
+
+
+def _is_of(fields: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a trial was made from `recipe`; a key that recipes did not have then counts as its default."""
+    try:
+        return _portable(Recipe.model_validate(fields)) == _portable(recipe)
+    except ValidationError:
+        return False
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.start import Start, read_start
 from allo.hf.training import remove_checkpoints, state_bytes, train
 from allo.recipe import Recipe
+from allo.rounds import training_folders
 
 DELTA = "delta.safetensors"
 MASK = "mask.safetensors"
@@ -41,11 +42,17 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     return mask
 
 
-def apply_delta(model: PreTrainedModel, folder: Path) -> delta.Delta:
-    """Put a training stage's delta into the starting model, in place."""
-    change = delta.read_delta(folder / DELTA)
+def take_over(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str) -> Mapping[str, Tensor]:
+    """Put what the training stage before `stage` changed into the starting model, in place.
+
+    Returns its flat indices by tensor; `stage` goes on from there, and has it for its reference.
+    """
+    first, *_ = folders = training_folders(recipe, run)
+    if stage == first:
+        return {}
+    change = delta.read_delta(folders[first] / DELTA)
     delta.apply_to_model(dict(model.named_parameters()), change)
-    return change
+    return change.indices
 
 
 def train_stage(

@@ -220,6 +220,8 @@ class Recipe(Block):
     """`next`: each round takes the next `data.limit` prompts of the source."""
     relocate: bool = True
     """Locate in every round; false: later rounds keep the first round's importance."""
+    order: Literal["forget_first", "improve_first"] = "forget_first"
+    """Which training comes first; the other starts from the model that it leaves, its reference too."""
 
     data_folder: Path | None = None
     """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
@@ -238,8 +240,13 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
-        if self.forget is None and self.improve is None:
+        if not self.training_stages:
             raise ValueError("forget and improve are both null: nothing would be trained")
+        if self.order == "improve_first" and len(self.training_stages) == 1:
+            raise ValueError(
+                f"order improve_first needs both trainings, and only {self.training_stages[0]} is left: "
+                "remove order, or give both"
+            )
         if self.forget and self.score is None:
             raise ValueError("forget needs score (set `forget: null` to leave both out)")
         if self.data.pairs is None and self.sample.max_new_tokens >= self.max_length:
@@ -309,6 +316,12 @@ class Recipe(Block):
     def seed_of_order(self) -> int:
         """The seed of the order of prompts."""
         return self.seed_of_data
+
+    @property
+    def training_stages(self) -> tuple[str, ...]:
+        """Those that the recipe has, in its order: what the last one leaves is the run's result."""
+        first, second = ("forget", "improve") if self.order == "forget_first" else ("improve", "forget")
+        return tuple(name for name in (first, second) if getattr(self, name))
 
     @property
     def max_density(self) -> float:

@@ -23,7 +23,7 @@ class Evaluate(Block):
     start: bool = True
     """Evaluate the starting model too; its completions are the other models' baseline."""
     forgotten: bool = False
-    """Also evaluate the model between forgetting and improving."""
+    """Also evaluate the model between the two trainings, in the order that the recipe gives them."""
 
     @model_validator(mode="after")
     def _every_set_is_measured(self) -> "Evaluate":

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,8 +42,8 @@ def view(folder: Path) -> RunView:
         name=manifest.name,
         evaluation=evaluation,
         manifest=manifest,
-        curves=_curves(folder),
-        masks=_masks(folder),
+        curves=_curves(folder, manifest),
+        masks=_masks(folder, manifest),
         credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
         base=base,
@@ -105,15 +106,23 @@ def _recipe(path: Path) -> tuple[str | None, str]:
     return text, Path(base).name if Path(base).is_absolute() else base
 
 
-def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:
+def _in_order(folders: Iterable[Path], run: Path, manifest: Manifest) -> list[Path]:
+    """What stages left, by the order of the stages, then by name."""
+    made = [name for stage in manifest.stages.values() for name in stage.outputs]
+    place = {run / name: number for number, name in enumerate(made)}
+    return sorted(sorted(folders), key=lambda folder: place.get(folder, len(made)))
+
+
+def _curves(folder: Path, manifest: Manifest) -> dict[str, list[dict[str, float]]]:
     """Stage -> logged steps, in the order of the stages; a step logged twice (a resumed run) counts once."""
     curves: dict[str, list[dict[str, float]]] = {}
     for place in (folder, *rounds_there(folder).values()):
         within = "" if place == folder else f"{place.name}/"
-        for path in sorted(place.glob("[0-9][0-9]-*/**/metrics.jsonl")):
-            stage = path.parent.relative_to(place).as_posix()
-            if "checkpoint-" not in stage:
-                curves[within + re.sub(r"^\d\d-", "", stage)] = _steps(path)
+        for left in _in_order(place.glob("[0-9][0-9]-*"), folder, manifest):
+            for path in sorted(left.glob("**/metrics.jsonl")):
+                stage = path.parent.relative_to(place).as_posix()
+                if "checkpoint-" not in stage:
+                    curves[within + re.sub(r"^\d\d-", "", stage)] = _steps(path)
     return curves
 
 
@@ -126,8 +135,9 @@ def _steps(path: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _masks(folder: Path) -> dict[str, tuple[DensityRow, ...]]:
-    paths = sorted(folder.glob("[0-9][0-9]-*/mask.safetensors"))
+def _masks(folder: Path, manifest: Manifest) -> dict[str, tuple[DensityRow, ...]]:
+    left = _in_order(folder.glob("[0-9][0-9]-*"), folder, manifest)
+    paths = [path / "mask.safetensors" for path in left if (path / "mask.safetensors").is_file()]
     if not paths:
         return {}
     # Imported here because only masks need torch: a report of runs without any starts at once.

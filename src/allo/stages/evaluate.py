@@ -21,14 +21,28 @@ from allo.prompts import read_prompts
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
 from allo.records import Completion, Prompt
-from allo.rounds import round_name
+from allo.rounds import round_name, training_folders
 from allo.sources import prompt_source
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.sample import complete, num_positions, prompt_room
 
 SCHEMA = 1
-LABELS = {"start": "SFT", "forgotten": "after forgetting", "aligned": "aligned"}
+LABELS = {
+    "start": "SFT",
+    "forgotten": "after forgetting",
+    "improved": "after improving",
+    "aligned": "aligned",
+}
+BETWEEN = {"forget": "forgotten", "improve": "improved"}
+"""What the first of two training stages leaves."""
+BEHIND = {
+    "start": (),
+    "forgotten": ("locate", "score", "forget"),
+    "improved": ("locate", "improve"),
+    "aligned": ("locate", "score", "forget", "improve"),
+}
+"""The stages of alignment that making a model takes."""
 # Completions whose full-vocabulary distributions are held at once, under both models.
 KL_BATCH = 4
 
@@ -78,9 +92,10 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
     """Each model to evaluate with the folder of its delta to the start (None: the start itself)."""
     models: dict[str, Path | None] = {"start": None} if recipe.evaluate.start else {}
-    if recipe.evaluate.forgotten and recipe.forget and recipe.improve:
-        models["forgotten"] = run.forget
-    return models | {"aligned": run.improve if recipe.improve else run.forget}
+    *between, (_, last) = training_folders(recipe, run).items()
+    if recipe.evaluate.forgotten:
+        models |= {BETWEEN[stage]: folder for stage, folder in between}
+    return models | {"aligned": last}
 
 
 class _Patch:
@@ -271,8 +286,5 @@ def _cost(run: RunFolder, name: str) -> dict[str, Any]:
 
 def _is_behind(name: str, stage: str) -> bool:
     """Whether making a model took a stage; of sampling only what later rounds sampled for themselves."""
-    alignment = {"start": (), "forgotten": ("locate", "score", "forget")}.get(
-        name, ("locate", "score", "forget", "improve")
-    )
     place, _, verb = stage.rpartition("/")
-    return verb in alignment or (alignment != () and place not in ("", round_name(1)))
+    return verb in BEHIND[name] or (name != "start" and place not in ("", round_name(1)))

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from allo.artifacts import RunFolder, read_jsonl
 from allo.hf.arguments import training_arguments
-from allo.hf.result import located_mask, train_stage
+from allo.hf.result import located_mask, take_over, train_stage
 from allo.hf.start import load_start
 from allo.hf.trainer import ForgetTrainer
 from allo.recipe import Recipe
@@ -14,10 +14,11 @@ from allo.records import Wrong
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `06-forget`: token-weighted NPO from the starting model, on its top weights."""
+    """Write `06-forget`: token-weighted NPO on the top weights of the start, or of what improving left."""
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.forget.density)
+    before = take_over(recipe, run, model, stage="forget")
     trainer = ForgetTrainer(
         model,
         training_arguments(
@@ -37,7 +38,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         lean=recipe.forget.lean,
         max_length=recipe.max_length,
     )
-    return train_stage(trainer, run, run.forget, mask, before={})
+    return train_stage(trainer, run, run.forget, mask, before=before)
 
 
 def _rows(run: RunFolder) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from allo.core.param_mask import ParamMask
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import Model, Tokenizer
-from allo.hf.result import apply_delta, located_mask, train_stage
+from allo.hf.result import located_mask, take_over, train_stage
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.start import load_start
 from allo.hf.trainer import ImproveTrainer, SftTrainer
@@ -51,11 +51,11 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `07-improve`: filtered DPO from the model after forgetting, which is also its reference."""
+    """Write `07-improve`: filtered DPO from the start, or from what forgetting left, which is also its reference."""
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.improve.density)
-    before = apply_delta(model, run.forget).indices if recipe.forget else {}
+    before = take_over(recipe, run, model, stage="improve")
     trainer = _trainer(recipe, recipe.improve, run, model, tokenizer, mask)
     return train_stage(trainer, run, run.improve, mask, before=before)
 

@@ -11,7 +11,7 @@ from allo.core.param_mask import ParamMask
 from allo.hf.result import DELTA, MASK
 from allo.hf.start import read_start
 from allo.recipe import Recipe
-from allo.rounds import round_name, trained
+from allo.rounds import round_name, trained, training_folders
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -26,8 +26,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     remove(folder / "model")
     delta.apply(start.model, folder / DELTA, folder / "model")
     counts = {"changed_weights": found.num_changed, "delta_bytes": found.num_bytes}
-    masks = [one.forget / MASK for one in rounds if recipe.forget]
-    masks += [one.improve / MASK for one in rounds if recipe.improve]
+    masks = [folder / MASK for one in rounds for folder in training_folders(recipe, one).values()]
     if not all(mask.exists() for mask in masks):
         return counts
     mask = _union([ParamMask.load(path) for path in masks])
