@@ -93,6 +93,17 @@ def test_a_record_of_costs_has_none_for_the_start(
     assert 0 < less["low"] < less["value"] < less["high"]
 
 
+def test_the_short_record_says_what_the_long_ones_say(
+    scripts: SimpleNamespace, folder: Path, tmp_path: Path
+) -> None:
+    short, long, costs = (
+        rows(recorded(scripts, folder, tmp_path / "r.json", "--table", "t", *option))
+        for option in (["--short"], [], ["--costs"])
+    )
+    for one, accuracies, cost in zip(short, long, costs, strict=True):
+        assert one.items() <= (accuracies | cost).items() and "seconds" in one
+
+
 def test_methods_are_chosen_and_ordered(scripts: SimpleNamespace, folder: Path, tmp_path: Path) -> None:
     record = recorded(scripts, folder, tmp_path / "r.json", "--table", "few", "--methods", "simpo,allo")
     assert [row["method"] for row in rows(record)] == ["simpo", "allo"]

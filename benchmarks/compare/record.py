@@ -2,6 +2,7 @@
 
     python benchmarks/compare/record.py FOLDER --table lab-methods
     python benchmarks/compare/record.py FOLDER --table lab-methods-costs --costs
+    python benchmarks/compare/record.py FOLDER --table lab-short --short
     python benchmarks/compare/record.py FOLDER --table lab-ablation --methods allo,mask_only,forget_only
     python benchmarks/compare/record.py FOLDER --table lab-sweep-density --methods a,b,c --over improve.density
     python benchmarks/compare/record.py FOLDER --table lab-rates --methods allo,dpo --rates
@@ -80,6 +81,18 @@ def cost_row(summary: Json, name: str) -> Row:
         "peak, MB": _millions(cost["peak_memory_bytes"]) if trained else None,
         "state, MB": _millions(cost["training_state_bytes"]) if trained else None,
         "weights trained": round(cost["trained_weights"]["value"]) if trained else None,
+    }
+
+
+def short_row(summary: Json, name: str) -> Row:
+    """A method in one line: accuracy on each set, KL, seconds, weights trained."""
+    accuracies, costs = accuracy_row(summary, name), cost_row(summary, name)
+    kinds = [f"{label}, {kind}" for label in summary["sets"] for kind in ("sampled", "greedy")]
+    kept = [key for key in kinds if key in accuracies]
+    return {
+        "method": name,
+        **{key: accuracies[key] for key in kept},
+        **{key: costs[key] for key in ("KL to start, nats a token", "seconds", "weights trained")},
     }
 
 
@@ -235,7 +248,7 @@ def made(options: argparse.Namespace) -> Json:
             rows = rate_rows(summary, [name for name in methods if name != START])
         else:
             _check_known(methods, list(summary["methods"]))
-            row = cost_row if options.costs else accuracy_row
+            row = cost_row if options.costs else short_row if options.short else accuracy_row
             rows = [row(summary, name) for name in methods]
     own = [
         trial
@@ -253,7 +266,7 @@ def _given(options: argparse.Namespace) -> list[str]:
     given += ["--reference", options.reference] if options.reference != REFERENCE else []
     given += ["--over", options.over] if options.over else []
     given += ["--losses", options.losses] if options.losses else []
-    return given + [f"--{flag}" for flag in ("costs", "rates") if getattr(options, flag)]
+    return given + [f"--{flag}" for flag in ("costs", "short", "rates") if getattr(options, flag)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -266,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument(
         "--costs", action="store_true", help="KL, length, time and memory in place of accuracies"
     )
+    what.add_argument("--short", action="store_true", help="accuracies, KL, seconds and weights alone")
     what.add_argument("--over", metavar="KEY", help="a sweep: this key of each method's recipe")
     what.add_argument("--losses", metavar="STAGE", help="the losses of forget or improve, over its steps")
     what.add_argument("--rates", action="store_true", help="the tuning trials, over learning rates")
