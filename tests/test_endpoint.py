@@ -149,6 +149,15 @@ def test_a_line_cut_short_by_a_kill_is_asked_for_again(chat: Chat, tmp_path: Pat
     assert len(chat.requests) == NUM + 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_replies_until_an_interruption_are_kept(chat: Chat, tmp_path: Path) -> None:
     answer = chat.answer
 

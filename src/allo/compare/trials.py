@@ -93,6 +93,9 @@ class Comparison:
     def failure_file(self, trial: Trial) -> Path:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
 
+    def has_tests_of(self, method: str) -> bool:
+        return any((self.path / "trials" / method).glob("test-*.json"))
+
     def work(self, trial: Trial) -> Path:
         return self.path / "work" / f"{trial.method.name}-{trial.name}"
 
