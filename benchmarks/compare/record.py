@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--over", metavar="KEY", help="a sweep: this key of each method's recipe")
     what.add_argument("--losses", metavar="STAGE", help="the losses of forget or improve, over its steps")
     what.add_argument("--rates", action="store_true", help="the tuning trials, over learning rates")
-    parser.add_argument("--command", help='what made the trials: "allo compare recipes/lab_methods.yaml"')
+    parser.add_argument("--command", help='what made the trials: "allo compare recipes/lab.yaml"')
     parser.add_argument("--output", type=Path, help="where else than benchmarks/results/TABLE.json")
     options = parser.parse_args(arguments)
     path = options.output or RESULTS / f"{options.table}.json"

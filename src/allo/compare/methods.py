@@ -15,6 +15,9 @@ _PLAIN: dict[str, Any] = {
     "locate": None,
     "score": None,
     "forget": None,
+    "order": "forget_first",
+    "improve.loss": "dpo",
+    "improve.anchor": 0.0,
     "improve.density": 1.0,
     "improve.keep": 1.0,
 }
