@@ -9,8 +9,9 @@ import pytest
 from allo.artifacts import read_json
 from allo.compare import compare
 from allo.compare.methods import METHODS, START, chosen, resolve
+from allo.compare.problems import check_problems
 from allo.compare.trials import RATE, Comparison, Trial
-from allo.compare.tuning import accuracy, first_wave, second_wave, tuned
+from allo.compare.tuning import MOST_BEYOND, accuracy, next_trials, tuned
 from allo.errors import UserError
 from allo.recipe import Recipe
 from allo.recipe.compare import Compare, Method
@@ -54,14 +55,10 @@ def test_every_method_has_its_budget_and_every_seed_its_test(finished: Compariso
         for method in ("allo", "dpo", START)
         for purpose in ("tune", "test")
     }
-    assert count == {
-        ("allo", "tune"): 3,
-        ("allo", "test"): 2,
-        ("dpo", "tune"): 3,
-        ("dpo", "test"): 2,
-        (START, "tune"): 1,
-        (START, "test"): 2,
-    }
+    assert [count[method, "test"] for method in ("allo", "dpo", START)] == [2, 2, 2]
+    assert count[START, "tune"] == 1
+    for method in ("allo", "dpo"):
+        assert 3 <= count[method, "tune"] <= 3 + MOST_BEYOND
     assert {one["seed"] for one in found if one["purpose"] == "tune"} == {9}
 
 
@@ -149,6 +146,48 @@ def test_a_failed_trial_is_recorded_and_never_the_best(tmp_path: Path) -> None:
     assert read_json(tested)["settings"] == {RATE: 1.0}
 
 
+def test_what_is_tested_on_is_neither_tuned_nor_trained_on(tmp_path: Path) -> None:
+    test = {"task": "planted_flaws", "split": "test", "limit": 4}
+    for changes in ({"validation": test}, {}):
+        base = recipe_of(tmp_path, **changes)
+        if not changes:
+            base = base.model_copy(update={"data": base.data.model_copy(update={"split": "test"})})
+        with pytest.raises(UserError, match=r"evaluate\.sets\.test and (compare|data).*share"):
+            check_problems(base)
+
+
+def test_another_setting_supersedes_the_tests_of_the_former(tmp_path: Path) -> None:
+    comparison = Comparison(tmp_path)
+    old, new = (Trial(resolve("dpo", METHODS), {RATE: rate}, 0, "test") for rate in (1.0, 2.0))
+    for trial in (old, new):
+        comparison.file(trial).parent.mkdir(parents=True, exist_ok=True)
+        comparison.file(trial).write_text(json.dumps({"settings": dict(trial.settings)}))
+    comparison.set_aside_other_tests([new])
+    assert comparison.file(new).exists() and not comparison.file(old).exists()
+    assert (tmp_path / "superseded" / "dpo" / f"{old.name}.json").exists()
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    first, second = Comparison(tmp_path), Comparison(tmp_path)
+    with first.held(), pytest.raises(UserError, match="another allo process"), second.held():
+        pass
+
+
+def test_an_edited_file_is_another_trial(tmp_path: Path) -> None:
+    """The same recipe, but the loss that it names has changed."""
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(pairs, *, beta):\n    return pairs.chosen_logratios\n")
+    base = recipe_of(tmp_path, methods={"mine": {"like": "dpo", "set": {"improve.loss": f"{file}:mine"}}})
+    trial = Trial(resolve("mine", METHODS | base.compare.methods), {RATE: 1.0}, 0, "tune")
+    comparison, recipe = Comparison(tmp_path / "c"), trial.recipe(base)
+    result = {"recipe": recipe.model_dump(mode="json", exclude={"out", "compare"})}
+    comparison.file(trial).parent.mkdir(parents=True)
+    comparison.file(trial).write_text(json.dumps(result | {"files": comparison.files(recipe)}))
+    assert comparison.result(trial, recipe) is not None
+    file.write_text("def mine(pairs, *, beta):\n    return -pairs.chosen_logratios\n")
+    assert comparison.result(trial, recipe) is None
+
+
 def test_methods_are_like_others(tmp_path: Path) -> None:
     known = {
         "a": Method(set={"x": 1, "y": 2}, scale=2.0, settings=[{"z": 1}]),
@@ -164,6 +203,7 @@ def test_methods_are_like_others(tmp_path: Path) -> None:
         ({}, ["dqo"], "unknown method 'dqo'"),
         ({"a": {"like": "b"}, "b": {"like": "a"}}, ["a"], "a is like b is like a"),
         ({"a": {"set": {"improve.densty": 0.1}}}, ["a"], "improve.densty"),
+        ({"a": {"tuned_as": "b"}, "b": {"tuned_as": "dpo"}}, ["a"], "'b' is not tuned by itself"),
     ],
 )
 def test_a_bad_method_is_named(tmp_path: Path, methods: dict[str, Any], named: list[str], found: str) -> None:
@@ -177,15 +217,30 @@ def test_seeds_may_not_be_tuned_on() -> None:
 
 
 # Tuning alone, on made-up accuracies.
-def found(accuracies: dict[float, float]) -> Any:
-    """Results by rate; where a trial has settings of its own, a little better than its rate alone."""
+def found(accuracies: dict[float, float], bonus: float = 0.01) -> Any:
+    """Results of any trial by its rate, halfway in between; a setting of its own is worth `bonus`."""
 
     def result(trial: Trial) -> dict[str, Any]:
-        share = accuracies[trial.settings[RATE]] + 0.01 * (len(trial.settings) - 1)
+        share = accuracies.get(trial.settings[RATE], 0.0) + bonus * (len(trial.settings) - 1)
         sets = {"validation": {"prompts": list(range(100)), "greedy": [share] * 100, "sampled": None}}
         return {"sets": sets}
 
     return result
+
+
+def waves(method: Method, block: Compare, results: Any) -> list[list[dict[str, Any]]]:
+    """What is tried, wave by wave, as `compare` does it."""
+    resolved = resolve("a", {"a": method})
+    done: set[str] = set()
+    tried: list[list[dict[str, Any]]] = []
+
+    def there(trial: Trial) -> Any:
+        return results(trial) if trial.name in done else None
+
+    while trials := next_trials(resolved, block, there):
+        tried.append([dict(trial.settings) for trial in trials])
+        done.update(trial.name for trial in trials)
+    return tried
 
 
 @pytest.mark.parametrize(
@@ -199,18 +254,35 @@ def found(accuracies: dict[float, float]) -> Any:
 def test_a_method_without_settings_tries_further_rates(
     accuracies: dict[float, float], further: set[float]
 ) -> None:
-    method = resolve("a", {"a": Method()})
-    wave = second_wave(method, block_of(rates=list(accuracies), extra_trials=2), found(accuracies))
-    assert {trial.settings[RATE] for trial in wave} == further
+    tried = waves(Method(), block_of(rates=list(accuracies), extra_trials=2), found(accuracies))
+    assert {settings[RATE] for settings in tried[1]} == further
 
 
 def test_both_waves_are_the_budget_whatever_the_settings() -> None:
     accuracies = {1.0: 0.1, 2.0: 0.5, 4.0: 0.2}
     block = block_of(rates=list(accuracies), extra_trials=3)
     for number in range(5):
-        method = resolve("a", {"a": Method(settings=[{"improve.keep": 0.1 * i} for i in range(number)])})
-        waves = [*first_wave(method, block), *second_wave(method, block, found(accuracies))]
-        assert len({trial.name for trial in waves}) == 6
+        method = Method(settings=[{"improve.keep": 0.1 * i} for i in range(number)])
+        tried = waves(method, block, found(accuracies))
+        assert [len(wave) for wave in tried] == [3, 3]
+        assert len({json.dumps(settings) for wave in tried for settings in wave}) == 6
+
+
+def test_a_best_rate_at_the_edge_is_followed_until_it_lies_inside() -> None:
+    accuracies = {1.0: 0.1, 2.0: 0.2, 4.0: 0.3, 8.0: 0.5, 16.0: 0.4}
+    block = block_of(rates=[1.0, 2.0, 4.0], extra_trials=1)
+    method = Method(settings=[{"improve.keep": 0.3}])
+    tried = waves(method, block, found(accuracies))
+    assert [wave[0][RATE] for wave in tried[2:]] == [8.0, 16.0]
+    assert all(wave[0]["improve.keep"] == 0.3 for wave in tried[2:])
+    best = tuned(resolve("a", {"a": method}), block, found(accuracies))
+    assert best == {RATE: 8.0, "improve.keep": 0.3}
+
+
+def test_an_edge_is_not_followed_for_ever() -> None:
+    rising = {float(2**i): 0.01 * i for i in range(20)}
+    tried = waves(Method(), block_of(rates=[1.0, 2.0], extra_trials=0), found(rising))
+    assert len(tried) == 1 + MOST_BEYOND
 
 
 def test_the_best_of_both_waves_is_tuned() -> None:
@@ -222,7 +294,7 @@ def test_the_best_of_both_waves_is_tuned() -> None:
 
 def test_a_single_rate_is_not_tuned() -> None:
     method, block = resolve("a", {"a": Method()}), block_of(rates=[2.0], extra_trials=0)
-    assert not first_wave(method, block) and not second_wave(method, block, found({}))
+    assert not next_trials(method, block, found({}))
     assert tuned(method, block, found({})) == {RATE: 2.0}
 
 

@@ -1,6 +1,7 @@
 """A function of the user's own that a recipe names as `file.py:function`: a scorer, or a loss."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,9 +30,11 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
     function = name.rpartition(":")[2]
     if not path.is_file():
         raise UserError(f"{key}: {path}: there is no such file. Give the path of a Python file.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    own_name = f"allo_own_{path.stem}"
+    spec = importlib.util.spec_from_file_location(own_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[own_name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -41,7 +44,7 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
         own = sorted(
             each
             for each, value in vars(module).items()
-            if callable(value) and not each.startswith("_") and value.__module__ == path.stem
+            if callable(value) and not each.startswith("_") and value.__module__ == own_name
         )
         raise UserError(f"{key}: {path} has no function {function!r}; it has {', '.join(own) or 'none'}.")
     assert callable(found)

@@ -66,7 +66,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        ("00-sft", "06-forget", "07-improve"),
+        ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
         ("08-eval.json",),
         (*MODEL, "seed", *PROMPTS, "judge", "sample.stop", "evaluate"),
     ),
@@ -303,27 +303,27 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
 def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
     """Hashes of what a stage reads: files of the run, and local files that its configuration names."""
     inputs = {name: hashes.of(run.path / name) for name in stage.reads if (run.path / name).exists()}
-    named = list(_named_files(config))
+    named = list(named_files(config))
     if stage.name == "sft":
         named.append(Path(config["model"]).expanduser())
     return inputs | {str(path): hashes.of(path) for path in named if path.exists()}
 
 
-def _named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
+def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
     """Files of prompts, of pairs, of the user's functions and a rewriter's folder anywhere in a configuration, and
     a task's own below the configuration's folder of `rows`."""
     if isinstance(value, list):
         for item in value:
-            yield from _named_files(item, rows)
+            yield from named_files(item, rows)
     if isinstance(value, dict):
         rows = value.get("data_folder") or rows
-        yield from (Path(value[key]) for key in ("file", "pairs", "rewriter") if value.get(key))
+        yield from (Path(value[key]).expanduser() for key in ("file", "pairs", "rewriter") if value.get(key))
         own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
         yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")
         for item in value.values():
-            yield from _named_files(item, rows)
+            yield from named_files(item, rows)
 
 
 def _discard(stage: Stage, run: RunFolder) -> None:

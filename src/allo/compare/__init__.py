@@ -1,9 +1,12 @@
 """Comparisons: many methods from one recipe, on the same samples, tuned alike, tested on the same problems."""
 
+from pydantic import ValidationError
+
 from allo.compare.methods import chosen
+from allo.compare.problems import check_problems
 from allo.compare.summary import write_summary
 from allo.compare.trials import Comparison, Trial
-from allo.compare.tuning import Result, first_wave, second_wave, tuned
+from allo.compare.tuning import Result, next_trials, tuned
 from allo.compare.workers import workers
 from allo.errors import UserError
 from allo.recipe import Recipe
@@ -21,32 +24,38 @@ def compare(
     """
     if recipe.compare is None:
         raise UserError("compare: the recipe has no `compare` block. Give it at least `compare.validation`.")
+    recipe = _with_seeds(recipe, seeds) if seeds else recipe
     block = recipe.compare
-    if seeds:
-        block = type(block).model_validate(block.model_dump() | {"seeds": seeds})
-        recipe = recipe.model_copy(update={"compare": block})
+    assert block is not None
     competing = chosen(block, methods)
     tuning = [method for method in competing if method.tuned_as is None]
+    check_problems(recipe)
     comparison = Comparison(recipe.out / recipe.name)
 
-    def result(trial: Trial) -> Result:
-        found = comparison.result(trial, trial.recipe(recipe))
-        assert found is not None, trial.name
-        return found
+    def result(trial: Trial) -> Result | None:
+        return comparison.result(trial, trial.recipe(recipe))
 
-    with workers(comparison, jobs=jobs) as working:
-        working.run([trial for method in tuning for trial in first_wave(method, block)], recipe)
-        working.run([trial for method in tuning for trial in second_wave(method, block, result)], recipe)
+    with comparison.held(), workers(comparison, jobs=jobs) as working:
+        while trials := [trial for method in tuning for trial in next_trials(method, block, result)]:
+            working.run(trials, recipe)
         settings = {method.name: tuned(method, block, result) for method in tuning}
-        working.run(
-            [
-                Trial(method, settings[method.tuned_as or method.name], seed, "test")
-                for method in competing
-                for seed in block.seeds
-            ],
-            recipe,
-        )
+        tests = [
+            Trial(method, settings[method.tuned_as or method.name], seed, "test")
+            for method in competing
+            for seed in block.seeds
+        ]
+        comparison.set_aside_other_tests(tests)
+        working.run(tests, recipe)
     tested = [method.name for method in competing]
     has_reference = block.reference in tested or comparison.has_tests_of(block.reference)
     write_summary(comparison.path, reference=block.reference if has_reference else tested[0])
     return comparison
+
+
+def _with_seeds(recipe: Recipe, seeds: list[int]) -> Recipe:
+    assert recipe.compare is not None
+    try:
+        block = type(recipe.compare).model_validate(recipe.compare.model_dump() | {"seeds": seeds})
+    except ValidationError as error:
+        raise UserError(f"--seeds: {error.errors()[0]['msg']}") from error
+    return recipe.model_copy(update={"compare": block})

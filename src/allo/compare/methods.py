@@ -80,15 +80,21 @@ class Resolved:
 
 
 def chosen(compare: Compare, names: list[str] | None) -> list[Resolved]:
-    """The methods named, else those of `compare.run`, else all; the reference comes first.
+    """The methods named, else those of `compare.run`, else of `compare.methods`, else all; the reference comes first.
 
     Raises `UserError` for a name that is unknown and for methods that are `like` each other.
     """
     known = METHODS | compare.methods
-    wanted = names or compare.run or list(known)
+    wanted = names or compare.run or list(compare.methods) or list(METHODS)
     resolved = [resolve(name, known) for name in dict.fromkeys(wanted)]
     needed = [method.tuned_as for method in resolved if method.tuned_as]
     resolved += [resolve(name, known) for name in dict.fromkeys(needed) if name not in wanted]
+    tuned_as = {method.name: method.tuned_as for method in resolved}
+    chain = next((name for name, other in tuned_as.items() if other and tuned_as[other]), None)
+    if chain is not None:
+        raise UserError(
+            f"compare.methods.{chain}.tuned_as: {tuned_as[chain]!r} is not tuned by itself; name one that is."
+        )
     return sorted(resolved, key=lambda method: method.name != compare.reference)
 
 

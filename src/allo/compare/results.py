@@ -1,5 +1,6 @@
 """Finished trials, read from their JSON files and checked: what the summary of a comparison is made of."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,10 @@ class Cost(_Part):
     density: float
 
 
+ORIGIN = ("model", "dtype", "max_length", "chat", "sft", "data")
+"""Recipe keys that every trial of a comparison shares."""
+
+
 class TrialResult(_Part):
     """One method with its settings and one seed, trained and evaluated."""
 
@@ -152,6 +157,7 @@ def read_results(folder: Path) -> list[TrialResult]:
 
 def check_results(trials: list[TrialResult]) -> None:
     """UserError where two trials are the same one, or one set has not the same prompts and samples for all."""
+    _check_same_origin(trials)
     seen: dict[str, TrialResult] = {}
     first: dict[str, TrialResult] = {}
     for trial in trials:
@@ -168,6 +174,18 @@ def check_results(trials: list[TrialResult]) -> None:
                     f"{trial.path}: set {name!r} has other prompts, or other samples a prompt, than in {other.path}. "
                     "What is compared answers the same questions: remove the one that is out of date."
                 )
+
+
+def _check_same_origin(trials: list[TrialResult]) -> None:
+    """UserError where a trial stems from another recipe: methods change how is trained, not on what."""
+    for key in ORIGIN:
+        values = {json.dumps(trial.recipe.get(key), sort_keys=True): trial for trial in trials}
+        if len(values) > 1:
+            first, second, *_ = values.values()
+            raise UserError(
+                f"{second.path}: made from another recipe than {first.path}: `{key}` differs. Remove the older ones, or "
+                "give the comparison another name."
+            )
 
 
 def _asked(result: SetResult) -> tuple[list[str], int | None, bool]:

@@ -1,9 +1,11 @@
 """One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +13,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from allo.artifacts import RunFolder, read_json, remove, sha256_json, write_json
+from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
-from allo.errors import UserError
-from allo.pipeline import run_all, stages_of
+from allo.errors import DivergedError, UserError
+from allo.pipeline import named_files, run_all, stages_of
 from allo.recipe import Recipe
 from allo.recipe.text import place
 from allo.rounds import training_folders
@@ -93,6 +95,33 @@ class Comparison:
     def failure_file(self, trial: Trial) -> Path:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, held by this process alone. Raises `UserError` where another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.path}: another allo process works on this comparison. Wait for it."
+                ) from error
+            yield
+
+    def set_aside_other_tests(self, trials: Sequence[Trial]) -> None:
+        """Move the test trials of other settings out of the results: a method is compared as it is tuned now."""
+        names = {self.file(trial) for trial in trials}
+        for folder in {self.file(trial).parent for trial in trials}:
+            for file in set(folder.glob("test-*.json")) - names:
+                settings = {
+                    json.dumps(dict(t.settings), sort_keys=True)
+                    for t in trials
+                    if self.file(t).parent == folder
+                }
+                if json.dumps(read_json(file)["settings"], sort_keys=True) not in settings:
+                    aside = _made(self.path / "superseded" / folder.name / file.name)
+                    os.replace(file, aside)
+
     def has_tests_of(self, method: str) -> bool:
         return any((self.path / "trials" / method).glob("test-*.json"))
 
@@ -102,12 +131,20 @@ class Comparison:
     def shared(self, key: str) -> Path:
         return self.path / "shared" / key
 
+    def files(self, recipe: Recipe) -> dict[str, str]:
+        """Hashes of the local files that a recipe names, its model among them."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        hashes = FileHashes(self.path / ".hashes.json")
+        named = [*named_files(recipe.model_dump(mode="json")), Path(recipe.model).expanduser()]
+        return {str(path): hashes.of(path) for path in named if path.exists()}
+
     def result(self, trial: Trial, recipe: Recipe) -> dict[str, Any] | None:
-        """The trial's result, or the record of its failure, where one of the same recipe is there."""
+        """The trial's result, or the record of its failure, where one of the same recipe and files is there."""
+        files = self.files(recipe)
         for file in (self.file(trial), self.failure_file(trial)):
             if file.exists():
                 found: dict[str, Any] = read_json(file)
-                if _is_of(found["recipe"], recipe):
+                if _is_of(found["recipe"], recipe) and found.get("files", files) == files:
                     return found
         return None
 
@@ -162,11 +199,13 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
         "seed": trial.seed,
         "purpose": trial.purpose,
         "recipe": _portable(recipe),
+        "files": comparison.files(recipe),
     }
     try:
         run = run_all(_in(recipe, work), until="evaluate")
-    except UserError as error:
+    except DivergedError as error:
         write_json(_made(comparison.failure_file(trial)), head | {"failed": str(error)})
+        remove(comparison.file(trial))
         remove(work)
         return
     evaluated, stages = read_json(run.evaluation), read_json(run.manifest)["stages"]
@@ -176,6 +215,7 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
         write_json(_made(comparison.start_file(trial)), start)
     figures = _figures(evaluated, "aligned", _trained(stages)) | {"losses": _losses(recipe, run)}
     write_json(_made(comparison.file(trial)), head | made_with | figures)
+    remove(comparison.failure_file(trial))
     remove(work)
 
 

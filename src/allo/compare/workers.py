@@ -4,12 +4,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
 from allo import console
 from allo.compare.trials import Comparison, Preparation, Trial, preparations, prepare, run_trial
+from allo.errors import UserError
 from allo.recipe import Recipe
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
@@ -60,7 +62,13 @@ class Workers:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
                 number += 1
-                future.result()  # raises what the job raised
+                try:
+                    future.result()  # raises what the job raised
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        f"compare: a worker ended at {names[future]}, for want of memory perhaps: lower --jobs and start "
+                        "it again; what is done is kept."
+                    ) from error
                 ended(number, names[future])
 
 

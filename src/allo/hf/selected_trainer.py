@@ -30,7 +30,7 @@ from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected import SelectedWeights
-from allo.errors import UserError
+from allo.errors import DivergedError, UserError
 from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
 from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
@@ -288,7 +288,7 @@ class SelectedTrainer(CheckpointedTrainer):
         kept = (
             f"the last good checkpoint is {good[-1]}" if good else "no good checkpoint was written before it"
         )
-        raise UserError(
+        raise DivergedError(
             f"{name} is {value.item()} at step {self.state.global_step + 1}: stopped; {kept}. "
             "Lower the learning rate, or check the data."
         )

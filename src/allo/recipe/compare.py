@@ -41,7 +41,7 @@ class Compare(Block):
     methods: dict[SetName, Method] = {}
     """Methods beside the known ones, or in place of them."""
     run: list[SetName] = []
-    """The methods to compare; all of `methods` where it is empty."""
+    """The methods to compare; where it is empty those of `methods`, or all known ones where that is empty too."""
 
     @model_validator(mode="after")
     def _seeds_are_apart(self) -> "Compare":

@@ -7,6 +7,7 @@ import torch
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.baselines.arguments import trl_arguments, without_known_warnings
 from allo.core.param_mask import ParamMask
+from allo.errors import DivergedError
 from allo.hf.models import Model
 from allo.hf.result import write_change
 from allo.hf.start import DTYPES, load_start
@@ -84,6 +85,10 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
 def _train(trainer: Any, run: RunFolder, *, num_weights: int) -> dict[str, Any]:
     """Train to the end, write `metrics.jsonl`, and count."""
     write_jsonl(run.improve / "metrics.jsonl", train_from(trainer, None))
+    if not all(param.isfinite().all() for param in trainer.model.parameters()):
+        raise DivergedError(
+            "improve: weights are no longer finite. Lower the learning rate, or check the data."
+        )
     trained = [param for param in trainer.model.parameters() if param.requires_grad]
     num_trained = sum(param.numel() for param in trained)
     return {

@@ -4,8 +4,10 @@ from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.core.pairs import make_pairs, wrong_completions
+from allo.errors import DivergedError
 from allo.recipe import Recipe
 from allo.records import Pair, Verdict, Wrong
+from allo.rounds import RoundRecipe
 from allo.sources import training_pairs, training_prompts
 
 
@@ -19,6 +21,11 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             prompts, verdicts, max_pairs_per_prompt=recipe.pair.max_pairs_per_prompt, seed=recipe.seed_of_data
         )
         wrong = wrong_completions(prompts, verdicts)
+    if isinstance(recipe, RoundRecipe) and recipe.number > 1 and not pairs:
+        raise DivergedError(
+            f"round {recipe.number}: no prompt has both a right and a wrong sample. Lower the learning rates, or "
+            "the number of rounds."
+        )
     write_jsonl(run.wrong, wrong)
     write_jsonl(run.pairs, pairs)
     return {"pairs": len(pairs), "wrong": len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
