@@ -1,11 +1,13 @@
 """Comparisons: many methods from one recipe, on the same samples, tuned alike, tested on the same problems."""
 
+import importlib
+
 from pydantic import ValidationError
 
 from allo.compare.methods import chosen
 from allo.compare.problems import check_problems
 from allo.compare.summary import write_summary
-from allo.compare.trials import Comparison, Trial
+from allo.compare.trials import RATE, Comparison, Trial
 from allo.compare.tuning import Result, next_trials, tuned
 from allo.compare.workers import workers
 from allo.errors import UserError
@@ -30,6 +32,9 @@ def compare(
     competing = chosen(block, methods)
     tuning = [method for method in competing if method.tuned_as is None]
     check_problems(recipe)
+    for method in competing:  # what is bad is found before the first trial
+        trial = Trial(method, {RATE: block.rates[0]}, block.seeds[0], "test")
+        importlib.import_module("allo.stages.check").check(trial.recipe(recipe))
     comparison = Comparison(recipe.out / recipe.name)
 
     def result(trial: Trial) -> Result | None:

@@ -144,7 +144,7 @@ class Comparison:
         for file in (self.file(trial), self.failure_file(trial)):
             if file.exists():
                 found: dict[str, Any] = read_json(file)
-                if _is_of(found["recipe"], recipe) and found.get("files", files) == files:
+                if _is_of(found.get("recipe", {}), recipe) and found.get("files", files) == files:
                     return found
         return None
 
