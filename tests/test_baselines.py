@@ -144,7 +144,7 @@ def test_the_rank_brings_the_trained_weights_nearest_to_the_density(
     def num_trained(rank: int) -> int:
         recipe = tiny_run.tiny(tmp_path, *ALONE, f"improve.trainer={trainer}")
         args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
-        adapter = adapter_config(trainer, rank=rank, seed=0)  # type: ignore[arg-type]
+        adapter = adapter_config(trainer, rank=rank, seed=0)
         model = AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, adapter).model
         return sum(param.numel() for param in model.parameters() if param.requires_grad)
 
@@ -171,7 +171,7 @@ def test_merging_changes_no_logit_but_for_rounding_and_every_layer_has_an_adapte
 ) -> None:
     recipe = tiny_run.tiny(tmp_path, *ALONE, f"improve.trainer={trainer}")
     args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
-    adapter = adapter_config(trainer, rank=4, seed=0)  # type: ignore[arg-type]
+    adapter = adapter_config(trainer, rank=4, seed=0)
     model = AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, adapter).model.eval()
     with torch.no_grad():
         for param in model.parameters():
@@ -241,7 +241,7 @@ def on_policy(
 ) -> Any:
     recipe = tiny_run.tiny(folder, *ALONE, *STEPS, f"improve.trainer={trainer}", *more)
     args = trl_arguments(recipe, folder=folder, device=torch.device("cpu"))
-    return on_policy_trainer(trainer, laboratory(), args, ids, TOKENIZER, reward=reward)  # type: ignore[arg-type]
+    return on_policy_trainer(trainer, laboratory(), args, ids, TOKENIZER, reward=reward)
 
 
 @pytest.mark.parametrize("trainer", ON_POLICY)

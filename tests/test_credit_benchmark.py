@@ -31,7 +31,7 @@ judging, confident = load("judging"), load("confident")
 
 
 @pytest.fixture
-def words() -> "judging.Words":  # type: ignore[name-defined]
+def words() -> "judging.Words":
     """Words with ties, of which a wrong one scores somewhat lower."""
     rng = np.random.default_rng(0)
     wrong = rng.random(NUM_COMPLETIONS * LENGTH) < 0.2
@@ -39,7 +39,7 @@ def words() -> "judging.Words":  # type: ignore[name-defined]
     return judging.Words(scores, wrong, np.repeat(np.arange(NUM_COMPLETIONS), LENGTH))
 
 
-def test_the_area_counts_pairs_of_a_wrong_and_a_right_word_as_often_as_drawn(words) -> None:  # type: ignore[no-untyped-def]
+def test_the_area_counts_pairs_of_a_wrong_and_a_right_word_as_often_as_drawn(words) -> None:
     weights = np.random.default_rng(1).integers(0, 4, NUM_COMPLETIONS).astype(float)
     score, total = 0.0, 0.0
     for wrong, w in zip(words.scores[words.wrong], weights[words.owner[words.wrong]], strict=True):
@@ -49,7 +49,7 @@ def test_the_area_counts_pairs_of_a_wrong_and_a_right_word_as_often_as_drawn(wor
     assert judging.auc(words)(weights) == pytest.approx(score / total)
 
 
-def test_precision_and_recall_count_marked_words(words) -> None:  # type: ignore[no-untyped-def]
+def test_precision_and_recall_count_marked_words(words) -> None:
     ones, threshold = np.ones(NUM_COMPLETIONS), 2.5
     marked = words.scores < threshold
     hits = (marked & words.wrong).sum()
@@ -57,7 +57,7 @@ def test_precision_and_recall_count_marked_words(words) -> None:  # type: ignore
     assert judging.recall(words, threshold=threshold)(ones) == pytest.approx(hits / words.wrong.sum())
 
 
-def test_no_threshold_has_a_higher_f1(words) -> None:  # type: ignore[no-untyped-def]
+def test_no_threshold_has_a_higher_f1(words) -> None:
     def f1(threshold: float) -> float:
         marked = words.scores < threshold
         return float(2 * (marked & words.wrong).sum() / (marked.sum() + words.wrong.sum()))
@@ -66,7 +66,7 @@ def test_no_threshold_has_a_higher_f1(words) -> None:  # type: ignore[no-untyped
     assert f1(best) == max(f1(threshold) for threshold in np.arange(-4, 11, 0.5))
 
 
-def test_an_interval_is_over_completions_not_words(words) -> None:  # type: ignore[no-untyped-def]
+def test_an_interval_is_over_completions_not_words(words) -> None:
     once = judging.with_interval(judging.auc(words), words, seed=0)
     assert once["low"] < once["value"] < once["high"]
     # The same words four times over within their completions tell nothing more.
