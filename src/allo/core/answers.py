@@ -58,11 +58,26 @@ def extract_final_answer(text: str) -> str | None:
     line = _announced_line(text)
     if line is None:
         return None
-    boxed = _boxed(line)
+    boxed = last_boxed(line)
     if boxed is None:
         end = SENTENCE_END.search(line)
-        boxed = _bare(line[: end.start()] if end else line)
-    return boxed or None
+        boxed = line[: end.start()] if end else line
+    return _bare(boxed) or None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...}, braces balanced, or \boxed of one word; None without a whole one."""
+    start = text.rfind("\\boxed")
+    braced = re.compile(r"\\boxed\s*\{").match(text, max(start, 0))
+    if braced is None:
+        word = re.compile(r"\\boxed\s+([^\s${}\\]+)").match(text, max(start, 0))
+        return word[1] if word else None
+    depth = 1
+    for end in range(braced.end(), len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if depth == 0:
+            return text[braced.end() : end].strip()
+    return None
 
 
 def same_answer(found: str, gold: str) -> bool:
@@ -103,19 +118,6 @@ def _bare(text: str) -> str:
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     return text.rstrip(".").strip()
-
-
-def _boxed(line: str) -> str | None:
-    r"""The content of the line's last \boxed{...}, braces balanced; None where there is no whole one."""
-    start = line.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for end in range(start + len("\\boxed"), len(line)):
-        depth += (line[end] == "{") - (line[end] == "}")
-        if depth == 0:
-            return _bare(line[start + len("\\boxed{") : end])
-    return None
 
 
 def _exact(option: str) -> str:
