@@ -257,7 +257,9 @@ def test_tabmwp_without_a_folder_says_how_to_give_one(tmp_path: Path) -> None:
 
 def test_changed_hub_columns_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"stem": "Q?"}])
-    with pytest.raises(UserError, match=r"allenai/openbookqa\[main, train\], row 0: .*question_stem.*found stem"):
+    with pytest.raises(
+        UserError, match=r"allenai/openbookqa\[main, train\], row 0: .*question_stem.*found stem"
+    ):
         list(tasks.load("openbookqa", "train"))
 
 

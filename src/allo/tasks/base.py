@@ -144,8 +144,8 @@ def word(question: str, choices: list[str] | None) -> str:
 
 
 def demonstrate(answer: str, rationale: str | None) -> str:
-    """What fine-tuning teaches: the rationale, where there is one, then the final answer."""
-    final = f"The answer is {answer.strip().removesuffix('.')}."
+    """What fine-tuning teaches: the rationale, where there is one, then the final answer on one line."""
+    final = f"The answer is {' '.join(answer.split()).removesuffix('.')}."
     return f"{rationale.strip()}\n{final}" if rationale and rationale.strip() else final
 
 
