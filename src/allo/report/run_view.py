@@ -18,6 +18,15 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class SetOverlap:
+    """Of `num` problems of a set, how many are training problems word for word, and how many nearly (both)."""
+
+    num: int
+    exact: int
+    near: int
+
+
+@dataclass(frozen=True)
 class SetResult:
     """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion."""
 
@@ -26,6 +35,7 @@ class SetResult:
     sampled: Accuracy | None = None
     pass_at: dict[str, float] = field(default_factory=dict)
     mean_tokens: float | None = None
+    overlap: SetOverlap | None = None
 
 
 @dataclass(frozen=True)

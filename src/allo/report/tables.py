@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from allo.report import figures
-from allo.report.run_view import Accuracy, ModelResult, RunView, SetResult, StageRecord
+from allo.report.run_view import Accuracy, ModelResult, RunView, SetOverlap, SetResult, StageRecord
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,13 @@ def _result_table(name: str, rows: Sequence[Model]) -> Table:
         title=figures.name(name),
         columns=("Model", "Sampled accuracy", "Change, points", "Greedy accuracy", *passes, "Mean tokens"),
         rows=tuple(lines),
-        remark=_sample_sizes(
-            [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+        remark=". ".join(
+            (
+                _sample_sizes(
+                    [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+                ),
+                *_overlaps([result.overlap for _, result in known]),
+            )
         ),
     )
 
@@ -133,6 +138,16 @@ def _sample_sizes(prompts: list[int], sampled: list[Accuracy | None]) -> str:
     if completions:
         texts.append(f"{' or '.join(map(figures.count, sorted(completions)))} sampled completions a model")
     return ", ".join(texts)
+
+
+def _overlaps(found: list[SetOverlap | None]) -> list[str]:
+    """How many of a set's prompts training has seen, once for all models of which it is known to be the same."""
+    return [
+        f"{figures.count(overlap.exact)} of {figures.count(overlap.num)} prompts are also training problems, "
+        f"{figures.count(overlap.near)} nearly so"
+        for overlap in dict.fromkeys(found)
+        if overlap is not None
+    ]
 
 
 def cost_table(rows: Sequence[Model]) -> Table:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from allo.rounds import round_name, training_folders
 from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
+from allo.stages.overlap import overlaps
 from allo.stages.sample import complete, num_positions, prompt_room
 
 SCHEMA = 1
@@ -51,6 +52,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     model, tokenizer = load_start(recipe, run)
     check_head(model)
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
+    seen = {name: asdict(found) for name, found in overlaps(recipe, sets).items()}
     results, completions = {}, {}
     parts: list[ResumableLines] = []
     for name, folder in _models(recipe, run).items():
@@ -74,7 +76,10 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             )
         results[name] = {
             "label": LABELS[name],
-            "sets": {label: _summary(rows, seed=recipe.seed) for label, rows in answers.items()},
+            "sets": {
+                label: _summary(rows, seed=recipe.seed) | {"overlap": seen[label]}
+                for label, rows in answers.items()
+            },
             "kl": kl,
             "likelihood": moved,
             **_cost(run, name),
