@@ -1,7 +1,9 @@
 """Evaluation problems among the training problems: counted as they are, and nearly so."""
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,16 @@ from allo.tasks.base import question_of, word
 from tiny_run import tiny
 
 TEXTS = st.lists(st.sampled_from(["one", "two", "three", "four"]), min_size=1, max_size=20).map(" ".join)
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "tasks" / "overlap.py"
 LONG = " ".join(f"word{number}" for number in range(20))
+
+
+def load_benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tasks_overlap", BENCHMARK)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @given(problems=st.lists(TEXTS, max_size=6), training=st.lists(TEXTS, max_size=6))
@@ -97,3 +108,20 @@ def test_the_laboratory_shares_no_test_problem_with_training() -> None:
     questions = [question_of(prompt.prompt) for prompt in test]
     assert overlap(questions, [question_of(prompt.prompt) for prompt in training]).exact == 0
     assert overlap(questions, [question_of(prompt.prompt) for prompt in test]).exact == len(test)
+
+
+def test_the_record_counts_against_each_training_set() -> None:
+    benchmark = load_benchmark()
+    test = ["What is it?", "Who is it?"]
+    found = benchmark.row("ecqa", test, ["what is it"], {"others": test, "none": []})
+    assert found == {
+        "test set": "ecqa",
+        "problems": 2,
+        "own train split: exact": 1,
+        "own train split: near": 1,
+        "others: exact": 2,
+        "others: near": 2,
+        "none: exact": None,  # nothing to compare with is not nothing found
+        "none: near": None,
+    }
+    assert set(benchmark.SETS) == set(tasks.MODULES) - {"planted_flaws"}
