@@ -87,12 +87,12 @@ def check(prompts: Sequence[Prompt], *, seed: int = 0) -> Check:
 
 def ways_of_saying(prompt: Prompt) -> Iterator[str]:
     """Completions that end with the right answer, as models word it."""
-    answer = (prompt.answer or "").strip()
+    answer = " ".join((prompt.answer or "").split())
     yield f"The final answer is: $\\boxed{{{answer}}}$. I hope it is correct."
     if not prompt.choices:
         yield _announced(f"${answer.removesuffix('.')}$")
         return
-    letter = chr(ord("A") + prompt.choices.index(answer))
+    letter = chr(ord("A") + prompt.choices.index(prompt.answer or ""))
     yield _announced(f"({letter})")
     yield _announced(f"{letter}. {answer}")
     yield _announced(answer.upper())
