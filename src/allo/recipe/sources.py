@@ -7,7 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allo.recipe.numbers import Count, CountOrZero, Positive
 
-TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
+TaskName = Literal[
+    "planted_flaws",
+    "ecqa",
+    "qasc",
+    "openbookqa",
+    "strategyqa",
+    "gsm8k",
+    "math",
+    "mawps",
+    "tabmwp",
+    "alpaca_eval",
+    "arena_hard",
+]
 
 
 class Block(BaseModel):
@@ -59,7 +71,7 @@ class Data(Source):
     def _some_are_taken_as_they_stand(self) -> "Data":
         if self.pairs is not None and self.order != "given":
             raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
-        if self.mixture is not None and {"order", "split"} & self.model_fields_set:
+        if self.mixture is not None and (self.order, self.split) != ("given", "train"):
             raise ValueError("a mixture's parts have an order and a split of their own: move them there")
         return self
 
