@@ -60,7 +60,7 @@ HOUSE = {
     "recipe": Room({"errors", "granularity", "own_code"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
-    "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
+    "rows": Room({"errors", "records"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     "wording": Room({"records"}),

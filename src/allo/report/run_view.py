@@ -36,6 +36,15 @@ class Rewards:
 
 
 @dataclass(frozen=True)
+class SetOverlap:
+    """Of `num` problems of a set, how many are training problems word for word, and how many nearly (both)."""
+
+    num: int
+    exact: int
+    near: int
+
+
+@dataclass(frozen=True)
 class SetResult:
     """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion.
 
@@ -48,6 +57,7 @@ class SetResult:
     pass_at: dict[str, float] = field(default_factory=dict)
     mean_tokens: float | None = None
     rewards: dict[str, Rewards] = field(default_factory=dict)
+    overlap: SetOverlap | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from allo.report import figures
-from allo.report.run_view import Accuracy, ModelResult, Rewards, RunView, SetResult, StageRecord
+from allo.report.run_view import (
+    Accuracy,
+    ModelResult,
+    Rewards,
+    RunView,
+    SetOverlap,
+    SetResult,
+    StageRecord,
+)
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,13 @@ def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Tabl
         title=figures.name(name),
         columns=("Model", "Sampled accuracy", "Change, points", "Greedy accuracy", *passes, "Mean tokens"),
         rows=tuple(lines),
-        remark=_sample_sizes(
-            [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+        remark=". ".join(
+            (
+                _sample_sizes(
+                    [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+                ),
+                *_overlaps([result.overlap for _, result in known]),
+            )
         ),
     )
 
@@ -170,6 +183,16 @@ def _sample_sizes(prompts: list[int], sampled: list[Accuracy | None]) -> str:
     if completions:
         texts.append(f"{' or '.join(map(figures.count, sorted(completions)))} sampled completions a model")
     return ", ".join(texts)
+
+
+def _overlaps(found: list[SetOverlap | None]) -> list[str]:
+    """How many of a set's prompts training has seen, once for all models of which it is known to be the same."""
+    return [
+        f"{figures.count(overlap.exact)} of {figures.count(overlap.num)} prompts are also training problems, "
+        f"{figures.count(overlap.near)} nearly so"
+        for overlap in dict.fromkeys(found)
+        if overlap is not None
+    ]
 
 
 def cost_table(rows: Sequence[Model]) -> Table:

@@ -15,7 +15,7 @@ from allo.hf.scorers import scorers_of
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
 from allo.records import Prompt
-from allo.rounds import of_round
+from allo.rounds import data_of_rounds
 from allo.sources import prompts_of, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
@@ -80,19 +80,17 @@ def _check_judge(recipe: Recipe) -> None:
 
 def _data_of_rounds(recipe: Recipe) -> list[Source]:
     """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
-    found: list[Source] = [recipe.data]
-    for number in range(2, recipe.rounds + 1):
-        data = of_round(recipe, number).data
-        if data in found:
-            continue
+    found = data_of_rounds(recipe)
+    for number, data in found.items():
         try:
             prompts_of(recipe, data)
         except UserError as error:
+            if number == 1:
+                raise
             raise UserError(
                 f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
             ) from error
-        found.append(data)
-    return found
+    return list(found.values())
 
 
 def _check_lengths(recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from allo.rounds import round_name, training_folders
 from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
+from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
 from allo.stages.sample import complete, num_positions, prompt_room
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
@@ -52,6 +53,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `08-eval.json`: results of each model, and every completion behind them."""
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     parts: list[ResumableLines] = []
+    seen = overlaps(recipe, sets)
     results, completions = _measured(recipe, run, sets, parts)
     judge = recipe.measuring_reward_model
     open_sets = {name: prompts for name, prompts in sets.items() if judge and has_no_answers(name, prompts)}
@@ -59,12 +61,13 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         parts.append(_add_rewards(recipe, run, judge, open_sets, completions))
     for name, result in results.items():
         start = completions.get("start", {}) if name != "start" else {}
-        result["sets"] = {
-            label: rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
-            if label in open_sets
-            else accuracies_on_set(rows, seed=recipe.seed)
-            for label, rows in completions[name].items()
-        }
+        for label, rows in completions[name].items():
+            found = (
+                rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
+                if label in open_sets
+                else accuracies_on_set(rows, seed=recipe.seed)
+            )
+            result["sets"][label] = found | {"overlap": asdict(seen[label])}
     write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions})
     for lines in parts:
         lines.discard()

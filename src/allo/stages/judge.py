@@ -66,8 +66,9 @@ def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
     """Raises `UserError` for a prompt without what the verifier judges by."""
     if prompt.answer is None:
         raise UserError(
-            f"prompt {prompt.id}: no `answer` to judge by. Add it, name a `judge.reward_model`, or give ready "
-            "pairs (`data.pairs`)."
+            f"prompt {prompt.id}: no `answer` to judge by. Add it, name a `judge.reward_model`, or give ready pairs "
+            "(`data.pairs`). Replies to instructions, such as those of alpaca_eval, have no right answer: a model "
+            "judges them (docs/judging.md)."
         )
     if verifier == "choice" and prompt.choices is None:
         raise UserError(f"prompt {prompt.id}: judge.verifier is `choice`, but the prompt has no `choices`.")
