@@ -7,21 +7,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 100  # of the table, also where a terminal is narrower: its headings say what a number is
+_WIDTH = 130  # of the table, also where a terminal is narrower: its headings say what a number is
 _ABSENT = "–"
 
 
 def show(records: Sequence[dict[str, Any]]) -> None:
     """Print a row a record to standard output, and under it what could not be read."""
-    console = Console(highlight=False, emoji=False)
+    console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
     table = Table(box=SIMPLE_HEAD)
     for name in ("set", "model", "against"):
         table.add_column(name)
     for name in ("win rate", "at equal length", "first is better", "orders agree", "prompts"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for record in records:
         table.add_row(*_row(record))
-    console.print(table, width=max(console.width, _WIDTH), crop=False)
+    console.print(table)
     for record in records:
         for line in remarks(record):
             console.print(line, markup=False, soft_wrap=True)
