@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from allo.errors import UserError
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
+from allo.recipe.sources import Data, Source
 from allo.rounds import rounds_there
 from allo.stage import Stage, in_order, in_rounds
 
@@ -187,14 +188,18 @@ def _check_same_run(recipe: Recipe, run: RunFolder) -> None:
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:
-    data = recipe.data
-    file = data.file or data.pairs
+    origins: Sequence[Source] = recipe.data.mixture or [recipe.data]
     folder = Path(recipe.model).expanduser()
     return {
         "name": recipe.name,
         "model": str(folder.resolve()) if folder.exists() else recipe.model,
-        "data": str(file.resolve()) if file else str(data.task or data.hub),
+        "data": " + ".join(map(_origin, origins)),
     }
+
+
+def _origin(source: Source) -> str:
+    file = source.file or (source.pairs if isinstance(source, Data) else None)
+    return str(file.resolve()) if file else str(source.task or source.hub)
 
 
 def _manifest(recipe: Recipe) -> dict[str, Any]:

@@ -17,12 +17,11 @@ from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
 from allo.hf.start import load_start
 from allo.hf.tokenization import Tokenized, tokenize
-from allo.prompts import read_prompts
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
 from allo.records import Completion, Prompt
 from allo.rounds import round_name, training_folders
-from allo.sources import prompt_source
+from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.sample import complete, num_positions, prompt_room
@@ -51,9 +50,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `08-eval.json`: results of each model, and every completion behind them."""
     model, tokenizer = load_start(recipe, run)
     check_head(model)
-    sets = {
-        name: read_prompts(prompt_source(recipe, source)) for name, source in recipe.evaluate.sets.items()
-    }
+    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     results, completions = {}, {}
     parts: list[ResumableLines] = []
     for name, folder in _models(recipe, run).items():
@@ -163,7 +160,7 @@ class _Subject:
 
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
         """Sampled continuations of another task's prompts, on which the distance is measured."""
-        prompts = read_prompts(prompt_source(self.recipe, kl))
+        prompts = prompts_of(self.recipe, kl)
         length = self.recipe.evaluate.kl_tokens
         temperature = self.recipe.evaluate.temperature
         # Of a kind of its own, since a set may be named kl.
