@@ -262,6 +262,16 @@ def test_a_wrong_model_name_ends_it_and_writes_nothing(chat: Chat, tmp_path: Pat
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_a_server_that_answers_nothing_leaves_no_record(chat: Chat, tmp_path: Path) -> None:
+    """Some servers refuse another model's name with a 400 of their own words."""
+    chat.failures = [status(400, "pinned to another model")] * (2 * NUM)
+    with pytest.raises(
+        UserError, match=rf"none of {2 * NUM} questions was answered.*pinned to another model"
+    ):
+        judged(chat, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_the_record_holds_every_reply_and_is_the_same_however_often_it_was_asked(
     chat: Chat, tmp_path: Path
 ) -> None:

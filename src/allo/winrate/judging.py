@@ -16,6 +16,7 @@ from allo.core.length_control import length_controlled
 from allo.core.metrics import Estimate
 from allo.core.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, position_bias, win_rate
 from allo.endpoint import Answers, Endpoint, Question, ask
+from allo.errors import UserError
 from allo.winrate.outputs import Duel, Outputs, duels
 from allo.winrate.wording import CUT_SHORT, WORDING, ask_for_verdict, read_verdict
 
@@ -42,7 +43,7 @@ def judge(
     """Write `judged-....json` into the folder, and return what it holds.
 
     Replies are kept beside it as they come, so that the same call asks only what has no reply yet. Raises
-    `UserError` as `duels` and `ask` do.
+    `UserError` as `duels` and `ask` do, and where no question at all was answered.
     """
     path = folder / f"judged-{_file_part(model, baseline, endpoint)}.json"
     pairs, num_alone = duels(model, baseline)
@@ -51,6 +52,11 @@ def judge(
     answers = ask(
         endpoint, questions, path=path, max_tokens=settings.max_tokens, temperature=settings.temperature
     )
+    if questions and not answers.replies:
+        raise UserError(
+            f"{endpoint.base_url}, model {endpoint.model!r}: none of {len(questions)} questions was answered; the "
+            f"first was not for: {next(iter(answers.failed.values()))}."
+        )
     for id, reason in list(answers.failed.items())[:_NAMED]:
         say(f"{id}: {_NOT_ANSWERED}: {reason}")
     verdicts = [_verdict(duel, answers) for duel in pairs]

@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from allo.artifacts import RunFolder, read_json, sha256_file
 from allo.errors import UserError
-from allo.prompts import read_prompts
 from allo.recipe import load_recipe
 from allo.records import Message
 from allo.rows import Row, checked, read_rows, stem
-from allo.sources import prompt_source
+from allo.sources import prompts_of
 
 Kind = Literal["greedy", "sampled"]
 SOLUTION = "solution"
@@ -91,7 +90,7 @@ def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
 def solutions(run: Path, *, set: str) -> Outputs:
     """The baseline that the set itself brings: of AlpacaEval and Arena-Hard the public one's replies."""
     recipe = load_recipe(run / "recipe.yaml")
-    prompts = read_prompts(prompt_source(recipe, recipe.evaluate.sets[set]))
+    prompts = prompts_of(recipe, recipe.evaluate.sets[set])
     rows = [Output(prompt.solution, prompt.id, said(prompt.prompt)) for prompt in prompts if prompt.solution]
     if not rows:
         raise UserError(f"{run}: the prompts of {set!r} have no `solution` to be a baseline; give a file.")
