@@ -6,6 +6,10 @@ from allo.report import figures
 from allo.report.run_view import Judged, Rate, RunView
 from allo.report.tables import Cell, Table
 
+COLUMNS = (
+    *("Model", "Set", "Against", "Judge"),
+    *("Win rate", "At equal length", "First is better", "Orders agree", "Prompts"),
+)
 REMARK = (
     "A tie is half a win; intervals over prompts. At equal length: what the judge would prefer, were both answers "
     "equally long. First is better: how much more often the judge names the first answer shown than the second. "
@@ -16,9 +20,7 @@ REMARK = (
 def win_rate_tables(runs: Sequence[RunView]) -> list[Table]:
     """One table with a row a judged model, set, baseline and judge; none where no judge was asked."""
     rows = [_row(run, judged, several=len(runs) > 1) for run in runs for judged in run.judged]
-    columns = ("Model", "Set", "Against", "Judge", "Win rate", "At equal length")
-    columns += ("First is better", "Orders agree", "Prompts")
-    return [Table("Win rates by a judge", columns, tuple(rows), REMARK)] if rows else []
+    return [Table("Win rates by a judge", COLUMNS, tuple(rows), REMARK)] if rows else []
 
 
 def _row(run: RunView, judged: Judged, *, several: bool) -> tuple[Cell, ...]:
