@@ -18,14 +18,36 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A mean of `num` observations with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """A reward model's mean reward, and the share of answers that beat the start's (ties count half)."""
+
+    mean: Measured
+    win_rate: Measured | None = None
+
+
+@dataclass(frozen=True)
 class SetResult:
-    """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion."""
+    """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion.
+
+    `rewards`: of the greedy and of the sampled answers to prompts that have no right one.
+    """
 
     num_prompts: int
     greedy: Accuracy | None = None
     sampled: Accuracy | None = None
     pass_at: dict[str, float] = field(default_factory=dict)
     mean_tokens: float | None = None
+    rewards: dict[str, Rewards] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,7 @@ class Answer:
 
     text: str
     correct: bool | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
