@@ -43,7 +43,8 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of the figures must know of the replies behind them."""
-    found, counts, name = record["summary"], record["counts"], record["model"]["name"]
+    found, counts = record["summary"], record["counts"]
+    name = " of ".join(dict.fromkeys((record["model"]["name"], record["set"])))
     lines = []
     if counts["unread"]:
         unread = ", ".join(f"{number} {reason}" for reason, number in counts["unread"].items())
