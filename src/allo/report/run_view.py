@@ -203,12 +203,67 @@ class TokenCredit:
 
 
 @dataclass(frozen=True)
+class Named:
+    """Who answered."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """The judge, by its name at the server."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A win rate in [0, 1] with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class JudgedSummary:
+    """The figures of a judge's verdicts; None where they do not say."""
+
+    num_prompts: int
+    win_rate: Rate | None = None
+    length_controlled: Rate | None = None
+    position_bias: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class JudgedCounts:
+    """`unread`: replies without a verdict, by the reason."""
+
+    prompts: int
+    unread: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`judged-....json`, as far as the report shows it."""
+
+    schema: int
+    set: str
+    model: Named
+    baseline: Named
+    judge: JudgedBy
+    summary: JudgedSummary
+    counts: JudgedCounts
+
+
+@dataclass(frozen=True)
 class RunView:
     """One run as the report shows it: data only, everything optional but the evaluation.
 
     `curves`: stage -> logged steps, each a mapping from metric to value.
     `masks`: stage -> density rows. `recipe`: the resolved recipe's YAML; `base`: the model it names.
-    `borrowed_start`: the start as another run evaluated it, for a run that did not.
+    `borrowed_start`: the start as another run evaluated it, for a run that did not. `judged`: what judges prefer.
     """
 
     name: str
@@ -220,6 +275,7 @@ class RunView:
     recipe: str | None = None
     base: str = ""
     borrowed_start: ModelResult | None = None
+    judged: tuple[Judged, ...] = ()
 
     @property
     def before(self) -> ModelResult | None:
