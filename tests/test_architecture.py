@@ -99,6 +99,8 @@ HOUSE = {
             *("endpoint", "core", "hf", "stages"),
         }
     ),
+    # Judges of answers; it reads finished runs, and runs no model.
+    "winrate": Room({*LEAVES, "endpoint", "core"}, {"numpy"}),
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
@@ -125,6 +127,7 @@ HOUSE = {
             "report",
             "stages",
             "rewriter",
+            "winrate",
             "pipeline",
             "plan",
             "demo",

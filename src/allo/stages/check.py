@@ -56,25 +56,26 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_judge(recipe: Recipe) -> None:
-    """Whether everything that is judged can be: by its answer, or by the recipe's reward model."""
+    """Whether everything that is judged can be: by its answer, or by a reward model."""
     samples: list[Prompt] = []
     if recipe.data.pairs is None:
         samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
     else:
         training_pairs(recipe)
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
-    by_reward = recipe.judge.reward_model is not None
-    ranked = samples if by_reward else []
-    verified = [] if by_reward else samples
-    for name, prompts in sets.items():
-        if by_reward and has_no_answers(name, prompts):
-            ranked = ranked + prompts
-        else:
-            verified = verified + prompts
-    for prompt in verified:
+    judge = recipe.measuring_reward_model
+    open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
+    by_reward = [prompt for name in open_sets for prompt in sets[name]]
+    by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
+    if recipe.judge.reward_model is None:
+        by_answer = samples + by_answer
+    for prompt in by_answer:
         check_judgeable(prompt, verifier=recipe.judge.verifier)
-    if by_reward:
-        check_reward_model(recipe, ranked)
+    if recipe.judge.reward_model is not None:
+        measured = by_reward if recipe.evaluate.reward_model is None else []
+        check_reward_model(recipe, "judge.reward_model", recipe.judge.reward_model, samples + measured)
+    if recipe.evaluate.reward_model is not None:
+        check_reward_model(recipe, "evaluate.reward_model", recipe.evaluate.reward_model, by_reward)
 
 
 def _data_of_rounds(recipe: Recipe) -> list[Source]:
