@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaForSequenceClassification
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, LlamaForSequenceClassification
 
 import tiny
 from allo.artifacts import read_json, write_json
@@ -63,8 +64,23 @@ def test_without_a_template_prompt_and_completion_follow_each_other_and_eos_ends
     ids, cut = judged_ids(tokenizer, "Tom has 7 pens.\n", "First 7", max_length=64)
     assert not cut
     assert ids == [*tokenizer("Tom has 7 pens.\nFirst 7").input_ids, tokenizer.eos_token_id]
-    with pytest.raises(UserError, match="no chat template"):
-        judged_ids(tokenizer, [Message(role="user", content="Tom")], "First 7", max_length=64)
+    chat = [Message(role="user", content="Tom has 7 pens.\n")]
+    assert judged_ids(tokenizer, chat, "First 7", max_length=64)[0] == ids
+    with pytest.raises(UserError, match=r"a prompt has 2 messages, .* no chat template"):
+        judged_ids(tokenizer, [Message(role="system", content="Add."), *chat], "First 7", max_length=64)
+
+
+def test_a_tokenizer_with_a_separator_reads_two_segments(tmp_path: Path) -> None:
+    tokenizer = load(tiny.reward_model(tmp_path / "model")).tokenizer
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = {"special_tokens": [("<bos>", bos), ("<eos>", eos)]}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> $B <eos>", **ids
+    )
+    tokenizer.sep_token = "<eos>"
+    said = [tokenizer(text, add_special_tokens=False).input_ids for text in ("Tom has 7 pens.\n", "First 7")]
+    found, _ = judged_ids(tokenizer, "Tom has 7 pens.\n", "First 7", max_length=64)
+    assert found == [bos, *said[0], eos, *said[1], eos]
 
 
 def test_with_a_template_the_completion_is_the_conversations_last_turn(tmp_path: Path) -> None:
@@ -97,6 +113,13 @@ def test_a_text_that_is_too_long_loses_its_beginning_but_not_bos(judge: RewardMo
 def test_a_head_of_several_labels_is_refused(tmp_path: Path, labels: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load(tiny.reward_model(tmp_path / "model", labels=labels))
+
+
+def test_token_types_are_not_left_out_unsaid(tmp_path: Path) -> None:
+    config = BertConfig(num_labels=1, architectures=["BertForSequenceClassification"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tells segments apart by token types"):
+        load(tmp_path)
 
 
 def test_a_language_model_is_no_reward_model() -> None:
