@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    LlamaForSequenceClassification,
+)
 
 import tiny
 from allo.artifacts import read_json, write_json
@@ -46,6 +51,25 @@ def test_a_reward_depends_on_neither_batch_nor_padding(judge: RewardModel) -> No
     assert judge.rewards(ids) == pytest.approx(alone, abs=SAME_REWARD)
     longest = [5] * 60
     assert judge.rewards([*ids, longest])[:-1] == pytest.approx(alone, abs=SAME_REWARD)
+
+
+def test_an_encoders_reward_depends_on_neither_batch_nor_padding(tmp_path: Path) -> None:
+    """It reads in both directions, so that padding would be read without a mask."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = DebertaV2Config(
+        vocab_size=len(tiny.TOKENIZER), pad_token_id=0, type_vocab_size=0, num_labels=1, **sizes
+    )
+    encoder = DebertaV2ForSequenceClassification(config)
+    for weight in encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    encoder.save_pretrained(tmp_path)
+    tiny.TOKENIZER.save_pretrained(tmp_path)
+    judge = load(tmp_path)
+    ids = rows(judge)
+    alone = [judge.rewards([row])[0] for row in ids]
+    assert max(alone) - min(alone) > 100 * SAME_REWARD
+    assert judge.rewards(ids) == pytest.approx(alone, abs=SAME_REWARD)
 
 
 def test_a_reward_is_the_heads_value_at_the_last_token(folder: Path, judge: RewardModel) -> None:
