@@ -22,6 +22,7 @@ from trl import RewardConfig, RewardTrainer
 from allo.core.metrics import Estimate, wilson
 from allo.hf.models import load_model, load_tokenizer, quiet
 from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
+from allo.hf.start import save_whole
 from allo.prompts import read_pairs
 from allo.records import Pair
 
@@ -136,8 +137,7 @@ def main() -> None:
     start = time.perf_counter()
     train(model, tokenizer, rows(data, tokenizer, max_length=options.max_length), options)
     seconds = time.perf_counter() - start
-    model.save_pretrained(options.save)
-    tokenizer.save_pretrained(options.save)
+    save_whole(model, tokenizer, options.save)
     judge = load_reward_model(options.save, dtype=torch.float32, device=options.device)
     found = accuracy(
         judge,
