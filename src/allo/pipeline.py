@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_atomic, write_json
 from allo.console import say
 from allo.errors import UserError
+from allo.harness_block import leave_block
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
@@ -151,6 +152,18 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a recipe runs in one process. On several, launch a script "
             "of your own with ForgetTrainer and ImproveTrainer."
         )
+    with held(run):
+        _check_same_run(recipe, run)
+        resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
+        if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
+            write_atomic(resolved, text)
+        _discard_left_out(recipe, run)
+        yield run
+
+
+@contextlib.contextmanager
+def held(run: RunFolder) -> Iterator[None]:
+    """The run's folder, made where it is missing: no other process works in it meanwhile."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock = (run.path / ".lock").open("a")
@@ -165,12 +178,22 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             raise UserError(
                 f"{run.path}: another allo process works in this run folder. Wait for it."
             ) from error
-        _check_same_run(recipe, run)
-        resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
-        if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
-            write_atomic(resolved, text)
-        _discard_left_out(recipe, run)
-        yield run
+        yield
+
+
+@contextlib.contextmanager
+def amended(run: RunFolder, path: Path) -> Iterator[None]:
+    """What a stage wrote to `path` is added to in the block, in a held folder; a stage that was done stays done."""
+    hashes = FileHashes(run.path / ".hashes.json")
+    name = str(path.relative_to(run.path))
+    before = hashes.of(path) if path.exists() else None
+    yield
+    manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
+    writers = [entry for entry in manifest["stages"].values() if entry["outputs"].get(name) == before]
+    if before is not None and writers:
+        for entry in writers:
+            entry["outputs"][name] = hashes.of(path)
+        write_json(run.manifest, manifest)
 
 
 def _check_same_run(recipe: Recipe, run: RunFolder) -> None:
@@ -334,7 +357,10 @@ def _discard(stage: Stage, run: RunFolder) -> None:
     stage.begun(run).unlink(missing_ok=True)
     for name in stage.writes:
         for path in [run.path / name, *run.path.glob(f"{name}*.part")]:
-            remove(path)
+            if path == run.evaluation:
+                leave_block(path)
+            else:
+                remove(path)
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:

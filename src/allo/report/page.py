@@ -3,14 +3,15 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from allo.report import charts, figures, story, tables
-from allo.report.run_view import RunView
+from allo.report.harness import harness_tables
+from allo.report.run_view import HarnessModel, RunView
 
 HERE = Path(__file__).parent
 COLOURS = 5  # colour classes of the style sheet beside the neutral one; models beyond them share colours
@@ -55,7 +56,7 @@ def render(
     assert runs, "a report needs a run"
     runs = story.with_starts(runs)
     rows = tables.models(runs)
-    results = tables.result_tables(rows)
+    results = [*tables.result_tables(rows), *harness_tables(_harnessed(runs))]
     cost = tables.cost_table(rows)
     heading = figures.printable(title or " · ".join(run.name for run in runs))
     style = (HERE / "page.css").read_text(encoding="utf-8")
@@ -93,6 +94,15 @@ def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table]
             *map(tables.to_markdown, shown),
         ]
     )
+
+
+def _harnessed(runs: Sequence[RunView]) -> list[HarnessModel]:
+    """What a harness measured of every run; a label carries its run's name where the report has several."""
+    return [
+        replace(model, label=f"{model.label} ({run.name})") if len(runs) > 1 else model
+        for run in runs
+        for model in run.evaluation.harness.values()
+    ]
 
 
 def _intervals(rows: Sequence[tables.Model]) -> list[tuple[str, Markup]]:

@@ -8,14 +8,16 @@ from typing import Any
 
 from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
 from allo.console import track
+from allo.core.fingerprints import fingerprint_tensors
 from allo.core.metrics import Estimate, bootstrap, pass_at_k, wilson
 from allo.core.places import places_of
 from allo.delta import read_delta
+from allo.harness_block import BLOCK, kept, read_block
 from allo.hf.collate import pad
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
-from allo.hf.start import load_start
+from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.prompts import read_prompts
 from allo.recipe import Recipe
@@ -48,17 +50,24 @@ KL_BATCH = 4
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `08-eval.json`: results of each model, and every completion behind them."""
+    """Write `08-eval.json`: results of each model, and every completion behind them.
+
+    What a harness measured stays in it where the model's weights are the same.
+    """
     model, tokenizer = load_start(recipe, run)
     check_head(model)
     sets = {
         name: read_prompts(prompt_source(recipe, source)) for name, source in recipe.evaluate.sets.items()
     }
     results, completions = {}, {}
+    harness = read_block(run.evaluation)
+    weights = {"start": read_start(run).fingerprint}
     parts: list[ResumableLines] = []
     for name, folder in _models(recipe, run).items():
         patch = _Patch(model, folder)
         with patch.exchanged():
+            if name in harness:
+                weights[name] = fingerprint_tensors(model.named_parameters())
             subject = _Subject(name, recipe, run, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if folder and recipe.evaluate.kl else []
@@ -83,7 +92,8 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             **_cost(run, name),
         }
         completions[name] = answers
-    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions})
+    beside = {BLOCK: block} if (block := kept(harness, weights)) else {}
+    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions, **beside})
     for lines in parts:
         lines.discard()
     return {"models": len(results), "sets": len(sets)}
