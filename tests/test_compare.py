@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from allo.artifacts import read_json
+from allo.artifacts import held, read_json
 from allo.compare import compare
 from allo.compare.methods import METHODS, START, chosen, resolve
 from allo.compare.problems import check_problems
@@ -169,7 +169,7 @@ def test_another_setting_supersedes_the_tests_of_the_former(tmp_path: Path) -> N
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     first, second = Comparison(tmp_path), Comparison(tmp_path)
-    with first.held(), pytest.raises(UserError, match="another allo process"), second.held():
+    with held(first.path), pytest.raises(UserError, match="another allo process"), held(second.path):
         pass
 
 

@@ -11,9 +11,8 @@ from allo.artifacts import RunFolder
 from allo.core.fingerprints import as_bits
 from allo.delta import write_delta
 from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
-from allo.prompts import read_prompts
 from allo.records import Completion, Prompt
-from allo.sources import prompt_source
+from allo.sources import prompts_of
 from allo.stages import evaluate
 from tiny_run import LAB, tiny
 
@@ -73,7 +72,7 @@ def test_a_set_named_kl_and_the_texts_of_the_distance_are_kept_apart(
     recipe = tiny(run.path, sets, "evaluate.max_new_tokens=4")
     assert recipe.evaluate.kl is not None
     subject = evaluate._Subject("aligned", recipe, run, *policy)
-    subject.answers("kl", read_prompts(prompt_source(recipe, recipe.evaluate.sets["kl"])))
+    subject.answers("kl", prompts_of(recipe, recipe.evaluate.sets["kl"]))
     continued = subject.continued(recipe.evaluate.kl)
     assert [completion.prompt_id for _, completion in continued] == [prompt.id for prompt, _ in continued]
     assert len({lines.path for lines in subject.parts}) == len(subject.parts) == 3

@@ -136,6 +136,10 @@ def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> Non
         ("sample.temperature=0", "sample"),  # ten times the same completion
         ("evaluate.sets.a/b={task: gsm8k}", "evaluate.sets.a/b"),  # part of a file's name
         ("data={pairs: pairs.jsonl, order: shuffled}", "data"),
+        ("data={mixture: [{task: ecqa}]}", "data.mixture"),  # of one
+        ("data={task: ecqa, mixture: [{task: ecqa}, {task: qasc}]}", "data"),
+        ("data={mixture: [{task: ecqa}, {task: qasc}], split: test}", "data"),
+        ("data={mixture: [{task: ecqa, weight: 0}, {task: qasc}]}", "data.mixture.0.weight"),
     ],
 )
 def test_a_wrong_value_names_its_key(write, override: str, key: str) -> None:

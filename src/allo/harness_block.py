@@ -1,10 +1,11 @@
 """The block `harness` of an evaluation's file: what a harness measured, by model, beside what the run measured."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import read_json, remove, write_json
+from allo.artifacts import FileHashes, RunFolder, read_json, remove, write_json
 from allo.console import say
 from allo.errors import UserError
 
@@ -55,6 +56,21 @@ def kept(block: Mapping[str, Entry], fingerprints: Mapping[str, str]) -> dict[st
             f"harness: {name} has other weights now, so its results on {tasks} are dropped; measure them again"
         )
     return found
+
+
+@contextmanager
+def amended(run: RunFolder, path: Path) -> Iterator[None]:
+    """What a stage wrote to `path` is added to in the block, in a held folder; a stage that was done stays done."""
+    hashes = FileHashes(run.path / ".hashes.json")
+    name = str(path.relative_to(run.path))
+    before = hashes.of(path) if path.exists() else None
+    yield
+    manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
+    writers = [entry for entry in manifest["stages"].values() if entry["outputs"].get(name) == before]
+    if before is not None and writers:
+        for entry in writers:
+            entry["outputs"][name] = hashes.of(path)
+        write_json(run.manifest, manifest)
 
 
 def leave_block(path: Path) -> None:

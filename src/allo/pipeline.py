@@ -1,26 +1,35 @@
 """The stages in order. What is done is skipped, what was cut short goes on, what changed is done anew."""
 
 import contextlib
-import fcntl
 import importlib
 import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_atomic, write_json
+from allo.artifacts import (
+    FileHashes,
+    RunFolder,
+    held,
+    read_json,
+    remove,
+    sha256_json,
+    write_atomic,
+    write_json,
+)
 from allo.console import say
 from allo.errors import UserError
 from allo.harness_block import leave_block
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
+from allo.recipe.sources import Data, Source
 from allo.rounds import rounds_there
 from allo.stage import Stage, in_order, in_rounds
 
@@ -152,48 +161,19 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a recipe runs in one process. On several, launch a script "
             "of your own with ForgetTrainer and ImproveTrainer."
         )
-    with held(run):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(run.path))
+        except OSError as error:
+            raise UserError(
+                f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
+            ) from error
         _check_same_run(recipe, run)
         resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
         if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
             write_atomic(resolved, text)
         _discard_left_out(recipe, run)
         yield run
-
-
-@contextlib.contextmanager
-def held(run: RunFolder) -> Iterator[None]:
-    """The run's folder, made where it is missing: no other process works in it meanwhile."""
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = (run.path / ".lock").open("a")
-    except OSError as error:
-        raise UserError(
-            f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{run.path}: another allo process works in this run folder. Wait for it."
-            ) from error
-        yield
-
-
-@contextlib.contextmanager
-def amended(run: RunFolder, path: Path) -> Iterator[None]:
-    """What a stage wrote to `path` is added to in the block, in a held folder; a stage that was done stays done."""
-    hashes = FileHashes(run.path / ".hashes.json")
-    name = str(path.relative_to(run.path))
-    before = hashes.of(path) if path.exists() else None
-    yield
-    manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
-    writers = [entry for entry in manifest["stages"].values() if entry["outputs"].get(name) == before]
-    if before is not None and writers:
-        for entry in writers:
-            entry["outputs"][name] = hashes.of(path)
-        write_json(run.manifest, manifest)
 
 
 def _check_same_run(recipe: Recipe, run: RunFolder) -> None:
@@ -210,14 +190,18 @@ def _check_same_run(recipe: Recipe, run: RunFolder) -> None:
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:
-    data = recipe.data
-    file = data.file or data.pairs
+    origins: Sequence[Source] = recipe.data.mixture or [recipe.data]
     folder = Path(recipe.model).expanduser()
     return {
         "name": recipe.name,
         "model": str(folder.resolve()) if folder.exists() else recipe.model,
-        "data": str(file.resolve()) if file else str(data.task or data.hub),
+        "data": " + ".join(map(_origin, origins)),
     }
+
+
+def _origin(source: Source) -> str:
+    file = source.file or (source.pairs if isinstance(source, Data) else None)
+    return str(file.resolve()) if file else str(source.task or source.hub)
 
 
 def _manifest(recipe: Recipe) -> dict[str, Any]:
@@ -254,6 +238,22 @@ class _Work:
         entry = _entries(self.run).get(self.stage.name)
         return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
 
+    def begin(self, *, force: bool) -> float:
+        """Seconds that earlier processes spent on this very work; else discard what is there, and begin anew.
+
+        Of a process that was killed, the time up to the last file that it saved counts.
+        """
+        begun, spent = self.stage.begun(self.run), 0.0
+        begun.parent.mkdir(exist_ok=True)
+        earlier = read_json(begun) if begun.exists() else {}
+        if force or earlier.get("hash") != self.hash:
+            _discard(self.stage, self.run)
+        else:
+            saved = [file.stat().st_mtime for path in self.stage.leaves(self.run) for file in _files(path)]
+            spent = earlier["seconds"] + max(0.0, max(saved, default=0.0) - begun.stat().st_mtime)
+        write_json(begun, {"hash": self.hash, "seconds": spent})
+        return spent
+
     def outputs(self) -> dict[str, str]:
         paths = {name: self.run.path / name for name in self.stage.writes}
         return {name: self.hashes.of(path) for name, path in paths.items() if path.exists()}
@@ -287,11 +287,7 @@ def _check(recipe: Recipe) -> None:
 def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     """Run a stage and record it; what an earlier process left of the same work is gone on with."""
     stage, run = work.stage, work.run
-    begun = stage.begun(run)
-    begun.parent.mkdir(exist_ok=True)
-    if force or not begun.exists() or begun.read_text() != work.hash:
-        _discard(stage, run)
-        write_atomic(begun, work.hash)
+    spent = work.begin(force=force)
     say(f"{stage.name:<9} ...")
     reset_peak_memory()
     start = time.monotonic()
@@ -311,14 +307,14 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
         **provenance(),
         "device": recipe.device,
         "seed": work.config.get("seed", stage.recipe(recipe).seed_of_data),
-        "seconds": round(time.monotonic() - start, 3),
+        "seconds": round(spent + time.monotonic() - start, 3),
         "peak_memory_bytes": peak_memory(),
         "counts": counts,
     }
     entries = _entries(run) | {stage.name: entry}
     in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
     write_json(run.manifest, _manifest(recipe) | {"stages": in_order})
-    begun.unlink()
+    stage.begun(run).unlink()
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
 
@@ -349,18 +345,19 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
             yield from named_files(item, rows)
 
 
+def _files(path: Path) -> list[Path]:
+    """A file, or those below a folder; none where neither is there."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
+
+
 def _discard(stage: Stage, run: RunFolder) -> None:
     """Remove what the stage left behind under other settings, the record of it first."""
     manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
     if manifest["stages"].pop(stage.name, None):
         write_json(run.manifest, manifest)
     stage.begun(run).unlink(missing_ok=True)
-    for name in stage.writes:
-        for path in [run.path / name, *run.path.glob(f"{name}*.part")]:
-            if path == run.evaluation:
-                leave_block(path)
-            else:
-                remove(path)
+    for path in stage.leaves(run):
+        leave_block(path) if path == run.evaluation else remove(path)
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:

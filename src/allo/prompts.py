@@ -41,15 +41,19 @@ class PromptSource:
 
 def read_prompts(source: PromptSource) -> list[Prompt]:
     """The prompts of a source, in its order; at least one. Raises `UserError` for bad input."""
-    found = list(_all_prompts(source))
-    stop = None if source.limit is None else source.skip + source.limit
-    kept = _ordered(found, source)[source.skip : stop]
+    kept = taken(_ordered(list(_all_prompts(source)), source), skip=source.skip, limit=source.limit)
+    return [_as_chat(prompt) for prompt in kept] if source.chat else kept
+
+
+def taken(prompts: list[Prompt], *, skip: int, limit: int | None) -> list[Prompt]:
+    """`limit` prompts (None: all) behind the first `skip`. Raises `UserError` where none are left."""
+    kept = prompts[skip : None if limit is None else skip + limit]
     if not kept:
         raise UserError(
-            f"no prompts left: {len(found)} were found, skip is {source.skip}, limit is {source.limit}; "
+            f"no prompts left: {len(prompts)} were found, skip is {skip}, limit is {limit}; "
             "lower `skip` or raise `limit`."
         )
-    return [_as_chat(prompt) for prompt in kept] if source.chat else kept
+    return kept
 
 
 def _all_prompts(source: PromptSource) -> Iterator[Prompt]:

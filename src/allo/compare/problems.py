@@ -1,10 +1,9 @@
 """The problems of a comparison: none is tuned or trained on and tested on, and every seed meets the same."""
 
 from allo.errors import UserError
-from allo.prompts import read_prompts
 from allo.recipe import Recipe
 from allo.recipe.sources import Source
-from allo.sources import prompt_source
+from allo.sources import prompts_of
 
 
 def check_problems(recipe: Recipe) -> None:
@@ -33,4 +32,4 @@ def check_problems(recipe: Recipe) -> None:
 
 
 def _ids(recipe: Recipe, source: Source) -> set[str]:
-    return {prompt.id for prompt in read_prompts(prompt_source(recipe, source))}
+    return {prompt.id for prompt in prompts_of(recipe, source)}

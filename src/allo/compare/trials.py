@@ -1,11 +1,9 @@
 """One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -94,19 +92,6 @@ class Comparison:
 
     def failure_file(self, trial: Trial) -> Path:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder, held by this process alone. Raises `UserError` where another one has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self.path}: another allo process works on this comparison. Wait for it."
-                ) from error
-            yield
 
     def set_aside_other_tests(self, trials: Sequence[Trial]) -> None:
         """Move the test trials of other settings out of the results: a method is compared as it is tuned now."""

@@ -105,6 +105,7 @@ def evaluate(
         raise UserError(f"--harness {harness} needs --tasks, such as --tasks gsm8k_cot,openbookqa.")
     from allo.harness.job import model_job, run_job, run_of
     from allo.harness.measure import Settings
+    from allo.harness.show import show
 
     settings = Settings(
         limit=limit,
@@ -124,5 +125,6 @@ def evaluate(
         if delta is not None:
             raise UserError(f"{place}: a run has its own delta; for another one give --base and --delta.")
         job = run_job(*run, settings, start=start, output=output, chat=chat)
-    typer.echo(job.done(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
+    job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    show(job.models())
     say(f"the results are in {job.output}")

@@ -8,16 +8,13 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from allo import harness_block
-from allo.artifacts import RunFolder
+from allo.artifacts import RunFolder, held
 from allo.console import say
 from allo.errors import UserError
 from allo.harness.measure import Settings, load_tasks, measure
 from allo.harness.subject import Source, load, of_model, of_run
-from allo.pipeline import amended, held
 from allo.recipe import Recipe, load_recipe
-from allo.report.harness import harness_tables
 from allo.report.run_view import HarnessModel
-from allo.report.tables import to_markdown
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,8 @@ class Job:
     trust_remote_code: bool = False
     run: RunFolder | None = None
 
-    def done(
-        self, names: list[str], *, dtype: str | None, device: str | None, trust_remote_code: bool
-    ) -> str:
-        """Measure and write; returns the table of these models' results in Markdown."""
+    def do(self, names: list[str], *, dtype: str | None, device: str | None, trust_remote_code: bool) -> None:
+        """Measure every task on every model."""
         harness_block.read_block(self.output)
         tasks = load_tasks(names, self.settings)
         with self._alone():
@@ -56,10 +51,12 @@ class Job:
                                 fingerprint=subject.fingerprint,
                                 result=result,
                             )
+
+    def models(self) -> list[HarnessModel]:
+        """What the file holds of these models, as the report reads it."""
         block = harness_block.read_block(self.output)
-        mine = {source.name: block[source.name] for source in self.sources}
-        models = TypeAdapter(dict[str, HarnessModel]).validate_python(mine)
-        return "\n".join(to_markdown(table) for table in harness_tables(models.values()))
+        mine = [block[source.name] for source in self.sources]
+        return TypeAdapter(list[HarnessModel]).validate_python(mine)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -68,7 +65,7 @@ class Job:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             yield
             return
-        with held(self.run):
+        with held(self.run.path):
             yield
 
     @contextmanager
@@ -76,7 +73,7 @@ class Job:
         if self.run is None or self.output != self.run.evaluation:
             yield
             return
-        with amended(self.run, self.output):
+        with harness_block.amended(self.run, self.output):
             yield
 
 

@@ -173,24 +173,24 @@ def _number(value: Any) -> float | None:
 
 
 def _manager(names: list[str], settings: Settings) -> "TaskManager":
-    """lm-eval's index of tasks, ours among them; its own 14,000 are read only where one may be meant."""
+    """lm-eval's index of tasks, ours among them; its own 14,000 are read only where one of them may be meant."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
             f"--harness {HARNESS} needs lm-eval ({error}); install it with `pip install allo-align[eval]`."
         ) from error
-    include = [own_tasks.FOLDER]
-    if settings.include_path is not None:
-        if not settings.include_path.is_dir():
-            raise UserError(f"--include-path {settings.include_path}: there is no such folder of task files.")
-        include.append(settings.include_path)
-    ours = settings.include_path is None and all(map(own_tasks.is_own, names))
+    if settings.include_path is not None and not settings.include_path.is_dir():
+        raise UserError(f"--include-path {settings.include_path}: there is no such folder of task files.")
+    include = [own_tasks.FOLDER, *filter(None, [settings.include_path])]
     metadata: dict[str, Any] = {"chat": settings.chat, "examples": bool(settings.num_fewshot)}
     if settings.data_folder is not None:
         metadata["data_folder"] = str(settings.data_folder)
     with _hushed():
-        return TaskManager(include_path=[*include], include_defaults=not ours, metadata=metadata)
+        near = TaskManager(include_path=[*include], include_defaults=False, metadata=metadata)
+        if set(names) <= set(near.all_subtasks):
+            return near
+        return TaskManager(include_path=[*include], metadata=metadata)
 
 
 def _fit(task: "Task", settings: Settings) -> None:

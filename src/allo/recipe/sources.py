@@ -1,13 +1,25 @@
 """Where a recipe's prompts and pairs come from."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from allo.recipe.numbers import Count, CountOrZero
+from allo.recipe.numbers import Count, CountOrZero, Positive
 
-TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
+TaskName = Literal[
+    "planted_flaws",
+    "ecqa",
+    "qasc",
+    "openbookqa",
+    "strategyqa",
+    "gsm8k",
+    "math",
+    "mawps",
+    "tabmwp",
+    "alpaca_eval",
+    "arena_hard",
+]
 
 
 class Block(BaseModel):
@@ -39,21 +51,33 @@ class Source(Block):
         return ("task", "file", "hub")
 
 
+class Part(Source):
+    """One source of a mixture."""
+
+    weight: Positive | None = None
+    """How often its prompts come, beside the other parts' weights; absent, the number of its prompts."""
+
+
 class Data(Source):
     """The problems to align on, or ready preference pairs."""
 
     pairs: Path | None = None
     """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
+    mixture: Annotated[list[Part], Field(min_length=2)] | None = None
+    """Several sources, their prompts taken in turn by weight, so that every stretch of them is mixed alike; `skip`
+    and `limit` beside it count prompts of the mixture."""
 
     @model_validator(mode="after")
-    def _pairs_are_taken_as_they_stand(self) -> "Data":
+    def _some_are_taken_as_they_stand(self) -> "Data":
         if self.pairs is not None and self.order != "given":
             raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
+        if self.mixture is not None and (self.order, self.split) != ("given", "train"):
+            raise ValueError("a mixture's parts have an order and a split of their own: move them there")
         return self
 
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub", "pairs")
+        return ("task", "file", "hub", "pairs", "mixture")
 
 
 class Kl(Source):

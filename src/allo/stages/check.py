@@ -12,11 +12,10 @@ from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.prompts import read_prompts
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
 from allo.rounds import of_round
-from allo.sources import prompt_source, training_pairs
+from allo.sources import prompts_of, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
 from allo.stages.sample import prompt_room
@@ -55,10 +54,10 @@ def check(recipe: Recipe) -> None:
     else:
         training_pairs(recipe)
     for source in judged:
-        for prompt in read_prompts(prompt_source(recipe, source)):
+        for prompt in prompts_of(recipe, source):
             check_judgeable(prompt, verifier=recipe.judge.verifier)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
-        read_prompts(prompt_source(recipe, source))
+        prompts_of(recipe, source)
 
 
 def _data_of_rounds(recipe: Recipe) -> list[Source]:
@@ -69,7 +68,7 @@ def _data_of_rounds(recipe: Recipe) -> list[Source]:
         if data in found:
             continue
         try:
-            read_prompts(prompt_source(recipe, data))
+            prompts_of(recipe, data)
         except UserError as error:
             raise UserError(
                 f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."

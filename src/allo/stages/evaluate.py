@@ -19,12 +19,11 @@ from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import Tokenized, tokenize
-from allo.prompts import read_prompts
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
 from allo.records import Completion, Prompt
 from allo.rounds import round_name, training_folders
-from allo.sources import prompt_source
+from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.sample import complete, num_positions, prompt_room
@@ -56,9 +55,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """
     model, tokenizer = load_start(recipe, run)
     check_head(model)
-    sets = {
-        name: read_prompts(prompt_source(recipe, source)) for name, source in recipe.evaluate.sets.items()
-    }
+    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     results, completions = {}, {}
     harness = read_block(run.evaluation)
     weights = {"start": read_start(run).fingerprint}
@@ -173,7 +170,7 @@ class _Subject:
 
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
         """Sampled continuations of another task's prompts, on which the distance is measured."""
-        prompts = read_prompts(prompt_source(self.recipe, kl))
+        prompts = prompts_of(self.recipe, kl)
         length = self.recipe.evaluate.kl_tokens
         temperature = self.recipe.evaluate.temperature
         # Of a kind of its own, since a set may be named kl.

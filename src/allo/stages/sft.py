@@ -9,9 +9,8 @@ from allo.hf.models import Model, Tokenizer, load_tokenizer
 from allo.hf.start import is_ready, load_policy, save_whole, write_start
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import remove_checkpoints, train
-from allo.prompts import read_prompts
 from allo.recipe import Recipe, Sft
-from allo.sources import prompt_source
+from allo.sources import prompts_of
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def _fine_tune(
     recipe: Recipe, sft: Sft, model: Model, tokenizer: Tokenizer, run: RunFolder
 ) -> dict[str, Any]:
     """Train all weights, with fp32 masters, on the sources' solutions."""
-    prompts = [prompt for source in sft.sources for prompt in read_prompts(prompt_source(recipe, source))]
+    prompts = [prompt for source in sft.sources for prompt in prompts_of(recipe, source)]
     trainer = SftTrainer(
         model,
         training_arguments(
