@@ -2,14 +2,18 @@
 
 import difflib
 import importlib.metadata
+import io
 import logging
 import math
+import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from allo.errors import UserError
 from allo.harness import own_tasks
@@ -18,11 +22,13 @@ from allo.hf.models import quiet
 from allo.provenance import provenance
 
 if TYPE_CHECKING:
-    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
 
 HARNESS = "lm_eval"
+GENERATES = "generate_until"  # lm-eval's name for tasks on completions
+SEED = 1234  # lm-eval's own, of the examples that are shown and of tasks that sample
 SHOWN = 5  # near names in an error
 
 
@@ -47,11 +53,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks and groups with their problems, by the name that each was asked for by."""
+    """Tasks with their problems, as lm-eval holds them, by the names that they were asked for by."""
 
-    manager: "TaskManager"
-    by_name: dict[str, list["Task | Group"]]
-    leaves: list["Task"]
+    by_name: dict[str, "TaskDict"]
+
+    @property
+    def leaves(self) -> list["Task"]:
+        return [task for loaded in self.by_name.values() for task in loaded["tasks"].values()]
 
 
 def load_tasks(names: list[str], settings: Settings) -> Tasks:
@@ -61,49 +69,40 @@ def load_tasks(names: list[str], settings: Settings) -> Tasks:
     loaded.
     """
     manager = _manager(names, settings)
-    by_name: dict[str, list[Task | Group]] = {}
-    leaves: list[Task] = []
+    by_name: dict[str, TaskDict] = {}
     for name in dict.fromkeys(names):
         if name not in manager.all_tasks:
             raise UserError(_unknown(name, manager.all_tasks))
         with _loading(name):
-            loaded = manager.load([name])
-        group = loaded.get("groups", {}).get(name)
-        by_name[name] = [group] if group is not None else list(loaded["tasks"].values())
-        for task in loaded["tasks"].values():
+            by_name[name] = manager.load([name])
+        for task in by_name[name]["tasks"].values():
             _fit(task, settings)
-            leaves.append(task)
-    return Tasks(manager, by_name, leaves)
+    return Tasks(by_name)
 
 
 def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list[dict[str, Any]]]:
-    """What each of the names that were asked for gives: a record a task, groups after their tasks.
+    """What each of the names that were asked for gives: a record a task, and one of a group.
 
     lm-eval keeps no cache: it would be pickled.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
     with _hushed():
-        lm = HFLM(
-            pretrained=subject.model,
-            tokenizer=subject.tokenizer,
-            batch_size=settings.batch_size,
-        )
-    _check_lengths(tasks, settings, lm)
-    for asked in tasks.by_name.values():
+        lm = HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=settings.batch_size)
+    _check_lengths(tasks, lm)
+    for loaded in tasks.by_name.values():
         begun = time.monotonic()
         with _hushed(), _running():
-            found = simple_evaluate(
-                model=lm,
-                tasks=asked,
-                task_manager=tasks.manager,
+            random.seed(SEED)
+            torch.manual_seed(SEED)
+            found = evaluate(
+                lm,
+                loaded,
                 limit=settings.limit,
-                num_fewshot=settings.num_fewshot,
                 apply_chat_template=settings.chat,
-                gen_kwargs={"max_gen_toks": settings.max_new_tokens} if settings.max_new_tokens else None,
+                fewshot_as_multiturn=settings.chat,
                 log_samples=False,
-                use_cache=None,
                 cache_requests=False,
             )
         assert found is not None  # it is on every process but the first of several
@@ -122,7 +121,7 @@ def records(
         "batch_size": settings.batch_size,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "device": str(subject.model.device),
-        "seeds": {key: value for key, value in found["config"].items() if key.endswith("_seed")},
+        "seed": SEED,
         "seconds": round(seconds, 3),
         **made,
     }
@@ -194,12 +193,18 @@ def _manager(names: list[str], settings: Settings) -> "TaskManager":
 
 
 def _fit(task: "Task", settings: Settings) -> None:
-    """A task of ours takes the run's lengths and stops."""
+    """What was asked for in place of the task's own settings; one that shows no examples on purpose stays so."""
+    generation: dict[str, Any] = {}
     if own_tasks.is_own(task.task_name):
-        value: dict[str, Any] = {"until": list(settings.stop)}
-        if settings.own_max_new_tokens is not None:
-            value["max_gen_toks"] = settings.own_max_new_tokens
-        task.set_config(key="generation_kwargs", value=value, update=True)
+        generation = {"until": list(settings.stop), "max_gen_toks": settings.own_max_new_tokens}
+    generation["max_gen_toks"] = settings.max_new_tokens or generation.get("max_gen_toks")
+    given = {key: value for key, value in generation.items() if value is not None}
+    if given and task.get_config("output_type") == GENERATES:
+        task.set_config(key="generation_kwargs", value=given, update=True)
+    own = task.get_config("num_fewshot")
+    if own is None or (own != 0 and settings.num_fewshot is not None):
+        task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
+    task.set_fewshot_seed(seed=SEED)
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -214,13 +219,12 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"--tasks {name}: neither {HARNESS} nor allo has a task of that name; {hint}."
 
 
-def _check_lengths(tasks: Tasks, settings: Settings, lm: Any) -> None:
+def _check_lengths(tasks: Tasks, lm: Any) -> None:
     """UserError where a completion would leave no position for its prompt."""
     for task in tasks.leaves:
-        if task.get_config("output_type") != "generate_until":
+        if task.get_config("output_type") != GENERATES:
             continue
-        own = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", lm.max_gen_toks)
-        longest = settings.max_new_tokens or own
+        longest = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", lm.max_gen_toks)
         if longest >= lm.max_length:
             raise UserError(
                 f"{task.task_name}: completions of up to {longest} tokens leave no room for a prompt in the model's "
@@ -249,21 +253,25 @@ def _loading(name: str) -> Iterator[None]:
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """lm-eval refuses tasks that run what a model wrote, and ones of images and sound."""
+    """lm-eval refuses tasks that run what a model wrote, and ones of images; nltk's word lists may be missing."""
     try:
         yield
     except ValueError as error:
         raise UserError(f"lm-eval refuses: {error}") from error
+    except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError is a mistake in a program
+            raise
+        raise UserError(f"the task needs data of nltk that is not here: {error}") from error
 
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """lm-eval's warnings, and off a terminal its progress bars, are kept out of the output; its errors are not."""
+    """What lm-eval prints and warns of, and off a terminal its progress bars, are kept out of the output."""
     logger = logging.getLogger(HARNESS)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with quiet():
+        with quiet(), redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(before)

@@ -15,12 +15,15 @@ _WIDTH = 110  # also where a terminal is narrower: its headings say what a numbe
 
 def show(models: Iterable[HarnessModel]) -> None:
     """Print the tables to standard output, each with what made its figures."""
-    console = Console(highlight=False, emoji=False)
+    console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
     for table in harness_tables(models):
         shown = Table(title=Text(table.title), box=SIMPLE_HEAD)
         for column in table.columns:
-            shown.add_column(column, no_wrap=True, justify="left" if column == table.columns[0] else "right")
+            number = column != table.columns[0]
+            shown.add_column(
+                column, justify="right" if number else "left", no_wrap=column == "Value", overflow="fold"
+            )
         for row in table.rows:
             shown.add_row(*(Text(f"{cell.text} {cell.note}".strip()) for cell in row))
-        console.print(shown, width=max(console.width, _WIDTH), crop=False)
+        console.print(shown)
         console.print(table.remark, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from allo.report import figures
 from allo.report.run_view import HarnessModel, HarnessResult
 from allo.report.tables import Cell, Table
 
-COLUMNS = ("Model", "Metric", "Value", "Problems", "Examples shown", "Chat template", "Task version")
+COLUMNS = ("Model", "Metric", "Value", "Problems", "Examples shown", "Chat template")
 
 
 def harness_tables(models: Iterable[HarnessModel]) -> list[Table]:
@@ -38,7 +38,6 @@ def _rows(model: HarnessModel, result: HarnessResult) -> Iterator[tuple[Cell, ..
             _problems(result),
             Cell(figures.count(result.num_fewshot), value=result.num_fewshot),
             Cell("yes" if result.chat_template else "no"),
-            Cell(figures.ABSENT if result.version is None else figures.name(str(result.version))),
         )
 
 
@@ -51,9 +50,8 @@ def _problems(result: HarnessResult) -> Cell:
 
 
 def _made(result: HarnessResult) -> str:
-    """The harness, and the commit of allo that ran it."""
+    """The versions of task and harness, and the commit of allo that ran it."""
     commit = "an unknown commit" if result.commit is None else f"commit {result.commit[:10]}"
     changes = " with uncommitted changes" if result.dirty else ""
-    return figures.printable(
-        f"{result.harness} {result.harness_version}, {commit}{changes}, ± standard error"
-    )
+    version = "" if result.version is None else f"version {result.version}, "
+    return figures.printable(f"{version}{result.harness} {result.harness_version}, {commit}{changes}")
