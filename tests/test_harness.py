@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from allo import cli, delta, harness_block, tasks
@@ -22,7 +26,9 @@ from allo.harness.subject import load, of_model, of_run
 from allo.hf.start import write_start
 from allo.pipeline import run_all
 from allo.records import Prompt
+from allo.report.harness import harness_tables
 from allo.report.read import view
+from allo.report.run_view import HarnessModel
 from allo.stages import evaluate
 from allo.stages.report import write_report
 from tiny_run import LAB, tiny
@@ -478,3 +484,24 @@ def test_what_is_missing_is_named(
     places = {"RECIPE": str(recipe), "LAB": str(LAB)}
     assert run_allo(["evaluate", *(places.get(word, word) for word in arguments)], monkeypatch) == 2
     assert message in capfd.readouterr().err
+
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "evaluating.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_commands_are_ones_and_its_file_is_read() -> None:
+    text = "".join(re.findall(r"(?s)```bash\n(.*?)```", PAGE)).replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("allo ")]
+    assert len(commands) == 4
+    evaluate_command = typer.main.get_command(cli.app).commands["evaluate"]  # type: ignore[attr-defined]
+    for words in commands:
+        assert words[0] == "evaluate"
+        given = evaluate_command.make_context("evaluate", words[1:]).params
+        assert given["harness"] == "lm_eval" and given["tasks"]
+    [shown] = re.findall(r"(?s)```json\n(.*?)```", PAGE)
+    [table] = harness_tables(TypeAdapter(dict[str, HarnessModel]).validate_python(json.loads(shown)["harness"]).values())
+    assert [cell.text for cell in table.rows[0][:4]] == ["aligned", "exact_match", "0.4100", "200"]
+
+
+def test_the_page_names_every_task_of_ours() -> None:
+    assert set(re.findall(r"`(allo_\w+)`", PAGE)) == set(own_tasks.names()) - {"allo_planted_flaws"}
