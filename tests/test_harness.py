@@ -499,7 +499,9 @@ def test_the_pages_commands_are_ones_and_its_file_is_read() -> None:
         given = evaluate_command.make_context("evaluate", words[1:]).params
         assert given["harness"] == "lm_eval" and given["tasks"]
     [shown] = re.findall(r"(?s)```json\n(.*?)```", PAGE)
-    [table] = harness_tables(TypeAdapter(dict[str, HarnessModel]).validate_python(json.loads(shown)["harness"]).values())
+    [table] = harness_tables(
+        TypeAdapter(dict[str, HarnessModel]).validate_python(json.loads(shown)["harness"]).values()
+    )
     assert [cell.text for cell in table.rows[0][:4]] == ["aligned", "exact_match", "0.4100", "200"]
 
 

@@ -329,14 +329,15 @@ def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: F
 
 
 def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
-    """Files of prompts, of pairs, of the user's functions and a rewriter's folder anywhere in a configuration, and
-    a task's own below the configuration's folder of `rows`."""
+    """Files of prompts, of pairs, of the user's functions, the folders of a rewriter and a reward model anywhere in a
+    configuration, and a task's own below the configuration's folder of `rows`."""
     if isinstance(value, list):
         for item in value:
             yield from named_files(item, rows)
     if isinstance(value, dict):
         rows = value.get("data_folder") or rows
-        yield from (Path(value[key]).expanduser() for key in ("file", "pairs", "rewriter") if value.get(key))
+        keys = ("file", "pairs", "rewriter", "reward_model")
+        yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
         own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
         yield from filter(None, map(own_file, own))
         if rows and value.get("task"):

@@ -14,15 +14,17 @@ from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
+from allo.records import Prompt
 from allo.rounds import of_round
 from allo.sources import prompts_of, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
+from allo.stages.reward import check_reward_model, has_no_answers
 from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer, the scorers and the model's positions; build all training arguments.
+    """Read every source of prompts, the tokenizers, the scorers and the model's positions; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -48,16 +50,31 @@ def check(recipe: Recipe) -> None:
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
-    judged: list[Source] = list(recipe.evaluate.sets.values())
-    if recipe.data.pairs is None:
-        judged[:0] = _data_of_rounds(recipe)
-    else:
-        training_pairs(recipe)
-    for source in judged:
-        for prompt in prompts_of(recipe, source):
-            check_judgeable(prompt, verifier=recipe.judge.verifier)
+    _check_judge(recipe)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
         prompts_of(recipe, source)
+
+
+def _check_judge(recipe: Recipe) -> None:
+    """Whether everything that is judged can be: by its answer, or by the recipe's reward model."""
+    samples: list[Prompt] = []
+    if recipe.data.pairs is None:
+        samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
+    else:
+        training_pairs(recipe)
+    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
+    by_reward = recipe.judge.reward_model is not None
+    ranked = samples if by_reward else []
+    verified = [] if by_reward else samples
+    for name, prompts in sets.items():
+        if by_reward and has_no_answers(name, prompts):
+            ranked = ranked + prompts
+        else:
+            verified = verified + prompts
+    for prompt in verified:
+        check_judgeable(prompt, verifier=recipe.judge.verifier)
+    if by_reward:
+        check_reward_model(recipe, ranked)
 
 
 def _data_of_rounds(recipe: Recipe) -> list[Source]:

@@ -1,15 +1,15 @@
-"""Evaluate the models of a run: accuracy with intervals, pass@k, and the distance from the start."""
+"""Evaluate the models of a run: accuracy or rewards with intervals, pass@k, and the distance from the start."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
+from allo.checkpoints import fingerprint
 from allo.console import track
-from allo.core.fingerprints import fingerprint_tensors
-from allo.core.metrics import Estimate, bootstrap, pass_at_k, wilson
+from allo.core.metrics import bootstrap
 from allo.core.places import places_of
 from allo.delta import read_delta
 from allo.harness_block import BLOCK, kept, read_block
@@ -26,7 +26,9 @@ from allo.rounds import round_name, training_folders
 from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
+from allo.stages.reward import has_no_answers, reward
 from allo.stages.sample import complete, num_positions, prompt_room
+from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 
 SCHEMA = 1
 LABELS = {
@@ -53,18 +55,41 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
     What a harness measured stays in it where the model's weights are the same.
     """
+    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
+    parts: list[ResumableLines] = []
+    results, completions = _measured(recipe, run, sets, parts)
+    open_sets = [
+        name
+        for name, prompts in sets.items()
+        if recipe.judge.reward_model is not None and has_no_answers(name, prompts)
+    ]
+    if open_sets:
+        parts.append(_add_rewards(recipe, run, {name: sets[name] for name in open_sets}, completions))
+    for name, result in results.items():
+        start = completions.get("start", {}) if name != "start" else {}
+        result["sets"] = {
+            label: rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
+            if label in open_sets
+            else accuracies_on_set(rows, seed=recipe.seed)
+            for label, rows in completions[name].items()
+        }
+    found = {"schema": SCHEMA, "models": results, "completions": completions}
+    write_json(run.evaluation, found | _harnessed(recipe, run))
+    for lines in parts:
+        lines.discard()
+    return {"models": len(results), "sets": len(sets)}
+
+
+def _measured(
+    recipe: Recipe, run: RunFolder, sets: dict[str, list[Prompt]], parts: list[ResumableLines]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What needs the policy: each model's results but for its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, run)
     check_head(model)
-    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     results, completions = {}, {}
-    harness = read_block(run.evaluation)
-    weights = {"start": read_start(run).fingerprint}
-    parts: list[ResumableLines] = []
     for name, folder in _models(recipe, run).items():
         patch = _Patch(model, folder)
         with patch.exchanged():
-            if name in harness:
-                weights[name] = fingerprint_tensors(model.named_parameters())
             subject = _Subject(name, recipe, run, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if folder and recipe.evaluate.kl else []
@@ -83,17 +108,32 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             )
         results[name] = {
             "label": LABELS[name],
-            "sets": {label: _summary(rows, seed=recipe.seed) for label, rows in answers.items()},
+            "sets": {},
             "kl": kl,
             "likelihood": moved,
             **_cost(run, name),
         }
         completions[name] = answers
-    beside = {BLOCK: block} if (block := kept(harness, weights)) else {}
-    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions, **beside})
-    for lines in parts:
-        lines.discard()
-    return {"models": len(results), "sets": len(sets)}
+    return results, completions
+
+
+def _add_rewards(
+    recipe: Recipe, run: RunFolder, sets: dict[str, list[Prompt]], completions: dict[str, Any]
+) -> ResumableLines:
+    """Give every model's answers on the sets their `reward`; the policy is no longer in memory."""
+    prompts = {(label, prompt.id): prompt for label, some in sets.items() for prompt in some}
+    found = [
+        (replace(prompts[label, row["prompt_id"]], id=f"{label}/{row['prompt_id']}"), answer)
+        for answers in completions.values()
+        for label in sets
+        for row in answers[label]
+        for answer in answers_of(row)
+    ]
+    asked = [(prompt, answer["text"]) for prompt, answer in found]
+    rewarded = reward(recipe, asked, path=run.evaluation, description="rewards")
+    for prompt, answer in found:
+        answer["reward"] = rewarded.rewards[prompt.id, answer["text"]]
+    return rewarded.lines
 
 
 def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
@@ -103,6 +143,15 @@ def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
     if recipe.evaluate.forgotten:
         models |= {BETWEEN[stage]: folder for stage, folder in between}
     return models | {"aligned": last}
+
+
+def _harnessed(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """The block of what a harness measured, of the models whose weights are still those."""
+    block = read_block(run.evaluation)
+    folders = {name: folder for name, folder in _models(recipe, run).items() if folder and name in block}
+    weights = {name: fingerprint(folder / "model") for name, folder in folders.items()}
+    found = kept(block, {"start": read_start(run).fingerprint, **weights})
+    return {BLOCK: found} if found else {}
 
 
 class _Patch:
@@ -207,31 +256,11 @@ class _Subject:
 
     def _judged(self, prompts: dict[str, Prompt], completion: Completion) -> dict[str, Any]:
         prompt = prompts[completion.prompt_id]
-        correct = judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
+        by_reward = prompt.answer is None and self.recipe.judge.reward_model is not None
+        correct = (
+            None if by_reward else judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
+        )
         return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
-
-
-def _summary(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:
-    """One set's accuracies with intervals; pass@k for k = 1, 2, 4, ... up to the samples of a prompt."""
-    greedy = [row["greedy"]["correct"] for row in rows if "greedy" in row]
-    sampled = [[float(answer["correct"]) for answer in row["sampled"]] for row in rows]
-    num_samples = len(sampled[0])
-    answers = [
-        answer for row in rows for answer in [*row["sampled"], *([row["greedy"]] if "greedy" in row else [])]
-    ]
-    powers = [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
-    hits = [int(sum(row)) for row in sampled]
-    return {
-        "num_prompts": len(rows),
-        "greedy": _accuracy(wilson(greedy)) if greedy else None,
-        "sampled": _accuracy(bootstrap(sampled, seed=seed)) if num_samples else None,
-        "pass_at": {str(k): pass_at_k(hits, num_samples=num_samples, k=k) for k in powers},
-        "mean_tokens": sum(answer["num_tokens"] for answer in answers) / len(answers),
-    }
-
-
-def _accuracy(estimate: Estimate) -> dict[str, Any]:
-    return {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high, "num": estimate.num}
 
 
 def _kl(
