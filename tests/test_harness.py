@@ -330,14 +330,11 @@ def own_rows(folder: Path, task: str, split: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "task", sorted(set(tasks.MODULES) & {"ecqa", "gsm8k", "mawps", "openbookqa", "qasc"})
-)
+@pytest.mark.parametrize("task", [name.removeprefix(own_tasks.PREFIX) for name in own_tasks.names()])
 def test_our_tasks_have_our_rows_words_and_verdicts(task: str, tmp_path: Path) -> None:
     folder = own_rows(tmp_path, task, "test")
-    rows = list(own_tasks.splits(task, data_folder=str(folder), version=1.0)["test"])
-    prompts = list(tasks.load(task, "test", folder=folder))
-    assert [Prompt(**row) for row in rows] == prompts
+    rows = list(own_tasks.splits(task, data_folder=str(folder), version=1.0)["test"])[:2]
+    assert [Prompt(**row) for row in rows] == list(tasks.load(task, "test", folder=folder))[:2]
     for row, other in zip(rows, reversed(rows), strict=True):
         assert own_tasks.verdict(row, [row["solution"]]) == {"acc": 1.0}
         assert own_tasks.verdict(row, [other["solution"]]) == {"acc": 0.0}
@@ -362,10 +359,8 @@ def test_examples_are_read_only_where_they_are_shown(tmp_path: Path) -> None:
 
 def test_every_task_with_an_answer_has_a_file_for_lm_eval() -> None:
     judged_by_a_model = {"alpaca_eval", "arena_hard"}
-    made_here = {"planted_stories"}
-    assert set(tasks.MODULES) - judged_by_a_model - made_here <= {
-        name.removeprefix(own_tasks.PREFIX) for name in own_tasks.names()
-    }
+    named = {name.removeprefix(own_tasks.PREFIX) for name in own_tasks.names()}
+    assert named == set(tasks.MODULES) - judged_by_a_model
 
 
 @pytest.fixture
