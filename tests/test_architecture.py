@@ -61,7 +61,7 @@ HOUSE = {
     "recipe": Room({"errors", "granularity", "own_code"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
-    "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
+    "rows": Room({"errors", "records"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     "wording": Room({"records"}),
@@ -101,6 +101,8 @@ HOUSE = {
             *("endpoint", "core", "hf", "stages"),
         }
     ),
+    # Judges of answers; it reads finished runs, and runs no model.
+    "winrate": Room({*LEAVES, "endpoint", "core"}, {"numpy"}),
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # Standard tasks through lm-eval, which no other room knows.
@@ -133,6 +135,7 @@ HOUSE = {
             "report",
             "stages",
             "rewriter",
+            "winrate",
             "pipeline",
             "plan",
             "demo",

@@ -156,6 +156,13 @@ def test_what_is_tested_on_is_neither_tuned_nor_trained_on(tmp_path: Path) -> No
             check_problems(base)
 
 
+def test_problems_without_an_answer_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "open.jsonl").write_text('{"id": "unanswered", "prompt": "Hello"}\n')
+    base = recipe_of(tmp_path, validation={"file": str(tmp_path / "open.jsonl")})
+    with pytest.raises(UserError, match=r"compare.validation: prompt unanswered has no `answer`"):
+        check_problems(base)
+
+
 def test_another_setting_supersedes_the_tests_of_the_former(tmp_path: Path) -> None:
     comparison = Comparison(tmp_path)
     old, new = (Trial(resolve("dpo", METHODS), {RATE: rate}, 0, "test") for rate in (1.0, 2.0))

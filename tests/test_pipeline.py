@@ -53,6 +53,15 @@ def test_a_second_run_does_nothing(finished: Path, capsys: pytest.CaptureFixture
     assert skipped(capsys.readouterr().err) == list(NAMES)
 
 
+def test_the_evaluation_counts_prompts_that_training_has_seen(tmp_path: Path) -> None:
+    seen = "evaluate.sets={seen: {task: planted_flaws, limit: 3, skip: 22}, unseen: {task: planted_flaws, split: test, limit: 2}}"
+    run = run_all(tiny(tmp_path, *QUICK[1:], seen))  # 24 demonstrations: two of the three
+    sets = read_json(run.evaluation)["models"]["aligned"]["sets"]
+    assert sets["seen"]["overlap"]["num"] == 3
+    assert sets["seen"]["overlap"]["exact"] == 2
+    assert sets["unseen"]["overlap"]["exact"] == 0
+
+
 def test_runs_that_differ_in_seed_alone_share_what_comes_before_training(tmp_path: Path) -> None:
     first = run_all(tiny(tmp_path / "first", "data_seed=0", "evaluate.num_generations=0"))
     shutil.copytree(first.path, tmp_path / "second" / first.path.name)

@@ -239,6 +239,10 @@ def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (
+            ["evaluate.sets={test: {task: planted_flaws, split: test}}", f"evaluate.reward_model={LAB}"],
+            "evaluate.reward_model: nothing is judged by it",
+        ),
         (["judge={}"], "no `answer` to judge by. Add it, name a `judge.reward_model`"),
         (["judge={}", "pair.margin=0.5"], "pair.margin is a difference of rewards: set judge.reward_model"),
         (["data={pairs: x.jsonl}", "pair.margin=0.5"], "data.pairs are taken as they are: remove it"),
@@ -258,6 +262,19 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(UserError) as refusal:
         check(ranked(inputs, tmp_path, *more))
     assert words in str(refusal.value)
+
+
+def test_evaluation_may_have_a_reward_model_of_its_own_and_need_no_other(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """Samples are judged by their answers here, and the open set by a reward model; both are measured."""
+    data = "data={task: planted_flaws, limit: 12}"
+    judge = "judge={dtype: float32, batch_size: 4}"
+    own = ["score=null", "forget=null", f"evaluate.reward_model={inputs / 'judge'}"]
+    run = run_all(ranked(inputs, tmp_path, data, judge, *own))
+    assert {one.verifier for one in read_jsonl(run.verdicts, Verdict)} == {"final_answer"}
+    ours, theirs = (read_json(one.evaluation)["models"]["start"]["sets"]["open"] for one in (run, finished))
+    assert ours["rewards"] == theirs["rewards"]
 
 
 def test_a_set_of_which_only_some_prompts_have_an_answer_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +28,7 @@ CHOICE = {
     "choices": ["ice", "sand", "the U.S. coast"],
     "answer": "ice",
 }
-BENCHMARKS = ["ecqa", "qasc", "openbookqa", "strategyqa", "gsm8k", "math", "mawps", "tabmwp"]
 INSTRUCTIONS = ["alpaca_eval", "arena_hard"]
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-LEAST_GOLD_VERIFIED = 0.995
-MOST_RANDOM_OPTION = 0.30  # at four options chance is 0.25
-MOST_SHUFFLED_NUMBER = 0.05
 
 
 def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
@@ -308,21 +302,3 @@ def test_tasks_and_prompts_import_neither_torch_nor_datasets() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
-
-
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"needs the benchmark rows in {SHARED_DATA}")
-@pytest.mark.parametrize("task", BENCHMARKS)
-def test_verifiers_accept_gold_and_refuse_what_is_not(task: str) -> None:
-    prompts = list(tasks.load(task, "test", folder=SHARED_DATA))
-    gold = [judge(prompt, prompt.solution or "").correct for prompt in prompts]
-    assert sum(gold) >= LEAST_GOLD_VERIFIED * len(prompts)
-
-    draw = random.Random(0)
-    answers = [prompt.answer for prompt in prompts]
-    draw.shuffle(answers)
-    said = [draw.choice(p.choices) if p.choices else a for p, a in zip(prompts, answers, strict=True)]
-    by_chance = [
-        judge(prompt, f"The answer is {text}.").correct for prompt, text in zip(prompts, said, strict=True)
-    ]
-    limit = MOST_RANDOM_OPTION if prompts[0].choices else MOST_SHUFFLED_NUMBER
-    assert sum(by_chance) <= limit * len(prompts)

@@ -28,7 +28,7 @@ from allo.records import Pair
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record
 
-TABLE = "A reward model on held-out preference pairs"
+TABLE = "reward-model"
 
 
 def classifier(base: PreTrainedModel, *, pad_id: int) -> PreTrainedModel:
@@ -147,11 +147,16 @@ def main() -> None:
     longer = wilson([len(pair.chosen) > len(pair.rejected) for pair in held_out])
     record.write(
         [
-            {"judge": name, "pairs": one.num, "accuracy": one.value, "low": one.low, "high": one.high}
-            | {"trained_on": num, "seconds": took}
+            {
+                "judge": name,
+                "trained on, pairs": num,
+                "held-out accuracy": {"value": one.value, "low": one.low, "high": one.high},
+                "held out, pairs": one.num,
+                "seconds": took,
+            }
             for name, one, num, took in (
                 ("reward model", found, len(data), round(seconds)),
-                ("the longer answer", longer, 0, 0),
+                ("the longer answer", longer, 0, None),
             )
         ]
     )

@@ -25,6 +25,8 @@ GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
 _LONGEST_PAUSE = 8.0  # seconds that the client waits between two attempts, unless the server asks for more
 _SHOWN = 300  # characters of what a server says
+SHORTEST_SECRET = 8
+"""Characters. A shorter key is a word in a key's place, which stands in good replies, too."""
 # What servers call an unknown model where they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -217,7 +219,7 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     reply = Reply(
         id=question.id,
         hash=hash,
-        text=text.replace(key, "[key]"),
+        text=hidden(key, text),
         finished=getattr(choice, "finish_reason", None) == "stop",
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
@@ -264,6 +266,11 @@ def _name(endpoint: Endpoint) -> str:
     return f"{endpoint.base_url}, model {endpoint.model!r}"
 
 
+def hidden(key: str, text: str) -> str:
+    """A text without the key, should the server have repeated it."""
+    return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
+
+
 def _without(key: str, text: str) -> str:
     """What a server said, in one short line, without the key."""
-    return " ".join(text.replace(key, "[key]").split())[:_SHOWN]
+    return " ".join(hidden(key, text).split())[:_SHOWN]

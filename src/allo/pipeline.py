@@ -78,7 +78,7 @@ STAGES = (
         "evaluate",
         ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
         ("08-eval.json",),
-        (*MODEL, "seed", *PROMPTS, "judge", "sample.stop", "evaluate"),
+        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
     ),
     REPORT,
 )

@@ -174,7 +174,8 @@ def _named_once(sentence: str, line: str, choices: Sequence[str]) -> set[str]:
     else:
         rest, named = sentence, set()
     named |= {letters[letter] for letter in BRACKETED_LETTER.findall(rest) if letter in letters}
-    return named | _mentioned(rest, set(options))
+    words = _exact(_bare(rest))
+    return named | ({words} if words in options else _mentioned(rest, set(options)))
 
 
 def _mentioned(sentence: str, options: set[str]) -> set[str]:

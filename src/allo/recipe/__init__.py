@@ -312,6 +312,11 @@ class Recipe(Block):
         return {key: getattr(self, key) for key in keys}
 
     @property
+    def measuring_reward_model(self) -> str | None:
+        """What measures the evaluation sets whose prompts have no answer."""
+        return self.evaluate.reward_model or self.judge.reward_model
+
+    @property
     def seed_of_data(self) -> int:
         """The seed of every stage up to scoring."""
         return self.seed if self.data_seed is None else self.data_seed

@@ -13,15 +13,15 @@ class Judge(Block):
     """`auto`: `choice` where a prompt has choices, `final_answer` elsewhere."""
     reward_model: str | None = None
     """A folder or hub id of a sequence classifier with one label. It then judges the samples of `data`, which need no
-    `answer`, and measures the evaluation sets whose prompts have none."""
+    `answer`, and measures the evaluation sets whose prompts have none. The keys below are of reward models."""
     max_length: Count = 2048
-    """Tokens that the reward model reads of a prompt and a completion; a longer text loses its beginning."""
+    """Tokens that it reads of a prompt and a completion; a longer text loses its beginning."""
     batch_size: Count = 16
-    """Completions that the reward model reads together."""
+    """Completions that it reads together."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the reward model's weights."""
+    """Of its weights."""
     pad_token: str | None = None
-    """Of the reward model, where neither its configuration nor its tokenizer names one."""
+    """Where neither its configuration nor its tokenizer names one."""
 
 
 class Pairing(Block):

@@ -1,9 +1,10 @@
 """What a harness measured, as the report's tables show it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from allo.report import figures
-from allo.report.run_view import HarnessModel, HarnessResult
+from allo.report.run_view import HarnessModel, HarnessResult, RunView
 from allo.report.tables import Cell, Table
 
 COLUMNS = ("Model", "Metric", "Value", "Problems", "Examples shown", "Chat template")
@@ -14,6 +15,15 @@ def harness_tables(models: Iterable[HarnessModel]) -> list[Table]:
     known = list(models)
     tasks = dict.fromkeys(result.task for model in known for result in model.results)
     return [_table(task, known) for task in tasks]
+
+
+def tables_of_runs(runs: Sequence[RunView]) -> list[Table]:
+    """Those of every run's models; a label carries its run's name where the report has several."""
+    return harness_tables(
+        replace(model, label=f"{model.label} ({run.name})") if len(runs) > 1 else model
+        for run in runs
+        for model in run.evaluation.harness.values()
+    )
 
 
 def _table(task: str, models: list[HarnessModel]) -> Table:

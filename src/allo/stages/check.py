@@ -15,7 +15,7 @@ from allo.hf.scorers import scorers_of
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
 from allo.records import Prompt
-from allo.rounds import of_round
+from allo.rounds import data_of_rounds
 from allo.sources import prompts_of, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
@@ -56,42 +56,41 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_judge(recipe: Recipe) -> None:
-    """Whether everything that is judged can be: by its answer, or by the recipe's reward model."""
+    """Whether everything that is judged can be: by its answer, or by a reward model."""
     samples: list[Prompt] = []
     if recipe.data.pairs is None:
         samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
     else:
         training_pairs(recipe)
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
-    by_reward = recipe.judge.reward_model is not None
-    ranked = samples if by_reward else []
-    verified = [] if by_reward else samples
-    for name, prompts in sets.items():
-        if by_reward and has_no_answers(name, prompts):
-            ranked = ranked + prompts
-        else:
-            verified = verified + prompts
-    for prompt in verified:
+    judge = recipe.measuring_reward_model
+    open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
+    by_reward = [prompt for name in open_sets for prompt in sets[name]]
+    by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
+    if recipe.judge.reward_model is None:
+        by_answer = samples + by_answer
+    for prompt in by_answer:
         check_judgeable(prompt, verifier=recipe.judge.verifier)
-    if by_reward:
-        check_reward_model(recipe, ranked)
+    if recipe.judge.reward_model is not None:
+        measured = by_reward if recipe.evaluate.reward_model is None else []
+        check_reward_model(recipe, "judge.reward_model", recipe.judge.reward_model, samples + measured)
+    if recipe.evaluate.reward_model is not None:
+        check_reward_model(recipe, "evaluate.reward_model", recipe.evaluate.reward_model, by_reward)
 
 
 def _data_of_rounds(recipe: Recipe) -> list[Source]:
     """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
-    found: list[Source] = [recipe.data]
-    for number in range(2, recipe.rounds + 1):
-        data = of_round(recipe, number).data
-        if data in found:
-            continue
+    found = data_of_rounds(recipe)
+    for number, data in found.items():
         try:
             prompts_of(recipe, data)
         except UserError as error:
+            if number == 1:
+                raise
             raise UserError(
                 f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
             ) from error
-        found.append(data)
-    return found
+    return list(found.values())
 
 
 def _check_lengths(recipe: Recipe) -> None:

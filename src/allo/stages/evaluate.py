@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from allo.rounds import round_name, training_folders
 from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
+from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
 from allo.stages.sample import complete, num_positions, prompt_room
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
@@ -57,24 +58,23 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     parts: list[ResumableLines] = []
+    seen = overlaps(recipe, sets)
     results, completions = _measured(recipe, run, sets, parts)
-    open_sets = [
-        name
-        for name, prompts in sets.items()
-        if recipe.judge.reward_model is not None and has_no_answers(name, prompts)
-    ]
-    if open_sets:
-        parts.append(_add_rewards(recipe, run, {name: sets[name] for name in open_sets}, completions))
+    judge = recipe.measuring_reward_model
+    open_sets = {name: prompts for name, prompts in sets.items() if judge and has_no_answers(name, prompts)}
+    if judge and open_sets:
+        parts.append(_add_rewards(recipe, run, judge, open_sets, completions))
     for name, result in results.items():
         start = completions.get("start", {}) if name != "start" else {}
-        result["sets"] = {
-            label: rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
-            if label in open_sets
-            else accuracies_on_set(rows, seed=recipe.seed)
-            for label, rows in completions[name].items()
-        }
-    found = {"schema": SCHEMA, "models": results, "completions": completions}
-    write_json(run.evaluation, found | _harnessed(recipe, run))
+        for label, rows in completions[name].items():
+            found = (
+                rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
+                if label in open_sets
+                else accuracies_on_set(rows, seed=recipe.seed)
+            )
+            result["sets"][label] = found | {"overlap": asdict(seen[label])}
+    measured = {"schema": SCHEMA, "models": results, "completions": completions}
+    write_json(run.evaluation, measured | _harnessed(recipe, run))
     for lines in parts:
         lines.discard()
     return {"models": len(results), "sets": len(sets)}
@@ -118,7 +118,7 @@ def _measured(
 
 
 def _add_rewards(
-    recipe: Recipe, run: RunFolder, sets: dict[str, list[Prompt]], completions: dict[str, Any]
+    recipe: Recipe, run: RunFolder, judge: str, sets: dict[str, list[Prompt]], completions: dict[str, Any]
 ) -> ResumableLines:
     """Give every model's answers on the sets their `reward`; the policy is no longer in memory."""
     prompts = {(label, prompt.id): prompt for label, some in sets.items() for prompt in some}
@@ -130,7 +130,7 @@ def _add_rewards(
         for answer in answers_of(row)
     ]
     asked = [(prompt, answer["text"]) for prompt, answer in found]
-    rewarded = reward(recipe, asked, path=run.evaluation, description="rewards")
+    rewarded = reward(recipe, judge, asked, path=run.evaluation, description="rewards")
     for prompt, answer in found:
         answer["reward"] = rewarded.rewards[prompt.id, answer["text"]]
     return rewarded.lines
@@ -256,7 +256,7 @@ class _Subject:
 
     def _judged(self, prompts: dict[str, Prompt], completion: Completion) -> dict[str, Any]:
         prompt = prompts[completion.prompt_id]
-        by_reward = prompt.answer is None and self.recipe.judge.reward_model is not None
+        by_reward = prompt.answer is None and self.recipe.measuring_reward_model is not None
         correct = (
             None if by_reward else judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
         )

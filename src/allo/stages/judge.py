@@ -17,7 +17,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
     completions = read_jsonl(run.completions, Completion)
     if recipe.judge.reward_model is not None:
-        return _by_reward(recipe, run, prompts, completions)
+        return _by_reward(recipe, run, recipe.judge.reward_model, prompts, completions)
     verdicts = [
         judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier)
         for completion in completions
@@ -27,11 +27,15 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _by_reward(
-    recipe: Recipe, run: RunFolder, prompts: Mapping[str, Prompt], completions: Sequence[Completion]
+    recipe: Recipe,
+    run: RunFolder,
+    model: str,
+    prompts: Mapping[str, Prompt],
+    completions: Sequence[Completion],
 ) -> dict[str, Any]:
     """Write verdicts of which the better half of a prompt's samples is correct: above the median reward."""
     asked = [(prompts[completion.prompt_id], completion.text) for completion in completions]
-    rewarded = reward(recipe, asked, path=run.verdicts, description="judge")
+    rewarded = reward(recipe, model, asked, path=run.verdicts, description="judge")
     by_prompt: dict[str, list[Completion]] = {}
     for completion in completions:
         by_prompt.setdefault(completion.prompt_id, []).append(completion)
@@ -62,8 +66,9 @@ def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
     """Raises `UserError` for a prompt without what the verifier judges by."""
     if prompt.answer is None:
         raise UserError(
-            f"prompt {prompt.id}: no `answer` to judge by. Add it, name a `judge.reward_model`, or give ready "
-            "pairs (`data.pairs`)."
+            f"prompt {prompt.id}: no `answer` to judge by. Add it, name a `judge.reward_model`, or give ready pairs "
+            "(`data.pairs`). Replies to instructions, such as those of alpaca_eval, have no right answer: a model "
+            "judges them (docs/judging.md)."
         )
     if verifier == "choice" and prompt.choices is None:
         raise UserError(f"prompt {prompt.id}: judge.verifier is `choice`, but the prompt has no `choices`.")

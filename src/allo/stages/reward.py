@@ -25,15 +25,16 @@ class Rewarded:
     lines: ResumableLines
 
 
-def reward(recipe: Recipe, asked: Sequence[tuple[Prompt, str]], *, path: Path, description: str) -> Rewarded:
-    """The rewards of (prompt, completion)s. The same text is read once, so that it has one reward whoever wrote it.
+def reward(
+    recipe: Recipe, model: str, asked: Sequence[tuple[Prompt, str]], *, path: Path, description: str
+) -> Rewarded:
+    """What a reward model gives to (prompt, completion)s, in batches of like length, the longest first.
 
-    Batches are of like length, the longest first.
+    The same text is read once, so that it has one reward whoever wrote it.
     """
     judge = recipe.judge
-    assert judge.reward_model is not None
     loaded = load_reward_model(
-        judge.reward_model,
+        model,
         dtype=DTYPES[judge.dtype],
         device=recipe.device,
         pad_token=judge.pad_token,
@@ -68,21 +69,20 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
     return bool(without)
 
 
-def check_reward_model(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
-    """Whether the reward model is one, and can be shown the prompts; its weights are not read.
+def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
+    """Whether the model of a recipe's key is a reward model, and can be shown the prompts; its weights are not read.
 
     Raises `UserError` where it is not, or cannot, or has nothing to judge.
     """
     judge = recipe.judge
-    assert judge.reward_model is not None
     if not prompts:
         raise UserError(
-            "judge.reward_model: nothing is judged by it. Ready pairs need none, and every evaluation set has answers: "
-            "remove it, or evaluate on a set of prompts without `answer`."
+            f"{key}: nothing is judged by it. It is for samples, which ready pairs have none of, and for evaluation sets "
+            "without answers: remove it, or evaluate on prompts without `answer`."
         )
-    config = read_reward_config(judge.reward_model, trust_remote_code=recipe.trust_remote_code)
+    config = read_reward_config(model, trust_remote_code=recipe.trust_remote_code)
     tokenizer, _ = load_reward_tokenizer(
-        judge.reward_model, config, pad_token=judge.pad_token, trust_remote_code=recipe.trust_remote_code
+        model, config, pad_token=judge.pad_token, trust_remote_code=recipe.trust_remote_code
     )
     for prompt in prompts:
         judged_ids(tokenizer, prompt.prompt, "", max_length=judge.max_length)

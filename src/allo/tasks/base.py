@@ -1,5 +1,6 @@
 """What the benchmarks share: where rows come from, how they are worded, how they are taught."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,14 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from allo.errors import UserError
-from allo.records import Prompt
+from allo.records import Message, Prompt
 from allo.rows import Row, checked, hub_file_rows, hub_rows, read_rows
+
+WORDED = re.compile(
+    r"Question: (.*?)\n(?:Options:\n.*\n)?"
+    r'Think step by step, and end with "The answer is" and the (?:right option|final answer)\.',
+    re.DOTALL,
+)
 
 
 class Task(Protocol):
@@ -141,6 +148,13 @@ def word(question: str, choices: list[str] | None) -> str:
         f"Question: {question.strip()}\nOptions:\n{options}\n"
         'Think step by step, and end with "The answer is" and the right option.\n'
     )
+
+
+def question_of(prompt: str | list[Message]) -> str:
+    """The question that `word` was given; where it was given none, the whole of what is asked last."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    worded = WORDED.fullmatch(text.strip())
+    return worded[1] if worded else text
 
 
 def demonstrate(answer: str, rationale: str | None) -> str:
