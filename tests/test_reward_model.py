@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaForSequenceClassification
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    LlamaForSequenceClassification,
+)
 
 import tiny
 from allo.artifacts import read_json, write_json
@@ -47,6 +53,25 @@ def test_a_reward_depends_on_neither_batch_nor_padding(judge: RewardModel) -> No
     assert judge.rewards([*ids, longest])[:-1] == pytest.approx(alone, abs=SAME_REWARD)
 
 
+def test_an_encoders_reward_depends_on_neither_batch_nor_padding(tmp_path: Path) -> None:
+    """It reads in both directions, so that padding would be read without a mask."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = DebertaV2Config(
+        vocab_size=len(tiny.TOKENIZER), pad_token_id=0, type_vocab_size=0, num_labels=1, **sizes
+    )
+    encoder = DebertaV2ForSequenceClassification(config)
+    for weight in encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    encoder.save_pretrained(tmp_path)
+    tiny.TOKENIZER.save_pretrained(tmp_path)
+    judge = load(tmp_path)
+    ids = rows(judge)
+    alone = [judge.rewards([row])[0] for row in ids]
+    assert max(alone) - min(alone) > 100 * SAME_REWARD
+    assert judge.rewards(ids) == pytest.approx(alone, abs=SAME_REWARD)
+
+
 def test_a_reward_is_the_heads_value_at_the_last_token(folder: Path, judge: RewardModel) -> None:
     plain = LlamaForSequenceClassification.from_pretrained(folder).eval()
     head = load_file(folder / "model.safetensors")["score.weight"]
@@ -63,8 +88,23 @@ def test_without_a_template_prompt_and_completion_follow_each_other_and_eos_ends
     ids, cut = judged_ids(tokenizer, "Tom has 7 pens.\n", "First 7", max_length=64)
     assert not cut
     assert ids == [*tokenizer("Tom has 7 pens.\nFirst 7").input_ids, tokenizer.eos_token_id]
-    with pytest.raises(UserError, match="no chat template"):
-        judged_ids(tokenizer, [Message(role="user", content="Tom")], "First 7", max_length=64)
+    chat = [Message(role="user", content="Tom has 7 pens.\n")]
+    assert judged_ids(tokenizer, chat, "First 7", max_length=64)[0] == ids
+    with pytest.raises(UserError, match=r"a prompt has 2 messages, .* no chat template"):
+        judged_ids(tokenizer, [Message(role="system", content="Add."), *chat], "First 7", max_length=64)
+
+
+def test_a_tokenizer_with_a_separator_reads_two_segments(tmp_path: Path) -> None:
+    tokenizer = load(tiny.reward_model(tmp_path / "model")).tokenizer
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = {"special_tokens": [("<bos>", bos), ("<eos>", eos)]}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> $B <eos>", **ids
+    )
+    tokenizer.sep_token = "<eos>"
+    said = [tokenizer(text, add_special_tokens=False).input_ids for text in ("Tom has 7 pens.\n", "First 7")]
+    found, _ = judged_ids(tokenizer, "Tom has 7 pens.\n", "First 7", max_length=64)
+    assert found == [bos, *said[0], eos, *said[1], eos]
 
 
 def test_with_a_template_the_completion_is_the_conversations_last_turn(tmp_path: Path) -> None:
@@ -97,6 +137,13 @@ def test_a_text_that_is_too_long_loses_its_beginning_but_not_bos(judge: RewardMo
 def test_a_head_of_several_labels_is_refused(tmp_path: Path, labels: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load(tiny.reward_model(tmp_path / "model", labels=labels))
+
+
+def test_token_types_are_not_left_out_unsaid(tmp_path: Path) -> None:
+    config = BertConfig(num_labels=1, architectures=["BertForSequenceClassification"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tells segments apart by token types"):
+        load(tmp_path)
 
 
 def test_a_language_model_is_no_reward_model() -> None:

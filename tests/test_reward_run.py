@@ -249,7 +249,6 @@ def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
         (["judge.reward_model=/no/such/model"], "/no/such/model does not exist"),
         ([f"judge.reward_model={LAB}"], "config.json names LlamaForCausalLM"),
         (["judge.pad_token=<absent>"], "judge.pad_token '<absent>' is no token"),
-        (["chat=true"], "reward model's tokenizer has no chat template"),
         (
             ["forget=null", "score=null", "improve.trainer=grpo", "improve.training={}"],
             "learns from the verifier's rewards: remove judge.reward_model",

@@ -115,6 +115,11 @@ def read_reward_config(ref: str | Path, *, trust_remote_code: bool = False) -> P
             f"{ref}: the classifier has {config.num_labels} labels, and a reward model has one: which of them would be "
             "the reward? Give a model with `num_labels` 1."
         )
+    if getattr(config, "type_vocab_size", 0) > 1:
+        raise UserError(
+            f"{ref}: the model tells segments apart by token types, which allo does not give. Take a decoder, or an "
+            "encoder without them, such as DeBERTa-v3."
+        )
     return config
 
 
@@ -153,28 +158,41 @@ def judged_ids(
     """What a reward model reads of a prompt and its completion, and whether its beginning was cut off.
 
     With a chat template a conversation whose last turn is the completion; a prompt that is text is then the user's
-    turn. Without one, the two texts after each other, closed by EOS where the tokenizer has one.
+    turn. Without one, two segments where the tokenizer has a separator, as encoders do, and else one text after the
+    other, closed by EOS; a prompt of messages is then a single user's turn.
 
-    Raises `UserError` for messages without a template, or that the template refuses.
+    Raises `UserError` for longer conversations without a template, and for those that the template refuses.
     """
     if tokenizer.chat_template is not None:
-        asked = [Message(role="user", content=prompt.strip())] if isinstance(prompt, str) else prompt
-        try:
-            text = tokenizer.apply_chat_template(
-                [*asked, Message(role="assistant", content=completion)], tokenize=False
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the reward model's chat template refuses the conversation ({error})."
-            ) from error
-        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    elif isinstance(prompt, str):
-        ids = list(tokenizer(prompt + completion).input_ids)
-        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids.append(tokenizer.eos_token_id)
+        ids = _conversation(tokenizer, prompt, completion)
     else:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the prompt is a list of messages, but the reward model's tokenizer has no chat "
-            "template; give prompts as text, or a reward model with a template."
-        )
+        ids = _text(tokenizer, prompt, completion)
     return cut_left(tokenizer, ids, max_length), len(ids) > max_length
+
+
+def _conversation(tokenizer: Tokenizer, prompt: str | list[Message], completion: str) -> list[int]:
+    asked = [Message(role="user", content=prompt.strip())] if isinstance(prompt, str) else prompt
+    said = [*asked, Message(role="assistant", content=completion)]
+    try:
+        text = tokenizer.apply_chat_template(said, tokenize=False)
+    except TemplateError as error:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the reward model's chat template refuses the conversation ({error})."
+        ) from error
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _text(tokenizer: Tokenizer, prompt: str | list[Message], completion: str) -> list[int]:
+    if not isinstance(prompt, str):
+        if [message["role"] for message in prompt] != ["user"]:
+            raise UserError(
+                f"{tokenizer.name_or_path}: a prompt has {len(prompt)} messages, but the reward model's tokenizer has no "
+                "chat template: it can be shown a single user's turn alone. Take a reward model with a template."
+            )
+        prompt = prompt[0]["content"]
+    if tokenizer.sep_token is not None:
+        return list(tokenizer(prompt, completion).input_ids)
+    ids = list(tokenizer(prompt + completion).input_ids)
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    return ids

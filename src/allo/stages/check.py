@@ -80,17 +80,15 @@ def _check_judge(recipe: Recipe) -> None:
 
 def _data_of_rounds(recipe: Recipe) -> list[Source]:
     """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
-    found = data_of_rounds(recipe)
-    for number, data in found.items():
+    (_, first), *later = data_of_rounds(recipe).items()
+    for number, data in later:
         try:
             prompts_of(recipe, data)
         except UserError as error:
-            if number == 1:
-                raise
             raise UserError(
                 f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
             ) from error
-    return list(found.values())
+    return [first, *(data for _, data in later)]
 
 
 def _check_lengths(recipe: Recipe) -> None:
