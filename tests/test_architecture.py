@@ -42,12 +42,13 @@ HUGGING_FACE = {
     "trl",
     "gguf",
     "vllm",
+    "lm_eval",
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources", "rounds", "wording"),
+    *("rows", "tasks", "prompts", "sources", "rounds", "wording", "harness_block"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -71,6 +72,7 @@ HOUSE = {
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "records", "tasks"}),
     "rounds": Room({"artifacts", "recipe"}),
+    "harness_block": Room({"errors", "console", "artifacts"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
@@ -83,7 +85,7 @@ HOUSE = {
         lazy={"huggingface_hub"},  # only to download and upload
     ),
     # The only room that knows transformers.
-    "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl"}),
+    "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl", "lm_eval"}),
     # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
@@ -103,6 +105,12 @@ HOUSE = {
     "winrate": Room({*LEAVES, "endpoint", "core"}, {"numpy"}),
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
+    # Standard tasks through lm-eval, which no other room knows.
+    "harness": Room(
+        {*LEAVES, "provenance", "core", *WEIGHT_FILES, "hf", "report", "stages", "pipeline"},
+        {"torch"},
+        lazy={"lm_eval", "datasets"},
+    ),
     # How much memory a recipe takes: its stages rehearsed.
     "plan": Room(
         {*LEAVES, "core", "hf", "stages", "pipeline"},
@@ -131,6 +139,7 @@ HOUSE = {
             "pipeline",
             "plan",
             "demo",
+            "harness",
         }
     ),
     "__main__": Room({"cli"}),

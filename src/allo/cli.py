@@ -11,6 +11,7 @@ import typer
 from allo.console import say
 from allo.errors import UserError
 from allo.granularity import WEIGHT
+from allo.harness.commands import evaluate
 from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 from allo.rewriter.commands import app as rewriter_app
@@ -76,7 +77,9 @@ def _add_stage(name: str) -> None:
 
 
 for _name in NAMES:
-    if _name != "report":
+    if _name == "evaluate":
+        app.command(_name)(evaluate)
+    elif _name != "report":
         _add_stage(_name)
 
 

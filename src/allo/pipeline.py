@@ -25,6 +25,7 @@ from allo.artifacts import (
 )
 from allo.console import say
 from allo.errors import UserError
+from allo.harness_block import leave_block
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
@@ -357,7 +358,7 @@ def _discard(stage: Stage, run: RunFolder) -> None:
         write_json(run.manifest, manifest)
     stage.begun(run).unlink(missing_ok=True)
     for path in stage.leaves(run):
-        remove(path)
+        leave_block(path) if path == run.evaluation else remove(path)
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from allo.report import charts, figures, story, tables
+from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
 from allo.report.run_view import Accuracy, Rewards, RunView, SetResult
 
@@ -56,7 +57,7 @@ def render(
     assert runs, "a report needs a run"
     runs = story.with_starts(runs)
     rows = tables.models(runs)
-    results = tables.result_tables(rows) + win_rate_tables(runs)
+    results = tables.result_tables(rows) + win_rate_tables(runs) + tables_of_runs(runs)
     cost = tables.cost_table(rows)
     heading = figures.printable(title or " · ".join(run.name for run in runs))
     style = (HERE / "page.css").read_text(encoding="utf-8")

@@ -105,12 +105,49 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class HarnessMetric:
+    """One figure of a task; `filter` names how the answer was read from a completion ("none": as it is)."""
+
+    metric: str
+    value: float
+    filter: str = "none"
+    stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """One task as a harness measured it, and under what; `num_problems` of the task's `num_all`."""
+
+    harness: str
+    harness_version: str
+    task: str
+    metrics: list[HarnessMetric]
+    version: str | float | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    num_problems: int | None = None
+    num_all: int | None = None
+    chat_template: bool = False
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class HarnessModel:
+    """A model's results from a harness."""
+
+    label: str
+    results: list[HarnessResult]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """`08-eval.json`: models by role, and their completions by role and set."""
+    """`08-eval.json`: models by role, and their completions by role and set; what a harness measured, by role."""
 
     schema: int
-    models: dict[str, ModelResult]
+    models: dict[str, ModelResult] = field(default_factory=dict)
     completions: dict[str, dict[str, list[Evaluated]]] = field(default_factory=dict)
+    harness: dict[str, HarnessModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

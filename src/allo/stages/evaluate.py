@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
+from allo.checkpoints import fingerprint
 from allo.console import track
 from allo.core.metrics import bootstrap
 from allo.core.places import places_of
 from allo.delta import read_delta
+from allo.harness_block import BLOCK, kept, read_block
 from allo.hf.collate import pad
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
-from allo.hf.start import load_start
+from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
@@ -50,7 +52,10 @@ KL_BATCH = 4
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `08-eval.json`: results of each model, and every completion behind them."""
+    """Write `08-eval.json`: results of each model, and every completion behind them.
+
+    What a harness measured stays in it where the model's weights are the same.
+    """
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     parts: list[ResumableLines] = []
     seen = overlaps(recipe, sets)
@@ -68,7 +73,8 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
                 else accuracies_on_set(rows, seed=recipe.seed)
             )
             result["sets"][label] = found | {"overlap": asdict(seen[label])}
-    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions})
+    measured = {"schema": SCHEMA, "models": results, "completions": completions}
+    write_json(run.evaluation, measured | _harnessed(recipe, run))
     for lines in parts:
         lines.discard()
     return {"models": len(results), "sets": len(sets)}
@@ -137,6 +143,15 @@ def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
     if recipe.evaluate.forgotten:
         models |= {BETWEEN[stage]: folder for stage, folder in between}
     return models | {"aligned": last}
+
+
+def _harnessed(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """The block of what a harness measured, of the models whose weights are still those."""
+    block = read_block(run.evaluation)
+    folders = {name: folder for name, folder in _models(recipe, run).items() if folder and name in block}
+    weights = {name: fingerprint(folder / "model") for name, folder in folders.items()}
+    found = kept(block, {"start": read_start(run).fingerprint, **weights})
+    return {BLOCK: found} if found else {}
 
 
 class _Patch:

@@ -1,0 +1,124 @@
+"""Measure the models of one command, and write each result down as soon as it is there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from allo import harness_block
+from allo.artifacts import RunFolder, held
+from allo.console import say
+from allo.errors import UserError
+from allo.harness.measure import Settings, load_tasks, measure
+from allo.harness.subject import Source, load, of_model, of_run
+from allo.recipe import Recipe, load_recipe
+from allo.report.run_view import HarnessModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """Models to measure, how, and the file that the results go to. `run`: the run whose models they are."""
+
+    sources: list[Source]
+    settings: Settings
+    output: Path
+    device: str = "auto"
+    trust_remote_code: bool = False
+    run: RunFolder | None = None
+
+    def do(self, names: list[str], *, dtype: str | None, device: str | None, trust_remote_code: bool) -> None:
+        """Measure every task on every model."""
+        harness_block.read_block(self.output)
+        tasks = load_tasks(names, self.settings)
+        with self._alone():
+            for source in self.sources:
+                say(f"{source.label} ...")
+                subject = load(
+                    source,
+                    dtype=dtype,
+                    device=device or self.device,
+                    trust_remote_code=trust_remote_code or self.trust_remote_code,
+                )
+                for results in measure(subject, tasks, self.settings):
+                    with self._amended():
+                        for result in results:
+                            harness_block.add(
+                                self.output,
+                                source.name,
+                                label=source.label,
+                                fingerprint=subject.fingerprint,
+                                result=result,
+                            )
+
+    def models(self) -> list[HarnessModel]:
+        """What the file holds of these models, as the report reads it."""
+        block = harness_block.read_block(self.output)
+        mine = [block[source.name] for source in self.sources]
+        return TypeAdapter(list[HarnessModel]).validate_python(mine)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of a run, no other process works in its folder meanwhile; another file is nobody else's."""
+        if self.run is None:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            yield
+            return
+        with held(self.run.path):
+            yield
+
+    @contextmanager
+    def _amended(self) -> Iterator[None]:
+        if self.run is None or self.output != self.run.evaluation:
+            yield
+            return
+        with harness_block.amended(self.run, self.output):
+            yield
+
+
+def run_of(place: Path, overrides: list[str] | None) -> tuple[Recipe, RunFolder] | None:
+    """The run in a folder, or of a recipe; None where the place is neither."""
+    if place.suffix in (".yaml", ".yml"):
+        recipe = load_recipe(place, overrides)
+        return recipe, RunFolder(recipe.run_folder)
+    if (place / "recipe.yaml").is_file():
+        return load_recipe(place / "recipe.yaml", overrides), RunFolder(place)
+    return None
+
+
+def run_job(
+    recipe: Recipe, run: RunFolder, settings: Settings, *, start: bool, output: Path | None, chat: bool | None
+) -> Job:
+    """A run's result, with its own device, chat setting, local rows and lengths where none are given."""
+    settings = replace(
+        settings,
+        chat=recipe.chat if chat is None else chat,
+        data_folder=settings.data_folder or recipe.data_folder,
+        stop=tuple(recipe.sample.stop),
+        own_max_new_tokens=recipe.evaluate.max_new_tokens,
+    )
+    return Job(
+        of_run(recipe, run, start=start),
+        settings,
+        output or run.evaluation,
+        device=recipe.device,
+        trust_remote_code=recipe.trust_remote_code,
+        run=run,
+    )
+
+
+def model_job(
+    base: str,
+    delta: str | None,
+    settings: Settings,
+    *,
+    output: Path | None,
+    chat: bool | None,
+    pad_token: str | None,
+) -> Job:
+    """A model by itself or with a delta. Raises `UserError` where nothing says where its results go."""
+    if output is None:
+        raise UserError(f"{base}: no run's folder, so say where the results go with --output FILE.json.")
+    source = of_model(base, delta, pad_token=pad_token)
+    return Job([source], replace(settings, chat=bool(chat)), output)

@@ -1,0 +1,277 @@
+"""Run lm-eval's tasks on a model, and put what it says into records."""
+
+import difflib
+import importlib.metadata
+import io
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from allo.errors import UserError
+from allo.harness import own_tasks
+from allo.harness.subject import Subject
+from allo.hf.models import quiet
+from allo.provenance import provenance
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
+
+HARNESS = "lm_eval"
+GENERATES = "generate_until"  # lm-eval's name for tasks on completions
+SEED = 1234  # lm-eval's own, of the examples that are shown and of tasks that sample
+SHOWN = 5  # near names in an error
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tasks are run; what is None is the task's own.
+
+    `limit`: the first problems of each task. `data_folder`, `stop` and `own_max_new_tokens` are of our tasks alone:
+    local rows, what ends a completion beside EOS, and its longest length where `max_new_tokens` gives none.
+    """
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 1
+    max_new_tokens: int | None = None
+    chat: bool = False
+    include_path: Path | None = None
+    data_folder: Path | None = None
+    stop: tuple[str, ...] = ()
+    own_max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks with their problems, as lm-eval holds them, by the names that they were asked for by."""
+
+    by_name: dict[str, "TaskDict"]
+
+    @property
+    def leaves(self) -> list["Task"]:
+        return [task for loaded in self.by_name.values() for task in loaded["tasks"].values()]
+
+
+def load_tasks(names: list[str], settings: Settings) -> Tasks:
+    """Read the tasks and their problems.
+
+    Raises `UserError` without lm-eval, for a name that no task, group or tag has, and for a task that cannot be
+    loaded.
+    """
+    manager = _manager(names, settings)
+    by_name: dict[str, TaskDict] = {}
+    for name in dict.fromkeys(names):
+        if name not in manager.all_tasks:
+            raise UserError(_unknown(name, manager.all_tasks))
+        with _loading(name):
+            by_name[name] = manager.load([name])
+        for task in by_name[name]["tasks"].values():
+            _fit(task, settings)
+    return Tasks(by_name)
+
+
+def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list[dict[str, Any]]]:
+    """What each of the names that were asked for gives: a record a task, and one of a group.
+
+    lm-eval keeps no cache: it would be pickled.
+    """
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    with _hushed():
+        lm = HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=settings.batch_size)
+    _check_lengths(tasks, lm)
+    for loaded in tasks.by_name.values():
+        begun = time.monotonic()
+        with _hushed(), _running():
+            random.seed(SEED)
+            torch.manual_seed(SEED)
+            found = evaluate(
+                lm,
+                loaded,
+                limit=settings.limit,
+                apply_chat_template=settings.chat,
+                fewshot_as_multiturn=settings.chat,
+                log_samples=False,
+                cache_requests=False,
+            )
+        assert found is not None  # it is on every process but the first of several
+        yield records(found, subject, settings, seconds=time.monotonic() - begun)
+
+
+def records(
+    found: Mapping[str, Any], subject: Subject, settings: Settings, *, seconds: float
+) -> list[dict[str, Any]]:
+    """lm-eval's results as records of the block `harness`, with what made them."""
+    made = provenance()
+    made["versions"][HARNESS] = importlib.metadata.version(HARNESS)
+    shared = {
+        "limit": settings.limit,
+        "chat_template": settings.chat,
+        "batch_size": settings.batch_size,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "device": str(subject.model.device),
+        "seed": SEED,
+        "seconds": round(seconds, 3),
+        **made,
+    }
+    result = []
+    for task, values in found["results"].items():
+        counts = found["n-samples"].get(task, {})
+        result.append(
+            {
+                "harness": HARNESS,
+                "harness_version": made["versions"][HARNESS],
+                "task": task,
+                "version": found["versions"].get(task),
+                "num_fewshot": found["n-shot"].get(task),
+                "generation": found["configs"].get(task, {}).get("generation_kwargs"),
+                "num_problems": counts.get("effective"),
+                "num_all": counts.get("original"),
+                "metrics": _metrics(values, found["higher_is_better"].get(task, {})),
+                **shared,
+            }
+        )
+    return result
+
+
+def _metrics(values: Mapping[str, Any], higher: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record for each of lm-eval's `metric,filter` that has a number."""
+    found = []
+    for key, value in values.items():
+        metric, comma, filtered = key.partition(",")
+        if not comma or metric.endswith("_stderr") or _number(value) is None:
+            continue
+        found.append(
+            {
+                "metric": metric,
+                "filter": filtered,
+                "value": _number(value),
+                "stderr": _number(values.get(f"{metric}_stderr,{filtered}")),
+                "higher_is_better": higher.get(metric),
+            }
+        )
+    return found
+
+
+def _number(value: Any) -> float | None:
+    """A finite number as JSON can hold it; lm-eval writes "N/A" where there is none."""
+    if isinstance(value, str) or value is None:
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _manager(names: list[str], settings: Settings) -> "TaskManager":
+    """lm-eval's index of tasks, ours among them; its own 14,000 are read only where one of them may be meant."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            f"--harness {HARNESS} needs lm-eval ({error}); install it with `pip install allo-align[eval]`."
+        ) from error
+    if settings.include_path is not None and not settings.include_path.is_dir():
+        raise UserError(f"--include-path {settings.include_path}: there is no such folder of task files.")
+    include = [own_tasks.FOLDER, *filter(None, [settings.include_path])]
+    metadata: dict[str, Any] = {"chat": settings.chat, "examples": bool(settings.num_fewshot)}
+    if settings.data_folder is not None:
+        metadata["data_folder"] = str(settings.data_folder)
+    with _hushed():
+        near = TaskManager(include_path=[*include], include_defaults=False, metadata=metadata)
+        if set(names) <= set(near.all_subtasks):
+            return near
+        return TaskManager(include_path=[*include], metadata=metadata)
+
+
+def _fit(task: "Task", settings: Settings) -> None:
+    """What was asked for in place of the task's own settings; one that shows no examples on purpose stays so."""
+    generation: dict[str, Any] = {}
+    if own_tasks.is_own(task.task_name):
+        generation = {"until": list(settings.stop), "max_gen_toks": settings.own_max_new_tokens}
+    generation["max_gen_toks"] = settings.max_new_tokens or generation.get("max_gen_toks")
+    given = {key: value for key, value in generation.items() if value is not None}
+    if given and task.get_config("output_type") == GENERATES:
+        task.set_config(key="generation_kwargs", value=given, update=True)
+    own = task.get_config("num_fewshot")
+    if own is None or (own != 0 and settings.num_fewshot is not None):
+        task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
+    task.set_fewshot_seed(seed=SEED)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    short = name.removeprefix(own_tasks.PREFIX)
+    near = [other for other in own_tasks.names() if short == other.removeprefix(own_tasks.PREFIX)]
+    near += difflib.get_close_matches(name, known, n=SHOWN)
+    hint = (
+        f"near it: {', '.join(list(dict.fromkeys(near))[:SHOWN])}"
+        if near
+        else "`lm_eval ls tasks` lists them"
+    )
+    return f"--tasks {name}: neither {HARNESS} nor allo has a task of that name; {hint}."
+
+
+def _check_lengths(tasks: Tasks, lm: Any) -> None:
+    """UserError where a completion would leave no position for its prompt."""
+    for task in tasks.leaves:
+        if task.get_config("output_type") != GENERATES:
+            continue
+        longest = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", lm.max_gen_toks)
+        if longest >= lm.max_length:
+            raise UserError(
+                f"{task.task_name}: completions of up to {longest} tokens leave no room for a prompt in the model's "
+                f"{lm.max_length} positions; lower it with --max-new-tokens."
+            )
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """What lm-eval, or the library of data sets under it, raises for a task becomes a `UserError`."""
+    try:
+        with _hushed():
+            yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f"--tasks {name}: lm-eval needs a further package for it ({error}); install what it names."
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--tasks {name}: lm-eval cannot load it ({type(error).__name__}: {error}). "
+            "Check the network and the task's data set, or give a task file of your own with --include-path."
+        ) from error
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """lm-eval refuses tasks that run what a model wrote, and ones of images; nltk's word lists may be missing."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"lm-eval refuses: {error}") from error
+    except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError is a mistake in a program
+            raise
+        raise UserError(f"the task needs data of nltk that is not here: {error}") from error
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """What lm-eval prints and warns of, and off a terminal its progress bars, are kept out of the output."""
+    logger = logging.getLogger(HARNESS)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet(), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)

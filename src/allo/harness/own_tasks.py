@@ -1,0 +1,65 @@
+"""Our tasks as lm-eval sees them: our rows in our words, judged by our verifiers. `tasks/*.yaml` name these functions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from allo import tasks
+from allo.prompts import PromptSource, read_prompts
+from allo.records import Completion, Prompt
+from allo.stages.judge import judge
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PREFIX = "allo_"
+FOLDER = Path(__file__).parent / "tasks"
+EXAMPLES = "train"  # lm-eval asks for it whether it shows examples or not
+COLUMNS = ("id", "prompt", "answer", "solution", "choices", "task")
+
+
+class Splits(dict[str, "Dataset"]):
+    """A task's splits, each read when it is first asked for; without `examples` there are none in `train`."""
+
+    def __init__(self, task: str, *, folder: Path | None, chat: bool, examples: bool) -> None:
+        super().__init__()
+        self._task, self._folder, self._chat, self._examples = task, folder, chat, examples
+
+    def __missing__(self, split: str) -> "Dataset":
+        from datasets import Dataset
+
+        if split == EXAMPLES and not self._examples:
+            return Dataset.from_list([])
+        source = PromptSource(task=self._task, split=split, folder=self._folder)
+        rows = [{name: getattr(prompt, name) for name in COLUMNS} for prompt in read_prompts(source)]
+        if self._chat:  # as `chat: true` words it in a recipe: a message has no line break at its end
+            rows = [row | {"prompt": row["prompt"].strip()} for row in rows]
+        self[split] = Dataset.from_list(rows)
+        return self[split]
+
+
+def splits(
+    task: str, *, data_folder: str | None = None, chat: bool = False, examples: bool = True, **_: Any
+) -> Splits:
+    """What lm-eval loads for a task: `data_folder` has local rows of the tasks; without, they come from the hub.
+
+    lm-eval passes all of a task's metadata, its version among them; the rest is none of ours.
+    """
+    return Splits(task, folder=Path(data_folder) if data_folder else None, chat=chat, examples=examples)
+
+
+def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]:
+    """Accuracy on one problem: whether the completion's final answer is right, as a run's evaluation says it."""
+    prompt = Prompt(**{name: row[name] for name in COLUMNS})
+    [text] = completions
+    completion = Completion(prompt.id, 0, text, finished=True, num_tokens=0)
+    return {"acc": float(judge(prompt, completion).correct)}
+
+
+def names() -> list[str]:
+    """Every task of ours that has a file for lm-eval."""
+    return sorted(path.stem for path in FOLDER.glob(f"{PREFIX}*.yaml"))
+
+
+def is_own(name: str) -> bool:
+    return name.removeprefix(PREFIX) in tasks.MODULES and name in names()

@@ -1,0 +1,29 @@
+"""Results for people: a table a task."""
+
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from allo.report.harness import harness_tables
+from allo.report.run_view import HarnessModel
+
+_WIDTH = 110  # also where a terminal is narrower: its headings say what a number is
+
+
+def show(models: Iterable[HarnessModel]) -> None:
+    """Print the tables to standard output, each with what made its figures."""
+    console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
+    for table in harness_tables(models):
+        shown = Table(title=Text(table.title), box=SIMPLE_HEAD)
+        for column in table.columns:
+            number = column != table.columns[0]
+            shown.add_column(
+                column, justify="right" if number else "left", no_wrap=column == "Value", overflow="fold"
+            )
+        for row in table.rows:
+            shown.add_row(*(Text(f"{cell.text} {cell.note}".strip()) for cell in row))
+        console.print(shown)
+        console.print(table.remark, markup=False, soft_wrap=True)

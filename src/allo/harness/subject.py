@@ -1,0 +1,103 @@
+"""What a harness measures: the model of a folder, of a base and its delta, or of a run, its weights identified."""
+
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from allo.artifacts import RunFolder
+from allo.checkpoints import Checkpoint
+from allo.core.fingerprints import fingerprint_tensors
+from allo.delta import Delta, apply_to_model, fetch, read_delta
+from allo.delta.patch import check_bits, check_layout
+from allo.errors import UserError
+from allo.hf.models import MODEL_FILES, Model, Tokenizer, load_model, load_tokenizer, locate_checkpoint
+from allo.hf.result import DELTA
+from allo.hf.start import DTYPES, read_start
+from allo.recipe import Recipe
+from allo.rounds import trained
+from allo.stages.evaluate import LABELS
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights are: a folder, a hub id or a GGUF file; and a delta to it, where there is one.
+
+    `name` is its key in the block of results, `label` what a reader sees.
+    """
+
+    name: str
+    label: str
+    base: str
+    delta: Path | None = None
+    pad_token: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in memory; `fingerprint` identifies its weights as they are stored, whatever dtype it runs in."""
+
+    model: Model
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+def of_model(base: str, delta: str | None, *, pad_token: str | None) -> Source:
+    """A base by itself, or with a delta (a file, or hf://OWNER/NAME on the hub)."""
+    name = Path(base).name
+    if delta is None:
+        return Source(name, name, base, None, pad_token)
+    file = fetch(delta)
+    place = Path(delta)
+    label = f"{name} + {place.parent.name}/{place.name}" if place.name == DELTA else f"{name} + {place.name}"
+    return Source(label, label, base, file, pad_token)
+
+
+def of_run(recipe: Recipe, run: RunFolder, *, start: bool) -> list[Source]:
+    """A run's result: its starting model with the last training stage's delta. With `start`, that model before.
+
+    Raises `UserError` where the run has not trained yet.
+    """
+    delta = trained(recipe, run) / DELTA
+    if not delta.is_file():
+        raise UserError(f"{delta}: not there yet; finish the run first, with `allo run`.")
+    base = read_start(run).model
+    aligned = Source("aligned", LABELS["aligned"], base, delta, recipe.pad_token)
+    before = Source("start", LABELS["start"], base, None, recipe.pad_token)
+    return [before, aligned] if start else [aligned]
+
+
+def load(source: Source, *, dtype: str | None, device: str, trust_remote_code: bool) -> Subject:
+    """The model, with its delta applied in the dtype that it is stored in, then in `dtype` (None: as stored).
+
+    Raises `UserError` for a checkpoint that cannot be read, and for a delta of another base.
+    """
+    folder, gguf = locate_checkpoint(source.base, MODEL_FILES)
+    change = None if source.delta is None else read_delta(source.delta)
+    if change is not None:
+        _check_base(change, folder, source)
+    stored = DTYPES["bfloat16"] if gguf else _stored_dtype(folder)
+    model = load_model(source.base, dtype=stored, device=device, trust_remote_code=trust_remote_code)
+    if change is not None:
+        apply_to_model(model.named_parameters(), change)
+    fingerprint = fingerprint_tensors(model.named_parameters())
+    tokenizer = load_tokenizer(source.base, pad_token=source.pad_token, trust_remote_code=trust_remote_code)
+    return Subject(model if dtype is None else model.to(DTYPES[dtype]), tokenizer, fingerprint)
+
+
+def _check_base(change: Delta, folder: Path, source: Source) -> None:
+    """UserError where the folder's weights are not, bit for bit, those that the delta is for."""
+    base = Checkpoint.open(folder)
+    check_layout(change, base, what=f"the delta {source.delta}")
+    for name in base.stored:
+        where = f"{source.base} is not the base that {source.delta} was made from"
+        check_bits(name, base.digest(name), change, where=where)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """That of the weights; where they have several, the one that rounds none."""
+    dtypes = [
+        entry.dtype for entry in Checkpoint.open(folder).stored.values() if entry.dtype.is_floating_point
+    ]
+    return reduce(torch.promote_types, dtypes)
