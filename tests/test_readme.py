@@ -33,7 +33,7 @@ SECONDS = 120
 # Cheap enough to be run for real.
 EXECUTED = {"schema", "mask", "delta"}
 # Their next word is a sub-command, too.
-GROUPS = {"mask", "delta"}
+GROUPS = {"mask", "delta", "winrate"}
 
 
 @dataclass(frozen=True)
