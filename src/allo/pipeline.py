@@ -33,7 +33,7 @@ PROMPTS = ("data_folder", "chat", "seed_of_data")
 REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
-    Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample")),
+    Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
     Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
     Stage(
         "pair",
