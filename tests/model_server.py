@@ -28,7 +28,7 @@ class ModelServer(Chat):
     model: str = STARTING_MODEL
     lists: str | None = None
     key: str | None = None
-    refusal: Callable[[Handler], None] = status(404, "no such model")
+    refusal: Callable[[Handler], None] = field(default_factory=lambda: status(404, "no such model"))
     paths: tuple[str, ...] = ("/v1/completions", "/v1/chat/completions")
     usage: bool = True
     dead: bool = False
@@ -41,7 +41,7 @@ class ModelServer(Chat):
 class ModelHandler(Handler):
     chat: ModelServer
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802, http.server's name
         with contextlib.suppress(ConnectionError):
             if self.chat.dead:
                 self.close_connection = True

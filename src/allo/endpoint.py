@@ -60,6 +60,10 @@ class Endpoint:
         return f"{self.base_url}, model {self.model!r}"
 
 
+class NoSuchModelError(UserError):
+    """The server has no such model, or nothing at such an address."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a request has no reply, without the key.
@@ -221,7 +225,7 @@ async def attempt(request: Awaitable[Any], endpoint: Endpoint, key: str) -> Any:
     except openai.APIStatusError as error:
         said = without(key, error.message)
         if error.status_code == 404 or error.code in _UNKNOWN_MODEL:
-            raise UserError(
+            raise NoSuchModelError(
                 f"{endpoint.name}: the server knows no such model or address ({error.status_code}: {said}); check "
                 "both; the address mostly ends with /v1."
             ) from None

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from allo.console import say
-from allo.endpoint import Failure, attempt
+from allo.endpoint import Failure, NoSuchModelError, attempt
 from allo.errors import UserError
 from allo.served.replies import Asked, Settings, read, request
 from allo.served.servers import Server
@@ -26,7 +26,7 @@ async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> 
     )
     try:
         got = await attempt(asked, endpoint, key)
-    except UserError as error:
+    except NoSuchModelError as error:
         raise UserError(f"{error}{await _what_else(server, prompt)}") from None
     reply = read(got, number=1, stop=settings.stop, key=key)
     if not isinstance(reply, Failure):
