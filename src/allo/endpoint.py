@@ -235,7 +235,8 @@ async def attempt(request: Awaitable[Any], endpoint: Endpoint, key: str) -> Any:
     except (openai.APITimeoutError, TimeoutError):
         return Failure("late", f"no reply within {endpoint.timeout:g} s")
     except openai.APIConnectionError as error:
-        return Failure("lost", without(key, f"connection lost: {error.__cause__ or error}"))
+        cause = error.__cause__ or error
+        return Failure("lost", without(key, f"connection lost: {str(cause) or type(cause).__name__}"))
     except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON, or not the API's
         return Failure("garbled", without(key, f"not a reply of this API: {error}"))
 

@@ -105,9 +105,8 @@ class _Work:
         self, todo: Sequence[Asked], endpoints: Sequence[Endpoint], *, patience: float, advice: str
     ) -> None:
         async with AsyncExitStack() as stack:
-            own = [
-                replace(endpoint, max_retries=0) for endpoint in endpoints
-            ]  # a failed request goes elsewhere
+            # A failed request is not tried again there, but at the next server.
+            own = [replace(endpoint, max_retries=0) for endpoint in endpoints]
             clients = [await stack.enter_async_context(open_client(each, self.key)) for each in own]
             servers = Servers(
                 [Server(*each) for each in zip(own, clients, strict=True)],

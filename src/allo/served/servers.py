@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 FAILURES_UNTIL_OUT = 3
-"""Requests in a row that a server fails before it is left out; a lost connection is enough by itself."""
+"""Requests in a row that a server fails before it is left out. A single lost connection is no sign: servers close idle
+ones, now and then while a request is on its way."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a server that is out is probed, doubled each time
 
 
@@ -117,7 +118,7 @@ class Servers:
         if failure.kind in ("refused", "throttled"):
             return
         server.failed_in_a_row += 1
-        if server.is_in and (failure.kind == "lost" or server.failed_in_a_row >= FAILURES_UNTIL_OUT):
+        if server.is_in and server.failed_in_a_row >= FAILURES_UNTIL_OUT:
             self._leave_out(server, failure)
 
     def _leave_out(self, server: Server, failure: Failure) -> None:
