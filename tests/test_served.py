@@ -142,14 +142,26 @@ def test_completions_depend_on_neither_servers_nor_order(
     assert run.texts == expected()
 
 
+def test_every_completion_has_a_seed_of_its_own() -> None:
+    seeds = [
+        seed_of(seed, f"p{prompt}", index) for seed in (0, 1) for prompt in range(50) for index in range(10)
+    ]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+
+
 def test_each_request_goes_to_the_server_with_the_fewest_open(
     servers: list[ModelServer], tmp_path: Path
 ) -> None:
+    for server in servers:
+        server.choose = slowly(0.3)
+    sampled(servers, tmp_path, prompts(8), concurrency=16)
+    assert [server.most_at_once for server in servers] == [4, 4]
+
+
+def test_a_faster_server_gets_more(servers: list[ModelServer], tmp_path: Path) -> None:
     slow, fast = servers
-    slow.choose = slowly(0.2)
-    fast.choose = slowly(0.01)
-    assert sampled(servers, tmp_path, prompts(40), concurrency=3).texts == expected(40)
-    assert max(server.most_at_once for server in servers) <= 3
+    slow.choose, fast.choose = slowly(0.2), slowly(0.01)
+    sampled(servers, tmp_path, prompts(40), concurrency=3)
     assert len(fast.asked) > 2 * len(slow.asked) > 0
 
 
@@ -208,10 +220,11 @@ def test_a_server_that_dies_midway_is_left_out_and_the_other_does_its_work(
     servers: list[ModelServer], tmp_path: Path
 ) -> None:
     dying, other = servers
-    dying.choose = until_death(dying, 3)
+    dying.choose, other.choose = until_death(dying, 3), slowly(0.02)
     run = sampled(servers, tmp_path, prompts(30))
     assert run.texts == expected(30)
     assert len(other.asked) > len(dying.asked)
+    assert other.most_at_once == 4, "the work of two is not done at once"
 
 
 def until_death(
