@@ -23,7 +23,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a server that is out 
 
 @dataclass(eq=False)
 class Server:
-    """`open`: requests on their way; `answered`: all that were answered. `reason`: of the last failure.
+    """`open`: requests on their way. `reason`: of the last failure.
 
     `back_at`: while it is out, when it is to be probed, in seconds of the monotonic clock.
     """
@@ -31,7 +31,6 @@ class Server:
     endpoint: Endpoint
     client: "AsyncOpenAI"
     open: int = 0
-    answered: int = 0
     failed_in_a_row: int = 0
     reason: str = ""
     back_at: float | None = None
@@ -110,7 +109,6 @@ class Servers:
             self._wake()
 
     def succeeded(self, server: Server) -> None:
-        server.answered += 1
         server.failed_in_a_row = 0
 
     def failed(self, server: Server, failure: Failure) -> None:
