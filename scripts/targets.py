@@ -52,6 +52,28 @@ def spread(column: str, choose: Callable[[list[float]], float]) -> Callable[[lis
 
 TIME, MEMORY, PRECOMPUTED = "time, of TRL's", "memory, of TRL's", "time, of precomputed TRL's"
 BUDGET = "allo, token budget"
+OWN = ("start", "allo", "allo_dpo", "allo_paper", "allo_random_mask")  # ours and its controls
+
+
+def is_other(row: Row) -> bool:
+    """Whether it is a method that ALLO is to be better than."""
+    return row["method"] not in OWN
+
+
+def largest(column: str) -> Callable[[list[Row]], float]:
+    return lambda rows: max(row[column] for row in rows)
+
+
+def range_of_rates(rows: list[Row]) -> float:
+    return float(max(row["range of rates within 2 points"]["value"] for row in rows))
+
+
+def least_auc(scorers: list[Row]) -> float:
+    """Of the scorer whose worst difficulty and family is best."""
+    families = [name for name in scorers[0] if name.startswith(("told", "reworded"))]
+    return max(min(float(row[family]["value"]) for family in families) for row in scorers)
+
+
 STATE, SLOT = "state, B/weight", "slot, B/weight"
 PEAK = "measured peak over the weights, B/weight"
 TARGETS = (
@@ -182,6 +204,34 @@ TARGETS = (
         lambda row: "gsm8k" in row["prompts"],
         only("ratio"),
         at_least=1.8,
+    ),
+    Target(
+        "AUC at every difficulty of both families, best scorer that sees no solution",
+        "lab-scorers",
+        lambda row: row["sees solutions"] == "no",
+        least_auc,
+        at_least=0.98,
+    ),
+    Target(
+        "laboratory, ALLO against every other method, test: largest p",
+        "lab-methods",
+        is_other,
+        largest("test, p"),
+        at_most=0.01,
+    ),
+    Target(
+        "laboratory, ALLO against every other method, reworded: largest p",
+        "lab-methods",
+        is_other,
+        largest("reworded, p"),
+        at_most=0.01,
+    ),
+    Target(
+        "laboratory, range of learning rates within 2 points of ALLO's best",
+        "lab-rates",
+        lambda row: row["method"] == "allo",
+        range_of_rates,
+        at_least=10,
     ),
     Target(
         "peak of a 7B step on 5%, GB",

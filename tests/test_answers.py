@@ -238,6 +238,9 @@ def test_a_choice_is_one_option_by_text_or_letter(said: str, answer: str, correc
         ("A.", "C", ["C", "B", "A"], False),
         # An option given twice is one option.
         ("Lake.", "lake", ["lake", "sea", "Lake "], True),
+        # Options that differ in an article alone.
+        ("B. ground.", "ground", ["the ground", "ground"], True),
+        ("(A) the ground.", "ground", ["the ground", "ground"], False),
         ("1.50", "1.5", ["1.5", "15"], False),
         ("15", "15", ["1.5", "15"], True),
         ("-5", "-5", ["5", "-5"], True),

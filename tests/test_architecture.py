@@ -61,7 +61,7 @@ HOUSE = {
     "recipe": Room({"errors", "granularity", "own_code", "address"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
-    "rows": Room({"errors", "records"}, lazy={"datasets", "pyarrow"}),
+    "rows": Room({"errors", "records"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     "wording": Room({"records"}),
@@ -102,6 +102,8 @@ HOUSE = {
             *("endpoint", "core", "hf", "stages"),
         }
     ),
+    # Judges of answers; it reads finished runs, and runs no model.
+    "winrate": Room({*LEAVES, "endpoint", "core"}, {"numpy"}),
     "stage": Room({*LEAVES, "stages"}),
     "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
     # How much memory a recipe takes: its stages rehearsed.
@@ -128,6 +130,7 @@ HOUSE = {
             "report",
             "stages",
             "rewriter",
+            "winrate",
             "pipeline",
             "plan",
             "demo",

@@ -19,7 +19,7 @@ from allo.baselines.arguments import trl_arguments
 from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import as_bits
 from allo.delta import read_delta
-from allo.errors import UserError
+from allo.errors import DivergedError, UserError
 from allo.hf.models import load_model
 from allo.hf.rows import pair_rows
 from allo.hf.tokenization import prompt_ids
@@ -280,6 +280,11 @@ def test_what_comes_after_knows_no_difference(trainer: str, sampled: Path, tmp_p
     (aligned,) = (m for m in read_json(run.evaluation)["models"].values() if m["trained_weights"])
     assert aligned["trained_weights"] == trained
     assert (run.path / "report.html").is_file()
+
+
+def test_a_diverged_on_policy_run_says_so(sampled: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="after step 1 logits are no longer finite"):
+        improved(sampled, tmp_path / "run", "rloo", "improve.training.learning_rate=1e38")
 
 
 def test_what_is_sampled_from_is_what_an_on_policy_run_depends_on(sampled: Path, tmp_path: Path) -> None:

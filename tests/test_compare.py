@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from allo.artifacts import read_json
+from allo.artifacts import held, read_json
 from allo.compare import compare
 from allo.compare.methods import METHODS, START, chosen, resolve
 from allo.compare.problems import check_problems
@@ -156,6 +156,13 @@ def test_what_is_tested_on_is_neither_tuned_nor_trained_on(tmp_path: Path) -> No
             check_problems(base)
 
 
+def test_problems_without_an_answer_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "open.jsonl").write_text('{"id": "unanswered", "prompt": "Hello"}\n')
+    base = recipe_of(tmp_path, validation={"file": str(tmp_path / "open.jsonl")})
+    with pytest.raises(UserError, match=r"compare.validation: prompt unanswered has no `answer`"):
+        check_problems(base)
+
+
 def test_another_setting_supersedes_the_tests_of_the_former(tmp_path: Path) -> None:
     comparison = Comparison(tmp_path)
     old, new = (Trial(resolve("dpo", METHODS), {RATE: rate}, 0, "test") for rate in (1.0, 2.0))
@@ -169,7 +176,7 @@ def test_another_setting_supersedes_the_tests_of_the_former(tmp_path: Path) -> N
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     first, second = Comparison(tmp_path), Comparison(tmp_path)
-    with first.held(), pytest.raises(UserError, match="another allo process"), second.held():
+    with held(first.path), pytest.raises(UserError, match="another allo process"), held(second.path):
         pass
 
 

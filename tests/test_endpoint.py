@@ -225,6 +225,15 @@ def test_the_key_is_nowhere_even_if_the_server_repeats_it(
     assert_nowhere(KEY, tmp_path, repr(answers), caplog.text, *capfd.readouterr())
 
 
+def test_a_word_in_a_keys_place_is_not_struck_out_of_replies(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers that ask for no key are given any word, which a reply may hold by right."""
+    monkeypatch.setattr("server.KEY", "to")
+    monkeypatch.setenv(VARIABLE, "to")
+    assert texts(asked(chat, tmp_path)) == ALL
+
+
 def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:
     files = [path.read_text() for path in folder.rglob("*") if path.is_file()]
     assert not [text for text in (*files, *shown) if secret in text]

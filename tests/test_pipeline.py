@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -52,6 +53,15 @@ def test_a_second_run_does_nothing(finished: Path, capsys: pytest.CaptureFixture
     assert skipped(capsys.readouterr().err) == list(NAMES)
 
 
+def test_the_evaluation_counts_prompts_that_training_has_seen(tmp_path: Path) -> None:
+    seen = "evaluate.sets={seen: {task: planted_flaws, limit: 3, skip: 22}, unseen: {task: planted_flaws, split: test, limit: 2}}"
+    run = run_all(tiny(tmp_path, *QUICK[1:], seen))  # 24 demonstrations: two of the three
+    sets = read_json(run.evaluation)["models"]["aligned"]["sets"]
+    assert sets["seen"]["overlap"]["num"] == 3
+    assert sets["seen"]["overlap"]["exact"] == 2
+    assert sets["unseen"]["overlap"]["exact"] == 0
+
+
 def test_runs_that_differ_in_seed_alone_share_what_comes_before_training(tmp_path: Path) -> None:
     first = run_all(tiny(tmp_path / "first", "data_seed=0", "evaluate.num_generations=0"))
     shutil.copytree(first.path, tmp_path / "second" / first.path.name)
@@ -80,6 +90,27 @@ def test_no_part_is_left_and_all_files_have_the_umasks_mode(finished: Path) -> N
     assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
     leftovers = [path for path in files if path.suffix == ".part" or path.name.endswith(".begun")]
     assert not leftovers and not list(finished.glob("*/checkpoint-*"))
+
+
+def test_seconds_count_what_a_killed_process_did(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes are killed, 60 s after their beginning and, an hour later, 30 s after theirs."""
+    run, recipe = copied / "tiny", tiny(copied, "pair.max_pairs_per_prompt=2")
+    begun, part = run / ".pair.begun", run / "03-pairs.jsonl.part"
+
+    def killed(*_: object) -> None:
+        part.write_text("")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("allo.stages.pair.run", killed)
+        for start, end in ((1000, 1060), (4600, 4630)):
+            with pytest.raises(KeyboardInterrupt):
+                run_all(recipe)
+            os.utime(begun, (start, start))
+            os.utime(part, (end, end))
+    run_all(recipe)
+    seconds = read_json(run / "manifest.json")["stages"]["pair"]["seconds"]
+    assert 90 <= seconds < 120
 
 
 def test_a_moved_run_is_still_done(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +203,7 @@ def test_unknown_and_left_out_stages_are_named(tmp_path: Path) -> None:
 def test_a_run_belongs_to_one_process(copied: Path) -> None:
     with (copied / "tiny" / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another allo process works in this run folder"):
+        with pytest.raises(UserError, match="another allo process works in this folder"):
             run_all(tiny(copied))
     run_all(tiny(copied))
 

@@ -55,7 +55,9 @@ def test_a_misspelt_key_names_line_and_suggestion(write) -> None:
 
 
 def test_an_unknown_key_lists_what_is_allowed_there(write) -> None:
-    assert refusal(write("judge: {zzz: 1}\n")).endswith("judge.zzz: unknown key; allowed here: verifier")
+    assert refusal(write("report: {zzz: 1}\n")).endswith(
+        "report.zzz: unknown key; allowed here: title, num_examples"
+    )
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,18 @@ def test_tables_show_the_records_own_numbers(run: Path) -> None:
             assert figures_in(interval) in markdown
 
 
+def test_the_report_says_how_many_prompts_training_has_seen(run: Path) -> None:
+    path = run / "08-eval.json"
+    assert "also training problems" not in render([view(run)])[1]  # a run from before this was counted
+    record = json.loads(path.read_text())
+    for model in record["models"].values():
+        model["sets"]["near"]["overlap"] = {"num": 1200, "exact": 12, "near": 13}
+    path.write_text(json.dumps(record))
+    html, markdown = render([view(run)])
+    said = "1,200 prompts are also training problems, 13 nearly so"
+    assert figures_in(html).count(said) == figures_in(markdown).count(said) == 1
+
+
 def figures_in(text: str) -> str:
     return text.replace(figures.TIED, " ")
 

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import allo
 from allo.core.param_mask import ParamMask
@@ -135,3 +141,21 @@ def logged(trainer: SelectedTrainer, name: str = "loss") -> list[float]:
 
 def weights(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: param.detach().clone() for name, param in policy.named_parameters()}
+
+
+def reward_model(
+    folder: Path, *, labels: int = 1, pad: bool = True, template: str | None = None, **config: Any
+) -> Path:
+    """A random classifier on a tiny body, saved with the laboratory's tokenizer (`template`: of chats)."""
+    torch.manual_seed(1)
+    settings = model(num_labels=labels, **config).config
+    settings.pad_token_id = TOKENIZER.pad_token_id if pad else None
+    classifier = LlamaForSequenceClassification(settings)
+    torch.nn.init.normal_(classifier.score.weight)
+    classifier.save_pretrained(folder)
+    tokenizer = load_tokenizer(LABORATORY)
+    tokenizer.chat_template = template
+    if not pad:
+        tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    return folder

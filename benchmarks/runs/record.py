@@ -32,9 +32,26 @@ def state_bytes(stages: dict[str, Any]) -> int:
     )
 
 
+def names(label: str, result: dict[str, Any]) -> list[str]:
+    """The columns of an evaluation set."""
+    if "rewards" not in result:
+        return [f"{label}, {kind}" for kind in ("greedy", "sampled")]
+    kinds = list(result["rewards"])
+    return [f"{label}, {kind} {what}" for kind in kinds for what in ("wins", "reward")] + [f"{label}, tokens"]
+
+
+def measured(result: dict[str, Any]) -> list[Any]:
+    """Accuracies; of a set that a reward model measured the wins against the start, rewards and length."""
+    if "rewards" not in result:
+        return [figure(result[kind]) for kind in ("greedy", "sampled")]
+    kinds = result["rewards"].values()
+    figures = [figure(kind[what], key="value") for kind in kinds for what in ("win_rate", "mean")]
+    return [*figures, round(result["mean_tokens"], 1)]
+
+
 def row(label: str, model: dict[str, Any], sets: list[str], *, state: int) -> list[Any]:
     results = [model["sets"][name] for name in sets]
-    figures = [figure(result[kind]) for result in results for kind in ("greedy", "sampled")]
+    figures = [one for result in results for one in measured(result)]
     trained = model["trained_weights"] or None
     return [
         label,
@@ -54,7 +71,8 @@ def record(table: str, runs: list[Path], *, command: str, machine: str) -> dict[
         sys.exit(
             "a stage was made from uncommitted changes, or outside a checkout; commit, then run it again"
         )
-    sets = list(next(iter(evaluations[0]["models"].values()))["sets"])
+    first = next(iter(evaluations[0]["models"].values()))["sets"]
+    sets = list(first)
     rows = {}
     for run, evaluation, stages in zip(runs, evaluations, manifests, strict=True):
         for name, model in evaluation["models"].items():
@@ -71,7 +89,7 @@ def record(table: str, runs: list[Path], *, command: str, machine: str) -> dict[
         "command": command,
         "columns": [
             "model",
-            *(f"{name}, {kind}" for name in sets for kind in ("greedy", "sampled")),
+            *(column for name, result in first.items() for column in names(name, result)),
             "KL to start, nats a token",
             "weights trained",
             "seconds",

@@ -14,6 +14,7 @@ from allo.granularity import WEIGHT
 from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 from allo.rewriter.commands import app as rewriter_app
+from allo.winrate.commands import app as winrate_app
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 # A place that cannot be written, or no longer: the user can mend it, and a traceback says no more.
@@ -33,6 +34,7 @@ delta_app = typer.Typer(no_args_is_help=True, help="Deltas: what alignment chang
 app.add_typer(mask_app, name="mask")
 app.add_typer(delta_app, name="delta")
 app.add_typer(rewriter_app, name="rewriter")
+app.add_typer(winrate_app, name="winrate")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
 DeltaPlace = Annotated[

@@ -27,6 +27,8 @@ GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
 _LONGEST_PAUSE = 8.0  # seconds that the client waits between two attempts, unless the server asks for more
 _SHOWN = 300  # characters of what a server says
+SHORTEST_SECRET = 8
+"""Characters. A shorter key is a word in a key's place, which stands in good replies, too."""
 # What servers call an unknown model where they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -323,7 +325,7 @@ def _required_key(endpoint: Endpoint) -> str:
 
 def hidden(key: str, text: str) -> str:
     """A text without the key, should the server have repeated it."""
-    return text.replace(key, "[key]") if key else text
+    return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
 
 
 def without(key: str, text: str) -> str:

@@ -1,7 +1,6 @@
 """The stages in order. What is done is skipped, what was cut short goes on, what changed is done anew."""
 
 import contextlib
-import fcntl
 import importlib
 import importlib.metadata
 import os
@@ -14,7 +13,16 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_atomic, write_json
+from allo.artifacts import (
+    FileHashes,
+    RunFolder,
+    held,
+    read_json,
+    remove,
+    sha256_json,
+    write_atomic,
+    write_json,
+)
 from allo.console import say
 from allo.errors import UserError
 from allo.own_code import own_file
@@ -69,7 +77,7 @@ STAGES = (
         "evaluate",
         ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
         ("08-eval.json",),
-        (*MODEL, "seed", *PROMPTS, "judge", "sample.stop", "evaluate"),
+        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
     ),
     REPORT,
 )
@@ -152,19 +160,12 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a recipe runs in one process. On several, launch a script "
             "of your own with ForgetTrainer and ImproveTrainer."
         )
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = (run.path / ".lock").open("a")
-    except OSError as error:
-        raise UserError(
-            f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
-        ) from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(held(run.path))
+        except OSError as error:
             raise UserError(
-                f"{run.path}: another allo process works in this run folder. Wait for it."
+                f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
             ) from error
         _check_same_run(recipe, run)
         resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
@@ -236,6 +237,22 @@ class _Work:
         entry = _entries(self.run).get(self.stage.name)
         return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
 
+    def begin(self, *, force: bool) -> float:
+        """Seconds that earlier processes spent on this very work; else discard what is there, and begin anew.
+
+        Of a process that was killed, the time up to the last file that it saved counts.
+        """
+        begun, spent = self.stage.begun(self.run), 0.0
+        begun.parent.mkdir(exist_ok=True)
+        earlier = read_json(begun) if begun.exists() else {}
+        if force or earlier.get("hash") != self.hash:
+            _discard(self.stage, self.run)
+        else:
+            saved = [file.stat().st_mtime for path in self.stage.leaves(self.run) for file in _files(path)]
+            spent = earlier["seconds"] + max(0.0, max(saved, default=0.0) - begun.stat().st_mtime)
+        write_json(begun, {"hash": self.hash, "seconds": spent})
+        return spent
+
     def outputs(self) -> dict[str, str]:
         paths = {name: self.run.path / name for name in self.stage.writes}
         return {name: self.hashes.of(path) for name, path in paths.items() if path.exists()}
@@ -244,7 +261,7 @@ class _Work:
 def _work(stage: Stage, recipe: Recipe, run: RunFolder) -> _Work:
     hashes = FileHashes(run.path / ".hashes.json")
     own = stage.recipe(recipe)
-    config = {key: _value(own, key) for key in stage.keys}
+    config = {key: value_at(own, key) for key in stage.keys}
     return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
 
 
@@ -253,7 +270,7 @@ def _is_full_disk(error: Exception, folder: Path) -> bool:
     return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
 
 
-def _value(recipe: Recipe, key: str) -> Any:
+def value_at(recipe: Recipe, key: str) -> Any:
     """The recipe's value at a dotted key, as JSON; None where a block on the way is null."""
     value: Any = recipe
     for part in key.split("."):
@@ -269,11 +286,7 @@ def _check(recipe: Recipe) -> None:
 def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     """Run a stage and record it; what an earlier process left of the same work is gone on with."""
     stage, run = work.stage, work.run
-    begun = stage.begun(run)
-    begun.parent.mkdir(exist_ok=True)
-    if force or not begun.exists() or begun.read_text() != work.hash:
-        _discard(stage, run)
-        write_atomic(begun, work.hash)
+    spent = work.begin(force=force)
     say(f"{stage.name:<9} ...")
     reset_peak_memory()
     start = time.monotonic()
@@ -293,14 +306,14 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
         **provenance(),
         "device": recipe.device,
         "seed": work.config.get("seed", stage.recipe(recipe).seed_of_data),
-        "seconds": round(time.monotonic() - start, 3),
+        "seconds": round(spent + time.monotonic() - start, 3),
         "peak_memory_bytes": peak_memory(),
         "counts": counts,
     }
     entries = _entries(run) | {stage.name: entry}
     in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
     write_json(run.manifest, _manifest(recipe) | {"stages": in_order})
-    begun.unlink()
+    stage.begun(run).unlink()
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
 
@@ -315,14 +328,15 @@ def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: F
 
 
 def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
-    """Files of prompts, of pairs, of the user's functions and a rewriter's folder anywhere in a configuration, and
-    a task's own below the configuration's folder of `rows`."""
+    """Files of prompts, of pairs, of the user's functions, the folders of a rewriter and a reward model anywhere in a
+    configuration, and a task's own below the configuration's folder of `rows`."""
     if isinstance(value, list):
         for item in value:
             yield from named_files(item, rows)
     if isinstance(value, dict):
         rows = value.get("data_folder") or rows
-        yield from (Path(value[key]).expanduser() for key in ("file", "pairs", "rewriter") if value.get(key))
+        keys = ("file", "pairs", "rewriter", "reward_model")
+        yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
         own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
         yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
@@ -331,15 +345,19 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
             yield from named_files(item, rows)
 
 
+def _files(path: Path) -> list[Path]:
+    """A file, or those below a folder; none where neither is there."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
+
+
 def _discard(stage: Stage, run: RunFolder) -> None:
     """Remove what the stage left behind under other settings, the record of it first."""
     manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
     if manifest["stages"].pop(stage.name, None):
         write_json(run.manifest, manifest)
     stage.begun(run).unlink(missing_ok=True)
-    for name in stage.writes:
-        for path in [run.path / name, *run.path.glob(f"{name}*.part")]:
-            remove(path)
+    for path in stage.leaves(run):
+        remove(path)
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from allo.artifacts import RunFolder, sha256_text
 from allo.recipe import Recipe
 from allo.recipe.numbers import Count, CountOrZero
+from allo.recipe.sources import Data
 
 _SEEDS = 2**31  # what every generator takes
 
@@ -33,6 +34,16 @@ def of_round(recipe: Recipe, number: int) -> RoundRecipe:
         taken = (number - 1) * (recipe.data.limit or 0)
         changed["data"] = recipe.data.model_copy(update={"skip": recipe.data.skip + taken})
     return RoundRecipe.model_validate({**dict(recipe), **changed})
+
+
+def data_of_rounds(recipe: Recipe) -> dict[int, Data]:
+    """The data of each round that takes other problems than the rounds before it, by number."""
+    found = {1: recipe.data}
+    for number in range(2, recipe.rounds + 1):
+        data = of_round(recipe, number).data
+        if data not in found.values():
+            found[number] = data
+    return found
 
 
 def seed_of_round(seed: int, number: int) -> int:

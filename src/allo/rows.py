@@ -54,8 +54,29 @@ def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tup
             f"{hub}, split {split!r}: could not be loaded from the hub ({error}). "
             "Check the name, the split and the network, or name a local folder or file instead."
         ) from error
+    part = split if config is None else f"{config}, {split}"
     for number, row in enumerate(rows):
-        yield number, f"{hub}[{split}], row {number}", dict(row)
+        yield number, f"{hub}[{part}], row {number}", dict(row)
+
+
+def hub_file_rows(hub: str, file: str) -> Iterator[tuple[int, str, Row]]:
+    """Yields `(number, place, row)` of a JSON Lines file, or of a JSON file with one array of objects.
+
+    For sets that `datasets` cannot load by their id: it runs no loading script and mixes no types.
+    """
+    from huggingface_hub import hf_hub_download
+
+    place = f"{hub}/{file}"
+    try:
+        path = Path(hf_hub_download(hub, file, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # no such set or file; no network
+        raise UserError(
+            f"{place}: could not be loaded from the hub ({error}). "
+            "Check the network, or name a local folder instead."
+        ) from error
+    rows = _json_lines(path) if file.endswith(".jsonl") else _json_array(path, place=place)
+    for number, row in rows:
+        yield number, f"{place}:{number}", row
 
 
 def checked(model: type[Model], row: Row, *, place: str) -> Model:
@@ -100,6 +121,13 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
             raise UserError(
                 f"{path}: no UTF-8 text after line {number} ({error}); save it as UTF-8."
             ) from error
+
+
+def _json_array(path: Path, *, place: str) -> Iterator[tuple[int, Row]]:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise UserError(f"{place}: not an array of JSON objects. Give the rows as a local folder instead.")
+    return iter(enumerate(rows, start=1))
 
 
 def _json_object(line: str, *, place: str) -> Row:

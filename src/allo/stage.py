@@ -33,8 +33,13 @@ class Stage:
         counts: dict[str, Any] = module.run(self.recipe(recipe), run)
         return counts
 
+    def leaves(self, run: RunFolder) -> list[Path]:
+        """What the stage writes, there or not, and the parts of it that are not whole yet."""
+        parts = [path for name in self.writes for path in run.path.glob(f"{name}*.part")]
+        return [run.path / name for name in self.writes] + parts
+
     def begun(self, run: RunFolder) -> Path:
-        """The file that says under which hash the stage was begun."""
+        """The file that says under which hash the stage was begun, and how long earlier processes worked on it."""
         path = run.path / self.name
         return path.with_name(f".{path.name}.begun")
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from allo.errors import DivergedError
 from allo.hf.generate import end_ids, read
 from allo.hf.models import Model, Tokenizer, quiet
 from allo.records import Completion
@@ -17,6 +19,18 @@ class _OurPrompts:
     """What both trainers change of TRL: prompts go by their ids, and are tokenised as ours are."""
 
     prompts: Mapping[str, list[int]]
+
+    def training_step(self, model: Model, *rest: Any) -> Any:
+        """A step, if there is something to sample from: drawing from NaN fails with errors that do not say so."""
+        ids = torch.tensor([next(iter(self.prompts.values()))], device=model.device)
+        with torch.no_grad():
+            finite = model(ids).logits.isfinite().all()
+        if not finite:
+            raise DivergedError(
+                f"improve: after step {self.state.global_step} logits are no longer finite. Lower the learning "  # type: ignore[attr-defined]
+                "rate, or check the data."
+            )
+        return super().training_step(model, *rest)  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.prompts[prompt] for prompt in prompts], None, {}

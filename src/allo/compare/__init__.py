@@ -4,6 +4,7 @@ import importlib
 
 from pydantic import ValidationError
 
+from allo.artifacts import held
 from allo.compare.methods import chosen
 from allo.compare.problems import check_problems
 from allo.compare.summary import write_summary
@@ -40,7 +41,7 @@ def compare(
     def result(trial: Trial) -> Result | None:
         return comparison.result(trial, trial.recipe(recipe))
 
-    with comparison.held(), workers(comparison, jobs=jobs) as working:
+    with held(comparison.path), workers(comparison, jobs=jobs) as working:
         while trials := [trial for method in tuning for trial in next_trials(method, block, result)]:
             working.run(trials, recipe)
         settings = {method.name: tuned(method, block, result) for method in tuning}

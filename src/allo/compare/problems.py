@@ -1,13 +1,16 @@
 """The problems of a comparison: none is tuned or trained on and tested on, and every seed meets the same."""
 
+from collections.abc import Sequence
+
 from allo.errors import UserError
 from allo.recipe import Recipe
 from allo.recipe.sources import Source
+from allo.records import Prompt
 from allo.sources import prompts_of
 
 
 def check_problems(recipe: Recipe) -> None:
-    """Raises `UserError` where test problems are also validation or training problems, or would differ by seed."""
+    """Raises `UserError` where test problems are also validation or training problems, differ by seed or have no answer."""
     assert recipe.compare is not None
     sets: dict[str, Source] = {f"evaluate.sets.{name}": one for name, one in recipe.evaluate.sets.items()}
     if recipe.compare.resample:
@@ -18,11 +21,15 @@ def check_problems(recipe: Recipe) -> None:
                     f"{key}.order: with compare.resample each seed would shuffle otherwise, and meet other problems. "
                     "Set order to given."
                 )
-    elsewhere = {"compare.validation": _ids(recipe, recipe.compare.validation)}
+    validation = prompts_of(recipe, recipe.compare.validation)
+    _check_answers("compare.validation", validation)
+    elsewhere = {"compare.validation": _ids(validation)}
     if recipe.data.pairs is None:
-        elsewhere["data"] = _ids(recipe, recipe.data)
+        elsewhere["data"] = _ids(prompts_of(recipe, recipe.data))
     for key, source in sets.items():
-        tested = _ids(recipe, source)
+        prompts = prompts_of(recipe, source)
+        _check_answers(key, prompts)
+        tested = _ids(prompts)
         for other, ids in elsewhere.items():
             if shared := tested & ids:
                 raise UserError(
@@ -31,5 +38,14 @@ def check_problems(recipe: Recipe) -> None:
                 )
 
 
-def _ids(recipe: Recipe, source: Source) -> set[str]:
-    return {prompt.id for prompt in prompts_of(recipe, source)}
+def _check_answers(key: str, prompts: Sequence[Prompt]) -> None:
+    for prompt in prompts:
+        if prompt.answer is None:
+            raise UserError(
+                f"{key}: prompt {prompt.id} has no `answer`, and a comparison is of accuracies, not of rewards. "
+                "Take a set that has answers."
+            )
+
+
+def _ids(prompts: Sequence[Prompt]) -> set[str]:
+    return {prompt.id for prompt in prompts}

@@ -1,22 +1,19 @@
 """One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
 from allo.errors import DivergedError, UserError
-from allo.pipeline import named_files, run_all, stages_of
+from allo.pipeline import named_files, run_all, stages_of, value_at
 from allo.recipe import Recipe
 from allo.recipe.text import place
 from allo.rounds import training_folders
@@ -95,19 +92,6 @@ class Comparison:
     def failure_file(self, trial: Trial) -> Path:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder, held by this process alone. Raises `UserError` where another one has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self.path}: another allo process works on this comparison. Wait for it."
-                ) from error
-            yield
-
     def set_aside_other_tests(self, trials: Sequence[Trial]) -> None:
         """Move the test trials of other settings out of the results: a method is compared as it is tuned now."""
         names = {self.file(trial) for trial in trials}
@@ -170,7 +154,7 @@ def preparations(recipe: Recipe) -> list[Preparation]:
             (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
         )
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
-        config = {key: to_jsonable_python(getattr(recipe, key)) for key in keys}
+        config = {key: value_at(recipe, key) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
         before = made[-1].key if made else None
         if last >= 0 and not (made and names[last] == made[-1].until):

@@ -12,12 +12,15 @@ SCALES = {
     "million": 1_000_000,
     "billion": 1_000_000_000,
 }
+# Units of several names, by the one that is compared.
+UNITS = {"°": "degree", "percent": "%", "per-cent": "%", "sq": "square", "cu": "cubic"}
+POWERS = {"2": "square", "3": "cubic"}
 # Words beside which a number is not the whole answer.
 NOT_A_UNIT = {
     "and", "or", "plus", "minus", "negative", "times", "squared", "cubed", "over",
     "point", "half", "not", "to", "less", "more", "than", "between", "under",
 }  # fmt: skip
-ONE_LETTER_UNITS = {"m", "g", "l", "h", "s"}
+ONE_LETTER_UNITS = {"m", "g", "l", "h", "s", "°"}
 
 _NUMBER = r"(?:\d{1,3}(?:[,_]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _UNIT_WORD = r"[A-Za-z°][A-Za-z°']*(?:[-/][A-Za-z]+)*"
@@ -28,7 +31,7 @@ _QUANTITY = re.compile(
     (?P<number>{_NUMBER})
     (?:\s*/\s*(?P<under>[1-9]\d*))?
     \s*(?P<after>[%$£€¥]?)
-    (?P<unit>(?:,?\s+{_UNIT_WORD})*|(?:cm|mm|km|kg|mg|ml|lbs?|oz|ft|mph|am|pm|hrs?|min|sec|°[CF]?)\b)""",
+    (?P<unit>(?:,?\s+{_UNIT_WORD})*|(?:cm|mm|km|kg|mg|ml|lbs?|oz|ft|mph|am|pm|hrs?|min|sec)\b|°[CF]?)""",
     re.VERBOSE,
 )
 _LONGEST = 120  # characters; also bounds the digits that Python is asked to convert
@@ -73,7 +76,7 @@ def parse_quantity(text: str) -> Quantity | None:
     symbol = match["currency"] or match["after"]
     unit = [CURRENCIES.get(symbol, symbol)] if symbol else []
     for word in words:
-        singular = "%" if word in ("percent", "per-cent") else _singular(word)
+        singular = UNITS.get(word) or _singular(word)
         if [singular] != unit:  # "$5 dollars"
             unit.append(singular)
     return Quantity(value, tuple(unit))
@@ -86,13 +89,26 @@ def _plain(text: str) -> str:
         text = text[1:-1].strip()
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}|\\[dt]?frac\s*(\d)\s*(\d)", _written_fraction, text)
-    for written, plain in (("{,}", ","), ("\\!", ""), ("\\,", " "), ("\\ ", " "), ("\\$", "$"), ("\\%", "%")):
+    text = re.sub(r"\\!\s*", "", text)
+    for written, plain in (("{,}", ","), ("\\,", " "), ("\\ ", " "), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(written, plain)
-    return re.sub(r"\^\s*\{?\\circ\}?", "°", text).strip().rstrip(".").strip()
+    text = re.sub(r"\^\s*\{?\\circ\}?", "°", text)
+    text = re.sub(r"\b(sq|cu)\.", r"\1", text)
+    text = re.sub(r"(?<=\s)([A-Za-z]{2,})\s*\^\s*\{?([23])\}?\s*$", _power_of_unit, text)  # 5 cm^2
+    return (
+        re.sub(r"^\s*(?:minus|negative)\s+(?=[\d.$£€¥])", "-", text, flags=re.IGNORECASE)
+        .strip()
+        .rstrip(".")
+        .strip()
+    )
 
 
 def _written_fraction(match: re.Match[str]) -> str:
     return f" {match[1] or match[3]}/{match[2] or match[4]}"
+
+
+def _power_of_unit(match: re.Match[str]) -> str:
+    return f"{POWERS[match[2]]} {match[1]}"
 
 
 def _singular(word: str) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from allo.errors import UserError
@@ -87,6 +87,29 @@ def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) ->
     if not wrong:
         raise UserError(f"there is no wrong completion to forget: {_count(sides)} {_advice(sides)}")
     return wrong
+
+
+def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str]) -> list[Wrong]:
+    """The distinct rejected completions of pairs, each with the ones preferred to it.
+
+    `solutions`: gold ones by the prompt's id; where there is none, the best completion preferred to it stands for it.
+    """
+    wrong: dict[tuple[str, str], Wrong] = {}
+    for pair in pairs:
+        key = (str(pair.prompt), pair.rejected)
+        if key in wrong:
+            wrong[key].right.append(pair.chosen)
+            continue
+        wrong[key] = Wrong(
+            id=f"{pair.prompt_id}-rejected-{len(wrong)}",
+            prompt_id=pair.prompt_id,
+            prompt=pair.prompt,
+            completion=pair.rejected,
+            finished=pair.rejected_finished,
+            solution=solutions.get(pair.prompt_id, pair.chosen),
+            right=[pair.chosen],
+        )
+    return list(wrong.values())
 
 
 def _by_prompt(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> dict[str, Sides]:

@@ -53,9 +53,9 @@ def load_model(
     """
     folder, gguf = locate_checkpoint(ref, MODEL_FILES)
     if gguf is None:
-        _require_safetensors(folder, ref)
-    where = _resolve_device(device)
-    with _loading(ref, "a causal language model"):
+        require_safetensors(folder, ref)
+    where = resolve_device(device)
+    with loading(ref, "a causal language model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=gguf,
@@ -85,7 +85,7 @@ def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> Pretrain
     Raises `UserError` where `ref` has no causal language model's.
     """
     folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
-    with _loading(ref, "a causal language model"):
+    with loading(ref, "a causal language model"):
         return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
 
 
@@ -96,7 +96,7 @@ def model_of_config(
 
     Raises `UserError` where transformers has no causal language model of the kind.
     """
-    with _loading(config.name_or_path, "a causal language model"):
+    with loading(config.name_or_path, "a causal language model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
@@ -127,7 +127,7 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
 
 def _without_weights(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    _require_safetensors(folder, folder)
+    require_safetensors(folder, folder)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         return model_of_config(config, trust_remote_code=trust_remote_code)
@@ -145,7 +145,7 @@ def load_tokenizer(
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
     """
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
-    with _loading(ref, "a tokenizer"):
+    with loading(ref, "a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, gguf_file=gguf, trust_remote_code=trust_remote_code
         )
@@ -192,7 +192,7 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
         ) from error
 
 
-def _require_safetensors(folder: Path, ref: str | Path) -> None:
+def require_safetensors(folder: Path, ref: str | Path) -> None:
     if not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         hint = f"name the file: {folder / ggufs[0]}" if ggufs else "give a checkpoint's folder"
@@ -203,7 +203,7 @@ def _require_safetensors(folder: Path, ref: str | Path) -> None:
     raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -221,7 +221,7 @@ def _resolve_device(device: str) -> torch.device:
 
 
 @contextmanager
-def _loading(ref: str | Path, what: str) -> Iterator[None]:
+def loading(ref: str | Path, what: str) -> Iterator[None]:
     """Let transformers read `ref` quietly; what it raises on bad files becomes a `UserError`."""
     try:
         with quiet():

@@ -16,6 +16,7 @@ from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe.compare import Compare
 from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate
+from allo.recipe.judge import Judge, Pairing
 from allo.recipe.losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe.numbers import (
     Count,
@@ -45,15 +46,6 @@ class Sft(Block):
 
     sources: Annotated[list[Source], Field(min_length=1)]
     training: SftTraining = SftTraining()
-
-
-class Judge(Block):
-    verifier: Literal["auto", "final_answer", "choice"] = "auto"
-    """`auto`: `choice` where a prompt has choices, `final_answer` elsewhere."""
-
-
-class Pairing(Block):
-    max_pairs_per_prompt: Count = 5
 
 
 class Locate(Block):
@@ -245,6 +237,16 @@ class Recipe(Block):
         return self
 
     @model_validator(mode="after")
+    def _judge_fits(self) -> "Recipe":
+        if self.pair.margin and self.data.pairs is not None:
+            raise ValueError(
+                "pair.margin chooses among samples, and data.pairs are taken as they are: remove it"
+            )
+        if self.pair.margin and self.judge.reward_model is None:
+            raise ValueError("pair.margin is a difference of rewards: set judge.reward_model, or remove it")
+        return self
+
+    @model_validator(mode="after")
     def _rounds_fit(self) -> "Recipe":
         if self.rounds == 1:
             return self
@@ -273,6 +275,8 @@ class Recipe(Block):
             return
         if self.data.pairs is not None:
             raise ValueError(f"{name} samples by itself: give prompts with answers in place of data.pairs")
+        if self.judge.reward_model is not None:
+            raise ValueError(f"{name} learns from the verifier's rewards: remove judge.reward_model")
         if self.sample.temperature == 0 or self.sample.num_generations < 2:
             raise ValueError(
                 f"{name} compares the samples of a prompt: set sample.temperature above 0 and "
@@ -288,6 +292,11 @@ class Recipe(Block):
             return None
         keys = ("data_folder", "chat", "seed_of_data", "data", "judge")
         return {key: getattr(self, key) for key in keys} | {"sample": self.sample.decoding}
+
+    @property
+    def measuring_reward_model(self) -> str | None:
+        """What measures the evaluation sets whose prompts have no answer."""
+        return self.evaluate.reward_model or self.judge.reward_model
 
     @property
     def seed_of_data(self) -> int:

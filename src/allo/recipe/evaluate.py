@@ -17,6 +17,9 @@ class Evaluate(Block):
     top_p: Share = 0.95
     max_new_tokens: Count = 1024
     batch_size: Count = 128
+    reward_model: str | None = None
+    """Measures the sets whose prompts have no `answer`, in place of `judge.reward_model`: what was trained to please one
+    reward model is better measured by another."""
     kl: Kl | None = None
     likelihood_pairs: CountOrZero = 0
     """Pairs of the run on which is measured how far the likelihood of chosen and rejected answers moved."""

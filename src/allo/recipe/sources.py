@@ -7,7 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allo.recipe.numbers import Count, CountOrZero, Positive
 
-TaskName = Literal["planted_flaws", "gsm8k", "ecqa", "qasc", "openbookqa", "mawps"]
+TaskName = Literal[
+    "planted_flaws",
+    "ecqa",
+    "qasc",
+    "openbookqa",
+    "strategyqa",
+    "gsm8k",
+    "math",
+    "mawps",
+    "tabmwp",
+    "alpaca_eval",
+    "arena_hard",
+]
 
 
 class Block(BaseModel):

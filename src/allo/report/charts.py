@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Whisker:
-    """One row of an interval plot; `colour` is the number of a colour class, 0 is neutral."""
+    """One row of an interval plot: accuracies, or win rates; `colour` is the number of a colour class, 0 is neutral."""
 
     label: str
     colour: int
@@ -71,8 +71,8 @@ def interval_span(panels: Sequence[Sequence[Whisker]]) -> float:
     return min(1.0, max((1.25 * (high - low) for low, high in map(_reach, panels)), default=1.0))
 
 
-def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float) -> Markup:
-    """Dot and whisker a model: sampled accuracy filled, greedy accuracy hollow, with their intervals."""
+def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float, axis: str = "accuracy") -> Markup:
+    """Dot and whisker a model: the share of sampled answers filled, of greedy ones hollow, with their intervals."""
     width, row, top = 360, 44, 6
     longest = max((len(whisker.label) for whisker in whiskers), default=0)
     left, right = min(132.0, 14 + CHARACTER * longest), width - 14.0
@@ -93,7 +93,7 @@ def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float) -> Ma
             (whisker.greedy, middle + 7, True),
         ):
             parts += _whisker(accuracy, x, place, whisker, hollow)
-    parts.append(_text((left + right) / 2, bottom + 32, "accuracy, %", css="quiet middle"))
+    parts.append(_text((left + right) / 2, bottom + 32, f"{axis}, %", css="quiet middle"))
     return _svg(width, bottom + 36, title, parts)
 
 

@@ -10,7 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from allo.report import charts, figures, story, tables
-from allo.report.run_view import RunView
+from allo.report.judged import win_rate_tables
+from allo.report.run_view import Accuracy, Rewards, RunView, SetResult
 
 HERE = Path(__file__).parent
 COLOURS = 5  # colour classes of the style sheet beside the neutral one; models beyond them share colours
@@ -55,7 +56,7 @@ def render(
     assert runs, "a report needs a run"
     runs = story.with_starts(runs)
     rows = tables.models(runs)
-    results = tables.result_tables(rows)
+    results = tables.result_tables(rows) + win_rate_tables(runs)
     cost = tables.cost_table(rows)
     heading = figures.printable(title or " · ".join(run.name for run in runs))
     style = (HERE / "page.css").read_text(encoding="utf-8")
@@ -96,25 +97,35 @@ def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table]
 
 
 def _intervals(rows: Sequence[tables.Model]) -> list[tuple[str, Markup]]:
+    """A chart an evaluation set: accuracies, or the wins against the start, which itself wins half."""
     names = tables.set_names(rows)
-    panels = [
-        [
-            charts.Whisker(
-                row.label, _colour(row), row.result.sets[name].sampled, row.result.sets[name].greedy
-            )
-            for row in rows
-            if name in row.result.sets
-        ]
-        for name in names
-    ]
+    found = [[(row, row.result.sets[name]) for row in rows if name in row.result.sets] for name in names]
+    panels = [[_whisker(row, result) for row, result in known] for known in found]
+    axes = ["wins" if any(result.rewards for _, result in known) else "accuracy" for known in found]
     span = charts.interval_span(panels)
     return [
         (
             figures.name(name),
-            charts.interval_plot(f"accuracy on {figures.name(name)}", panel, span=span),
+            charts.interval_plot(f"{axis} on {figures.name(name)}", panel, span=span, axis=axis),
         )
-        for name, panel in zip(names, panels, strict=True)
+        for name, panel, axis in zip(names, panels, axes, strict=True)
     ]
+
+
+def _whisker(row: tables.Model, result: SetResult) -> charts.Whisker:
+    if not result.rewards:
+        return charts.Whisker(row.label, _colour(row), result.sampled, result.greedy)
+    sampled, greedy = (_won(row, result.rewards.get(kind)) for kind in ("sampled", "greedy"))
+    return charts.Whisker(row.label, _colour(row), sampled, greedy)
+
+
+def _won(row: tables.Model, rewards: Rewards | None) -> Accuracy | None:
+    if rewards is None:
+        return None
+    if row.role == "start":
+        return Accuracy(0.5, 0.5, 0.5, rewards.mean.num)
+    won = rewards.win_rate
+    return Accuracy(won.value, won.low, won.high, won.num) if won else None
 
 
 def _colour(row: tables.Model) -> int:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from allo.errors import UserError
 from allo.report.credit import token_credit
-from allo.report.run_view import DensityRow, Evaluation, Manifest, RunView, TokenCredit
+from allo.report.run_view import DensityRow, Evaluation, Judged, Manifest, RunView, TokenCredit
 from allo.rounds import rounds_there
 
 SCHEMA = 1
@@ -47,6 +47,7 @@ def view(folder: Path) -> RunView:
         credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
         base=base,
+        judged=tuple(_read(path, Judged) for path in sorted(folder.glob("judged-*.json"))),
     )
 
 

@@ -18,14 +18,46 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A mean of `num` observations with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """A reward model's mean reward, and the share of answers that beat the start's (ties count half)."""
+
+    mean: Measured
+    win_rate: Measured | None = None
+
+
+@dataclass(frozen=True)
+class SetOverlap:
+    """Of `num` problems of a set, how many are training problems word for word, and how many nearly (both)."""
+
+    num: int
+    exact: int
+    near: int
+
+
+@dataclass(frozen=True)
 class SetResult:
-    """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion."""
+    """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion.
+
+    `rewards`: of the greedy and of the sampled answers to prompts that have no right one.
+    """
 
     num_prompts: int
     greedy: Accuracy | None = None
     sampled: Accuracy | None = None
     pass_at: dict[str, float] = field(default_factory=dict)
     mean_tokens: float | None = None
+    rewards: dict[str, Rewards] = field(default_factory=dict)
+    overlap: SetOverlap | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +90,7 @@ class Answer:
 
     text: str
     correct: bool | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,12 +203,67 @@ class TokenCredit:
 
 
 @dataclass(frozen=True)
+class Named:
+    """Who answered."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """The judge, by its name at the server."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A win rate in [0, 1] with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class JudgedSummary:
+    """The figures of a judge's verdicts; None where they do not say."""
+
+    num_prompts: int
+    win_rate: Rate | None = None
+    length_controlled: Rate | None = None
+    position_bias: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class JudgedCounts:
+    """`unread`: replies without a verdict, by the reason."""
+
+    prompts: int
+    unread: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`judged-....json`, as far as the report shows it."""
+
+    schema: int
+    set: str
+    model: Named
+    baseline: Named
+    judge: JudgedBy
+    summary: JudgedSummary
+    counts: JudgedCounts
+
+
+@dataclass(frozen=True)
 class RunView:
     """One run as the report shows it: data only, everything optional but the evaluation.
 
     `curves`: stage -> logged steps, each a mapping from metric to value.
     `masks`: stage -> density rows. `recipe`: the resolved recipe's YAML; `base`: the model it names.
-    `borrowed_start`: the start as another run evaluated it, for a run that did not.
+    `borrowed_start`: the start as another run evaluated it, for a run that did not. `judged`: what judges prefer.
     """
 
     name: str
@@ -187,6 +275,7 @@ class RunView:
     recipe: str | None = None
     base: str = ""
     borrowed_start: ModelResult | None = None
+    judged: tuple[Judged, ...] = ()
 
     @property
     def before(self) -> ModelResult | None:

@@ -4,9 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from allo.report import figures
-from allo.report.run_view import Accuracy, Evaluated, ModelResult, PromptText, RunView, TokenSample
+from allo.report.run_view import (
+    Accuracy,
+    Answer,
+    Evaluated,
+    ModelResult,
+    PromptText,
+    RunView,
+    SetResult,
+    TokenSample,
+)
 
 SHADES = 8  # a weight is drawn in one of this many shades of the largest weight of its completion
+OUTCOMES = ("fixed", "broken", "still wrong", "higher reward", "lower reward")  # of examples, as shown
 LONGEST = 2000  # characters shown of a prompt or completion
 
 
@@ -29,16 +39,21 @@ class MapRow:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with the completions before and after alignment."""
+    """One prompt with the completions before and after alignment, each with its verdict in words.
+
+    Good is a right one; where none is right, the one of higher reward.
+    """
 
     set: str
     outcome: str
     prompt: str
     answer: str
     before: str
-    before_correct: bool
+    before_mark: str
+    before_good: bool
     after: str
-    after_correct: bool
+    after_mark: str
+    after_good: bool
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,8 @@ def headline(run: RunView) -> str:
         return f"{figures.name(after.label)} was evaluated on no set."
     name = next(iter(after.sets))
     result = after.sets[name]
+    if result.rewards:
+        return _rewarded(name, result, after, before) + _trained(after)
     kind, accuracy = ("sampled", result.sampled) if result.sampled else ("greedy", result.greedy)
     if accuracy is None:
         return f"{figures.name(after.label)} has no measured accuracy on {figures.name(name)}."
@@ -72,9 +89,7 @@ def headline(run: RunView) -> str:
     known = None if base is None else (base.sampled if kind == "sampled" else base.greedy)
     reached = f"{_spoken(accuracy)} ({figures.name(after.label)})"
     where = f"On {figures.name(name)}, {kind} accuracy"
-    trained = (
-        "" if after.density is None else f" {figures.density(after.density)} of the weights were trained."
-    )
+    trained = _trained(after)
     if known is None or before is None:
         return f"{where} is {reached}.{trained}"
     left = f"{_spoken(known)} ({figures.name(before.label)})"
@@ -82,6 +97,28 @@ def headline(run: RunView) -> str:
     apart = accuracy.low > known.high or accuracy.high < known.low
     overlap = "do not overlap" if apart else "overlap"
     return f"{where} went from {left} to {reached}, {change} points; the intervals {overlap}.{trained}"
+
+
+def _trained(model: ModelResult) -> str:
+    return "" if model.density is None else f" {figures.density(model.density)} of the weights were trained."
+
+
+def _rewarded(name: str, result: SetResult, after: ModelResult, before: ModelResult | None) -> str:
+    """The headline's sentence on a set that a reward model measured."""
+    kind = "sampled" if "sampled" in result.rewards else "greedy"
+    rewards = result.rewards[kind]
+    where, won = f"On {figures.name(name)}, {kind} answers of {figures.name(after.label)}", rewards.win_rate
+    reward = figures.decimal(rewards.mean.value, digits=3)
+    if won is None or before is None:
+        return f"{where} have a mean reward of {reward}."
+    share = f"{figures.percent(won.value)} {figures.percent_interval(won.low, won.high)}"
+    known = before.sets[name].rewards.get(kind) if name in before.sets else None
+    changed = f", mean reward {figures.decimal(known.mean.value, digits=3)} to {reward}" if known else ""
+    half = "contains" if won.low <= 0.5 <= won.high else "does not contain"
+    return (
+        f"{where} beat those of {figures.name(before.label)} on {share} by the reward model{changed}; "
+        f"the interval {half} one half."
+    )
 
 
 def _spoken(accuracy: Accuracy) -> str:
@@ -111,7 +148,7 @@ def changes(run: RunView) -> list[Change]:
     """What greedy decoding gained and lost, set by set."""
     found = []
     for name, pairs in _paired(run).items():
-        outcomes = [(_right(before), _right(after)) for before, after in pairs]
+        outcomes = [(_right(before), _right(after)) for before, after in pairs if _right(before) is not None]
         if outcomes:
             found.append(
                 Change(
@@ -126,23 +163,28 @@ def changes(run: RunView) -> list[Change]:
 
 
 def examples(run: RunView, *, most: int) -> list[Example]:
-    """The first prompts of each outcome in turn (fixed, broken, still wrong) until `most` are found.
+    """The first prompts of each outcome in turn until `most` are found.
 
     Losses stand beside gains, so the choice does not flatter the model.
     """
-    kinds = {"fixed": (False, True), "broken": (True, False), "still wrong": (False, False)}
-    queues: list[list[Example]] = []
-    for outcome, wanted in kinds.items():
-        queues.append(
-            [
-                _example(name, outcome, before, after)
-                for name, pairs in _paired(run).items()
-                for before, after in pairs
-                if (_right(before), _right(after)) == wanted
-            ][:most]
-        )
-    turns = [queue[turn] for turn in range(most) for queue in queues if turn < len(queue)]
-    return sorted(turns[:most], key=lambda example: list(kinds).index(example.outcome))
+    queues: dict[str, list[Example]] = {outcome: [] for outcome in OUTCOMES}
+    for name, pairs in _paired(run).items():
+        for before, after in pairs:
+            outcome = _outcome(before, after)
+            if outcome in queues:
+                queues[outcome].append(_example(name, outcome, before, after))
+    turns = [queue[turn] for turn in range(most) for queue in queues.values() if turn < len(queue)]
+    return sorted(turns[:most], key=lambda example: OUTCOMES.index(example.outcome))
+
+
+def _outcome(before: Evaluated, after: Evaluated) -> str | None:
+    """What became of a prompt's greedy answer, where that is worth showing."""
+    assert before.greedy is not None and after.greedy is not None
+    if before.greedy.reward is not None and after.greedy.reward is not None:
+        change = after.greedy.reward - before.greedy.reward
+        return "higher reward" if change > 0 else "lower reward" if change < 0 else None
+    kinds = {(False, True): "fixed", (True, False): "broken", (False, False): "still wrong"}
+    return kinds.get((bool(before.greedy.correct), bool(after.greedy.correct)))
 
 
 def _paired(run: RunView) -> dict[str, list[tuple[Evaluated, Evaluated]]]:
@@ -154,8 +196,12 @@ def _paired(run: RunView) -> dict[str, list[tuple[Evaluated, Evaluated]]]:
     for name in start:
         after = {item.prompt_id: item for item in end.get(name, [])}
         both = [(item, after[item.prompt_id]) for item in start[name] if item.prompt_id in after]
-        pairs[name] = [(a, b) for a, b in both if _right(a) is not None and _right(b) is not None]
+        pairs[name] = [(a, b) for a, b in both if _is_judged(a) and _is_judged(b)]
     return pairs
+
+
+def _is_judged(item: Evaluated) -> bool:
+    return item.greedy is not None and (item.greedy.correct is not None or item.greedy.reward is not None)
 
 
 def _right(item: Evaluated) -> bool | None:
@@ -170,10 +216,18 @@ def _example(name: str, outcome: str, before: Evaluated, after: Evaluated) -> Ex
         prompt=prompt_text(before.prompt),
         answer=figures.printable(before.answer or "", limit=LONGEST),
         before=figures.printable(before.greedy.text.strip(), limit=LONGEST),
-        before_correct=bool(before.greedy.correct),
+        before_mark=_mark(before.greedy),
+        before_good=bool(before.greedy.correct) or outcome == "lower reward",
         after=figures.printable(after.greedy.text.strip(), limit=LONGEST),
-        after_correct=bool(after.greedy.correct),
+        after_mark=_mark(after.greedy),
+        after_good=bool(after.greedy.correct) or outcome == "higher reward",
     )
+
+
+def _mark(answer: Answer) -> str:
+    if answer.reward is not None:
+        return f"reward {figures.decimal(answer.reward, digits=3)}"
+    return "✓ right" if answer.correct else "✗ wrong"
 
 
 def prompt_text(prompt: PromptText | None) -> str:

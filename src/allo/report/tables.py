@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from allo.report import figures
-from allo.report.run_view import Accuracy, ModelResult, RunView, SetResult, StageRecord
+from allo.report.run_view import (
+    Accuracy,
+    ModelResult,
+    Rewards,
+    RunView,
+    SetOverlap,
+    SetResult,
+    StageRecord,
+)
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,49 @@ def set_names(rows: Sequence[Model]) -> list[str]:
 
 
 def result_tables(rows: Sequence[Model]) -> list[Table]:
-    """One table an evaluation set: a row a model, accuracies with intervals, pass@k, mean tokens."""
-    return [_result_table(name, rows) for name in set_names(rows)]
+    """One table an evaluation set: a row a model, accuracies or rewards with intervals, pass@k, mean tokens."""
+    found = []
+    for name in set_names(rows):
+        known = [(row, row.result.sets[name]) for row in rows if name in row.result.sets]
+        by_reward = any(result.rewards for _, result in known)
+        found.append(_reward_table(name, known) if by_reward else _accuracy_table(name, known))
+    return found
 
 
-def _result_table(name: str, rows: Sequence[Model]) -> Table:
-    known = [(row, row.result.sets[name]) for row in rows if name in row.result.sets]
+def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
+    kinds = [kind for kind in ("sampled", "greedy") if any(kind in result.rewards for _, result in known)]
+    columns = [(f"{kind.capitalize()} wins", f"{kind.capitalize()} reward") for kind in kinds]
+    rows = [
+        (
+            Cell(row.label),
+            *(cell for kind in kinds for cell in _reward_cells(result.rewards.get(kind))),
+            Cell(figures.decimal(result.mean_tokens, digits=1), value=result.mean_tokens),
+        )
+        for row, result in known
+    ]
+    prompts = sorted({result.num_prompts for _, result in known})
+    return Table(
+        title=figures.name(name),
+        columns=("Model", *(column for both in columns for column in both), "Mean tokens"),
+        rows=tuple(rows),
+        remark=f"{' or '.join(map(figures.count, prompts))} prompts. Wins by the reward model's judgement against the "
+        "start's answers to the same prompts, ties half",
+    )
+
+
+def _reward_cells(rewards: Rewards | None) -> tuple[Cell, Cell]:
+    if rewards is None:
+        return Cell(figures.ABSENT), Cell(figures.ABSENT)
+    mean, won = rewards.mean, rewards.win_rate
+    reward = Cell(
+        figures.decimal(mean.value, digits=3), figures.interval(mean.low, mean.high, digits=3), mean.value
+    )
+    if won is None:
+        return Cell(figures.ABSENT), reward
+    return Cell(figures.percent(won.value), figures.percent_interval(won.low, won.high), won.value), reward
+
+
+def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
     sizes = sorted(
         {k for _, result in known for k in result.pass_at if not _is_sampled(result, k)}, key=_as_number
     )
@@ -114,8 +159,13 @@ def _result_table(name: str, rows: Sequence[Model]) -> Table:
         title=figures.name(name),
         columns=("Model", "Sampled accuracy", "Change, points", "Greedy accuracy", *passes, "Mean tokens"),
         rows=tuple(lines),
-        remark=_sample_sizes(
-            [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+        remark=". ".join(
+            (
+                _sample_sizes(
+                    [result.num_prompts for _, result in known], [result.sampled for _, result in known]
+                ),
+                *_overlaps([result.overlap for _, result in known]),
+            )
         ),
     )
 
@@ -133,6 +183,16 @@ def _sample_sizes(prompts: list[int], sampled: list[Accuracy | None]) -> str:
     if completions:
         texts.append(f"{' or '.join(map(figures.count, sorted(completions)))} sampled completions a model")
     return ", ".join(texts)
+
+
+def _overlaps(found: list[SetOverlap | None]) -> list[str]:
+    """How many of a set's prompts training has seen, once for all models of which it is known to be the same."""
+    return [
+        f"{figures.count(overlap.exact)} of {figures.count(overlap.num)} prompts are also training problems, "
+        f"{figures.count(overlap.near)} nearly so"
+        for overlap in dict.fromkeys(found)
+        if overlap is not None
+    ]
 
 
 def cost_table(rows: Sequence[Model]) -> Table:

@@ -62,7 +62,7 @@ def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dic
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} already exists: give another name or remove it.")
     rows = read_rewrites(data)
-    work = _work_folder(out, [sha256_file(data), model, settings.model_dump(mode="json")])
+    work = _work_folder(out, [sha256_file(data), _base(model), settings.model_dump(mode="json")])
     policy = load_model(
         model,
         dtype=DTYPES[settings.dtype],
@@ -135,6 +135,14 @@ def _num_cut(tokenizer: Tokenizer, rows: list[RewriteRow], max_length: int) -> i
         for row in rows
     )
     return sum(length > max_length for length in lengths)
+
+
+def _base(model: str) -> str:
+    """The model's name, or the hash of its files where they lie in a folder or a file."""
+    path = Path(model).expanduser()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    hashes = {file.name: sha256_file(file) for file in files if file.is_file()}
+    return sha256_json(hashes) if hashes else model
 
 
 def _work_folder(out: Path, made_from: Any) -> Path:

@@ -16,15 +16,17 @@ from allo.hf.scorers import scorers_of
 from allo.hf.vllm_engine import require_vllm
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
-from allo.rounds import of_round
+from allo.records import Prompt
+from allo.rounds import data_of_rounds
 from allo.sources import prompts_of, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
+from allo.stages.reward import check_reward_model, has_no_answers
 from allo.stages.sample import prompt_room
 
 
 def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizer, the scorers and the model's positions; build all training arguments.
+    """Read every source of prompts, the tokenizers, the scorers and the model's positions; build all training arguments.
 
     Raises `UserError` for the first that is bad.
     """
@@ -51,33 +53,45 @@ def check(recipe: Recipe) -> None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
     _check_backend(recipe)
-    judged: list[Source] = list(recipe.evaluate.sets.values())
-    if recipe.data.pairs is None:
-        judged[:0] = _data_of_rounds(recipe)
-    else:
-        training_pairs(recipe)
-    for source in judged:
-        for prompt in prompts_of(recipe, source):
-            check_judgeable(prompt, verifier=recipe.judge.verifier)
+    _check_judge(recipe)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
         prompts_of(recipe, source)
 
 
+def _check_judge(recipe: Recipe) -> None:
+    """Whether everything that is judged can be: by its answer, or by a reward model."""
+    samples: list[Prompt] = []
+    if recipe.data.pairs is None:
+        samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
+    else:
+        training_pairs(recipe)
+    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
+    judge = recipe.measuring_reward_model
+    open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
+    by_reward = [prompt for name in open_sets for prompt in sets[name]]
+    by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
+    if recipe.judge.reward_model is None:
+        by_answer = samples + by_answer
+    for prompt in by_answer:
+        check_judgeable(prompt, verifier=recipe.judge.verifier)
+    if recipe.judge.reward_model is not None:
+        measured = by_reward if recipe.evaluate.reward_model is None else []
+        check_reward_model(recipe, "judge.reward_model", recipe.judge.reward_model, samples + measured)
+    if recipe.evaluate.reward_model is not None:
+        check_reward_model(recipe, "evaluate.reward_model", recipe.evaluate.reward_model, by_reward)
+
+
 def _data_of_rounds(recipe: Recipe) -> list[Source]:
     """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
-    found: list[Source] = [recipe.data]
-    for number in range(2, recipe.rounds + 1):
-        data = of_round(recipe, number).data
-        if data in found:
-            continue
+    (_, first), *later = data_of_rounds(recipe).items()
+    for number, data in later:
         try:
             prompts_of(recipe, data)
         except UserError as error:
             raise UserError(
                 f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
             ) from error
-        found.append(data)
-    return found
+    return [first, *(data for _, data in later)]
 
 
 def _check_lengths(recipe: Recipe) -> None:

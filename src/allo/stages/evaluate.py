@@ -1,14 +1,14 @@
-"""Evaluate the models of a run: accuracy with intervals, pass@k, and the distance from the start."""
+"""Evaluate the models of a run: accuracy or rewards with intervals, pass@k, and the distance from the start."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
 from allo.console import track
-from allo.core.metrics import Estimate, bootstrap, pass_at_k, wilson
+from allo.core.metrics import bootstrap
 from allo.core.places import places_of
 from allo.delta import read_delta
 from allo.hf.collate import pad
@@ -24,7 +24,10 @@ from allo.rounds import round_name, training_folders
 from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
+from allo.stages.overlap import overlaps
+from allo.stages.reward import has_no_answers, reward
 from allo.stages.sample import complete, num_positions, prompt_room
+from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 
 SCHEMA = 1
 LABELS = {
@@ -48,11 +51,36 @@ KL_BATCH = 4
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `08-eval.json`: results of each model, and every completion behind them."""
+    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
+    parts: list[ResumableLines] = []
+    seen = overlaps(recipe, sets)
+    results, completions = _measured(recipe, run, sets, parts)
+    judge = recipe.measuring_reward_model
+    open_sets = {name: prompts for name, prompts in sets.items() if judge and has_no_answers(name, prompts)}
+    if judge and open_sets:
+        parts.append(_add_rewards(recipe, run, judge, open_sets, completions))
+    for name, result in results.items():
+        start = completions.get("start", {}) if name != "start" else {}
+        for label, rows in completions[name].items():
+            found = (
+                rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
+                if label in open_sets
+                else accuracies_on_set(rows, seed=recipe.seed)
+            )
+            result["sets"][label] = found | {"overlap": asdict(seen[label])}
+    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions})
+    for lines in parts:
+        lines.discard()
+    return {"models": len(results), "sets": len(sets)}
+
+
+def _measured(
+    recipe: Recipe, run: RunFolder, sets: dict[str, list[Prompt]], parts: list[ResumableLines]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What needs the policy: each model's results but for its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, run)
     check_head(model)
-    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     results, completions = {}, {}
-    parts: list[ResumableLines] = []
     for name, folder in _models(recipe, run).items():
         patch = _Patch(model, folder)
         with patch.exchanged():
@@ -74,16 +102,32 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             )
         results[name] = {
             "label": LABELS[name],
-            "sets": {label: _summary(rows, seed=recipe.seed) for label, rows in answers.items()},
+            "sets": {},
             "kl": kl,
             "likelihood": moved,
             **_cost(run, name),
         }
         completions[name] = answers
-    write_json(run.evaluation, {"schema": SCHEMA, "models": results, "completions": completions})
-    for lines in parts:
-        lines.discard()
-    return {"models": len(results), "sets": len(sets)}
+    return results, completions
+
+
+def _add_rewards(
+    recipe: Recipe, run: RunFolder, judge: str, sets: dict[str, list[Prompt]], completions: dict[str, Any]
+) -> ResumableLines:
+    """Give every model's answers on the sets their `reward`; the policy is no longer in memory."""
+    prompts = {(label, prompt.id): prompt for label, some in sets.items() for prompt in some}
+    found = [
+        (replace(prompts[label, row["prompt_id"]], id=f"{label}/{row['prompt_id']}"), answer)
+        for answers in completions.values()
+        for label in sets
+        for row in answers[label]
+        for answer in answers_of(row)
+    ]
+    asked = [(prompt, answer["text"]) for prompt, answer in found]
+    rewarded = reward(recipe, judge, asked, path=run.evaluation, description="rewards")
+    for prompt, answer in found:
+        answer["reward"] = rewarded.rewards[prompt.id, answer["text"]]
+    return rewarded.lines
 
 
 def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
@@ -197,31 +241,11 @@ class _Subject:
 
     def _judged(self, prompts: dict[str, Prompt], completion: Completion) -> dict[str, Any]:
         prompt = prompts[completion.prompt_id]
-        correct = judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
+        by_reward = prompt.answer is None and self.recipe.measuring_reward_model is not None
+        correct = (
+            None if by_reward else judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
+        )
         return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
-
-
-def _summary(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:
-    """One set's accuracies with intervals; pass@k for k = 1, 2, 4, ... up to the samples of a prompt."""
-    greedy = [row["greedy"]["correct"] for row in rows if "greedy" in row]
-    sampled = [[float(answer["correct"]) for answer in row["sampled"]] for row in rows]
-    num_samples = len(sampled[0])
-    answers = [
-        answer for row in rows for answer in [*row["sampled"], *([row["greedy"]] if "greedy" in row else [])]
-    ]
-    powers = [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
-    hits = [int(sum(row)) for row in sampled]
-    return {
-        "num_prompts": len(rows),
-        "greedy": _accuracy(wilson(greedy)) if greedy else None,
-        "sampled": _accuracy(bootstrap(sampled, seed=seed)) if num_samples else None,
-        "pass_at": {str(k): pass_at_k(hits, num_samples=num_samples, k=k) for k in powers},
-        "mean_tokens": sum(answer["num_tokens"] for answer in answers) / len(answers),
-    }
-
-
-def _accuracy(estimate: Estimate) -> dict[str, Any]:
-    return {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high, "num": estimate.num}
 
 
 def _kl(

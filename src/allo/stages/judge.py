@@ -1,30 +1,74 @@
-"""Judge completions by their final answers."""
+"""Judge completions by their final answers, or by what a reward model says of them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.core.answers import verify_choice, verify_final_answer
+from allo.core.rewards import above_median
 from allo.errors import UserError
 from allo.recipe import Recipe
 from allo.records import Completion, Prompt, Verdict
 from allo.sources import training_prompts
+from allo.stages.reward import reward
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
+    completions = read_jsonl(run.completions, Completion)
+    if recipe.judge.reward_model is not None:
+        return _by_reward(recipe, run, recipe.judge.reward_model, prompts, completions)
     verdicts = [
         judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier)
-        for completion in read_jsonl(run.completions, Completion)
+        for completion in completions
     ]
     write_jsonl(run.verdicts, verdicts)
     return {"completions": len(verdicts), "correct": sum(verdict.correct for verdict in verdicts)}
+
+
+def _by_reward(
+    recipe: Recipe,
+    run: RunFolder,
+    model: str,
+    prompts: Mapping[str, Prompt],
+    completions: Sequence[Completion],
+) -> dict[str, Any]:
+    """Write verdicts of which the better half of a prompt's samples is correct: above the median reward."""
+    asked = [(prompts[completion.prompt_id], completion.text) for completion in completions]
+    rewarded = reward(recipe, model, asked, path=run.verdicts, description="judge")
+    by_prompt: dict[str, list[Completion]] = {}
+    for completion in completions:
+        by_prompt.setdefault(completion.prompt_id, []).append(completion)
+    verdicts = []
+    for group in by_prompt.values():
+        rewards = {one.text: rewarded.rewards[one.prompt_id, one.text] for one in group}
+        better = dict(zip(rewards, above_median(list(rewards.values())), strict=True))
+        verdicts += [
+            Verdict(
+                prompt_id=one.prompt_id,
+                index=one.index,
+                text=one.text,
+                finished=one.finished,
+                correct=better[one.text],
+                reward=rewards[one.text],
+                extracted=None,
+                verifier="reward_model",
+            )
+            for one in group
+        ]
+    write_jsonl(run.verdicts, verdicts)
+    rewarded.lines.discard()
+    mean = sum(verdict.reward for verdict in verdicts) / len(verdicts)
+    return {"completions": len(verdicts), "cut": rewarded.num_cut, "mean_reward": mean}
 
 
 def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
     """Raises `UserError` for a prompt without what the verifier judges by."""
     if prompt.answer is None:
         raise UserError(
-            f"prompt {prompt.id}: no `answer` to judge by. Add it, or give ready pairs (`data.pairs`)."
+            f"prompt {prompt.id}: no `answer` to judge by. Add it, name a `judge.reward_model`, or give ready pairs "
+            "(`data.pairs`). Replies to instructions, such as those of alpaca_eval, have no right answer: a model "
+            "judges them (docs/judging.md)."
         )
     if verifier == "choice" and prompt.choices is None:
         raise UserError(f"prompt {prompt.id}: judge.verifier is `choice`, but the prompt has no `choices`.")

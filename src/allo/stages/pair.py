@@ -3,7 +3,8 @@
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
-from allo.core.pairs import make_pairs, wrong_completions
+from allo.core.pairs import make_pairs, rejected_completions, wrong_completions
+from allo.core.rewards import ranked_pairs
 from allo.errors import DivergedError
 from allo.recipe import Recipe
 from allo.records import Pair, Verdict, Wrong
@@ -14,7 +15,9 @@ from allo.sources import training_pairs, training_prompts
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     if recipe.data.pairs is not None:
         pairs = training_pairs(recipe)
-        wrong = _rejected(pairs)
+        wrong = rejected_completions(pairs, solutions={})
+    elif recipe.judge.reward_model is not None:
+        pairs, wrong = _by_reward(recipe, run)
     else:
         prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)
         pairs = make_pairs(
@@ -31,21 +34,14 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     return {"pairs": len(pairs), "wrong": len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
 
 
-def _rejected(pairs: list[Pair]) -> list[Wrong]:
-    """The distinct rejected completions of ready pairs, each with the ones preferred to it."""
-    wrong: dict[tuple[str, str], Wrong] = {}
-    for pair in pairs:
-        key = (str(pair.prompt), pair.rejected)
-        if key in wrong:
-            wrong[key].right.append(pair.chosen)
-            continue
-        wrong[key] = Wrong(
-            id=f"{pair.prompt_id}-rejected-{len(wrong)}",
-            prompt_id=pair.prompt_id,
-            prompt=pair.prompt,
-            completion=pair.rejected,
-            finished=pair.rejected_finished,
-            solution=pair.chosen,
-            right=[pair.chosen],
-        )
-    return list(wrong.values())
+def _by_reward(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[Wrong]]:
+    """Nothing is wrong by itself here: to be forgotten is what a pair rejects."""
+    prompts = training_prompts(recipe)
+    pairs = ranked_pairs(
+        prompts,
+        read_jsonl(run.verdicts, Verdict),
+        max_pairs_per_prompt=recipe.pair.max_pairs_per_prompt,
+        margin=recipe.pair.margin,
+    )
+    solutions = {prompt.id: prompt.solution for prompt in prompts if prompt.solution is not None}
+    return pairs, rejected_completions(pairs, solutions=solutions)

@@ -9,12 +9,17 @@ from allo.records import Prompt
 from allo.tasks.base import Task
 
 MODULES = {
+    "alpaca_eval": "allo.tasks.alpaca_eval",
+    "arena_hard": "allo.tasks.arena_hard",
     "ecqa": "allo.tasks.ecqa",
     "gsm8k": "allo.tasks.gsm8k",
+    "math": "allo.tasks.math",
     "mawps": "allo.tasks.mawps",
     "openbookqa": "allo.tasks.openbookqa",
     "planted_flaws": "allo.tasks.planted_flaws",
     "qasc": "allo.tasks.qasc",
+    "strategyqa": "allo.tasks.strategyqa",
+    "tabmwp": "allo.tasks.tabmwp",
 }
 
 

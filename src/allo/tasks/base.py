@@ -1,15 +1,22 @@
 """What the benchmarks share: where rows come from, how they are worded, how they are taught."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from allo.errors import UserError
-from allo.records import Prompt
-from allo.rows import checked, hub_rows, read_rows
+from allo.records import Message, Prompt
+from allo.rows import Row, checked, hub_file_rows, hub_rows, read_rows
+
+WORDED = re.compile(
+    r"Question: (.*?)\n(?:Options:\n.*\n)?"
+    r'Think step by step, and end with "The answer is" and the (?:right option|final answer)\.',
+    re.DOTALL,
+)
 
 
 class Task(Protocol):
@@ -19,7 +26,10 @@ class Task(Protocol):
 
 
 class Problem(BaseModel):
-    """One problem, before wording. `solution` is its rationale, without the final answer's line."""
+    """One problem, before wording. `solution` is its rationale, without the final answer's line.
+
+    Of an instruction `answer` is the baseline's reply, and there is nothing else.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -32,11 +42,32 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the hub. `splits` renames splits: ours -> the hub's."""
+    """A data set on the hub. `configs` are read one after another; `splits` renames ours -> the hub's."""
 
     id: str
-    config: str | None = None
+    configs: tuple[str, ...] = ()
     splits: dict[str, str] = field(default_factory=dict)
+
+    def rows(self, split: str) -> Iterator[tuple[str, Row]]:
+        """Yields `(place, row)` of one of our splits."""
+        for config in self.configs or (None,):
+            for _, place, row in hub_rows(self.id, self.splits.get(split, split), config=config):
+                yield place, row
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a data set on the hub, of JSON objects: the whole split `test`."""
+
+    id: str
+    name: str
+
+    def rows(self, split: str) -> Iterator[tuple[str, Row]]:
+        """Yields `(place, row)`. Raises `UserError` for another split."""
+        if split != "test":
+            raise UserError(f"{self.id} has no split {split!r}; it has `test` alone.")
+        for _, place, row in hub_file_rows(self.id, self.name):
+            yield place, row
 
 
 def load(
@@ -45,7 +76,7 @@ def load(
     *,
     folder: Path | None,
     hub: Hub,
-    from_hub: Callable[[dict[str, Any]], dict[str, Any]],
+    from_hub: Callable[[Row], Row],
 ) -> Iterator[Prompt]:
     """The prompts of one split, from `<folder>/<task>/<split>.jsonl[.gz]` or else from the hub.
 
@@ -53,12 +84,27 @@ def load(
     them already. Raises `UserError` for a missing folder, file or column, for damaged rows, and for two
     rows with one id.
     """
-    if folder is None:
-        problems = _hub_problems(task, split, hub, from_hub)
-    else:
-        path = _split_file(Path(folder), task, split)
-        problems = ((place, checked(Problem, row, place=place)) for _, place, row in read_rows(path))
+    problems = _problems(task, split, folder, hub, from_hub)
     return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
+
+
+def load_folder(task: str, split: str, *, folder: Path) -> Iterator[Prompt]:
+    """As `load`, for a task that is on no hub."""
+    problems = _folder_problems(task, split, folder)
+    return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
+
+
+def load_instructions(
+    task: str,
+    split: str,
+    *,
+    folder: Path | None,
+    hub: HubFile,
+    from_hub: Callable[[Row], Row],
+) -> Iterator[Prompt]:
+    """As `load`, for instructions: their `answer` is a baseline's reply, which a judge compares with."""
+    problems = _problems(task, split, folder, hub, from_hub)
+    return distinct((place, as_instruction(problem, task=task)) for place, problem in problems)
 
 
 def distinct(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Prompt]:
@@ -85,6 +131,11 @@ def to_prompt(problem: Problem, *, task: str) -> Prompt:
     )
 
 
+def as_instruction(problem: Problem, *, task: str) -> Prompt:
+    """The instruction as it stands. It has no right answer; `solution` is the baseline's reply."""
+    return Prompt(id=problem.id, prompt=problem.question, solution=problem.answer, task=task)
+
+
 def word(question: str, choices: list[str] | None) -> str:
     """The text that the model is shown; it ends with a line break, where the completion begins."""
     if choices is None:
@@ -99,9 +150,16 @@ def word(question: str, choices: list[str] | None) -> str:
     )
 
 
+def question_of(prompt: str | list[Message]) -> str:
+    """The question that `word` was given; where it was given none, the whole of what is asked last."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    worded = WORDED.fullmatch(text.strip())
+    return worded[1] if worded else text
+
+
 def demonstrate(answer: str, rationale: str | None) -> str:
-    """What fine-tuning teaches: the rationale, where there is one, then the final answer."""
-    final = f"The answer is {answer.strip().removesuffix('.')}."
+    """What fine-tuning teaches: the rationale, where there is one, then the final answer on one line."""
+    final = f"The answer is {' '.join(answer.split()).removesuffix('.')}."
     return f"{rationale.strip()}\n{final}" if rationale and rationale.strip() else final
 
 
@@ -110,14 +168,26 @@ def keyed_choice(choices: dict[str, list[str]], key: str) -> str:
     return choices["text"][choices["label"].index(key)]
 
 
-def _hub_problems(
-    task: str, split: str, hub: Hub, from_hub: Callable[[dict[str, Any]], dict[str, Any]]
+def _problems(
+    task: str, split: str, folder: Path | None, hub: Hub | HubFile, from_hub: Callable[[Row], Row]
 ) -> Iterator[tuple[str, Problem]]:
-    rows = hub_rows(hub.id, hub.splits.get(split, split), config=hub.config)
-    for number, place, row in rows:
+    if folder is None:
+        return _hub_problems(task, split, hub, from_hub)
+    return _folder_problems(task, split, folder)
+
+
+def _folder_problems(task: str, split: str, folder: Path) -> Iterator[tuple[str, Problem]]:
+    rows = read_rows(_split_file(Path(folder), task, split))
+    return ((place, checked(Problem, row, place=place)) for _, place, row in rows)
+
+
+def _hub_problems(
+    task: str, split: str, hub: Hub | HubFile, from_hub: Callable[[Row], Row]
+) -> Iterator[tuple[str, Problem]]:
+    for number, (place, row) in enumerate(hub.rows(split)):
         try:
             columns = from_hub(row)
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{place}: not the columns that `{task}` expects ({error!r}; found {', '.join(sorted(row))}). "
                 "Has the set changed? Give the rows as a local folder instead."

@@ -8,7 +8,7 @@ from typing import Any
 from allo.records import Prompt
 from allo.tasks import base
 
-HUB = base.Hub("openai/gsm8k", "main")
+HUB = base.Hub("openai/gsm8k", ("main",))
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 

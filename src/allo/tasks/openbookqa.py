@@ -7,7 +7,7 @@ from typing import Any
 from allo.records import Prompt
 from allo.tasks import base
 
-HUB = base.Hub("allenai/openbookqa", "main")
+HUB = base.Hub("allenai/openbookqa", ("main",))
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:

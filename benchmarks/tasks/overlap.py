@@ -1,0 +1,75 @@
+"""How many test problems of the ten sets occur among the problems that are trained on (allo.core.overlap).
+
+`exact`: word for word, without capitals and punctuation; `near`: 70% of a problem's spans of 8 words occur there, or it
+is there word for word. Options and wording are left out: questions are compared.
+
+    python benchmarks/tasks/overlap.py --data FOLDER --pairs FOLDER/prefs_autoj/train.jsonl.gz
+    python benchmarks/tasks/overlap.py --data FOLDER --output OTHER   # a look
+
+`--data`: rows of FOLDER, instead of the hub. `--pairs`: preference pairs that instructions are compared with.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from allo import tasks
+from allo.core.overlap import overlap
+from allo.errors import UserError
+from allo.prompts import read_pairs
+from allo.tasks.base import question_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, Record, Row
+
+SETS = (
+    *("ecqa", "qasc", "openbookqa", "strategyqa"),
+    *("gsm8k", "math", "mawps", "tabmwp"),
+    *("alpaca_eval", "arena_hard"),
+)
+INSTRUCTIONS = ("alpaca_eval", "arena_hard")
+TRAINED_ON = ("ecqa", "qasc", "gsm8k", "math")
+"""What the published recipes train on, questions and mathematics together."""
+
+
+def questions(task: str, split: str, *, folder: Path | None) -> list[str]:
+    return [question_of(prompt.prompt) for prompt in tasks.load(task, split, folder=folder)]
+
+
+def row(task: str, test: Sequence[str], own: Sequence[str], others: Mapping[str, Sequence[str]]) -> Row:
+    """One set's counts: its own train split, where it has one, then each of the others."""
+    found: Row = {"test set": task, "problems": len(test)}
+    for name, training in {"own train split": own, **others}.items():
+        seen = overlap(test, training) if training else None
+        found[f"{name}: exact"] = None if seen is None else seen.exact
+        found[f"{name}: near"] = None if seen is None else seen.near
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count test problems among training problems.")
+    parser.add_argument("--data", type=Path, help="folder of local rows; without it the hub is read")
+    parser.add_argument("--pairs", type=Path, help="preference pairs, JSONL or Parquet")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    record = Record(options.output / "tasks-overlap.json", "tasks-overlap", device="cpu")
+    train = {task: questions(task, "train", folder=options.data) for task in SETS if task not in INSTRUCTIONS}
+    pairs = read_pairs(options.pairs) if options.pairs else []
+    others = {
+        "published training sets": [question for task in TRAINED_ON for question in train[task]],
+        "preference pairs": [question_of(pair.prompt) for pair in pairs],
+    }
+    rows = [
+        row(task, questions(task, "test", folder=options.data), train.get(task, ()), others) for task in SETS
+    ]
+    record.write(rows)
+    for one in rows:
+        print(one)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,48 @@
+"""The report's table of win rates, where a judge was asked about a run's answers (`allo winrate judge`)."""
+
+from collections.abc import Sequence
+
+from allo.report import figures
+from allo.report.run_view import Judged, Rate, RunView
+from allo.report.tables import Cell, Table
+
+COLUMNS = (
+    *("Model", "Set", "Against", "Judge"),
+    *("Win rate", "At equal length", "First is better", "Orders agree", "Prompts"),
+)
+REMARK = (
+    "A tie is half a win; intervals over prompts. At equal length: what the judge would prefer, were both answers "
+    "equally long. First is better: how much more often the judge names the first answer shown than the second. "
+    "Prompts: those read in both orders"
+)
+
+
+def win_rate_tables(runs: Sequence[RunView]) -> list[Table]:
+    """One table with a row a judged model, set, baseline and judge; none where no judge was asked."""
+    rows = [_row(run, judged, several=len(runs) > 1) for run in runs for judged in run.judged]
+    return [Table("Win rates by a judge", COLUMNS, tuple(rows), REMARK)] if rows else []
+
+
+def _row(run: RunView, judged: Judged, *, several: bool) -> tuple[Cell, ...]:
+    found, counts = judged.summary, judged.counts
+    names = (judged.model.name, judged.set, judged.baseline.name, judged.judge.model)
+    model, *others = map(figures.name, names)
+    unread = sum(counts.unread.values())
+    return (
+        Cell(f"{model} ({figures.name(run.name)})" if several else model),
+        *map(Cell, others),
+        _rate(found.win_rate),
+        _rate(found.length_controlled),
+        Cell(figures.points(found.position_bias), value=found.position_bias),
+        Cell(figures.percent(found.agreement), value=found.agreement),
+        Cell(
+            f"{figures.count(found.num_prompts)} of {figures.count(counts.prompts)}",
+            f"{figures.count(unread)} replies without a verdict" if unread else "",
+        ),
+    )
+
+
+def _rate(rate: Rate | None) -> Cell:
+    if rate is None:
+        return Cell(figures.ABSENT)
+    return Cell(figures.percent(rate.value), figures.percent_interval(rate.low, rate.high), rate.value)

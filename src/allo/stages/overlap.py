@@ -1,0 +1,30 @@
+"""How many problems of a run's evaluation occur among the problems that it trains on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from allo.core.overlap import Overlap, overlap
+from allo.recipe import Recipe
+from allo.records import Message, Prompt
+from allo.rounds import data_of_rounds
+from allo.sources import prompts_of, training_pairs
+from allo.tasks.base import question_of
+
+
+def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, Overlap]:
+    """Of each evaluation set, how many questions fine-tuning or alignment has seen, whatever their wording."""
+    trained = [question_of(prompt) for prompt in _trained_on(recipe)]
+    return {
+        name: overlap([question_of(prompt.prompt) for prompt in prompts], trained)
+        for name, prompts in sets.items()
+    }
+
+
+def _trained_on(recipe: Recipe) -> Iterator[str | list[Message]]:
+    """Prompts of the demonstrations, and of the pairs or of every round's problems."""
+    for source in recipe.sft.sources if recipe.sft else []:
+        yield from (prompt.prompt for prompt in prompts_of(recipe, source))
+    if recipe.data.pairs is not None:
+        yield from (pair.prompt for pair in training_pairs(recipe))
+        return
+    for data in data_of_rounds(recipe).values():
+        yield from (prompt.prompt for prompt in prompts_of(recipe, data))

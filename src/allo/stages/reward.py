@@ -1,0 +1,88 @@
+"""What a reward model says of completions: batch by batch, going on where an earlier process stopped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from allo.artifacts import ResumableLines
+from allo.console import track
+from allo.errors import UserError
+from allo.hf.reward_model import judged_ids, load_reward_model, load_reward_tokenizer, read_reward_config
+from allo.hf.start import DTYPES
+from allo.recipe import Recipe
+from allo.records import Prompt
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """`rewards`: by a prompt's id and a completion's text. `num_cut` of them were read without their beginning.
+
+    `lines` is the part file, to be discarded once the rewards are written.
+    """
+
+    rewards: dict[tuple[str, str], float]
+    num_cut: int
+    lines: ResumableLines
+
+
+def reward(
+    recipe: Recipe, model: str, asked: Sequence[tuple[Prompt, str]], *, path: Path, description: str
+) -> Rewarded:
+    """What a reward model gives to (prompt, completion)s, in batches of like length, the longest first.
+
+    The same text is read once, so that it has one reward whoever wrote it.
+    """
+    judge = recipe.judge
+    loaded = load_reward_model(
+        model,
+        dtype=DTYPES[judge.dtype],
+        device=recipe.device,
+        pad_token=judge.pad_token,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    prompts = {(prompt.id, text): prompt.prompt for prompt, text in asked}
+    rows = {
+        key: judged_ids(loaded.tokenizer, prompt, key[1], max_length=judge.max_length)
+        for key, prompt in prompts.items()
+    }
+    ordered = sorted(rows, key=lambda key: (-len(rows[key][0]), key))
+    batches = [
+        ordered[start : start + judge.batch_size] for start in range(0, len(ordered), judge.batch_size)
+    ]
+    lines = ResumableLines(path, suffix=".rewards.part")
+    done = len(lines.batches)
+    for batch in track(batches[done:], description, total=len(batches), done=done):
+        found = loaded.rewards([rows[key][0] for key in batch])
+        lines.append([{"key": list(key), "reward": one} for key, one in zip(batch, found, strict=True)])
+    rewards = {(row["key"][0], row["key"][1]): float(row["reward"]) for row in lines.rows()}
+    return Rewarded(rewards, sum(cut for _, cut in rows.values()), lines)
+
+
+def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
+    """Whether an evaluation set is measured by rewards. Raises `UserError` where only some prompts have an answer."""
+    without = [prompt for prompt in prompts if prompt.answer is None]
+    if without and len(without) < len(prompts):
+        raise UserError(
+            f"evaluate.sets.{name}: {len(prompts) - len(without)} of {len(prompts)} prompts have an `answer`, and "
+            f"{without[0].id} has none: make two sets of it, one judged by answers and one by rewards."
+        )
+    return bool(without)
+
+
+def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
+    """Whether the model of a recipe's key is a reward model, and can be shown the prompts; its weights are not read.
+
+    Raises `UserError` where it is not, or cannot, or has nothing to judge.
+    """
+    judge = recipe.judge
+    if not prompts:
+        raise UserError(
+            f"{key}: nothing is judged by it. It is for samples, which ready pairs have none of, and for evaluation sets "
+            "without answers: remove it, or evaluate on prompts without `answer`."
+        )
+    config = read_reward_config(model, trust_remote_code=recipe.trust_remote_code)
+    tokenizer, _ = load_reward_tokenizer(
+        model, config, pad_token=judge.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    for prompt in prompts:
+        judged_ids(tokenizer, prompt.prompt, "", max_length=judge.max_length)

@@ -1,0 +1,30 @@
+r"""MATH: competition problems with worked solutions, their answers in LaTeX (arXiv 2103.03874)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from allo.core.answers import last_boxed
+from allo.records import Prompt
+from allo.tasks import base
+
+HUB = base.Hub(
+    "EleutherAI/hendrycks_math",
+    (
+        *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+        *("number_theory", "prealgebra", "precalculus"),
+    ),
+)
+
+
+def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
+    """Prompts of `train` or `test`, subject by subject; the answer is a number or an expression in LaTeX."""
+    return base.load("math", split, folder=folder, hub=HUB, from_hub=from_hub)
+
+
+def from_hub(row: dict[str, Any]) -> dict[str, Any]:
+    r"""The answer is what the solution boxes last."""
+    answer = last_boxed(row["solution"])
+    if answer is None:
+        raise ValueError("the solution boxes no answer")
+    return {"question": row["problem"], "answer": answer, "solution": row["solution"]}

@@ -1,0 +1,24 @@
+"""StrategyQA: yes/no questions whose steps are implicit, with the facts that answer them (arXiv 2101.02235)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from allo.records import Prompt
+from allo.tasks import base
+
+HUB = base.Hub("ChilleD/StrategyQA")
+
+
+def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
+    """Prompts of `train` or `test`; the options, and so the answer, are `yes` and `no`."""
+    return base.load("strategyqa", split, folder=folder, hub=HUB, from_hub=from_hub)
+
+
+def from_hub(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "question": row["question"],
+        "choices": ["yes", "no"],
+        "answer": "yes" if row["answer"] else "no",
+        "solution": row["facts"],
+    }

@@ -1,0 +1,98 @@
+"""A run's answers in the files of AlpacaEval and Arena-Hard, for their tools to judge.
+
+AlpacaEval's `model_outputs.json` is a JSON array of `instruction, output, generator`, and `dataset` where it is known;
+its tool joins by the instruction's exact text. A `model_answer` file of Arena-Hard 0.1 is JSON lines of `question_id,
+answer_id, model_id, choices, tstamp`; its tool joins by the question's id.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from allo.artifacts import sha256_json
+from allo.errors import UserError
+from allo.rows import Row
+from allo.winrate.outputs import Output, Outputs, rows_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question as the other project has it: its exact text, its id, and which part of the set it is of."""
+
+    text: str
+    id: str | None
+    dataset: str | None
+
+
+def alpaca_eval(rows: Sequence[tuple[Output, Asked]], *, generator: str) -> str:
+    """The text of a `model_outputs.json`."""
+    listed = [
+        {
+            **({} if asked.dataset is None else {"dataset": asked.dataset}),
+            "instruction": asked.text,
+            "output": output.text.strip(),
+            "generator": generator,
+        }
+        for output, asked in rows
+    ]
+    return json.dumps(listed, indent=1, ensure_ascii=False) + "\n"
+
+
+def arena_hard(rows: Sequence[tuple[Output, Asked]], *, generator: str, answered: float) -> str:
+    """The text of a `model_answer/<generator>.jsonl`, ordered by id as theirs are.
+
+    `answered`: seconds since 1970. `token_len` counts tokens of the model's own tokenizer. Raises `UserError` for a
+    question without id.
+    """
+    if any(asked.id is None for _, asked in rows):
+        raise UserError("a question has no id, which Arena-Hard joins by; give its own question.jsonl.")
+    lines = [
+        {
+            "question_id": asked.id,
+            "answer_id": sha256_json([generator, asked.id, output.text])[:22],
+            "model_id": generator,
+            "choices": [{"index": 0, "turns": [_turn(output)]}],
+            "tstamp": answered,
+        }
+        for output, asked in rows
+    ]
+    lines.sort(key=lambda line: str(line["question_id"]))
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _turn(output: Output) -> dict[str, Any]:
+    return {"content": output.text.strip(), "token_len": output.num_tokens}
+
+
+def as_asked(outputs: Outputs) -> list[tuple[Output, Asked]]:
+    """Each answer with its instruction and id as the run has them."""
+    return [(row, Asked(row.instruction or "", row.id, None)) for row in outputs.rows]
+
+
+def matched(outputs: Outputs, questions: Path) -> list[tuple[Output, Asked]]:
+    """Each answer with the question of the file that has its instruction, whitespace about it aside.
+
+    The file is AlpacaEval's `alpaca_eval.json` or Arena-Hard's `question.jsonl`. Raises `UserError` for an answer
+    whose instruction is not in it.
+    """
+    known = {asked.text.strip(): asked for asked in (_asked(row, place) for place, row in rows_of(questions))}
+    alone = [row.id for row in outputs.rows if (row.instruction or "").strip() not in known]
+    if alone:
+        raise UserError(
+            f"{questions}: has no question with the text of {alone[0]!r}, as for {len(alone)} of "
+            f"{len(outputs.rows)} answers; is it the file of the set {outputs.set!r}?"
+        )
+    return [(row, known[(row.instruction or "").strip()]) for row in outputs.rows]
+
+
+def _asked(row: Row, place: str) -> Asked:
+    """A question of either project's file."""
+    turns = row.get("turns")
+    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
+    text = row.get("instruction", row.get("prompt", first.get("content")))
+    if not isinstance(text, str):
+        raise UserError(f"{place}: has none of `instruction`, `prompt` and `turns`; found {', '.join(row)}.")
+    id = row.get("question_id", row.get("uid"))
+    return Asked(text, None if id is None else str(id), row.get("dataset"))

@@ -1,0 +1,179 @@
+"""A judge asked twice about every pair of answers, once in each order, and what came of it, as one record."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from allo import __version__
+from allo.artifacts import write_json
+from allo.console import say
+from allo.core.length_control import length_controlled
+from allo.core.metrics import Estimate
+from allo.core.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, position_bias, win_rate
+from allo.endpoint import Answers, Endpoint, Question, ask
+from allo.errors import UserError
+from allo.winrate.outputs import Duel, Outputs, duels
+from allo.winrate.wording import CUT_SHORT, WORDING, ask_for_verdict, read_verdict
+
+SCHEMA = 1
+SEED = 0
+"""Of the intervals' draws."""
+ORDERS = ("model_first", "baseline_first")
+_SCORES = {"model": WIN, "tie": TIE, "baseline": LOSS}
+_NOT_ANSWERED = "not answered"
+_NAMED = 3  # failures that are told in words; all are counted
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of the server; `temperature` None leaves it to the server."""
+
+    max_tokens: int
+    temperature: float | None
+
+
+def judge(
+    model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: Settings, *, folder: Path
+) -> dict[str, Any]:
+    """Write `judged-....json` into the folder, and return what it holds.
+
+    Replies are kept beside it as they come, so that the same call asks only what has no reply yet. Raises
+    `UserError` as `duels` and `ask` do, and where no question at all was answered.
+    """
+    path = folder / f"judged-{_file_part(model, baseline, endpoint)}.json"
+    pairs, num_alone = duels(model, baseline)
+    asked = [duel for duel in pairs if not _identical(duel)]
+    questions = [question for duel in asked for question in _questions(duel)]
+    answers = ask(
+        endpoint, questions, path=path, max_tokens=settings.max_tokens, temperature=settings.temperature
+    )
+    if questions and not answers.replies:
+        raise UserError(
+            f"{endpoint.base_url}, model {endpoint.model!r}: none of {len(questions)} questions was answered; the "
+            f"first was not for: {next(iter(answers.failed.values()))}."
+        )
+    for id, reason in list(answers.failed.items())[:_NAMED]:
+        say(f"{id}: {_NOT_ANSWERED}: {reason}")
+    verdicts = [_verdict(duel, answers) for duel in pairs]
+    counts = answers.counts(endpoint)
+    del counts["asked"]  # of this call alone: the record is the same however often it was interrupted
+    record = {
+        "schema": SCHEMA,
+        "allo": __version__,
+        "set": model.set,
+        "model": {"name": model.name, **model.origin},
+        "baseline": {"name": baseline.name, **baseline.origin},
+        "judge": _shown(endpoint) | asdict(settings) | {"wording": WORDING},
+        "seed": SEED,
+        "summary": summary(verdicts),
+        "counts": {"prompts": len(pairs), "without_counterpart": num_alone, **counts, **_counted(verdicts)},
+        "verdicts": verdicts,
+    }
+    write_json(path, record)
+    say(f"{path}: {answers.asked} questions asked, {len(answers.replies)} replies")
+    return record
+
+
+def summary(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the verdicts: those of prompts that were read in both orders, and bounds for all.
+
+    Identical answers are ties of the win rate, and say nothing of the judge.
+    """
+    known = [row for row in verdicts if row["score"] is not None]
+    if not known:
+        return {"num_prompts": 0, "win_rate": None, "length_controlled": None}
+    scores = np.array([_scores(row) for row in known])
+    said = np.array([not row["identical"] for row in known])
+    lengths = np.array([row["characters"] for row in known], dtype=float)
+    differences = lengths[:, 0] - lengths[:, 1]
+    controlled = length_controlled(scores.mean(1), differences, seed=SEED)
+    lost, won = bounds(scores, num_unknown=len(verdicts) - len(known))
+    return {
+        "num_prompts": len(known),
+        "win_rate": _estimate(win_rate(scores, seed=SEED)),
+        "win_rate_if_unread_lost": lost,
+        "win_rate_if_unread_won": won,
+        **asdict(outcomes(scores)),
+        "length_controlled": controlled
+        and _estimate(controlled.win_rate) | {"length_effect": controlled.effect},
+        "mean_characters": {"model": lengths[:, 0].mean(), "baseline": lengths[:, 1].mean()},
+        "longer": float((differences > 0).mean()),
+        "position_bias": position_bias(scores[said]),
+        "agreement": agreement(scores[said]),
+    }
+
+
+def _questions(duel: Duel) -> list[Question]:
+    texts = {"model_first": (duel.model, duel.baseline), "baseline_first": (duel.baseline, duel.model)}
+    return [
+        Question(_question_id(duel, order), ask_for_verdict(duel.instruction, *texts[order]))
+        for order in ORDERS
+    ]
+
+
+def _question_id(duel: Duel, order: str) -> str:
+    return f"{duel.id}/{order}"
+
+
+def _identical(duel: Duel) -> bool:
+    """Whether there is nothing to prefer: such a pair is a tie, and is not asked about."""
+    return duel.model.strip() == duel.baseline.strip()
+
+
+def _verdict(duel: Duel, answers: Answers) -> dict[str, Any]:
+    """What the record holds of one prompt; `score` is the mean of both orders, None where one was not read."""
+    row: dict[str, Any] = {
+        "prompt_id": duel.id,
+        "characters": [len(duel.model), len(duel.baseline)],
+        "identical": _identical(duel),
+    }
+    if row["identical"]:
+        return row | dict.fromkeys(ORDERS) | {"score": TIE}
+    row |= {order: _order(answers, _question_id(duel, order), order) for order in ORDERS}
+    known = all(row[order]["verdict"] is not None for order in ORDERS)
+    return row | {"score": sum(_scores(row)) / 2 if known else None}
+
+
+def _order(answers: Answers, id: str, order: str) -> dict[str, Any]:
+    """One reply: `verdict` is `model`, `baseline` or `tie`; where it is None, `unread` says why."""
+    reply = answers.replies.get(id)
+    if reply is None:
+        return {"verdict": None, "unread": _NOT_ANSWERED, "reply": None}
+    preferred, unread = read_verdict(reply.text) if reply.finished else (None, CUT_SHORT)
+    sides = {"first": "model", "second": "baseline"}
+    if order == "baseline_first":
+        sides = {"first": "baseline", "second": "model"}
+    verdict = None if preferred is None else sides.get(preferred, preferred)
+    return {"verdict": verdict, "unread": unread, "reply": reply.text}
+
+
+def _scores(row: dict[str, Any]) -> tuple[float, float]:
+    if row["identical"]:
+        return TIE, TIE
+    first, second = (_SCORES[row[order]["verdict"]] for order in ORDERS)
+    return first, second
+
+
+def _counted(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    unread = Counter(row[order]["unread"] for row in verdicts if not row["identical"] for order in ORDERS)
+    del unread[""]
+    return {"identical": sum(row["identical"] for row in verdicts), "unread": dict(unread)}
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _shown(endpoint: Endpoint) -> dict[str, Any]:
+    """The endpoint's settings, which hold the name of the key's variable and not the key."""
+    return asdict(endpoint)
+
+
+def _file_part(model: Outputs, baseline: Outputs, endpoint: Endpoint) -> str:
+    names = dict.fromkeys((model.set, model.name, baseline.name, endpoint.model))
+    return "-".join(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names)

@@ -1,0 +1,225 @@
+"""Answers to judge: of a run's models, of the set's own baseline, or of a file of AlpacaEval's or Arena-Hard's."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from allo.artifacts import RunFolder, read_json, sha256_file
+from allo.errors import UserError
+from allo.recipe import load_recipe
+from allo.records import Message
+from allo.rows import Row, checked, read_rows, stem
+from allo.sources import prompts_of
+
+Kind = Literal["greedy", "sampled"]
+SOLUTION = "solution"
+"""The name of the baseline that a set brings along: each prompt's `solution`."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One answer. A file may leave out the id or the instruction; one of them is there."""
+
+    text: str
+    id: str | None = None
+    instruction: str | None = None
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One model's answers to a set. `name` is short enough for a file's name; `origin` says where they lie."""
+
+    name: str
+    set: str
+    rows: list[Output]
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two answers to one instruction."""
+
+    id: str
+    instruction: str
+    model: str
+    baseline: str
+
+
+def sets_of_run(run: Path) -> list[str]:
+    """The evaluation sets of a finished run."""
+    return list(next(iter(_evaluation(run)["completions"].values())))
+
+
+def models_of_run(run: Path) -> list[str]:
+    """The models that a finished run evaluated."""
+    return list(_evaluation(run)["completions"])
+
+
+def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
+    """What a model of a run answered when it was evaluated: greedily, or the first sample of each prompt."""
+    completions = _evaluation(run)["completions"]
+    if model not in completions:
+        raise UserError(
+            f"{run}: no model {model!r} was evaluated; there are {', '.join(completions)}. "
+            "Name one of them, or set `evaluate.start` or `evaluate.forgotten` in the recipe."
+        )
+    if set not in completions[model]:
+        raise UserError(f"{run}: no evaluation set {set!r}; there are {', '.join(completions[model])}.")
+    rows = []
+    for row in completions[model][set]:
+        answers = [row["greedy"]] if kind == "greedy" and "greedy" in row else []
+        answers += row["sampled"][:1] if kind == "sampled" else []
+        if not answers:
+            raise UserError(
+                f"{run}: {model} has no {kind} answers on {set!r}; take --answers "
+                f"{'sampled' if kind == 'greedy' else 'greedy'}, or evaluate with them."
+            )
+        (answer,) = answers
+        rows.append(Output(answer["text"], row["prompt_id"], said(row["prompt"]), answer["num_tokens"]))
+    name = model if kind == "greedy" else f"{model}-{kind}"
+    evaluation = RunFolder(run).evaluation
+    origin = {"file": evaluation.name, "sha256": sha256_file(evaluation), "model": model, "answers": kind}
+    return Outputs(name, set, rows, origin | {"run": _name_of(run)})
+
+
+def solutions(run: Path, *, set: str) -> Outputs:
+    """The baseline that the set itself brings: of AlpacaEval and Arena-Hard the public one's replies."""
+    recipe = load_recipe(run / "recipe.yaml")
+    prompts = prompts_of(recipe, recipe.evaluate.sets[set])
+    rows = [Output(prompt.solution, prompt.id, said(prompt.prompt)) for prompt in prompts if prompt.solution]
+    if not rows:
+        raise UserError(f"{run}: the prompts of {set!r} have no `solution` to be a baseline; give a file.")
+    return Outputs(SOLUTION, set, rows, {"solutions": set})
+
+
+def of_file(path: Path) -> Outputs:
+    """A file of AlpacaEval's form (`instruction`, `output`) or of Arena-Hard's (`question_id`, `choices`).
+
+    A JSON array, JSON lines or Parquet. Raises `UserError` naming the row that is neither.
+    """
+    rows = [_output(row, place=place) for place, row in rows_of(path)]
+    return Outputs(stem(path), stem(path), rows, {"file": path.name, "sha256": sha256_file(path)})
+
+
+def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
+    """The pairs of answers to one instruction, and how many of the model's answers have no counterpart.
+
+    Joined by id, or by the instruction where an answer has no id. Raises `UserError` where nothing is joined.
+    """
+    with_ids = all(row.id for row in (*model.rows, *baseline.rows))
+    own, others = (_by_key(outputs, with_ids=with_ids) for outputs in (model, baseline))
+    found = []
+    for number, (key, row) in enumerate(own.items(), start=1):
+        if key not in others:
+            continue
+        instruction = row.instruction or others[key].instruction
+        if instruction is None:
+            raise UserError(
+                f"{model.name} and {baseline.name}: neither holds the instructions that were answered; "
+                "one of the two must be a run, or a file with `instruction`."
+            )
+        found.append(Duel(row.id or others[key].id or str(number), instruction, row.text, others[key].text))
+    if not found:
+        raise UserError(
+            f"{baseline.name} answers nothing that {model.name} answers: of {len(others)} and {len(own)} answers no "
+            f"two have one {'id' if with_ids else 'instruction'}."
+        )
+    return found, len(own) - len(found)
+
+
+def said(prompt: str | Sequence[Message]) -> str:
+    """A prompt as one text: of one message its content, of several each with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+class AlpacaRow(BaseModel):
+    """A row of AlpacaEval's `model_outputs.json`; further columns are let be."""
+
+    model_config = ConfigDict(strict=True)
+
+    instruction: str
+    output: str
+
+
+class ArenaTurn(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    content: str
+
+
+class ArenaChoice(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    turns: list[ArenaTurn] = Field(min_length=1)
+
+
+class ArenaRow(BaseModel):
+    """A line of a `model_answer` file of Arena-Hard 0.1; further columns are let be."""
+
+    model_config = ConfigDict(strict=True)
+
+    question_id: str
+    choices: list[ArenaChoice] = Field(min_length=1)
+
+
+def _output(row: Row, *, place: str) -> Output:
+    if "question_id" in row:
+        arena = checked(ArenaRow, row, place=place)
+        return Output(arena.choices[0].turns[0].content, arena.question_id)
+    alpaca = checked(AlpacaRow, row, place=place)
+    return Output(alpaca.output, instruction=alpaca.instruction)
+
+
+def rows_of(path: Path) -> list[tuple[str, Row]]:
+    """The rows of a file, each with its place for errors: a JSON array, or what `read_rows` reads."""
+    if path.suffix != ".json":
+        return [(place, row) for _, place, row in read_rows(path)]
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; check the path.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}).") from error
+    if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
+        raise UserError(f"{path}: expected a JSON array of objects with `instruction` and `output`.")
+    return [(f"{path}, row {number}", row) for number, row in enumerate(content, start=1)]
+
+
+def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
+    """The rows by id or instruction. Raises `UserError` for one without, and for two with the same."""
+    found: dict[str, Output] = {}
+    for row in outputs.rows:
+        key = row.id if with_ids else (row.instruction or "").strip()
+        if not key:
+            raise UserError(
+                f"{outputs.name} has answers without instruction, and the other side answers without ids: "
+                "nothing says which two belong together."
+            )
+        if key in found:
+            raise UserError(f"{outputs.name}: two answers to {key[:60]!r}; keep one of them.")
+        found[key] = row
+    return found
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
+    path = RunFolder(run).evaluation
+    if not path.is_file():
+        raise UserError(f"{path}: not there; finish the run first: `allo run {run / 'recipe.yaml'}`.")
+    evaluation: dict[str, Any] = read_json(path)
+    if not evaluation.get("completions"):
+        raise UserError(f"{path}: holds no completions; evaluate the run again.")
+    return evaluation
+
+
+def _name_of(run: Path) -> str:
+    manifest = RunFolder(run).manifest
+    return str(read_json(manifest)["name"]) if manifest.is_file() else run.resolve().name

@@ -1,0 +1,292 @@
+"""Runs judged by a reward model: no prompt has an answer, from samples or ready pairs to the evaluation."""
+
+import json
+import shutil
+from itertools import islice
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from allo import tasks
+from allo.artifacts import RunFolder, read_json, read_jsonl, write_json, write_jsonl
+from allo.errors import UserError
+from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
+from allo.pipeline import run_all
+from allo.recipe import Recipe
+from allo.records import Message, Pair, Prompt, Verdict, Wrong
+from allo.stages.check import check
+from tiny_run import LAB
+from tiny_run import tiny as tiny_recipe
+
+NUM_PROMPTS = 10
+# float32: what another batch changes by rounding, of rewards of about 1.
+SAME_REWARD = 1e-5
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+QUICK = (
+    "sft=null",
+    "data.limit=null",
+    "evaluate.kl=null",
+    "score.scorer=edit",
+    "score.beside=[advantage]",
+    "sample.max_new_tokens=24",
+    "evaluate.max_new_tokens=24",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a reward model, `judge`, and prompts without answers, `open.jsonl`."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.reward_model(folder / "judge", max_position_embeddings=128)
+    write_jsonl(folder / "open.jsonl", [{"id": one.id, "prompt": one.prompt} for one in problems()])
+    return folder
+
+
+def problems() -> list[Prompt]:
+    return list(islice(tasks.load("planted_flaws", "train"), NUM_PROMPTS))
+
+
+def ranked(inputs: Path, out: Path, *more: str) -> Recipe:
+    """The tiny run on prompts without answers, measured on them and on a set that has answers."""
+    sets = {
+        "open": {"file": str(inputs / "open.jsonl")},
+        "test": {"task": "planted_flaws", "split": "test", "limit": 2},
+    }
+    judge = {"reward_model": str(inputs / "judge"), "dtype": "float32", "batch_size": 4}
+    return tiny_recipe(
+        out,
+        f"data={{file: {inputs / 'open.jsonl'}}}",
+        f"judge={json.dumps(judge)}",
+        f"evaluate.sets={json.dumps(sets)}",
+        *QUICK,
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_all(ranked(inputs, tmp_path_factory.mktemp("finished")))
+
+
+@pytest.fixture
+def copied(finished: RunFolder, tmp_path: Path) -> Path:
+    """The folder below which a copy of the finished run lies."""
+    shutil.copytree(finished.path, tmp_path / "copy" / "tiny")
+    return tmp_path / "copy"
+
+
+def done(said: str) -> list[str]:
+    """The stages that a run did, in order."""
+    return [line.split()[0] for line in said.splitlines() if line.endswith("...")]
+
+
+def direct(inputs: Path, prompt: str | list[Message], text: str) -> float:
+    """A completion's reward, read alone."""
+    judge = load_reward_model(inputs / "judge", dtype=torch.float32, device="cpu")
+    return judge.rewards([judged_ids(judge.tokenizer, prompt, text, max_length=128)[0]])[0]
+
+
+def test_a_verdict_has_the_completions_reward_and_the_better_half_is_correct(
+    finished: RunFolder, inputs: Path
+) -> None:
+    verdicts = read_jsonl(finished.verdicts, Verdict)
+    prompts = {prompt.id: prompt.prompt for prompt in problems()}
+    for one in verdicts[::7]:
+        assert one.reward == pytest.approx(direct(inputs, prompts[one.prompt_id], one.text), abs=SAME_REWARD)
+    for id in prompts:
+        own = {one.text: one for one in verdicts if one.prompt_id == id}
+        middle = median(one.reward for one in own.values())
+        assert all(one.correct == (one.reward > middle) for one in own.values())
+        assert all(one.reward == own[one.text].reward for one in verdicts if one.prompt_id == id)
+
+
+def test_pairs_are_best_against_worst_and_what_they_reject_is_forgotten(finished: RunFolder) -> None:
+    rewards = {(one.prompt_id, one.text): one.reward for one in read_jsonl(finished.verdicts, Verdict)}
+    pairs, wrong = read_jsonl(finished.pairs, Pair), read_jsonl(finished.wrong, Wrong)
+    first = {pair.prompt_id: pair for pair in reversed(pairs)}
+    for id, pair in first.items():
+        own = [reward for (prompt_id, _), reward in rewards.items() if prompt_id == id]
+        assert rewards[id, pair.rejected] == min(own)
+    assert {(one.prompt_id, one.completion, one.solution) for one in wrong} == {
+        (pair.prompt_id, pair.rejected, pair.chosen) for pair in pairs
+    }
+    assert all(one.right for one in wrong)
+
+
+def test_open_sets_are_measured_by_rewards_and_wins_and_others_as_ever(finished: RunFolder) -> None:
+    evaluation = read_json(finished.evaluation)
+    models, completions = evaluation["models"], evaluation["completions"]
+    for name in ("start", "aligned"):
+        rows = completions[name]["open"]
+        found = models[name]["sets"]["open"]
+        for kind in ("greedy", "sampled"):
+            own = [[row["greedy"]] if kind == "greedy" else row["sampled"] for row in rows]
+            start = [
+                [row["greedy"]] if kind == "greedy" else row["sampled"]
+                for row in completions["start"]["open"]
+            ]
+            measured = found["rewards"][kind]
+            assert measured["mean"]["value"] == pytest.approx(
+                mean(answer["reward"] for answers in own for answer in answers)
+            )
+            assert measured["mean"]["low"] < measured["mean"]["value"] < measured["mean"]["high"]
+            if name == "start":
+                assert measured["win_rate"] is None
+                continue
+            outcomes = [
+                0.5 if mine["reward"] == other["reward"] else float(mine["reward"] > other["reward"])
+                for answers, others in zip(own, start, strict=True)
+                for mine in answers
+                for other in others
+            ]
+            assert measured["win_rate"]["value"] == pytest.approx(mean(outcomes))
+            assert (
+                measured["win_rate"]["low"] <= measured["win_rate"]["value"] <= measured["win_rate"]["high"]
+            )
+        assert found["greedy"] is None and found["pass_at"] == {}
+        other = models[name]["sets"]["test"]
+        assert other["greedy"]["num"] == 2 and "rewards" not in other
+        assert all("reward" not in row["greedy"] for row in completions[name]["test"])
+
+
+def test_the_same_answer_has_one_reward_under_every_model(finished: RunFolder) -> None:
+    completions = read_json(finished.evaluation)["completions"]
+    found: dict[tuple[str, str], set[float]] = {}
+    for answers in completions.values():
+        for row in answers["open"]:
+            for answer in [row["greedy"], *row["sampled"]]:
+                found.setdefault((row["prompt_id"], answer["text"]), set()).add(answer["reward"])
+    assert all(len(rewards) == 1 for rewards in found.values())
+
+
+def test_another_reward_model_in_its_place_is_judged_by_anew(
+    inputs: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "inputs"
+    shutil.copytree(inputs, mine)
+    run_all(ranked(inputs, copied))
+    assert done(capsys.readouterr().err) == []
+    run_all(ranked(mine, tmp_path / "own"), until="pair")
+    capsys.readouterr()
+    config = read_json(mine / "judge" / "config.json")
+    write_json(mine / "judge" / "config.json", config | {"rms_norm_eps": 1e-2})
+    run_all(ranked(mine, tmp_path / "own"), until="pair")
+    assert done(capsys.readouterr().err)[0] == "judge"
+
+
+def test_judging_cut_short_goes_on_and_reads_nothing_twice(
+    inputs: Path, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, read = RewardModel.rewards, 0
+    limit = 3
+
+    def counted(self: RewardModel, rows: list[list[int]]) -> list[float]:
+        nonlocal read
+        if read == limit:
+            raise KeyboardInterrupt
+        read += 1
+        return whole(self, rows)
+
+    monkeypatch.setattr(RewardModel, "rewards", counted)
+    recipe = ranked(inputs, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(recipe, until="judge")
+    assert not (recipe.run_folder / "02-verdicts.jsonl").exists()
+    limit = 1000
+    run_all(recipe, until="judge")
+    verdicts = read_jsonl(finished.verdicts, Verdict)
+    assert read == -(-len({(one.prompt_id, one.text) for one in verdicts}) // 4)
+    assert (recipe.run_folder / "02-verdicts.jsonl").read_bytes() == finished.verdicts.read_bytes()
+    assert not list(recipe.run_folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
+    inputs: Path, finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], chat: bool
+) -> None:
+    """Pairs as text or as conversations, in TRL's formats; nothing is sampled but for the evaluation."""
+    model = tmp_path / "model"
+    shutil.copytree(LAB, model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    rows: list[dict[str, Any]] = []
+    for pair in read_jsonl(finished.pairs, Pair):
+        asked = [{"role": "user", "content": pair.prompt}]
+        sides = {side: getattr(pair, side) for side in ("chosen", "rejected")}
+        said = {side: [*asked, {"role": "assistant", "content": text}] for side, text in sides.items()}
+        rows.append(said if chat else {"prompt": pair.prompt, **sides})
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    if chat:
+        shutil.copytree(inputs, tmp_path / "inputs")
+        inputs = tmp_path / "inputs"
+        tiny.reward_model(inputs / "judge", template=TEMPLATE, max_position_embeddings=128)
+    capsys.readouterr()
+    more = [f"model={model}", f"chat={str(chat).lower()}", f"data={{pairs: {tmp_path / 'pairs.jsonl'}}}"]
+    run = run_all(ranked(inputs, tmp_path / "out", *more))
+    stages = ["sft", "pair", "locate", "score", "forget", "improve", "evaluate", "report"]
+    assert done(capsys.readouterr().err) == stages
+    assert all(isinstance(pair.prompt, list) == chat for pair in read_jsonl(run.pairs, Pair))
+    evaluation = read_json(run.evaluation)
+    assert evaluation["models"]["aligned"]["trained_weights"] > 0
+    row = evaluation["completions"]["aligned"]["open"][0]
+    reward = direct(inputs, row["prompt"], row["greedy"]["text"])
+    assert row["greedy"]["reward"] == pytest.approx(reward, abs=SAME_REWARD)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["evaluate.sets={test: {task: planted_flaws, split: test}}", f"evaluate.reward_model={LAB}"],
+            "evaluate.reward_model: nothing is judged by it",
+        ),
+        (["judge={}"], "no `answer` to judge by. Add it, name a `judge.reward_model`"),
+        (["judge={}", "pair.margin=0.5"], "pair.margin is a difference of rewards: set judge.reward_model"),
+        (["data={pairs: x.jsonl}", "pair.margin=0.5"], "data.pairs are taken as they are: remove it"),
+        (["judge.reward_model=/no/such/model"], "/no/such/model does not exist"),
+        ([f"judge.reward_model={LAB}"], "config.json names LlamaForCausalLM"),
+        (["judge.pad_token=<absent>"], "judge.pad_token '<absent>' is no token"),
+        (
+            ["forget=null", "score=null", "improve.trainer=grpo", "improve.training={}"],
+            "learns from the verifier's rewards: remove judge.reward_model",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    inputs: Path, tmp_path: Path, more: list[str], words: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        check(ranked(inputs, tmp_path, *more))
+    assert words in str(refusal.value)
+
+
+def test_evaluation_may_have_a_reward_model_of_its_own_and_need_no_other(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """Samples are judged by their answers here, and the open set by a reward model; both are measured."""
+    data = "data={task: planted_flaws, limit: 12}"
+    judge = "judge={dtype: float32, batch_size: 4}"
+    own = ["score=null", "forget=null", f"evaluate.reward_model={inputs / 'judge'}"]
+    run = run_all(ranked(inputs, tmp_path, data, judge, *own))
+    assert {one.verifier for one in read_jsonl(run.verdicts, Verdict)} == {"final_answer"}
+    ours, theirs = (read_json(one.evaluation)["models"]["start"]["sets"]["open"] for one in (run, finished))
+    assert ours["rewards"] == theirs["rewards"]
+
+
+def test_a_set_of_which_only_some_prompts_have_an_answer_is_refused(inputs: Path, tmp_path: Path) -> None:
+    rows = [{"id": "with", "prompt": "a", "answer": "7"}, {"id": "without", "prompt": "b"}]
+    write_jsonl(tmp_path / "mixed.jsonl", rows)
+    sets = f"evaluate.sets={{mixed: {{file: {tmp_path / 'mixed.jsonl'}}}}}"
+    with pytest.raises(UserError, match=r"sets.mixed: 1 of 2 prompts have an `answer`, and without has none"):
+        check(ranked(inputs, tmp_path, sets))
+
+
+def test_a_reward_model_that_judges_nothing_is_refused(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    sets = "evaluate.sets={test: {task: planted_flaws, split: test, limit: 2}}"
+    with pytest.raises(UserError, match="nothing is judged by it"):
+        check(ranked(inputs, tmp_path, f"data={{pairs: {finished.pairs}}}", sets))
