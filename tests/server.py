@@ -114,9 +114,11 @@ def half(handler: Handler) -> None:
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[str], str]) -> Iterator[Chat]:
-    chat = Chat(answer)
-    handler = type("OwnHandler", (Handler,), {"chat": chat})
+def serving(
+    answer: Callable[[str], str], *, chat: Chat | None = None, kind: type[Handler] = Handler
+) -> Iterator[Chat]:
+    chat = chat or Chat(answer)
+    handler = type("OwnHandler", (kind,), {"chat": chat})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

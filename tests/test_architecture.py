@@ -48,7 +48,7 @@ HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 LEAVES = {
     *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources", "rounds", "wording", "harness_block"),
+    *("rows", "tasks", "prompts", "sources", "rounds", "wording", "harness_block", "address"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -58,7 +58,8 @@ HOUSE = {
     "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
     "own_code": Room({"errors"}),
     "granularity": Room({"errors"}),
-    "recipe": Room({"errors", "granularity", "own_code"}),
+    "address": Room(),
+    "recipe": Room({"errors", "granularity", "own_code", "address"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
     "rows": Room({"errors", "records"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
@@ -66,7 +67,9 @@ HOUSE = {
     "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     "wording": Room({"records"}),
     # The `openai` package is loaded where a question is asked.
-    "endpoint": Room({"errors", "records", "console", "artifacts"}, lazy={"openai"}),
+    "endpoint": Room({"errors", "records", "console", "artifacts", "address"}, lazy={"openai"}),
+    # Completions from several servers of one model.
+    "served": Room({"errors", "records", "console", "artifacts", "endpoint"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
@@ -91,7 +94,7 @@ HOUSE = {
     "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
     "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
     "stages": Room(
-        {*LEAVES, "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report"},
+        {*LEAVES, "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report", "endpoint", "served"},
         HEAVY - HUGGING_FACE,
     ),
     # What is trained to rewrite wrong completions; the scorer that uses it is hf's.

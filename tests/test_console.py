@@ -47,6 +47,17 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is() -> None:
     assert "sample" in shown and "3/3" in shown
 
 
+def test_a_bar_shows_what_it_is_told() -> None:
+    program = "from allo.console import bar\nwith bar('sample', total=4) as advance: advance(3, '2.5 completions/s')"
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    subprocess.run([sys.executable, "-c", program], stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "3/4" in shown and "2.5 completions/s" in shown
+
+
 def test_track_yields_what_it_was_given() -> None:
     assert list(track(iter("abc"), "x", total=5, done=2)) == ["a", "b", "c"]
 

@@ -128,7 +128,7 @@ def sampled(recipe: Recipe, start: RunFolder, path: Path) -> list[str]:
         description="sample",
         max_length=recipe.max_length,
         seed=recipe.seed_of_data,
-        **recipe.sample.model_dump(),
+        **recipe.sample.decoding,
     )
     return [completion.text for completion in completed.completions]
 

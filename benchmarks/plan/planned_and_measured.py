@@ -123,7 +123,7 @@ def do_stage(recipe: Recipe, stage: str, model: Any, folder: Path, *, rows: int 
     prompt, completion = recipe.max_length // 2, recipe.max_length // 2
     if stage == "sample":
         prompts = [[2] * (recipe.max_length - number) for number in range(rows or 2)]
-        settings = recipe.sample.model_dump() | ({"max_new_tokens": 2} if rows else {})
+        settings = recipe.sample.decoding | ({"max_new_tokens": 2} if rows else {})
         if model.config.max_position_embeddings < recipe.max_length + settings["max_new_tokens"]:
             room = model.config.max_position_embeddings - settings["max_new_tokens"]
             prompts = [ids[:room] for ids in prompts]

@@ -1,6 +1,6 @@
 """What a person sees while a run works: one console, one progress bar; quiet off a terminal."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -30,9 +30,19 @@ def say(text: str) -> None:
 
 def track(items: Iterable[Item], description: str, *, total: int, done: int = 0) -> Generator[Item]:
     """Yield `items` under a bar that starts at `done` of `total`; no output off a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total, completed=done)
+    with bar(description, total=total, done=done) as advance:
         for item in items:
             yield item
-            progress.advance(task)
+            advance(1, "")
+
+
+@contextmanager
+def bar(description: str, *, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A bar that starts at `done` of `total`, to be advanced by a number with a short note; no output off a terminal."""
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+        yield lambda number, note: progress.update(task, advance=number, note=note)

@@ -6,18 +6,20 @@ without it, should the server repeat it.
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
+from allo.address import why_no_address
 from allo.artifacts import ResumableLines, sha256_json
 from allo.console import track
 from allo.errors import UserError
 from allo.records import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from openai import AsyncOpenAI
 
 SUFFIX = ".replies"
@@ -53,6 +55,29 @@ class Endpoint:
     def longest_request(self) -> float:
         """Seconds after which a request is given up with all its attempts, also one whose reply drips."""
         return (self.max_retries + 1) * (self.timeout + _LONGEST_PAUSE)
+
+    @property
+    def name(self) -> str:
+        """As errors call it."""
+        return f"{self.base_url}, model {self.model!r}"
+
+
+class NoSuchModelError(UserError):
+    """The server has no such model, or nothing at such an address."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request has no reply, without the key.
+
+    `lost`: the server was not reached, or the connection broke; `late`: it took too long; `throttled`: it is asked too
+    often (429); `busy`: it cannot now (408, 409, 5xx); `garbled`: no reply of this API; `refused`: it will not have
+    this request. `wait`: seconds after which the server wants to be asked again, where it says so.
+    """
+
+    kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused"]
+    reason: str
+    wait: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +161,7 @@ async def _ask_all(
     lines: ResumableLines,
 ) -> dict[str, str]:
     """Record the replies in `lines`; the reason of each failure by the question's id."""
-    key = _key(endpoint)
+    key = _required_key(endpoint)
     failed: dict[str, str] = {}
     in_a_row = 0
     todo = iter(track(questions, "ask", total=len(questions)))
@@ -154,11 +179,11 @@ async def _ask_all(
             in_a_row += 1
             if in_a_row == GIVE_UP_AFTER:
                 raise UserError(
-                    f"{_name(endpoint)}: {in_a_row} requests failed one after the other, the last with: {reason}. "
+                    f"{endpoint.name}: {in_a_row} requests failed one after the other, the last with: {reason}. "
                     "What was answered is kept: see to the server, and start it again."
                 )
 
-    async with _client(endpoint, key) as client:
+    async with open_client(endpoint, key) as client:
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(endpoint.concurrency):
@@ -177,33 +202,59 @@ async def _request(
     key: str,
 ) -> tuple[Reply | None, str | None]:
     """One reply, or why there is none. Raises `UserError` where no other request can do better."""
+    # A mapping of the API's own form: the client's types know the roles by name.
+    messages: Any = question.messages
+    asked = client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
+    got = await attempt(asked, endpoint, key)
+    return (None, got.reason) if isinstance(got, Failure) else _read(got, question, hash, key)
+
+
+async def attempt(request: Awaitable[Any], endpoint: Endpoint, key: str) -> Any:
+    """What the client made of the server's answer, or a `Failure`.
+
+    Raises `UserError` where no other request can do better: the key is refused, model or address are unknown.
+    """
     import openai
 
     try:
         async with asyncio.timeout(endpoint.longest_request):
-            # A mapping of the API's own form: the client's types know the roles by name.
-            messages: Any = question.messages
-            got = await client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
+            return await request
     except openai.AuthenticationError:
         raise UserError(
-            f"{_name(endpoint)}: the server refuses the key (401); put the right one into the environment "
+            f"{endpoint.name}: the server refuses the key (401); put the right one into the environment "
             f"variable {endpoint.key_variable}."
         ) from None
     except openai.APIStatusError as error:
-        said = _without(key, error.message)
+        said = without(key, error.message)
         if error.status_code == 404 or error.code in _UNKNOWN_MODEL:
-            raise UserError(
-                f"{_name(endpoint)}: the server knows no such model or address ({error.status_code}: {said}); check "
+            raise NoSuchModelError(
+                f"{endpoint.name}: the server knows no such model or address ({error.status_code}: {said}); check "
                 "both; the address mostly ends with /v1."
             ) from None
-        return None, f"{error.status_code}: {said}"
+        return Failure(
+            _kind(error.status_code), f"{error.status_code}: {said}", _wait(error.response.headers)
+        )
     except (openai.APITimeoutError, TimeoutError):
-        return None, f"no reply within {endpoint.timeout:g} s"
+        return Failure("late", f"no reply within {endpoint.timeout:g} s")
     except openai.APIConnectionError as error:
-        return None, _without(key, f"connection lost: {error.__cause__ or error}")
+        cause = error.__cause__ or error
+        return Failure("lost", without(key, f"connection lost: {str(cause) or type(cause).__name__}"))
     except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON, or not the API's
-        return None, _without(key, f"not a reply of this API: {error}")
-    return _read(got, question, hash, key)
+        return Failure("garbled", without(key, f"not a reply of this API: {error}"))
+
+
+def _kind(status: int) -> Literal["throttled", "busy", "refused"]:
+    if status == 429:
+        return "throttled"
+    return "busy" if status in (408, 409) or status >= 500 else "refused"
+
+
+def _wait(headers: "Mapping[str, str]") -> float | None:
+    """Seconds until the server wants to be asked again, where it says a number."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        if headers.get(name, "").replace(".", "", 1).isdigit():
+            return float(headers[name]) / unit
+    return None
 
 
 def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | None, str | None]:
@@ -214,7 +265,7 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     text = getattr(getattr(choice, "message", None), "content", None)
     if not isinstance(text, str) or not text.strip():
         shown = got if isinstance(got, str) else getattr(choice, "finish_reason", None) or "no choices"
-        return None, _without(key, f"a reply without text: {shown}")
+        return None, without(key, f"a reply without text: {shown}")
     usage = got.usage
     reply = Reply(
         id=question.id,
@@ -227,43 +278,49 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     return reply, None
 
 
-def _client(endpoint: Endpoint, key: str) -> "AsyncOpenAI":
+def open_client(endpoint: Endpoint, key: str) -> "AsyncOpenAI":
+    """Raises `UserError` without the `openai` package."""
+    require_openai()
+    import openai
+
+    return openai.AsyncOpenAI(  # which insists on a key
+        api_key=key or "none",
+        base_url=endpoint.base_url,
+        timeout=endpoint.timeout,
+        max_retries=endpoint.max_retries,
+    )
+
+
+def require_openai() -> None:
+    """Raises `UserError` without the `openai` package."""
     try:
-        import openai
+        import openai  # noqa: F401
     except ImportError as error:
         raise UserError(
             "asking an endpoint needs the `openai` package; install it with `pip install allo-align[server]`."
         ) from error
-    return openai.AsyncOpenAI(
-        api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.max_retries
-    )
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
     """Raises `UserError` for an address that is none or holds a secret, and where the key's variable is not set."""
-    parts = urlsplit(endpoint.base_url)
-    if parts.username or parts.password or parts.query:
-        raise UserError(
-            f"base_url of {parts.hostname}: no user, password or query belongs into it, since it is shown and "
-            f"recorded; put the key into the environment variable {endpoint.key_variable}."
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"base_url {endpoint.base_url!r}: give an address such as http://localhost:8000/v1.")
-    _key(endpoint)
+    if why := why_no_address(endpoint.base_url):
+        raise UserError(f"{why}; the key belongs into the environment variable {endpoint.key_variable}.")
+    _required_key(endpoint)
 
 
-def _key(endpoint: Endpoint) -> str:
-    key = os.environ.get(endpoint.key_variable, "").strip()
+def key_of(endpoint: Endpoint) -> str:
+    """The key; empty where its variable is not set."""
+    return os.environ.get(endpoint.key_variable, "").strip()
+
+
+def _required_key(endpoint: Endpoint) -> str:
+    key = key_of(endpoint)
     if not key:
         raise UserError(
-            f"{_name(endpoint)}: the environment variable {endpoint.key_variable} is not set; put the server's key "
+            f"{endpoint.name}: the environment variable {endpoint.key_variable} is not set; put the server's key "
             "into it (any word, where the server asks for none), or name another variable."
         )
     return key
-
-
-def _name(endpoint: Endpoint) -> str:
-    return f"{endpoint.base_url}, model {endpoint.model!r}"
 
 
 def hidden(key: str, text: str) -> str:
@@ -271,6 +328,6 @@ def hidden(key: str, text: str) -> str:
     return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
 
 
-def _without(key: str, text: str) -> str:
+def without(key: str, text: str) -> str:
     """What a server said, in one short line, without the key."""
     return " ".join(hidden(key, text).split())[:_SHOWN]

@@ -42,7 +42,7 @@ PROMPTS = ("data_folder", "chat", "seed_of_data")
 REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
-    Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample")),
+    Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
     Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
     Stage(
         "pair",
@@ -262,7 +262,7 @@ class _Work:
 def _work(stage: Stage, recipe: Recipe, run: RunFolder) -> _Work:
     hashes = FileHashes(run.path / ".hashes.json")
     own = stage.recipe(recipe)
-    config = {key: _value(own, key) for key in stage.keys}
+    config = {key: value_at(own, key) for key in stage.keys}
     return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
 
 
@@ -271,7 +271,7 @@ def _is_full_disk(error: Exception, folder: Path) -> bool:
     return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
 
 
-def _value(recipe: Recipe, key: str) -> Any:
+def value_at(recipe: Recipe, key: str) -> Any:
     """The recipe's value at a dotted key, as JSON; None where a block on the way is null."""
     value: Any = recipe
     for part in key.split("."):

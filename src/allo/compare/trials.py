@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
 from allo.errors import DivergedError, UserError
-from allo.pipeline import named_files, run_all, stages_of
+from allo.pipeline import named_files, run_all, stages_of, value_at
 from allo.recipe import Recipe
 from allo.recipe.text import place
 from allo.rounds import training_folders
@@ -155,7 +154,7 @@ def preparations(recipe: Recipe) -> list[Preparation]:
             (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
         )
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
-        config = {key: to_jsonable_python(getattr(recipe, key)) for key in keys}
+        config = {key: value_at(recipe, key) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
         before = made[-1].key if made else None
         if last >= 0 and not (made and names[last] == made[-1].until):

@@ -72,12 +72,12 @@ def generate(
     assert not model.training
     assert num_generations == 1 or temperature > 0
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    prompts_per_batch = _prompts_per_batch(num_generations, batch_size)
+    size = prompts_per_batch(num_generations, batch_size)
     eos = end_ids(model, tokenizer)
     choose = take_most_probable if temperature == 0 else partial(draw, temperature=temperature, top_p=top_p)
 
-    for first in range(start * prompts_per_batch, len(prompts), prompts_per_batch):
-        batch = order[first : first + prompts_per_batch]
+    for first in range(start * size, len(prompts), size):
+        batch = order[first : first + size]
         places = [(prompt, index) for prompt in batch for index in range(num_generations)]
         uniforms = torch.stack([_uniforms(seed, *place, num=max_new_tokens) for place in places])
         with torch.inference_mode():
@@ -94,17 +94,16 @@ def generate(
             Sample(prompt, index, *read(tokenizer, ids, eos=eos, stop=stop))
             for (prompt, index), ids in zip(places, rows, strict=True)
         ]
-        yield Batch(
-            first // prompts_per_batch, sorted(samples, key=lambda sample: (sample.prompt, sample.index))
-        )
+        yield Batch(first // size, sorted(samples, key=lambda sample: (sample.prompt, sample.index)))
 
 
 def num_batches(num_prompts: int, *, num_generations: int, batch_size: int) -> int:
     """How many batches `generate` yields from batch 0 on."""
-    return -(-num_prompts // _prompts_per_batch(num_generations, batch_size))
+    return -(-num_prompts // prompts_per_batch(num_generations, batch_size))
 
 
-def _prompts_per_batch(num_generations: int, batch_size: int) -> int:
+def prompts_per_batch(num_generations: int, batch_size: int) -> int:
+    """`WAVES` times as many as are decoded together."""
     return WAVES * max(1, batch_size // num_generations)
 
 

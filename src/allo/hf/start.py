@@ -74,11 +74,13 @@ def load_start(
     recipe: Recipe, run: RunFolder, *, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The starting model and its tokenizer."""
-    start = read_start(run)
-    tokenizer = load_tokenizer(
-        start.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    return load_policy(recipe, read_start(run).model, dtype=dtype), load_start_tokenizer(recipe, run)
+
+
+def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
+    return load_tokenizer(
+        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
-    return load_policy(recipe, start.model, dtype=dtype), tokenizer
 
 
 def read_start(run: RunFolder) -> Start:

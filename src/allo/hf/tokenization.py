@@ -51,24 +51,52 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) 
     Raises:
         UserError: messages without a chat template, or a prompt that has no token at all.
     """
-    if isinstance(prompt, str):
-        text = prompt
-    elif tokenizer.chat_template is None:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the prompt is a list of messages, but the tokenizer has no chat "
-            "template; give prompts as text or a model with a template."
-        )
-    else:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    prefix = list(tokenizer("").input_ids)
-    if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
-        prefix.pop()  # some tokenizers close every text with EOS; here a completion follows
+    text = _rendered(tokenizer, prompt)
+    prefix = _prefix(tokenizer)
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     while prefix and ids[: len(prefix)] == prefix:
         del ids[: len(prefix)]
     if not prefix + ids:
         raise UserError("A prompt is empty and the tokenizer has no BOS token: there is nothing to continue.")
     return prefix + ids
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message], max_length: int) -> str:
+    """The text of which another program with this tokenizer makes `prompt_ids`, cut to `max_length` tokens.
+
+    It begins without what the tokenizer puts before every text (BOS), since it does so there, too. The text of a
+    prompt that is cut is decoded from what is left of it.
+    """
+    ids = prompt_ids(tokenizer, prompt)
+    prefix = _prefix(tokenizer)
+    if len(ids) > max_length:
+        kept = cut_left(tokenizer, ids, max_length)
+        kept = kept[len(prefix) :] if kept[: len(prefix)] == prefix else kept
+        return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    text = _rendered(tokenizer, prompt)
+    begin = tokenizer.decode(prefix) if prefix else ""
+    while begin and text.startswith(begin):
+        text = text[len(begin) :]
+    return text
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the prompt is a list of messages, but the tokenizer has no chat "
+            "template; give prompts as text or a model with a template."
+        )
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text that goes on."""
+    prefix = list(tokenizer("").input_ids)
+    if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
+        prefix.pop()  # some tokenizers close every text with EOS; here a completion follows
+    return prefix
 
 
 def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:

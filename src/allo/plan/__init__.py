@@ -8,13 +8,12 @@ from allo.recipe import Recipe
 def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
     """Plan every stage that runs the model; with `limit` bytes, advise on those that take more.
 
-    A stage that trains through another library is named, not planned. Raises `UserError` where the recipe's model has no configuration that can be read.
+    A stage that works through another library or at servers is named, not planned. Raises `UserError` where the recipe's model has no configuration that can be read.
     """
     from allo.plan.advice import advise
 
     names = stages_that_run_the_model(recipe)
-    elsewhere = recipe.improve is not None and recipe.improve.trainer != "selected"
-    unplanned = ("improve",) if elsewhere else ()
+    unplanned = {stage: why for stage, why in _elsewhere(recipe).items() if stage in names}
     stages = tuple(plan_stage(recipe, name) for name in names if name not in unplanned)
     advice = {
         stage.stage: advise(recipe, stage, limit=limit)
@@ -22,6 +21,19 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
         if limit is not None and stage.total > limit
     }
     return Plan(stages, limit, advice, unplanned)
+
+
+def _elsewhere(recipe: Recipe) -> dict[str, str]:
+    """The stages whose memory is not ours to plan, each with the reason."""
+    found = {}
+    match recipe.sample.backend:
+        case "openai":
+            found["sample"] = "whose servers have a memory of their own"
+        case "vllm":
+            found["sample"] = "for which vLLM takes nine tenths of the device by itself"
+    if recipe.improve is not None and recipe.improve.trainer != "selected":
+        found["improve"] = "which another library trains"
+    return found
 
 
 def stages_that_run_the_model(recipe: Recipe) -> list[str]:

@@ -11,8 +11,9 @@ from allo.hf.rehearsal import rehearse_sampling, rehearsed_model
 from allo.hf.scorers import WEIGHTS
 from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
 from allo.plan.memory import StagePlan
-from allo.recipe import Recipe, Sample
+from allo.recipe import Recipe
 from allo.recipe.evaluate import Evaluate
+from allo.recipe.sample import Sample
 from allo.stages.evaluate import KL_BATCH
 
 _WORD = 2

@@ -49,13 +49,13 @@ class Advised:
 class Plan:
     """The stages of a recipe, and, where a limit in bytes is given, advice for those above it.
 
-    `unplanned` names stages that train through another library.
+    `unplanned`: stages that are not planned, each with the reason.
     """
 
     stages: tuple[StagePlan, ...]
     limit: int | None = None
     advice: Mapping[str, Advised] = field(default_factory=dict)
-    unplanned: tuple[str, ...] = ()
+    unplanned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:

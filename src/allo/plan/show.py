@@ -60,7 +60,7 @@ def explanation(plan: Plan, *, gpus: int) -> str:
         if not plan.fits(stage):
             lines += ["", *_advice(plan, stage)]
     if plan.unplanned:
-        lines += ["", f"Not planned, since another library trains: {', '.join(plan.unplanned)}."]
+        lines += ["", *(f"Not planned: {stage}, {why}." for stage, why in plan.unplanned.items())]
     elif plan.limit is not None and all(map(plan.fits, plan.stages)):
         lines += ["", f"All stages fit into {_gigabytes(plan.limit)} GB."]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from allo.recipe.numbers import (
     Positive,
     Share,
 )
+from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
 from allo.recipe.sources import Block, Data, Source
 from allo.recipe.text import override, parse
@@ -45,29 +46,6 @@ class Sft(Block):
 
     sources: Annotated[list[Source], Field(min_length=1)]
     training: SftTraining = SftTraining()
-
-
-class Sample(Block):
-    """Completions of the starting model (method.md section 2)."""
-
-    num_generations: Count = 10
-    temperature: NotNegative = 0.7
-    """0 takes the most probable token each time."""
-    top_p: Share = 0.95
-    max_new_tokens: Count = 1024
-    """Of a completion, on top of its prompt; below `max_length`, or the longest could not be trained on."""
-    batch_size: Count = 128
-    """Completions decoded together."""
-    stop: list[str] = []
-
-    @model_validator(mode="after")
-    def _generations_differ(self) -> "Sample":
-        if self.temperature == 0 and self.num_generations > 1:
-            raise ValueError(
-                f"at temperature 0 all {self.num_generations} completions of a prompt would be the same: "
-                "raise temperature, or set num_generations to 1"
-            )
-        return self
 
 
 class Locate(Block):
@@ -274,6 +252,10 @@ class Recipe(Block):
             return self
         if self.data.pairs is not None:
             raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
+        if self.sample.backend == "openai":
+            raise ValueError(
+                "rounds sample from models that no server has yet: set sample.backend to hf or vllm, or rounds to 1"
+            )
         if self.round_prompts == "next" and self.data.limit is None:
             raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")
         if not self.relocate and self.reads_warmup:
@@ -308,8 +290,8 @@ class Recipe(Block):
         """What `improve` depends on beside its own block where its trainer samples by itself."""
         if self.improve is None or self.improve.trainer not in ("rloo", "grpo"):
             return None
-        keys = ("data_folder", "chat", "seed_of_data", "data", "sample", "judge")
-        return {key: getattr(self, key) for key in keys}
+        keys = ("data_folder", "chat", "seed_of_data", "data", "judge")
+        return {key: getattr(self, key) for key in keys} | {"sample": self.sample.decoding}
 
     @property
     def measuring_reward_model(self) -> str | None:

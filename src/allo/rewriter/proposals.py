@@ -70,7 +70,7 @@ def repaired(
         for case in cases
         if case.right is not None
     ]
-    settings = run.recipe.sample.model_dump() | {
+    settings = run.recipe.sample.decoding | {
         "num_generations": num_generations,
         "temperature": temperature,
         "seed": run.recipe.seed_of_data,

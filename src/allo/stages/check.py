@@ -7,11 +7,13 @@ import torch
 
 from allo.artifacts import read_json
 from allo.baselines.arguments import trl_arguments
+from allo.endpoint import require_openai
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
+from allo.hf.vllm_engine import require_vllm
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
 from allo.records import Prompt
@@ -50,6 +52,7 @@ def check(recipe: Recipe) -> None:
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
+    _check_backend(recipe)
     _check_judge(recipe)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
         prompts_of(recipe, source)
@@ -102,6 +105,16 @@ def _check_lengths(recipe: Recipe) -> None:
     if recipe.data.pairs is None:
         lengths.append(recipe.sample.max_new_tokens)
     prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max(lengths))
+
+
+def _check_backend(recipe: Recipe) -> None:
+    """Whether what samples is installed. Servers are asked when their turn comes: the starting model comes first."""
+    if recipe.data.pairs is not None:
+        return
+    if recipe.sample.backend == "vllm":
+        require_vllm()
+    if recipe.sample.backend == "openai":
+        require_openai()
 
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:

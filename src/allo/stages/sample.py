@@ -1,17 +1,20 @@
-"""Sample completions of the starting model."""
+"""Sample completions of the starting model: in this process, or at servers that have it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from allo import served
 from allo.artifacts import ResumableLines, RunFolder, write_jsonl
 from allo.console import track
+from allo.endpoint import Endpoint
 from allo.errors import UserError
-from allo.hf.generate import generate, num_batches
-from allo.hf.models import Model, Tokenizer
-from allo.hf.start import load_start
-from allo.hf.tokenization import cut_left, prompt_ids
+from allo.hf.generate import Batch, generate, num_batches
+from allo.hf.models import Model, Tokenizer, read_config
+from allo.hf.start import load_start, load_start_tokenizer, read_start
+from allo.hf.tokenization import cut_left, prompt_ids, prompt_text
+from allo.hf.vllm_engine import vllm_generate
 from allo.recipe import Recipe
 from allo.records import Completion, Prompt
 from allo.sources import training_prompts
@@ -19,17 +22,23 @@ from allo.sources import training_prompts
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     prompts = training_prompts(recipe)
-    model, tokenizer = load_start(recipe, run)
-    completed = complete(
-        model,
-        tokenizer,
-        prompts,
-        path=run.completions,
-        description="sample",
-        max_length=recipe.max_length,
-        seed=recipe.seed_of_data,
-        **recipe.sample.model_dump(),
-    )
+    match recipe.sample.backend:
+        case "hf":
+            model, tokenizer = load_start(recipe, run)
+            completed = complete(
+                model,
+                tokenizer,
+                prompts,
+                path=run.completions,
+                description="sample",
+                max_length=recipe.max_length,
+                seed=recipe.seed_of_data,
+                **recipe.sample.decoding,
+            )
+        case "vllm":
+            completed = _complete_by_vllm(recipe, run, prompts)
+        case "openai":
+            completed = _complete_at_servers(recipe, run, prompts)
     write_jsonl(run.completions, completed.completions)
     completed.lines.discard()
     return {
@@ -37,6 +46,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         "prompts_cut": completed.num_cut,
         "completions": len(completed.completions),
         "finished": sum(completion.finished for completion in completed.completions),
+        **completed.counts,
     }
 
 
@@ -44,12 +54,13 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 class Completed:
     """Completions in the prompts' order; `num_cut` prompts lost their beginning.
 
-    `lines` is the part file, to be discarded once the completions are written.
+    `lines` is the part file, to be discarded once the completions are written; `counts` what else there is to tell.
     """
 
     completions: list[Completion]
     num_cut: int
     lines: ResumableLines
+    counts: dict[str, Any] = field(default_factory=dict)
 
 
 def complete(
@@ -81,6 +92,18 @@ def complete(
         start=len(lines.batches),
         **settings,
     )
+    _record(batches, lines, prompts, description=description, total=total)
+    return _completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
+
+
+def _record(
+    batches: Iterable[Batch],
+    lines: ResumableLines,
+    prompts: Sequence[Prompt],
+    *,
+    description: str,
+    total: int,
+) -> None:
     for batch in track(batches, description, total=total, done=len(lines.batches)):
         lines.append(
             [
@@ -88,12 +111,93 @@ def complete(
                 for s in batch.samples
             ]
         )
+
+
+def _completed(
+    prompts: Sequence[Prompt], lines: ResumableLines, *, num_cut: int, counts: dict[str, Any] | None = None
+) -> Completed:
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
     completions = [Completion(**row) for row in lines.rows()]
     return Completed(
         completions=sorted(completions, key=lambda c: (place[c.prompt_id], c.index)),
-        num_cut=sum(len(prompt) > room for prompt in whole),
+        num_cut=num_cut,
         lines=lines,
+        counts=counts or {},
+    )
+
+
+def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
+    tokenizer, room = load_start_tokenizer(recipe, run), _room_at_start(recipe, run)
+    lines = ResumableLines(run.completions)
+    whole = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
+    batches = vllm_generate(
+        Path(read_start(run).model),
+        [cut_left(tokenizer, prompt, room) for prompt in whole],
+        seeds=[served.seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
+        dtype=recipe.dtype,
+        max_length=room + recipe.sample.max_new_tokens,
+        trust_remote_code=recipe.trust_remote_code,
+        start=len(lines.batches),
+        **recipe.sample.decoding,
+    )
+    total = num_batches(
+        len(prompts), num_generations=recipe.sample.num_generations, batch_size=recipe.sample.batch_size
+    )
+    _record(batches, lines, prompts, description="sample", total=total)
+    return _completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
+
+
+def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
+    sample, servers = recipe.sample, recipe.sample.servers
+    assert sample.model is not None and servers is not None
+    tokenizer, room = load_start_tokenizer(recipe, run), _room_at_start(recipe, run)
+    folder, lines = Path(read_start(run).model).resolve(), ResumableLines(run.completions)
+    endpoints = [
+        Endpoint(
+            base_url,
+            sample.model,
+            key_variable=servers.key_variable,
+            concurrency=servers.concurrency,
+            timeout=servers.timeout,
+            max_retries=servers.max_retries,
+        )
+        for base_url in servers.base_urls
+    ]
+    settings = {key: value for key, value in sample.decoding.items() if key != "batch_size"}
+    counts = served.complete(
+        endpoints,
+        [_asked(tokenizer, prompt, room, api=sample.api) for prompt in prompts],
+        served.Settings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
+        lines=lines,
+        patience=servers.patience,
+        advice=f"Serve {folder} as {sample.model!r} there, such as by `vllm serve {folder} --served-model-name "
+        f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
+        num_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
+    )
+    num_cut = sum(len(prompt_ids(tokenizer, prompt.prompt)) > room for prompt in prompts)
+    return _completed(prompts, lines, num_cut=num_cut, counts=counts)
+
+
+def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> served.Asked:
+    """A prompt as servers read it. Raises `UserError` for messages that are too long, which nobody can cut."""
+    length = len(prompt_ids(tokenizer, prompt.prompt))
+    if isinstance(prompt.prompt, str) or api == "completions":
+        return served.Asked(prompt.id, prompt_text(tokenizer, prompt.prompt, room), min(length, room))
+    if length > room:
+        raise UserError(
+            f"prompt {prompt.id}: its messages have {length} tokens, and {room} leave room for a completion. Set "
+            "sample.api to completions, where it loses its beginning, or raise max_length."
+        )
+    return served.Asked(prompt.id, prompt.prompt, length)
+
+
+def _room_at_start(recipe: Recipe, run: RunFolder) -> int:
+    """Tokens of a prompt, by the starting model's configuration alone."""
+    config = read_config(read_start(run).model, trust_remote_code=recipe.trust_remote_code)
+    return prompt_room(
+        getattr(config, "max_position_embeddings", None),
+        max_length=recipe.max_length,
+        max_new_tokens=recipe.sample.max_new_tokens,
     )
 
 

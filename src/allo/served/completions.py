@@ -1,0 +1,207 @@
+"""Complete prompts at servers: every completion once, whatever fails on the way."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from allo.artifacts import ResumableLines
+from allo.console import bar, say
+from allo.endpoint import GIVE_UP_AFTER, Endpoint, Failure, attempt, key_of, open_client
+from allo.errors import UserError
+from allo.records import Completion
+from allo.served.probe import announce, probe
+from allo.served.replies import Asked, Reply, Settings, read, request
+from allo.served.servers import Server, Servers
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt, doubled each time
+_LONGEST_WAIT = 60.0  # seconds, where a server says how long to wait
+_LOOKED_AT = 8  # prompts whose completions are compared
+
+
+@dataclass
+class Tally:
+    """What this process asked for and got."""
+
+    completions: int = 0
+    tokens: int = 0
+    requests: int = 0
+    retries: int = 0
+    read_otherwise: int = 0
+    begin: float = field(default_factory=time.monotonic)
+
+    def rates(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.begin, 1e-9)
+        return {"completions": self.completions / seconds, "tokens": self.tokens / seconds}
+
+    def counts(self) -> dict[str, Any]:
+        """For the manifest. `prompts_read_otherwise`: prompts in which a server counts other tokens than we do."""
+        return {
+            "tokens": self.tokens,
+            "requests": self.requests,
+            "retries": self.retries,
+            "prompts_read_otherwise": self.read_otherwise,
+            **{f"{name}_per_second": round(value, 2) for name, value in self.rates().items()},
+        }
+
+
+def complete(
+    endpoints: Sequence[Endpoint],
+    prompts: Sequence[Asked],
+    settings: Settings,
+    *,
+    lines: ResumableLines,
+    patience: float,
+    advice: str,
+    num_tokens: Callable[[str], int],
+) -> dict[str, Any]:
+    """Ask for every completion that `lines` lacks, each reply a batch of `Completion` rows there; returns counts.
+
+    The endpoints have one model and one key between them. `num_tokens` counts a text's tokens, for replies of several
+    completions, of which servers count all tokens together.
+
+    Raises `UserError` without the `openai` package; where no server answers, at the beginning or for `patience` seconds
+    (`advice` says what to start); where a server refuses the key or does not know the model; and where requests fail for
+    good. What was answered until then is kept.
+    """
+    there = Counter(str(row["prompt_id"]) for row in lines.rows())
+    todo = [prompt for prompt in prompts if there[prompt.id] < settings.num_generations]
+    if not todo:
+        return Tally().counts()
+    work = _Work(settings, lines, there, num_tokens, key_of(endpoints[0]))
+    try:
+        asyncio.run(work.do(todo, endpoints, patience=patience, advice=advice))
+    except ExceptionGroup as several:  # the first ended the others
+        raise several.exceptions[0] from None
+    if work.failed:
+        id, failure = next(iter(work.failed.items()))
+        raise UserError(
+            f"{len(work.failed)} prompts lack completions; prompt {id}: {failure.reason}. What was answered is kept: "
+            "see to it, and start it again."
+        )
+    return work.tally.counts()
+
+
+@dataclass
+class _Work:
+    """What the requests of one event loop share. `there`: how many completions each prompt has."""
+
+    settings: Settings
+    lines: ResumableLines
+    there: Counter[str]
+    num_tokens: Callable[[str], int]
+    key: str
+    tally: Tally = field(default_factory=Tally)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    failed_in_a_row: int = 0
+    distinct: list[int] = field(default_factory=list)
+    jitter: random.Random = field(default_factory=random.Random)
+
+    async def do(
+        self, todo: Sequence[Asked], endpoints: Sequence[Endpoint], *, patience: float, advice: str
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            # A failed request is not tried again there, but at the next server.
+            own = [replace(endpoint, max_retries=0) for endpoint in endpoints]
+            clients = [await stack.enter_async_context(open_client(each, self.key)) for each in own]
+            servers = Servers(
+                [Server(*each) for each in zip(own, clients, strict=True)],
+                probe=lambda server: probe(server, todo[0], self.settings, self.key),
+                patience=patience,
+                advice=advice,
+            )
+            await servers.check()
+            await announce(servers.all)
+            self.tally.begin = time.monotonic()
+            missing = sum(self.settings.num_generations - self.there[prompt.id] for prompt in todo)
+            done = self.there.total()
+            advance = stack.enter_context(bar("sample", total=done + missing, done=done))
+            prompts = iter(todo)
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(sum(endpoint.concurrency for endpoint in endpoints)):
+                    workers.create_task(self._work(prompts, servers, endpoints[0].max_retries, advance))
+
+    async def _work(
+        self,
+        prompts: Iterator[Asked],
+        servers: Servers,
+        max_retries: int,
+        advance: Callable[[int, str], None],
+    ) -> None:
+        """Complete one prompt after the other, of those that all workers share."""
+        for prompt in prompts:
+            texts: list[str] = []
+            while (first := self.there[prompt.id]) < self.settings.num_generations:
+                reply = await self._reply(prompt, first, servers, max_retries)
+                if isinstance(reply, Failure):
+                    self._give_up(prompt, reply)
+                    break
+                self._record(prompt, first, reply)
+                texts += [choice.text for choice in reply.choices]
+                rates = " ".join(f"{value:.1f} {name}/s" for name, value in self.tally.rates().items())
+                advance(len(reply.choices), rates)
+            self._compare(texts)
+
+    async def _reply(self, prompt: Asked, first: int, servers: Servers, max_retries: int) -> Reply | Failure:
+        """What a server makes of a prompt from completion `first` on, after so many further attempts."""
+        number = self.settings.num_generations - first
+        pause = _FIRST_PAUSE
+        for tried in range(max_retries + 1):
+            server = await servers.next()
+            with servers.done(server):
+                asked = request(
+                    server.client, server.endpoint.model, prompt, self.settings, first=first, number=number
+                )
+                got = await attempt(asked, server.endpoint, self.key)
+                reply = read(got, number=number, stop=self.settings.stop, key=self.key)
+                self.tally.requests += 1
+                self.tally.retries += tried > 0
+                if isinstance(reply, Reply):
+                    servers.succeeded(server)
+                    return reply
+                servers.failed(server, reply)
+            if reply.kind == "refused":
+                break
+            if server.is_in and tried < max_retries:
+                wait = pause * (1 - self.jitter.random() / 4) if reply.wait is None else reply.wait
+                await asyncio.sleep(min(wait, _LONGEST_WAIT))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        return reply
+
+    def _record(self, prompt: Asked, first: int, reply: Reply) -> None:
+        rows = []
+        for index, choice in enumerate(reply.choices, first):
+            tokens = reply.completion_tokens
+            if tokens is None:
+                tokens = self.num_tokens(choice.text) + choice.finished
+            rows.append(Completion(prompt.id, index, choice.text, choice.finished, tokens))
+        self.lines.append(rows)
+        self.there[prompt.id] += len(rows)
+        self.failed_in_a_row = 0
+        self.tally.completions += len(rows)
+        self.tally.tokens += sum(row.num_tokens for row in rows)
+        self.tally.read_otherwise += first == 0 and reply.prompt_tokens not in (None, prompt.num_tokens)
+
+    def _give_up(self, prompt: Asked, failure: Failure) -> None:
+        self.failed[prompt.id] = failure
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row == GIVE_UP_AFTER:
+            raise UserError(
+                f"{self.failed_in_a_row} requests failed one after the other, the last with: {failure.reason}. What was "
+                "answered is kept: see to the servers, and start it again."
+            )
+
+    def _compare(self, texts: list[str]) -> None:
+        """Say so once where a server seems to take the most probable token, whatever the temperature."""
+        if self.settings.temperature == 0 or len(texts) < 2 or len(self.distinct) == _LOOKED_AT:
+            return
+        self.distinct.append(len(set(texts)))
+        if len(self.distinct) == _LOOKED_AT and set(self.distinct) == {1}:
+            say(
+                f"The first {_LOOKED_AT} prompts have equal completions each: do the servers sample? "
+                "docs/sampling.md says which settings they need."
+            )

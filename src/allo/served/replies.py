@@ -1,0 +1,128 @@
+"""What is asked of a server for one prompt, and what of its reply is a completion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from allo.artifacts import sha256_text
+from allo.endpoint import Failure, hidden, without
+from allo.records import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from openai import AsyncOpenAI
+
+_SEEDS = 2**31  # what every server's generator takes
+# Why a completion ended, in the servers' words: by itself (the last two are TGI's), or by its length.
+_BY_ITSELF = {"stop", "eos_token", "stop_sequence"}
+_BY_LENGTH = {"length"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as servers read it: a text for /completions, messages for /chat/completions.
+
+    `num_tokens`: those that our tokenizer makes of it.
+    """
+
+    id: str
+    prompt: str | list[Message]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How completions are drawn, as every request says it; `extra_body` as the recipe's key."""
+
+    num_generations: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    stop: list[str] = field(default_factory=list)
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One completion of a reply, without what ended it."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`prompt_tokens`: None where the server counts none; `completion_tokens`: also where it counts several choices'."""
+
+    choices: list[Choice]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+def seed_of(seed: int, prompt_id: str, index: int) -> int:
+    """A request's seed: that of the first completion that it asks for, whatever server it goes to and when."""
+    return int(sha256_text(f"seed {seed}, prompt {prompt_id}, completion {index}")[:16], 16) % _SEEDS
+
+
+def request(
+    client: "AsyncOpenAI", model: str, asked: Asked, settings: Settings, *, first: int, number: int
+) -> "Awaitable[Any]":
+    """The client's call for completions `first` to `first + number - 1` of a prompt."""
+    said: dict[str, Any] = {
+        "model": model,
+        "n": number,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_new_tokens,
+        "seed": seed_of(settings.seed, asked.id, first),
+        "extra_body": settings.extra_body,
+    }
+    if settings.stop:
+        said["stop"] = settings.stop
+    if isinstance(asked.prompt, str):
+        return client.completions.create(prompt=asked.prompt, **said)
+    # A mapping of the API's own form: the client's types know the roles by name.
+    messages: Any = asked.prompt
+    return client.chat.completions.create(messages=messages, **said)
+
+
+def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Failure:
+    """At most `number` completions of what the client made of the server's answer; it builds its objects from whatever
+    came.
+
+    A text is cut before the first stop string, which some servers leave in it. A choice without text, or one that
+    ended neither by itself nor by its length (a filter, an abort), is none; a reply without any is a failure, and a
+    failure stays what it is.
+    """
+    if isinstance(got, Failure):
+        return got
+    found = getattr(got, "choices", None)
+    read_choices = [_choice(each, stop, key) for each in found] if isinstance(found, list) else []
+    choices = [each for each in read_choices if each is not None][:number]
+    if not choices:
+        ended = [str(getattr(each, "finish_reason", None)) for each in found or []]
+        shown = got if isinstance(got, str) else f"ended by {', '.join(ended)}" if ended else "no choices"
+        return Failure("garbled", without(key, f"a reply without a completion: {shown}"))
+    usage = getattr(got, "usage", None)
+    tokens = _count(usage, "completion_tokens") if len(read_choices) == 1 else None
+    return Reply(choices, _count(usage, "prompt_tokens"), tokens)
+
+
+def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
+    message = getattr(choice, "message", None)
+    text = getattr(choice, "text", None) if message is None else getattr(message, "content", None)
+    reason = getattr(choice, "finish_reason", None)
+    if not isinstance(text, str) or reason not in _BY_ITSELF | _BY_LENGTH:
+        return None
+    starts = [text.find(string) for string in stop if string in text]
+    return Choice(
+        text=hidden(key, text[: min(starts, default=len(text))]),
+        finished=bool(starts) or reason in _BY_ITSELF,
+    )
+
+
+def _count(usage: Any, name: str) -> int | None:
+    number = getattr(usage, name, None)
+    return number if isinstance(number, int) else None

@@ -1,0 +1,466 @@
+"""Completions from servers: every one arrives once, whatever servers do."""
+
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allo.artifacts import ResumableLines
+from allo.endpoint import Endpoint
+from allo.errors import UserError
+from allo.records import Message
+from allo.served import Asked, Settings, complete, seed_of
+from model_server import STARTING_MODEL, ModelServer, every_prompt, from_seed, model_server
+from server import KEY, Handler, garbage, half, page, stall, status
+
+VARIABLE = "ALLO_TEST_KEY"
+NUM, N, SEED = 10, 4, 5
+PATIENCE = 0.3  # seconds; the servers answer within a few milliseconds
+ADVICE = "Serve the folder there."
+
+Rows = dict[tuple[str, int], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, no proxy, and pauses that a test can wait for."""
+    for name in (VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
+    monkeypatch.setattr("allo.served.completions._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("allo.endpoint._LONGEST_PAUSE", 0.0)
+
+
+@pytest.fixture
+def servers() -> Iterator[list[ModelServer]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(model_server()) for _ in range(2)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call's counts, and all rows of the part file by prompt and index."""
+
+    counts: dict[str, Any]
+    rows: Rows
+
+    @property
+    def texts(self) -> dict[tuple[str, int], str]:
+        return {place: row["text"] for place, row in self.rows.items()}
+
+
+def prompts(num: int = NUM) -> list[Asked]:
+    return [Asked(f"p{number}", f"prompt {number}", num_tokens=3) for number in range(num)]
+
+
+SETTINGS = Settings(num_generations=N, temperature=0.7, top_p=0.9, max_new_tokens=20, seed=SEED)
+
+
+def sampled(
+    servers: list[ModelServer],
+    folder: Path,
+    asked: list[Asked] | None = None,
+    *,
+    settings: Settings = SETTINGS,
+    model: str = STARTING_MODEL,
+    patience: float = 5.0,
+    **own: Any,
+) -> Run:
+    place = Endpoint("", model, key_variable=VARIABLE, concurrency=4, timeout=5.0, max_retries=3)
+    counts = complete(
+        [replace(place, base_url=server.url, **own) for server in servers],
+        prompts() if asked is None else asked,
+        settings,
+        lines=ResumableLines(folder / "out"),
+        patience=patience,
+        advice=ADVICE,
+        num_tokens=len,
+    )
+    return Run(counts, recorded(folder))
+
+
+def recorded(folder: Path) -> Rows:
+    rows = list(ResumableLines(folder / "out").rows())
+    found = {(row["prompt_id"], row["index"]): row for row in rows}
+    assert len(found) == len(rows), "a completion is there twice"
+    return found
+
+
+def expected(num: int = NUM) -> dict[tuple[str, int], str]:
+    """What servers that honour n and seeds say, whichever is asked."""
+    return {
+        (f"p{number}", index): f"prompt {number} -> {seed_of(SEED, f'p{number}', 0) + index}"
+        for number in range(num)
+        for index in range(N)
+    }
+
+
+PLACES = set(expected())
+
+
+def test_a_request_says_the_prompts_own_words_and_every_setting(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, stop=["\n\n"], extra_body={"top_k": 0})
+    sampled(servers[:1], tmp_path, [Asked("a", "Tom has 7 pens.\n", 7)], settings=settings)
+    (asked,) = servers[0].asked
+    assert asked == {
+        "path": "/v1/completions",
+        "model": STARTING_MODEL,
+        "prompt": "Tom has 7 pens.\n",
+        "n": N,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 20,
+        "seed": seed_of(SEED, "a", 0),
+        "stop": ["\n\n"],
+        "top_k": 0,
+    }
+
+
+def test_messages_go_to_chat(servers: list[ModelServer], tmp_path: Path) -> None:
+    messages = [Message(role="system", content="Be short."), Message(role="user", content="How many?")]
+    run = sampled(servers[:1], tmp_path, [Asked("a", messages, 9)])
+    (asked,) = servers[0].asked
+    assert asked["path"] == "/v1/chat/completions" and asked["messages"] == messages and "stop" not in asked
+    assert run.texts["a", 2] == f"How many? -> {seed_of(SEED, 'a', 0) + 2}"
+
+
+@pytest.mark.parametrize(("num_servers", "concurrency", "step"), [(1, 1, 1), (2, 4, 1), (2, 3, -1)])
+def test_completions_depend_on_neither_servers_nor_order(
+    servers: list[ModelServer], tmp_path: Path, num_servers: int, concurrency: int, step: int
+) -> None:
+    run = sampled(servers[:num_servers], tmp_path, prompts()[::step], concurrency=concurrency)
+    assert run.texts == expected()
+
+
+def test_every_completion_has_a_seed_of_its_own() -> None:
+    seeds = [
+        seed_of(seed, f"p{prompt}", index) for seed in (0, 1) for prompt in range(50) for index in range(10)
+    ]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_each_request_goes_to_the_server_with_the_fewest_open(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    everyone = threading.Barrier(8)
+    for server in servers:
+        server.choose = after(everyone.wait)
+    sampled(servers, tmp_path, prompts(8), concurrency=16)
+    assert [server.most_at_once for server in servers] == [4, 4]
+
+
+def test_a_faster_server_gets_more(servers: list[ModelServer], tmp_path: Path) -> None:
+    slow, fast = servers
+    done = threading.Event()
+    slow.choose = after(done.wait)
+    fast.choose = after(lambda: done.set() if len(fast.asked) == 37 else None)
+    sampled(servers, tmp_path, prompts(40), concurrency=3)
+    assert (len(slow.asked), len(fast.asked)) == (3, 37)
+
+
+def after(wait: Callable[[], object]) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
+    """Answers as always, but requests for more than one token only once `wait` returns."""
+
+    def choose(asked: dict[str, Any]) -> list[tuple[str, str]]:
+        if asked["max_tokens"] > 1:
+            wait()
+        return [(from_seed(asked, index), "stop") for index in range(asked["n"])]
+
+    return choose
+
+
+def slowly(seconds: float) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
+    return after(lambda: time.sleep(seconds))
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_a_server_that_gives_fewer_completions_is_asked_for_the_rest(
+    servers: list[ModelServer], tmp_path: Path, given: int
+) -> None:
+    for server in servers:
+        server.choose = lambda asked: [
+            (from_seed(asked, index), "stop") for index in range(min(given, asked["n"]))
+        ]
+    run = sampled(servers, tmp_path)
+    assert set(run.rows) == PLACES and len(set(run.texts.values())) == NUM * N
+    assert run.counts["requests"] == NUM * -(-N // given)
+
+
+def test_a_server_that_gives_more_is_taken_by_its_word_no_further(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    servers[0].choose = lambda asked: [(from_seed(asked, index), "stop") for index in range(asked["n"] + 2)]
+    assert sampled(servers[:1], tmp_path).texts == expected()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [status(429), status(500), status(503), garbage, page, half, stall],
+    ids=["429", "500", "503", "garbage", "page", "half", "stall"],
+)
+def test_what_fails_is_asked_again_and_nothing_arrives_twice(
+    servers: list[ModelServer], tmp_path: Path, failure: Callable[[Handler], None]
+) -> None:
+    servers[0].failures = [failure] * 3
+    servers[1].failures = [failure]
+    own = {"timeout": PATIENCE} if failure is stall else {}
+    run = sampled(servers, tmp_path, **own)
+    assert run.texts == expected()
+    assert run.counts["retries"] == 4 and run.counts["requests"] == NUM + 4
+
+
+def test_a_throttled_server_is_waited_for_and_stays_in(servers: list[ModelServer], tmp_path: Path) -> None:
+    servers[0].failures = [status(429)] * 8
+    run = sampled(servers[:1], tmp_path, concurrency=2, max_retries=5)
+    assert run.texts == expected()
+    assert len(servers[0].requests) == len(servers[0].asked) + 1, "it was not probed again"
+
+
+def test_a_server_that_dies_midway_is_left_out_and_the_other_does_its_work(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    dying, other = servers
+    dying.choose, other.choose = until_death(dying, 3), slowly(0.05)
+    run = sampled(servers, tmp_path, prompts(30))
+    assert run.texts == expected(30)
+    assert len(other.asked) > len(dying.asked)
+    assert other.most_at_once <= 4, "the work of two is not done at once"
+
+
+def until_death(
+    server: ModelServer, number: int, *, back_as: str | None = None
+) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
+    """Dies over its request number `number`, and comes back with another model a moment later."""
+    answer = server.choose
+
+    def come_back() -> None:
+        server.model, server.choose, server.dead = back_as or server.model, answer, False
+
+    def choose(asked: dict[str, Any]) -> list[tuple[str, str]]:
+        if len(server.asked) >= number and not server.dead:
+            server.dead = True
+            if back_as is not None:
+                threading.Timer(0.2, come_back).start()
+        return answer(asked)
+
+    return choose
+
+
+def test_a_server_that_comes_back_is_asked_again(
+    servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    back, other = servers
+    back.choose = until_death(back, 3, back_as=STARTING_MODEL)
+    other.choose = slowly(0.05)
+    assert sampled(servers, tmp_path, prompts(60), concurrency=2).texts == expected(60)
+    assert len(back.asked) > 10
+    said = capsys.readouterr().err
+    assert f"{back.url}: left out" in said and f"{back.url}: back again" in said and other.url not in said
+
+
+def test_a_server_that_comes_back_with_another_model_ends_it(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    servers[0].choose = until_death(servers[0], 3, back_as="another")
+    servers[1].choose = slowly(0.05)
+    with pytest.raises(UserError, match=f"{servers[0].url}.*knows no such model.*It lists another"):
+        sampled(servers, tmp_path, prompts(200), concurrency=1)
+
+
+def test_all_dead_is_waited_out_and_then_gone_on_with_elsewhere(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.choose = until_death(first, 6)
+    with pytest.raises(UserError, match=rf"no server has answered for 0.2 s \({first.url}: .*{ADVICE}"):
+        sampled([first], tmp_path, patience=0.2, max_retries=50)
+    kept = recorded(tmp_path)
+    assert 0 < len(kept) < NUM * N
+    run = sampled([second], tmp_path)
+    assert run.texts == expected()
+    assert every_prompt([second]).total() == NUM - len(kept) // N
+    assert run.counts["completions_per_second"] > 0
+
+
+def test_no_server_at_the_beginning_says_what_to_serve(servers: list[ModelServer], tmp_path: Path) -> None:
+    for server in servers:
+        server.dead = True
+    with pytest.raises(
+        UserError, match=rf"no server answers \({servers[0].url}: .*; {servers[1].url}: .*{ADVICE}"
+    ):
+        sampled(servers, tmp_path)
+
+
+def test_one_server_of_two_is_enough_to_begin(servers: list[ModelServer], tmp_path: Path) -> None:
+    servers[0].dead = True
+    assert sampled(servers, tmp_path).texts == expected()
+
+
+@pytest.mark.parametrize(
+    "refusal", [status(404, "no such model"), status(400, "pinned to another")], ids=["404", "400"]
+)
+def test_a_server_of_another_model_is_refused_before_anything_is_asked(
+    servers: list[ModelServer], tmp_path: Path, refusal: Callable[[Handler], None]
+) -> None:
+    servers[1].model, servers[1].refusal = "another", refusal
+    with pytest.raises(
+        UserError, match=f"{servers[1].url}, model '{STARTING_MODEL}': .*It lists another"
+    ) as refused:
+        sampled(servers, tmp_path)
+    assert not servers[0].asked and not servers[1].asked
+    assert "/completions;" not in str(refused.value)
+
+
+def test_a_name_that_is_answered_for_but_not_listed_is_told(
+    servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers[0].lists = "another"
+    sampled(servers[:1], tmp_path)
+    assert f"answers for the model '{STARTING_MODEL}', but lists another" in capsys.readouterr().err
+
+
+def test_texts_need_a_server_of_texts(servers: list[ModelServer], tmp_path: Path) -> None:
+    servers[0].paths = ("/v1/chat/completions",)
+    with pytest.raises(UserError, match=r"404.*texts and go to /completions.*chat: true"):
+        sampled(servers[:1], tmp_path)
+
+
+def test_nothing_is_asked_twice(servers: list[ModelServer], tmp_path: Path) -> None:
+    sampled(servers, tmp_path)
+    part = next(tmp_path.glob("out*"))
+    part.write_bytes(part.read_bytes()[:-20])  # a line cut short by a kill
+    before = len(servers[0].asked + servers[1].asked)
+    run = sampled(servers, tmp_path)
+    assert run.texts == expected()
+    assert len(servers[0].asked + servers[1].asked) == before + 1
+    for server in servers:
+        server.dead = True
+    assert sampled(servers, tmp_path).texts == expected(), "what is complete needs no server"
+
+
+def test_a_prompt_that_was_half_done_goes_on_at_its_place(servers: list[ModelServer], tmp_path: Path) -> None:
+    lines = ResumableLines(tmp_path / "out")
+    lines.append([{"prompt_id": "p0", "index": 0, "text": "so far", "finished": True, "num_tokens": 2}])
+    run = sampled(servers, tmp_path)
+    assert set(run.rows) == PLACES and run.texts["p0", 0] == "so far"
+    assert run.texts["p0", 1] == f"prompt 0 -> {seed_of(SEED, 'p0', 1)}"
+
+
+def test_a_request_refused_for_good_is_named_and_the_others_are_kept(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    servers[0].failures = [status(400, "too long")]
+    with pytest.raises(UserError, match=r"1 prompts lack completions; prompt p0: 400: .*too long"):
+        sampled(servers[:1], tmp_path, concurrency=1)
+    assert set(recorded(tmp_path)) == {place for place in PLACES if place[0] != "p0"}
+
+
+def test_servers_that_answer_only_probes_are_given_up(servers: list[ModelServer], tmp_path: Path) -> None:
+    servers[0].failures = [status(500, "out of order")] * 1000
+    with pytest.raises(UserError, match=r"16 requests failed one after the other.*500: .*out of order"):
+        sampled(servers[:1], tmp_path, prompts(100), max_retries=0, concurrency=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "kept", "finished"),
+    [
+        ("seven", "stop", "seven", True),
+        ("", "stop", "", True),
+        ("seven and", "length", "seven and", False),
+        ("seven\n\nNext", "length", "seven", True),
+        ("seven\n\n", "stop", "seven", True),
+        ("seven", "eos_token", "seven", True),
+    ],
+)
+def test_a_completion_ends_before_a_stop_string_and_knows_whether_it_ended(
+    servers: list[ModelServer], tmp_path: Path, text: str, reason: str, kept: str, finished: bool
+) -> None:
+    servers[0].choose = lambda asked: [(text, reason)] * asked["n"]
+    run = sampled(servers[:1], tmp_path, prompts(1), settings=replace(SETTINGS, stop=["\n\n"]))
+    assert {(row["text"], row["finished"]) for row in run.rows.values()} == {(kept, finished)}
+
+
+def test_what_a_filter_ended_is_no_completion(servers: list[ModelServer], tmp_path: Path) -> None:
+    answer = servers[0].choose
+
+    def filtered(asked: dict[str, Any]) -> list[tuple[str, str]]:
+        choices = answer(asked)
+        return [("", "content_filter"), *choices[1:]] if len(servers[0].asked) == 1 else choices
+
+    servers[0].choose = filtered
+    run = sampled(servers[:1], tmp_path, prompts(1))
+    assert set(run.rows) == {place for place in PLACES if place[0] == "p0"} and "" not in run.texts.values()
+
+
+@pytest.mark.parametrize(("num_generations", "usage", "tokens"), [(1, True, 7), (1, False, 6), (2, True, 6)])
+def test_tokens_are_the_servers_count_of_one_completion_and_else_our_own(
+    servers: list[ModelServer], tmp_path: Path, num_generations: int, usage: bool, tokens: int
+) -> None:
+    servers[0].choose = lambda asked: [("seven", "stop")] * asked["n"]
+    servers[0].usage = usage
+    settings = replace(SETTINGS, num_generations=num_generations)
+    run = sampled(servers[:1], tmp_path, settings=settings)
+    assert {row["num_tokens"] for row in run.rows.values()} == {tokens}
+    assert run.counts["tokens"] == tokens * NUM * num_generations
+
+
+def test_prompts_that_the_server_reads_otherwise_are_counted(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    asked = [Asked(f"p{number}", f"prompt {number}", num_tokens=3 + (number < 2)) for number in range(NUM)]
+    assert sampled(servers, tmp_path, asked).counts["prompts_read_otherwise"] == 2
+
+
+def test_a_server_that_does_not_sample_is_told_once(
+    servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers[0].choose = lambda asked: [("seven", "stop")] * asked["n"]
+    sampled(servers[:1], tmp_path)
+    assert capsys.readouterr().err.count("do the servers sample?") == 1
+    sampled(servers[1:], tmp_path / "..")
+    assert "do the servers sample?" not in capsys.readouterr().err
+
+
+def test_the_key_is_sent_and_is_nowhere_else(
+    servers: list[ModelServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+    servers[0].key = KEY
+    servers[0].choose = lambda asked: [(f"your key is {KEY}", "stop")] * asked["n"]
+    servers[0].failures = [status(500, f"signed {KEY}"), status(400, f"signed {KEY}")]
+    with caplog.at_level(logging.DEBUG), pytest.raises(UserError, match=r"signed \[key\]") as refusal:
+        sampled(servers[:1], tmp_path, concurrency=1)
+    assert any("[key]" in row["text"] for row in recorded(tmp_path).values())
+    shown = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert caplog.text, "the client logs its requests"
+    assert not [
+        text for text in (*shown, str(refusal.value), caplog.text, *capsys.readouterr()) if KEY in text
+    ]
+
+
+def test_a_missing_key_is_asked_for_by_its_variables_name(servers: list[ModelServer], tmp_path: Path) -> None:
+    servers[0].key = KEY
+    with pytest.raises(UserError, match=rf"refuses the key \(401\).*{VARIABLE}\.$"):
+        sampled(servers[:1], tmp_path)
+
+
+def test_what_was_answered_is_valid_json_of_completions(servers: list[ModelServer], tmp_path: Path) -> None:
+    sampled(servers, tmp_path)
+    lines = next(tmp_path.glob("out*")).read_text().splitlines()
+    fields = {"prompt_id", "index", "text", "finished", "num_tokens"}
+    assert all(row.keys() == fields for line in lines for row in json.loads(line))
+    assert not re.search("base_url|127.0.0.1", "".join(lines))
