@@ -11,7 +11,7 @@ from allo.compare import compare
 from allo.compare.methods import METHODS, START, chosen, resolve
 from allo.compare.problems import check_problems
 from allo.compare.trials import RATE, Comparison, Trial
-from allo.compare.tuning import MOST_BEYOND, accuracy, next_trials, tuned
+from allo.compare.tuning import accuracy, next_trials, tuned
 from allo.errors import UserError
 from allo.recipe import Recipe
 from allo.recipe.compare import Compare, Method
@@ -22,6 +22,7 @@ BLOCK: dict[str, Any] = {
     "validation": VALIDATION,
     "rates": [1.0, 2.0],
     "extra_trials": 1,
+    "beyond": 3,
     "tuning_seeds": [9],
     "seeds": [0, 1],
 }
@@ -58,7 +59,7 @@ def test_every_method_has_its_budget_and_every_seed_its_test(finished: Compariso
     assert [count[method, "test"] for method in ("allo", "dpo", START)] == [2, 2, 2]
     assert count[START, "tune"] == 1
     for method in ("allo", "dpo"):
-        assert 3 <= count[method, "tune"] <= 3 + MOST_BEYOND
+        assert 3 <= count[method, "tune"] <= 3 + BLOCK["beyond"]
     assert {one["seed"] for one in found if one["purpose"] == "tune"} == {9}
 
 
@@ -286,10 +287,11 @@ def test_a_best_rate_at_the_edge_is_followed_until_it_lies_inside() -> None:
     assert best == {RATE: 8.0, "improve.keep": 0.3}
 
 
-def test_an_edge_is_not_followed_for_ever() -> None:
+@pytest.mark.parametrize("beyond", [0, 1, 3])
+def test_an_edge_is_followed_so_far_and_no_further(beyond: int) -> None:
     rising = {float(2**i): 0.01 * i for i in range(20)}
-    tried = waves(Method(), block_of(rates=[1.0, 2.0], extra_trials=0), found(rising))
-    assert len(tried) == 1 + MOST_BEYOND
+    tried = waves(Method(), block_of(rates=[1.0, 2.0], extra_trials=0, beyond=beyond), found(rising))
+    assert len(tried) == 1 + beyond
 
 
 def test_the_best_of_both_waves_is_tuned() -> None:

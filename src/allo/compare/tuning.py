@@ -2,7 +2,7 @@
 
 The second wave holds `extra_trials`: at the best rate, each of the method's own settings in turn; what is left of
 the budget goes to further rates, halfway beside the best one, or beyond it where it lies at the edge. Then, outside
-of the budget, a method whose best rate is still the highest or the lowest tried is followed beyond it.
+of the budget, a method whose best rate is still the highest or the lowest tried is followed `beyond` it.
 """
 
 import math
@@ -13,9 +13,6 @@ from allo.compare.methods import Resolved
 from allo.compare.trials import RATE, Settings, Trial
 from allo.errors import UserError
 from allo.recipe.compare import Compare
-
-MOST_BEYOND = 3
-"""Rates that are tried beyond an edge."""
 
 Result = dict[str, Any]
 Results = Callable[[Trial], Result | None]
@@ -60,7 +57,7 @@ def _wave(method: Resolved, compare: Compare, results: Results, tried: Sequence[
         return [*own, *({RATE: rate} for rate in further)]
     seen = sorted({settings[RATE] for settings in tried})
     beyond = len(tried) - len(rates) - compare.extra_trials
-    if len(rates) > 1 and beyond < MOST_BEYOND and best[RATE] in (seen[0], seen[-1]):
+    if len(rates) > 1 and beyond < compare.beyond and best[RATE] in (seen[0], seen[-1]):
         step = _step(rates)
         return [{**best, RATE: best[RATE] * step if best[RATE] == seen[-1] else best[RATE] / step}]
     return []

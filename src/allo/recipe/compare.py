@@ -32,6 +32,8 @@ class Compare(Block):
     """Factors on the recipe's own learning rates of forgetting and improving, for every method."""
     extra_trials: CountOrZero = 3
     """Trials of each method after its rates: of its own settings, or of further rates."""
+    beyond: CountOrZero = 3
+    """How far a method whose best rate is the highest or the lowest tried is followed beyond it, in trials."""
     tuning_seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [1000]
     seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0, 1, 2, 3, 4]
     resample: bool = False
