@@ -119,7 +119,9 @@ def serving(
 ) -> Iterator[Chat]:
     chat = chat or Chat(answer)
     handler = type("OwnHandler", (kind,), {"chat": chat})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    # Of connections that wait to be accepted: http.server's own 5 make the kernel reset some of many that come at once.
+    kind_of_server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})
+    server = kind_of_server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import signal
-import time
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,8 @@ def test_each_question_gets_its_own_reply_and_tokens_and_cost_add_up(chat: Chat,
 
 
 def test_no_more_are_asked_at_once_than_allowed(chat: Chat, tmp_path: Path) -> None:
-    chat.answer = lambda content: [time.sleep(0.02), content][1]
+    three = threading.Barrier(3)
+    chat.answer = lambda content: f"{content}, one of three: {three.wait(timeout=5)}"
     asked(chat, tmp_path, concurrency=3)
     assert chat.most_at_once == 3
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 FAILURES_UNTIL_OUT = 3
-"""Requests in a row that a server fails before it is left out. A single lost connection is no sign: servers close idle
-ones, now and then while a request is on its way."""
+"""Requests in a row that a server fails before it is left out. A single lost connection is no sign: a server resets
+some when many come at once."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a server that is out is probed, doubled each time
 
 
