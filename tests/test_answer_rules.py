@@ -28,6 +28,7 @@ CHOICE: dict[str, tuple[list[str], Cases, Cases]] = {
             ("bottle or bathroom.", "bottle"),
             ("not the bottle.", "bottle"),
             ("something else.", "bottle"),
+            ("none of these, though the bottle comes close.", "bottle"),
         ],
     ),
     "letter": (

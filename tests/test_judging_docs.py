@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from allo import cli
+from allo.recipe import load_recipe
 from server import KEY, MODEL, serving
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "judging.md").read_text(encoding="utf-8")
@@ -83,3 +84,11 @@ def test_the_records_figures_on_the_page_fit_each_other() -> None:
     assert found["win_rate"]["value"] == (found["wins"] + found["ties"] / 2) / found["num_prompts"]
     cost = counts["prompt_tokens"] * judge["price_in"] + counts["completion_tokens"] * judge["price_out"]
     assert counts["cost"] == pytest.approx(cost / 1e6)
+
+
+def test_the_recipe_shown_is_one(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: shown\nmodel: some/model\ndata: {{task: alpaca_eval, split: test}}\n{shown}")
+    recipe = load_recipe(path)
+    assert recipe.measuring_reward_model != recipe.judge.reward_model is not None

@@ -41,7 +41,7 @@ def test_weights_hold_for_every_beginning_until_a_part_runs_out() -> None:
 
 
 def test_a_part_keeps_its_own_order() -> None:
-    mixed = in_turn([part("a", 20, 2.5), part("b", 30)])
+    mixed = in_turn([part("a", 20, 2.5), part("b", 30, 1.0)])
     assert [prompt.id for prompt in mixed if prompt.id[0] == "a"] == [f"a{number}" for number in range(20)]
 
 

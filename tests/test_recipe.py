@@ -141,6 +141,7 @@ def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> Non
         ("data={mixture: [{task: ecqa}]}", "data.mixture"),  # of one
         ("data={task: ecqa, mixture: [{task: ecqa}, {task: qasc}]}", "data"),
         ("data={mixture: [{task: ecqa}, {task: qasc}], split: test}", "data"),
+        ("data={mixture: [{task: ecqa, weight: 3}, {task: qasc}]}", "data"),
         ("data={mixture: [{task: ecqa, weight: 0}, {task: qasc}]}", "data.mixture.0.weight"),
     ],
 )

@@ -16,6 +16,7 @@ from allo.artifacts import RunFolder, read_json, read_jsonl, write_json, write_j
 from allo.errors import UserError
 from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
 from allo.pipeline import run_all
+from allo.plan import plan
 from allo.recipe import Recipe
 from allo.records import Message, Pair, Prompt, Verdict, Wrong
 from allo.stages.check import check
@@ -290,3 +291,7 @@ def test_a_reward_model_that_judges_nothing_is_refused(
     sets = "evaluate.sets={test: {task: planted_flaws, split: test, limit: 2}}"
     with pytest.raises(UserError, match="nothing is judged by it"):
         check(ranked(inputs, tmp_path, f"data={{pairs: {finished.pairs}}}", sets))
+
+
+def test_a_plan_names_the_judge_whose_memory_it_does_not_know(inputs: Path, tmp_path: Path) -> None:
+    assert list(plan(ranked(inputs, tmp_path)).unplanned) == ["judge"]

@@ -21,7 +21,7 @@ def prompts_of(recipe: Recipe, source: Source) -> list[Prompt]:
 def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
     """All prompts of the parts, each part's in its order, so that every beginning holds them in proportion to weight.
 
-    A part that has run out is left out, and the others go on. Raises `UserError` for two prompts with one id.
+    All parts have a weight, or none; then it is the number of their prompts. A part that has run out is left out, and the others go on. Raises `UserError` for two prompts with one id.
     """
     turns = sorted(
         ((place + 0.5) / (part.weight or len(prompts)), number, place)

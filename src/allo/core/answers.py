@@ -15,7 +15,7 @@ SENTENCE_END = re.compile(
     re.IGNORECASE,
 )
 ARTICLES = {"a", "an", "the"}
-NEGATIONS = {"not", "neither", "nor", "never", "isnt", "arent", "cannot", "except"}
+NEGATIONS = {"not", "neither", "nor", "never", "none", "isnt", "arent", "cannot", "except"}
 # A letter alone, or in or before brackets or a stop: "B", "(B)", "B. bottle"; never the article in "A bottle".
 LETTER = re.compile(
     r"(?:(?i:option|choice|letter)\s+)?(?:\(([A-Za-z])\)(.*)|([A-Za-z])(?:[.):](.*))?)", re.DOTALL

@@ -6,9 +6,10 @@ from allo.recipe import Recipe
 
 
 def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
-    """Plan every stage that runs the model; with `limit` bytes, advise on those that take more.
+    """Plan every stage that runs a model; with `limit` bytes, advise on those that take more.
 
-    A stage that works through another library or at servers is named, not planned. Raises `UserError` where the recipe's model has no configuration that can be read.
+    A stage that works through another library, at servers or with a model of its own is named, not planned. Raises
+    `UserError` where the recipe's model has no configuration that can be read.
     """
     from allo.plan.advice import advise
 
@@ -31,6 +32,8 @@ def _elsewhere(recipe: Recipe) -> dict[str, str]:
             found["sample"] = "whose servers have a memory of their own"
         case "vllm":
             found["sample"] = "for which vLLM takes nine tenths of the device by itself"
+    if recipe.judge.reward_model is not None:
+        found["judge"] = "which loads a reward model of its own"
     if recipe.improve is not None and recipe.improve.trainer != "selected":
         found["improve"] = "which another library trains"
     return found
@@ -39,7 +42,8 @@ def _elsewhere(recipe: Recipe) -> dict[str, str]:
 def stages_that_run_the_model(recipe: Recipe) -> list[str]:
     """In order; the first stage trains only where the recipe fine-tunes."""
     one_round = recipe.model_copy(update={"rounds": 1})  # every round takes what one takes
-    idle = {"judge", "pair", "report"} | ({"sft"} if recipe.sft is None else set())
+    idle = {"pair", "report"} | ({"sft"} if recipe.sft is None else set())
+    idle |= {"judge"} if recipe.judge.reward_model is None else set()
     return [stage.name for stage in stages_of(one_round) if stage.name not in idle]
 
 

@@ -55,7 +55,7 @@ class Part(Source):
     """One source of a mixture."""
 
     weight: Positive | None = None
-    """How often its prompts come, beside the other parts' weights; absent, the number of its prompts."""
+    """How often its prompts come, beside the other parts' weights; where no part has one, the number of its prompts."""
 
 
 class Data(Source):
@@ -73,6 +73,14 @@ class Data(Source):
             raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
         if self.mixture is not None and (self.order, self.split) != ("given", "train"):
             raise ValueError("a mixture's parts have an order and a split of their own: move them there")
+        return self
+
+    @model_validator(mode="after")
+    def _all_parts_are_weighed_or_none(self) -> "Data":
+        if len({part.weight is None for part in self.mixture or []}) > 1:
+            raise ValueError(
+                "some parts of the mixture have a weight and some have none: give it to all, or to none"
+            )
         return self
 
     @classmethod
