@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from allo import endpoint as endpoints
-from allo.endpoint import Answers, Endpoint, Question, ask, check_endpoint
+from allo.endpoint import Answers, Endpoint, Question, ask, check_endpoint, kept
 from allo.errors import UserError
 from allo.records import Message
 from server import KEY, MODEL, Chat, Handler, garbage, half, other_json, page, serving, stall, status
@@ -226,13 +226,29 @@ def test_the_key_is_nowhere_even_if_the_server_repeats_it(
     assert_nowhere(KEY, tmp_path, repr(answers), caplog.text, *capfd.readouterr())
 
 
+@pytest.mark.parametrize("word", ["to", "anything", "whatever", "unconditionally"])
 def test_a_word_in_a_keys_place_is_not_struck_out_of_replies(
-    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    word: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Servers that ask for no key are given any word, which a reply may hold by right."""
-    monkeypatch.setattr("server.KEY", "to")
-    monkeypatch.setenv(VARIABLE, "to")
-    assert texts(asked(chat, tmp_path)) == ALL
+    monkeypatch.setattr("server.KEY", word)
+    monkeypatch.setenv(VARIABLE, word)
+    chat.answer = lambda content: f"{word} but that"
+    assert set(texts(asked(chat, tmp_path)).values()) == {f"{word} but that"}
+
+
+@pytest.mark.parametrize(
+    ("key", "is_struck"),
+    [
+        ("a1b2c3d4e5f6a7b8", True),
+        ("sk-allSmallAndLarge", True),
+        ("a1b2c3d4e5f6a7b", False),
+        ("incomprehensibilities", False),
+        ("1234567890123456", False),
+    ],
+)
+def test_a_text_is_kept_without_what_looks_like_a_secret(key: str, is_struck: bool) -> None:
+    assert kept(key, f"so {key}.") == ("so [key]." if is_struck else f"so {key}.")
 
 
 def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:

@@ -452,6 +452,14 @@ def test_the_key_is_sent_and_is_nowhere_else(
     ]
 
 
+def test_a_word_in_the_keys_place_stays_in_completions(
+    servers: list[ModelServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "anything")
+    servers[0].choose = lambda asked: [("anything but seven", "stop")] * asked["n"]
+    assert set(sampled(servers[:1], tmp_path).texts.values()) == {"anything but seven"}
+
+
 def test_a_missing_key_is_asked_for_by_its_variables_name(servers: list[ModelServer], tmp_path: Path) -> None:
     servers[0].key = KEY
     with pytest.raises(UserError, match=rf"refuses the key \(401\).*{VARIABLE}\.$"):

@@ -27,8 +27,9 @@ GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
 _LONGEST_PAUSE = 8.0  # seconds that the client waits between two attempts, unless the server asks for more
 _SHOWN = 300  # characters of what a server says
-SHORTEST_SECRET = 8
-"""Characters. A shorter key is a word in a key's place, which stands in good replies, too."""
+_SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
+SHORTEST_SECRET = 16
+"""Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
 # What servers call an unknown model where they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -270,7 +271,7 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     reply = Reply(
         id=question.id,
         hash=hash,
-        text=hidden(key, text),
+        text=kept(key, text),
         finished=getattr(choice, "finish_reason", None) == "stop",
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
@@ -323,11 +324,19 @@ def _required_key(endpoint: Endpoint) -> str:
     return key
 
 
-def hidden(key: str, text: str) -> str:
-    """A text without the key, should the server have repeated it."""
-    return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
+def kept(key: str, text: str) -> str:
+    """A model's text, without the key where that is a secret and no word, should the server have repeated it."""
+    return text.replace(key, "[key]") if _is_secret(key) else text
 
 
 def without(key: str, text: str) -> str:
-    """What a server said, in one short line, without the key."""
-    return " ".join(hidden(key, text).split())[:_SHOWN]
+    """What a server said of a failure, in one short line, without the key."""
+    said = text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
+    return " ".join(said.split())[:_SHOWN]
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key looks like one: long, and of letters with digits among them or in both cases."""
+    has_letters = any(character.isalpha() for character in key)
+    is_mixed = any(character.isdigit() for character in key) or key not in (key.lower(), key.upper())
+    return len(key) >= SHORTEST_SECRET and has_letters and is_mixed

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from allo.artifacts import sha256_text
-from allo.endpoint import Failure, hidden, without
+from allo.endpoint import Failure, kept, without
 from allo.records import Message
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
         return None
     starts = [text.find(string) for string in stop if string in text]
     return Choice(
-        text=hidden(key, text[: min(starts, default=len(text))]),
+        text=kept(key, text[: min(starts, default=len(text))]),
         finished=bool(starts) or reason in _BY_ITSELF,
     )
 
