@@ -251,6 +251,15 @@ def test_a_text_is_kept_without_what_looks_like_a_secret(key: str, is_struck: bo
     assert kept(key, f"so {key}.") == ("so [key]." if is_struck else f"so {key}.")
 
 
+def test_half_a_surrogate_pair_ends_nothing(chat: Chat, tmp_path: Path) -> None:
+    """JSON can say it, and a file in UTF-8 cannot."""
+    chat.failures = [status(400, "half \ud83d of it"), lambda handler: handler.say("half \ud83d of \U0001f600")]
+    answers = asked(chat, tmp_path, num=2, concurrency=1)
+    assert "half ? of it" in answers.failed["q0"]
+    assert answers.replies["q1"].text == "half ? of \U0001f600"
+    assert asked(chat, tmp_path, num=2).replies["q1"] == answers.replies["q1"]
+
+
 def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:
     files = [path.read_text() for path in folder.rglob("*") if path.is_file()]
     assert not [text for text in (*files, *shown) if secret in text]

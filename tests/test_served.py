@@ -460,6 +460,11 @@ def test_a_word_in_the_keys_place_stays_in_completions(
     assert set(sampled(servers[:1], tmp_path).texts.values()) == {"anything but seven"}
 
 
+def test_half_a_surrogate_pair_ends_nothing(servers: list[ModelServer], tmp_path: Path) -> None:
+    servers[0].choose = lambda asked: [("half \ud83d of \U0001f600", "stop")] * asked["n"]
+    assert set(sampled(servers[:1], tmp_path).texts.values()) == {"half ? of \U0001f600"}
+
+
 def test_a_missing_key_is_asked_for_by_its_variables_name(servers: list[ModelServer], tmp_path: Path) -> None:
     servers[0].key = KEY
     with pytest.raises(UserError, match=rf"refuses the key \(401\).*{VARIABLE}\.$"):

@@ -325,14 +325,21 @@ def _required_key(endpoint: Endpoint) -> str:
 
 
 def kept(key: str, text: str) -> str:
-    """A model's text, without the key where that is a secret and no word, should the server have repeated it."""
-    return text.replace(key, "[key]") if _is_secret(key) else text
+    """A model's text as files can hold it: `?` for half a surrogate pair, which JSON can say and UTF-8 cannot.
+
+    Without the key where that is a secret and no word, should the server have repeated it.
+    """
+    return _writable(text.replace(key, "[key]") if _is_secret(key) else text)
 
 
 def without(key: str, text: str) -> str:
     """What a server said of a failure, in one short line, without the key."""
     said = text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
-    return " ".join(said.split())[:_SHOWN]
+    return " ".join(_writable(said).split())[:_SHOWN]
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _is_secret(key: str) -> bool:
