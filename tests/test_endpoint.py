@@ -253,7 +253,10 @@ def test_a_text_is_kept_without_what_looks_like_a_secret(key: str, is_struck: bo
 
 def test_half_a_surrogate_pair_ends_nothing(chat: Chat, tmp_path: Path) -> None:
     """JSON can say it, and a file in UTF-8 cannot."""
-    chat.failures = [status(400, "half \ud83d of it"), lambda handler: handler.say("half \ud83d of \U0001f600")]
+    chat.failures = [
+        status(400, "half \ud83d of it"),
+        lambda handler: handler.say("half \ud83d of \U0001f600"),
+    ]
     answers = asked(chat, tmp_path, num=2, concurrency=1)
     assert "half ? of it" in answers.failed["q0"]
     assert answers.replies["q1"].text == "half ? of \U0001f600"

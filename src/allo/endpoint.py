@@ -63,22 +63,24 @@ class Endpoint:
         return f"{self.base_url}, model {self.model!r}"
 
 
-class NoSuchModelError(UserError):
-    """The server has no such model, or nothing at such an address."""
-
-
 @dataclass(frozen=True)
 class Failure:
     """Why a request has no reply, without the key.
 
     `lost`: the server was not reached, or the connection broke; `late`: it took too long; `throttled`: it is asked too
     often (429); `busy`: it cannot now (408, 409, 5xx); `garbled`: no reply of this API; `refused`: it will not have
-    this request. `wait`: seconds after which the server wants to be asked again, where it says so.
+    this request; `key`: it refuses the key; `model`: it knows no such model or address. `wait`: seconds after which
+    the server wants to be asked again, where it says so.
     """
 
-    kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused"]
+    kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused", "key", "model"]
     reason: str
     wait: float | None = None
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether no other request can do better there."""
+        return self.kind in ("key", "model")
 
 
 @dataclass(frozen=True)
@@ -207,31 +209,34 @@ async def _request(
     messages: Any = question.messages
     asked = client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
     got = await attempt(asked, endpoint, key)
-    return (None, got.reason) if isinstance(got, Failure) else _read(got, question, hash, key)
+    if not isinstance(got, Failure):
+        return _read(got, question, hash, key)
+    if got.is_of_server:
+        raise UserError(f"{endpoint.name}: {got.reason}.")
+    return None, got.reason
 
 
 async def attempt(request: Awaitable[Any], endpoint: Endpoint, key: str) -> Any:
-    """What the client made of the server's answer, or a `Failure`.
-
-    Raises `UserError` where no other request can do better: the key is refused, model or address are unknown.
-    """
+    """What the client made of the server's answer, or a `Failure`."""
     import openai
 
     try:
         async with asyncio.timeout(endpoint.longest_request):
             return await request
     except openai.AuthenticationError:
-        raise UserError(
-            f"{endpoint.name}: the server refuses the key (401); put the right one into the environment "
-            f"variable {endpoint.key_variable}."
-        ) from None
+        return Failure(
+            "key",
+            "the server refuses the key (401); put the right one into the environment variable "
+            f"{endpoint.key_variable}",
+        )
     except openai.APIStatusError as error:
         said = without(key, error.message)
         if error.status_code == 404 or error.code in _UNKNOWN_MODEL:
-            raise NoSuchModelError(
-                f"{endpoint.name}: the server knows no such model or address ({error.status_code}: {said}); check "
-                "both; the address mostly ends with /v1."
-            ) from None
+            return Failure(
+                "model",
+                f"the server knows no such model or address ({error.status_code}: {said}); check both; the address "
+                "mostly ends with /v1",
+            )
         return Failure(
             _kind(error.status_code), f"{error.status_code}: {said}", _wait(error.response.headers)
         )
