@@ -271,8 +271,14 @@ def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"base_url": "https://me:hidden@host/v1"}, "base_url of host: no user, password or query"),
-        ({"base_url": "https://host/v1?key=hidden"}, "base_url of host: no user, password or query"),
+        ({"base_url": "https://me:hidden@host/v1"}, "base_url of host: no user, password, query or fragment"),
+        (
+            {"base_url": "https://host/v1?key=hidden"},
+            "base_url of host: no user, password, query or fragment",
+        ),
+        ({"base_url": "https://host/v1#hidden"}, "base_url of host: no user, password, query or fragment"),
+        ({"base_url": "http://[bad/v1"}, "give an address such as"),
+        ({"base_url": "http://host:abc/v1"}, "give an address such as"),
         ({"base_url": "localhost:8000"}, "give an address such as"),
         ({"key_variable": "ALLO_TEST_NO_KEY"}, "ALLO_TEST_NO_KEY is not set"),
     ],
