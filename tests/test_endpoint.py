@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from allo import endpoint as endpoints
-from allo.endpoint import Answers, Endpoint, Question, ask, check_endpoint, kept
+from allo.endpoint import BY_ITSELF, Answers, Endpoint, Question, ask, check_endpoint, kept
 from allo.errors import UserError
 from allo.records import Message
 from server import KEY, MODEL, Chat, Handler, garbage, half, other_json, page, serving, stall, status
@@ -131,6 +131,22 @@ def test_a_reply_cut_short_by_its_length_is_not_finished(chat: Chat, tmp_path: P
     chat.failures = [lambda handler: handler.say("so far", finish_reason="length")]
     replies = asked(chat, tmp_path, num=2, concurrency=1).replies
     assert (replies["q0"].text, replies["q0"].finished, replies["q1"].finished) == ("so far", False, True)
+
+
+@pytest.mark.parametrize("reason", sorted(BY_ITSELF))
+def test_every_servers_word_for_an_end_is_one(reason: str, chat: Chat, tmp_path: Path) -> None:
+    chat.failures = [lambda handler: handler.say("all of it", finish_reason=reason)]
+    reply = asked(chat, tmp_path, num=1).replies["q0"]
+    assert (reply.finished, reply.is_cut_short, reply.ended) == (True, False, reason)
+
+
+def test_replies_kept_before_their_end_was_recorded_are_read(chat: Chat, tmp_path: Path) -> None:
+    chat.failures = [lambda handler: handler.say("so far", finish_reason="length")]
+    asked(chat, tmp_path, num=1)
+    record = tmp_path / "out.jsonl.replies"
+    record.write_text(record.read_text().replace(', "ended": "length"', ""))
+    again = asked(chat, tmp_path, num=1)
+    assert again.asked == 0 and again.replies["q0"].ended is None and again.replies["q0"].is_cut_short
 
 
 def test_nothing_is_asked_twice_and_other_settings_are_another_question(chat: Chat, tmp_path: Path) -> None:

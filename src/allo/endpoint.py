@@ -30,6 +30,9 @@ _SHOWN = 300  # characters of what a server says
 _SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
 SHORTEST_SECRET = 16
 """Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
+# Why a text ended, in the servers' words: by itself (the last two are TGI's), or by its length.
+BY_ITSELF = {"stop", "eos_token", "stop_sequence"}
+BY_LENGTH = {"length"}
 # What servers call an unknown model where they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -93,7 +96,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted."""
+    """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted.
+
+    `ended`: why, in the server's word, empty where it gave none; None in what was kept before it was recorded.
+    """
 
     id: str
     hash: str
@@ -101,6 +107,12 @@ class Reply:
     finished: bool
     prompt_tokens: int | None
     completion_tokens: int | None
+    ended: str | None = None
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether its length ended it, and no filter or abort."""
+        return not self.finished and (self.ended is None or self.ended in BY_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -272,14 +284,15 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     if not isinstance(text, str) or not text.strip():
         shown = got if isinstance(got, str) else getattr(choice, "finish_reason", None) or "no choices"
         return None, without(key, f"a reply without text: {shown}")
-    usage = got.usage
+    usage, reason = got.usage, getattr(choice, "finish_reason", None)
     reply = Reply(
         id=question.id,
         hash=hash,
         text=kept(key, text),
-        finished=getattr(choice, "finish_reason", None) == "stop",
+        finished=reason in BY_ITSELF,
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
+        ended=without(key, reason) if isinstance(reason, str) else "",
     )
     return reply, None
 
