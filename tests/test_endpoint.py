@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from allo import endpoint as endpoints
-from allo.endpoint import Answers, Endpoint, Question, ask, check_endpoint
+from allo.endpoint import BY_ITSELF, Answers, Endpoint, Question, ask, check_endpoint, kept
 from allo.errors import UserError
 from allo.records import Message
 from server import KEY, MODEL, Chat, Handler, garbage, half, other_json, page, serving, stall, status
@@ -133,6 +133,22 @@ def test_a_reply_cut_short_by_its_length_is_not_finished(chat: Chat, tmp_path: P
     assert (replies["q0"].text, replies["q0"].finished, replies["q1"].finished) == ("so far", False, True)
 
 
+@pytest.mark.parametrize("reason", sorted(BY_ITSELF))
+def test_every_servers_word_for_an_end_is_one(reason: str, chat: Chat, tmp_path: Path) -> None:
+    chat.failures = [lambda handler: handler.say("all of it", finish_reason=reason)]
+    reply = asked(chat, tmp_path, num=1).replies["q0"]
+    assert (reply.finished, reply.is_cut_short, reply.ended) == (True, False, reason)
+
+
+def test_replies_kept_before_their_end_was_recorded_are_read(chat: Chat, tmp_path: Path) -> None:
+    chat.failures = [lambda handler: handler.say("so far", finish_reason="length")]
+    asked(chat, tmp_path, num=1)
+    record = tmp_path / "out.jsonl.replies"
+    record.write_text(record.read_text().replace(', "ended": "length"', ""))
+    again = asked(chat, tmp_path, num=1)
+    assert again.asked == 0 and again.replies["q0"].ended is None and again.replies["q0"].is_cut_short
+
+
 def test_nothing_is_asked_twice_and_other_settings_are_another_question(chat: Chat, tmp_path: Path) -> None:
     asked(chat, tmp_path)
     again = asked(chat, tmp_path)
@@ -226,13 +242,41 @@ def test_the_key_is_nowhere_even_if_the_server_repeats_it(
     assert_nowhere(KEY, tmp_path, repr(answers), caplog.text, *capfd.readouterr())
 
 
+@pytest.mark.parametrize("word", ["to", "anything", "whatever", "unconditionally"])
 def test_a_word_in_a_keys_place_is_not_struck_out_of_replies(
-    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    word: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Servers that ask for no key are given any word, which a reply may hold by right."""
-    monkeypatch.setattr("server.KEY", "to")
-    monkeypatch.setenv(VARIABLE, "to")
-    assert texts(asked(chat, tmp_path)) == ALL
+    monkeypatch.setattr("server.KEY", word)
+    monkeypatch.setenv(VARIABLE, word)
+    chat.answer = lambda content: f"{word} but that"
+    assert set(texts(asked(chat, tmp_path)).values()) == {f"{word} but that"}
+
+
+@pytest.mark.parametrize(
+    ("key", "is_struck"),
+    [
+        ("a1b2c3d4e5f6a7b8", True),
+        ("sk-allSmallAndLarge", True),
+        ("a1b2c3d4e5f6a7b", False),
+        ("incomprehensibilities", False),
+        ("1234567890123456", False),
+    ],
+)
+def test_a_text_is_kept_without_what_looks_like_a_secret(key: str, is_struck: bool) -> None:
+    assert kept(key, f"so {key}.") == ("so [key]." if is_struck else f"so {key}.")
+
+
+def test_half_a_surrogate_pair_ends_nothing(chat: Chat, tmp_path: Path) -> None:
+    """JSON can say it, and a file in UTF-8 cannot."""
+    chat.failures = [
+        status(400, "half \ud83d of it"),
+        lambda handler: handler.say("half \ud83d of \U0001f600"),
+    ]
+    answers = asked(chat, tmp_path, num=2, concurrency=1)
+    assert "half ? of it" in answers.failed["q0"]
+    assert answers.replies["q1"].text == "half ? of \U0001f600"
+    assert asked(chat, tmp_path, num=2).replies["q1"] == answers.replies["q1"]
 
 
 def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:
@@ -243,8 +287,14 @@ def assert_nowhere(secret: str, folder: Path, *shown: str) -> None:
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"base_url": "https://me:hidden@host/v1"}, "base_url of host: no user, password or query"),
-        ({"base_url": "https://host/v1?key=hidden"}, "base_url of host: no user, password or query"),
+        ({"base_url": "https://me:hidden@host/v1"}, "base_url of host: no user, password, query or fragment"),
+        (
+            {"base_url": "https://host/v1?key=hidden"},
+            "base_url of host: no user, password, query or fragment",
+        ),
+        ({"base_url": "https://host/v1#hidden"}, "base_url of host: no user, password, query or fragment"),
+        ({"base_url": "http://[bad/v1"}, "give an address such as"),
+        ({"base_url": "http://host:abc/v1"}, "give an address such as"),
         ({"base_url": "localhost:8000"}, "give an address such as"),
         ({"key_variable": "ALLO_TEST_NO_KEY"}, "ALLO_TEST_NO_KEY is not set"),
     ],

@@ -144,6 +144,8 @@ def test_the_fine_tuned_model_is_the_one_to_serve(tmp_path: Path) -> None:
     [
         {"base_urls": ["http://host/v1", "https://me:aSecret@host/v1"]},
         {"base_urls": ["https://host/v1?key=aSecret"]},
+        {"base_urls": ["sk-aSecret@host/v1"]},
+        {"base_urls": ["http://me:aSecret@[bad/v1"]},
         {"base_urls": ["http://host/v1"], "key_variable": "sk-aSecret"},
     ],
 )

@@ -17,7 +17,7 @@ from allo.winrate import outputs
 from allo.winrate.judging import Settings, judge, summary
 from allo.winrate.outputs import Output, Outputs, duels, of_file, of_run, solutions
 from allo.winrate.show import remarks
-from allo.winrate.wording import CUT_SHORT, NO_VERDICT, TWO_VERDICTS, ask_for_verdict, read_verdict
+from allo.winrate.wording import CUT_SHORT, NO_VERDICT, STOPPED, TWO_VERDICTS, ask_for_verdict, read_verdict
 from server import KEY, MODEL, Chat, Handler, garbage, half, page, serving, stall, status
 from tiny_run import tiny
 
@@ -156,6 +156,15 @@ def test_a_reply_that_is_cut_short_is_not_read(chat: Chat, tmp_path: Path) -> No
     chat.failures = [lambda handler: handler.say("Verdict: 1", finish_reason="length")]
     record = judged(chat, tmp_path, concurrency=1)
     assert record["counts"]["unread"] == {CUT_SHORT: 1} and record["summary"]["num_prompts"] == NUM - 1
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "abort"])
+def test_a_reply_that_a_filter_stopped_is_not_read_and_not_called_cut_short(
+    reason: str, chat: Chat, tmp_path: Path
+) -> None:
+    chat.failures = [lambda handler: handler.say("Verdict: 1", finish_reason=reason)]
+    record = judged(chat, tmp_path, concurrency=1)
+    assert record["counts"]["unread"] == {STOPPED: 1} and record["summary"]["num_prompts"] == NUM - 1
 
 
 def test_a_judge_that_is_never_understood_gives_no_figure(chat: Chat, tmp_path: Path) -> None:

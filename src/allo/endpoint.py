@@ -27,8 +27,12 @@ GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
 _LONGEST_PAUSE = 8.0  # seconds that the client waits between two attempts, unless the server asks for more
 _SHOWN = 300  # characters of what a server says
-SHORTEST_SECRET = 8
-"""Characters. A shorter key is a word in a key's place, which stands in good replies, too."""
+_SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
+SHORTEST_SECRET = 16
+"""Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
+# Why a text ended, in the servers' words: by itself (the last two are TGI's), or by its length.
+BY_ITSELF = {"stop", "eos_token", "stop_sequence"}
+BY_LENGTH = {"length"}
 # What servers call an unknown model where they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -62,22 +66,24 @@ class Endpoint:
         return f"{self.base_url}, model {self.model!r}"
 
 
-class NoSuchModelError(UserError):
-    """The server has no such model, or nothing at such an address."""
-
-
 @dataclass(frozen=True)
 class Failure:
     """Why a request has no reply, without the key.
 
     `lost`: the server was not reached, or the connection broke; `late`: it took too long; `throttled`: it is asked too
     often (429); `busy`: it cannot now (408, 409, 5xx); `garbled`: no reply of this API; `refused`: it will not have
-    this request. `wait`: seconds after which the server wants to be asked again, where it says so.
+    this request; `key`: it refuses the key; `model`: it knows no such model or address. `wait`: seconds after which
+    the server wants to be asked again, where it says so.
     """
 
-    kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused"]
+    kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused", "key", "model"]
     reason: str
     wait: float | None = None
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether no other request can do better there."""
+        return self.kind in ("key", "model")
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted."""
+    """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted.
+
+    `ended`: why, in the server's word, empty where it gave none; None in what was kept before it was recorded.
+    """
 
     id: str
     hash: str
@@ -98,6 +107,12 @@ class Reply:
     finished: bool
     prompt_tokens: int | None
     completion_tokens: int | None
+    ended: str | None = None
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether its length ended it, and no filter or abort."""
+        return not self.finished and (self.ended is None or self.ended in BY_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -206,31 +221,34 @@ async def _request(
     messages: Any = question.messages
     asked = client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
     got = await attempt(asked, endpoint, key)
-    return (None, got.reason) if isinstance(got, Failure) else _read(got, question, hash, key)
+    if not isinstance(got, Failure):
+        return _read(got, question, hash, key)
+    if got.is_of_server:
+        raise UserError(f"{endpoint.name}: {got.reason}.")
+    return None, got.reason
 
 
 async def attempt(request: Awaitable[Any], endpoint: Endpoint, key: str) -> Any:
-    """What the client made of the server's answer, or a `Failure`.
-
-    Raises `UserError` where no other request can do better: the key is refused, model or address are unknown.
-    """
+    """What the client made of the server's answer, or a `Failure`."""
     import openai
 
     try:
         async with asyncio.timeout(endpoint.longest_request):
             return await request
     except openai.AuthenticationError:
-        raise UserError(
-            f"{endpoint.name}: the server refuses the key (401); put the right one into the environment "
-            f"variable {endpoint.key_variable}."
-        ) from None
+        return Failure(
+            "key",
+            "the server refuses the key (401); put the right one into the environment variable "
+            f"{endpoint.key_variable}",
+        )
     except openai.APIStatusError as error:
         said = without(key, error.message)
         if error.status_code == 404 or error.code in _UNKNOWN_MODEL:
-            raise NoSuchModelError(
-                f"{endpoint.name}: the server knows no such model or address ({error.status_code}: {said}); check "
-                "both; the address mostly ends with /v1."
-            ) from None
+            return Failure(
+                "model",
+                f"the server knows no such model or address ({error.status_code}: {said}); check both; the address "
+                "mostly ends with /v1",
+            )
         return Failure(
             _kind(error.status_code), f"{error.status_code}: {said}", _wait(error.response.headers)
         )
@@ -266,14 +284,15 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     if not isinstance(text, str) or not text.strip():
         shown = got if isinstance(got, str) else getattr(choice, "finish_reason", None) or "no choices"
         return None, without(key, f"a reply without text: {shown}")
-    usage = got.usage
+    usage, reason = got.usage, getattr(choice, "finish_reason", None)
     reply = Reply(
         id=question.id,
         hash=hash,
-        text=hidden(key, text),
-        finished=getattr(choice, "finish_reason", None) == "stop",
+        text=kept(key, text),
+        finished=reason in BY_ITSELF,
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
+        ended=without(key, reason) if isinstance(reason, str) else "",
     )
     return reply, None
 
@@ -323,11 +342,26 @@ def _required_key(endpoint: Endpoint) -> str:
     return key
 
 
-def hidden(key: str, text: str) -> str:
-    """A text without the key, should the server have repeated it."""
-    return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
+def kept(key: str, text: str) -> str:
+    """A model's text as files can hold it: `?` for half a surrogate pair, which JSON can say and UTF-8 cannot.
+
+    Without the key where that is a secret and no word, should the server have repeated it.
+    """
+    return _writable(text.replace(key, "[key]") if _is_secret(key) else text)
 
 
 def without(key: str, text: str) -> str:
-    """What a server said, in one short line, without the key."""
-    return " ".join(hidden(key, text).split())[:_SHOWN]
+    """What a server said of a failure, in one short line, without the key."""
+    said = text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
+    return " ".join(_writable(said).split())[:_SHOWN]
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key looks like one: long, and of letters with digits among them or in both cases."""
+    has_letters = any(character.isalpha() for character in key)
+    is_mixed = any(character.isdigit() for character in key) or key not in (key.lower(), key.upper())
+    return len(key) >= SHORTEST_SECRET and has_letters and is_mixed

@@ -65,8 +65,8 @@ def complete(
     completions, of which servers count all tokens together.
 
     Raises `UserError` without the `openai` package; where no server answers, at the beginning or for `patience` seconds
-    (`advice` says what to start); where a server refuses the key or does not know the model; and where requests fail for
-    good. What was answered until then is kept.
+    (`advice` says what to start); where at the beginning a server refuses the key or does not know the model; and where
+    requests fail for good. What was answered until then is kept.
     """
     there = Counter(str(row["prompt_id"]) for row in lines.rows())
     todo = [prompt for prompt in prompts if there[prompt.id] < settings.num_generations]
@@ -164,7 +164,7 @@ class _Work:
                     servers.succeeded(server)
                     return reply
                 servers.failed(server, reply)
-            if reply.kind == "refused":
+            if reply.kind == "refused" and await servers.still_answers(server):
                 break
             if server.is_in and tried < max_retries:
                 wait = pause * (1 - self.jitter.random() / 4) if reply.wait is None else reply.wait

@@ -5,8 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from allo.console import say
-from allo.endpoint import Failure, NoSuchModelError, attempt
-from allo.errors import UserError
+from allo.endpoint import Failure, attempt
 from allo.served.replies import Asked, Settings, read, request
 from allo.served.servers import Server
 
@@ -14,7 +13,7 @@ _TIMEOUT = 30.0  # seconds for one token
 
 
 async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> Failure | None:
-    """Why the server does not answer now, or None. Raises `UserError` where it answers, but not for the model."""
+    """Why the server does not answer for the model now, or None."""
     endpoint = replace(server.endpoint, timeout=min(server.endpoint.timeout, _TIMEOUT))
     asked = request(
         server.client.with_options(timeout=endpoint.timeout),
@@ -24,18 +23,14 @@ async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> 
         first=0,
         number=1,
     )
-    try:
-        got = await attempt(asked, endpoint, key)
-    except NoSuchModelError as error:
-        raise UserError(f"{error}{await _what_else(server, prompt)}") from None
-    reply = read(got, number=1, stop=settings.stop, key=key)
+    reply = read(await attempt(asked, endpoint, key), number=1, stop=settings.stop, key=key)
     if not isinstance(reply, Failure):
         return None
     if reply.kind == "refused":
-        raise UserError(
-            f"{endpoint.name}: the server refuses a request of one token ({reply.reason}); check sample.model and "
-            f"sample.extra_body.{await _what_else(server, prompt)}"
-        )
+        refused = f"the server refuses a request of one token ({reply.reason}); check sample.model and sample.extra_body"
+        return replace(reply, reason=refused + await _what_else(server, prompt))
+    if reply.kind == "model":
+        return replace(reply, reason=reply.reason + await _what_else(server, prompt))
     return reply
 
 
@@ -64,10 +59,10 @@ async def _what_else(server: Server, prompt: Asked) -> str:
     """What may be wrong: the model, where the server lists others; else what the prompts go to."""
     names = await models(server)
     if names and server.endpoint.model not in names:
-        return f" It lists {', '.join(names)}."
+        return f". It lists {', '.join(names)}"
     if isinstance(prompt.prompt, str):
         return (
-            " The prompts are texts and go to /completions; for servers of /chat/completions alone set `chat: true`, "
-            "which makes them messages in training, too."
+            ". The prompts are texts and go to /completions; for servers of /chat/completions alone set `chat: true`, "
+            "which makes them messages in training, too"
         )
     return ""

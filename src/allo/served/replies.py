@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from allo.artifacts import sha256_text
-from allo.endpoint import Failure, hidden, without
+from allo.endpoint import BY_ITSELF, BY_LENGTH, Failure, kept, without
 from allo.records import Message
 
 if TYPE_CHECKING:
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _SEEDS = 2**31  # what every server's generator takes
-# Why a completion ended, in the servers' words: by itself (the last two are TGI's), or by its length.
-_BY_ITSELF = {"stop", "eos_token", "stop_sequence"}
-_BY_LENGTH = {"length"}
 
 
 @dataclass(frozen=True)
@@ -114,12 +111,12 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
     message = getattr(choice, "message", None)
     text = getattr(choice, "text", None) if message is None else getattr(message, "content", None)
     reason = getattr(choice, "finish_reason", None)
-    if not isinstance(text, str) or reason not in _BY_ITSELF | _BY_LENGTH:
+    if not isinstance(text, str) or reason not in BY_ITSELF | BY_LENGTH:
         return None
     starts = [text.find(string) for string in stop if string in text]
     return Choice(
-        text=hidden(key, text[: min(starts, default=len(text))]),
-        finished=bool(starts) or reason in _BY_ITSELF,
+        text=kept(key, text[: min(starts, default=len(text))]),
+        finished=bool(starts) or reason in BY_ITSELF,
     )
 
 

@@ -44,9 +44,8 @@ class Server:
 class Servers:
     """The servers of one model, for tasks of one event loop.
 
-    `probe` asks a server for as little as possible: a `Failure` where it does not answer; it raises `UserError` where
-    the server is no server of the model. `patience`: seconds without any server after which `UserError` is raised;
-    `advice` ends its message.
+    `probe` asks a server for as little as possible: a `Failure` where it does not answer for the model. `patience`:
+    seconds without any server after which `UserError` is raised; `advice` ends its message.
     """
 
     def __init__(
@@ -65,10 +64,16 @@ class Servers:
         self._none_since = time.monotonic()
 
     async def check(self) -> None:
-        """Probe all at once. Raises `UserError` where none answers; the others are tried again later."""
+        """Probe all at once, before the first request; those that do not answer are tried again later.
+
+        Raises `UserError` where none answers, and where one answers, but not for the model: a mistake that is still
+        cheap. From here on such a server is left out like a dead one, until it answers for the model.
+        """
         found = await asyncio.gather(*(self._probe(server) for server in self.all))
         for server, failure in zip(self.all, found, strict=True):
             if failure is not None:
+                if failure.is_of_server or failure.kind == "refused":
+                    raise UserError(f"{server.endpoint.name}: {failure.reason}.")
                 self._leave_out(server, failure)
         if not any(server.is_in for server in self.all):
             raise self._nobody("no server answers")
@@ -94,7 +99,9 @@ class Servers:
                 server.open += 1
                 return server
             if not any(server.is_in for server in self.all) and now - self._none_since > self._patience:
-                raise self._nobody(f"no server has answered for {self._patience:g} s")
+                raise self._nobody(
+                    f"no server has answered for {self._patience:g} s", "What was answered is kept. "
+                )
             await self._change(
                 until=min((s.back_at for s in self.all if s.back_at is not None), default=math.inf)
             )
@@ -112,12 +119,22 @@ class Servers:
         server.failed_in_a_row = 0
 
     def failed(self, server: Server, failure: Failure) -> None:
-        """Count a failure; the server is left out where it seems dead. One that only throttles is not."""
+        """Count a failure; the server is left out where it seems dead or no server of the model any more.
+
+        One that only throttles is not.
+        """
         if failure.kind in ("refused", "throttled"):
             return
         server.failed_in_a_row += 1
-        if server.is_in and server.failed_in_a_row >= FAILURES_UNTIL_OUT:
+        if server.is_in and (failure.is_of_server or server.failed_in_a_row >= FAILURES_UNTIL_OUT):
             self._leave_out(server, failure)
+
+    async def still_answers(self, server: Server) -> bool:
+        """Whether a server that refuses a request answers for the model; it is left out where not."""
+        failure = await self._probe(server)
+        if failure is not None and server.is_in:
+            self._leave_out(server, failure)
+        return failure is None
 
     def _leave_out(self, server: Server, failure: Failure) -> None:
         server.reason = failure.reason
@@ -151,6 +168,6 @@ class Servers:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
 
-    def _nobody(self, what: str) -> UserError:
+    def _nobody(self, what: str, kept: str = "") -> UserError:
         each = "; ".join(f"{server.endpoint.base_url}: {server.reason}" for server in self.all)
-        return UserError(f"{what} ({each}). {self._advice}")
+        return UserError(f"{what} ({each}). {kept}{self._advice}")

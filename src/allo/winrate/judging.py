@@ -18,7 +18,7 @@ from allo.core.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, posi
 from allo.endpoint import Answers, Endpoint, Question, ask
 from allo.errors import UserError
 from allo.winrate.outputs import Duel, Outputs, duels
-from allo.winrate.wording import CUT_SHORT, WORDING, ask_for_verdict, read_verdict
+from allo.winrate.wording import CUT_SHORT, STOPPED, WORDING, ask_for_verdict, read_verdict
 
 SCHEMA = 1
 SEED = 0
@@ -144,7 +144,9 @@ def _order(answers: Answers, id: str, order: str) -> dict[str, Any]:
     reply = answers.replies.get(id)
     if reply is None:
         return {"verdict": None, "unread": _NOT_ANSWERED, "reply": None}
-    preferred, unread = read_verdict(reply.text) if reply.finished else (None, CUT_SHORT)
+    preferred, unread = None, CUT_SHORT if reply.is_cut_short else STOPPED
+    if reply.finished:
+        preferred, unread = read_verdict(reply.text)
     sides = {"first": "model", "second": "baseline"}
     if order == "baseline_first":
         sides = {"first": "baseline", "second": "model"}

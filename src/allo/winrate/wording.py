@@ -17,6 +17,7 @@ _LINE = re.compile(r"[\s*_#>`]*verdict[\s*_]*:[\s*_]*(1|2|tie)[\s*_.`]*", re.IGN
 NO_VERDICT = "no verdict at its end"
 TWO_VERDICTS = "verdicts that differ"
 CUT_SHORT = "cut short"
+STOPPED = "stopped by the server"
 
 
 def ask_for_verdict(instruction: str, first: str, second: str) -> list[Message]:
