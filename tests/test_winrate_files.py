@@ -79,6 +79,26 @@ def test_the_report_shows_the_records_figures(run: Path, chat: Chat) -> None:
     assert "Win rates by a judge" in html and 'value="0.5"' in html
 
 
+@pytest.mark.parametrize("changed", ["aligned", "start"])
+def test_a_rate_of_answers_that_are_no_more_is_left_out_and_named(
+    changed: str, run: Path, chat: Chat
+) -> None:
+    judged(run, chat)
+    path = run / "08-eval.json"
+    content = json.loads(path.read_text())
+    content["harness"] = {}
+    path.write_text(json.dumps(content))
+    assert "| aligned | talk |" in render([view(run)])[1], "nothing that was judged is another"
+    content["completions"][changed]["talk"][1]["greedy"]["text"] = "something else"
+    path.write_text(json.dumps(content))
+    html, markdown = render([view(run)])
+    for page in (html, markdown):
+        assert "| aligned | talk |" not in page and "+100.0" not in page
+        assert f"judged-talk-aligned-start-{MODEL}.json" in page and "others now" in page
+    judged(run, chat)
+    assert "| aligned | talk |" in render([view(run)])[1]
+
+
 def test_a_report_of_several_runs_says_whose_rate_it_is(run: Path, chat: Chat, tmp_path: Path) -> None:
     judged(run, chat)
     other = tmp_path / "other"

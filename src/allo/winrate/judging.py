@@ -66,8 +66,8 @@ def judge(
         "schema": SCHEMA,
         "allo": __version__,
         "set": model.set,
-        "model": {"name": model.name, **model.origin},
-        "baseline": {"name": baseline.name, **baseline.origin},
+        "model": _side(model),
+        "baseline": _side(baseline),
         "judge": _shown(endpoint) | asdict(settings) | {"wording": WORDING},
         "seed": SEED,
         "summary": summary(verdicts),
@@ -167,6 +167,10 @@ def _counted(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _estimate(found: Estimate) -> dict[str, Any]:
     return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _side(outputs: Outputs) -> dict[str, Any]:
+    return {"name": outputs.name, **outputs.origin, "answers_sha256": outputs.sha256}
 
 
 def _shown(endpoint: Endpoint) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo.artifacts import RunFolder, read_json, sha256_file
+from allo.artifacts import RunFolder, read_json, sha256_answers, sha256_file
 from allo.errors import UserError
 from allo.recipe import load_recipe
 from allo.records import Message
@@ -38,6 +38,11 @@ class Outputs:
     set: str
     rows: list[Output]
     origin: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids and texts: other answers have another."""
+        return sha256_answers((row.id, row.text) for row in self.rows)
 
 
 @dataclass(frozen=True)
