@@ -462,6 +462,23 @@ def test_two_models_of_one_name_and_two_runs_share_a_file(
     assert len(set(shown)) == len(shown) == len(read_json(out)["harness"]) == 5
 
 
+@pytest.mark.parametrize(
+    "other", [{"dtype": "bfloat16"}, {"num_problems": 9}, {"num_all": 1000}, {"generation": None}]
+)
+def test_a_result_under_another_setting_stands_beside_the_first(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rows of another folder are other problems, and another dtype rounds otherwise."""
+    out = tmp_path / "out.json"
+    results = [RESULT | {"dtype": "float32"}, RESULT | {"dtype": "float32"} | other]
+    for result in [*results, *results]:
+        harness_block.add(out, "lab", label="lab", fingerprint="0", result=result, replaces=False)
+    block = harness_block.read_block(out)
+    assert block["lab"]["results"] == results
+    [table] = harness_tables(TypeAdapter(list[HarnessModel]).validate_python(list(block.values())))
+    assert [row[0].note for row in table.rows] == [result["dtype"] for result in results]
+
+
 def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "package.json"
     file.write_text('{"name": "mine"}')

@@ -19,6 +19,9 @@ SAME = (
     "harness_version",
     "num_fewshot",
     "limit",
+    "num_problems",
+    "num_all",
+    "dtype",
     "chat_template",
     "generation",
 )

@@ -128,6 +128,7 @@ class HarnessResult:
     num_problems: int | None = None
     num_all: int | None = None
     chat_template: bool = False
+    dtype: str | None = None
     commit: str | None = None
     dirty: bool | None = None
 
