@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def do(job: Any, *names: str) -> None:
-    job.do(list(names), dtype=None, device="cpu", trust_remote_code=False)
+def do(job: Any, *names: str) -> list[HarnessModel]:
+    found: list[HarnessModel] = job.do(list(names), dtype=None, device="cpu", trust_remote_code=False)
+    return found
 
 
 def run_allo(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -371,7 +373,12 @@ def added(short_run: tuple[Path, RunFolder]) -> Iterator[tuple[Path, RunFolder]]
     subject = load(source, dtype=None, device="cpu", trust_remote_code=False)
     with held(run.path), harness_block.amended(run, run.evaluation):
         harness_block.add(
-            run.evaluation, "aligned", label="aligned", fingerprint=subject.fingerprint, result=RESULT
+            run.evaluation,
+            "aligned",
+            label="aligned",
+            fingerprint=subject.fingerprint,
+            result=RESULT,
+            replaces=True,
         )
     return short_run
 
@@ -410,18 +417,73 @@ def test_an_evaluation_that_someone_edited_is_still_done_anew(added: tuple[Path,
     content["models"]["aligned"]["label"] = "better"
     write_json(run.evaluation, content)
     with held(run.path), harness_block.amended(run, run.evaluation):
-        harness_block.add(run.evaluation, "start", label="SFT", fingerprint="0", result=RESULT)
+        harness_block.add(run.evaluation, "start", label="SFT", fingerprint="0", result=RESULT, replaces=True)
     run_all(tiny(out, *SHORT))
     content = read_json(run.evaluation)
     assert content["models"]["aligned"]["label"] == "aligned"
     assert set(content["harness"]) == {"aligned"}
 
 
+def test_another_model_of_the_same_name_stands_beside_the_first(tmp_path: Path) -> None:
+    """Folders of models are often called `model` or `merged`; only a run replaces its own models' results."""
+    out = tmp_path / "out.json"
+    names = []
+    for fingerprint in ("1" * 64, "2" * 64, "1" * 64, "2" * 64):
+        names.append(
+            harness_block.add(
+                out, "merged", label="merged", fingerprint=fingerprint, result=RESULT, replaces=False
+            )
+        )
+    assert names == ["merged", "merged (22222222)"] * 2
+    block = harness_block.read_block(out)
+    assert {name: (entry["label"], entry["fingerprint"][0]) for name, entry in block.items()} == {
+        "merged": ("merged", "1"),
+        "merged (22222222)": ("merged (22222222)", "2"),
+    }
+    assert all(entry["results"] == [RESULT] for entry in block.values())
+
+
+@needs_lm_eval
+def test_two_models_of_one_name_and_two_runs_share_a_file(
+    tuned: Path, trained_run: tuple[Any, RunFolder], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    settings = Settings(limit=1, max_new_tokens=4)
+    named = tmp_path / tuned.name
+    shutil.copytree(LAB, named, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    jobs = [
+        model_job(str(base), None, settings, output=out, chat=None, pad_token=None) for base in (tuned, named)
+    ]
+    recipe, run = trained_run
+    before = run_job(recipe, run, settings, start=True, output=out, chat=None)
+    jobs.append(before)
+    jobs.append(replace(before, sources=[replace(before.sources[0], name="aligned")]))  # of another run
+    shown = [model.label for job in jobs for model in do(job, "allo_planted_flaws")]
+    assert len(set(shown)) == len(shown) == len(read_json(out)["harness"]) == 5
+
+
+@pytest.mark.parametrize(
+    "other", [{"dtype": "bfloat16"}, {"num_problems": 9}, {"num_all": 1000}, {"generation": None}]
+)
+def test_a_result_under_another_setting_stands_beside_the_first(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rows of another folder are other problems, and another dtype rounds otherwise."""
+    out = tmp_path / "out.json"
+    results = [RESULT | {"dtype": "float32"}, RESULT | {"dtype": "float32"} | other]
+    for result in [*results, *results]:
+        harness_block.add(out, "lab", label="lab", fingerprint="0", result=result, replaces=False)
+    block = harness_block.read_block(out)
+    assert block["lab"]["results"] == results
+    [table] = harness_tables(TypeAdapter(list[HarnessModel]).validate_python(list(block.values())))
+    assert [row[0].note for row in table.rows] == [result["dtype"] for result in results]
+
+
 def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "package.json"
     file.write_text('{"name": "mine"}')
     with pytest.raises(UserError, match="nothing is added"):
-        harness_block.add(file, "lab", label="lab", fingerprint="0", result=RESULT)
+        harness_block.add(file, "lab", label="lab", fingerprint="0", result=RESULT, replaces=True)
     assert file.read_text() == '{"name": "mine"}'
 
 
@@ -429,7 +491,7 @@ def test_a_report_shows_what_a_figure_was_taken_under(
     short_run: tuple[Path, RunFolder], tmp_path: Path
 ) -> None:
     _, run = short_run
-    harness_block.add(run.evaluation, "aligned", label="<b>", fingerprint="0", result=RESULT)
+    harness_block.add(run.evaluation, "aligned", label="<b>", fingerprint="0", result=RESULT, replaces=True)
     html, markdown = write_report([run.path], tmp_path)
     text = markdown.read_text()
     row = next(line for line in text.splitlines() if "exact" in line)

@@ -51,10 +51,10 @@ def allo(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     assert not end.value.code
 
 
-def judged(run: Path, chat: Chat) -> dict[str, Any]:
+def judged(run: Path, chat: Chat, *, max_tokens: int = 20) -> dict[str, Any]:
     own, start = (of_run(run, model=name, set="talk", kind="greedy") for name in ("aligned", "start"))
     endpoint = Endpoint(chat.url, MODEL, key_variable=VARIABLE, timeout=5.0)
-    return judge(own, start, endpoint, Settings(max_tokens=20, temperature=None), folder=run)
+    return judge(own, start, endpoint, Settings(max_tokens=max_tokens, temperature=None), folder=run)
 
 
 @pytest.fixture
@@ -77,6 +77,26 @@ def test_the_report_shows_the_records_figures(run: Path, chat: Chat) -> None:
     assert cells[4] == "50.0 % [50.0, 50.0]" and found["summary"]["win_rate"]["value"] == 0.5
     assert cells[6:] == ["+100.0", "0.0 %", "2 of 3 2 replies without a verdict"]
     assert "Win rates by a judge" in html and 'value="0.5"' in html
+
+
+@pytest.mark.parametrize("changed", ["aligned", "start"])
+def test_a_rate_of_answers_that_are_no_more_is_left_out_and_named(
+    changed: str, run: Path, chat: Chat
+) -> None:
+    judged(run, chat)
+    path = run / "08-eval.json"
+    content = json.loads(path.read_text())
+    content["harness"] = {}
+    path.write_text(json.dumps(content))
+    assert "| aligned | talk |" in render([view(run)])[1], "nothing that was judged is another"
+    content["completions"][changed]["talk"][1]["greedy"]["text"] = "something else"
+    path.write_text(json.dumps(content))
+    html, markdown = render([view(run)])
+    for page in (html, markdown):
+        assert "| aligned | talk |" not in page and "+100.0" not in page
+        assert f"judged-talk-aligned-start-{MODEL}.json" in page and "others now" in page
+    judged(run, chat)
+    assert "| aligned | talk |" in render([view(run)])[1]
 
 
 def test_a_report_of_several_runs_says_whose_rate_it_is(run: Path, chat: Chat, tmp_path: Path) -> None:
@@ -180,8 +200,45 @@ def test_a_set_and_a_file_are_judged_by_the_command(
     allo(monkeypatch, "winrate", "export", run, "--format", "alpaca_eval", "--set", "talk", "--out", out)
     allo(monkeypatch, "winrate", "judge", out, "--against", out, *server)
     assert "3 pairs of identical answers" in capsys.readouterr().out
-    assert (tmp_path / f"judged-own-{MODEL}.json").is_file()
+    assert (tmp_path / f"judged-own-own-aligned-{MODEL}.json").is_file()
     assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_each_baseline_has_a_record_of_its_own_though_all_files_have_one_name(
+    run: Path, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AlpacaEval's files are `results/<model>/model_outputs.json`."""
+    server = ["--base-url", chat.url, "--model", MODEL, "--key-variable", VARIABLE]
+    for folder, generator in (("x", "gpt"), ("y", "llama"), ("z", None), ("z2", None), ("again", "gpt")):
+        path = tmp_path / folder / "model_outputs.json"
+        path.parent.mkdir()
+        own = {} if generator is None else {"generator": generator}
+        rows = [{"instruction": text, "output": f"{folder} {id}", **own} for id, text in ASKED.items()]
+        path.write_text(json.dumps(rows))
+        for _ in range(2):  # the same again takes its own place
+            allo(monkeypatch, "winrate", "judge", run, "--against", path, *server)
+    start = "judged-talk-aligned"
+    records = {path.name: json.loads(path.read_text()) for path in run.glob("judged-*.json")}
+    plain = {
+        f"{start}-{name}-{MODEL}.json" for name in ("gpt", "llama", "z-model_outputs", "z2-model_outputs")
+    }
+    assert plain < set(records) and len(records) == 5
+    (hashed,) = set(records) - plain
+    assert hashed.startswith(f"{start}-gpt-{MODEL}-")
+    assert len({record["baseline"]["sha256"] for record in records.values()}) == 5
+
+
+def test_other_settings_have_a_record_of_their_own_and_a_retrained_model_has_not(
+    run: Path, chat: Chat
+) -> None:
+    judged(run, chat)
+    judged(run, chat, max_tokens=30)
+    assert len(list(run.glob("judged-*.json"))) == 2
+    path = run / "08-eval.json"
+    path.write_text(path.read_text().replace("Hello", "Goodbye"))
+    judged(run, chat)
+    judged(run, chat, max_tokens=30)
+    assert len(list(run.glob("judged-*.json"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,11 @@ def sha256_json(value: Any) -> str:
     return sha256_text(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
+def sha256_answers(answers: Iterable[tuple[str | None, str]]) -> str:
+    """Hash of answers, each its prompt's id and its text, whatever their order."""
+    return sha256_json(sorted([id or "", text] for id, text in answers))
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """Where each stage's files are."""

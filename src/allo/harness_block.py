@@ -19,10 +19,14 @@ SAME = (
     "harness_version",
     "num_fewshot",
     "limit",
+    "num_problems",
+    "num_all",
+    "dtype",
     "chat_template",
     "generation",
 )
 
+_DIGITS = 8  # of a fingerprint, to tell models of one name apart
 Entry = dict[str, Any]
 
 
@@ -31,17 +35,26 @@ def read_block(path: Path) -> dict[str, Entry]:
     return dict(_content(path).get(BLOCK, {}))
 
 
-def add(path: Path, name: str, *, label: str, fingerprint: str, result: Mapping[str, Any]) -> None:
-    """Add one result of a model to the file; everything else in it stays.
+def add(
+    path: Path, name: str, *, label: str, fingerprint: str, result: Mapping[str, Any], replaces: bool
+) -> str:
+    """Add one result of a model to the file, and return the name that it stands under; everything else stays.
 
-    What stands there under the model's name, but of other weights, goes, and that is said.
+    Of what stands there under the model's name, but of other weights: with `replaces`, for a run's models in its own
+    file, it goes, and that is said; else it is another model of that name, and the new one's name has a part of its
+    fingerprint.
     """
     content = _content(path)
-    block = kept(content.get(BLOCK, {}), {name: fingerprint})
+    block = dict(content.get(BLOCK, {}))
+    if replaces:
+        block = kept(block, {name: fingerprint})
+    elif block.get(name, {"fingerprint": fingerprint})["fingerprint"] != fingerprint:
+        name, label = (f"{text} ({fingerprint[:_DIGITS]})" for text in (name, label))
     results = block.get(name, {}).get("results", [])
     others = [known for known in results if any(known.get(key) != result.get(key) for key in SAME)]
     block[name] = {"label": label, "fingerprint": fingerprint, "results": [*others, dict(result)]}
     write_json(path, content | {BLOCK: block})
+    return name
 
 
 def kept(block: Mapping[str, Entry], fingerprints: Mapping[str, str]) -> dict[str, Entry]:

@@ -125,6 +125,5 @@ def evaluate(
         if delta is not None:
             raise UserError(f"{place}: a run has its own delta; for another one give --base and --delta.")
         job = run_job(*run, settings, start=start, output=output, chat=chat)
-    job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    show(job.models())
+    show(job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
     say(f"the results are in {job.output}")

@@ -28,10 +28,13 @@ class Job:
     trust_remote_code: bool = False
     run: RunFolder | None = None
 
-    def do(self, names: list[str], *, dtype: str | None, device: str | None, trust_remote_code: bool) -> None:
-        """Measure every task on every model."""
+    def do(
+        self, names: list[str], *, dtype: str | None, device: str | None, trust_remote_code: bool
+    ) -> list[HarnessModel]:
+        """Measure every task on every model; what the file then holds of them, as the report reads it."""
         harness_block.read_block(self.output)
         tasks = load_tasks(names, self.settings)
+        measured = []
         with self._alone():
             for source in self.sources:
                 say(f"{source.label} ...")
@@ -44,19 +47,24 @@ class Job:
                 for results in measure(subject, tasks, self.settings):
                     with self._amended():
                         for result in results:
-                            harness_block.add(
+                            name = harness_block.add(
                                 self.output,
                                 source.name,
                                 label=source.label,
                                 fingerprint=subject.fingerprint,
                                 result=result,
+                                replaces=self._evaluated is not None,
                             )
-
-    def models(self) -> list[HarnessModel]:
-        """What the file holds of these models, as the report reads it."""
+                            measured.append(name)
         block = harness_block.read_block(self.output)
-        mine = [block[source.name] for source in self.sources]
+        mine = [block[name] for name in dict.fromkeys(measured)]
         return TypeAdapter(list[HarnessModel]).validate_python(mine)
+
+    @property
+    def _evaluated(self) -> RunFolder | None:
+        """The run whose evaluation the results go to; None where they go elsewhere."""
+        run = self.run
+        return run if run is not None and self.output.resolve() == run.evaluation.resolve() else None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -70,10 +78,10 @@ class Job:
 
     @contextmanager
     def _amended(self) -> Iterator[None]:
-        if self.run is None or self.output != self.run.evaluation:
+        if self._evaluated is None:
             yield
             return
-        with harness_block.amended(self.run, self.output):
+        with harness_block.amended(self._evaluated, self._evaluated.evaluation):
             yield
 
 

@@ -49,7 +49,10 @@ def splits(
 
 
 def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]:
-    """Accuracy on one problem: whether the completion's final answer is right, as a run's evaluation says it."""
+    """Accuracy on one problem: whether the completion's final answer is right, as a run's evaluation says it.
+
+    The verifier is the problem's own (`auto`), whatever a run's recipe sets: a standard task is one for all models.
+    """
     prompt = Prompt(**{name: row[name] for name in COLUMNS})
     [text] = completions
     completion = Completion(prompt.id, 0, text, finished=True, num_tokens=0)

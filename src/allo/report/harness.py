@@ -42,7 +42,7 @@ def _rows(model: HarnessModel, result: HarnessResult) -> Iterator[tuple[Cell, ..
         filtered = "" if metric.filter == "none" else metric.filter
         error = "" if metric.stderr is None else f"± {figures.decimal(metric.stderr, digits=4)}"
         yield (
-            Cell(figures.name(model.label)),
+            Cell(figures.name(model.label), figures.printable(result.dtype or "")),
             Cell(figures.name(metric.metric), figures.printable(filtered)),
             Cell(figures.decimal(metric.value, digits=4), error, metric.value),
             _problems(result),

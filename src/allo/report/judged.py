@@ -18,9 +18,20 @@ REMARK = (
 
 
 def win_rate_tables(runs: Sequence[RunView]) -> list[Table]:
-    """One table with a row a judged model, set, baseline and judge; none where no judge was asked."""
-    rows = [_row(run, judged, several=len(runs) > 1) for run in runs for judged in run.judged]
-    return [Table("Win rates by a judge", COLUMNS, tuple(rows), REMARK)] if rows else []
+    """One table with a row a judged model, set, baseline and judge; none where no judge was asked.
+
+    Records of answers that the run has replaced are named and not shown.
+    """
+    several = len(runs) > 1
+    rows = [_row(run, judged, several=several) for run in runs for judged in run.judged]
+    before = [f"{run.name}/{name}" if several else name for run in runs for name in run.judged_before]
+    remarks = [REMARK] if rows else []
+    if before:
+        remarks.append(
+            f"Left out, as the run's answers are others now: {', '.join(map(figures.printable, before))}. "
+            "Ask the judge again"
+        )
+    return [Table("Win rates by a judge", COLUMNS, tuple(rows), ". ".join(remarks))] if remarks else []
 
 
 def _row(run: RunView, judged: Judged, *, several: bool) -> tuple[Cell, ...]:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from allo.artifacts import sha256_answers
 from allo.errors import UserError
 from allo.report.credit import token_credit
-from allo.report.run_view import DensityRow, Evaluation, Judged, Manifest, RunView, TokenCredit
+from allo.report.run_view import DensityRow, Evaluation, Judged, Manifest, RunView, Side, TokenCredit
 from allo.rounds import rounds_there
 
 SCHEMA = 1
@@ -37,6 +38,8 @@ def view(folder: Path) -> RunView:
     if not evaluation.models:
         raise UserError(f"{path}: `models` is empty. Evaluate at least one model.")
     manifest = _manifest(folder)
+    judged = {path.name: _read(path, Judged) for path in sorted(folder.glob("judged-*.json"))}
+    before = [name for name, record in judged.items() if not _of_these_answers(record, evaluation)]
     recipe, base = _recipe(folder / "recipe.yaml")
     return RunView(
         name=manifest.name,
@@ -47,8 +50,26 @@ def view(folder: Path) -> RunView:
         credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
         base=base,
-        judged=tuple(_read(path, Judged) for path in sorted(folder.glob("judged-*.json"))),
+        judged=tuple(record for name, record in judged.items() if name not in before),
+        judged_before=tuple(before),
     )
+
+
+def _of_these_answers(record: Judged, evaluation: Evaluation) -> bool:
+    """Whether what was judged of the run's models is what the evaluation holds; a file's answers are its own."""
+    sides = [side for side in (record.model, record.baseline) if side.model is not None]
+    return all(side.answers_sha256 == _answers_sha256(side, record.set, evaluation) for side in sides)
+
+
+def _answers_sha256(side: Side, set: str, evaluation: Evaluation) -> str | None:
+    """The hash of the side's answers as they are now; None where the evaluation lacks some."""
+    answers = []
+    for row in evaluation.completions.get(side.model or "", {}).get(set, []):
+        answer = row.greedy if side.answers == "greedy" else next(iter(row.sampled), None)
+        if answer is None:
+            return None
+        answers.append((row.prompt_id, answer.text))
+    return sha256_answers(answers)
 
 
 def _read(path: Path, kind: type[T]) -> T:

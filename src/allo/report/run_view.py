@@ -128,6 +128,7 @@ class HarnessResult:
     num_problems: int | None = None
     num_all: int | None = None
     chat_template: bool = False
+    dtype: str | None = None
     commit: str | None = None
     dirty: bool | None = None
 
@@ -240,10 +241,13 @@ class TokenCredit:
 
 
 @dataclass(frozen=True)
-class Named:
-    """Who answered."""
+class Side:
+    """Who answered. Of a run's model also which one, which of its answers, and the hash of those."""
 
     name: str
+    model: str | None = None
+    answers: str | None = None
+    answers_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -287,8 +291,8 @@ class Judged:
 
     schema: int
     set: str
-    model: Named
-    baseline: Named
+    model: Side
+    baseline: Side
     judge: JudgedBy
     summary: JudgedSummary
     counts: JudgedCounts
@@ -300,7 +304,8 @@ class RunView:
 
     `curves`: stage -> logged steps, each a mapping from metric to value.
     `masks`: stage -> density rows. `recipe`: the resolved recipe's YAML; `base`: the model it names.
-    `borrowed_start`: the start as another run evaluated it, for a run that did not. `judged`: what judges prefer.
+    `borrowed_start`: the start as another run evaluated it, for a run that did not. `judged`: what judges prefer;
+    `judged_before`: the names of records of other answers than the evaluation's.
     """
 
     name: str
@@ -313,6 +318,7 @@ class RunView:
     base: str = ""
     borrowed_start: ModelResult | None = None
     judged: tuple[Judged, ...] = ()
+    judged_before: tuple[str, ...] = ()
 
     @property
     def before(self) -> ModelResult | None:

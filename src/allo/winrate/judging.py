@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from allo import __version__
-from allo.artifacts import write_json
+from allo.artifacts import read_json, sha256_json, write_json
 from allo.console import say
 from allo.core.length_control import length_controlled
 from allo.core.metrics import Estimate
@@ -25,6 +25,7 @@ SEED = 0
 """Of the intervals' draws."""
 ORDERS = ("model_first", "baseline_first")
 _SCORES = {"model": WIN, "tie": TIE, "baseline": LOSS}
+_JUDGE = ("base_url", "model", "max_tokens", "temperature", "wording")  # other ones may judge otherwise
 _NOT_ANSWERED = "not answered"
 _NAMED = 3  # failures that are told in words; all are counted
 
@@ -45,7 +46,7 @@ def judge(
     Replies are kept beside it as they come, so that the same call asks only what has no reply yet. Raises
     `UserError` as `duels` and `ask` do, and where no question at all was answered.
     """
-    path = folder / f"judged-{_file_part(model, baseline, endpoint)}.json"
+    path = _place(model, baseline, endpoint, settings, folder=folder)
     pairs, num_alone = duels(model, baseline)
     asked = [duel for duel in pairs if not _identical(duel)]
     questions = [question for duel in asked for question in _questions(duel)]
@@ -66,9 +67,9 @@ def judge(
         "schema": SCHEMA,
         "allo": __version__,
         "set": model.set,
-        "model": {"name": model.name, **model.origin},
-        "baseline": {"name": baseline.name, **baseline.origin},
-        "judge": _shown(endpoint) | asdict(settings) | {"wording": WORDING},
+        "model": _side(model),
+        "baseline": _side(baseline),
+        "judge": _asked_of(endpoint, settings),
         "seed": SEED,
         "summary": summary(verdicts),
         "counts": {"prompts": len(pairs), "without_counterpart": num_alone, **counts, **_counted(verdicts)},
@@ -171,11 +172,34 @@ def _estimate(found: Estimate) -> dict[str, Any]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _shown(endpoint: Endpoint) -> dict[str, Any]:
-    """The endpoint's settings, which hold the name of the key's variable and not the key."""
-    return asdict(endpoint)
+def _side(outputs: Outputs) -> dict[str, Any]:
+    return {"name": outputs.name, **outputs.origin, "answers_sha256": outputs.sha256}
 
 
-def _file_part(model: Outputs, baseline: Outputs, endpoint: Endpoint) -> str:
+def _asked_of(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
+    """The judge and what is asked of it, which holds the name of the key's variable and not the key."""
+    return asdict(endpoint) | asdict(settings) | {"wording": WORDING}
+
+
+def _place(
+    model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: Settings, *, folder: Path
+) -> Path:
+    """Where the record goes: where the names are those of another comparison's, a short hash is added to them."""
     names = dict.fromkeys((model.set, model.name, baseline.name, endpoint.model))
-    return "-".join(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names)
+    part = "-".join(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names)
+    own = _compared([_side(model), _side(baseline)], _asked_of(endpoint, settings))
+    plain = folder / f"judged-{part}.json"
+    beside = folder / f"judged-{part}-{sha256_json(own)[:8]}.json"
+    if not plain.exists():
+        return beside if beside.exists() else plain
+    there = read_json(plain)
+    return plain if _compared([there["model"], there["baseline"]], there["judge"]) == own else beside
+
+
+def _compared(sides: Sequence[dict[str, Any]], judge: dict[str, Any]) -> list[Any]:
+    """What tells two comparisons of the same names apart; a run's own answers take the place of its earlier ones."""
+    files = [
+        side.get("answers_sha256") if "model" not in side and "solutions" not in side else None
+        for side in sides
+    ]
+    return [*files, *(judge.get(key) for key in _JUDGE)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo.artifacts import RunFolder, read_json, sha256_file
+from allo.artifacts import RunFolder, read_json, sha256_answers, sha256_file
 from allo.errors import UserError
 from allo.recipe import load_recipe
 from allo.records import Message
@@ -18,6 +18,7 @@ from allo.sources import prompts_of
 Kind = Literal["greedy", "sampled"]
 SOLUTION = "solution"
 """The name of the baseline that a set brings along: each prompt's `solution`."""
+_LONGEST_NAME = 60  # characters: several names make the name of one file
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Outputs:
     set: str
     rows: list[Output]
     origin: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids and texts: other answers have another."""
+        return sha256_answers((row.id, row.text) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,17 @@ def solutions(run: Path, *, set: str) -> Outputs:
 def of_file(path: Path) -> Outputs:
     """A file of AlpacaEval's form (`instruction`, `output`) or of Arena-Hard's (`question_id`, `choices`).
 
-    A JSON array, JSON lines or Parquet. Raises `UserError` naming the row that is neither.
+    A JSON array, JSON lines or Parquet. Named as its rows name the model, else by its folder and its own name, since
+    AlpacaEval's files are all `model_outputs.json`. Raises `UserError` naming the row that is neither.
     """
-    rows = [_output(row, place=place) for place, row in rows_of(path)]
-    return Outputs(stem(path), stem(path), rows, {"file": path.name, "sha256": sha256_file(path)})
+    read = rows_of(path)
+    rows = [_output(row, place=place) for place, row in read]
+    generators = {row.get("generator", row.get("model_id")) for _, row in read}
+    generator = generators.pop() if len(generators) == 1 else None
+    folder = path.resolve().parent.name
+    name = generator if isinstance(generator, str) and generator else f"{folder}-{stem(path)}"
+    origin = {"file": path.name, "sha256": sha256_file(path)}
+    return Outputs(name[:_LONGEST_NAME], stem(path), rows, origin)
 
 
 def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
