@@ -462,6 +462,23 @@ def test_prompts_that_the_server_reads_otherwise_are_counted(
     assert sampled(servers, tmp_path, asked).counts["prompts_read_otherwise"] == 2
 
 
+def test_tokens_and_prompts_read_otherwise_are_of_every_process(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    asked = [Asked(f"p{number}", f"prompt {number}", num_tokens=3 + (number < 2)) for number in range(NUM)]
+    whole = sampled(servers, tmp_path, asked).counts
+    assert whole["tokens"] > 0 and whole["prompts_read_otherwise"] == 2
+    part = next(tmp_path.glob("out*"))
+    part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:-3]))
+    resumed = sampled(servers, tmp_path, asked).counts
+    again = sampled(servers, tmp_path, asked).counts  # nothing is left to ask for
+    assert (resumed["requests"], again["requests"]) == (3, 0)
+    for counts in (resumed, again):
+        assert {name: counts[name] for name in ("tokens", "prompts_read_otherwise")} == {
+            name: whole[name] for name in ("tokens", "prompts_read_otherwise")
+        }
+
+
 def test_a_server_that_does_not_sample_is_told_once(
     servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -515,6 +532,6 @@ def test_a_missing_key_is_asked_for_by_its_variables_name(servers: list[ModelSer
 def test_what_was_answered_is_valid_json_of_completions(servers: list[ModelServer], tmp_path: Path) -> None:
     sampled(servers, tmp_path)
     lines = next(tmp_path.glob("out*")).read_text().splitlines()
-    fields = {"prompt_id", "index", "text", "finished", "num_tokens"}
+    fields = {"prompt_id", "index", "text", "finished", "num_tokens", "prompt_tokens"}
     assert all(row.keys() == fields for line in lines for row in json.loads(line))
     assert not re.search("base_url|127.0.0.1", "".join(lines))

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from allo.artifacts import ResumableLines
@@ -31,7 +31,6 @@ class Tally:
     tokens: int = 0
     requests: int = 0
     retries: int = 0
-    read_otherwise: int = 0
     begin: float = field(default_factory=time.monotonic)
 
     def rates(self) -> dict[str, float]:
@@ -39,12 +38,10 @@ class Tally:
         return {"completions": self.completions / seconds, "tokens": self.tokens / seconds}
 
     def counts(self) -> dict[str, Any]:
-        """For the manifest. `prompts_read_otherwise`: prompts in which a server counts other tokens than we do."""
+        """What the manifest holds of this process alone: 0 all, where an earlier one had left nothing to ask for."""
         return {
-            "tokens": self.tokens,
             "requests": self.requests,
             "retries": self.retries,
-            "prompts_read_otherwise": self.read_otherwise,
             **{f"{name}_per_second": round(value, 2) for name, value in self.rates().items()},
         }
 
@@ -59,9 +56,10 @@ def complete(
     advice: str,
     num_tokens: Callable[[str], int],
 ) -> dict[str, Any]:
-    """Ask for every completion that `lines` lacks, each reply a batch of `Completion` rows there; returns counts.
+    """Ask for every completion that `lines` lacks; returns counts, of `lines` and of this process.
 
-    The endpoints have one model and one key between them. `num_tokens` counts a text's tokens, for replies of several
+    Each reply is a batch of rows there, a `Completion` each and the server's count of the prompt's `prompt_tokens`. The
+    endpoints have one model and one key between them. `num_tokens` counts a text's tokens, for replies of several
     completions, of which servers count all tokens together.
 
     Raises `UserError` without the `openai` package; where no server answers, at the beginning or for `patience` seconds
@@ -71,7 +69,7 @@ def complete(
     there = Counter(str(row["prompt_id"]) for row in lines.rows())
     todo = [prompt for prompt in prompts if there[prompt.id] < settings.num_generations]
     if not todo:
-        return Tally().counts()
+        return _recorded(lines, prompts) | Tally().counts()
     work = _Work(settings, lines, there, num_tokens, key_of(endpoints[0]))
     try:
         asyncio.run(work.do(todo, endpoints, patience=patience, advice=advice))
@@ -83,7 +81,21 @@ def complete(
             f"{len(work.failed)} prompts lack completions; prompt {id}: {failure.reason}. What was answered is kept: "
             "see to it, and start it again."
         )
-    return work.tally.counts()
+    return _recorded(lines, prompts) | work.tally.counts()
+
+
+def _recorded(lines: ResumableLines, prompts: Sequence[Asked]) -> dict[str, int]:
+    """What the manifest holds of all processes that wrote the lines.
+
+    `prompts_read_otherwise`: prompts in which a server counts other tokens than we do.
+    """
+    own = {prompt.id: prompt.num_tokens for prompt in prompts}
+    rows = list(lines.rows())
+    counted = {(row["prompt_id"], row.get("prompt_tokens")) for row in rows}
+    return {
+        "tokens": sum(row["num_tokens"] for row in rows),
+        "prompts_read_otherwise": len({id for id, tokens in counted if tokens not in (None, own.get(id))}),
+    }
 
 
 @dataclass
@@ -178,13 +190,13 @@ class _Work:
             tokens = reply.completion_tokens
             if tokens is None:
                 tokens = self.num_tokens(choice.text) + choice.finished
-            rows.append(Completion(prompt.id, index, choice.text, choice.finished, tokens))
+            one = Completion(prompt.id, index, choice.text, choice.finished, tokens)
+            rows.append(asdict(one) | {"prompt_tokens": reply.prompt_tokens})
         self.lines.append(rows)
         self.there[prompt.id] += len(rows)
         self.failed_in_a_row = 0
         self.tally.completions += len(rows)
-        self.tally.tokens += sum(row.num_tokens for row in rows)
-        self.tally.read_otherwise += first == 0 and reply.prompt_tokens not in (None, prompt.num_tokens)
+        self.tally.tokens += sum(row["num_tokens"] for row in rows)
 
     def _give_up(self, prompt: Asked, failure: Failure) -> None:
         self.failed[prompt.id] = failure

@@ -1,7 +1,7 @@
 """Sample completions of the starting model: in this process, or at servers that have it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ def _completed(
     prompts: Sequence[Prompt], lines: ResumableLines, *, num_cut: int, counts: dict[str, Any] | None = None
 ) -> Completed:
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
-    completions = [Completion(**row) for row in lines.rows()]
+    names = [each.name for each in fields(Completion)]
+    completions = [Completion(**{name: row[name] for name in names}) for row in lines.rows()]
     return Completed(
         completions=sorted(completions, key=lambda c: (place[c.prompt_id], c.index)),
         num_cut=num_cut,
