@@ -297,6 +297,33 @@ def test_what_lm_eval_cannot_do_is_said_before_the_model_is_loaded(
         do(job, "allo_planted_flaws")
 
 
+@needs_lm_eval
+def test_a_mistake_under_lm_eval_is_not_called_its_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(chat: bool | None = None) -> Any:
+        settings = Settings(limit=1, max_new_tokens=4)
+        return model_job(str(LAB), None, settings, output=tmp_path / "o.json", chat=chat, pad_token=None)
+
+    with pytest.raises(UserError, match="no chat template"):
+        do(job(chat=True), "allo_planted_flaws")
+
+    from lm_eval.api.task import ConfigurableTask
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfigurableTask, "UNSAFE_CODE", True, raising=False)
+        with pytest.raises(UserError, match=r"lm-eval refuses: .*unsafe"):
+            do(job(), "allo_planted_flaws")
+
+    def breaks(*_: Any) -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(own_tasks, "judge", breaks)
+    with pytest.raises(ValueError, match="a mistake of ours") as error:
+        do(job(), "allo_planted_flaws")
+    assert not isinstance(error.value, UserError)
+
+
 def test_without_lm_eval_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
     with pytest.raises(UserError, match=r"allo-align\[eval\]"):
@@ -520,6 +547,23 @@ def test_the_command_measures_a_run_and_shows_it(
         (["RECIPE", "--tasks", "ifeval"], "--harness lm_eval"),
         (["--harness", "lm_eval", "--tasks", "ifeval"], "either a recipe"),
         (["LAB", "--base", "LAB", "--harness", "lm_eval", "--tasks", "ifeval"], "either a recipe"),
+        *(
+            (["RECIPE", *option.split()], f"standard tasks, which {option.split()[0]} is for")
+            for option in [
+                "--limit 3",
+                "--start",
+                "--output o",
+                "--device cpu",
+                "--dtype float32",
+                "--batch-size 8",
+                "--apply-chat-template",
+                "--include-path p",
+                "--pad-token p",
+            ]
+        ),
+        (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--force"], "--force is for the stage"),
+        (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--set", "a=1"], "--set is for a recipe"),
+        (["RECIPE", "--harness", "lm_eval", "--tasks", "ifeval", "--pad-token", "p"], "has `pad_token`"),
         (["LAB", "--harness", "lm_eval"], "needs --tasks"),
         (["LAB", "--harness", "lm_eval", "--tasks", "ifeval"], "--output"),
         (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--start"], "--start is for a run"),

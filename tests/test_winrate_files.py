@@ -204,6 +204,14 @@ def test_a_set_and_a_file_are_judged_by_the_command(
     assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_a_place_that_is_not_there_is_what_the_error_names(run: Path, chat: Chat) -> None:
+    from allo.winrate.commands import app
+
+    server = ["--base-url", chat.url, "--model", MODEL, "--key-variable", VARIABLE]
+    with pytest.raises(UserError, match=r"typo: there is no such run or file"):
+        app(["judge", str(run.parent / "typo"), "--against", "start", *server], standalone_mode=False)
+
+
 def test_each_baseline_has_a_record_of_its_own_though_all_files_have_one_name(
     run: Path, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,8 +66,11 @@ ChatTemplate = Annotated[
 PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has none, such as its EOS.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
 
+_OF_THE_STAGE = {"place", "overrides", "force"}
+
 
 def evaluate(
+    context: typer.Context,
     place: Place = None,
     overrides: Overrides = None,
     force: Force = False,
@@ -91,18 +94,13 @@ def evaluate(
 ) -> None:
     """Run the evaluate stage alone; or, with --harness, standard tasks on a run's result or any model."""
     if harness is None:
-        if place is None or tasks is not None or base is not None or delta is not None:
-            raise UserError(
-                "allo evaluate: give a recipe to run its evaluate stage, or --harness lm_eval --tasks NAME,NAME and "
-                "a model to measure standard tasks."
-            )
-        run_one(load_recipe(place, overrides), "evaluate", force=force)
+        run_one(load_recipe(_recipe_of_the_stage(place, context), overrides), "evaluate", force=force)
         return
+    if force:
+        raise UserError("--force is for the stage alone: with --harness every task is measured anew.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
-    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    if not names:
-        raise UserError(f"--harness {harness} needs --tasks, such as --tasks gsm8k_cot,openbookqa.")
+    names = _names(tasks)
     from allo.harness.job import model_job, run_job, run_of
     from allo.harness.measure import Settings
     from allo.harness.show import show
@@ -120,10 +118,43 @@ def evaluate(
     if run is None:
         if start:
             raise UserError(f"{place or base}: --start is for a run, whose starting model allo knows.")
+        if overrides:
+            raise UserError(f"{place or base}: --set is for a recipe or a run; a model has no recipe.")
         job = model_job(str(place or base), delta, settings, output=output, chat=chat, pad_token=pad_token)
     else:
         if delta is not None:
             raise UserError(f"{place}: a run has its own delta; for another one give --base and --delta.")
+        if pad_token is not None:
+            raise UserError(f"{place}: --pad-token is for a model; a run's recipe has `pad_token`.")
         job = run_job(*run, settings, start=start, output=output, chat=chat)
     show(job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
     say(f"the results are in {job.output}")
+
+
+def _recipe_of_the_stage(place: Path | None, context: typer.Context) -> Path:
+    """The recipe. Raises `UserError` without one, and for an option that the stage has no use for."""
+    alien = [option for name, option in _given(context).items() if name not in _OF_THE_STAGE]
+    if place is None or alien:
+        raise UserError(
+            "allo evaluate: give a recipe to run its evaluate stage, or --harness lm_eval --tasks NAME,NAME and a model "
+            f"to measure standard tasks{', which ' + alien[0] + ' is for' if alien else ''}."
+        )
+    return place
+
+
+def _names(tasks: str | None) -> list[str]:
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if not names:
+        raise UserError("--harness needs --tasks, such as --tasks gsm8k_cot,openbookqa.")
+    return names
+
+
+def _given(context: typer.Context) -> dict[str, str]:
+    """The parameters on the command line, by name, each as its option is called."""
+    return {
+        param.name: param.opts[0]
+        for param in context.command.params
+        if param.name
+        and (source := context.get_parameter_source(param.name))
+        and source.name == "COMMANDLINE"
+    }

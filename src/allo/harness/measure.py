@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 HARNESS = "lm_eval"
 GENERATES = "generate_until"  # lm-eval's name for tasks on completions
 SEED = 1234  # lm-eval's own, of the examples that are shown and of tasks that sample
+_REFUSE = ("lm_eval.evaluator", "lm_eval.models")
 SHOWN = 5  # near names in an error
 
 
@@ -88,6 +90,8 @@ def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
+    if settings.chat and not getattr(subject.tokenizer, "chat_template", None):
+        raise UserError("the model's tokenizer has no chat template; measure it with --no-chat-template.")
     with _hushed():
         lm = HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=settings.batch_size)
     _check_lengths(tasks, lm)
@@ -253,10 +257,16 @@ def _loading(name: str) -> Iterator[None]:
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """lm-eval refuses tasks that run what a model wrote, and ones of images; nltk's word lists may be missing."""
+    """lm-eval refuses tasks that run what a model wrote, and ones of images; nltk's word lists may be missing.
+
+    A `ValueError` of anything under lm-eval is none of its refusals, and stays what it is.
+    """
     try:
         yield
     except ValueError as error:
+        raised_by = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][-1]
+        if not raised_by.startswith(_REFUSE):
+            raise
         raise UserError(f"lm-eval refuses: {error}") from error
     except LookupError as error:
         if type(error) is not LookupError:  # a KeyError is a mistake in a program

@@ -111,6 +111,8 @@ def _pairs(
     """The folder for the result, the answers and the baseline's, of each set of a run or of a file."""
     from allo.winrate.outputs import SOLUTION, models_of_run, of_file, of_run, sets_of_run, solutions
 
+    if not place.exists():
+        raise UserError(f"{place}: there is no such run or file; check the path.")
     if not place.is_dir():
         if not Path(against).is_file():
             raise UserError(f"--against {against}: there is no such file; beside {place} a file is needed.")
