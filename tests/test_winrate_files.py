@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from allo import cli
+from allo.artifacts import held
 from allo.endpoint import Endpoint
 from allo.errors import UserError
 from allo.report.page import render
 from allo.report.read import view
 from allo.winrate.judging import Settings, judge
 from allo.winrate.outputs import duels, of_file, of_run
+from allo.winrate.show import show
 from server import KEY, MODEL, Chat, serving
 
 VARIABLE = "ALLO_TEST_KEY"
@@ -210,6 +212,31 @@ def test_a_place_that_is_not_there_is_what_the_error_names(run: Path, chat: Chat
     server = ["--base-url", chat.url, "--model", MODEL, "--key-variable", VARIABLE]
     with pytest.raises(UserError, match=r"typo: there is no such run or file"):
         app(["judge", str(run.parent / "typo"), "--against", "start", *server], standalone_mode=False)
+
+
+def test_a_files_name_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else `[red]` would be a colour, and `[/x]` the end of the program."""
+    summary: dict[str, Any] = {"num_prompts": 0, "win_rate": None, "length_controlled": None}
+    counts: dict[str, Any] = dict.fromkeys(("without_counterpart", "identical", "prompts", "replies"), 0)
+    counts |= {"unread": {}, "prompt_tokens": 0, "completion_tokens": 0}
+    names = {
+        "set": "[red]a",
+        "model": {"name": "[/x]"},
+        "baseline": {"name": "[b]c"},
+        "judge": {"model": "m"},
+    }
+    show([{**names, "summary": summary, "counts": counts}])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("[red]a", "[/x]", "[b]c"))
+
+
+def test_two_processes_do_not_judge_in_one_folder(run: Path, chat: Chat) -> None:
+    from allo.winrate.commands import app
+
+    server = ["--base-url", chat.url, "--model", MODEL, "--key-variable", VARIABLE]
+    with held(run), pytest.raises(UserError, match="another allo process works in this folder"):
+        app(["judge", str(run), "--against", "start", *server], standalone_mode=False)
+    assert chat.requests == []
 
 
 def test_each_baseline_has_a_record_of_its_own_though_all_files_have_one_name(

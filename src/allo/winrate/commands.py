@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from allo.artifacts import RunFolder, write_atomic
+from allo.artifacts import RunFolder, held, write_atomic
 from allo.console import say
 from allo.endpoint import Endpoint, check_endpoint
 from allo.errors import UserError
@@ -66,7 +66,11 @@ def judge_answers(
 
     settings = Settings(max_tokens=max_tokens, temperature=temperature)
     pairs = [pair for place in places for pair in _pairs(place, against, of=of, set=set, answers=answers)]
-    show([judge(own, other, endpoint, settings, folder=folder) for folder, own, other in pairs])
+    records = []
+    for folder, own, other in pairs:
+        with held(folder):
+            records.append(judge(own, other, endpoint, settings, folder=folder))
+    show(records)
 
 
 @app.command("export")

@@ -6,6 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _WIDTH = 130  # of the table, also where a terminal is narrower: its headings say what a number is
 _ABSENT = "–"
@@ -20,7 +21,7 @@ def show(records: Sequence[dict[str, Any]]) -> None:
     for name in ("win rate", "at equal length", "first is better", "orders agree", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
     for record in records:
-        table.add_row(*_row(record))
+        table.add_row(*map(Text, _row(record)))
     console.print(table)
     for record in records:
         for line in remarks(record):
