@@ -22,7 +22,7 @@ demo: $(STAMP)  ## run the whole method on a small model (CPU, no download) and 
 	@echo "Report: runs/demo/report.html"
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
