@@ -26,7 +26,6 @@ import torch
 from allo import served
 from allo.artifacts import ResumableLines
 from allo.endpoint import Endpoint
-from allo.hf.generate import generate
 from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
 from allo.hf.tokenization import prompt_ids, prompt_text
 from allo.prompts import PromptSource, read_prompts
@@ -34,8 +33,8 @@ from allo.records import Prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record
+from throughput import TEMPERATURE, TOP_P, ours
 
-TEMPERATURE, TOP_P = 0.7, 0.95
 # Its own generation_config.json decides whether `transformers serve` samples at all, and from how many tokens.
 SAMPLES = {"generation_config": json.dumps({"do_sample": True, "top_k": 0})}
 STARTED_WITHIN = 300  # seconds
@@ -45,19 +44,8 @@ def in_process(
     model: Model, tokenizer: Tokenizer, prompts: list[Prompt], options: argparse.Namespace, seed: int
 ) -> int:
     """Tokens of all completions."""
-    batches = generate(
-        model,
-        tokenizer,
-        [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts],
-        num_generations=options.num_generations,
-        temperature=TEMPERATURE,
-        top_p=TOP_P,
-        max_new_tokens=options.max_new_tokens,
-        stop=[],
-        seed=seed,
-        batch_size=options.batch_size,
-    )
-    return sum(sample.num_tokens for batch in batches for sample in batch.samples)
+    ids = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
+    return ours(model, tokenizer, ids, seed=seed, options=options)
 
 
 def at_server(

@@ -19,6 +19,7 @@ class _OurPrompts:
     """What both trainers change of TRL: prompts go by their ids, and are tokenised as ours are."""
 
     prompts: Mapping[str, list[int]]
+    state: Any
 
     def training_step(self, model: Model, *rest: Any) -> Any:
         """A step, if there is something to sample from: drawing from NaN fails with errors that do not say so."""
@@ -27,8 +28,8 @@ class _OurPrompts:
             finite = model(ids).logits.isfinite().all()
         if not finite:
             raise DivergedError(
-                f"improve: after step {self.state.global_step} logits are no longer finite. Lower the learning "  # type: ignore[attr-defined]
-                "rate, or check the data."
+                f"improve: after step {self.state.global_step} logits are no longer finite. Lower the learning rate, "
+                "or check the data."
             )
         return super().training_step(model, *rest)  # type: ignore[misc]
 

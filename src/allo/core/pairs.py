@@ -50,19 +50,22 @@ def make_pairs(
         draw = random.Random(hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest())
         for number in draw.sample(range(num_combinations), min(max_pairs_per_prompt, num_combinations)):
             right, wrong = chosen[number // len(rejected)], rejected[number % len(rejected)]
-            pairs.append(
-                Pair(
-                    prompt_id=prompt.id,
-                    prompt=prompt.prompt,
-                    chosen=right.text,
-                    rejected=wrong.text,
-                    chosen_finished=right.finished,
-                    rejected_finished=wrong.finished,
-                )
-            )
+            pairs.append(pair_of(prompt, chosen=right, rejected=wrong))
     if not pairs:
         raise UserError(f"no preference pair can be made: {_count(sides)} {_advice(sides)}")
     return pairs
+
+
+def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
+    """Two judged completions of a prompt as a preference pair."""
+    return Pair(
+        prompt_id=prompt.id,
+        prompt=prompt.prompt,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_finished=chosen.finished,
+        rejected_finished=rejected.finished,
+    )
 
 
 def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> list[Wrong]:

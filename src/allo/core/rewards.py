@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from allo.core.pairs import distinct
+from allo.core.pairs import distinct, pair_of
 from allo.errors import UserError
 from allo.records import Pair, Prompt, Verdict
 
@@ -21,14 +21,7 @@ def ranked_pairs(
     for verdict in distinct(verdicts):
         samples[verdict.prompt_id].append(verdict)
     pairs = [
-        Pair(
-            prompt_id=prompt.id,
-            prompt=prompt.prompt,
-            chosen=best.text,
-            rejected=worst.text,
-            chosen_finished=best.finished,
-            rejected_finished=worst.finished,
-        )
+        pair_of(prompt, chosen=best, rejected=worst)
         for prompt in prompts
         for best, worst in _matched(samples[prompt.id], margin=margin)[:max_pairs_per_prompt]
     ]

@@ -4,9 +4,10 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -66,13 +67,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    # transformers fills absent weights with random numbers and only logs it.
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if absent:
-        raise UserError(
-            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
-            f"(first: {absent[0]}); give a complete checkpoint of a causal language model."
-        )
+    require_all_weights(model, info, ref, advice="give a complete checkpoint of a causal language model")
     if gguf:
         assert not model.is_quantized  # transformers trains and saves no quantised model
     assert all(parameter.dtype == dtype for parameter in model.parameters())
@@ -201,6 +196,18 @@ def require_safetensors(folder: Path, ref: str | Path) -> None:
         return
     refuse_pickles(folder)
     raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
+
+
+def require_all_weights(
+    model: PreTrainedModel, info: Mapping[str, Any], ref: str | Path, *, advice: str
+) -> None:
+    """Raises `UserError` where loading left weights out: transformers fills them with random numbers and logs it."""
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise UserError(
+            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
+            f"(first: {absent[0]}); {advice}."
+        )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -17,6 +17,7 @@ from allo.hf.models import (
     Tokenizer,
     loading,
     locate_checkpoint,
+    require_all_weights,
     require_safetensors,
     resolve_device,
 )
@@ -85,12 +86,7 @@ def load_reward_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if absent:
-        raise UserError(
-            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
-            f"(first: {absent[0]}), so it was not trained as a reward model; give one that was."
-        )
+    require_all_weights(model, info, ref, advice="so it was not trained as a reward model: give one that was")
     return RewardModel(model.to(where).eval(), tokenizer, pad_id)
 
 
