@@ -10,10 +10,11 @@ import pytest
 
 from allo import cli
 from allo.recipe import load_recipe
+from allo.winrate.style import style_metadata
 from server import KEY, MODEL, serving
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "judging.md").read_text(encoding="utf-8")
-ALPACA, ARENA, RECORD = (json.loads(text) for text in re.findall(r"(?s)```json\n(.*?)```", PAGE))
+ALPACA, ARENA_V2, ARENA, RECORD = (json.loads(text) for text in re.findall(r"(?s)```json\n(.*?)```", PAGE))
 
 
 def commands() -> list[list[str]]:
@@ -74,8 +75,11 @@ def test_the_commands_write_what_the_page_shows(written: Path) -> None:
     assert record["judge"] | {"base_url": "", "model": ""} == RECORD["judge"] | {"base_url": "", "model": ""}
     assert "Win rates by a judge" in (written / "runs/own/report.md").read_text()
     assert shape(json.loads((written / "model_outputs.json").read_text())) == shape(ALPACA)
-    lines = (written / "model_answer/own.jsonl").read_text().splitlines()
-    assert shape(json.loads(lines[0])) == shape(ARENA)
+    for place, shown in (("model_answer", ARENA), ("data/arena-hard-v0.1/model_answer", ARENA_V2)):
+        lines = (written / place / "own.jsonl").read_text().splitlines()
+        assert shape(json.loads(lines[0])) == shape(shown)
+    answer = ARENA_V2["messages"][-1]["content"]["answer"]
+    assert ARENA_V2["metadata"] == style_metadata(answer, num_tokens=ARENA_V2["metadata"]["token_len"])
 
 
 def test_the_records_figures_on_the_page_fit_each_other() -> None:

@@ -376,6 +376,19 @@ def test_a_runs_answers_meet_another_models_and_the_sets_own(run: Path) -> None:
             "x.jsonl",
             json.dumps({"question_id": "a", "choices": [{"index": 0, "turns": [{"content": "hi"}]}]}),
         ),
+        (
+            "x.jsonl",
+            json.dumps(
+                {
+                    "uid": "a",
+                    "messages": [
+                        {"role": "system", "content": "Be kind."},
+                        {"role": "user", "content": "Say hello."},
+                        {"role": "assistant", "content": {"thought": "a greeting", "answer": "hi"}},
+                    ],
+                }
+            ),
+        ),
     ],
 )
 def test_a_file_of_either_project_is_a_baseline(name: str, content: str, run: Path, tmp_path: Path) -> None:
@@ -391,6 +404,10 @@ def test_a_file_of_either_project_is_a_baseline(name: str, content: str, run: Pa
         ("{}", "a JSON array"),
         ('[{"instruction": "x"}]', r"row 1: lacks `output`"),
         ('[{"question_id": "x", "choices": []}]', "row 1: `choices`"),
+        (
+            '[{"uid": "x", "messages": [{"content": "x"}, {"content": "1"}]}]',
+            "row 1: `messages` must end with",
+        ),
         ('[{"instruction": "x", "output": "1"}, {"instruction": "x ", "output": "2"}]', "two answers to 'x'"),
         ('[{"instruction": "other", "output": "1"}]', "answers nothing that .* no two have one instruction"),
     ],

@@ -15,6 +15,7 @@ from allo.report.read import view
 from allo.winrate.judging import Settings, judge
 from allo.winrate.outputs import duels, of_file, of_run
 from allo.winrate.show import show
+from allo.winrate.style import style_metadata
 from server import KEY, MODEL, Chat, serving
 
 VARIABLE = "ALLO_TEST_KEY"
@@ -164,14 +165,77 @@ def test_arena_hards_file_has_its_fields_and_ids(
     assert [row["question_id"] for row in again] == [f"9{id}" for id in ANSWERS]
 
 
-@pytest.mark.parametrize("format", ["alpaca_eval", "arena_hard"])
+def test_arena_hards_newer_file_holds_what_its_tools_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gen_judgment.py` joins by uid and asks for the last message's answer; `qa_browser.py` wants it second."""
+    questions = [
+        {"uid": uid, "category": "hard_prompt", "subcategory": "coding", "prompt": ASKED[id]}
+        for uid, id in (("91", "c"), ("92", "a"), ("93", "b"))
+    ]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    out = tmp_path / "own-aligned.jsonl"
+    arguments = ["winrate", "export", run, "--format", "arena_hard_v2", "--set", "talk", "--out", out]
+    allo(monkeypatch, *arguments, "--questions", tmp_path / "question.jsonl")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["uid"] for row in rows] == ["91", "92", "93"], "ordered as their tool leaves its own"
+    for row, question, id in zip(rows, questions, "cab", strict=True):
+        assert list(row) == ["uid", "ans_id", "model", "messages", "tstamp", "metadata"]
+        assert row["model"] == out.stem, "their tools take the name from the file's and from here"
+        answer = ANSWERS[id].strip()
+        assert row["messages"] == [
+            {"role": "user", "content": question["prompt"]},
+            {"role": "assistant", "content": {"answer": answer}},
+        ]
+        assert isinstance(row["ans_id"], str) and isinstance(row["tstamp"], float)
+        assert row["metadata"] == style_metadata(answer, num_tokens=len(answer.split()))
+    assert len({row["ans_id"] for row in rows}) == len(rows)
+    allo(monkeypatch, *arguments)
+    assert [json.loads(line)["uid"] for line in out.read_text().splitlines()] == list(ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "counted"),
+    [
+        ("", {}),
+        ("# A\n## B\n## C\n###### F\n#none\n # none\n####### none", {"h1": 1, "h2": 2, "h6": 1}),
+        ("1. a\n  22. b\n- c\n* d\n\t+ e\n-none\n3.none\n4) none", {"ordered": 2, "unordered": 3}),
+        ("**a** and **b c**, __d__; **no\nne** *none* _none_", {"**": 2, "__": 1}),
+        ("# A\n```python\n# none\n- none\n```\n- a", {"h1": 1, "unordered": 1}),
+        ("# A\n```\n`ticks` inside\n# B\n```", {"h1": 2}),
+        ("```- a\n```\n- a\n- b", {"unordered": 1}),
+    ],
+    ids=[
+        "empty",
+        "headers",
+        "lists",
+        "bold",
+        "code",
+        "code with ticks stays",
+        "code's text is struck everywhere",
+    ],
+)
+def test_style_is_counted_as_arena_hard_counts_it(answer: str, counted: dict[str, int]) -> None:
+    metadata = style_metadata(answer, num_tokens=7)
+    assert list(metadata) == ["token_len", "header_count", "list_count", "bold_count"], (
+        "`show_result.py` takes them by their place"
+    )
+    assert metadata.pop("token_len") == 7
+    found = {name: number for counts in metadata.values() for name, number in counts.items()}
+    names = [*(f"h{level}" for level in range(1, 7)), "ordered", "unordered", "**", "__"]
+    assert found == dict.fromkeys(names, 0) | counted
+
+
+@pytest.mark.parametrize("format", ["alpaca_eval", "arena_hard", "arena_hard_v2"])
 def test_what_is_written_is_read_as_the_same_answers(
     format: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / ("x.json" if format == "alpaca_eval" else "x.jsonl")
     allo(monkeypatch, "winrate", "export", run, "--format", format, "--set", "talk", "--out", out)
     start = of_run(run, model="start", set="talk", kind="greedy")
-    found, alone = duels(start, of_file(out))
+    written = of_file(out)
+    assert written.name == "own-aligned"
+    found, alone = duels(start, written)
     assert alone == 0
     assert {duel.id: duel.baseline for duel in found} == {id: text.strip() for id, text in ANSWERS.items()}
 

@@ -77,8 +77,10 @@ def judge_answers(
 def export_answers(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     format: Annotated[
-        Literal["alpaca_eval", "arena_hard"],
-        typer.Option(help="AlpacaEval's model_outputs.json, or a model_answer file of Arena-Hard 0.1."),
+        Literal["alpaca_eval", "arena_hard", "arena_hard_v2"],
+        typer.Option(
+            help="AlpacaEval's model_outputs.json, or a model_answer file for Arena-Hard's tool before or since 2.0."
+        ),
     ],
     set: Annotated[str, typer.Option("--set", help="An evaluation set of the run.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the answers go.")],
@@ -103,7 +105,8 @@ def export_answers(
         content = formats.alpaca_eval(rows, generator=generator)
     else:
         answered = RunFolder(run).evaluation.stat().st_mtime
-        content = formats.arena_hard(rows, generator=generator, answered=answered)
+        write = formats.arena_hard if format == "arena_hard" else formats.arena_hard_v2
+        content = write(rows, generator=generator, answered=answered)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, content)
     say(f"{out}: {len(rows)} answers of {generator}")

@@ -1,20 +1,21 @@
 """A run's answers in the files of AlpacaEval and Arena-Hard, for their tools to judge.
 
 AlpacaEval's `model_outputs.json` is a JSON array of `instruction, output, generator`, and `dataset` where it is known;
-its tool joins by the instruction's exact text. A `model_answer` file of Arena-Hard 0.1 is JSON lines of `question_id,
-answer_id, model_id, choices, tstamp`; its tool joins by the question's id.
+its tool joins by the instruction's exact text. A `model_answer` file of Arena-Hard is JSON lines, joined by the
+question's id: `uid, ans_id, model, messages, tstamp, metadata` for its tool since 2.0, whichever set of questions they
+answer, and before that `question_id, answer_id, model_id, choices, tstamp`.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from allo.artifacts import sha256_json
 from allo.errors import UserError
 from allo.rows import Row
 from allo.winrate.outputs import Output, Outputs, rows_of
+from allo.winrate.style import style_metadata
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,61 @@ def alpaca_eval(rows: Sequence[tuple[Output, Asked]], *, generator: str) -> str:
 
 
 def arena_hard(rows: Sequence[tuple[Output, Asked]], *, generator: str, answered: float) -> str:
-    """The text of a `model_answer/<generator>.jsonl`, ordered by id as theirs are.
+    """The text of a `model_answer/<generator>.jsonl` for Arena-Hard's tool before 2.0, ordered by id as theirs are.
 
     `answered`: seconds since 1970. `token_len` counts tokens of the model's own tokenizer. Raises `UserError` for a
     question without id.
     """
-    if any(asked.id is None for _, asked in rows):
-        raise UserError("a question has no id, which Arena-Hard joins by; give its own question.jsonl.")
     lines = [
         {
             "question_id": asked.id,
-            "answer_id": sha256_json([generator, asked.id, output.text])[:22],
+            "answer_id": _answer_id(output, asked, generator=generator),
             "model_id": generator,
-            "choices": [{"index": 0, "turns": [_turn(output)]}],
+            "choices": [
+                {"index": 0, "turns": [{"content": output.text.strip(), "token_len": output.num_tokens}]}
+            ],
             "tstamp": answered,
         }
-        for output, asked in rows
+        for output, asked in _by_id(rows)
     ]
-    lines.sort(key=lambda line: str(line["question_id"]))
+    return _json_lines(lines)
+
+
+def arena_hard_v2(rows: Sequence[tuple[Output, Asked]], *, generator: str, answered: float) -> str:
+    """The text of a `model_answer/<generator>.jsonl` for Arena-Hard's tool since 2.0; the rest as in `arena_hard`."""
+    lines = []
+    for output, asked in _by_id(rows):
+        answer = output.text.strip()
+        assert output.num_tokens is not None  # a run counts them
+        lines.append(
+            {
+                "uid": asked.id,
+                "ans_id": _answer_id(output, asked, generator=generator),
+                "model": generator,
+                "messages": [
+                    {"role": "user", "content": asked.text},
+                    {"role": "assistant", "content": {"answer": answer}},
+                ],
+                "tstamp": answered,
+                "metadata": style_metadata(answer, num_tokens=output.num_tokens),
+            }
+        )
+    return _json_lines(lines)
+
+
+def _by_id(rows: Sequence[tuple[Output, Asked]]) -> list[tuple[Output, Asked]]:
+    """Ordered by id. Raises `UserError` for a question without."""
+    if any(asked.id is None for _, asked in rows):
+        raise UserError("a question has no id, which Arena-Hard joins by; give its own question.jsonl.")
+    return sorted(rows, key=lambda row: str(row[1].id))
+
+
+def _answer_id(output: Output, asked: Asked, *, generator: str) -> str:
+    return sha256_json([generator, asked.id, output.text])[:22]
+
+
+def _json_lines(lines: Sequence[Row]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-
-
-def _turn(output: Output) -> dict[str, Any]:
-    return {"content": output.text.strip(), "token_len": output.num_tokens}
 
 
 def as_asked(outputs: Outputs) -> list[tuple[Output, Asked]]:

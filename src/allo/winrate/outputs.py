@@ -104,14 +104,15 @@ def solutions(run: Path, *, set: str) -> Outputs:
 
 
 def of_file(path: Path) -> Outputs:
-    """A file of AlpacaEval's form (`instruction`, `output`) or of Arena-Hard's (`question_id`, `choices`).
+    """A file of AlpacaEval's form (`instruction`, `output`) or of Arena-Hard's (`question_id`, `choices`; since 2.0
+    `uid`, `messages`).
 
     A JSON array, JSON lines or Parquet. Named as its rows name the model, else by its folder and its own name, since
     AlpacaEval's files are all `model_outputs.json`. Raises `UserError` naming the row that is neither.
     """
     read = rows_of(path)
     rows = [_output(row, place=place) for place, row in read]
-    generators = {row.get("generator", row.get("model_id")) for _, row in read}
+    generators = {row.get("generator", row.get("model_id", row.get("model"))) for _, row in read}
     generator = generators.pop() if len(generators) == 1 else None
     folder = path.resolve().parent.name
     name = generator if isinstance(generator, str) and generator else f"{folder}-{stem(path)}"
@@ -176,7 +177,7 @@ class ArenaChoice(BaseModel):
 
 
 class ArenaRow(BaseModel):
-    """A line of a `model_answer` file of Arena-Hard 0.1; further columns are let be."""
+    """A line of a `model_answer` file of Arena-Hard before 2.0; further columns are let be."""
 
     model_config = ConfigDict(strict=True)
 
@@ -184,10 +185,37 @@ class ArenaRow(BaseModel):
     choices: list[ArenaChoice] = Field(min_length=1)
 
 
+class ArenaReply(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    answer: str
+
+
+class ArenaMessage(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    content: str | ArenaReply
+
+
+class ArenaRowV2(BaseModel):
+    """A line of a `model_answer` file of Arena-Hard since 2.0; further columns are let be."""
+
+    model_config = ConfigDict(strict=True)
+
+    uid: str
+    messages: list[ArenaMessage] = Field(min_length=2)
+
+
 def _output(row: Row, *, place: str) -> Output:
     if "question_id" in row:
         arena = checked(ArenaRow, row, place=place)
         return Output(arena.choices[0].turns[0].content, arena.question_id)
+    if "uid" in row:
+        newer = checked(ArenaRowV2, row, place=place)
+        asked, replied = (message.content for message in newer.messages[-2:])
+        if not isinstance(asked, str) or isinstance(replied, str):
+            raise UserError(f"{place}: `messages` must end with the request's text and the `answer` to it.")
+        return Output(replied.answer, newer.uid, asked)
     alpaca = checked(AlpacaRow, row, place=place)
     return Output(alpaca.output, instruction=alpaca.instruction)
 
