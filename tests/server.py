@@ -46,8 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def say(self, text: str, *, finish_reason: str = "stop") -> None:
-        message = {"role": "assistant", "content": text}
+    def say(self, text: str | None, *, finish_reason: str | None = "stop", **more: Any) -> None:
+        message = {"role": "assistant", "content": text, **more}
         choice = {"index": 0, "message": message, "finish_reason": finish_reason}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         reply = {"id": "x", "object": "chat.completion", "created": 0, "model": MODEL}

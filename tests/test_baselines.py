@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,7 @@ def test_prompts_reach_trl_in_our_token_ids(trainer: str, tmp_path: Path) -> Non
     ids = {name: prompt_ids(TOKENIZER, text) for name, text in texts.items()}
     assert all(row.count(TOKENIZER.bos_token_id) == 1 for row in ids.values())
     seen, judged = [], []
-    policy = on_policy(trainer, tmp_path, ids, lambda completion: judged.append(completion) or 0.0)
+    policy = on_policy(trainer, tmp_path, ids, lambda samples: judged.extend(samples) or [0.0] * len(samples))
     generate = policy.model.generate
 
     def spy(*, input_ids: Tensor, attention_mask: Tensor, **settings: Any) -> Tensor:
@@ -237,11 +237,15 @@ def test_prompts_reach_trl_in_our_token_ids(trainer: str, tmp_path: Path) -> Non
 
 
 def on_policy(
-    trainer: str, folder: Path, ids: dict[str, list[int]], reward: Callable[[Completion], Any], *more: str
+    trainer: str,
+    folder: Path,
+    ids: dict[str, list[int]],
+    rewards: Callable[[Sequence[Completion]], Any],
+    *more: str,
 ) -> Any:
     recipe = tiny_run.tiny(folder, *ALONE, *STEPS, f"improve.trainer={trainer}", *more)
     args = trl_arguments(recipe, folder=folder, device=torch.device("cpu"))
-    return on_policy_trainer(trainer, laboratory(), args, ids, TOKENIZER, reward=reward)
+    return on_policy_trainer(trainer, laboratory(), args, ids, TOKENIZER, rewards=rewards)
 
 
 @pytest.mark.parametrize("trainer", ON_POLICY)
@@ -362,7 +366,7 @@ def telemetry(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def test_nothing_is_sent_anywhere(telemetry: list[Any], tmp_path: Path) -> None:
     for trainer in ON_POLICY:
-        on_policy(trainer, tmp_path, {"a": prompt_ids(TOKENIZER, "Problem: 1 ?")}, lambda _: 0.0)
+        on_policy(trainer, tmp_path, {"a": prompt_ids(TOKENIZER, "Problem: 1 ?")}, lambda _: [])
     recipe = tiny_run.tiny(tmp_path, *ALONE, "improve.trainer=lora")
     args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
     AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, adapter_config("lora", rank=1, seed=0))

@@ -1,5 +1,6 @@
 """Asking an endpoint: a real server that fails in every way that servers do."""
 
+import json
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from allo import endpoint as endpoints
-from allo.endpoint import BY_ITSELF, Answers, Endpoint, Question, ask, check_endpoint, kept
+from allo.endpoint import BY_ITSELF, GIVE_UP_AFTER, Answers, Endpoint, Question, ask, check_endpoint, kept
 from allo.errors import UserError
 from allo.records import Message
 from server import KEY, MODEL, Chat, Handler, garbage, half, other_json, page, serving, stall, status
@@ -91,13 +92,14 @@ def test_a_stalled_request_is_tried_again(chat: Chat, tmp_path: Path) -> None:
         (status(400, "too long"), "400: .*too long"),
         (status(403, "flagged"), "403: .*flagged"),
         (garbage, "not a reply of this API"),
-        (page, "without text: <html>busy"),
-        (other_json, "without text"),
+        (page, "not a model's reply: <html>busy"),
+        (other_json, "not a model's reply: no message"),
         (half, "connection lost"),
         (stall, "no reply within"),
-        (lambda handler: handler.say(""), "without text: stop"),
+        (lambda handler: handler.say("", finish_reason="error"), "not a model's reply: ended by error"),
+        (lambda handler: handler.say(None, finish_reason="abort"), "not a model's reply: ended by abort"),
     ],
-    ids=["500", "400", "403", "garbage", "page", "other", "half", "stall", "empty"],
+    ids=["500", "400", "403", "garbage", "page", "other", "half", "stall", "error", "abort"],
 )
 def test_a_request_that_fails_for_good_is_named_and_the_others_go_on(
     failure: Callable[[Handler], None], reason: str, chat: Chat, tmp_path: Path
@@ -131,6 +133,53 @@ def test_a_reply_cut_short_by_its_length_is_not_finished(chat: Chat, tmp_path: P
     chat.failures = [lambda handler: handler.say("so far", finish_reason="length")]
     replies = asked(chat, tmp_path, num=2, concurrency=1).replies
     assert (replies["q0"].text, replies["q0"].finished, replies["q1"].finished) == ("so far", False, True)
+
+
+def filtered(handler: Handler) -> None:
+    """A filter's word, and no message at all."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    choice = {"index": 0, "finish_reason": "content_filter"}
+    handler.send(200, json.dumps({"choices": [choice], "usage": usage}).encode())
+
+
+@pytest.mark.parametrize(
+    ("silent", "ended"),
+    [
+        (lambda handler: handler.say(""), "stop"),
+        (lambda handler: handler.say(" \n"), "stop"),
+        (lambda handler: handler.say(None), "stop"),
+        (lambda handler: handler.say(None, refusal="I will not."), "stop"),
+        (lambda handler: handler.say(None, reasoning_content="Well", finish_reason="length"), "length"),
+        (lambda handler: handler.say("", finish_reason="content_filter"), "content_filter"),
+        (lambda handler: handler.say("", finish_reason=None), ""),
+        (filtered, "content_filter"),
+    ],
+    ids=["empty", "blank", "null", "refusal", "reasoning", "filter", "unsaid", "no message"],
+)
+def test_a_reply_without_text_is_kept_paid_for_and_not_asked_for_again(
+    silent: Callable[[Handler], None], ended: str, chat: Chat, tmp_path: Path
+) -> None:
+    """Also where the next sample might have text: asking until it does would choose among the model's replies."""
+    chat.failures = [silent]
+
+    def draw() -> Answers:
+        path = tmp_path / "out.jsonl"
+        return ask(place(chat, concurrency=1), questions(2), path=path, max_tokens=20, temperature=1.0)
+
+    answers = draw()
+    reply = answers.replies["q0"]
+    assert not reply.text.strip() and reply.ended == ended and answers.failed == {}
+    assert (reply.prompt_tokens, reply.completion_tokens) == (10, 5)
+    assert answers.counts(place(chat))["completion_tokens"] == 5 * 2
+    again = draw()
+    assert again.replies == answers.replies and again.asked == 0 and len(chat.requests) == 2
+
+
+def test_a_model_that_says_nothing_is_asked_to_the_end(chat: Chat, tmp_path: Path) -> None:
+    """Its server is there, and each reply is one."""
+    chat.answer = lambda content: ""
+    answers = asked(chat, tmp_path, num=2 * GIVE_UP_AFTER)
+    assert len(answers.replies) == 2 * GIVE_UP_AFTER and answers.failed == {}
 
 
 @pytest.mark.parametrize("reason", sorted(BY_ITSELF))

@@ -90,9 +90,12 @@ def test_the_records_figures_on_the_page_fit_each_other() -> None:
     assert counts["cost"] == pytest.approx(cost / 1e6)
 
 
-def test_the_recipe_shown_is_one(tmp_path: Path) -> None:
-    (shown,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
+def test_the_recipes_shown_are_some(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"name: shown\nmodel: some/model\ndata: {{task: alpaca_eval, split: test}}\n{shown}")
-    recipe = load_recipe(path)
-    assert recipe.measuring_reward_model != recipe.judge.reward_model is not None
+    recipes = []
+    for shown in re.findall(r"(?s)```yaml\n(.*?)```", PAGE):
+        path.write_text(f"name: shown\nmodel: some/model\ndata: {{task: alpaca_eval, split: test}}\n{shown}")
+        recipes.append(load_recipe(path))
+    ranking, on_policy = recipes
+    assert ranking.measuring_reward_model != ranking.judge.reward_model is not None
+    assert on_policy.on_policy and on_policy.judge.reward_model is not None

@@ -1,7 +1,8 @@
-"""Runs judged by a reward model: no prompt has an answer, from samples or ready pairs to the evaluation."""
+"""Runs judged by a reward model: no prompt has an answer, from samples, fresh ones or ready pairs to the evaluation."""
 
 import json
 import shutil
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from statistics import mean, median
@@ -13,12 +14,14 @@ import torch
 import tiny
 from allo import tasks
 from allo.artifacts import RunFolder, read_json, read_jsonl, write_json, write_jsonl
-from allo.errors import UserError
+from allo.errors import DivergedError, UserError
 from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
 from allo.pipeline import run_all
 from allo.plan import plan
 from allo.recipe import Recipe
-from allo.records import Message, Pair, Prompt, Verdict, Wrong
+from allo.records import Completion, Message, Pair, Prompt, Verdict, Wrong
+from allo.rounds import of_round
+from allo.stages import pair as pairing
 from allo.stages.check import check
 from tiny_run import LAB
 from tiny_run import tiny as tiny_recipe
@@ -205,6 +208,119 @@ def test_judging_cut_short_goes_on_and_reads_nothing_twice(
     assert not list(recipe.run_folder.glob("*.part"))
 
 
+MOVING = ("improve.training.learning_rate=2e-3", "improve.training.lr_scheduler_type=constant")
+
+
+def test_each_round_ranks_fresh_samples_of_the_model_it_begins_with(inputs: Path, tmp_path: Path) -> None:
+    run = run_all(ranked(inputs, tmp_path, *MOVING, "rounds=2")).path
+    first, second = (RunFolder(run / f"round-{number}") for number in (1, 2))
+    assert first.completions.read_bytes() != second.completions.read_bytes()
+    assert read_json(run / "manifest.json")["stages"]["round-1/improve"]["counts"]["changed_weights"] > 0
+    for one in (first, second):
+        verdicts, pairs = read_jsonl(one.verdicts, Verdict), read_jsonl(one.pairs, Pair)
+        rewards = {(verdict.prompt_id, verdict.text): verdict.reward for verdict in verdicts}
+        assert pairs and all(
+            rewards[pair.prompt_id, pair.chosen] > rewards[pair.prompt_id, pair.rejected] for pair in pairs
+        )
+        rejected = {(pair.prompt_id, pair.rejected, pair.chosen) for pair in pairs}
+        wrong = read_jsonl(one.wrong, Wrong)
+        assert {(each.prompt_id, each.completion, each.solution) for each in wrong} == rejected
+    for one in read_jsonl(second.verdicts, Verdict)[::9]:
+        prompt = next(prompt for prompt in problems() if prompt.id == one.prompt_id)
+        assert one.reward == pytest.approx(direct(inputs, prompt.prompt, one.text), abs=SAME_REWARD)
+
+
+def test_a_later_round_without_a_pair_says_which_and_counts_as_diverged(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    recipe = ranked(inputs, tmp_path, "rounds=2", "pair.margin=1000")
+    shutil.copy(finished.verdicts, tmp_path)
+    with pytest.raises(DivergedError, match=r"round 2: no preference pair .* Or lower the learning rates"):
+        pairing.run(of_round(recipe, 2), RunFolder(tmp_path))
+    with pytest.raises(UserError, match=r"^no preference pair") as refusal:
+        pairing.run(of_round(recipe, 1), RunFolder(tmp_path))
+    assert not isinstance(refusal.value, DivergedError)
+
+
+needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="trains through TRL; install the extra")
+
+
+def on_policy(inputs: Path, finished: RunFolder, out: Path, trainer: str, *more: str) -> RunFolder:
+    """The finished run's samples, improved by a method that samples by itself."""
+    shutil.copytree(finished.path, out / "tiny")
+    own = ["forget=null", "score=null", "locate=null", "improve.density=1.0", f"improve.trainer={trainer}"]
+    return run_all(ranked(inputs, out, *own, "improve.training.logging_steps=1", *more), until="improve")
+
+
+@needs_trl
+@pytest.mark.parametrize("trainer", ["rloo", "grpo"])
+def test_what_an_on_policy_trainer_samples_has_the_reward_that_the_judge_stage_gives(
+    trainer: str, inputs: Path, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from allo.baselines import on_policy as through_trl
+
+    given: list[tuple[Completion, float]] = []
+    make, read, sizes = through_trl.on_policy_trainer, RewardModel.rewards, []
+
+    def spy(*args: Any, rewards: Any, **settings: Any) -> Any:
+        def kept(samples: list[Completion]) -> list[float]:
+            found = rewards(samples)
+            given.extend(zip(samples, found, strict=True))
+            return found  # type: ignore[no-any-return]
+
+        judged = read_jsonl(finished.verdicts, Verdict)
+        again = rewards([Completion(one.prompt_id, 0, one.text, one.finished, 1) for one in judged])
+        assert again == pytest.approx([one.reward for one in judged], abs=SAME_REWARD)
+        sizes.clear()
+        return make(*args, rewards=kept, **settings)
+
+    def counted(self: RewardModel, rows: list[list[int]]) -> list[float]:
+        sizes.append(len(rows))
+        return read(self, rows)
+
+    monkeypatch.setattr(through_trl, "on_policy_trainer", spy)
+    monkeypatch.setattr(RewardModel, "rewards", counted)
+    on_policy(inputs, finished, tmp_path, trainer, "improve.training.max_steps=1")
+    prompts = {prompt.id: prompt.prompt for prompt in problems()}
+    distinct = {(one.prompt_id, one.text): reward for one, reward in given}
+    assert max(sizes) == 4 and sum(sizes) == len(distinct) < len(given), "in batches, and the same text once"
+    for (prompt_id, text), reward in distinct.items():
+        assert reward == pytest.approx(direct(inputs, prompts[prompt_id], text), abs=SAME_REWARD)
+
+
+@needs_trl
+def test_the_rewards_of_a_reward_model_rise_and_a_seed_makes_it_repeatable(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    more = (
+        *("sample.num_generations=8", "improve.training.per_device_train_batch_size=32"),
+        *("improve.training.max_steps=12", "improve.training.learning_rate=5e-4", "improve.beta=0.01"),
+    )
+    run, again = (on_policy(inputs, finished, tmp_path / name, "rloo", *more) for name in ("one", "two"))
+    rewards = [json.loads(row)["reward"] for row in (run.improve / "metrics.jsonl").read_text().splitlines()]
+    assert sum(rewards[-4:]) > sum(rewards[:4]) + 4 * 0.1
+    assert all(
+        (run.improve / name).read_bytes() == (again.improve / name).read_bytes()
+        for name in ("delta.safetensors", "metrics.jsonl")
+    )
+
+
+@needs_trl
+def test_a_reward_model_is_part_of_what_an_on_policy_trainer_holds_and_depends_on(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    few = "improve.training.max_steps=1"
+    entries = [
+        read_json(run.manifest)["stages"]["improve"]
+        for dtype in ("float32", "bfloat16")
+        for run in [on_policy(inputs, finished, tmp_path / dtype, "rloo", few, f"judge.dtype={dtype}")]
+    ]
+    held = [entry["counts"]["training_state_bytes"] for entry in entries]
+    model = load_reward_model(inputs / "judge", dtype=torch.float32, device="cpu").model
+    assert held[0] - held[1] == 2 * sum(param.numel() for param in model.parameters())
+    assert all(str(inputs / "judge") in entry["inputs"] for entry in entries)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
     inputs: Path, finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], chat: bool
@@ -250,10 +366,6 @@ def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
         (["judge.reward_model=/no/such/model"], "/no/such/model does not exist"),
         ([f"judge.reward_model={LAB}"], "config.json names LlamaForCausalLM"),
         (["judge.pad_token=<absent>"], "judge.pad_token '<absent>' is no token"),
-        (
-            ["forget=null", "score=null", "improve.trainer=grpo", "improve.training={}"],
-            "learns from the verifier's rewards: remove judge.reward_model",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(

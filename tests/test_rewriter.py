@@ -242,9 +242,10 @@ def test_what_a_teacher_does_badly_is_counted_by_its_reason(
         lambda handler: handler.refuse(500, f"out of order, {KEY}"),
         lambda handler: handler.say("The answer is 999."),
         lambda handler: handler.say("First", finish_reason="length"),
+        lambda handler: handler.say(None),
     ]
     counts = made(run, out, "teacher", max_distance=1.0, identity=0.0, endpoint=place(chat, concurrency=1))
-    assert counts["dropped"] == {"not answered": 1, "not right": 1, "not finished": 1}
+    assert counts["dropped"] == {"not answered": 1, "not right": 1, "not finished": 1, "without text": 1}
     said = capfd.readouterr().err
     assert "not answered: 500" in said
     files = [path.read_text() for path in out.parent.rglob("*") if path.is_file()]

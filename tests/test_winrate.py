@@ -1,8 +1,10 @@
 """Win rates by a judge: scripted judges behind a real server, which also fails in the ways that servers do."""
 
+import contextlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,15 @@ from allo.winrate import outputs
 from allo.winrate.judging import Settings, judge, summary
 from allo.winrate.outputs import Output, Outputs, duels, of_file, of_run, solutions
 from allo.winrate.show import remarks
-from allo.winrate.wording import CUT_SHORT, NO_VERDICT, STOPPED, TWO_VERDICTS, ask_for_verdict, read_verdict
+from allo.winrate.wording import (
+    CUT_SHORT,
+    NO_TEXT,
+    NO_VERDICT,
+    STOPPED,
+    TWO_VERDICTS,
+    ask_for_verdict,
+    read_verdict,
+)
 from server import KEY, MODEL, Chat, Handler, garbage, half, page, serving, stall, status
 from tiny_run import tiny
 
@@ -167,6 +177,23 @@ def test_a_reply_that_a_filter_stopped_is_not_read_and_not_called_cut_short(
     assert record["counts"]["unread"] == {STOPPED: 1} and record["summary"]["num_prompts"] == NUM - 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "unread"), [("stop", NO_TEXT), ("length", CUT_SHORT), ("content_filter", STOPPED)]
+)
+def test_a_reply_without_text_is_unread_and_on_record_with_its_end_and_its_tokens(
+    reason: str, unread: str, chat: Chat, tmp_path: Path
+) -> None:
+    chat.failures = [lambda handler: handler.say(None, finish_reason=reason)]
+    record = judged(chat, tmp_path, concurrency=1)
+    counts = record["counts"]
+    assert counts["unread"] == {unread: 1} and counts["failed"] == 0 and counts["replies"] == 2 * NUM
+    assert counts["completion_tokens"] == 5 * 2 * NUM and record["summary"]["num_prompts"] == NUM - 1
+    (row,) = [row for row in record["verdicts"] if row["score"] is None]
+    tokens = {"prompt_tokens": 10, "completion_tokens": 5}
+    assert row["model_first"] == {"verdict": None, "unread": unread, "reply": "", "ended": reason, **tokens}
+    assert row["baseline_first"]["ended"] == "stop" and row["baseline_first"]["completion_tokens"] == 5
+
+
 def test_a_judge_that_is_never_understood_gives_no_figure(chat: Chat, tmp_path: Path) -> None:
     chat.answer = lambda question: "the the the"
     record = judged(chat, tmp_path)
@@ -193,7 +220,8 @@ def test_a_verdict_on_the_last_line_is_read(reply: str, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("", NO_VERDICT),
+        ("", NO_TEXT),
+        (" \n", NO_TEXT),
         ("1", NO_VERDICT),
         ("The first answer is better.", NO_VERDICT),
         ("Verdict: 1 or 2", NO_VERDICT),
@@ -297,6 +325,38 @@ def test_the_record_holds_every_reply_and_is_the_same_however_often_it_was_asked
     chat.requests.clear()
     judged(chat, tmp_path, price_in=2.0, price_out=8.0)
     assert chat.requests == [] and path.read_bytes() == content
+
+
+def test_replies_without_text_leave_the_same_record_however_often_it_was_interrupted(
+    chat: Chat, tmp_path: Path
+) -> None:
+    """The judge says nothing of two prompts, and would say something if it were asked again."""
+    silent = ("Request number 1.", "Request number 4.")
+    times: Counter[str] = Counter()
+
+    def answer(question: str) -> str:
+        times[question] += 1
+        is_silent = shown(question)[0] in silent and times[question] == 1
+        return "" if is_silent else scripted(better)(question)
+
+    def answer_and_go(question: str) -> str:
+        if len(chat.requests) % 3 == 0:
+            chat.failures = [lambda handler: handler.refuse(404, "gone", code="model_not_found")]
+        return answer(question)
+
+    chat.answer = answer
+    whole_folder, parts = (tmp_path / name for name in ("whole", "parts"))
+    whole_folder.mkdir()
+    parts.mkdir()
+    whole = judged(chat, whole_folder, concurrency=1)
+    assert whole["counts"]["unread"] == {NO_TEXT: 4}
+    times.clear()
+    chat.answer, num_calls, record = answer_and_go, 0, None
+    while record is None:
+        num_calls += 1
+        with contextlib.suppress(UserError):
+            record = judged(chat, parts, concurrency=1)
+    assert num_calls > 3 and record == whole and times.total() == 2 * NUM
 
 
 def test_another_judge_has_a_record_of_its_own(chat: Chat, tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ _SHOWN = 300  # characters of what a server says
 _SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
 SHORTEST_SECRET = 16
 """Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
-# Why a text ended, in the servers' words: by itself (the last two are TGI's), or by its length.
+# Why a text ended, in the servers' words: by itself (the last two are TGI's), by its length, or with the server's work.
 BY_ITSELF = {"stop", "eos_token", "stop_sequence"}
 BY_LENGTH = {"length"}
+BY_FAILURE = {"error", "abort"}
 # What servers call an unknown model where they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -98,7 +99,8 @@ class Question:
 class Reply:
     """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted.
 
-    `ended`: why, in the server's word, empty where it gave none; None in what was kept before it was recorded.
+    `text` is blank where the model refused, only reasoned, or was filtered. `ended`: why it ended, in the server's word,
+    empty where it gave none; None in what was kept before it was recorded.
     """
 
     id: str
@@ -150,8 +152,10 @@ def ask(
 ) -> Answers:
     """Ask every question to which `<path>.replies` holds no reply yet.
 
-    A question is the same where its messages, the server, the model and the settings are. A request that fails for
-    good is counted and named; it is asked again by the next call. `temperature` None leaves it to the server.
+    A question is the same where its messages, the server, the model and the settings are. A reply without text is one:
+    asked again until it had some, a model that samples would be chosen from, and the replies would depend on how often
+    they were asked for. A request that fails for good is counted and named; it is asked again by the next call.
+    `temperature` None leaves it to the server.
 
     Raises `UserError` without a key or the `openai` package, and where the server refuses the key or does not know
     the model, or `GIVE_UP_AFTER` requests fail in a row. What was answered until then is kept.
@@ -276,23 +280,29 @@ def _wait(headers: "Mapping[str, str]") -> float | None:
 
 
 def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | None, str | None]:
-    """What a server called a completion, checked: the client builds its objects from whatever came."""
+    """What a server called a completion, checked: the client builds its objects from whatever came.
+
+    A choice that has no message, but says why it ended, is a reply without text: some filters leave no more. One that a
+    failure of the server ended before it had text is none.
+    """
     from openai.types.chat import ChatCompletion
 
     choice = got.choices[0] if isinstance(got, ChatCompletion) and got.choices else None
-    text = getattr(getattr(choice, "message", None), "content", None)
-    if not isinstance(text, str) or not text.strip():
-        shown = got if isinstance(got, str) else getattr(choice, "finish_reason", None) or "no choices"
-        return None, without(key, f"a reply without text: {shown}")
-    usage, reason = got.usage, getattr(choice, "finish_reason", None)
+    message = getattr(choice, "message", None)
+    said = getattr(message, "content", None), getattr(choice, "finish_reason", None)
+    text, ended = (each if isinstance(each, str) else "" for each in said)
+    if (message is None and not ended) or (ended in BY_FAILURE and not text.strip()):
+        shown = got if isinstance(got, str) else f"ended by {ended}" if ended else "no message"
+        return None, without(key, f"not a model's reply: {shown}")
+    usage = got.usage
     reply = Reply(
         id=question.id,
         hash=hash,
         text=kept(key, text),
-        finished=reason in BY_ITSELF,
+        finished=ended in BY_ITSELF,
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
-        ended=without(key, reason) if isinstance(reason, str) else "",
+        ended=without(key, ended),
     )
     return reply, None
 

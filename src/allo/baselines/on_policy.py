@@ -1,6 +1,6 @@
-"""RLOO (arXiv 2402.14740) and GRPO (arXiv 2402.03300) through TRL, on the verifier's rewards."""
+"""RLOO (arXiv 2402.14740) and GRPO (arXiv 2402.03300) through TRL, on the judge's rewards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from allo.hf.generate import end_ids, read
 from allo.hf.models import Model, Tokenizer, quiet
 from allo.records import Completion
 
-Reward = Callable[[Completion], float]
+Rewards = Callable[[Sequence[Completion]], list[float]]
 
 
 class _OurPrompts:
@@ -55,26 +55,28 @@ def on_policy_trainer(
     prompts: Mapping[str, list[int]],
     tokenizer: Tokenizer,
     *,
-    reward: Reward,
+    rewards: Rewards,
 ) -> RLOOTrainer | GRPOTrainer:
     """TRL's trainer of all of `model`'s weights, which samples from it as it goes.
 
-    prompts: id -> token ids. The reference, where `args.beta` is above 0, is read from the folder that the
-    model was read from.
+    prompts: id -> token ids. rewards: of all samples of a step at once. The reference, where `args.beta` is above 0, is
+    read from the folder that the model was read from.
     """
     ends = end_ids(model, tokenizer)
 
-    def verifier(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def judge(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         read_back = [read(tokenizer, ids, eos=ends, stop=[]) for ids in completion_ids]
-        return [
-            reward(Completion(prompt, 0, *text_finished_length))
-            for prompt, text_finished_length in zip(prompts, read_back, strict=True)
-        ]
+        return rewards(
+            [
+                Completion(prompt, 0, *text_finished_length)
+                for prompt, text_finished_length in zip(prompts, read_back, strict=True)
+            ]
+        )
 
     with quiet():  # TRL loads the reference anew
         trainer = (_Rloo if kind == "rloo" else _Grpo)(
             model,
-            reward_funcs=verifier,
+            reward_funcs=judge,
             args=args,
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
             processing_class=tokenizer,

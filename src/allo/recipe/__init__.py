@@ -111,7 +111,7 @@ class Improve(Steps):
     """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
     `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
     adapter on all linear layers, with the label_smoothing of `loss_settings`; `rloo` and `grpo` sample as `sample`
-    says and train all weights by the verifier's rewards. A batch's rows are then completions."""
+    says and train all weights by the rewards that `judge` gives. A batch's rows are then completions."""
     adapter_rank: Count | None = None
     """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
     density: Density = 0.10
@@ -274,9 +274,7 @@ class Recipe(Block):
         if improve.has_adapter:
             return
         if self.data.pairs is not None:
-            raise ValueError(f"{name} samples by itself: give prompts with answers in place of data.pairs")
-        if self.judge.reward_model is not None:
-            raise ValueError(f"{name} learns from the verifier's rewards: remove judge.reward_model")
+            raise ValueError(f"{name} samples by itself: give prompts in place of data.pairs")
         if self.sample.temperature == 0 or self.sample.num_generations < 2:
             raise ValueError(
                 f"{name} compares the samples of a prompt: set sample.temperature above 0 and "

@@ -13,7 +13,8 @@ class Judge(Block):
     """`auto`: `choice` where a prompt has choices, `final_answer` elsewhere."""
     reward_model: str | None = None
     """A folder or hub id of a sequence classifier with one label. It then judges the samples of `data`, which need no
-    `answer`, and measures the evaluation sets whose prompts have none. The keys below are of reward models."""
+    `answer`, in every round and of every trainer, and measures the evaluation sets whose prompts have none. The keys
+    below are of reward models."""
     max_length: Count = 2048
     """Tokens that it reads of a prompt and a completion; a longer text loses its beginning."""
     batch_size: Count = 16

@@ -22,10 +22,12 @@ def taught(
     ]
     answers = ask(endpoint, questions, path=path, max_tokens=max_tokens, temperature=temperature)
     for id, reply in answers.replies.items():
-        if reply.finished:
-            found.texts[id] = [reply.text.strip()]
-        else:
+        if not reply.finished:
             found.missing[id] = "not finished"
+        elif text := reply.text.strip():
+            found.texts[id] = [text]
+        else:
+            found.missing[id] = "without text"
     found.missing.update(dict.fromkeys(answers.failed, "not answered"))
     return found, answers
 

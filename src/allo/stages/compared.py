@@ -1,5 +1,6 @@
 """Improve by a method to compare with: adapters and on-policy trainers of other libraries."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from allo.recipe import Recipe
 from allo.records import Completion, Pair
 from allo.sources import training_prompts
 from allo.stages.judge import judge
+from allo.stages.reward import load_reader
 from allo.stages.sample import num_positions, prompt_room
 
 
@@ -48,7 +50,7 @@ def train_adapter(recipe: Recipe, run: RunFolder, kind: Literal["lora", "shira"]
 def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"]) -> dict[str, Any]:
     """Write `07-improve`: all weights of the starting model trained by the rewards of what it samples.
 
-    They are trained in fp32, and rounded to the run's dtype at the end.
+    They are trained in fp32, and rounded to the run's dtype at the end. A reward model stays in memory beside them.
     """
     model, tokenizer = load_start(recipe, run, dtype=torch.float32)
     args = trl_arguments(recipe, folder=run.improve, device=model.device)
@@ -60,8 +62,13 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
     )
     whole = {prompt.id: prompt_ids(tokenizer, prompt.prompt) for prompt in prompts.values()}
 
-    def reward(completion: Completion) -> float:
-        return judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier).reward
+    reader = load_reader(recipe, recipe.judge.reward_model) if recipe.judge.reward_model else None
+
+    def rewards(completions: Sequence[Completion]) -> list[float]:
+        asked = [(prompts[one.prompt_id], one) for one in completions]
+        if reader is not None:
+            return reader.rewards([(prompt, one.text) for prompt, one in asked])
+        return [judge(prompt, one, verifier=recipe.judge.verifier).reward for prompt, one in asked]
 
     trainer = on_policy_trainer(
         kind,
@@ -69,16 +76,17 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
         args,
         {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},
         tokenizer,
-        reward=reward,
+        rewards=rewards,
     )
     num_weights = sum(param.numel() for param in model.parameters())
     num_cut = sum(len(ids) > room for ids in whole.values())
     counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
     counts |= _train(trainer, run, num_weights=num_weights)
-    # Beside gradients and moments: the reference, and what fp32 takes more than the run's dtype.
+    # Beside gradients and moments: the reference, the reward model, and what fp32 takes more than the run's dtype.
     reference = num_weights * model.dtype.itemsize if trainer.ref_model is not None else 0
     more = num_weights * (model.dtype.itemsize - DTYPES[recipe.dtype].itemsize)
-    counts["training_state_bytes"] += reference + more
+    judging = sum(param.nbytes for param in reader.model.model.parameters()) if reader else 0
+    counts["training_state_bytes"] += reference + judging + more
     return counts | _write(model.to(DTYPES[recipe.dtype]), recipe, run)
 
 

@@ -7,10 +7,20 @@ from pathlib import Path
 from allo.artifacts import ResumableLines
 from allo.console import track
 from allo.errors import UserError
-from allo.hf.reward_model import judged_ids, load_reward_model, load_reward_tokenizer, read_reward_config
+from allo.hf.reward_model import (
+    RewardModel,
+    judged_ids,
+    load_reward_model,
+    load_reward_tokenizer,
+    read_reward_config,
+)
 from allo.hf.start import DTYPES
 from allo.recipe import Recipe
 from allo.records import Prompt
+
+Asked = tuple[Prompt, str]  # and a completion of it
+Key = tuple[str, str]  # the prompt's id and the completion
+Rows = dict[Key, tuple[list[int], bool]]
 
 
 @dataclass(frozen=True)
@@ -20,18 +30,47 @@ class Rewarded:
     `lines` is the part file, to be discarded once the rewards are written.
     """
 
-    rewards: dict[tuple[str, str], float]
+    rewards: dict[Key, float]
     num_cut: int
     lines: ResumableLines
 
 
-def reward(
-    recipe: Recipe, model: str, asked: Sequence[tuple[Prompt, str]], *, path: Path, description: str
-) -> Rewarded:
-    """What a reward model gives to (prompt, completion)s, in batches of like length, the longest first.
+@dataclass(frozen=True)
+class Reader:
+    """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together."""
 
-    The same text is read once, so that it has one reward whoever wrote it.
-    """
+    model: RewardModel
+    max_length: int
+    batch_size: int
+
+    def rewards(self, asked: Sequence[Asked]) -> list[float]:
+        """One for each (prompt, completion), in their order; the same text is read once."""
+        rows = self.rows(asked)
+        found: dict[Key, float] = {}
+        for batch in self.batches(rows):
+            found |= zip(batch, self.read(rows, batch), strict=True)
+        return [found[prompt.id, text] for prompt, text in asked]
+
+    def rows(self, asked: Sequence[Asked]) -> Rows:
+        """The token ids of each text, and whether its beginning was cut off."""
+        prompts = {(prompt.id, text): prompt.prompt for prompt, text in asked}
+        return {
+            key: judged_ids(self.model.tokenizer, prompt, key[1], max_length=self.max_length)
+            for key, prompt in prompts.items()
+        }
+
+    def batches(self, rows: Rows) -> list[list[Key]]:
+        """Texts of like length, the longest first."""
+        ordered = sorted(rows, key=lambda key: (-len(rows[key][0]), key))
+        return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
+
+    def read(self, rows: Rows, batch: Sequence[Key]) -> list[float]:
+        """The rewards of one batch."""
+        return self.model.rewards([rows[key][0] for key in batch])
+
+
+def load_reader(recipe: Recipe, model: str) -> Reader:
+    """The reward model, read by the keys of the recipe's `judge`."""
     judge = recipe.judge
     loaded = load_reward_model(
         model,
@@ -40,19 +79,21 @@ def reward(
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
-    prompts = {(prompt.id, text): prompt.prompt for prompt, text in asked}
-    rows = {
-        key: judged_ids(loaded.tokenizer, prompt, key[1], max_length=judge.max_length)
-        for key, prompt in prompts.items()
-    }
-    ordered = sorted(rows, key=lambda key: (-len(rows[key][0]), key))
-    batches = [
-        ordered[start : start + judge.batch_size] for start in range(0, len(ordered), judge.batch_size)
-    ]
+    return Reader(loaded, judge.max_length, judge.batch_size)
+
+
+def reward(recipe: Recipe, model: str, asked: Sequence[Asked], *, path: Path, description: str) -> Rewarded:
+    """What a reward model gives to (prompt, completion)s.
+
+    The same text is read once, so that it has one reward whoever wrote it.
+    """
+    reader = load_reader(recipe, model)
+    rows = reader.rows(asked)
+    batches = reader.batches(rows)
     lines = ResumableLines(path, suffix=".rewards.part")
     done = len(lines.batches)
     for batch in track(batches[done:], description, total=len(batches), done=done):
-        found = loaded.rewards([rows[key][0] for key in batch])
+        found = reader.read(rows, batch)
         lines.append([{"key": list(key), "reward": one} for key, one in zip(batch, found, strict=True)])
     rewards = {(row["key"][0], row["key"][1]): float(row["reward"]) for row in lines.rows()}
     return Rewarded(rewards, sum(cut for _, cut in rows.values()), lines)

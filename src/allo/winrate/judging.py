@@ -27,6 +27,7 @@ ORDERS = ("model_first", "baseline_first")
 _SCORES = {"model": WIN, "tie": TIE, "baseline": LOSS}
 _JUDGE = ("base_url", "model", "max_tokens", "temperature", "wording")  # other ones may judge otherwise
 _NOT_ANSWERED = "not answered"
+_OF_REPLY = ("reply", "ended", "prompt_tokens", "completion_tokens")  # what the record holds of one
 _NAMED = 3  # failures that are told in words; all are counted
 
 
@@ -141,10 +142,13 @@ def _verdict(duel: Duel, answers: Answers) -> dict[str, Any]:
 
 
 def _order(answers: Answers, id: str, order: str) -> dict[str, Any]:
-    """One reply: `verdict` is `model`, `baseline` or `tie`; where it is None, `unread` says why."""
+    """One reply: `verdict` is `model`, `baseline` or `tie`; where it is None, `unread` says why.
+
+    `ended` is why the reply ended, as the server says it; without a reply there is neither that nor tokens.
+    """
     reply = answers.replies.get(id)
     if reply is None:
-        return {"verdict": None, "unread": _NOT_ANSWERED, "reply": None}
+        return {"verdict": None, "unread": _NOT_ANSWERED} | dict.fromkeys(_OF_REPLY)
     preferred, unread = None, CUT_SHORT if reply.is_cut_short else STOPPED
     if reply.finished:
         preferred, unread = read_verdict(reply.text)
@@ -152,7 +156,8 @@ def _order(answers: Answers, id: str, order: str) -> dict[str, Any]:
     if order == "baseline_first":
         sides = {"first": "baseline", "second": "model"}
     verdict = None if preferred is None else sides.get(preferred, preferred)
-    return {"verdict": verdict, "unread": unread, "reply": reply.text}
+    said = (reply.text, reply.ended, reply.prompt_tokens, reply.completion_tokens)
+    return {"verdict": verdict, "unread": unread, **dict(zip(_OF_REPLY, said, strict=True))}
 
 
 def _scores(row: dict[str, Any]) -> tuple[float, float]:

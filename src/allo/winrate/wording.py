@@ -14,6 +14,7 @@ _VERDICTS: dict[str, Preferred] = {"1": "first", "2": "second", "tie": "tie"}
 # A line that gives a verdict and nothing else, whatever emphasis stands about it.
 _LINE = re.compile(r"[\s*_#>`]*verdict[\s*_]*:[\s*_]*(1|2|tie)[\s*_.`]*", re.IGNORECASE)
 
+NO_TEXT = "without text"
 NO_VERDICT = "no verdict at its end"
 TWO_VERDICTS = "verdicts that differ"
 CUT_SHORT = "cut short"
@@ -50,6 +51,8 @@ def read_verdict(reply: str) -> tuple[Preferred | None, str]:
 
     Nothing is guessed: a verdict in the midst of a sentence is none, and a reply with two different ones has none.
     """
+    if not reply.strip():
+        return None, NO_TEXT
     lines = [line for line in reply.splitlines() if line.strip(" \t*_`")]
     found = [(match[1].lower() if (match := _LINE.fullmatch(line)) else None) for line in lines]
     if not found or found[-1] is None:
