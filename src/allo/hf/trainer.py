@@ -2,11 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from allo.console import say
 from allo.core import losses
@@ -56,6 +63,9 @@ class ForgetTrainer(SelectedTrainer):
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights`
     (all tokens count where the column is missing). The reference is the model as given.
+
+    With `until` the first step that finds its weighted tokens at a mean probability below it is the last. AdamW's steps
+    do not shrink with the slope, so that a higher rate would else not forget sooner but more.
     """
 
     metrics = (
@@ -73,11 +83,27 @@ class ForgetTrainer(SelectedTrainer):
         *,
         beta: float = 0.1,
         loss: Literal["token", "sequence", "unlikelihood"] = "token",
+        until: float | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.compares = loss != "unlikelihood"
         super().__init__(model, args, train_dataset, processing_class, **options)
         self.beta, self.unit = beta, loss
+        self._believed = RunningMean()  # of the step's weighted tokens
+        if until is not None:
+            self.add_callback(_UntilForgotten(self, until))
+
+    def training_step(
+        self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        self._believed = RunningMean()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def has_forgotten(self, until: float) -> bool:
+        """Whether the last step found the weighted tokens of all ranks at a mean probability below `until`."""
+        both = torch.tensor([self._believed.total, self._believed.count], device=self.args.device)
+        total, count = sum_over_ranks(both).tolist()
+        return total < until * count
 
     def num_items(self, rows: Sequence[Row]) -> int:
         if self.unit == "sequence":
@@ -102,11 +128,27 @@ class ForgetTrainer(SelectedTrainer):
     def _record(self, batch: Batch, logps: Tensor, logratios: Tensor) -> None:
         kept = batch["token_weights"] != 0
         self.record(len(logps), {"logps/rejected": logps.sum()})
-        self.record(kept.sum(), {"probabilities/forgotten": (logps.exp() * kept).sum()})
+        believed, num_kept = float((logps.exp() * kept).sum()), int(kept.sum())
+        self._believed.add(believed, num_kept)
+        self.record(num_kept, {"probabilities/forgotten": believed})
         self.record(batch["completion_mask"].sum(), {"forget/kept_tokens": kept.sum()})
         if self.compares:
             self.record(len(logps), {"rewards/rejected": self.beta * logratios.sum()})
             self.record(kept.sum(), {"logratios/forgotten": (logratios * kept).sum()})
+
+
+class _UntilForgotten(TrainerCallback):
+    """Ends training where it is forgotten, without a checkpoint: resumed from one it would go on."""
+
+    def __init__(self, trainer: ForgetTrainer, until: float) -> None:
+        self._trainer, self._until = trainer, until
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._trainer.has_forgotten(self._until):
+            control.should_training_stop = control.should_log = True
+            control.should_save = False
 
 
 class ImproveTrainer(SelectedTrainer):

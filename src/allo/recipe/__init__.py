@@ -100,6 +100,8 @@ class Forget(Steps):
     loss: Literal["token", "sequence", "unlikelihood"] = "token"
     """NPO of each weighted token, or of a completion's log-ratios' weighted sum; or each weighted token's
     unlikelihood, which has no `beta` and needs no reference."""
+    until: Share | None = None
+    """The first step that finds its weighted tokens at a mean probability below this is the last."""
     training: ForgetTraining = ForgetTraining()
 
 

@@ -33,6 +33,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         mask=mask,
         beta=recipe.forget.beta,
         loss=recipe.forget.loss,
+        until=recipe.forget.until,
         max_tokens_per_batch=recipe.forget.max_tokens_per_batch,
         reference=recipe.forget.reference,
         lean=recipe.forget.lean,
