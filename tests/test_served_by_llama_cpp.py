@@ -124,8 +124,10 @@ def test_of_two_servers_one_is_killed_midway_and_every_completion_arrives_once(
 def test_it_draws_at_the_temperature_from_the_nucleus_and_says_how_much_room_it_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with llama_cpp(tmp_path / "log") as (url, _):
-        client = openai.OpenAI(base_url=url, api_key="none")
+    with (
+        llama_cpp(tmp_path / "log") as (url, _),
+        openai.OpenAI(base_url=url, api_key="none") as client,
+    ):
 
         def chances(temperature: float, top_p: float, **more: Any) -> dict[int, float]:
             """Of the first token, as the server draws it."""

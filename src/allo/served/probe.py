@@ -33,9 +33,7 @@ async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> 
             say(f"{server.endpoint.base_url} refuses more, so it is asked for {number} completions at once")
         return None
     if reply.kind == "refused":
-        refused = (
-            f"a request of one token is refused ({reply.reason}); check sample.model and sample.extra_body"
-        )
+        refused = f"the server refuses a request of one token ({reply.reason}); check sample.model and sample.extra_body"
         return replace(reply, reason=refused + await _what_else(server, prompt))
     if reply.kind == "model":
         return replace(reply, reason=reply.reason + await _what_else(server, prompt))
