@@ -22,6 +22,9 @@ def from_seed(asked: dict[str, Any], index: int) -> str:
 class ModelServer(Chat):
     """`lists`: the name in its list, where that is another. `refusal`: of any other model. `choose`: a request's choices, each a text with its finish_reason. `key`: None where it asks for none.
 
+    As llama.cpp: `slots`: it refuses more choices a request; `room`: its list says so many tokens a slot; `thought`: what
+    it takes out of a chat message's text.
+
     `asked`: the bodies of all requests but those for one token, which only try whether it answers.
     """
 
@@ -32,6 +35,9 @@ class ModelServer(Chat):
     paths: tuple[str, ...] = ("/v1/completions", "/v1/chat/completions")
     usage: bool = True
     dead: bool = False
+    slots: int = 1000
+    room: int | None = None
+    thought: str = ""
     choose: Callable[[dict[str, Any]], list[tuple[str, str]]] = lambda asked: [
         (from_seed(asked, index), "stop") for index in range(asked["n"])
     ]
@@ -46,14 +52,9 @@ class ModelHandler(Handler):
             if self.chat.dead:
                 self.close_connection = True
             else:
-                models = [
-                    {
-                        "id": self.chat.lists or self.chat.model,
-                        "object": "model",
-                        "created": 0,
-                        "owned_by": "x",
-                    }
-                ]
+                model = {"id": self.chat.lists or self.chat.model, "object": "model", "created": 0}
+                more = {} if self.chat.room is None else {"meta": {"n_ctx": self.chat.room}}
+                models = [{**model, "owned_by": "x", **more}]
                 self.send(200, json.dumps({"object": "list", "data": models}).encode())
 
     def reply(self) -> None:
@@ -85,6 +86,9 @@ class ModelHandler(Handler):
             chat.refusal(self)
         elif failure is not None:
             failure(self)
+        elif asked["n"] > chat.slots:
+            said = f"Field 'n': Value must be between 1 <= value <= {chat.slots}, but got {asked['n']}"
+            self.refuse(400, said, code=400)
         else:
             self.complete(asked)
 
@@ -94,9 +98,10 @@ class ModelHandler(Handler):
         if self.chat.dead:  # which it died over
             self.close_connection = True
             return
+        thought = {"reasoning_content": self.chat.thought} if self.chat.thought else {}
         choices = [
             {"index": index, "finish_reason": reason}
-            | ({"message": {"role": "assistant", "content": text}} if is_chat else {"text": text})
+            | ({"message": {"role": "assistant", "content": text, **thought}} if is_chat else {"text": text})
             for index, (text, reason) in enumerate(said)
         ]
         kind = "chat.completion" if is_chat else "text_completion"

@@ -370,6 +370,49 @@ def test_a_name_that_is_answered_for_but_not_listed_is_told(
     assert f"answers for the model '{STARTING_MODEL}', but lists another" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("slots", "parts"), [(1000, [4]), (3, [2, 2]), (1, [1, 1, 1, 1])])
+def test_a_server_is_asked_for_as_many_at_once_as_it_gives(
+    servers: list[ModelServer], tmp_path: Path, slots: int, parts: list[int]
+) -> None:
+    servers[0].slots = slots
+    run = sampled(servers[:1], tmp_path, prompts(5), concurrency=1)
+    assert set(run.rows) == {place for place in PLACES if place[0] < "p5"}
+    assert [asked["n"] for asked in servers[0].asked] == parts * 5, (
+        "what it refuses is found before the first prompt"
+    )
+    assert run.texts["p0", 3] == f"prompt 0 -> {seed_of(SEED, 'p0', 4 - parts[-1]) + parts[-1] - 1}"
+
+
+def test_a_server_that_is_started_anew_with_fewer_slots_is_asked_for_fewer(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    change(servers[0], 3, slots=2)
+    assert set(sampled(servers[:1], tmp_path, concurrency=2, max_retries=0).rows) == PLACES
+
+
+@pytest.mark.parametrize(("room", "told"), [(22, True), (23, False), (None, False)])
+def test_a_server_without_room_for_the_longest_completion_is_told(
+    servers: list[ModelServer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    room: int | None,
+    told: bool,
+) -> None:
+    servers[0].room = room  # prompts have 3 tokens, completions at most 20
+    sampled(servers[:1], tmp_path)
+    said = f"{servers[0].url} has room for 22 tokens of a prompt and its completion; the longest here may have 23"
+    assert (said in capsys.readouterr().err) == told
+
+
+def test_completions_whose_thoughts_the_server_takes_out_are_refused(
+    servers: list[ModelServer], tmp_path: Path
+) -> None:
+    servers[0].thought, servers[0].choose = "Seven?", lambda asked: [("", "length")] * asked["n"]
+    with pytest.raises(UserError, match=r"thoughts apart from the text.*sample\.api to completions"):
+        sampled(servers[:1], tmp_path, [Asked("a", [Message(role="user", content="How many?")], 9)])
+    assert not servers[0].asked
+
+
 def test_texts_need_a_server_of_texts(servers: list[ModelServer], tmp_path: Path) -> None:
     servers[0].paths = ("/v1/chat/completions",)
     with pytest.raises(UserError, match=r"404.*texts and go to /completions.*chat: true"):

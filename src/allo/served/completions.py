@@ -121,13 +121,17 @@ class _Work:
             own = [replace(endpoint, max_retries=0) for endpoint in endpoints]
             clients = [await stack.enter_async_context(open_client(each, self.key)) for each in own]
             servers = Servers(
-                [Server(*each) for each in zip(own, clients, strict=True)],
+                [
+                    Server(*each, most=self.settings.num_generations)
+                    for each in zip(own, clients, strict=True)
+                ],
                 probe=lambda server: probe(server, todo[0], self.settings, self.key),
                 patience=patience,
                 advice=advice,
             )
             await servers.check()
-            await announce(servers.all)
+            longest = max(prompt.num_tokens for prompt in todo) + self.settings.max_new_tokens
+            await announce(servers.all, longest=longest)
             self.tally.begin = time.monotonic()
             missing = sum(self.settings.num_generations - self.there[prompt.id] for prompt in todo)
             done = self.there.total()
@@ -160,10 +164,12 @@ class _Work:
 
     async def _reply(self, prompt: Asked, first: int, servers: Servers, max_retries: int) -> Reply | Failure:
         """What a server makes of a prompt from completion `first` on, after so many further attempts."""
-        number = self.settings.num_generations - first
+        missing = self.settings.num_generations - first
         pause = _FIRST_PAUSE
-        for tried in range(max_retries + 1):
+        tried = 0
+        while True:
             server = await servers.next()
+            number = min(missing, server.most)
             with servers.done(server):
                 asked = request(
                     server.client, server.endpoint.model, prompt, self.settings, first=first, number=number
@@ -177,12 +183,16 @@ class _Work:
                     return reply
                 servers.failed(server, reply)
             if reply.kind == "refused" and await servers.still_answers(server):
-                break
-            if server.is_in and tried < max_retries:
+                if server.most < number:  # which was too many
+                    continue
+                return reply
+            if tried == max_retries:
+                return reply
+            tried += 1
+            if server.is_in:
                 wait = pause * (1 - self.jitter.random() / 4) if reply.wait is None else reply.wait
                 await asyncio.sleep(min(wait, _LONGEST_WAIT))
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        return reply
 
     def _record(self, prompt: Asked, first: int, reply: Reply) -> None:
         rows = []

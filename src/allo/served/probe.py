@@ -1,30 +1,36 @@
-"""Ask a server for one token: it answers, takes the key, and has the model behind the address that the prompts go to."""
+"""Ask a server for one token: it answers, takes the key, and has the model behind the address that the prompts go to.
 
+And gives so many completions a request.
+"""
+
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from allo.console import say
 from allo.endpoint import Failure, attempt
-from allo.served.replies import Asked, Settings, read, request
+from allo.served.replies import Asked, Reply, Settings, read, request
 from allo.served.servers import Server
 
 _TIMEOUT = 30.0  # seconds for one token
 
 
 async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> Failure | None:
-    """Why the server does not answer for the model now, or None."""
-    endpoint = replace(server.endpoint, timeout=min(server.endpoint.timeout, _TIMEOUT))
-    asked = request(
-        server.client.with_options(timeout=endpoint.timeout),
-        endpoint.model,
-        prompt,
-        replace(settings, max_new_tokens=1),
-        first=0,
-        number=1,
-    )
-    reply = read(await attempt(asked, endpoint, key), number=1, stop=settings.stop, key=key)
+    """Why the server does not answer for the model now, or None.
+
+    One that refuses so many completions at once is asked for half as many, and so on; `server.most` is what it gives.
+    """
+    number = server.most
+    reply = await _one_token(server, prompt, settings, key, number)
+    while isinstance(reply, Failure) and reply.kind == "refused" and number > 1:
+        number //= 2
+        reply = await _one_token(server, prompt, settings, key, number)
     if not isinstance(reply, Failure):
+        if number < server.most:
+            server.most = number
+            say(f"{server.endpoint.base_url} refuses more, so it is asked for {number} completions at once")
         return None
     if reply.kind == "refused":
         refused = f"the server refuses a request of one token ({reply.reason}); check sample.model and sample.extra_body"
@@ -34,25 +40,57 @@ async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> 
     return reply
 
 
-async def announce(servers: Sequence[Server]) -> None:
-    """Say which servers answer for the model though their lists have other names only."""
+async def _one_token(
+    server: Server, prompt: Asked, settings: Settings, key: str, number: int
+) -> Reply | Failure:
+    endpoint = replace(server.endpoint, timeout=min(server.endpoint.timeout, _TIMEOUT))
+    asked = request(
+        server.client.with_options(timeout=endpoint.timeout),
+        endpoint.model,
+        prompt,
+        replace(settings, max_new_tokens=1),
+        first=0,
+        number=number,
+    )
+    return read(await attempt(asked, endpoint, key), number=number, stop=settings.stop, key=key)
+
+
+async def announce(servers: Sequence[Server], *, longest: int) -> None:
+    """Say which servers answer for the model though their lists have other names only, and which cut completions.
+
+    `longest`: tokens of a prompt and its completion. llama.cpp ends a completion where its slot is full, as if
+    `max_tokens` had ended it; other servers refuse such a request.
+    """
     for server in servers:
-        names = await models(server) if server.is_in else []
-        if names and server.endpoint.model not in names:
+        listed = await models(server) if server.is_in else {}
+        name, url = server.endpoint.model, server.endpoint.base_url
+        if listed and name not in listed:
             say(
-                f"{server.endpoint.base_url} answers for the model {server.endpoint.model!r}, but lists "
-                f"{', '.join(names)}: is it the starting model?"
+                f"{url} answers for the model {name!r}, but lists {', '.join(listed)}: is it the starting model?"
+            )
+        room = min(listed.values(), default=math.inf)
+        if room < longest:
+            say(
+                f"{url} has room for {room} tokens of a prompt and its completion; the longest here may have {longest}, "
+                "and is cut there"
             )
 
 
-async def models(server: Server) -> list[str]:
-    """The names of the models that the server lists; none where it has no list."""
+async def models(server: Server) -> dict[str, float]:
+    """The models that the server lists, with the tokens that each has room for; none where it has no list."""
     import openai
 
     with suppress(openai.OpenAIError, ValueError, TypeError, AttributeError):  # or whatever was sent
         found = await server.client.with_options(timeout=_TIMEOUT).models.list()
-        return [each.id for each in found.data]
-    return []
+        return {each.id: _room(each) for each in found.data}
+    return {}
+
+
+def _room(model: Any) -> float:
+    """What llama.cpp says of its slots; no limit where a server says nothing of the kind."""
+    meta = getattr(model, "meta", None)
+    room = meta.get("n_ctx") if isinstance(meta, dict) else None
+    return room if isinstance(room, int) else math.inf
 
 
 async def _what_else(server: Server, prompt: Asked) -> str:

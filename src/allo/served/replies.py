@@ -90,12 +90,18 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
     came.
 
     A text is cut before the first stop string, which some servers leave in it. A choice without text, or one that
-    ended neither by itself nor by its length (a filter, an abort), is none; a reply without any is a failure, and a
-    failure stays what it is.
+    ended neither by itself nor by its length (a filter, an abort), is none; a reply without any is a failure, as is one
+    of parts of completions, and a failure stays what it is.
     """
     if isinstance(got, Failure):
         return got
     found = getattr(got, "choices", None)
+    if isinstance(found, list) and any(_lacks_thoughts(each) for each in found):
+        return Failure(
+            "refused",
+            "the server gives thoughts apart from the text, and completions are wanted whole: set sample.api to "
+            "completions, or start it without such a parser",
+        )
     read_choices = [_choice(each, stop, key) for each in found] if isinstance(found, list) else []
     choices = [each for each in read_choices if each is not None][:number]
     if not choices:
@@ -105,6 +111,12 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
     usage = getattr(got, "usage", None)
     tokens = _count(usage, "completion_tokens") if len(read_choices) == 1 else None
     return Reply(choices, _count(usage, "prompt_tokens"), tokens)
+
+
+def _lacks_thoughts(choice: Any) -> bool:
+    """By the names of llama.cpp and SGLang, and of vLLM."""
+    message = getattr(choice, "message", None)
+    return any(getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
 
 
 def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:

@@ -23,13 +23,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a server that is out 
 
 @dataclass(eq=False)
 class Server:
-    """`open`: requests on their way. `reason`: of the last failure.
+    """`most`: completions that are asked for in one request. `open`: requests on their way. `reason`: of the last failure.
 
     `back_at`: while it is out, when it is to be probed, in seconds of the monotonic clock.
     """
 
     endpoint: Endpoint
     client: "AsyncOpenAI"
+    most: int
     open: int = 0
     failed_in_a_row: int = 0
     reason: str = ""
