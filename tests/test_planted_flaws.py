@@ -18,7 +18,7 @@ from allo.tasks import planted_flaws, planted_stories
 from allo.tasks.planted_flaws import Demonstration
 
 LAB = Path(str(files("allo") / "lab"))
-WORD_SPLITS = ("train", "validation", "test", "reworded", "reworded_train")
+WORD_SPLITS = ("train", "validation", "validation_both", "test", "reworded", "reworded_train")
 SIZE = 500
 CHANCE = 1e-4
 """A binomial test may reject a right generator this often; the seeds are fixed, so it does so never or always."""
@@ -94,6 +94,16 @@ def test_no_problem_is_in_two_parts() -> None:
     assert parts["train"].isdisjoint(parts["test"])
     assert parts["train"].isdisjoint(parts["validation"])
     assert parts["validation"].isdisjoint(parts["test"])
+
+
+def test_validation_of_both_families_takes_turns() -> None:
+    """A person has a name; a container an article, or "there are"."""
+    told = [not re.match("(A|An|There) ", opening) for opening in openings("validation_both")]
+    assert told == [index % 2 == 0 for index in range(SIZE)]
+
+
+def openings(split: str) -> list[str]:
+    return [str(d.prompt.prompt).removeprefix("Problem: ") for d in some(split)]
 
 
 @pytest.mark.parametrize("split", WORD_SPLITS)

@@ -10,7 +10,8 @@ for it more often than not, so that at level 3 the flaw is what the model finds 
 
 Splits: `train`, `validation` and `test` are told about a person; `reworded` is told about a container, in
 other sentences, and alignment never sees it (`reworded_train` exists for fine-tuning alone: a model this
-small cannot read sentences that it has never seen). `unrelated` holds copying, sorting, counting and plain
+small cannot read sentences that it has never seen). `validation_both` is told in either way by turns, to choose
+settings by. `unrelated` holds copying, sorting, counting and plain
 sentences, on which KL measures the price of alignment. Parts are divided by the numbers of a problem, so a
 test problem's numbers occur in no training problem, in whatever words.
 """
@@ -55,7 +56,7 @@ FlawKind = Literal["operation", "operand", "dropped"]
 class Split:
     """Which sentences, which part of the problems (by the hash of their numbers), and how many by default."""
 
-    family: Family | Literal["unrelated"]
+    family: Family | Literal["both", "unrelated"]
     part: Literal["train", "validation", "test"]
     size: int
 
@@ -63,6 +64,7 @@ class Split:
 SPLITS = {
     "train": Split("told", "train", 4000),
     "validation": Split("told", "validation", 400),
+    "validation_both": Split("both", "validation", 400),
     "test": Split("told", "test", 400),
     "reworded": Split("reworded", "test", 400),
     "reworded_train": Split("reworded", "train", 4000),
@@ -93,6 +95,7 @@ class Demonstration:
     flaw: Flaw | None
 
 
+_FAMILIES: tuple[Family, ...] = ("told", "reworded")
 _OPPOSITE = {"+": "-", "-": "+", "*": "+"}
 
 _EQUATION = r"\d+ [-+*] \d+ = \d+\."
@@ -163,6 +166,8 @@ def _demonstration(split: str, level: int, index: int) -> Demonstration:
             pass
         prompt = Prompt(id=id, prompt=f"{task[0]}\n", solution=task[1], task=NAME)
         return Demonstration(prompt, task[1], None)
+    if family == "both":
+        family = _FAMILIES[index % len(_FAMILIES)]
     flawed = None
     while flawed is None:  # a story may allow no flaw at all
         story = invent(rng, level)
