@@ -64,10 +64,10 @@ def forgetter(folder: Path, until: float, *callbacks: TrainerCallback, **setting
     )
 
 
-@pytest.mark.parametrize("logging_steps", [1, 2])
-def test_interrupted_and_resumed_ends_as_not_interrupted(logging_steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [{}, {"logging_steps": 2}, {"save_strategy": "epoch"}])
+def test_interrupted_and_resumed_ends_as_not_interrupted(own: dict[str, Any], tmp_path: Path) -> None:
     """Also where it is killed after its last step, with all its checkpoints there."""
-    settings = SAVING | {"save_steps": 1, "logging_steps": logging_steps}
+    settings = SAVING | {"save_steps": 1} | own
     until = between(tmp_path / "sought", 5)
     whole = forgetter(tmp_path / "whole", until, **settings)
     expected = train(whole)

@@ -150,6 +150,8 @@ class _UntilForgotten(TrainerCallback):
             control.should_training_stop = control.should_log = True
             control.should_save = False
 
+    on_epoch_end = on_step_end  # the step may be an epoch's last, and checkpoints be saved at its end
+
 
 class ImproveTrainer(SelectedTrainer):
     """Learning from pairs, by DPO with noisy tokens of the rejected completion filtered out (method.md 1.3).
