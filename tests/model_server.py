@@ -25,6 +25,9 @@ class ModelServer(Chat):
     As llama.cpp: `slots`: it refuses more choices a request; `room`: its list says so many tokens a slot; `thought`: what
     it takes out of a chat message's text.
 
+    `dead`: it answers nothing. `back_as`: None where it stays dead; else the model that it has after the first request
+    for one token that it did not answer.
+
     `asked`: the bodies of all requests but those for one token, which only try whether it answers.
     """
 
@@ -35,6 +38,7 @@ class ModelServer(Chat):
     paths: tuple[str, ...] = ("/v1/completions", "/v1/chat/completions")
     usage: bool = True
     dead: bool = False
+    back_as: str | None = None
     slots: int = 1000
     room: int | None = None
     thought: str = ""
@@ -42,6 +46,11 @@ class ModelServer(Chat):
         (from_seed(asked, index), "stop") for index in range(asked["n"])
     ]
     asked: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def probes(self) -> list[bool]:
+        """Of every request, whether it was for one token."""
+        return [asked["max_tokens"] == 1 for asked in tuple(self.requests)]
 
 
 class ModelHandler(Handler):
@@ -77,6 +86,8 @@ class ModelHandler(Handler):
     def answer(self, asked: dict[str, Any], failure: Callable[[Handler], None] | None) -> None:
         chat = self.chat
         if chat.dead:
+            if asked["max_tokens"] == 1 and chat.back_as is not None:
+                chat.model, chat.dead = chat.back_as, False
             self.close_connection = True
         elif chat.key is not None and self.headers["Authorization"] != f"Bearer {chat.key}":
             self.refuse(401, f"Incorrect API key provided: {self.headers['Authorization']}")

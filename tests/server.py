@@ -10,6 +10,8 @@ from typing import Any
 
 MODEL = "teacher"
 KEY = "sk-" + "aSecretThatNobodySees"
+PATIENCE = 2.0  # seconds until a stalled request is given up; a busy machine answers all else sooner
+LONGEST = 60.0  # seconds that a test waits for what has to happen; it fails where it does not
 
 
 @dataclass

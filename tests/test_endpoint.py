@@ -16,13 +16,26 @@ from allo import endpoint as endpoints
 from allo.endpoint import BY_ITSELF, GIVE_UP_AFTER, Answers, Endpoint, Question, ask, check_endpoint, kept
 from allo.errors import UserError
 from allo.records import Message
-from server import KEY, MODEL, Chat, Handler, garbage, half, other_json, page, serving, stall, status
+from server import (
+    KEY,
+    LONGEST,
+    MODEL,
+    PATIENCE,
+    Chat,
+    Handler,
+    garbage,
+    half,
+    other_json,
+    page,
+    serving,
+    stall,
+    status,
+)
 
 VARIABLE = "ALLO_TEST_KEY"
 NUM = 12
 # With a concurrency of 1: a request may be on its way before the refusal of the last one is read.
 AT_ONCE = 2
-PATIENCE = 0.3  # seconds; the server answers within a few milliseconds
 
 
 @pytest.fixture
@@ -35,7 +48,7 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
 
 
 def place(chat: Chat, **own: object) -> Endpoint:
-    made = Endpoint(chat.url, MODEL, key_variable=VARIABLE, concurrency=4, timeout=5.0, max_retries=2)
+    made = Endpoint(chat.url, MODEL, key_variable=VARIABLE, concurrency=4, timeout=LONGEST, max_retries=2)
     return replace(made, **own)  # type: ignore[arg-type]
 
 
@@ -65,7 +78,7 @@ def test_each_question_gets_its_own_reply_and_tokens_and_cost_add_up(chat: Chat,
 
 def test_no_more_are_asked_at_once_than_allowed(chat: Chat, tmp_path: Path) -> None:
     three = threading.Barrier(3)
-    chat.answer = lambda content: f"{content}, one of three: {three.wait(timeout=5)}"
+    chat.answer = lambda content: f"{content}, one of three: {three.wait(timeout=LONGEST)}"
     asked(chat, tmp_path, concurrency=3)
     assert chat.most_at_once == 3
 
@@ -125,7 +138,7 @@ def test_a_reply_that_drips_is_given_up(chat: Chat, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(endpoints, "_LONGEST_PAUSE", 0.0)
     chat.failures = [drip]
-    answers = asked(chat, tmp_path, num=1, max_retries=0, timeout=PATIENCE)
+    answers = asked(chat, tmp_path, num=1, max_retries=0, timeout=0.3)  # it is never whole
     assert "no reply within" in answers.failed["q0"]
 
 
@@ -229,7 +242,7 @@ def test_replies_until_an_interruption_are_kept(chat: Chat, tmp_path: Path) -> N
 
     def interrupt(content: str) -> str:
         os.kill(os.getpid(), signal.SIGINT)
-        chat.closing.wait(0.2)
+        chat.closing.wait(LONGEST)
         return "too late"
 
     chat.answer = lambda content: interrupt(content) if content == "question 5" else answer(content)

@@ -16,7 +16,7 @@ from allo.winrate.judging import Settings, judge
 from allo.winrate.outputs import duels, of_file, of_run
 from allo.winrate.show import show
 from allo.winrate.style import style_metadata
-from server import KEY, MODEL, Chat, serving
+from server import KEY, LONGEST, MODEL, Chat, serving
 
 VARIABLE = "ALLO_TEST_KEY"
 ASKED = {"a": " Say <b>hello</b>.\n", "b": "Count to two.", "c": "Count to three."}
@@ -56,7 +56,7 @@ def allo(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 def judged(run: Path, chat: Chat, *, max_tokens: int = 20) -> dict[str, Any]:
     own, start = (of_run(run, model=name, set="talk", kind="greedy") for name in ("aligned", "start"))
-    endpoint = Endpoint(chat.url, MODEL, key_variable=VARIABLE, timeout=5.0)
+    endpoint = Endpoint(chat.url, MODEL, key_variable=VARIABLE, timeout=LONGEST)
     return judge(own, start, endpoint, Settings(max_tokens=max_tokens, temperature=None), folder=run)
 
 
