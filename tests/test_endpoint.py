@@ -38,6 +38,12 @@ NUM = 12
 AT_ONCE = 2
 
 
+def choose(handler: Handler, **choice: object) -> None:
+    """A choice of the given fields alone."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    handler.send(200, json.dumps({"choices": [{"index": 0, **choice}], "usage": usage}).encode())
+
+
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
     monkeypatch.setenv(VARIABLE, KEY)
@@ -98,6 +104,9 @@ def test_a_stalled_request_is_tried_again(chat: Chat, tmp_path: Path) -> None:
     assert len(chat.requests) == 3
 
 
+PARTS = {"role": "assistant", "content": [{"type": "text", "text": "Fine. Verdict: 1"}]}
+
+
 @pytest.mark.parametrize(
     ("failure", "reason"),
     [
@@ -111,8 +120,17 @@ def test_a_stalled_request_is_tried_again(chat: Chat, tmp_path: Path) -> None:
         (stall, "no reply within"),
         (lambda handler: handler.say("", finish_reason="error"), "not a model's reply: ended by error"),
         (lambda handler: handler.say(None, finish_reason="abort"), "not a model's reply: ended by abort"),
+        (lambda handler: choose(handler, message=PARTS, finish_reason="stop"), "content that is no text"),
+        (lambda handler: choose(handler, message="Fine.", finish_reason="stop"), "no message"),
+        (lambda handler: choose(handler, text="Fine.", finish_reason="stop"), "no message"),
+        (lambda handler: choose(handler, text="Fine.", finish_reason="length"), "no message"),
+        (lambda handler: choose(handler, text="Fine.", finish_reason="end_turn"), "no message"),
+        (lambda handler: choose(handler, finish_reason="stop"), "no message"),
     ],
-    ids=["500", "400", "403", "garbage", "page", "other", "half", "stall", "error", "abort"],
+    ids=[
+        *("500", "400", "403", "garbage", "page", "other", "half", "stall", "error", "abort"),
+        *("parts", "bare", "text", "text cut short", "text otherwise ended", "neither"),
+    ],
 )
 def test_a_request_that_fails_for_good_is_named_and_the_others_go_on(
     failure: Callable[[Handler], None], reason: str, chat: Chat, tmp_path: Path
@@ -150,9 +168,7 @@ def test_a_reply_cut_short_by_its_length_is_not_finished(chat: Chat, tmp_path: P
 
 def filtered(handler: Handler) -> None:
     """A filter's word, and no message at all."""
-    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-    choice = {"index": 0, "finish_reason": "content_filter"}
-    handler.send(200, json.dumps({"choices": [choice], "usage": usage}).encode())
+    choose(handler, finish_reason="content_filter")
 
 
 @pytest.mark.parametrize(

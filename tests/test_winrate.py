@@ -434,6 +434,10 @@ def test_a_runs_answers_meet_another_models_and_the_sets_own(run: Path) -> None:
         ("model_outputs.json", json.dumps([{"instruction": "Say hello.", "output": "hi", "generator": "x"}])),
         ("model_outputs.jsonl", json.dumps({"instruction": "Say hello.", "output": "hi"})),
         (
+            "model_outputs.json",
+            json.dumps([{"instruction": "Say hello.", "output": "hi", "uid": "7", "model": {"name": "x"}}]),
+        ),
+        (
             "x.jsonl",
             json.dumps({"question_id": "a", "choices": [{"index": 0, "turns": [{"content": "hi"}]}]}),
         ),

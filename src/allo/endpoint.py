@@ -282,17 +282,28 @@ def _wait(headers: "Mapping[str, str]") -> float | None:
 def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | None, str | None]:
     """What a server called a completion, checked: the client builds its objects from whatever came.
 
-    A choice that has no message, but says why it ended, is a reply without text: some filters leave no more. One that a
-    failure of the server ended before it had text is none.
+    A choice that has no message, but says that something else than the model ended it, is a reply without text: some
+    filters leave no more. One that a failure of the server ended before it had text is none, nor is one whose text is
+    elsewhere or in another form: it would be kept as blank.
     """
-    from openai.types.chat import ChatCompletion
+    from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
     choice = got.choices[0] if isinstance(got, ChatCompletion) and got.choices else None
-    message = getattr(choice, "message", None)
-    said = getattr(message, "content", None), getattr(choice, "finish_reason", None)
-    text, ended = (each if isinstance(each, str) else "" for each in said)
-    if (message is None and not ended) or (ended in BY_FAILURE and not text.strip()):
-        shown = got if isinstance(got, str) else f"ended by {ended}" if ended else "no message"
+    message, reason = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
+    content = getattr(message, "content", None)
+    text, ended = (each if isinstance(each, str) else "" for each in (content, reason))
+    is_withheld = message is None and ended not in BY_ITSELF | {""} and not getattr(choice, "text", None)
+    if isinstance(got, str):
+        shown = got
+    elif ended in BY_FAILURE and not text.strip():
+        shown = f"ended by {ended}"
+    elif not isinstance(message, ChatCompletionMessage) and not is_withheld:
+        shown = "no message"
+    elif not isinstance(content, str | None):
+        shown = "content that is no text"
+    else:
+        shown = ""
+    if shown:
         return None, without(key, f"not a model's reply: {shown}")
     usage = got.usage
     reply = Reply(

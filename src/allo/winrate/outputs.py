@@ -112,10 +112,11 @@ def of_file(path: Path) -> Outputs:
     """
     read = rows_of(path)
     rows = [_output(row, place=place) for place, row in read]
-    generators = {row.get("generator", row.get("model_id", row.get("model"))) for _, row in read}
-    generator = generators.pop() if len(generators) == 1 else None
+    generators = [row.get("generator", row.get("model_id", row.get("model"))) for _, row in read]
+    names = {each if isinstance(each, str) else "" for each in generators}
+    generator = names.pop() if len(names) == 1 else ""
     folder = path.resolve().parent.name
-    name = generator if isinstance(generator, str) and generator else f"{folder}-{stem(path)}"
+    name = generator or f"{folder}-{stem(path)}"
     origin = {"file": path.name, "sha256": sha256_file(path)}
     return Outputs(name[:_LONGEST_NAME], stem(path), rows, origin)
 
@@ -210,7 +211,7 @@ def _output(row: Row, *, place: str) -> Output:
     if "question_id" in row:
         arena = checked(ArenaRow, row, place=place)
         return Output(arena.choices[0].turns[0].content, arena.question_id)
-    if "uid" in row:
+    if "uid" in row and "instruction" not in row:
         newer = checked(ArenaRowV2, row, place=place)
         asked, replied = (message.content for message in newer.messages[-2:])
         if not isinstance(asked, str) or isinstance(replied, str):
