@@ -22,8 +22,8 @@ def from_seed(asked: dict[str, Any], index: int) -> str:
 class ModelServer(Chat):
     """`lists`: the name in its list, where that is another. `refusal`: of any other model. `choose`: a request's choices, each a text with its finish_reason. `key`: None where it asks for none.
 
-    As llama.cpp: `slots`: it refuses more choices a request; `room`: its list says so many tokens a slot; `thought`: what
-    it takes out of a chat message's text.
+    As llama.cpp: `slots`: it refuses more choices a request; `room`: its list says so many tokens a slot; `others`: of
+    its list, each with its room; `thought`: what it takes out of a chat message's text.
 
     `dead`: it answers nothing. `back_as`: None where it stays dead; else the model that it has after the first request
     for one token that it did not answer.
@@ -41,6 +41,7 @@ class ModelServer(Chat):
     back_as: str | None = None
     slots: int = 1000
     room: int | None = None
+    others: dict[str, int] = field(default_factory=dict)
     thought: str = ""
     choose: Callable[[dict[str, Any]], list[tuple[str, str]]] = lambda asked: [
         (from_seed(asked, index), "stop") for index in range(asked["n"])
@@ -61,9 +62,12 @@ class ModelHandler(Handler):
             if self.chat.dead:
                 self.close_connection = True
             else:
-                model = {"id": self.chat.lists or self.chat.model, "object": "model", "created": 0}
-                more = {} if self.chat.room is None else {"meta": {"n_ctx": self.chat.room}}
-                models = [{**model, "owned_by": "x", **more}]
+                rooms = {self.chat.lists or self.chat.model: self.chat.room, **self.chat.others}
+                models = [
+                    {"id": name, "object": "model", "created": 0, "owned_by": "x"}
+                    | ({} if room is None else {"meta": {"n_ctx": room}})
+                    for name, room in rooms.items()
+                ]
                 self.send(200, json.dumps({"object": "list", "data": models}).encode())
 
     def reply(self) -> None:

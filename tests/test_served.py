@@ -408,13 +408,32 @@ def test_a_server_without_room_for_the_longest_completion_is_told(
     assert (said in capsys.readouterr().err) == told
 
 
+@pytest.mark.parametrize(("lists", "told"), [(None, ""), ("another", "has room for 10 tokens")])
+def test_the_room_is_that_of_the_model_that_is_asked_for(
+    servers: list[ModelServer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    lists: str | None,
+    told: str,
+) -> None:
+    """Where it is not listed, that of any."""
+    servers[0].lists, servers[0].room, servers[0].others = lists, 23, {"small": 10}
+    sampled(servers[:1], tmp_path)
+    said = capsys.readouterr().err
+    assert told in said and ("has room for" in said) == bool(told)
+
+
 def test_completions_whose_thoughts_the_server_takes_out_are_refused(
     servers: list[ModelServer], tmp_path: Path
 ) -> None:
     servers[0].thought, servers[0].choose = "Seven?", lambda asked: [("", "length")] * asked["n"]
-    with pytest.raises(UserError, match=r"thoughts apart from the text.*sample\.api to completions"):
+    with pytest.raises(UserError) as refusal:
         sampled(servers[:1], tmp_path, [Asked("a", [Message(role="user", content="How many?")], 9)])
-    assert not servers[0].asked
+    assert str(refusal.value) == (
+        f"{servers[0].url}, model '{STARTING_MODEL}': the server gives thoughts apart from the text, and completions are "
+        "wanted whole: set sample.api to completions, or start it without such a parser."
+    )
+    assert [asked["n"] for asked in servers[0].requests] == [N], "it refused no number"
 
 
 def test_texts_need_a_server_of_texts(servers: list[ModelServer], tmp_path: Path) -> None:
@@ -451,6 +470,32 @@ def test_a_request_refused_for_good_is_named_and_the_others_are_kept(
     with pytest.raises(UserError, match=r"1 prompts lack completions; prompt p0: 400: .*too long"):
         sampled(servers[:1], tmp_path, concurrency=1)
     assert set(recorded(tmp_path)) == {place for place in PLACES if place[0] != "p0"}
+
+
+@pytest.mark.parametrize("probed", [status(503), stall], ids=["busy", "late"])
+def test_a_busy_server_stays_in_after_a_request_that_was_at_fault(
+    servers: list[ModelServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    probed: Callable[[Handler], None],
+) -> None:
+    """It has just answered: a probe that waits for its slots says nothing else of it."""
+
+    def fault(handler: Handler) -> None:
+        servers[0].model = "another"  # so that the probe, and it alone, is refused
+        handler.refuse(400, "too long")
+
+    def busy(handler: Handler) -> None:
+        servers[0].model = STARTING_MODEL
+        probed(handler)
+
+    monkeypatch.setattr("allo.served.probe._TIMEOUT", PATIENCE)
+    servers[0].failures, servers[0].refusal = [fault], busy
+    with pytest.raises(UserError, match=r"1 prompts lack completions; prompt p0: 400: .*too long"):
+        sampled(servers[:1], tmp_path, concurrency=1)
+    assert set(recorded(tmp_path)) == {place for place in PLACES if place[0] != "p0"}
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_servers_that_answer_only_probes_are_given_up(servers: list[ModelServer], tmp_path: Path) -> None:

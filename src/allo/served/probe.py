@@ -11,7 +11,7 @@ from typing import Any
 
 from allo.console import say
 from allo.endpoint import Failure, attempt
-from allo.served.replies import Asked, Reply, Settings, read, request
+from allo.served.replies import Asked, Settings, read, request
 from allo.served.servers import Server
 
 _TIMEOUT = 30.0  # seconds for one token
@@ -23,26 +23,28 @@ async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> 
     One that refuses so many completions at once is asked for half as many, and so on; `server.most` is what it gives.
     """
     number = server.most
-    reply = await _one_token(server, prompt, settings, key, number)
-    while isinstance(reply, Failure) and reply.kind == "refused" and number > 1:
+    got = await _one_token(server, prompt, settings, key, number)
+    while isinstance(got, Failure) and got.kind == "refused" and number > 1:
         number //= 2
-        reply = await _one_token(server, prompt, settings, key, number)
-    if not isinstance(reply, Failure):
-        if number < server.most:
-            server.most = number
-            say(f"{server.endpoint.base_url} refuses more, so it is asked for {number} completions at once")
-        return None
-    if reply.kind == "refused":
-        refused = f"the server refuses a request of one token ({reply.reason}); check sample.model and sample.extra_body"
-        return replace(reply, reason=refused + await _what_else(server, prompt))
-    if reply.kind == "model":
-        return replace(reply, reason=reply.reason + await _what_else(server, prompt))
-    return reply
+        got = await _one_token(server, prompt, settings, key, number)
+    if isinstance(got, Failure):
+        if got.kind == "refused":
+            refused = f"the server refuses a request of one token ({got.reason}); check sample.model and sample.extra_body"
+            return replace(got, reason=refused + await _what_else(server, prompt))
+        if got.kind == "model":
+            return replace(got, reason=got.reason + await _what_else(server, prompt))
+        return got
+    reply = read(got, number=number, stop=settings.stop, key=key)
+    if isinstance(reply, Failure):  # the server refused nothing
+        return reply
+    if number < server.most:
+        server.most = number
+        say(f"{server.endpoint.base_url} refuses more, so it is asked for {number} completions at once")
+    return None
 
 
-async def _one_token(
-    server: Server, prompt: Asked, settings: Settings, key: str, number: int
-) -> Reply | Failure:
+async def _one_token(server: Server, prompt: Asked, settings: Settings, key: str, number: int) -> Any:
+    """What the client made of the server's answer, or a `Failure`."""
     endpoint = replace(server.endpoint, timeout=min(server.endpoint.timeout, _TIMEOUT))
     asked = request(
         server.client.with_options(timeout=endpoint.timeout),
@@ -52,7 +54,7 @@ async def _one_token(
         first=0,
         number=number,
     )
-    return read(await attempt(asked, endpoint, key), number=number, stop=settings.stop, key=key)
+    return await attempt(asked, endpoint, key)
 
 
 async def announce(servers: Sequence[Server], *, longest: int) -> None:
@@ -68,7 +70,7 @@ async def announce(servers: Sequence[Server], *, longest: int) -> None:
             say(
                 f"{url} answers for the model {name!r}, but lists {', '.join(listed)}: is it the starting model?"
             )
-        room = min(listed.values(), default=math.inf)
+        room = listed[name] if name in listed else min(listed.values(), default=math.inf)
         if room < longest:
             say(
                 f"{url} has room for {room} tokens of a prompt and its completion; the longest here may have {longest}, "

@@ -131,11 +131,16 @@ class Servers:
             self._leave_out(server, failure)
 
     async def still_answers(self, server: Server) -> bool:
-        """Whether a server that refuses a request answers for the model; it is left out where not."""
+        """Whether a server that refuses a request answers for the model; it is left out where not.
+
+        It has just answered, so a probe that finds it slow or busy says nothing else: it may wait for free slots.
+        """
         failure = await self._probe(server)
-        if failure is not None and server.is_in:
+        if failure is None or not (failure.is_of_server or failure.kind in ("refused", "lost")):
+            return True
+        if server.is_in:
             self._leave_out(server, failure)
-        return failure is None
+        return False
 
     def _leave_out(self, server: Server, failure: Failure) -> None:
         server.reason = failure.reason
