@@ -242,6 +242,17 @@ def test_a_later_round_without_a_pair_says_which_and_counts_as_diverged(
     assert not isinstance(refusal.value, DivergedError)
 
 
+def test_what_a_later_round_cannot_read_is_no_divergence(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """A comparison would count it as the settings' failure, and not try again."""
+    shutil.copy(finished.verdicts, tmp_path)
+    recipe = ranked(inputs, tmp_path, "rounds=2", f"data.file={tmp_path / 'gone.jsonl'}")
+    with pytest.raises(UserError, match=r"gone\.jsonl") as refusal:
+        pairing.run(of_round(recipe, 2), RunFolder(tmp_path))
+    assert not isinstance(refusal.value, DivergedError)
+
+
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="trains through TRL; install the extra")
 
 
@@ -280,12 +291,32 @@ def test_what_an_on_policy_trainer_samples_has_the_reward_that_the_judge_stage_g
 
     monkeypatch.setattr(through_trl, "on_policy_trainer", spy)
     monkeypatch.setattr(RewardModel, "rewards", counted)
-    on_policy(inputs, finished, tmp_path, trainer, "improve.training.max_steps=1")
+    run = on_policy(inputs, finished, tmp_path, trainer, "improve.training.max_steps=1")
+    assert read_json(run.manifest)["stages"]["improve"]["counts"]["samples_cut"] == 0
     prompts = {prompt.id: prompt.prompt for prompt in problems()}
     distinct = {(one.prompt_id, one.text): reward for one, reward in given}
     assert max(sizes) == 4 and sum(sizes) == len(distinct) < len(given), "in batches, and the same text once"
     for (prompt_id, text), reward in distinct.items():
         assert reward == pytest.approx(direct(inputs, prompts[prompt_id], text), abs=SAME_REWARD)
+
+
+@needs_trl
+def test_samples_that_lose_their_beginning_are_counted(
+    inputs: Path, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    rewards = RewardModel.rewards
+
+    def counted(self: RewardModel, rows: list[list[int]]) -> list[float]:
+        read.extend(map(len, rows))
+        return rewards(self, rows)
+
+    monkeypatch.setattr(RewardModel, "rewards", counted)
+    few = ("improve.training.max_steps=2", "judge.max_length=16")
+    run = on_policy(inputs, finished, tmp_path, "rloo", *few)
+    stages = read_json(run.manifest)["stages"]
+    assert set(read) == {16}, "all are cut"
+    assert stages["improve"]["counts"]["samples_cut"] == len(read) - stages["judge"]["counts"]["cut"] > 0
 
 
 @needs_trl

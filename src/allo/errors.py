@@ -10,4 +10,5 @@ class UserError(Exception):
 
 
 class DivergedError(UserError):
-    """Training left the finite numbers: the settings were tried, and do not serve."""
+    """The settings were tried, and do not serve: training left the finite numbers, or a later round's model samples nothing
+    to make a pair of."""

@@ -63,11 +63,15 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
     whole = {prompt.id: prompt_ids(tokenizer, prompt.prompt) for prompt in prompts.values()}
 
     reader = load_reader(recipe, recipe.judge.reward_model) if recipe.judge.reward_model else None
+    samples_cut = 0
 
     def rewards(completions: Sequence[Completion]) -> list[float]:
+        nonlocal samples_cut
         asked = [(prompts[one.prompt_id], one) for one in completions]
         if reader is not None:
-            return reader.rewards([(prompt, one.text) for prompt, one in asked])
+            found, cut = reader.rewards([(prompt, one.text) for prompt, one in asked])
+            samples_cut += cut
+            return found
         return [judge(prompt, one, verifier=recipe.judge.verifier).reward for prompt, one in asked]
 
     trainer = on_policy_trainer(
@@ -82,6 +86,8 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
     num_cut = sum(len(ids) > room for ids in whole.values())
     counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
     counts |= _train(trainer, run, num_weights=num_weights)
+    if reader is not None:
+        counts["samples_cut"] = samples_cut
     # Beside gradients and moments: the reference, the reward model, and what fp32 takes more than the run's dtype.
     reference = num_weights * model.dtype.itemsize if trainer.ref_model is not None else 0
     more = num_weights * (model.dtype.itemsize - DTYPES[recipe.dtype].itemsize)

@@ -43,13 +43,16 @@ class Reader:
     max_length: int
     batch_size: int
 
-    def rewards(self, asked: Sequence[Asked]) -> list[float]:
-        """One for each (prompt, completion), in their order; the same text is read once."""
+    def rewards(self, asked: Sequence[Asked]) -> tuple[list[float], int]:
+        """One for each (prompt, completion), in their order, and how many texts were read without their beginning.
+
+        The same text is read once.
+        """
         rows = self.rows(asked)
         found: dict[Key, float] = {}
         for batch in self.batches(rows):
             found |= zip(batch, self.read(rows, batch), strict=True)
-        return [found[prompt.id, text] for prompt, text in asked]
+        return [found[prompt.id, text] for prompt, text in asked], sum(cut for _, cut in rows.values())
 
     def rows(self, asked: Sequence[Asked]) -> Rows:
         """The token ids of each text, and whether its beginning was cut off."""
