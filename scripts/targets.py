@@ -52,7 +52,15 @@ def spread(column: str, choose: Callable[[list[float]], float]) -> Callable[[lis
 
 TIME, MEMORY, PRECOMPUTED = "time, of TRL's", "memory, of TRL's", "time, of precomputed TRL's"
 BUDGET = "allo, token budget"
-OWN = ("start", "allo", "allo_dpo", "allo_fifth", "allo_paper", "allo_random_mask")  # ours and its controls
+OWN = (
+    "start",
+    "allo",
+    "allo_anchored",
+    "allo_dpo",
+    "allo_fifth",
+    "allo_paper",
+    "allo_random_mask",
+)  # ours and its controls
 
 
 def is_other(row: Row) -> bool:
