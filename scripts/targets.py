@@ -58,6 +58,7 @@ OWN = (
     "allo_anchored",
     "allo_dpo",
     "allo_fifth",
+    "allo_fiftieth",
     "allo_paper",
     "allo_random_mask",
 )  # ours and its controls
@@ -68,8 +69,14 @@ def is_other(row: Row) -> bool:
     return row["method"] not in OWN
 
 
-def largest(column: str) -> Callable[[list[Row]], float]:
-    return lambda rows: max(row[column] for row in rows)
+def largest_p(problems: str) -> Callable[[list[Row]], float]:
+    """Of the methods' differences to the reference, each of which must be below it: one above it counts as 1."""
+
+    def measure(rows: list[Row]) -> float:
+        (difference,) = (name for name in rows[0] if name.startswith(f"{problems}, less "))
+        return max(row[f"{problems}, p"] if row[difference]["value"] < 0 else 1.0 for row in rows)
+
+    return measure
 
 
 def range_of_rates(rows: list[Row]) -> float:
@@ -224,14 +231,14 @@ TARGETS = (
         "laboratory, ALLO against every other method, test: largest p",
         "lab-methods",
         is_other,
-        largest("test, p"),
+        largest_p("test"),
         at_most=0.01,
     ),
     Target(
         "laboratory, ALLO against every other method, reworded: largest p",
         "lab-methods",
         is_other,
-        largest("reworded, p"),
+        largest_p("reworded"),
         at_most=0.01,
     ),
     Target(
@@ -245,14 +252,28 @@ TARGETS = (
         "laboratory in many passes, ALLO against every other method, test: largest p",
         "lab-passes",
         is_other,
-        largest("test, p"),
+        largest_p("test"),
         at_most=0.01,
     ),
     Target(
         "laboratory in many passes, ALLO against every other method, reworded: largest p",
         "lab-passes",
         is_other,
-        largest("reworded, p"),
+        largest_p("reworded"),
+        at_most=0.01,
+    ),
+    Target(
+        "the same on 2% of the weights and new seeds, test: largest p",
+        "lab-passes-new",
+        is_other,
+        largest_p("test"),
+        at_most=0.01,
+    ),
+    Target(
+        "the same on 2% of the weights and new seeds, reworded: largest p",
+        "lab-passes-new",
+        is_other,
+        largest_p("reworded"),
         at_most=0.01,
     ),
     Target(

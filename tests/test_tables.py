@@ -99,6 +99,15 @@ def test_a_target_is_met_missed_or_unmeasured() -> None:
     assert verdict([0.1, 0.01]) == ["delta", "≤ 0.075", None, "unmeasured"]
 
 
+def test_a_method_above_ours_meets_no_target_however_certain() -> None:
+    def row(difference: float, p: float) -> dict[str, Any]:
+        return {"method": "dpo", "test, less allo": {"value": difference}, "test, p": p}
+
+    measure = targets.largest_p("test")
+    assert measure([row(-0.05, 0.002), row(-0.01, 0.03)]) == 0.03
+    assert measure([row(-0.05, 0.002), row(0.05, 0.001)]) == 1.0
+
+
 def test_several_commits_are_all_named(tables: ModuleType, project: Path) -> None:
     put(project, "a.json", commit="0123456789abcdef fedcba9876543210")
     tables.main([], root=project)
