@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -28,6 +27,7 @@ from allo.recipe import Recipe, load_recipe
 from allo.stages import evaluate, improve, locate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from overlap import spread
 from record import RESULTS, ROOT, Record
 
 RECIPE = ROOT / "recipes" / "lab_parts.yaml"
@@ -79,10 +79,6 @@ def figures(run: RunFolder, first: RunFolder, density: float) -> dict[str, float
         "KL to the start": evaluated["kl"]["value"],
         "overlap of the masks": masks[0].overlap(masks[1]),
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"value": statistics.mean(values), "low": min(values), "high": max(values)}
 
 
 def main() -> None:
