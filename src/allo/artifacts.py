@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from allo.errors import UserError
+from allo.json_text import parse_json
 
 Record = TypeVar("Record")
 
@@ -93,12 +94,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}). Remove the file to start anew."
-        ) from error
+    return parse_json(path.read_bytes(), place=str(path), advice="Remove the file to start again.")
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:

@@ -1,0 +1,123 @@
+"""The one reader of JSON from files, headers and servers: bounded in size, depth and digits."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from allo.errors import UserError
+
+LARGEST = 1 << 30
+"""Bytes of one JSON text. Callers that know better pass less."""
+DEEPEST = 100
+"""Arrays and objects inside each other; what people and programs write has ten."""
+MOST_DIGITS = 400
+"""Of one integer; the largest double has 309."""
+_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int = LARGEST) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        text: bytes are read as UTF-8; a byte-order mark is ignored.
+        place: what errors begin with, such as `FILE:LINE`.
+        advice: a sentence that closes every error and says what to do.
+        largest: bytes (of a `str`: characters) that the text may have.
+
+    Raises:
+        UserError: the text is no JSON, too large, nested too deep, has a number of too many digits, the same key
+            twice in one object, `NaN` or `Infinity`, or half of a surrogate pair (which UTF-8 cannot hold).
+    """
+
+    def refuse(why: str, error: Exception | None = None) -> NoReturn:
+        raise UserError(f"{place}: {why}.{' ' if advice else ''}{advice}") from error
+
+    if len(text) > largest:
+        refuse(f"JSON of {len(text):,} bytes, and at most {largest:,} are read")
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            refuse(f"no UTF-8 text ({error.reason} at byte {error.start})", error)
+    text = text.removeprefix("\ufeff")
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_number, parse_int=_int, parse_float=_float
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        refuse(f"not JSON ({error.msg}, {where})", error)
+    except _RefusedError as error:
+        refuse(str(error), error)
+    except RecursionError:
+        refuse(f"nested more than {DEEPEST} deep")
+    if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+        refuse(f"nested more than {DEEPEST} deep")
+    if _HALF_A_PAIR.search(text) and (key := half_a_pair(value)) is not None:
+        refuse(
+            f"`{key}` has half of a surrogate pair (such as \\ud83d), which is no text; remove or complete it"
+        )
+    return value
+
+
+def half_a_pair(value: Any) -> str | None:
+    """Return the outermost key under which a string holds half of a surrogate pair, "value" without one, else None."""
+    if isinstance(value, dict):
+        return next((str(key) for key, each in value.items() if not _is_text([key, each])), None)
+    return None if _is_text(value) else "value"
+
+
+def _is_text(value: Any) -> bool:
+    strings = (each for each in _walk(value) if isinstance(each, str))
+    return not any("\ud800" <= character <= "\udfff" for string in strings for character in string)
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    """Yield the value and all that it holds, keys included, without recursion."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        yield each
+        if isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
+class _RefusedError(Exception):
+    """Why a part of the text is refused."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _RefusedError(f"the key {twice!r} is there twice in one object")
+    return found
+
+
+def _no_number(word: str) -> NoReturn:
+    raise _RefusedError(f"{word} is no number")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise _RefusedError(f"a number of {len(digits)} digits, and at most {MOST_DIGITS} are read")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise _RefusedError(f"the number {digits[:20]} is too large")
+    return number
