@@ -47,7 +47,7 @@ HUGGING_FACE = {
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 LEAVES = {
-    *("errors", "records", "console", "artifacts", "granularity", "own_code", "recipe"),
+    *("errors", "records", "console", "json_text", "artifacts", "granularity", "own_code", "recipe"),
     *("rows", "tasks", "prompts", "sources", "rounds", "wording", "harness_block", "address"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
@@ -55,35 +55,38 @@ HOUSE = {
     "errors": Room(),
     "records": Room(),
     "console": Room({"errors"}),
-    "artifacts": Room({"errors", "records"}, lazy={"pyarrow"}),
+    # All JSON from outside is read here.
+    "json_text": Room({"errors"}),
+    "artifacts": Room({"errors", "records", "json_text"}, lazy={"pyarrow"}),
     "own_code": Room({"errors"}),
     "granularity": Room({"errors"}),
     "address": Room(),
     "recipe": Room({"errors", "granularity", "own_code", "address"}),
     # Asks torch about the machine where it is loaded already, and loads it for nothing.
     "provenance": Room(),
-    "rows": Room({"errors", "records"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
+    "rows": Room({"errors", "records", "json_text"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
-    "core": Room({"errors", "records", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
+    "core": Room({"errors", "records", "json_text", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     "wording": Room({"records"}),
     # The `openai` package is loaded where a question is asked.
-    "endpoint": Room({"errors", "records", "console", "artifacts", "address"}, lazy={"openai"}),
+    "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, lazy={"openai"}),
     # Completions from several servers of one model.
-    "served": Room({"errors", "records", "console", "artifacts", "endpoint"}, lazy={"openai"}),
+    "served": Room({"errors", "records", "console", "json_text", "artifacts", "endpoint"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "records", "tasks"}),
     "rounds": Room({"artifacts", "recipe"}),
-    "harness_block": Room({"errors", "console", "artifacts"}),
+    "harness_block": Room({"errors", "console", "json_text", "artifacts"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
-    "checkpoints": Room({"errors", "artifacts", "core", "fingerprints"}, TENSORS),
+    "checkpoints": Room({"errors", "json_text", "artifacts", "core", "fingerprints"}, TENSORS),
     "mask_files": Room(
-        {"errors", "console", "artifacts", "granularity", "core", "fingerprints", "checkpoints"}, TENSORS
+        {"errors", "console", "json_text", "artifacts", "granularity", "core", "fingerprints", "checkpoints"},
+        TENSORS,
     ),
     "delta": Room(
-        {"errors", "console", "artifacts", "core", "fingerprints", "checkpoints"},
+        {"errors", "console", "json_text", "artifacts", "core", "fingerprints", "checkpoints"},
         TENSORS,
         lazy={"huggingface_hub"},  # only to download and upload
     ),
