@@ -1,4 +1,9 @@
-"""What flows between stages: one frozen record a line of a run's files."""
+"""What flows between stages: one frozen record a line of a run's files.
+
+`token_ids` of a record are the very ids that the policy sampled, up to and with the token that ended the completion: EOS, an
+end of turn, or the one that completed a stop string. Every stage trains on and scores these. `text` is for people and
+verifiers. None: the text comes from a server or the user, and its ids are made from it.
+"""
 
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -36,6 +41,7 @@ class Completion:
     text: str
     finished: bool
     num_tokens: int
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Verdict:
     reward: float
     extracted: str | None
     verifier: str
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Pair:
     rejected: str
     chosen_finished: bool = True
     rejected_finished: bool = True
+    chosen_token_ids: list[int] | None = None
+    rejected_token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Wrong:
     finished: bool
     solution: str | None
     right: list[str]
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,21 @@ def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
     if recipe.data.pairs is not None:
         chosen = {(str(pair.prompt), pair.chosen): pair for pair in read_jsonl(run.pairs, Pair)}
         return [
-            {"prompt": pair.prompt, "completion": pair.chosen, "finished": pair.chosen_finished}
+            {
+                "prompt": pair.prompt,
+                "completion": pair.chosen,
+                "finished": pair.chosen_finished,
+                "completion_ids": pair.chosen_token_ids,
+            }
             for pair in chosen.values()
         ]
     prompts = {prompt.id: prompt.prompt for prompt in training_prompts(recipe)}
     return [
-        {"prompt": prompts[verdict.prompt_id], "completion": verdict.text}
+        {
+            "prompt": prompts[verdict.prompt_id],
+            "completion": verdict.text,
+            "completion_ids": verdict.token_ids,
+        }
         for verdict in distinct(read_jsonl(run.verdicts, Verdict))
         if verdict.correct and verdict.finished
     ]
