@@ -61,7 +61,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference pair; a line of `03-pairs.jsonl` loads as is in TRL."""
+    """One preference pair; a line of `03-pairs.jsonl` whose prompt is text loads as is in TRL.
+
+    TRL reads the texts alone. (It takes no text as the answer to messages.)
+    """
 
     prompt_id: str
     prompt: str | list[Message]

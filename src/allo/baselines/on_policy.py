@@ -55,13 +55,13 @@ def on_policy_trainer(
     prompts: Mapping[str, list[int]],
     tokenizer: Tokenizer,
     *,
-    turn_ends: Sequence[int],
     rewards: Rewards,
+    turn_ends: Sequence[int] = (),
 ) -> RLOOTrainer | GRPOTrainer:
     """TRL's trainer of all of `model`'s weights, which samples from it as it goes.
 
-    prompts: id -> token ids. turn_ends: ids that end a completion beside EOS. rewards: of all samples of a step at once. The reference, where `args.beta` is above 0, is
-    read from the folder that the model was read from.
+    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids that end a completion beside EOS.
+    The reference, where `args.beta` is above 0, is read from the folder that the model was read from.
     """
     own_ends = model.generation_config.eos_token_id
     ends = list(dict.fromkeys([*end_ids(model, tokenizer), *turn_ends]))

@@ -52,7 +52,7 @@ def without_answer(unanswered: Sequence[Verdict], *, num: int, max_new_tokens: i
         ]
     return (
         f"judge: {len(unanswered)} of {num} samples have no final answer and count as wrong; for example prompt "
-        f"{shown.prompt_id!r}, sample {shown.index}, ends {begun}{end!r}. {cut} of them were cut before they ended. To have "
+        f"{shown.prompt_id[:SHOWN]!r}, sample {shown.index}, ends {begun}{end!r}. {cut} of them were cut before they ended. To have "
         f"answers read, {', or '.join(advice)}."
     )
 
