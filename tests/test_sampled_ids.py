@@ -244,7 +244,7 @@ def test_adapters_are_trained_on_them_too(folder: Path, tmp_path: Path, seen: Se
 def test_on_policy_trainers_judge_and_end_samples_as_ours(
     folder: Path, tmp_path: Path, seen: Seen, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rewarded records hold TRL's ids; the end of a turn ends a sample though the checkpoint does not say so."""
+    """The rewarded records hold TRL's ids; what ends a turn ends a sample, though the checkpoint does not say so."""
     pytest.importorskip("trl", reason="on-policy methods train through TRL; install the extra")
     from allo.stages import compared
 
@@ -258,23 +258,18 @@ def test_on_policy_trainers_judge_and_end_samples_as_ours(
         return judge(prompt, completion, verifier=verifier)
 
     monkeypatch.setattr(compared, "judge", judging)
+    monkeypatch.setattr("allo.stages.sample.turn_end_ids", lambda tokenizer: ENDS[1:])
     own = ["locate=null", "score=null", "forget=null", f"improve.trainer={kind}"]
-    more = [
-        f"model={place}",
-        "improve.training.max_steps=6",
-        "sample.max_new_tokens=60",
-        "sample.temperature=3",
-        "sample.num_generations=4",
-    ]
+    more = [f"model={place}", "improve.training.max_steps=1", "sample.num_generations=4"]
     run = run_all(recipe(folder, tmp_path, *own, *more), until="improve")
     saved = json.loads((run.improve / "model" / "generation_config.json").read_text())
     assert saved["eos_token_id"] in (ENDOFTEXT, [ENDOFTEXT])
     assert rewarded and all(one.num_tokens == len(one.token_ids or ()) for one in rewarded)
     for one in rewarded:
         assert one.token_ids is not None
-        assert not {ENDOFTEXT, IM_END} & set(one.token_ids[:-1])
-        assert one.finished == (one.token_ids[-1] in (ENDOFTEXT, IM_END))
-    assert any(one.token_ids[-1] == IM_END for one in rewarded if one.token_ids)
+        assert not set(ENDS) & set(one.token_ids[:-1])
+        assert one.finished == (one.token_ids[-1] in ENDS)
+    assert any(one.finished for one in rewarded)
 
 
 def test_rounds_train_on_the_ids_of_their_own_samples(folder: Path, tmp_path: Path, seen: Seen) -> None:
