@@ -132,25 +132,33 @@ def _bare(text: str) -> str:
 
 
 def check_gold(prompts: Iterable[Prompt], *, verifier: str = "auto") -> None:
-    """Refuse a prompt whose right answer its own verifier does not take: every sample of it would count as wrong."""
-    for prompt in prompts:
-        if prompt.answer is None:
-            continue
-        said = demonstrate(prompt.answer, None)
-        if verifier == "choice" or (verifier == "auto" and prompt.choices is not None):
-            judgement = verify_choice(said, prompt.answer, prompt.choices or [])
-        else:
-            judgement = verify_final_answer(said, prompt.answer)
-        if judgement.correct:
-            continue
-        answer = shown(prompt.answer)
-        if prompt.choices is not None and not _is_option(prompt.answer, prompt.choices):
-            why = f"`answer` {answer} is none of its `choices` {shown(prompt.choices)}; write the right option's text"
-        elif judgement.extracted is None:
-            why = f"`answer` {answer} is no answer that can be read; write the final answer alone"
-        else:
-            why = (
-                f"`answer` {answer} is not taken by its own verifier, which reads {shown(judgement.extracted)}; write the "
-                "final answer alone"
-            )
-        raise UserError(f"prompt {shown(prompt.id)}: {why}.")
+    """Refuse prompts whose right answer their own verifier does not take: every sample of theirs would count as wrong."""
+    refused = [(prompt, why) for prompt in prompts if (why := _refusal(prompt, verifier=verifier))]
+    if not refused:
+        return
+    (first, why), *others = refused
+    ids = ", ".join(shown(prompt.id) for prompt, _ in others[:5])
+    more = f" {len(others)} more: {ids}{', ...' if len(others) > 5 else ''}." if others else ""
+    raise UserError(f"prompt {shown(first.id)}: {why}, or drop the row.{more}")
+
+
+def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
+    """Return why no sample could be right, and what to do; None if the verifier takes the right answer."""
+    if prompt.answer is None:
+        return None
+    said = demonstrate(prompt.answer, None)
+    if verifier == "choice" or (verifier == "auto" and prompt.choices is not None):
+        judgement = verify_choice(said, prompt.answer, prompt.choices or [])
+    else:
+        judgement = verify_final_answer(said, prompt.answer)
+    if judgement.correct:
+        return None
+    answer = shown(prompt.answer)
+    if prompt.choices is not None and not _is_option(prompt.answer, prompt.choices):
+        return f"`answer` {answer} is none of its `choices` {shown(prompt.choices)}; write the right option's text"
+    if judgement.extracted is None:
+        return f"`answer` {answer} is no answer that can be read; write the final answer alone"
+    return (
+        f"`answer` {answer} is not taken by its own verifier, which reads {shown(judgement.extracted)}; write the final answer "
+        "alone"
+    )
