@@ -52,11 +52,15 @@ def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
             return _indexed(row, choices, index, start)
     if not isinstance(answer, str):
         raise UserError(f"{row.place}: `answer` {answer}: should be a valid string; put it in quotes.")
-    final = answer.rsplit("####", 1)[1].strip() if "####" in answer else ""
-    if final and choices is None:
-        notes.mapped["`answer` is a worked solution, read as what follows `####`"] += 1
-        return final
-    return answer
+    if "####" not in answer or choices is not None:
+        return answer
+    final = answer.rsplit("####", 1)[1].strip()
+    if not final:
+        raise UserError(
+            f"{row.place}: `answer` {shown(answer)}: nothing follows `####`; write the final answer."
+        )
+    notes.mapped["`answer` is a worked solution, read as what follows `####`"] += 1
+    return final
 
 
 def _lettered(row: Given) -> str | None:
