@@ -46,7 +46,11 @@ def _fine_tune(
             device=model.device,
             key="sft.training",
         ),
-        [{"prompt": prompt.prompt, "completion": prompt.solution} for prompt in prompts if prompt.solution],
+        [
+            {"prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
+            for prompt in prompts
+            if prompt.solution
+        ],
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
         max_length=recipe.max_length,
