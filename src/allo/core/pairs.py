@@ -66,6 +66,8 @@ def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
         rejected=rejected.text,
         chosen_finished=chosen.finished,
         rejected_finished=rejected.finished,
+        chosen_token_ids=chosen.token_ids,
+        rejected_token_ids=rejected.token_ids,
     )
 
 
@@ -85,6 +87,7 @@ def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) ->
             finished=verdict.finished,
             solution=prompt.solution,
             right=[right.text for right in sides[prompt.id].right],
+            token_ids=verdict.token_ids,
         )
         for prompt in prompts
         for verdict in sides[prompt.id].wrong
@@ -115,6 +118,7 @@ def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str])
             finished=pair.rejected_finished,
             solution=solutions.get(pair.prompt_id, pair.chosen),
             right=[pair.chosen],
+            token_ids=pair.rejected_token_ids,
         )
     return list(wrong.values())
 

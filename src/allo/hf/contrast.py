@@ -54,6 +54,7 @@ def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
                 "message": getattr(pair, f"{side}_message"),
                 "completion": getattr(pair, side),
                 "finished": getattr(pair, f"{side}_finished"),
+                "completion_ids": getattr(pair, f"{side}_token_ids"),
             }
             for pair in read_jsonl(run.pairs, Pair)
         ],

@@ -8,9 +8,11 @@ from transformers import PreTrainedTokenizerBase
 from allo.errors import UserError
 from allo.hf.tokenization import cut_left, tokenize
 
-# `prompt`, `completion`, and optionally `finished` and `token_weights` (one a completion token).
+# `prompt`, `completion`, and optionally `finished`, `completion_ids` (taken instead of the text's own) and `token_weights`
+# (one a completion token).
 CompletionRow = Mapping[str, Any]
-# `prompt`, `chosen`, `rejected`, and optionally `chosen_finished` and `rejected_finished`.
+# `prompt`, `chosen`, `rejected`, and optionally `chosen_finished`, `rejected_finished`, `chosen_token_ids` and
+# `rejected_token_ids` (taken instead of the texts' own).
 PairRow = Mapping[str, Any]
 
 
@@ -29,6 +31,7 @@ def completion_rows(
             row["prompt"],
             row["completion"],
             finished=row.get("finished", True),
+            completion_ids=row.get("completion_ids"),
             max_length=max_length,
         )
         weights = row.get("token_weights")
@@ -67,6 +70,7 @@ def pair_rows(
                 row["prompt"],
                 row[side],
                 finished=row.get(f"{side}_finished", True),
+                completion_ids=row.get(f"{side}_token_ids"),
                 max_length=max_length,
             )
             for side in ("chosen", "rejected")

@@ -26,16 +26,19 @@ def tokenize(
     completion: str,
     *,
     finished: bool = True,
+    completion_ids: list[int] | None = None,
     max_length: int,
 ) -> Tokenized | None:
     """Tokenize a prompt and a completion apart, so that no token spans the two.
 
+    `completion_ids`, if given, are the completion's ids, taken as they are.
+
     A pair longer than `max_length` tokens loses the beginning of its prompt, but never BOS. None where
     the completion leaves no room for a prompt token, or has no token to train on.
     """
-    completion_ids = list(tokenizer(completion, add_special_tokens=False).input_ids)
-    if finished:
-        completion_ids.append(tokenizer.eos_token_id)
+    if completion_ids is None:
+        end = [tokenizer.eos_token_id] if finished else []
+        completion_ids = [*tokenizer(completion, add_special_tokens=False).input_ids, *end]
     room = max_length - len(completion_ids)
     if room < 1 or not completion_ids:
         return None
@@ -78,6 +81,17 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message],
     while begin and text.startswith(begin):
         text = text[len(begin) :]
     return text
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the id of the token that ends a turn under the chat template; nothing without a template or such a token."""
+    if tokenizer.chat_template is None:
+        return []
+    said = "allo"
+    turns = [Message(role="user", content=said), Message(role="assistant", content=said)]
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    after = tokenizer(rendered.rpartition(said)[2].lstrip(), add_special_tokens=False).input_ids
+    return [after[0]] if after and after[0] in tokenizer.added_tokens_decoder else []
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) -> str:

@@ -19,7 +19,7 @@ from allo.records import Completion, Pair
 from allo.sources import training_prompts
 from allo.stages.judge import judge
 from allo.stages.reward import load_reader
-from allo.stages.sample import num_positions, prompt_room
+from allo.stages.sample import num_positions, prompt_room, turn_ends
 
 
 @without_known_warnings()
@@ -80,6 +80,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
         args,
         {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},
         tokenizer,
+        turn_ends=turn_ends(tokenizer, list(prompts.values())),
         rewards=rewards,
     )
     num_weights = sum(param.numel() for param in model.parameters())

@@ -280,6 +280,7 @@ def _kl(
             prompt.prompt,
             completion.text,
             finished=completion.finished,
+            completion_ids=completion.token_ids,
             max_length=room + length,
         )
         rows += [tokens] if tokens else []

@@ -40,6 +40,7 @@ def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
                 "message": pair.chosen_message,
                 "completion": pair.chosen,
                 "finished": pair.chosen_finished,
+                "completion_ids": pair.chosen_token_ids,
             }
             for pair in chosen.values()
         ]
@@ -49,6 +50,7 @@ def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
             "prompt": prompts[verdict.prompt_id].prompt,
             "template": prompts[verdict.prompt_id].template,
             "completion": verdict.text,
+            "completion_ids": verdict.token_ids,
         }
         for verdict in distinct(read_jsonl(run.verdicts, Verdict))
         if verdict.correct and verdict.finished

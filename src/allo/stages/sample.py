@@ -13,7 +13,7 @@ from allo.errors import UserError
 from allo.hf.generate import Batch, generate, num_batches
 from allo.hf.models import Model, Tokenizer, read_config
 from allo.hf.start import load_start, load_start_tokenizer, read_start
-from allo.hf.tokenization import cut_left, prompt_ids, prompt_text
+from allo.hf.tokenization import cut_left, prompt_ids, prompt_text, turn_end_ids
 from allo.hf.vllm_engine import vllm_generate
 from allo.recipe import Recipe
 from allo.records import Completion, Prompt
@@ -89,6 +89,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         num_generations=num_generations,
         batch_size=batch_size,
+        turn_ends=turn_ends(tokenizer, prompts),
         start=len(lines.batches),
         **settings,
     )
@@ -107,7 +108,7 @@ def _record(
     for batch in track(batches, description, total=total, done=len(lines.batches)):
         lines.append(
             [
-                Completion(prompts[s.prompt].id, s.index, s.text, s.finished, s.num_tokens)
+                Completion(prompts[s.prompt].id, s.index, s.text, s.finished, s.num_tokens, s.token_ids)
                 for s in batch.samples
             ]
         )
@@ -117,14 +118,20 @@ def _completed(
     prompts: Sequence[Prompt], lines: ResumableLines, *, num_cut: int, counts: dict[str, Any] | None = None
 ) -> Completed:
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
-    names = [each.name for each in fields(Completion)]
-    completions = [Completion(**{name: row[name] for name in names}) for row in lines.rows()]
+    names = {each.name for each in fields(Completion)}
+    completions = [Completion(**{name: row[name] for name in row.keys() & names}) for row in lines.rows()]
     return Completed(
         completions=sorted(completions, key=lambda c: (place[c.prompt_id], c.index)),
         num_cut=num_cut,
         lines=lines,
         counts=counts or {},
     )
+
+
+def turn_ends(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[int]:
+    """Return the ids that end a completion of these prompts beside EOS: the end of a turn if there are messages."""
+    has_messages = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+    return turn_end_ids(tokenizer) if has_messages else []
 
 
 def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
@@ -138,6 +145,7 @@ def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt])
         dtype=recipe.dtype,
         max_length=room + recipe.sample.max_new_tokens,
         trust_remote_code=recipe.trust_remote_code,
+        turn_ends=turn_ends(tokenizer, prompts),
         start=len(lines.batches),
         **recipe.sample.decoding,
     )

@@ -122,13 +122,14 @@ def _samples(run: RunFolder) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {}
     if run.verdicts.exists():
         for one in read_jsonl(run.verdicts, Verdict):
-            samples.setdefault(one.prompt_id, []).append(Sample(one.text, one.finished, one.correct))
+            sample = Sample(one.text, one.finished, one.correct, one.token_ids)
+            samples.setdefault(one.prompt_id, []).append(sample)
         return samples
     for pair in read_jsonl(run.pairs, Pair):
         samples.setdefault(pair.prompt_id, []).extend(
             [
-                Sample(pair.chosen, pair.chosen_finished, right=True),
-                Sample(pair.rejected, pair.rejected_finished, right=False),
+                Sample(pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids),
+                Sample(pair.rejected, pair.rejected_finished, False, pair.rejected_token_ids),
             ]
         )
     return samples
@@ -138,7 +139,14 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
     """The completions that fit into the recipe's length, shortest first."""
     rows = []
     for one in wrong:
-        tokens = tokenize(tokenizer, one.prompt, one.completion, finished=one.finished, max_length=max_length)
+        tokens = tokenize(
+            tokenizer,
+            one.prompt,
+            one.completion,
+            finished=one.finished,
+            completion_ids=one.token_ids,
+            max_length=max_length,
+        )
         rows += [Scored(one, tokens)] if tokens else []
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 
