@@ -1,5 +1,6 @@
 """Chat templates: the one place that renders them, and finds where the assistant's answer begins and ends."""
 
+import re
 import signal
 import threading
 import time
@@ -31,8 +32,12 @@ _RESERVED = frozenset(
         *("return_assistant_tokens_mask", "sanitize_control_tokens", "padding", "truncation", "max_length"),
     }
 )
+THOUGHT = re.compile(r"<\w+>|\[\w+\]")
+"""The tag with which a generation prompt opens a thought. Tags of turns have other signs, such as `<|user|>`."""
+_TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 # Digits pass unchanged through the filters of templates, such as `trim`, `lower` or a split at a thought's end.
 _PROBE = "7391846205"
+_DATE_LETTERS = "aAbBcdeDfFGHIjklmMpPrRSTuUVwWxXyYZz"
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
 
 
@@ -70,11 +75,11 @@ def render(
     where = f"{place}: " if place else ""
     if tokenizer.chat_template is None:
         raise UserError(
-            f"{where}the prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path} has no chat "
+            f"{where}the prompt is a list of messages, but {tokenizer.name_or_path or 'the tokenizer'} has no chat "
             "template; give prompts as text or a model with a template."
         )
     given = _arguments(template or {}, where)
-    named = f"{where}{tokenizer.name_or_path}: the chat template"
+    named = f"{where}{tokenizer.name_or_path or 'the tokenizer'}: the chat template"
     advice = "Change the messages to those that it takes, or take a model with another template."
     try:
         with _limited(SECONDS):
@@ -82,7 +87,8 @@ def render(
                 [dict(message) for message in messages],
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
-                **{"strftime_now": _clock(tokenizer), **given},
+                chat_template=_dated(tokenizer, given["tools"]),
+                **given,
             )
     except _EndlessError as error:
         raise UserError(
@@ -90,7 +96,9 @@ def render(
         ) from error
     except Exception as error:  # a template is a program: it raises anything
         own_words = type(error) is TemplateError  # of `raise_exception` in a template
-        what = f"refuses the conversation ({error})" if own_words else f"fails ({type(error).__name__}: {error})"
+        what = (
+            f"refuses the conversation ({error})" if own_words else f"fails ({type(error).__name__}: {error})"
+        )
         raise UserError(f"{named} {what}. {advice}") from error
     return str(text)
 
@@ -124,7 +132,10 @@ def turn(
     """Return the assistant's turn after `messages`. Raises `UserError` as `render` does."""
     prompt = opening(tokenizer, messages, template=template, place=place)
     before, close = _around(tokenizer, messages, template=template, place=place)
-    return Turn(prompt, before[len(prompt) :] if before.startswith(prompt) else "", close)
+    if before.startswith(prompt):
+        return Turn(prompt, before[len(prompt) :], close)
+    tag = _last_tag(prompt)
+    return Turn(prompt, f"\n{_closing(tag)}\n\n" if THOUGHT.fullmatch(tag) else "", close)
 
 
 def answer(
@@ -133,6 +144,7 @@ def answer(
     completion: str,
     found: Turn,
     *,
+    finished: bool = True,
     template: Mapping[str, object] | None = None,
     place: str = "",
 ) -> str:
@@ -140,13 +152,18 @@ def answer(
 
     It is the template's own text if the template writes the completion whole, and the completion itself otherwise: a
     template may strip thoughts or spaces of an answer, and nothing of a completion may be lost. A tag that both the
-    prompt's end and the completion's beginning write, such as `<think>`, is written once.
+    prompt's end and the completion's beginning write, such as `<think>`, is written once. A thought that the prompt
+    opens is closed before a finished answer that has none.
     """
-    completion = _without_repeated_tag(found.prompt, completion)
-    if not found.lead:
+    tag = _last_tag(found.prompt)
+    completion = _without_repeated(tag, found.prompt, completion)
+    thinks = THOUGHT.fullmatch(tag) is not None
+    if not found.lead or (thinks and (not finished or _closing(tag) in completion)):
         return completion
     said = [*messages, {"role": "assistant", "content": completion}]
     text = render(tokenizer, said, generation_prompt=False, template=template, place=place)
+    if not text.startswith(found.prompt):
+        return found.lead + completion
     rest = text[len(found.prompt) :]
     whole = (found.lead + kept + found.close for kept in (completion, completion.strip()))
     if rest != completion + found.close and rest in whole:
@@ -185,7 +202,7 @@ def completion_text(
         before, _ = _around(tokenizer, messages, template=template, place=place)
         shared = _common(_common(shared, before), text)
     rest = text[len(shared) :].removesuffix(found.close)
-    return _without_repeated_tag(found.prompt, rest)
+    return _without_repeated(_last_tag(found.prompt), found.prompt, rest)
 
 
 def use_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
@@ -204,8 +221,18 @@ def today() -> date:
     return date.today()
 
 
-def _clock(tokenizer: PreTrainedTokenizerBase) -> Any:
-    return datetime.combine(_DATES.get(tokenizer) or today(), midnight()).strftime
+def _dated(tokenizer: PreTrainedTokenizerBase, tools: object) -> str:
+    """The template, with the tokenizer's date for today.
+
+    transformers passes no function on to a template, so one in Jinja's own language stands before it.
+    """
+    own: str = tokenizer.get_chat_template(None, tools)
+    if "strftime_now" not in own:
+        return own
+    day = datetime.combine(_DATES.get(tokenizer) or today(), midnight())
+    forms = [f"%{flag}{letter}" for flag in ("-", "") for letter in _DATE_LETTERS]
+    replaced = "".join(f".replace({form!r}, {day.strftime(form)!r})" for form in forms)
+    return f"{{%- macro strftime_now(form) -%}}{{{{ form{replaced} }}}}{{%- endmacro -%}}{own}"
 
 
 def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
@@ -241,20 +268,33 @@ def _around(
         probe += _PROBE[len(probe) % len(_PROBE)]
     said = [*messages, {"role": "assistant", "content": probe}]
     text = render(tokenizer, said, generation_prompt=False, template=template, place=place)
-    before, _, after = text.partition(probe)
+    before, written, after = text.partition(probe)
+    asked = messages[-1].get("content") if messages else None
+    if not written and isinstance(asked, str) and asked.strip() not in text:
+        raise UserError(
+            f"{place + ': ' if place else ''}{tokenizer.name_or_path or 'the tokenizer'}: the chat template writes neither "
+            "the question nor the answer when they are text. It may want lists of parts, as models of images do: take "
+            "a model with a template for text."
+        )
     return before, after
 
 
-def _without_repeated_tag(prompt: str, completion: str) -> str:
-    """The completion without the tag (`<think>`, `[THINK]`) that ends the prompt and begins the completion too."""
-    opened = prompt.rstrip()
-    start = max(opened.rfind("<"), opened.rfind("["))
-    tag = opened[start:] if start >= 0 else ""
-    if len(tag) < 3 or tag[-1] not in ">]" or any(map(str.isspace, tag)) or not completion.startswith(tag):
+def _last_tag(prompt: str) -> str:
+    """The tag (`<think>`, `[THINK]`, `<|assistant|>`) that ends a prompt, but for spaces."""
+    found = _TAG.search(prompt.rstrip())
+    return found[0] if found else ""
+
+
+def _closing(tag: str) -> str:
+    return f"{tag[0]}/{tag[1:]}"
+
+
+def _without_repeated(tag: str, prompt: str, completion: str) -> str:
+    """The completion without the tag that ends the prompt, and without the spaces that follow it there."""
+    if not tag or not completion.startswith(tag):
         return completion
-    spaces = prompt[len(opened) :]
     rest = completion[len(tag) :]
-    return rest[len(_common(spaces, rest)) :]
+    return rest[len(_common(prompt[len(prompt.rstrip()) :], rest)) :]
 
 
 def _common(one: str, other: str) -> str:

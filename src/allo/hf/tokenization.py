@@ -73,7 +73,9 @@ def tokenize(
         text, close = prompt, tokenizer.eos_token
     else:
         found = templates.turn(tokenizer, prompt, template=template, place=place)
-        completion = templates.answer(tokenizer, prompt, completion, found, template=template, place=place)
+        completion = templates.answer(
+            tokenizer, prompt, completion, found, finished=finished, template=template, place=place
+        )
         text, close = found.prompt, found.close
     end: list[int] = []
     if finished:
@@ -134,8 +136,8 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if tokenizer.chat_template is None:
         return []
     asked = [Message(role="user", content="2+2?")]
-    _, token = _end_token(tokenizer, templates.turn(tokenizer, asked).close)
-    return [] if token is None else [tokenizer.convert_tokens_to_ids(token)]
+    _, ends = _end_tokens(tokenizer, templates.turn(tokenizer, asked).close)
+    return tokenizer.convert_tokens_to_ids(ends[-1:])
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
@@ -220,36 +222,42 @@ def _read(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[str, list[int]]:
-    """A finished completion's text and the token that ends it, where `close` follows an answer."""
-    spaces, token = _end_token(tokenizer, close)
-    token = token or tokenizer.eos_token
-    for end in dict.fromkeys([token, tokenizer.eos_token, *_other_ends(tokenizer, text)]):
-        if text.rstrip().endswith(end):
-            return text.rstrip().removesuffix(end), [tokenizer.convert_tokens_to_ids(end)]
-    if spaces.strip() and text.rstrip().endswith(spaces.strip()):
-        spaces = ""
-    return text + spaces, [tokenizer.convert_tokens_to_ids(token)]
+    """A finished completion's text and the tokens that end it, where `close` follows an answer."""
+    before, ends = _end_tokens(tokenizer, close)
+    ends = ends or [tokenizer.eos_token]
+    written = text.rstrip()
+    for size in range(len(ends), 0, -1):
+        if written.endswith("".join(ends[:size])):
+            return written.removesuffix("".join(ends[:size])), tokenizer.convert_tokens_to_ids(ends)
+    for end in (ends[-1], tokenizer.eos_token, *_other_ends(tokenizer, written)):
+        if written.endswith(end):
+            return written.removesuffix(end), tokenizer.convert_tokens_to_ids([end])
+    if before.strip() and written.endswith(before.strip()):
+        before = ""
+    return text + before, tokenizer.convert_tokens_to_ids(ends)
 
 
 def _other_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The chat template's end of turn, if a text ends with some special token that may be it."""
-    text = text.rstrip()
     if tokenizer.chat_template is None or not any(map(text.endswith, _special_tokens(tokenizer))):
         return []
     return tokenizer.convert_ids_to_tokens(turn_end_ids(tokenizer))
 
 
-def _end_token(tokenizer: PreTrainedTokenizerBase, close: str) -> tuple[str, str | None]:
-    """The first special token of the text that closes a turn, and the text before it.
+def _end_tokens(tokenizer: PreTrainedTokenizerBase, close: str) -> tuple[str, list[str]]:
+    """The first special tokens, one right after the other, of the text that closes a turn, and the text before them.
 
-    None if it has none: then only EOS ends a sample, after the text.
+    There may be none: then only EOS ends a sample, after the text.
     """
-    specials = _special_tokens(tokenizer)
-    found = [token for token in specials if token in close]
-    if not found:
-        return close.rstrip(), None
-    first = min(found, key=lambda token: (close.index(token), -len(token)))
-    return close[: close.index(first)], first
+    specials = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+    starts = [close.index(token) for token in specials if token in close]
+    if not starts:
+        return close.rstrip(), []
+    before, rest, ends = close[: min(starts)], close[min(starts) :], []
+    while token := next(filter(rest.startswith, specials), None):
+        ends.append(token)
+        rest = rest.removeprefix(token)
+    return before, ends
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
