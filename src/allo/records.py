@@ -6,14 +6,27 @@ verifiers. None: the text comes from a server or the user, and its ids are made 
 """
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, Required, TypedDict
 
 
-class Message(TypedDict):
-    """One chat turn; the tokenizer's chat template renders a list of them."""
+class Message(TypedDict, total=False):
+    """One chat turn; the tokenizer's chat template renders a list of them. Only what is there is a key."""
 
-    role: str
-    content: str
+    role: Required[str]
+    content: Required[str]
+    tool_calls: list[dict[str, Any]]
+    reasoning_content: str
+    thinking: str
+    name: str
+    tool_call_id: str
+
+
+class Template(TypedDict, total=False):
+    """The settings of a prompt that its chat template renders beside the messages."""
+
+    tools: list[dict[str, Any]]
+    documents: list[dict[str, Any]]
+    chat_template_kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Prompt:
     solution: str | None = None
     choices: list[str] | None = None
     task: str | None = None
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,8 @@ class Verdict:
 class Pair:
     """One preference pair; a line of `03-pairs.jsonl` whose prompt is text loads as is in TRL.
 
-    TRL reads the texts alone. (It takes no text as the answer to messages.)
+    TRL reads the texts alone. (It takes no text as the answer to messages.) `chosen_message` and `rejected_message` hold a
+    completion that is more than its text: one with tool calls or thoughts, which the chat template renders.
     """
 
     prompt_id: str
@@ -74,11 +89,17 @@ class Pair:
     rejected_finished: bool = True
     chosen_token_ids: list[int] | None = None
     rejected_token_ids: list[int] | None = None
+    template: Template | None = None
+    chosen_message: Message | None = None
+    rejected_message: Message | None = None
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """One distinct wrong completion, with the right solutions that scorers may look at."""
+    """One distinct wrong completion, with the right solutions that scorers may look at.
+
+    `message`: the completion if it is more than its text, as in `Pair`.
+    """
 
     id: str
     prompt_id: str
@@ -88,6 +109,8 @@ class Wrong:
     solution: str | None
     right: list[str]
     token_ids: list[int] | None = None
+    template: Template | None = None
+    message: Message | None = None
 
 
 @dataclass(frozen=True)

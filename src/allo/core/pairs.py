@@ -61,6 +61,7 @@ def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
     return Pair(
         prompt_id=prompt.id,
         prompt=prompt.prompt,
+        template=prompt.template,
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_finished=chosen.finished,
@@ -81,6 +82,7 @@ def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) ->
             id=f"{prompt.id}-{verdict.index}",
             prompt_id=prompt.id,
             prompt=prompt.prompt,
+            template=prompt.template,
             completion=verdict.text,
             finished=verdict.finished,
             solution=prompt.solution,
@@ -100,9 +102,9 @@ def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str])
 
     `solutions`: gold ones by the prompt's id; where there is none, the best completion preferred to it stands for it.
     """
-    wrong: dict[tuple[str, str], Wrong] = {}
+    wrong: dict[str, Wrong] = {}
     for pair in pairs:
-        key = (str(pair.prompt), pair.rejected)
+        key = repr((pair.prompt, pair.template, pair.rejected, pair.rejected_message))
         if key in wrong:
             wrong[key].right.append(pair.chosen)
             continue
@@ -110,7 +112,9 @@ def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str])
             id=f"{pair.prompt_id}-rejected-{len(wrong)}",
             prompt_id=pair.prompt_id,
             prompt=pair.prompt,
+            template=pair.template,
             completion=pair.rejected,
+            message=pair.rejected_message,
             finished=pair.rejected_finished,
             solution=solutions.get(pair.prompt_id, pair.chosen),
             right=[pair.chosen],

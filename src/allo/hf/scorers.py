@@ -271,4 +271,5 @@ def _with_solution(wrong: Wrong) -> str | list[Message]:
     if isinstance(wrong.prompt, str):
         return shown + wrong.prompt
     *before, last = wrong.prompt
-    return [*before, Message(role=last["role"], content=shown + last["content"])]
+    shown_last: Message = {**last, "content": shown + last["content"]}
+    return [*before, shown_last]

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from allo.console import say
 from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.ranks import num_ranks, sum_over_ranks
@@ -38,6 +39,7 @@ from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
+from allo.hf.rows import Counts
 
 Row = Mapping[str, Any]
 REFERENCE_FILE = "reference.safetensors"
@@ -79,7 +81,7 @@ class SelectedTrainer(CheckpointedTrainer):
     # Of `record`, in the order in which ranks add them up.
     metrics: tuple[str, ...] = ()
     compares = True  # with a reference
-    make_rows: Callable[..., tuple[list[dict[str, Any]], int]]
+    make_rows: Callable[..., tuple[list[dict[str, Any]], Counts]]
     optimizer: torch.optim.Optimizer | None
     data_collator: PairCollator | CompletionCollator
     control: TrainerControl
@@ -125,7 +127,7 @@ class SelectedTrainer(CheckpointedTrainer):
         self.max_length, self.max_tokens_per_batch = max_length, max_tokens_per_batch
         self.reference, self.gradient_dtype, self.lean = reference, gradient_dtype, lean
         self.processing_class = processing_class
-        rows, self.num_dropped = self._rows(train_dataset)
+        rows, self.counts = self._rows(train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -203,9 +205,15 @@ class SelectedTrainer(CheckpointedTrainer):
     def _has_reference(rows: Sequence[Row]) -> bool:
         return any(name.endswith("_ref_logps") for name in rows[0])
 
-    def _rows(self, dataset: Iterable[Row]) -> tuple[list[dict[str, Any]], int]:
-        rows, dropped = self.make_rows(self.processing_class, dataset, max_length=self.max_length)
-        return [row | {"number": number} for number, row in enumerate(rows)], dropped
+    @property
+    def num_dropped(self) -> int:
+        return self.counts.dropped
+
+    def _rows(self, dataset: Iterable[Row]) -> tuple[list[dict[str, Any]], Counts]:
+        rows, counts = self.make_rows(self.processing_class, dataset, max_length=self.max_length)
+        if words := counts.words(self.max_length):
+            say(words)
+        return [row | {"number": number} for number, row in enumerate(rows)], counts
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
         return micro_batches(

@@ -31,7 +31,7 @@ from allo.core.ranks import sum_over_ranks
 from allo.core.selection import stable_hash
 from allo.hf.collate import Batch, PairCollator
 from allo.hf.policy import per_token_logps, shares_prefix
-from allo.hf.rows import completion_rows, pair_rows
+from allo.hf.rows import counted_completions, counted_pairs
 from allo.hf.selected_trainer import Options, Row, SelectedTrainer
 
 
@@ -42,7 +42,7 @@ class SftTrainer(SelectedTrainer):
     """
 
     compares = False
-    make_rows = staticmethod(completion_rows)
+    make_rows = staticmethod(counted_completions)
 
     def num_items(self, rows: Sequence[Row]) -> int:
         return sum(len(row["completion_ids"]) for row in rows)
@@ -72,7 +72,7 @@ class ForgetTrainer(SelectedTrainer):
         *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
         *("probabilities/forgotten", "forget/kept_tokens"),
     )
-    make_rows = staticmethod(completion_rows)
+    make_rows = staticmethod(counted_completions)
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class ImproveTrainer(SelectedTrainer):
         *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
         *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
     )
-    make_rows = staticmethod(pair_rows)
+    make_rows = staticmethod(counted_pairs)
 
     def __init__(
         self,

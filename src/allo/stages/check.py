@@ -7,6 +7,7 @@ import torch
 
 from allo.artifacts import read_json
 from allo.baselines.arguments import trl_arguments
+from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
@@ -14,11 +15,12 @@ from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
 from allo.hf.vllm_engine import require_vllm
+from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
 from allo.records import Prompt
 from allo.rounds import data_of_rounds
-from allo.sources import prompts_of, training_pairs
+from allo.sources import prompts_of, readings, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
 from allo.stages.reward import check_reward_model, has_no_answers
@@ -54,8 +56,9 @@ def check(recipe: Recipe) -> None:
     _check_lengths(recipe)
     _check_backend(recipe)
     _check_judge(recipe)
-    for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
-        prompts_of(recipe, source)
+    for key, reading in readings(recipe).items():
+        for sentence in reading.sentences:
+            say(f"{key}: {sentence}")
 
 
 def _check_judge(recipe: Recipe) -> None:
@@ -74,6 +77,7 @@ def _check_judge(recipe: Recipe) -> None:
         by_answer = samples + by_answer
     for prompt in by_answer:
         check_judgeable(prompt, verifier=recipe.judge.verifier)
+    check_gold(by_answer, verifier=recipe.judge.verifier)
     if recipe.judge.reward_model is not None:
         measured = by_reward if recipe.evaluate.reward_model is None else []
         check_reward_model(recipe, "judge.reward_model", recipe.judge.reward_model, samples + measured)

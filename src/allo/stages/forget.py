@@ -49,6 +49,8 @@ def _rows(run: RunFolder) -> list[dict[str, Any]]:
     return [
         {
             "prompt": wrong.prompt,
+            "template": wrong.template,
+            "message": wrong.message,
             "completion": wrong.completion,
             "finished": wrong.finished,
             "completion_ids": scored[wrong.id]["token_ids"],

@@ -15,11 +15,11 @@ from allo.console import track
 from allo.core.token_credit import first_marked, from_logratios, token_weights
 from allo.hf.collate import SIDES
 from allo.hf.contrast import side_weights, train_sides
-from allo.hf.models import Tokenizer, load_tokenizer
+from allo.hf.models import Tokenizer
 from allo.hf.policy import check_head
 from allo.hf.rewriter import load_rewriter
 from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
-from allo.hf.start import load_start, read_start
+from allo.hf.start import load_start, load_start_tokenizer
 from allo.hf.tokenization import tokenize
 from allo.recipe import Recipe
 from allo.recipe.scores import Score
@@ -41,9 +41,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `05-token-scores.parquet`."""
     assert recipe.score is not None
     wrong = read_jsonl(run.wrong, Wrong)
-    tokenizer = load_tokenizer(
-        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_start_tokenizer(recipe, run)
     rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -104,9 +102,7 @@ def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
 def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
     """The rewriter in the starting model's place: the completions' tokens are the policy's."""
     assert recipe.score is not None and recipe.score.rewriter is not None
-    tokenizer = load_tokenizer(
-        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_start_tokenizer(recipe, run)
     own = load_rewriter(
         recipe.score.rewriter,
         tokenizer,
