@@ -11,14 +11,15 @@ from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
-from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
+from allo.hf.models import TOKENIZER_FILES, Tokenizer, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
+from allo.hf.templates import check_rendering
 from allo.hf.vllm_engine import require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
-from allo.records import Prompt
+from allo.records import Pair, Prompt
 from allo.rounds import data_of_rounds
 from allo.sources import prompts_of, readings, training_pairs
 from allo.stages import improve, locate
@@ -55,24 +56,28 @@ def check(recipe: Recipe) -> None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
     _check_backend(recipe)
-    _check_judge(recipe)
+    _check_judge(recipe, tokenizer)
+    for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
+        check_rendering(tokenizer, prompts_of(recipe, source))
     for key, reading in readings(recipe).items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
 
 
-def _check_judge(recipe: Recipe) -> None:
-    """Whether everything that is judged can be: by its answer, or by a reward model."""
+def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Whether everything that is judged can be, by its answer or by a reward model, and the chat template takes it."""
     samples: list[Prompt] = []
+    pairs: list[Pair] = []
     if recipe.data.pairs is None:
         samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
     else:
-        training_pairs(recipe)
+        pairs = training_pairs(recipe)
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     judge = recipe.measuring_reward_model
     open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
     by_reward = [prompt for name in open_sets for prompt in sets[name]]
     by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
+    check_rendering(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
     if recipe.judge.reward_model is None:
         by_answer = samples + by_answer
     for prompt in by_answer:
