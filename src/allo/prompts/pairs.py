@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from allo.errors import UserError
 from allo.json_text import half_a_pair
@@ -30,6 +30,8 @@ class PairRow(BaseModel):
     rejected_finished: bool = True
     chosen_message: ChatMessage | None = None
     rejected_message: ChatMessage | None = None
+    chosen_token_ids: list[NonNegativeInt] | None = None
+    rejected_token_ids: list[NonNegativeInt] | None = None
 
 
 class CompletionRow(BaseModel):
@@ -147,6 +149,8 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
             template=template,
             chosen_message=_message(one.chosen_message or chosen),
             rejected_message=_message(one.rejected_message or rejected),
+            chosen_token_ids=_sampled(one.chosen_token_ids, one.chosen, chosen, place=answered.place),
+            rejected_token_ids=_sampled(one.rejected_token_ids, one.rejected, rejected, place=answered.place),
         )
         if _side(pair.chosen, pair.chosen_message) == _side(pair.rejected, pair.rejected_message):
             notes.dropped[EQUAL] += 1
@@ -188,3 +192,14 @@ def _filled(name: str, answered: Answered) -> Side:
 
 def _message(side: Side) -> Message | None:
     return side.record if isinstance(side, ChatMessage) and side.is_more_than_text else None
+
+
+def _sampled(
+    ids: list[int] | None, given: str | list[ChatMessage], side: Side, *, place: str
+) -> list[int] | None:
+    """Return the ids that a row gives for an answer's text, which must then be the answer and nothing else."""
+    if ids is not None and (not ids or given != side):
+        raise UserError(
+            f"{place}: token ids are the answer's alone: give `prompt` beside them, and at least one; or remove them."
+        )
+    return ids
