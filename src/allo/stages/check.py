@@ -1,6 +1,6 @@
 """Find bad input before a run's first stage costs time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from allo.hf.arguments import training_arguments
 from allo.hf.models import TOKENIZER_FILES, Tokenizer, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
+from allo.hf.templates import check_rendering
 from allo.hf.vllm_engine import require_vllm
 from allo.hf.written import check_written
 from allo.prompts.gold import check_gold
@@ -57,13 +58,21 @@ def check(recipe: Recipe) -> None:
     _check_lengths(recipe)
     _check_backend(recipe)
     _check_judge(recipe, tokenizer)
+    for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
+        _check_templates(tokenizer, prompts_of(recipe, source))
     for key, reading in readings(recipe).items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
 
 
+def _check_templates(tokenizer: Tokenizer, rows: Sequence[Prompt | Pair]) -> None:
+    """Whether the chat template takes every row, and writes all that a row gives it."""
+    check_rendering(tokenizer, rows)
+    check_written(tokenizer, rows)
+
+
 def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Whether everything that is judged can be: by its answer, or by a reward model."""
+    """Whether everything that is judged can be, by its answer or by a reward model, and the chat template takes it."""
     samples: list[Prompt] = []
     pairs: list[Pair] = []
     if recipe.data.pairs is None:
@@ -75,7 +84,7 @@ def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
     open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
     by_reward = [prompt for name in open_sets for prompt in sets[name]]
     by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
-    check_written(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
+    _check_templates(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
     if recipe.sample.backend == "openai":
         for prompt in samples:
             check_servable(prompt, api=recipe.sample.api)
