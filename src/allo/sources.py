@@ -42,7 +42,8 @@ def _prompts_and_readings(
     if not isinstance(source, Data) or source.mixture is None:
         prompts, reading = prompts_and_reading(_prompt_source(recipe, source))
         return prompts, {key: reading}
-    parts, found = [], {}
+    parts: list[tuple[Part, list[Prompt]]] = []
+    found: dict[str, Reading] = {}
     for number, part in enumerate(source.mixture):
         prompts, of_part = _prompts_and_readings(recipe, part, key=f"{key}.mixture.{number}")
         parts.append((part, prompts))

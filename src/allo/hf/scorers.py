@@ -43,6 +43,7 @@ class Sample:
     finished: bool
     right: bool
     token_ids: list[int] | None = None
+    message: Message | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
             row.wrong.completion,
             completion_ids=row.tokens.completion_ids,
             max_length=room,
+            template=row.wrong.template,
         )
         for row in rows
     ]
@@ -241,7 +243,12 @@ def _ids(sample: Sample, beside: Wrong, context: Context) -> list[int]:
     if sample.token_ids is not None:
         return sample.token_ids
     tokens = tokenize(
-        context.tokenizer, beside.prompt, sample.text, finished=sample.finished, max_length=sys.maxsize
+        context.tokenizer,
+        beside.prompt,
+        sample.message or sample.text,
+        finished=sample.finished,
+        max_length=sys.maxsize,
+        template=beside.template,
     )
     return [] if tokens is None else tokens.completion_ids
 

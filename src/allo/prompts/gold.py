@@ -68,19 +68,19 @@ def _lettered(row: Given) -> str | None:
     answer, choices = row.answer, row.choices or []
     if not isinstance(answer, str) or _is_option(answer, choices):
         return None
-    letter, named = _LETTER.fullmatch(answer.strip()), _LETTER_AND_TEXT.fullmatch(answer.strip())
-    if letter is None and named is None:
+    alone, before = _LETTER.fullmatch(answer.strip()), _LETTER_AND_TEXT.fullmatch(answer.strip())
+    found = alone or before
+    if found is None:
         return None
-    found = (letter[1] if letter else named[1] or named[2]) if letter or named else ""
+    letter = (found[1] or found[2] if found is before else found[1]).upper()
     labels = [_LETTER_AND_TEXT.fullmatch(choice.strip()) for choice in choices]
     own = [(label[1] or label[2]).upper() for label in labels if label is not None]
     places = own if choices and len(own) == len(choices) else [chr(ord("A") + n) for n in range(len(choices))]
-    if places.count(found.upper()) != 1:
+    if places.count(letter) != 1:
         return None
-    option = choices[places.index(found.upper())]
-    if letter is None:
-        assert named is not None
-        return option if _bare(option) == _bare(named[3]) else None
+    option = choices[places.index(letter)]
+    if alone is None:
+        return option if _bare(option) == _bare(found[3]) else None
     if any(_LETTER.fullmatch(choice.strip()) for choice in choices):
         raise UserError(
             f"{row.place}: `answer` {shown(answer)} is none of the `choices`, which are letters themselves; write the right "

@@ -1,6 +1,6 @@
 """Find bad input before a run's first stage costs time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
 from allo.hf.templates import check_rendering
 from allo.hf.vllm_engine import require_vllm
+from allo.hf.written import check_written
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
@@ -25,7 +26,7 @@ from allo.sources import prompts_of, readings, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
 from allo.stages.reward import check_reward_model, has_no_answers
-from allo.stages.sample import prompt_room
+from allo.stages.sample import check_servable, prompt_room
 
 
 def check(recipe: Recipe) -> None:
@@ -58,10 +59,16 @@ def check(recipe: Recipe) -> None:
     _check_backend(recipe)
     _check_judge(recipe, tokenizer)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
-        check_rendering(tokenizer, prompts_of(recipe, source))
+        _check_templates(tokenizer, prompts_of(recipe, source))
     for key, reading in readings(recipe).items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
+
+
+def _check_templates(tokenizer: Tokenizer, rows: Sequence[Prompt | Pair]) -> None:
+    """Whether the chat template takes every row, and writes all that a row gives it."""
+    check_rendering(tokenizer, rows)
+    check_written(tokenizer, rows)
 
 
 def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
@@ -77,7 +84,10 @@ def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
     open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
     by_reward = [prompt for name in open_sets for prompt in sets[name]]
     by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
-    check_rendering(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
+    _check_templates(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
+    if recipe.sample.backend == "openai":
+        for prompt in samples:
+            check_servable(prompt, api=recipe.sample.api)
     if recipe.judge.reward_model is None:
         by_answer = samples + by_answer
     for prompt in by_answer:

@@ -79,7 +79,7 @@ def complete(
     """Complete the prompts, each cut to `prompt_room`, going on where an earlier process stopped."""
     lines = ResumableLines(path)
     room = prompt_room(num_positions(model), max_length=max_length, max_new_tokens=max_new_tokens)
-    whole = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
+    whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     ids = [cut_left(tokenizer, prompt, room) for prompt in whole]
     total = num_batches(len(ids), num_generations=num_generations, batch_size=batch_size)
     batches = generate(
@@ -128,6 +128,20 @@ def _completed(
     )
 
 
+def ids_of(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt, rendered with its template's settings."""
+    return prompt_ids(tokenizer, prompt.prompt, template=prompt.template, place=f"prompt {prompt.id}")
+
+
+def check_servable(prompt: Prompt, *, api: str) -> None:
+    """Refuse a prompt with settings of the chat template that servers are not sent. Raises `UserError`."""
+    if prompt.template and api == "chat":
+        raise UserError(
+            f"prompt {prompt.id}: `{next(iter(prompt.template))}` is not sent to a server's chat API; set sample.api to "
+            "completions, where the prompt is rendered here."
+        )
+
+
 def turn_ends(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[int]:
     """Return the ids that end a completion of these prompts beside EOS: the end of a turn if there are messages."""
     has_messages = any(not isinstance(prompt.prompt, str) for prompt in prompts)
@@ -137,7 +151,7 @@ def turn_ends(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[int]:
 def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
     tokenizer, room = load_start_tokenizer(recipe, run), _room_at_start(recipe, run)
     lines = ResumableLines(run.completions)
-    whole = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
+    whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     batches = vllm_generate(
         Path(read_start(run).model),
         [cut_left(tokenizer, prompt, room) for prompt in whole],
@@ -183,15 +197,19 @@ def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Promp
         f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
         num_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
     )
-    num_cut = sum(len(prompt_ids(tokenizer, prompt.prompt)) > room for prompt in prompts)
+    num_cut = sum(len(ids_of(tokenizer, prompt)) > room for prompt in prompts)
     return _completed(prompts, lines, num_cut=num_cut, counts=counts)
 
 
 def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> served.Asked:
     """A prompt as servers read it. Raises `UserError` for messages that are too long, which nobody can cut."""
-    length = len(prompt_ids(tokenizer, prompt.prompt))
+    length = len(ids_of(tokenizer, prompt))
     if isinstance(prompt.prompt, str) or api == "completions":
-        return served.Asked(prompt.id, prompt_text(tokenizer, prompt.prompt, room), min(length, room))
+        text = prompt_text(
+            tokenizer, prompt.prompt, room, template=prompt.template, place=f"prompt {prompt.id}"
+        )
+        return served.Asked(prompt.id, text, min(length, room))
+    check_servable(prompt, api=api)
     if length > room:
         raise UserError(
             f"prompt {prompt.id}: its messages have {length} tokens, and {room} leave room for a completion. Set "

@@ -124,8 +124,14 @@ def _samples(run: RunFolder) -> dict[str, list[Sample]]:
     for pair in read_jsonl(run.pairs, Pair):
         samples.setdefault(pair.prompt_id, []).extend(
             [
-                Sample(pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids),
-                Sample(pair.rejected, pair.rejected_finished, False, pair.rejected_token_ids),
+                Sample(pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message),
+                Sample(
+                    pair.rejected,
+                    pair.rejected_finished,
+                    False,
+                    pair.rejected_token_ids,
+                    pair.rejected_message,
+                ),
             ]
         )
     return samples
@@ -138,10 +144,12 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
         tokens = tokenize(
             tokenizer,
             one.prompt,
-            one.completion,
+            one.message or one.completion,
             finished=one.finished,
             completion_ids=one.token_ids,
             max_length=max_length,
+            template=one.template,
+            place=f"prompt {one.prompt_id}",
         )
         rows += [Scored(one, tokens)] if tokens else []
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
