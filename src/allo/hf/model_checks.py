@@ -161,6 +161,8 @@ def num_positions(config: PretrainedConfig) -> int | None:
     config = config.get_text_config()
     if config.model_type in _UNLIMITED or getattr(config, "alibi", False):
         return None
+    if not getattr(config, "position_biased_input", True):  # DeBERTa: distances, without a table of positions
+        return None
     attention = getattr(config, "attn_config", None)
     if getattr(attention, "alibi", False) or (isinstance(attention, dict) and attention.get("alibi")):
         return None

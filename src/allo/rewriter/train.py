@@ -11,6 +11,7 @@ from allo.artifacts import sha256_file, sha256_json, write_atomic, write_json, w
 from allo.core.param_mask import ParamMask
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
+from allo.hf.model_checks import num_positions
 from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
 from allo.hf.rewriter import RECORD, SCHEMA, tokenizer_hash
 from allo.hf.start import DTYPES, save_whole
@@ -159,7 +160,7 @@ def _work_folder(out: Path, made_from: Any) -> Path:
 def _make_room(model: Model, max_length: int) -> None:
     """Let a model with plain rotary positions, which learns nothing for a position, read rows of `max_length`."""
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = num_positions(config)
     if positions is None or positions >= max_length:
         return
     rope = getattr(config, "rope_parameters", None) or {}
