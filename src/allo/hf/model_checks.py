@@ -23,10 +23,11 @@ _SCALES = re.compile(
 # Tables that older checkpoints keep and that models now compute for themselves.
 _TABLES = re.compile(r"(rotary_emb\.inv_freq|position_ids|attn\.masked_bias|attention\.masked_bias)$")
 
+_DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 # The largest that any model has, by a wide margin: what is beyond would fill the memory before it failed.
 _LARGEST = {
     "vocab_size": 1 << 26,
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 10_000),
+    **dict.fromkeys(_DEPTH, 2000),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 1 << 20),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), 1 << 24),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "num_key_value_heads"), 1 << 16),
@@ -100,6 +101,17 @@ def doubtful_sizes(folder: Path) -> str:
     return f"; its config.json says {', '.join(wrong)}" if wrong else ""
 
 
+def check_depth(folder: Path, ref: str | Path) -> None:
+    """Raise UserError if config.json has more layers than the files have tensors: building them would take hours."""
+    config, num_stored = read_config_json(folder), len(Checkpoint.open(folder).stored)
+    for key in _DEPTH:
+        if isinstance(config.get(key), int) and config[key] > num_stored:
+            raise UserError(
+                f"{ref}: config.json says {key}: {config[key]}, but the files hold {num_stored} tensors: the two are not of "
+                "one model; download the folder again."
+            )
+
+
 def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path) -> None:
     """Raise UserError unless the folder's tensors can be the weights of `model`, which may lie on the meta device.
 
@@ -111,7 +123,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path) -> None:
     for name, entry in stored.items():
         if entry.dtype not in DENSE_DTYPES and not is_harmless(name, model):
             raise UserError(f"{ref}: tensor {name} is stored as {_called(entry)}: quantised weights. {DENSE}")
-    for name in known.keys() & stored.keys():
+    for name in sorted(known.keys() & stored.keys()):
         if tuple(known[name].shape) != stored[name].shape:
             raise UserError(
                 f"{ref}: tensor {name} has shape {list(stored[name].shape)} in {stored[name].file.name}, but config.json "

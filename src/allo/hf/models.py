@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from allo.checkpoints import INDEX, refuse_adapter, refuse_pickles, weight_files
 from allo.core.finite import check_finite
 from allo.errors import UserError
-from allo.hf.model_checks import check_config, check_stored, doubtful_sizes, refuse_left_over
+from allo.hf.model_checks import check_config, check_depth, check_stored, doubtful_sizes, refuse_left_over
 from allo.hf.tokenizer_checks import check_tokenizer
 
 # The names by which stages know what they pass on.
@@ -88,6 +88,7 @@ def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = Fal
     Nothing but headers is read, so this is for before the first stage.
     """
     require_safetensors(folder, ref)
+    check_depth(folder, ref)
     model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
     check_stored(model, folder, ref)
 
@@ -111,7 +112,7 @@ def model_of_config(
 
     Raises `UserError` where transformers has no causal language model of the kind.
     """
-    with loading(config.name_or_path, "a causal language model"):
+    with loading(config.name_or_path, "a causal language model", folder=Path(config.name_or_path)):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
@@ -124,6 +125,7 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
     require_safetensors(folder, folder)
+    check_depth(folder, folder)
     model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
     return {name for name, _ in model.named_parameters()}
 
@@ -134,6 +136,7 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
     Raises `UserError` for a folder without such a configuration.
     """
     require_safetensors(folder, folder)
+    check_depth(folder, folder)
     model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
     holders = Counter(id(param) for module in model.modules() for param in module.parameters(recurse=False))
     return {

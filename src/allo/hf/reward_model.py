@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from allo.checkpoints import refuse_adapter
 from allo.errors import UserError
-from allo.hf.model_checks import check_config, check_stored
+from allo.hf.model_checks import check_config, check_depth, check_stored
 from allo.hf.models import (
     CONFIG_FILES,
     MODEL_FILES,
@@ -80,6 +80,7 @@ def load_reward_model(
     where = resolve_device(device)
     folder, _ = locate_checkpoint(ref, MODEL_FILES)
     require_safetensors(folder, ref)
+    check_depth(folder, ref)
     with loading(ref, KIND, folder=folder):
         with torch.device("meta"):
             empty = AutoModelForSequenceClassification.from_config(
