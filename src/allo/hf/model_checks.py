@@ -24,6 +24,7 @@ _SCALES = re.compile(
 _TABLES = re.compile(r"(rotary_emb\.inv_freq|position_ids|attn\.masked_bias|attention\.masked_bias)$")
 
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_LAYER = re.compile(r"blk\.(\d+)\.")  # a GGUF file's
 # The largest that any model has, by a wide margin: what is beyond would fill the memory before it failed.
 _LARGEST = {
     "vocab_size": 1 << 26,
@@ -131,6 +132,23 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path) -> None:
             )
     if {name for name, _ in model.named_parameters()} <= stored.keys():
         refuse_left_over(stored.keys() - known.keys(), model, ref)
+
+
+def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -> None:
+    """Raise UserError if a GGUF file has layers beyond those that its header counts: transformers does not report them."""
+    from gguf import GGUFReader
+
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if num_layers is None:
+        return
+    layers = {tensor.name: _LAYER.match(tensor.name) for tensor in GGUFReader(file).tensors}
+    beyond = sorted(name for name, found in layers.items() if found and int(found[1]) >= num_layers)
+    if beyond:
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise UserError(
+            f"{ref}: its header counts {num_layers} layers, but it holds tensor {beyond[0]}{more}: the file is damaged; "
+            "download it again."
+        )
 
 
 def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -> None:

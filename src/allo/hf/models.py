@@ -28,7 +28,14 @@ from transformers.utils import logging as transformers_logging
 from allo.checkpoints import INDEX, refuse_adapter, refuse_pickles, weight_files
 from allo.core.finite import check_finite
 from allo.errors import UserError
-from allo.hf.model_checks import check_config, check_depth, check_stored, doubtful_sizes, refuse_left_over
+from allo.hf.model_checks import (
+    check_config,
+    check_depth,
+    check_stored,
+    doubtful_sizes,
+    refuse_gguf_left_over,
+    refuse_left_over,
+)
 from allo.hf.tokenizer_checks import check_tokenizer
 
 # The names by which stages know what they pass on.
@@ -76,6 +83,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+        if gguf:
+            refuse_gguf_left_over(folder / gguf, model, ref)
     require_all_weights(model, info, ref, advice="give a complete checkpoint of a causal language model")
     assert not getattr(model, "is_quantized", False)  # transformers trains and saves no quantised model
     assert all(parameter.dtype == dtype for parameter in model.parameters())

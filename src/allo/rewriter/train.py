@@ -16,6 +16,7 @@ from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
 from allo.hf.rewriter import RECORD, SCHEMA, tokenizer_hash
 from allo.hf.start import DTYPES, save_whole
 from allo.hf.tokenization import prompt_ids
+from allo.hf.tokenizer_checks import check_ids_fit
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import train
 from allo.recipe.errors import explain
@@ -73,6 +74,7 @@ def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dic
     tokenizer = load_tokenizer(
         model, pad_token=settings.pad_token, trust_remote_code=settings.trust_remote_code
     )
+    check_ids_fit(tokenizer, policy.config, ref=model)
     _make_room(policy, settings.max_length)
     trainer = trainer_of(policy, tokenizer, rows, settings, folder=work)
     metrics = train(trainer)
