@@ -113,9 +113,9 @@ def read_delta(path: str | Path) -> Delta:
     if content.header.get("k") != delta.num_changed:
         found = f"{delta.num_changed} entries instead of {content.header.get('k')}"
         raise UserError(f"{path}: a tensor is missing, the file holds {found}: write it again")
-    found = first_not_finite(delta.values.items())
-    if found is not None:
-        say(f"{path}: {found}: whoever applies this delta gets a model with such weights")
+    not_finite = first_not_finite(delta.values.items())
+    if not_finite is not None:
+        say(f"{path}: {not_finite}: whoever applies this delta gets a model with such weights")
     return delta
 
 

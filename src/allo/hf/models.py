@@ -174,7 +174,7 @@ def load_tokenizer(
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
     """
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
-    with loading(ref, "a tokenizer"):
+    with loading(ref, "a tokenizer", folder=folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, gguf_file=gguf, trust_remote_code=trust_remote_code
         )

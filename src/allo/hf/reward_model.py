@@ -145,7 +145,7 @@ def load_reward_tokenizer(
     Raises `UserError` where there is no tokenizer or no padding, or `pad_token` is unknown.
     """
     folder, _ = locate_checkpoint(ref, TOKENIZER_FILES)
-    with loading(ref, "a tokenizer"):
+    with loading(ref, "a tokenizer", folder=folder):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         check_tokenizer(tokenizer, ref)
     check_ids_fit(tokenizer, config, ref=ref)
