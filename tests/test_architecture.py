@@ -66,7 +66,9 @@ HOUSE = {
     "provenance": Room(),
     "rows": Room({"errors", "records", "json_text"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     # No recipe, no run folder: pure functions and small classes on tensors.
-    "core": Room({"errors", "records", "json_text", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
+    "core": Room(
+        {"errors", "records", "console", "json_text", "artifacts", "granularity"}, {*TENSORS, "scipy"}
+    ),
     "wording": Room({"records"}),
     # The `openai` package is loaded where a question is asked.
     "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, lazy={"openai"}),

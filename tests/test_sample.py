@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from allo.errors import UserError
+from allo.hf.model_checks import num_positions
 from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
 from allo.hf.tokenization import prompt_ids
 from allo.records import Prompt
-from allo.stages.sample import Completed, complete, num_positions, prompt_room
+from allo.stages.sample import Completed, complete, prompt_room
 from tiny_run import LAB
 
 POSITIONS = 128  # of the laboratory's model
@@ -60,7 +61,7 @@ def test_prompts_are_cut_to_their_room_and_counted(
     num_cut: int,
 ) -> None:
     model, tokenizer = policy
-    assert num_positions(model) == POSITIONS
+    assert num_positions(model.config) == POSITIONS
     prompts = [Prompt("short", "Tom has 7 pens.\n"), Prompt("long", "Tom has 7 pens.\n" * 18)]
     lengths = [len(prompt_ids(tokenizer, prompt.prompt)) for prompt in prompts]
     assert lengths[0] < 38 and 100 < lengths[1] <= 110

@@ -4,14 +4,15 @@ Headers alone give names, shapes and dtypes. Data are read with plain file reads
 pages of a mapping count as resident until they are dropped, plain reads leave one piece at a time.
 """
 
-import json
 import math
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +20,26 @@ from torch import Tensor
 from allo.artifacts import folder_written_aside
 from allo.core.fingerprints import CODES, DTYPES, Digest, as_bits, combine
 from allo.errors import UserError
+from allo.json_text import parse_json
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_AGAIN = "Copy or download it again."
+_LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 # Entries of a tensor read at a time: what is done with them finds them in the processor's cache.
 PIECE = 1 << 19
 
 # Other formats' weights beside a checkpoint: a patched copy must not carry them along unpatched.
 _WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".safetensors", ".part"}
 
+DENSE = "Give the dense original (bf16, fp16 or fp32) that it was made from; its card often names it as base_model."
+_MERGE = (
+    "import sys, transformers as t; from peft import PeftModel; base, adapter, out = sys.argv[1:]; "
+    "model = PeftModel.from_pretrained(t.{kind}.from_pretrained(base), adapter).merge_and_unload(); "
+    "model.save_pretrained(out); t.AutoTokenizer.from_pretrained(base).save_pretrained(out)"
+)
 _PICKLES = "pytorch_model*.bin"  # what transformers calls pickled weights
 _CONVERT = (
     "import glob, sys, torch; from safetensors.torch import save_file; "
@@ -58,13 +71,13 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
-        """Read the headers of `model.safetensors` or of the shards that the folder's index names.
+        """Read the headers of the files that `weight_files` finds.
 
-        Raises UserError for a missing folder or shard, a truncated or damaged file, a tensor that
-        the index promises but no shard has, and for pickled weights (with the command that converts them).
+        Raises UserError as `weight_files` does, for a truncated or damaged file, and for a tensor that the index
+        promises but no shard has.
         """
         folder = Path(folder)
-        files = _files(folder)
+        files = weight_files(folder)
         stored: dict[str, Stored] = {}
         for file in files:
             for name, entry in _read_header(file).items():
@@ -179,30 +192,125 @@ def _cut(entry: Stored) -> UserError:
     return UserError(f"{entry.file} was cut while it was read: copy or download it again")
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files that hold a folder's weights: `model.safetensors`, or the shards that its index names.
+
+    Everything that reads weights asks this function, so all of it reads the same tensors. Weights under other names
+    (`consolidated.safetensors`, `model.fp16.safetensors`, `pytorch_model.bin` beside safetensors) are not read.
+
+    Raises UserError for a missing folder or shard, for pickled weights (with the command that converts them), for an
+    adapter, and where two files could be meant: a whole model beside shards, or a shard that the index does not name.
+    """
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder; a model of the Hub must be downloaded first (hf download)"
         )
-    if (folder / INDEX).is_file():
-        files = tuple(folder / shard for shard in sorted(set(_weight_map(folder).values())))
-        for file in files:
-            if not file.is_file():
-                raise UserError(f"{file}: this shard is missing, {INDEX} names it: download the folder again")
-        return files
-    if (folder / "model.safetensors").is_file():
-        return (folder / "model.safetensors",)
-    refuse_pickles(folder)
-    raise UserError(f"{folder} has neither model.safetensors nor {INDEX}")
+    refuse_adapter(folder)
+    single, index = folder / SINGLE, folder / INDEX
+    named = sorted(set(_weight_map(folder).values())) if index.is_file() else []
+    shards = sorted(file.name for file in folder.iterdir() if _SHARD.fullmatch(file.name))
+    if single.is_file():
+        others = sorted({*named, *shards} - {SINGLE})
+        if others:
+            raise UserError(
+                f"{folder} holds its weights twice, in {SINGLE} and in {others[0]}{_and_more(others)}: which of them "
+                f"count? Keep one: remove {SINGLE}, or remove the shards and {INDEX}."
+            )
+        named = [SINGLE]
+    elif named:
+        strays = [name for name in shards if name not in named]
+        if strays:
+            raise UserError(
+                f"{folder}: {strays[0]}{_and_more(strays)} is not named in {INDEX}, so the folder mixes two downloads or "
+                "its index is old: remove the shards that do not belong to it, or download the folder again."
+            )
+    elif shards:
+        raise UserError(f"{folder} has shards ({shards[0]}) but no {INDEX}: download the folder again.")
+    else:
+        refuse_pickles(folder)
+        others = sorted(file.name for file in folder.glob("*.safetensors"))
+        found = (
+            f", only {others[0]}{_and_more(others)}: rename the file that holds the model" if others else ""
+        )
+        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}{found}.")
+    for name in named:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: this shard is missing, {INDEX} names it: download the folder again"
+            )
+    _refuse_other_name(folder, named)
+    return tuple(folder / name for name in named)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise UserError, with the command that merges it, for a folder that holds an adapter.
+
+    transformers puts an adapter onto the weights without a word, where PEFT is installed.
+    """
+    file = folder / ADAPTER
+    if not file.exists():
+        return
+    try:
+        settings = parse_json(file.read_bytes(), place=str(file), largest=_LARGEST_HEADER)
+    except (UserError, OSError):
+        settings = None
+    settings = settings if isinstance(settings, dict) else {}
+    classifier = settings.get("task_type") == "SEQ_CLS"
+    code = _MERGE.format(kind=f"AutoModelFor{'SequenceClassification' if classifier else 'CausalLM'}")
+    if (folder / "config.json").is_file():
+        what = (
+            f"an adapter ({ADAPTER}) beside a whole model, and transformers would load both. If it is merged already, "
+            f"remove {ADAPTER}; otherwise move the adapter's files into a folder of their own and merge it"
+        )
+        places = [str(folder), "ADAPTER", "MERGED"]
+    else:
+        what = f"an adapter ({ADAPTER}) and no whole model. Merge it into its base and give the merged folder"
+        places = [str(settings.get("base_model_name_or_path") or "BASE"), str(folder), "MERGED"]
+    raise UserError(f"{folder} holds {what}:\n  python -c {shlex.join([code, *places])}")
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
+    """Raise UserError if config.json sends transformers to another file (`transformers_weights`)."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return
+    asked = read_config_json(folder).get("transformers_weights")
+    if asked is not None and asked not in (INDEX, *named[:1]):
+        raise UserError(
+            f"{config}: `transformers_weights` names {asked!r}, but allo reads {named[0]}: remove the key, or rename the file."
+        )
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json; raises UserError if it is no JSON object."""
+    place = f"{folder / 'config.json'}"
+    try:
+        raw = (folder / "config.json").read_bytes()
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error}). {_AGAIN}") from error
+    config = parse_json(raw, place=place, advice=_AGAIN, largest=_LARGEST_HEADER)
+    if not isinstance(config, dict):
+        raise UserError(f"{place}: must be a JSON object, found {type(config).__name__}. {_AGAIN}")
+    return config
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        assert all(isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"{folder / INDEX} has no valid weight_map: download it again") from error
-    return dict(weight_map)
+    place = f"{folder / INDEX}"
+    index = parse_json((folder / INDEX).read_bytes(), place=place, advice=_AGAIN, largest=_LARGEST_HEADER)
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{place} has no valid weight_map: download it again")
+    for name, shard in found.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
+            raise UserError(
+                f"{place} has no valid weight_map: tensor {name} is said to be in {shard!r}, which is no file of the "
+                "folder: download it again"
+            )
+    return dict(found)
 
 
 def _read_header(file: Path) -> dict[str, Stored]:
@@ -210,28 +318,21 @@ def _read_header(file: Path) -> dict[str, Stored]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        raw = stream.read(length) if 8 + length <= size else b""
+        raw = stream.read(length) if 8 + length <= size and length <= _LARGEST_HEADER else b""
+    if len(raw) < 2:
+        raise UserError(f"{file} is truncated or not a safetensors file: copy or download it again")
     try:
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        start = 8 + length
-        entries = {
-            name: Stored(
-                file=file,
-                dtype=DTYPES[entry["dtype"]],
-                shape=tuple(entry["shape"]),
-                offset=start + entry["data_offsets"][0],
-                num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header = parse_json(raw, place=str(file))
+    except UserError as error:
         raise UserError(
-            f"{file} is truncated or not a safetensors file: copy or download it again"
+            f"{file} is truncated or not a safetensors file ({error}) copy or download it again"
         ) from error
+    if not isinstance(header, dict) or not isinstance(metadata := header.pop("__metadata__", {}), dict):
+        raise UserError(f"{file} is not a safetensors file: copy or download it again")
     if "allo" in metadata:
         raise UserError(f"{file} is a mask, importance or delta of allo, not a checkpoint")
-    end = start
+    end = start = 8 + length
+    entries = {name: _entry(file, name, raw_entry, start) for name, raw_entry in header.items()}
     in_order = dict(sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)))
     for name, entry in in_order.items():
         if entry.offset != end or entry.num_bytes != math.prod(entry.shape) * entry.dtype.itemsize:
@@ -242,3 +343,23 @@ def _read_header(file: Path) -> dict[str, Stored]:
     if end != size:
         raise UserError(f"{file} is truncated: it has {size} of {end} bytes; copy or download it again")
     return in_order
+
+
+def _entry(file: Path, name: str, raw: object, start: int) -> Stored:
+    """One tensor of a header whose data begin at byte `start`."""
+    try:
+        assert isinstance(raw, dict)
+        code, shape, (first, last) = raw["dtype"], raw["shape"], raw["data_offsets"]
+        assert isinstance(code, str) and all(
+            type(size) is int and size >= 0 for size in [*shape, first, last]
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: the header is wrong about tensor {name}: copy or download the file again"
+        ) from error
+    if code not in DTYPES:
+        raise UserError(
+            f"{file}: tensor {name} is stored as {code}, which allo does not read: a dtype of quantised weights, or a "
+            f"damaged file. {DENSE}"
+        )
+    return Stored(file, DTYPES[code], tuple(shape), offset=start + first, num_bytes=last - first)

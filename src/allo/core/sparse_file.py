@@ -9,9 +9,13 @@ has entries it holds, beside one `<tensor name>.<column>` of equal length where 
   `SparseWeightPatch` takes, uncompressed and aligned, so that they can be mapped into memory;
 - in the profile "compact" `<tensor name>.gaps`: the same indices as `gap_code` packs them (uint8).
 
+The header's `digest` is of the rest of the header and of every index and value, so no damaged bit passes for another
+weight. It is the same in both profiles.
+
 Reading finds out by itself. Tensors are encoded and written, read and decoded one at a time.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +28,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from allo.artifacts import written_aside
+from allo.console import say
 from allo.core import gap_code
-from allo.core.fingerprints import CODES
+from allo.core.fingerprints import CODES, combine, digests
 from allo.errors import UserError
+from allo.json_text import parse_json
 
-SCHEMA = 2
-_READABLE = (1, SCHEMA)  # schema 1 is the profile "interop", which had no name then
+SCHEMA = 3
+# Schema 1 is the profile "interop", which had no name then; schema 2 has no digest.
+_WITHOUT_DIGEST = (1, 2)
 _KEY = "allo"
 _ALIGNED = 8  # bytes: what the widest dtype asks of its place in a mapped file
 
@@ -67,6 +74,7 @@ def write(
         ]
     shapes = {name: list(shape) for name, shape in content.shapes.items()}
     header = {"kind": kind, "schema": SCHEMA, "profile": profile, "shapes": shapes, **content.header}
+    header["digest"] = _digest(header, content.indices, content.column)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as part:
         _write_safetensors(part, parts, metadata={_KEY: json.dumps(header, sort_keys=True)})
@@ -75,8 +83,9 @@ def write(
 def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
     """Read and check what `write` wrote, in either profile.
 
-    Raises UserError when the file is missing, truncated, of another kind or schema, or when its
-    indices are not int32 (or do not decode to such), sorted, unique and within their tensor's shape.
+    Raises UserError when the file is missing, truncated, of another kind or schema, when its
+    indices are not int32 (or do not decode to such), sorted, unique and within their tensor's shape, and when
+    its content does not have the header's digest. Of a file of an older version, which has no digest, you are told so.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -177,11 +186,13 @@ def _content(
     column: str,
 ) -> SparseFile:
     header = _header(path, metadata)
+    promised = header.pop("digest", None)
+    whole = dict(header)
     found = header.pop("kind", None)
     if found != kind:
         raise UserError(f"{path} is not a {kind} of allo: its header says {found!r}")
     schema = header.pop("schema", None)
-    if schema not in _READABLE:
+    if schema not in (*_WITHOUT_DIGEST, SCHEMA):
         raise UserError(f"{path} has schema {schema!r}, this allo reads schema {SCHEMA}: write it again")
     part = "gaps" if header.pop("profile", "interop") == "compact" else "indices"
     shapes = _shapes(path, header.pop("shapes", None))
@@ -197,7 +208,26 @@ def _content(
             content.column[name] = get(f"{name}.{column}")
             if content.column[name].shape != content.indices[name].shape:
                 raise UserError(f"{path}: {name}.{column} and {name}.{part} differ in length")
+    if promised is None and schema in _WITHOUT_DIGEST:
+        say(f"{path} is of an older version of allo and has no digest: damage to its content cannot be seen")
+    elif promised != _digest(whole, content.indices, content.column):
+        raise UserError(
+            f"{path}: its content does not have the digest that its header promises: the file is damaged. Write it again, "
+            "or remove it and download it again"
+        )
     return content
+
+
+def _digest(header: Mapping[str, Any], indices: Mapping[str, Tensor], column: Mapping[str, Tensor]) -> str:
+    """Of a header without its digest and profile, and of all indices and values, bit for bit."""
+    told = {key: value for key, value in header.items() if key != "profile"}
+    parts = {
+        f"{name}.{kind}": tensor
+        for kind, part in (("indices", indices), ("values", column))
+        for name, tensor in part.items()
+    }
+    content = combine(digests(parts.items()))
+    return hashlib.sha256(f"{json.dumps(told, sort_keys=True)}\n{content}".encode()).hexdigest()
 
 
 def _present(
@@ -221,12 +251,9 @@ def _unpacked(path: Path, name: str, stream: Tensor, shape: tuple[int, ...]) -> 
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        header = json.loads(metadata.get(_KEY, ""))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is a safetensors file but not one of allo's: it has no allo header"
-        ) from error
+    if _KEY not in metadata:
+        raise UserError(f"{path} is a safetensors file but not one of allo's: it has no allo header")
+    header = parse_json(metadata[_KEY], place=f"{path}: the allo header", advice="Write the file again.")
     if not isinstance(header, dict):
         raise UserError(f"{path}: the allo header must be a JSON object")
     return header

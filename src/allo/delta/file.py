@@ -13,8 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from allo.console import say
 from allo.core import sparse_file
 from allo.core.fingerprints import combine
+from allo.core.finite import first_not_finite
 from allo.errors import UserError
 
 
@@ -93,7 +95,10 @@ def write_delta(
 
 
 def read_delta(path: str | Path) -> Delta:
-    """Read what `write_delta` wrote. UserError when the file is not a whole and valid delta."""
+    """Read what `write_delta` wrote. UserError when the file is not a whole and valid delta.
+
+    Values that are NaN or infinite are kept, bit for bit, and you are told of the first tensor that has some.
+    """
     content = sparse_file.read(Path(path), "delta", column="values")
     hashes, metadata = content.header.get("base_hashes"), content.header.get("metadata")
     if (
@@ -108,6 +113,9 @@ def read_delta(path: str | Path) -> Delta:
     if content.header.get("k") != delta.num_changed:
         found = f"{delta.num_changed} entries instead of {content.header.get('k')}"
         raise UserError(f"{path}: a tensor is missing, the file holds {found}: write it again")
+    not_finite = first_not_finite(delta.values.items())
+    if not_finite is not None:
+        say(f"{path}: {not_finite}: whoever applies this delta gets a model with such weights")
     return delta
 
 

@@ -16,6 +16,8 @@ from allo.errors import UserError
 FILE = "delta.safetensors"
 SCHEME = "hf://"
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PLAIN = re.compile(r"[\w+=:-][\w.+=:-]{0,199}")  # an ETag or a commit that is safe as a file's name
 _PLACE = re.compile(
     rf"{SCHEME}(?P<repo>{_REPO.pattern})"
     r"(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?"
@@ -26,8 +28,9 @@ _PLACE = re.compile(
 def fetch(place: str | Path) -> Path:
     """The local file of a delta: `place` itself, or downloaded into the hub's cache where it begins with hf://.
 
-    Without a file's name it is `delta.safetensors`. UserError for a malformed place, and when the hub does not
-    give the file.
+    Without a file's name it is `delta.safetensors`. UserError for a malformed place, when the hub does not give the
+    file, and when it names the file such that the client would write it outside its cache. The content is checked
+    by `read_delta`.
     """
     if isinstance(place, Path) or not place.startswith(SCHEME):
         return Path(place)
@@ -37,8 +40,17 @@ def fetch(place: str | Path) -> Path:
     from huggingface_hub import HfApi
 
     revision = unquote(found["revision"]) if found["revision"] else None
+    file = found["file"] or FILE
+    _check_names(place, found["repo"], file, revision)
     with _speaking_of(place):
-        return Path(HfApi().hf_hub_download(found["repo"], found["file"] or FILE, revision=revision))
+        path = Path(HfApi().hf_hub_download(found["repo"], file, revision=revision))
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not path.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve()):
+        raise UserError(
+            f"{place}: the hub had the file written to {path.resolve()}, outside of {HF_HUB_CACHE}; remove it."
+        )
+    return path
 
 
 def push(delta: str | Path, repo: str, *, private: bool = False) -> str:
@@ -55,13 +67,46 @@ def push(delta: str | Path, repo: str, *, private: bool = False) -> str:
     api = HfApi()
     with _speaking_of(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
-        commit = api.upload_file(
-            path_or_fileobj=str(delta),
-            path_in_repo=FILE,
-            repo_id=repo,
-            commit_message="Upload a delta of allo",
-        )
+        try:
+            commit = api.upload_file(
+                path_or_fileobj=str(delta),
+                path_in_repo=FILE,
+                repo_id=repo,
+                commit_message="Upload a delta of allo",
+            )
+        except (KeyError, TypeError, AttributeError) as error:  # its client reads the answer's keys unseen
+            raise _no_commit(repo) from error
+    if not isinstance(commit.oid, str) or not _PLAIN.fullmatch(commit.oid):
+        raise _no_commit(repo)
     return f"{SCHEME}{repo}@{commit.oid}/{FILE}"
+
+
+def _no_commit(repo: str) -> UserError:
+    return UserError(
+        f"{repo}: the hub took the upload but its answer names no commit, so the file may not be there: look whether "
+        f"{SCHEME}{repo} gives it (`allo delta info`), and push again if not; check HF_ENDPOINT."
+    )
+
+
+def _check_names(place: str, repo: str, file: str, revision: str | None) -> None:
+    """UserError if the hub gives a name that is no file's: its client writes to BLOBS/<ETag> without a look at it.
+
+    A hub that cannot be asked is not refused here: the file may be in the cache.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    if revision and _COMMIT.fullmatch(revision) and try_to_load_from_cache(repo, file, revision=revision):
+        return
+    try:
+        found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    except (OSError, ValueError, RuntimeError, HTTPError):
+        return
+    for name in (found.etag, found.commit_hash):
+        if name is not None and not _PLAIN.fullmatch(name):
+            raise UserError(
+                f"{place}: the hub calls the file {name[:80]!r}, which is no name of a file: it is not downloaded."
+            )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from allo.checkpoints import Checkpoint, check_same_layout, write_like
 from allo.console import track
 from allo.core import sparse_file
 from allo.core.fingerprints import Digest, as_bits
+from allo.core.finite import check_finite
 from allo.core.places import scatter
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.errors import UserError
@@ -116,9 +117,15 @@ def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta)
     """Replace the delta's entries in live tensors, in place; the caller has loaded the right base.
 
     Tensors may have another dtype or device than the values. UserError, and nothing changed, when
-    a touched tensor is absent, has another shape, or has a dtype that would round the values.
+    a touched tensor is absent, has another shape, or has a dtype that would round the values, and for values that are
+    NaN or infinite.
     """
     tensors = dict(named_parameters)
+    check_finite(
+        delta.values.items(),
+        where="the delta",
+        advice="A model with such weights is not run: make the delta again.",
+    )
     for name, values in delta.values.items():
         if name not in tensors:
             raise UserError(f"the delta was made for another model: this one has no tensor {name}")

@@ -25,12 +25,26 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from allo.checkpoints import refuse_pickles
+from allo.checkpoints import INDEX, refuse_adapter, refuse_pickles, weight_files
+from allo.core.finite import check_finite
 from allo.errors import UserError
+from allo.hf.model_checks import (
+    check_config,
+    check_depth,
+    check_stored,
+    doubtful_sizes,
+    refuse_gguf_left_over,
+    refuse_left_over,
+)
+from allo.hf.tokenizer_checks import check_tokenizer
 
 # The names by which stages know what they pass on.
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
+
+_PANIC = "PanicException"  # native code's; no Exception, and no module gives its class
+# Errors that transformers raises with a sentence for its user; others are named by their kind.
+_SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
@@ -49,29 +63,43 @@ def load_model(
         device: a torch device, or "auto": the first CUDA device, else the CPU.
 
     Raises:
-        UserError: `ref` is missing, unreachable, pickled, incomplete, or not a causal language model;
-            `device` is not there, or is a GPU that the Trainer would not train on.
+        UserError: `ref` is missing, unreachable, pickled, quantised, an adapter, incomplete, more than its configuration
+            describes, or not a causal language model; a weight is NaN or infinite; `device` is not there, or is one
+            that the Trainer would not train on.
     """
+    where = resolve_device(device)
     folder, gguf = locate_checkpoint(ref, MODEL_FILES)
     if gguf is None:
-        require_safetensors(folder, ref)
-    where = resolve_device(device)
-    with loading(ref, "a causal language model"):
+        check_folder(folder, ref, trust_remote_code=trust_remote_code)
+    with loading(ref, "a causal language model", folder=folder):
+        # `quantization_config` goes along for a GGUF file alone: None would erase the checkpoint's own.
+        given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
-            gguf_file=gguf,
-            quantization_config=GgufConfig(dequantize=True) if gguf else None,
+            **given,
             use_safetensors=None if gguf else True,
             dtype=dtype,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+        if gguf:
+            refuse_gguf_left_over(folder / gguf, model, ref)
     require_all_weights(model, info, ref, advice="give a complete checkpoint of a causal language model")
-    if gguf:
-        assert not model.is_quantized  # transformers trains and saves no quantised model
+    assert not getattr(model, "is_quantized", False)  # transformers trains and saves no quantised model
     assert all(parameter.dtype == dtype for parameter in model.parameters())
     return model.to(where).eval()
+
+
+def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError unless the folder's files can be the dense weights of the model that its config.json describes.
+
+    Nothing but headers is read, so this is for before the first stage.
+    """
+    require_safetensors(folder, ref)
+    check_depth(folder, ref)
+    model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
+    check_stored(model, folder, ref)
 
 
 def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -80,7 +108,9 @@ def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> Pretrain
     Raises `UserError` where `ref` has no causal language model's.
     """
     folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
-    with loading(ref, "a causal language model"):
+    if gguf is None and (folder / "config.json").is_file():
+        check_config(folder, ref)
+    with loading(ref, "a causal language model", folder=folder):
         return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
 
 
@@ -91,7 +121,7 @@ def model_of_config(
 
     Raises `UserError` where transformers has no causal language model of the kind.
     """
-    with loading(config.name_or_path, "a causal language model"):
+    with loading(config.name_or_path, "a causal language model", folder=Path(config.name_or_path)):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
@@ -103,7 +133,9 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str
 
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
-    model = _without_weights(folder, trust_remote_code=trust_remote_code)
+    require_safetensors(folder, folder)
+    check_depth(folder, folder)
+    model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
     return {name for name, _ in model.named_parameters()}
 
 
@@ -112,7 +144,9 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
     Raises `UserError` for a folder without such a configuration.
     """
-    model = _without_weights(folder, trust_remote_code=trust_remote_code)
+    require_safetensors(folder, folder)
+    check_depth(folder, folder)
+    model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
     holders = Counter(id(param) for module in model.modules() for param in module.parameters(recurse=False))
     return {
         f"{name}.weight"
@@ -121,9 +155,9 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
     }
 
 
-def _without_weights(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    require_safetensors(folder, folder)
+def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
     config = read_config(folder, trust_remote_code=trust_remote_code)
+    config.name_or_path = str(ref)
     with torch.device("meta"):
         return model_of_config(config, trust_remote_code=trust_remote_code)
 
@@ -140,10 +174,11 @@ def load_tokenizer(
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
     """
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
-    with loading(ref, "a tokenizer"):
+    with loading(ref, "a tokenizer", folder=folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, gguf_file=gguf, trust_remote_code=trust_remote_code
         )
+        check_tokenizer(tokenizer, ref)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{ref}: the tokenizer has no EOS token, so a completion could never end; "
@@ -167,6 +202,8 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
     Args:
         files: glob patterns of what to download for a hub id (its sub-folders are left out).
     """
+    if not str(ref).strip():
+        raise UserError("`model` is empty; give a checkpoint's folder, a .gguf file or a hub id.")
     path = Path(ref).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, path.name
@@ -188,26 +225,37 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
 
 
 def require_safetensors(folder: Path, ref: str | Path) -> None:
+    """Raise UserError unless the folder has a config.json and weights (`checkpoints.weight_files`)."""
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         hint = f"name the file: {folder / ggufs[0]}" if ggufs else "give a checkpoint's folder"
         raise UserError(f"{ref} has no config.json, so it is no checkpoint; {hint}.")
-    if any(folder.glob("*.safetensors")):
-        return
-    refuse_pickles(folder)
-    raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
+    if not any(folder.glob("*.safetensors")) and not (folder / INDEX).is_file():
+        refuse_pickles(folder)
+        raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
+    weight_files(folder)
 
 
 def require_all_weights(
     model: PreTrainedModel, info: Mapping[str, Any], ref: str | Path, *, advice: str
 ) -> None:
-    """Raises `UserError` where loading left weights out: transformers fills them with random numbers and logs it."""
+    """Raise `UserError` if loading left weights out, or what was loaded is NaN or infinite.
+
+    transformers fills absent weights with random numbers, drops those that have no place, and logs it.
+    """
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise UserError(
             f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
             f"(first: {absent[0]}); {advice}."
         )
+    refuse_left_over(set(info["unexpected_keys"]), model, ref)
+    check_finite(
+        model.state_dict().items(),
+        where=str(ref),
+        advice="The file is damaged, or training made it so: download it again, or give another checkpoint.",
+    )
 
 
 def resolve_device(device: str) -> torch.device:
@@ -215,8 +263,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device {device!r} is unknown to torch; use auto, cpu or cuda.") from error
+    if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
+        raise UserError(f"device {device!r}: allo does not train there; use auto, cpu or cuda.")
     if where.type == "cuda" and where.index:
         raise UserError(
             f"device {device!r}: training runs on the first visible GPU; "
@@ -228,13 +278,20 @@ def resolve_device(device: str) -> torch.device:
 
 
 @contextmanager
-def loading(ref: str | Path, what: str) -> Iterator[None]:
-    """Let transformers read `ref` quietly; what it raises on bad files becomes a `UserError`."""
+def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterator[None]:
+    """Let transformers read `ref` quietly; whatever it, or native code, raises on bad files becomes a `UserError`."""
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, SafetensorError) as error:
-        raise UserError(f"{ref}: transformers cannot load {what} from it: {error}") from error
+    except UserError:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
+            raise
+        said = str(error).strip() if isinstance(error, _SPEAKING) else ""
+        why = said or f"{type(error).__name__}: {error}".removesuffix(": ")
+        doubt = doubtful_sizes(folder) if folder is not None else ""
+        raise UserError(f"{ref}: transformers cannot load {what} from it: {why}{doubt}") from error
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from allo import delta
 from allo.artifacts import RunFolder, remove, write_jsonl
 from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import as_bits
+from allo.core.finite import check_finite
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
 from allo.core.places import gather
-from allo.errors import UserError
+from allo.errors import DivergedError, UserError
 from allo.hf.selected_trainer import SelectedTrainer
-from allo.hf.start import Start, read_start
+from allo.hf.start import LOWER_RATE, Start, read_start
 from allo.hf.training import remove_checkpoints, state_bytes, train
 from allo.recipe import Recipe
 from allo.rounds import training_folders
@@ -91,7 +92,9 @@ def write_change(
     """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
 
     `among` has, by tensor, the flat indices at which they may differ. Returns how many do, and the delta's size.
+    Raises `DivergedError`, naming the tensor, before anything is written of weights that are NaN or infinite.
     """
+    check_finite(model.named_parameters(), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
     start = read_start(run)
     changed = _write_delta(model, start, among, metadata, folder / DELTA)
     remove(folder / "model")

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
+from allo.checkpoints import refuse_adapter
 from allo.errors import UserError
 from allo.hf import templates
+from allo.hf.model_checks import check_config, check_depth, check_stored
 from allo.hf.models import (
     CONFIG_FILES,
     MODEL_FILES,
@@ -22,6 +24,7 @@ from allo.hf.models import (
     resolve_device,
 )
 from allo.hf.tokenization import cut_left
+from allo.hf.tokenizer_checks import check_ids_fit, check_tokenizer
 from allo.records import Message
 
 KIND = "a reward model"
@@ -74,10 +77,16 @@ def load_reward_model(
         ref, config, pad_token=pad_token, trust_remote_code=trust_remote_code
     )
     config.get_text_config().pad_token_id = pad_id
+    where = resolve_device(device)
     folder, _ = locate_checkpoint(ref, MODEL_FILES)
     require_safetensors(folder, ref)
-    where = resolve_device(device)
-    with loading(ref, KIND):
+    check_depth(folder, ref)
+    with loading(ref, KIND, folder=folder):
+        with torch.device("meta"):
+            empty = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+        check_stored(empty, folder, ref)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -98,7 +107,9 @@ def read_reward_config(ref: str | Path, *, trust_remote_code: bool = False) -> P
     folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
     if gguf is not None:
         raise UserError(f"{ref}: a GGUF file holds no reward model; give a checkpoint's folder or a hub id.")
-    with loading(ref, KIND):
+    refuse_adapter(folder)
+    check_config(folder, ref)
+    with loading(ref, KIND, folder=folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     kinds = config.architectures or []
     if not any("SequenceClassification" in kind or "RewardModel" in kind for kind in kinds):
@@ -134,8 +145,10 @@ def load_reward_tokenizer(
     Raises `UserError` where there is no tokenizer or no padding, or `pad_token` is unknown.
     """
     folder, _ = locate_checkpoint(ref, TOKENIZER_FILES)
-    with loading(ref, "a tokenizer"):
+    with loading(ref, "a tokenizer", folder=folder):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        check_tokenizer(tokenizer, ref)
+    check_ids_fit(tokenizer, config, ref=ref)
     if pad_token is not None and pad_token not in tokenizer.get_vocab():
         raise UserError(f"judge.pad_token {pad_token!r} is no token of {ref}; choose one of its vocabulary.")
     known = (config.get_text_config().pad_token_id, tokenizer.pad_token_id)

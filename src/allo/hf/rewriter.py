@@ -14,7 +14,7 @@ from typing import Any
 from allo.artifacts import read_json, sha256_json
 from allo.core.edit_distance import nearest
 from allo.errors import UserError
-from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
+from allo.hf.models import Model, Tokenizer, check_folder, load_model, load_tokenizer
 from allo.hf.policy import check_head
 from allo.hf.start import DTYPES
 from allo.hf.tokenization import Tokenized, cut_left, prompt_ids
@@ -61,6 +61,7 @@ def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_lengt
             f"score.rewriter: {folder} was trained with wording {record['wording']}, and this version of allo asks with "
             f"wording {WORDING}: train it again with `allo rewriter train`."
         )
+    check_folder(folder, folder)
     own = load_tokenizer(folder)
     if tokenizer_hash(own) != record["tokenizer"]:
         raise UserError(

@@ -7,24 +7,31 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from allo.artifacts import RunFolder, give_default_mode, read_json, sha256_file, write_json
-from allo.checkpoints import Checkpoint
-from allo.core.fingerprints import combine
-from allo.errors import UserError
+from allo.checkpoints import Checkpoint, refuse_adapter
+from allo.core.fingerprints import Digest, combine
+from allo.core.finite import check_finite
+from allo.errors import DivergedError, UserError
 from allo.hf import templates
 from allo.hf.models import (
     MODEL_FILES,
     TOKENIZER_FILES,
+    check_folder,
     load_model,
     load_tokenizer,
     locate_checkpoint,
     parameter_names,
     quiet,
+    read_config,
+    require_safetensors,
+    resolve_device,
 )
+from allo.hf.tokenizer_checks import check_ids_fit
 from allo.recipe import Recipe
 
+LOWER_RATE = "Training made it so: lower the learning rate, or check the data."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -55,13 +62,32 @@ def is_ready(recipe: Recipe) -> Path | None:
     causal language model's configuration.
     """
     folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
-    if gguf is not None or not any(folder.glob("*.safetensors")):
+    if gguf is not None:
         return None
+    require_safetensors(folder, recipe.model)
     stored = Checkpoint.open(folder).stored
     if {entry.dtype for entry in stored.values()} != {DTYPES[recipe.dtype]}:
         return None
     live = parameter_names(folder, trust_remote_code=recipe.trust_remote_code)
     return folder if stored.keys() == live else None
+
+
+def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the configuration of `recipe.model`, which the run can train on its device, with this tokenizer.
+
+    Only headers and configurations are read, of a hub id only what is small, so this is for before the first stage.
+    Raises `UserError` for a device that does not train, an adapter, quantised weights, files that contradict each
+    other, and a tokenizer with more ids than the model has embeddings.
+    """
+    resolve_device(recipe.device)
+    folder, gguf = locate_checkpoint(recipe.model, TOKENIZER_FILES)
+    if gguf is None and Path(recipe.model).expanduser().is_dir():
+        check_folder(folder, recipe.model, trust_remote_code=recipe.trust_remote_code)
+    elif gguf is None:
+        refuse_adapter(folder)
+    config = read_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    check_ids_fit(tokenizer, config, ref=recipe.model)
+    return config
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -115,13 +141,15 @@ def read_start(run: RunFolder) -> Start:
 def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day: str | None = None) -> Start:
     """Record `folder` as the run's starting model, with the digests of its tensors and other files, and the date.
 
+    Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
+
     A folder inside the run, or inside `within`, which is moved as a whole, is recorded relative to the run.
     """
     checkpoint = Checkpoint.open(folder)
     inside = folder.is_relative_to(within or run.path)
     start = Start(
         os.path.relpath(folder, run.path) if inside else str(folder.resolve()),
-        hashes={name: checkpoint.digest(name) for name in checkpoint.stored},
+        hashes={name: _sound_digest(checkpoint, name) for name in checkpoint.stored},
         files={
             path.name: sha256_file(path)
             for path in sorted(folder.iterdir())
@@ -133,12 +161,27 @@ def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day
     return start
 
 
+def _sound_digest(checkpoint: Checkpoint, name: str) -> str:
+    """The digest of a tensor whose every entry is a finite number, from one pass over the file."""
+    digest = Digest(checkpoint.stored[name].dtype, checkpoint.stored[name].shape)
+    for piece in checkpoint.pieces(name):
+        check_finite(
+            [(name, piece)],
+            where=str(checkpoint.folder),
+            advice="Download it again, or give another checkpoint.",
+        )
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer aside, then rename the folder.
 
+    Raises `DivergedError` for weights that are NaN or infinite.
     Raises `UserError` where the saved tensors have other names than the live ones, since indices
     could then not be carried from the one to the other.
     """
+    check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     with quiet():

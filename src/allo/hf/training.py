@@ -7,6 +7,8 @@ import torch
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
+from allo.core.finite import check_finite
+from allo.errors import DivergedError
 from allo.hf.checkpointing import COMPLETE_FILE, whole_checkpoints
 from allo.hf.selected_trainer import SelectedTrainer
 
@@ -23,9 +25,18 @@ def train(trainer: SelectedTrainer) -> list[dict[str, float]]:
 
 
 def train_from(trainer: Trainer, checkpoint: str | None) -> list[dict[str, float]]:
-    """Train to the end, from the start where there is no checkpoint; returns what was logged, a step a row."""
+    """Train to the end, from the start where there is no checkpoint; returns what was logged, a step a row.
+
+    Raises `DivergedError`, naming the tensor, for weights that training made NaN or infinite.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
+    check_finite(
+        trainer.model.named_parameters(),
+        where="weights are no longer finite",
+        advice="Lower the learning rate, or check the data.",
+        kind=DivergedError,
+    )
     # A checkpoint's log is read back with its keys sorted.
     logged = [
         {name: value for name, value in sorted(row.items()) if not name.endswith(_CLOCKED)}

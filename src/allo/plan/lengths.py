@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from allo.hf.model_checks import num_positions
 from allo.hf.models import Model
 from allo.recipe import Recipe
-from allo.stages.sample import num_positions, prompt_room
+from allo.stages.sample import prompt_room
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,7 @@ def scoring_lengths(recipe: Recipe) -> Lengths:
 
 def sampling_lengths(recipe: Recipe, model: Model, max_new_tokens: int) -> Lengths:
     """A prompt as long as the recipe and the model's positions allow, and its longest completion."""
-    room = prompt_room(num_positions(model), max_length=recipe.max_length, max_new_tokens=max_new_tokens)
+    room = prompt_room(
+        num_positions(model.config), max_length=recipe.max_length, max_new_tokens=max_new_tokens
+    )
     return Lengths(room, max_new_tokens)

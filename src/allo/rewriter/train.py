@@ -11,10 +11,12 @@ from allo.artifacts import sha256_file, sha256_json, write_atomic, write_json, w
 from allo.core.param_mask import ParamMask
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
+from allo.hf.model_checks import num_positions
 from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
 from allo.hf.rewriter import RECORD, SCHEMA, tokenizer_hash
 from allo.hf.start import DTYPES, save_whole
 from allo.hf.tokenization import prompt_ids
+from allo.hf.tokenizer_checks import check_ids_fit
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import train
 from allo.recipe.errors import explain
@@ -72,6 +74,7 @@ def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dic
     tokenizer = load_tokenizer(
         model, pad_token=settings.pad_token, trust_remote_code=settings.trust_remote_code
     )
+    check_ids_fit(tokenizer, policy.config, ref=model)
     _make_room(policy, settings.max_length)
     trainer = trainer_of(policy, tokenizer, rows, settings, folder=work)
     metrics = train(trainer)
@@ -159,7 +162,7 @@ def _work_folder(out: Path, made_from: Any) -> Path:
 def _make_room(model: Model, max_length: int) -> None:
     """Let a model with plain rotary positions, which learns nothing for a position, read rows of `max_length`."""
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = num_positions(config)
     if positions is None or positions >= max_length:
         return
     rope = getattr(config, "rope_parameters", None) or {}

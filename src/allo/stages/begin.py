@@ -8,7 +8,9 @@ from torch import Tensor
 
 from allo.artifacts import RunFolder, remove
 from allo.checkpoints import Checkpoint, write_like
+from allo.core.finite import check_finite
 from allo.core.momentum import extrapolated
+from allo.errors import DivergedError
 from allo.hf.start import read_start, write_start
 from allo.recipe import Recipe
 from allo.rounds import RoundRecipe, round_name, trained
@@ -50,6 +52,7 @@ def _extrapolate(latest: Path, earlier: Path, out: Path, *, momentum: float) -> 
         nonlocal moved
         for new, old in zip(pieces, before.pieces(name), strict=True):
             result = extrapolated(new, old, momentum=momentum)
+            check_finite([(name, result)], where=str(out), advice="Lower `momentum`.", kind=DivergedError)
             moved += int((result != new).sum())
             yield result
 

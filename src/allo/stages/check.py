@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 
-from allo.artifacts import read_json
 from allo.baselines.arguments import trl_arguments
 from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
-from allo.hf.models import TOKENIZER_FILES, Tokenizer, load_tokenizer, locate_checkpoint
+from allo.hf.model_checks import check_positions, num_positions
+from allo.hf.models import Tokenizer, load_tokenizer
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
+from allo.hf.start import check_policy
 from allo.hf.templates import check_rendering
 from allo.hf.vllm_engine import require_vllm
 from allo.hf.written import check_written
@@ -55,7 +56,7 @@ def check(recipe: Recipe) -> None:
     )
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
-    _check_lengths(recipe)
+    _check_lengths(recipe, num_positions(check_policy(recipe, tokenizer)))
     _check_backend(recipe)
     _check_judge(recipe, tokenizer)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
@@ -113,17 +114,13 @@ def _data_of_rounds(recipe: Recipe) -> list[Source]:
     return [first, *(data for _, data in later)]
 
 
-def _check_lengths(recipe: Recipe) -> None:
-    """Whether prompts and completions fit the model's positions, where a config.json tells them."""
-    folder, gguf = locate_checkpoint(recipe.model, TOKENIZER_FILES)
-    config = folder / "config.json"
-    if gguf is not None or not config.is_file():
-        return
-    positions = read_json(config).get("max_position_embeddings")
+def _check_lengths(recipe: Recipe, positions: int | None) -> None:
+    """Whether prompts, completions and the rows to train on fit the model's positions."""
     lengths = [recipe.evaluate.max_new_tokens, recipe.evaluate.kl_tokens]
     if recipe.data.pairs is None:
         lengths.append(recipe.sample.max_new_tokens)
     prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max(lengths))
+    check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)
 
 
 def _check_backend(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from allo.core.places import places_of
 from allo.delta import read_delta
 from allo.harness_block import BLOCK, kept, read_block
 from allo.hf.collate import pad
+from allo.hf.model_checks import num_positions
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
@@ -28,7 +29,7 @@ from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
-from allo.stages.sample import complete, num_positions, prompt_room
+from allo.stages.sample import complete, prompt_room
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 
 SCHEMA = 1
@@ -272,7 +273,7 @@ def _kl(
 ) -> dict[str, Any]:
     """Mean over tokens of KL(model || start), each exact over the vocabulary, on the model's own text."""
     length = recipe.evaluate.kl_tokens
-    room = prompt_room(num_positions(model), max_length=recipe.max_length, max_new_tokens=length)
+    room = prompt_room(num_positions(model.config), max_length=recipe.max_length, max_new_tokens=length)
     rows: list[Tokenized] = []
     for prompt, completion in continued:
         tokens = tokenize(

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allo.artifacts import ResumableLines
-from allo.console import track
+from allo.console import say, track
 from allo.errors import UserError
+from allo.hf.model_checks import num_positions
 from allo.hf.reward_model import (
     RewardModel,
     judged_ids,
@@ -80,7 +81,7 @@ class Reader:
 
 
 def load_reader(recipe: Recipe, model: str) -> Reader:
-    """The reward model, read by the keys of the recipe's `judge`."""
+    """The reward model, read by the keys of the recipe's `judge`; you are told if its positions are fewer than `max_length`."""
     judge = recipe.judge
     loaded = load_reward_model(
         model,
@@ -89,7 +90,12 @@ def load_reader(recipe: Recipe, model: str) -> Reader:
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
-    return Reader(loaded, judge.max_length, judge.batch_size)
+    positions = num_positions(loaded.model.config)
+    if positions is not None and positions < judge.max_length:
+        say(
+            f"{model} has {positions} positions: longer texts lose their beginning (judge.max_length is {judge.max_length})"
+        )
+    return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size)
 
 
 def reward(recipe: Recipe, model: str, asked: Sequence[Asked], *, path: Path, description: str) -> Rewarded:

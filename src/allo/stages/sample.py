@@ -11,6 +11,7 @@ from allo.console import track
 from allo.endpoint import Endpoint
 from allo.errors import UserError
 from allo.hf.generate import Batch, generate, num_batches
+from allo.hf.model_checks import num_positions
 from allo.hf.models import Model, Tokenizer, read_config
 from allo.hf.start import load_start, load_start_tokenizer, read_start
 from allo.hf.tokenization import cut_left, prompt_ids, prompt_text, turn_end_ids
@@ -78,7 +79,7 @@ def complete(
 ) -> Completed:
     """Complete the prompts, each cut to `prompt_room`, going on where an earlier process stopped."""
     lines = ResumableLines(path)
-    room = prompt_room(num_positions(model), max_length=max_length, max_new_tokens=max_new_tokens)
+    room = prompt_room(num_positions(model.config), max_length=max_length, max_new_tokens=max_new_tokens)
     whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     ids = [cut_left(tokenizer, prompt, room) for prompt in whole]
     total = num_batches(len(ids), num_generations=num_generations, batch_size=batch_size)
@@ -222,15 +223,10 @@ def _room_at_start(recipe: Recipe, run: RunFolder) -> int:
     """Tokens of a prompt, by the starting model's configuration alone."""
     config = read_config(read_start(run).model, trust_remote_code=recipe.trust_remote_code)
     return prompt_room(
-        getattr(config, "max_position_embeddings", None),
+        num_positions(config),
         max_length=recipe.max_length,
         max_new_tokens=recipe.sample.max_new_tokens,
     )
-
-
-def num_positions(model: Model) -> int | None:
-    """Of a prompt and its completion together, where the model has a limit."""
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def prompt_room(positions: int | None, *, max_length: int, max_new_tokens: int) -> int:

@@ -1,0 +1,67 @@
+"""Checks of a tokenizer: one id a token, an expression that comes to an end, ids that the model has."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from allo.errors import UserError
+
+# Texts on which a pattern that tries every way to split a run of characters does not come to an end.
+_RUN = 48
+_TRIED = [
+    kind * _RUN + end for kind in ("a", "ab ", "1", " ", "!", "\n", "é") for end in ("", "!", "a", "\n", "_")
+]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, ref: str | Path) -> None:
+    """Raise UserError if two tokens have one id; try the tokenizer on a few texts, and let its errors pass."""
+    token_of: dict[int, str] = {}
+    for token, number in tokenizer.get_vocab().items():
+        other = token_of.setdefault(number, token)
+        if other != token:
+            raise UserError(
+                f"{ref}: the tokenizer gives tokens {other!r} and {token!r} the same id, {number}: tokenizer.json is damaged; "
+                "download it again."
+            )
+    with _no_native_output():
+        for text in _TRIED:
+            tokenizer(text, add_special_tokens=False)
+
+
+def check_ids_fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, ref: str | Path) -> None:
+    """Raise UserError, naming the tokens, if the tokenizer can give an id for which the model has no embedding.
+
+    The model may have more rows than the tokenizer has tokens: embeddings are often padded.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        named = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3])
+        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        raise UserError(
+            f"{ref}: the tokenizer has {len(beyond)} tokens for which the model has no embedding: {named}{more}, and "
+            f"config.json's vocab_size is {rows}. Give the tokenizer that belongs to the model, or resize its embeddings "
+            "(`model.resize_token_embeddings(len(tokenizer))`) and save it again."
+        )
+
+
+@contextmanager
+def _no_native_output() -> Iterator[None]:
+    """Keep what native code writes to standard error when it fails out of sight: its error says the same."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
