@@ -169,7 +169,8 @@ def test_the_token_that_ends_a_turn() -> None:
     for template, token in expected.items():
         tokenizer = byte_level(template, eos="</s>")
         assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids(token)]
-    assert turn_end_ids(byte_level("{% for m in messages %}{{ m.content }}\n{% endfor %}")) == []
+    for without in ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "{{ raise_exception('No') }}"):
+        assert turn_end_ids(byte_level(without)) == []
 
 
 @pytest.mark.parametrize(
@@ -269,6 +270,34 @@ def test_the_text_of_a_message_is_the_templates_and_a_dropped_field_is_refused()
     for make in KINDS.values():
         for template, expected in ((CHATML, "4"), (NO_HEADER, "4"), (LLAMA_2, " 4"), (ZEPHYR, "\n4")):
             assert templates.completion_text(make(template), ASKED, plain) == expected
+
+
+@pytest.mark.parametrize("field", ["tool_calls", "reasoning_content", "thinking"])
+def test_a_prompts_field_that_the_template_does_not_know_is_refused(field: str) -> None:
+    said = {"role": "assistant", "content": "It is", field: [{"function": {"name": "add"}}]}
+    asked = [*ASKED, said, *ASKED]
+    with pytest.raises(UserError, match=f"^row 3: .*does not write `{field}`"):
+        prompt_ids(byte_level(CHATML), asked, place="row 3")
+    whole = "{% for m in messages %}{{ m | tojson }}{% endfor %}"  # it names none, and writes all
+    assert field in prompt_text(byte_level(whole), asked, 1000)
+    assert "[TOOL_CALLS]add" in prompt_text(
+        byte_level(EMPTY_THOUGHT), [*ASKED, said | {"tool_calls": said[field]}], 1000
+    )
+    empty = {"role": "assistant", "content": "It is", field: None}
+    assert prompt_ids(byte_level(CHATML), [*ASKED, empty, *ASKED])
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "add"}}]}, "tools"),
+        ({"documents": [{"title": "Trees", "text": "Oak."}]}, "documents"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "enable_thinking"),
+    ],
+)
+def test_what_a_row_gives_a_template_that_does_not_know_it_is_refused(given: dict, field: str) -> None:
+    with pytest.raises(UserError, match=f"^row 3: .*does not write `{field}`"):
+        tokenize(byte_level(CHATML), ASKED, "Oak.", max_length=100, template=given, place="row 3")
 
 
 def test_ids_beyond_the_embedding_are_named() -> None:

@@ -38,6 +38,8 @@ THOUGHT = re.compile(r"<\w+>|\[\w+\]")
 _TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 # Digits pass unchanged through the filters of templates, such as `trim`, `lower` or a split at a thought's end.
 _PROBE = "7391846205"
+# A template writes these, or they only say whom a message belongs to.
+_PLAIN_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
 _DATE_LETTERS = "aAbBcdeDfFGHIjklmMpPrRSTuUVwWxXyYZz"
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
 
@@ -115,7 +117,11 @@ def opening(
 
     A template without a generation prompt writes the header only before an answer, so it is taken from there. Its
     trailing spaces are left to the answer, whose first token has them.
+
+    Raises:
+        UserError: as `render`; a field of a message, or one that `template` gives, is unknown to the template.
     """
+    _check_fields(tokenizer, messages, template=template, place=place)
     text = render(tokenizer, messages, generation_prompt=True, template=template, place=place)
     if text != render(tokenizer, messages, generation_prompt=False, template=template, place=place):
         return text
@@ -267,6 +273,33 @@ def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
         )
     # Some templates write the frame of a list of tools for an empty list, too.
     return {"tools": template.get("tools") or None, "documents": template.get("documents") or None, **own}
+
+
+def _check_fields(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    *,
+    template: Mapping[str, object] | None,
+    place: str,
+) -> None:
+    """Refuse fields that the template neither names nor writes. It may name one and leave it out, as old thoughts."""
+    source, where = str(tokenizer.chat_template), f"{place}: " if place else ""
+    given = _arguments(template or {}, where)
+    fields = {key for message in messages for key, value in message.items() if value} - _PLAIN_FIELDS
+    fields |= {key for key, value in given.items() if value is not None}
+    for field in sorted(field for field in fields if field not in source):
+        fewer = [{key: value for key, value in message.items() if key != field} for message in messages]
+        other = {key: value for key, value in (template or {}).items() if key != field}
+        own = {key: value for key, value in given.items() if key not in ("tools", "documents", field)}
+        texts = (
+            render(tokenizer, said, generation_prompt=True, template=variables, place=place)
+            for said, variables in ((messages, template), (fewer, other | {"chat_template_kwargs": own}))
+        )
+        if len(set(texts)) == 1:
+            raise UserError(
+                f"{where}{tokenizer.name_or_path or 'the tokenizer'}: the chat template does not write `{field}`; put it "
+                "into the messages' `content`, remove it, or take a model whose template writes it."
+            )
 
 
 def _around(

@@ -131,12 +131,16 @@ def prompt_text(
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the id of the token that ends a turn under the chat template, or nothing without such a token.
 
-    Raises `UserError` for a template that cannot render a question and its answer.
+    A template that cannot render a question and its answer has none; messages are refused elsewhere, by name.
     """
     if tokenizer.chat_template is None:
         return []
     asked = [Message(role="user", content="2+2?")]
-    _, ends = _end_tokens(tokenizer, templates.turn(tokenizer, asked).close)
+    try:
+        close = templates.turn(tokenizer, asked).close
+    except UserError:
+        return []
+    _, ends = _end_tokens(tokenizer, close)
     return tokenizer.convert_tokens_to_ids(ends[-1:])
 
 
