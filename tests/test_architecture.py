@@ -68,8 +68,8 @@ HOUSE = {
     # No recipe, no run folder: pure functions and small classes on tensors.
     "core": Room({"errors", "records", "json_text", "artifacts", "granularity"}, {*TENSORS, "scipy"}),
     "wording": Room({"records"}),
-    # The `openai` package is loaded where a question is asked.
-    "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, lazy={"openai"}),
+    # The `openai` package is loaded where a question is asked: its `transport` is imported there.
+    "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, {"openai"}),
     # Completions from several servers of one model.
     "served": Room({"errors", "records", "console", "json_text", "artifacts", "endpoint"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
