@@ -168,13 +168,18 @@ def _kept_replies(lines: ResumableLines, *, aloud: bool) -> dict[str, Reply]:
 def _kept_reply(row: object) -> Reply | None:
     if not isinstance(row, dict):
         return None
-    id, hash, text, ended = (row.get(name) for name in ("id", "hash", "text", "ended"))
-    finished = row.get("finished")
-    is_whole = isinstance(id, str) and isinstance(hash, str) and isinstance(text, str)
-    if not (is_whole and isinstance(finished, bool) and isinstance(ended, str | None)):
+    texts = all(isinstance(row.get(name), str) for name in ("id", "hash", "text"))
+    if not (texts and isinstance(row.get("finished"), bool) and isinstance(row.get("ended"), str | None)):
         return None
-    counts = (count_of(row.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-    return Reply(id, hash, text, finished, *counts, ended)
+    return Reply(
+        id=row["id"],
+        hash=row["hash"],
+        text=row["text"],
+        finished=row["finished"],
+        prompt_tokens=count_of(row.get("prompt_tokens")),
+        completion_tokens=count_of(row.get("completion_tokens")),
+        ended=row.get("ended"),
+    )
 
 
 async def _ask_all(
@@ -280,7 +285,7 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
         message is None and end_word(ended) not in BY_ITSELF | {""} and not getattr(choice, "text", None)
     )
     if isinstance(got, str):
-        shown = got
+        shown = got.strip() or "nothing"
     elif end_word(ended) in BY_FAILURE and not text.strip():
         shown = f"ended by {ended}"
     elif not isinstance(message, ChatCompletionMessage) and not is_withheld:

@@ -5,6 +5,7 @@ from typing import Any
 
 import openai
 
+from allo.endpoint.words import count_of
 from allo.errors import UserError
 from allo.json_text import parse_json
 
@@ -81,11 +82,20 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         if body.strip() and (claims_json or body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")):
             try:
                 value = parse_json(body, place="reply", largest=self._largest, lenient=True)
-                return "application/json", json.dumps(value).encode()
+                return "application/json", json.dumps(_counted(value)).encode()
             except UserError as error:
                 if response.is_success:
                     raise UnreadError(str(error)) from error
         return "text/plain; charset=utf-8", body.decode("utf-8", "replace").encode()
+
+
+def _counted(value: Any) -> Any:
+    """Return the JSON of a reply with counts of tokens that are some: the client reads `true` as 1."""
+    usage = value.get("usage") if isinstance(value, dict) else None
+    if not isinstance(usage, dict):
+        return value
+    names = ("prompt_tokens", "completion_tokens")
+    return value | {"usage": usage | {name: count_of(usage[name]) for name in names if name in usage}}
 
 
 def _followed(request: Any, response: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+from allo.console import printable
+
 _SHOWN = 300  # characters of what a server says
 _SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
 SHORTEST_SECRET = 16
@@ -89,8 +91,8 @@ def kept(key: str, text: str) -> str:
 
 def without(key: str, text: str) -> str:
     """Return what a server said of a failure, in one short line, without the key."""
-    said = text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
-    return " ".join(_writable(said).split())[:_SHOWN]
+    plain = " ".join(printable(_writable(text)).split())  # first: what it takes out may stand within the key
+    return (plain.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else plain)[:_SHOWN]
 
 
 def _writable(text: str) -> str:

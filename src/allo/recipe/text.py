@@ -113,7 +113,7 @@ class _Check:
         elif isinstance(node, yaml.SequenceNode):
             for number, each in enumerate(node.value):
                 self.look_at(each, [*path, str(number)])
-        else:
+        elif isinstance(node, yaml.ScalarNode):
             self._scalar(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: list[str]) -> None:
@@ -136,7 +136,7 @@ class _Check:
             lines[key.value] = line
             self.look_at(value, [*path, key.value])
 
-    def _scalar(self, node: yaml.Node, path: list[str]) -> None:
+    def _scalar(self, node: yaml.ScalarNode, path: list[str]) -> None:
         text, kind = str(node.value), node.tag.removeprefix(_TAG)
         if bad := next((each for each in text if each == "\0" or "\ud800" <= each <= "\udfff"), None):
             self._refuse(node, path, f"the character {bad!r} is no text; remove it")

@@ -14,13 +14,12 @@ from allo.console import bar, say
 from allo.endpoint import (
     GIVE_UP_AFTER,
     Endpoint,
-    Failure,
     asks_too_long,
-    attempt,
     key_of,
     open_client,
     say_unknown_end,
 )
+from allo.endpoint.attempts import Failure, attempt
 from allo.errors import UserError
 from allo.records import Completion
 from allo.served.probe import announce, probe
