@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 
-from allo.artifacts import ResumableLines
 from allo.endpoint import Answers, Endpoint, Question, ask
 from allo.endpoint.transport import largest_reply
 from allo.endpoint.words import BY_ITSELF, BY_LENGTH, BY_OTHERS, MOST_TOKENS, count_of, wait_of
-from allo.errors import UserError
 from allo.records import Message
-from allo.served import Asked, Settings, complete
-from model_server import STARTING_MODEL, ModelHandler, ModelServer, model_server
-from server import KEY, LONGEST, MODEL, Chat, Handler, serving
+from hostile import ENDS, FLOODS, busy, completion, sends
+from server import KEY, LONGEST, MODEL, Chat, serving
 
 VARIABLE = "ALLO_TEST_KEY"
 TOKENS = 20
@@ -49,83 +46,6 @@ def asked(
     place = Endpoint(chat.url, MODEL, VARIABLE, concurrency=1, timeout=timeout, max_retries=max_retries)
     questions = [Question(f"q{n}", [Message(role="user", content=f"question {n}")]) for n in range(num)]
     return ask(place, questions, path=folder / "out.jsonl", max_tokens=TOKENS)
-
-
-def completion(**changes: Any) -> dict[str, Any]:
-    """A good reply, of which fields of the choice or of the usage are others."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Fine."}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": MODEL,
-        "choices": [choice | {key: value for key, value in changes.items() if key in choice}],
-        "usage": usage | {key: value for key, value in changes.items() if key in usage},
-    }
-
-
-Act = Callable[[Handler], None]
-
-
-def sends(body: bytes, *, status: int = 200, kind: str = "application/json", **headers: str) -> Act:
-    def act(handler: Handler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Type", kind)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return act
-
-
-def endless(start: bytes = b'{"a": "', *, status: int = 200, chunked: bool = False) -> Act:
-    """A body that goes on as long as somebody reads it."""
-
-    def act(handler: Handler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header(
-            *(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(1 << 40)))
-        )
-        handler.end_headers()
-        piece = b"x" * (1 << 16)
-        framed = b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece
-        handler.wfile.write(b"%x\r\n%s\r\n" % (len(start), start) if chunked else start)
-        while not handler.chat.closing.is_set():
-            handler.wfile.write(framed)
-
-    return act
-
-
-def packed(packer: Callable[[bytes], bytes], coding: str, *, status: int = 200) -> Act:
-    """A quarter of a gigabyte that was packed small, packed once more where it is still large."""
-    body = packer(b'{"a": "' + b"x" * (1 << 28) + b'"}')
-    return sends(body, status=status, Content_Encoding=coding)
-
-
-def endless_headers(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.end_headers_sent = False  # type: ignore[attr-defined]
-    handler.flush_headers()
-    while not handler.chat.closing.is_set():
-        handler.wfile.write(b"X-More: " + b"x" * 60_000 + b"\r\n")
-
-
-FLOODS: dict[str, Callable[[], Act]] = {
-    "without end": lambda: endless(),
-    "without end, chunked": lambda: endless(chunked=True),
-    "spaces without end": lambda: endless(b" "),
-    "an error without end": lambda: endless(status=500),
-    "a refusal without end": lambda: endless(status=400, chunked=True),
-    "gzip": lambda: packed(lambda body: gzip.compress(body, 1), "gzip"),
-    "deflate": lambda: packed(lambda body: zlib.compress(body, 1), "deflate"),
-    "gzip twice": lambda: packed(lambda body: gzip.compress(gzip.compress(body, 1)), "gzip, gzip"),
-    "gzip of an error": lambda: packed(lambda body: gzip.compress(body, 1), "gzip", status=503),
-    "headers without end": lambda: endless_headers,
-}
 
 
 @pytest.mark.parametrize("name", FLOODS)
@@ -269,19 +189,6 @@ def test_a_count_is_one(number: float, count: int) -> None:
     assert count_of(number) == count
 
 
-# A reason, whether the text is finished and cut short by it, and whether it is one that we know.
-ENDS: list[tuple[Any, bool, bool, bool]] = [
-    *((reason, True, False, True) for reason in ("stop", "eos", "eos_token", "end_turn", "stop_sequence")),
-    *((reason, True, False, True) for reason in ("STOP", "EOS", "COMPLETE", "FinishReason.STOP", " stop ")),
-    *((reason, False, True, True) for reason in ("length", "max_tokens", "MAX_TOKENS", "max_new_tokens")),
-    *((reason, False, False, True) for reason in ("content_filter", "SAFETY", "tool_calls")),
-    *(
-        (reason, False, False, False)
-        for reason in ("finito", "eos!", "", ["stop"], {}, 2, 0, 1.5, True, None)
-    ),
-]
-
-
 @pytest.mark.parametrize(("reason", "finished", "cut", "known"), ENDS, ids=lambda value: repr(value)[:20])
 def test_the_end_of_a_reply_is_read_in_every_servers_words(
     reason: Any,
@@ -342,10 +249,6 @@ def test_when_to_ask_again_is_read_or_ignored(
     monkeypatch.setattr("allo.endpoint.words.time.time", lambda: NOW)
     found = wait_of({"retry-after": header})
     assert found == seconds if seconds is None else found == pytest.approx(seconds, abs=1)
-
-
-def busy(retry_after: str, status: int = 429) -> Act:
-    return sends(b'{"error": {"message": "slow down"}}', status=status, Retry_After=retry_after)
 
 
 @pytest.mark.parametrize("header", ["²", "soon", "-5", "", "nan", "1e-3", "0"])
@@ -412,96 +315,3 @@ def test_counts_that_an_earlier_allo_kept_are_looked_at_too(chat: Chat, tmp_path
     again = asked(chat, tmp_path)
     assert again.asked == 0 and again.replies["q0"].prompt_tokens is None
     assert again.counts(Endpoint(chat.url, MODEL))["prompt_tokens"] == 0
-
-
-@pytest.fixture
-def model() -> Iterator[ModelServer]:
-    with model_server() as served:
-        yield served
-
-
-def sampled(model: ModelServer, folder: Path, *, patience: float = 5.0, num: int = 2) -> list[dict[str, Any]]:
-    place = Endpoint(model.url, STARTING_MODEL, VARIABLE, concurrency=1, timeout=LONGEST, max_retries=2)
-    lines = ResumableLines(folder / "out")
-    complete(
-        [place],
-        [Asked(f"p{n}", f"prompt {n}", num_tokens=3) for n in range(num)],
-        Settings(num_generations=2, temperature=0.7, top_p=1.0, max_new_tokens=TOKENS, seed=0),
-        lines=lines,
-        patience=patience,
-        advice="",
-        num_tokens=len,
-    )
-    return list(lines.rows())
-
-
-@pytest.mark.parametrize(("reason", "finished", "cut", "known"), ENDS, ids=lambda value: repr(value)[:20])
-def test_the_end_of_a_completion_is_read_in_every_servers_words(
-    reason: Any,
-    finished: bool,
-    cut: bool,
-    known: bool,
-    model: ModelServer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    model.choose = lambda asked: [("text", reason)] * asked["n"]
-    if known and not finished and not cut:
-        with pytest.raises(UserError, match="without a completion"):  # of a filter, or a call of a tool
-            sampled(model, tmp_path, patience=0.1)
-        return
-    assert {row["finished"] for row in sampled(model, tmp_path)} == {finished}
-    assert capsys.readouterr().err.count("such replies count as unfinished") == (0 if known else 1)
-
-
-@pytest.mark.parametrize("name", ["without end", "without end, chunked", "gzip", "an error without end"])
-def test_a_flood_while_sampling_is_stopped_and_asked_for_again(
-    name: str, model: ModelServer, tmp_path: Path
-) -> None:
-    model.failures = [FLOODS[name]()]
-    assert len(sampled(model, tmp_path)) == 4
-
-
-def test_a_list_of_models_without_end_is_let_go(
-    model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ModelHandler, "do_GET", endless(b'{"data": ["'))
-    assert len(sampled(model, tmp_path)) == 4
-
-
-@pytest.mark.parametrize(
-    "listed", ["null", "[]", '{"data": 5}', '{"data": [5, null, {}]}', '{"data": [{"id": 7}]}']
-)
-def test_a_list_of_models_of_another_form_is_let_go(
-    listed: str, model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ModelHandler, "do_GET", sends(listed.encode()))
-    assert len(sampled(model, tmp_path)) == 4
-
-
-@pytest.mark.parametrize("header", ["²", "soon", "9" * 400])
-def test_a_throttling_server_is_waited_for_within_the_patience(
-    header: str, model: ModelServer, tmp_path: Path
-) -> None:
-    model.failures = [busy(header)]
-    assert len(sampled(model, tmp_path, patience=0.2)) == 4
-
-
-def test_a_server_that_throttles_for_ever_is_said_with_what_it_asks(
-    model: ModelServer, tmp_path: Path
-) -> None:
-    model.failures = [busy("3600")] * 100
-    with pytest.raises(UserError, match=r"slow down; it asks to wait 3600 s, and at most 0 s are waited"):
-        sampled(model, tmp_path, patience=0.1)
-
-
-ROWS: list[Any] = [{}, {"prompt_id": "p0"}, "text", None, 7, {"prompt_id": "p0", "index": "0", "text": "t"}]
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: json.dumps(row)[:30])
-def test_kept_completions_of_another_form_are_refused_by_their_file(
-    row: Any, model: ModelServer, tmp_path: Path
-) -> None:
-    ResumableLines(tmp_path / "out").append([row])
-    with pytest.raises(UserError, match=r"out: completion 1 of those that an earlier run kept has no"):
-        sampled(model, tmp_path)

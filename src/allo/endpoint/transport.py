@@ -15,7 +15,7 @@ OVERHEAD = 1 << 20
 """Bytes that any reply may have: lists of models, errors."""
 LARGEST = 1 << 28
 _MOST_REDIRECTS = 5
-_OF_ITS_BODY = {"content-encoding", "content-length", "content-type", "transfer-encoding"}
+_OF_ITS_BODY = {b"content-encoding", b"content-length", b"content-type", b"transfer-encoding"}
 
 
 class UnreadError(openai.OpenAIError):
@@ -66,12 +66,10 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             if max(len(body), response.num_bytes_downloaded) > largest:
                 raise UnreadError(f"more than the {largest:,} bytes that such a reply may have")
         kind, content = self._content(response, bytes(body))
-        headers = [
-            (name, value) for name, value in response.headers.items() if name.lower() not in _OF_ITS_BODY
-        ]
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in _OF_ITS_BODY]
         return type(response)(
             response.status_code,
-            headers=[*headers, ("content-type", kind)],
+            headers=[*headers, (b"content-type", kind.encode())],
             content=content,
             request=response.request,
         )
