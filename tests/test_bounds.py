@@ -1,6 +1,7 @@
 """The bounds of a recipe's numbers, names and paths: what no run could hold is refused by its key before it starts."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from allo.endpoint import LONGEST_TIMEOUT, MOST_AT_ONCE, MOST_RETRIES, Endpoint, check_endpoint
 from allo.errors import UserError
 from allo.recipe import load_recipe
 from allo.recipe.numbers import MOST_SEED
@@ -177,3 +179,26 @@ def test_names_paths_and_devices_that_are_none_are_refused(recipe: Path, overrid
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "mps", "xpu"])
 def test_devices_that_may_be_there_are_left_to_torch(recipe: Path, device: str) -> None:
     assert load_recipe(recipe, [f"device={device}"]).device == device
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("concurrency", [0, -1, MOST_AT_ONCE + 1, 10**11]),
+        ("timeout", [0, -1.0, float("nan"), float("inf"), LONGEST_TIMEOUT + 1]),
+        ("max_retries", [-1, MOST_RETRIES + 1, 10**11]),
+        ("price_in", [-1.0, float("nan"), float("inf")]),
+        ("price_out", [-1.0, float("nan"), float("inf")]),
+    ],
+)
+def test_an_endpoints_settings_have_bounds(
+    field: str, values: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    good = Endpoint("http://host/v1", "model", concurrency=MOST_AT_ONCE, timeout=LONGEST_TIMEOUT)
+    check_endpoint(good)
+    for value in values:
+        with pytest.raises(UserError, match=rf"^{field} is .*; give a number from"):
+            check_endpoint(replace(good, **{field: value}))
+    with pytest.raises(UserError, match="the model has no name"):
+        check_endpoint(replace(good, model=" "))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SUFFIX = ".replies"
 GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
+MOST_AT_ONCE, MOST_RETRIES, LONGEST_TIMEOUT = 4096, 1000, 604_800.0
+"""Bounds of an endpoint's settings: open connections, attempts, and seconds (a week)."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts, unless the server asks for more
 
 
@@ -339,9 +341,21 @@ def require_openai() -> None:
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Raises `UserError` for an address that is none or holds a secret, and where the key's variable is not set."""
+    """Raises `UserError` for an address that is none or holds a secret, settings beyond their bounds, and without a key."""
     if why := why_no_address(endpoint.base_url):
         raise UserError(f"{why}; the key belongs into the environment variable {endpoint.key_variable}.")
+    if not endpoint.model.strip():
+        raise UserError(f"{endpoint.base_url}: the model has no name; give the one that the server lists.")
+    prices = {name: getattr(endpoint, name) for name in ("price_in", "price_out")}
+    bounds = {
+        "concurrency": (1, MOST_AT_ONCE),
+        "timeout": (0.001, LONGEST_TIMEOUT),
+        "max_retries": (0, MOST_RETRIES),
+        **{name: (0, 1e9) for name, price in prices.items() if price is not None},
+    }
+    for name, (least, most) in bounds.items():
+        if not least <= getattr(endpoint, name) <= most:  # nan is none of these
+            raise UserError(f"{name} is {getattr(endpoint, name)}; give a number from {least:g} to {most:g}.")
     _required_key(endpoint)
 
 
