@@ -70,8 +70,8 @@ HOUSE = {
         {"errors", "records", "console", "json_text", "artifacts", "granularity"}, {*TENSORS, "scipy"}
     ),
     "wording": Room({"records"}),
-    # The `openai` package is loaded where a question is asked.
-    "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, lazy={"openai"}),
+    # The `openai` package is loaded where a question is asked: its `transport` is imported there.
+    "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, {"openai"}),
     # Completions from several servers of one model.
     "served": Room({"errors", "records", "console", "json_text", "artifacts", "endpoint"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.

@@ -262,6 +262,16 @@ def test_a_function_of_ones_own_scores(run: RunFolder, tmp_path: Path) -> None:
             r"gave the score -0\.1 .* from 0 \(wrong\)",
         ),
         ("[[float('inf')] * len(row.tokens.completion_ids) for row in rows]", r"gave the score inf"),
+        ("None", "returned NoneType, not a list of numbers for each row"),
+        ("0.5", "returned float, not a list"),
+        ("[0.5 for row in rows]", "returned list, not a list of numbers"),
+        (
+            "[['low'] * len(row.tokens.completion_ids) for row in rows]",
+            "returned list, not a list of numbers",
+        ),
+        ("[[None] * len(row.tokens.completion_ids) for row in rows]", "returned list, not a list of numbers"),
+        ("rows[0].nothing", r"fails in line 2: AttributeError"),
+        ("1 / 0", r"fails in line 2: ZeroDivisionError"),
     ],
 )
 def test_what_is_wrong_with_its_scores_is_said(run: RunFolder, tmp_path: Path, body: str, said: str) -> None:

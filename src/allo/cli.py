@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from allo.console import say
+from allo.console import say, tell
 from allo.errors import UserError
 from allo.granularity import WEIGHT
 from allo.harness.commands import evaluate
@@ -126,7 +126,7 @@ def plan_recipe(
 
     planned = plan(read, limit=limit)
     if as_json:
-        typer.echo(json.dumps(show.as_json(planned, gpus=gpus), indent=1))
+        tell(json.dumps(show.as_json(planned, gpus=gpus), indent=1))
     else:
         show.show(planned, gpus=gpus)
 
@@ -176,7 +176,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path(
 @app.command("schema")
 def print_schema() -> None:
     """Print the recipe's JSON schema, for editors."""
-    typer.echo(json.dumps(schema(), indent=1))
+    tell(json.dumps(schema(), indent=1))
 
 
 @mask_app.command("from-checkpoints")
@@ -207,12 +207,12 @@ def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
 
     mask = ParamMask.load(file)
     for key, value in mask.metadata.items():
-        typer.echo(f"{key:<18} {value}")
-    typer.echo(f"{'selected':<18} {mask.num_selected} of {mask.num_weights} ({mask.density:.6g})\n")
-    typer.echo(f"{'layer':<6} {'kind':<28} {'selected':>12} {'of':>14} {'density':>9}")
+        tell(f"{key:<18} {value}")
+    tell(f"{'selected':<18} {mask.num_selected} of {mask.num_weights} ({mask.density:.6g})\n")
+    tell(f"{'layer':<6} {'kind':<28} {'selected':>12} {'of':>14} {'density':>9}")
     for row in mask.statistics():
         density = row.selected / max(row.total, 1)
-        typer.echo(f"{row.layer:<6} {row.kind:<28} {row.selected:>12} {row.total:>14} {density:>9.5f}")
+        tell(f"{row.layer:<6} {row.kind:<28} {row.selected:>12} {row.total:>14} {density:>9.5f}")
 
 
 @delta_app.command("extract")
@@ -244,7 +244,7 @@ def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
 
     found = merge(fetch(first), fetch(second), out)
     _print_fields(out, found.merged)
-    typer.echo(f"  {'num_shared':<20} {found.num_shared}\n  {'num_overruled':<20} {found.num_overruled}")
+    tell(f"  {'num_shared':<20} {found.num_shared}\n  {'num_overruled':<20} {found.num_overruled}")
 
 
 @delta_app.command("export")
@@ -291,7 +291,7 @@ def delta_push(
     """
     from allo.delta import push
 
-    typer.echo(push(delta, repo, private=private))
+    tell(push(delta, repo, private=private))
 
 
 @delta_app.command("info")
@@ -313,9 +313,9 @@ def _check_writable(out: Path) -> None:
 
 
 def _print_fields(path: str | Path, found: object) -> None:
-    typer.echo(str(path))
+    tell(str(path))
     for key, value in vars(found).items():
-        typer.echo(f"  {key:<20} {value}")
+        tell(f"  {key:<20} {value}")
 
 
 def main() -> None:

@@ -1,15 +1,36 @@
-"""What a person sees while a run works: one console, one progress bar; quiet off a terminal."""
+"""What a person sees while a run works: one console, one progress bar; quiet off a terminal.
 
+All text that is shown goes through `printable`, since some of it is others': what servers say, names of tensors and
+files, rows, templates.
+"""
+
+import re
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 Item = TypeVar("Item")
 
 console = Console(stderr=True, highlight=False, emoji=False)
+
+# What a terminal takes as a command: colours and movements; titles, links and other strings up to their end; the rest.
+# Each begins with ESC and a character, or with one of the 8-bit controls.
+_SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x08\x0a-\x1f\x7f-\x9f]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+)
+# Controls but for tab and line feed; what turns the direction of text or has no width (but for the joiners that scripts
+# and emoji need), fillers, invisible tags, and halves of surrogate pairs, which cannot be written.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 
 @contextmanager
@@ -23,9 +44,24 @@ def hushed() -> Iterator[None]:
         console.quiet = before
 
 
+def printable(text: object) -> str:
+    """Return the text without what a terminal would obey or nobody would see; lines and tabs stay."""
+    return _UNSEEN.sub("", _SEQUENCES.sub("", str(text).replace("\r\n", "\n").replace("\r", " ")))
+
+
+def cell(text: object) -> Text:
+    """Return the text for a table, neither obeyed nor read as markup."""
+    return Text(printable(text))
+
+
 def say(text: str) -> None:
-    """One plain line to standard error; `text` is never read as markup."""
-    console.print(text, markup=False, soft_wrap=True)
+    """Print a plain line to standard error; `text` is never read as markup."""
+    console.print(cell(text), soft_wrap=True)
+
+
+def tell(text: object) -> None:
+    """Print a plain line to standard output, for people and for pipes."""
+    sys.stdout.write(f"{printable(text)}\n")
 
 
 def track(items: Iterable[Item], description: str, *, total: int, done: int = 0) -> Generator[Item]:
@@ -45,4 +81,4 @@ def bar(description: str, *, total: int, done: int = 0) -> Iterator[Callable[[in
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
-        yield lambda number, note: progress.update(task, advance=number, note=note)
+        yield lambda number, note: progress.update(task, advance=number, note=printable(note))

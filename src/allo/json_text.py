@@ -16,7 +16,9 @@ MOST_DIGITS = 400
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int = LARGEST) -> Any:
+def parse_json(
+    text: str | bytes, *, place: str, advice: str = "", largest: int = LARGEST, lenient: bool = False
+) -> Any:
     """Return the value of a JSON text.
 
     Args:
@@ -24,6 +26,8 @@ def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int 
         place: what errors begin with, such as `FILE:LINE`.
         advice: a sentence that closes every error and says what to do.
         largest: bytes (of a `str`: characters) that the text may have.
+        lenient: read numbers that are none, or too long, as None, and let half pairs pass: for replies that were paid
+            for, whose reader looks at each value by itself.
 
     Raises:
         UserError: the text is no JSON, too large, nested too deep, has a number of too many digits, the same key
@@ -43,7 +47,11 @@ def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int 
     text = text.removeprefix("\ufeff")
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_number, parse_int=_int, parse_float=_float
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_nothing if lenient else _no_number,
+            parse_int=_int_or_nothing if lenient else _int,
+            parse_float=_float_or_nothing if lenient else _float,
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
@@ -54,7 +62,7 @@ def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int 
         refuse(f"nested more than {DEEPEST} deep")
     if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
         refuse(f"nested more than {DEEPEST} deep")
-    if _HALF_A_PAIR.search(text) and (key := half_a_pair(value)) is not None:
+    if not lenient and _HALF_A_PAIR.search(text) and (key := half_a_pair(value)) is not None:
         refuse(
             f"`{key}` has half of a surrogate pair (such as \\ud83d), which is no text; remove or complete it"
         )
@@ -121,3 +129,16 @@ def _float(digits: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise _RefusedError(f"the number {digits[:20]} is too large")
     return number
+
+
+def _nothing(word: str) -> None:
+    """Return None for `NaN` and `Infinity`."""
+
+
+def _int_or_nothing(digits: str) -> int | None:
+    return int(digits) if len(digits) <= MOST_DIGITS else None
+
+
+def _float_or_nothing(digits: str) -> float | None:
+    number = float(digits)
+    return None if number in (float("inf"), float("-inf")) else number

@@ -1,7 +1,9 @@
 """A function of the user's own that a recipe names as `file.py:function`: a scorer, or a loss."""
 
+import functools
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,9 +23,10 @@ def own_file(name: str) -> Path | None:
 
 
 def load_function(name: str, *, key: str) -> Callable[..., Any]:
-    """The function that a recipe's `key` names as `file.py:function`.
+    """Return the function that a recipe's `key` names as `file.py:function`.
 
-    Raises `UserError` where there is no such file, it fails to load, or it has no such function.
+    What it raises becomes a `UserError` that names it and its line. Raises `UserError` where there is no such file, it
+    fails to load, or it has no such function.
     """
     path = own_file(name)
     assert path is not None, name
@@ -37,15 +40,40 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
     sys.modules[own_name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{key}: {path} fails to load: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script that ends with sys.exit(), too
+        raise UserError(f"{key}: {path} fails to load{_raised(error, path)}") from error
     found = getattr(module, function, None)
     if not callable(found):
         own = sorted(
             each
             for each, value in vars(module).items()
-            if callable(value) and not each.startswith("_") and value.__module__ == own_name
+            if callable(value) and not each.startswith("_") and getattr(value, "__module__", "") == own_name
         )
         raise UserError(f"{key}: {path} has no function {function!r}; it has {', '.join(own) or 'none'}.")
-    assert callable(found)
-    return found
+    return _named(found, name, path, key=key)
+
+
+def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Callable[..., Any]:
+    """Return the function with its errors named; its signature stays."""
+
+    @functools.wraps(found)
+    def called(*args: Any, **named: Any) -> Any:
+        try:
+            return found(*args, **named)
+        except (KeyboardInterrupt, UserError):
+            raise
+        except BaseException as error:
+            raise UserError(f"{key}: {name} fails{_raised(error, path)}") from error
+
+    return called
+
+
+def _raised(error: BaseException, path: Path) -> str:
+    """Return the error in words, and the last line of the file that led to it."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    where = f" in line {lines[-1]}" if lines else ""
+    return f"{where}: {type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from allo.artifacts import RunFolder, read_json
+from allo.console import cell
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 
@@ -47,7 +48,7 @@ def _table(dpo: RunFolder, allo: RunFolder) -> Table:
     table = Table("model", *sets, "KL to SFT", "weights trained", "seconds", "training state")
     for label, model in rows.items():
         accuracies = [_interval(model["sets"][name]["sampled"]) for name in sets]
-        table.add_row(label, *accuracies, *_costs(model))
+        table.add_row(*map(cell, (label, *accuracies, *_costs(model))))
     return table
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from allo.console import cell
 from allo.report.harness import harness_tables
 from allo.report.run_view import HarnessModel
 
@@ -17,13 +17,13 @@ def show(models: Iterable[HarnessModel]) -> None:
     """Print the tables to standard output, each with what made its figures."""
     console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
     for table in harness_tables(models):
-        shown = Table(title=Text(table.title), box=SIMPLE_HEAD)
+        shown = Table(title=cell(table.title), box=SIMPLE_HEAD)
         for column in table.columns:
             number = column != table.columns[0]
             shown.add_column(
                 column, justify="right" if number else "left", no_wrap=column == "Value", overflow="fold"
             )
         for row in table.rows:
-            shown.add_row(*(Text(f"{cell.text} {cell.note}".strip()) for cell in row))
+            shown.add_row(*(cell(f"{each.text} {each.note}".strip()) for each in row))
         console.print(shown)
-        console.print(table.remark, markup=False, soft_wrap=True)
+        console.print(cell(table.remark), soft_wrap=True)

@@ -193,7 +193,14 @@ def _checked(name: str, *, key: str) -> Scorer:
     function = load_function(name, key=key)
 
     def scorer(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-        scores = [[float(number) for number in one] for one in function(rows, context)]
+        returned = function(rows, context)
+        try:
+            scores = [[float(number) for number in one] for one in returned]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{key}: {name} returned {type(returned).__name__}, not a list of numbers for each row ({error}): "
+                "return [[score, ...], ...]."
+            ) from error
         if len(scores) != len(rows):
             raise UserError(
                 f"{key}: {name} gave scores of {len(scores)} completions for {len(rows)}: return one list each."

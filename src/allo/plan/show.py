@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from allo.console import cell
 from allo.plan.memory import KINDS, Plan, StagePlan
 
 _GB = 10**9
@@ -17,7 +18,7 @@ def show(plan: Plan, *, gpus: int) -> None:
     """Print the table to standard output, with the formula under it."""
     console = Console(highlight=False, emoji=False)
     console.print(_table(plan), width=max(console.width, _WIDTH), crop=False)
-    console.print(explanation(plan, gpus=gpus), markup=False, soft_wrap=True)
+    console.print(cell(explanation(plan, gpus=gpus)), soft_wrap=True)
 
 
 def _table(plan: Plan) -> Table:

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
@@ -20,16 +19,20 @@ from allo.recipe.judge import Judge, Pairing
 from allo.recipe.losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe.numbers import (
     Count,
-    CountOrZero,
     Density,
+    Name,
     NotNegative,
+    Place,
     Positive,
+    Seed,
     Share,
+    Times,
+    Tokens,
 )
 from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
 from allo.recipe.sources import Block, Data, Source
-from allo.recipe.text import override, parse
+from allo.recipe.text import LARGEST, dump, override, parse
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining, Training
 
 GranularityName = Annotated[
@@ -38,6 +41,8 @@ GranularityName = Annotated[
 Criterion = Literal[
     "warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"
 ]
+# "meta" and other devices of torch hold no numbers.
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu|hpu|mlu|musa)(:[0-9]{1,3})?)$")]
 TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
@@ -62,7 +67,7 @@ class Locate(Block):
     beta: Positive = 0.1
     accumulate: Literal["float32", "bfloat16"] = "float32"
     """The sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
-    max_tokens_per_batch: Count | None = None
+    max_tokens_per_batch: Tokens | None = None
     """As of forgetting and improving; `fisher` takes single pairs whatever it says, and `warmup_fused` makes
     an update of each micro-batch."""
     training: Training = Training()
@@ -80,7 +85,7 @@ class Locate(Block):
 class Steps(Block):
     """How a stage's optimizer steps are computed; what they learn is the same."""
 
-    max_tokens_per_batch: Count | None = None
+    max_tokens_per_batch: Tokens | None = None
     """Tokens of a micro-batch, padding included, in place of `per_device_train_batch_size` rows; a step is
     still over `per_device_train_batch_size * gradient_accumulation_steps` rows."""
     reference: Literal["swap", "precomputed"] = "swap"
@@ -161,28 +166,28 @@ class Report(Block):
 class Recipe(Block):
     """One run, in pipeline order."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """The run's folder below `out`."""
-    out: Path = Path("runs")
-    seed: CountOrZero = 0
-    data_seed: CountOrZero | None = None
+    out: Place = Path("runs")
+    seed: Seed = 0
+    data_seed: Seed | None = None
     """The seed of all stages before training, and of the order of prompts; `seed` where it is absent. Runs that
     differ in `seed` alone then share their samples, pairs, importance and token scores."""
-    model: str
+    model: Name
     """A folder, a hub id, or a GGUF file."""
     trust_remote_code: bool = False
-    pad_token: str | None = None
+    pad_token: Name | None = None
     """Names a pad token for a tokenizer that has none (often its EOS)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    device: str = "auto"
+    device: Device = "auto"
     chat: bool = False
     """Wrap string prompts as one user message of the tokenizer's chat template."""
-    max_length: Count = 1200
+    max_length: Tokens = 1200
     """Tokens of a training row, prompt and completion together: a longer row loses the beginning of its
     prompt, and is dropped where the completion alone does not fit. Also of a prompt alone where completions
     are sampled; `max_new_tokens` come on top."""
 
-    rounds: Count = 1
+    rounds: Times = 1
     """How often to align, from sampling to improving, each time on fresh samples of the model that the last
     time left. The first start and the last model are evaluated."""
     momentum: NotNegative = 0.0
@@ -195,7 +200,7 @@ class Recipe(Block):
     order: Literal["forget_first", "improve_first"] = "forget_first"
     """Which training comes first; the other starts from the model that it leaves, its reference too."""
 
-    data_folder: Path | None = None
+    data_folder: Place | None = None
     """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
     data: Data
     sft: Sft | None = None
@@ -335,19 +340,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     `overrides` are `dotted.key=value` strings; the value is parsed as YAML.
     Raises `UserError` for a missing file, bad YAML, and for each key that is not allowed.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
-    try:
-        root = yaml.compose(text)
-        fields = parse(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}") from error
+    fields, root = parse(_text(path), place=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
     for text in overrides or []:
@@ -360,9 +353,21 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         ) from error
 
 
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * LARGEST + 1).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
+
+
 def save_recipe(recipe: Recipe) -> str:
     """The resolved recipe, every default spelt out, as YAML that `load_recipe` reads back equal."""
-    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
+    return dump(json.loads(recipe.model_dump_json()))
 
 
 def schema() -> dict[str, Any]:

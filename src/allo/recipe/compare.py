@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from allo.recipe.numbers import CountOrZero, Positive, SetName
+from allo.recipe.numbers import Positive, Seed, SetName, TimesOrZero
 from allo.recipe.sources import Block, EvaluationSet
 
 
@@ -30,12 +30,12 @@ class Compare(Block):
     """The problems on which learning rates and settings are chosen."""
     rates: Annotated[list[Positive], Field(min_length=1)] = [0.25, 0.5, 1.0, 2.0, 4.0]
     """Factors on the recipe's own learning rates of forgetting and improving, for every method."""
-    extra_trials: CountOrZero = 3
+    extra_trials: TimesOrZero = 3
     """Trials of each method after its rates: of its own settings, or of further rates."""
-    beyond: CountOrZero = 3
+    beyond: TimesOrZero = 3
     """How far a method whose best rate is the highest or the lowest tried is followed beyond it, in trials."""
-    tuning_seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [1000]
-    seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    tuning_seeds: Annotated[list[Seed], Field(min_length=1)] = [1000]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2, 3, 4]
     resample: bool = False
     """Whether each seed draws samples, pairs, importance and scores anew, or all share those of `data_seed`."""
     reference: SetName = "allo"

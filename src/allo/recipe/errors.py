@@ -26,7 +26,10 @@ def explain(recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem
         return f"{where}: {key}: required key is missing"
     if problem["type"] == "secret":
         return f"{where}: {key}.{message}"
-    return f"{where}: {key}: {message}; found {json.dumps(problem['input'], default=str)[:200]}"
+    found, advice = problem["input"], ""
+    if problem["type"] == "string_type" and isinstance(found, bool | int | float | None):
+        advice = "; put it in quotes where the word itself is meant"
+    return f"{where}: {key}: {message}; found {json.dumps(found, default=str)[:200]}{advice}"
 
 
 def _line(root: yaml.Node | None, location: list[str | int]) -> int | None:

@@ -4,20 +4,29 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from allo.recipe.numbers import Count, CountOrZero, Positive, SetName, Share
+from allo.recipe.numbers import (
+    BatchSize,
+    CountOrZero,
+    GenerationsOrZero,
+    Name,
+    Positive,
+    SetName,
+    Share,
+    Tokens,
+)
 from allo.recipe.sources import Block, EvaluationSet, Kl
 
 
 class Evaluate(Block):
     sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
-    num_generations: CountOrZero = 4
+    num_generations: GenerationsOrZero = 4
     """Sampled completions a prompt; 0 measures greedy accuracy alone."""
     greedy: bool = True
     temperature: Positive = 0.7
     top_p: Share = 0.95
-    max_new_tokens: Count = 1024
-    batch_size: Count = 128
-    reward_model: str | None = None
+    max_new_tokens: Tokens = 1024
+    batch_size: BatchSize = 128
+    reward_model: Name | None = None
     """Measures the sets whose prompts have no `answer`, in place of `judge.reward_model`: what was trained to please one
     reward model is better measured by another."""
     kl: Kl | None = None

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from allo.recipe.numbers import Count, NotNegative
+from allo.recipe.numbers import BatchSize, Count, Name, NotNegative, Tokens
 from allo.recipe.sources import Block
 
 
@@ -11,17 +11,17 @@ class Judge(Block):
 
     verifier: Literal["auto", "final_answer", "choice"] = "auto"
     """`auto`: `choice` where a prompt has choices, `final_answer` elsewhere."""
-    reward_model: str | None = None
+    reward_model: Name | None = None
     """A folder or hub id of a sequence classifier with one label. It then judges the samples of `data`, which need no
     `answer`, in every round and of every trainer, and measures the evaluation sets whose prompts have none. The keys
     below are of reward models."""
-    max_length: Count = 2048
+    max_length: Tokens = 2048
     """Tokens that it reads of a prompt and a completion; a longer text loses its beginning."""
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     """Completions that it reads together."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of its weights."""
-    pad_token: str | None = None
+    pad_token: Name | None = None
     """Where neither its configuration nor its tokenizer names one."""
 
 

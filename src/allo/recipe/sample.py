@@ -7,7 +7,18 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.address import why_no_address
-from allo.recipe.numbers import Count, CountOrZero, NotNegative, Positive, Share
+from allo.recipe.numbers import (
+    BatchSize,
+    Connections,
+    Generations,
+    Name,
+    NotNegative,
+    Seconds,
+    SecondsOrZero,
+    Share,
+    TimesOrZero,
+    Tokens,
+)
 from allo.recipe.sources import Block
 
 # What a request says by itself.
@@ -17,17 +28,17 @@ _OWN = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n"
 class Servers(Block):
     """Where the starting model is served, and how it is asked: other servers give no other run."""
 
-    base_urls: Annotated[list[str], Field(min_length=1)]
+    base_urls: Annotated[list[str], Field(min_length=1, max_length=1000)]
     """Addresses of the OpenAI-compatible API, mostly ending with /v1; each has the same model."""
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; it may be unset where the servers ask for none."""
-    concurrency: Count = 16
+    concurrency: Connections = 16
     """Requests open at a server, each for all completions of a prompt."""
-    timeout: Positive = 600.0
+    timeout: Seconds = 600.0
     """Seconds of silence after which a request is given up and made anew, where possible elsewhere."""
-    max_retries: CountOrZero = 5
+    max_retries: TimesOrZero = 5
     """Further attempts of a request, with growing pauses."""
-    patience: NotNegative = 120.0
+    patience: SecondsOrZero = 120.0
     """Seconds to wait for a server to come back when none is left."""
 
     @model_validator(mode="after")
@@ -46,19 +57,19 @@ class Servers(Block):
 class Sample(Block):
     """Completions of the starting model (method.md section 2)."""
 
-    num_generations: Count = 10
+    num_generations: Generations = 10
     temperature: NotNegative = 0.7
     """0 takes the most probable token each time."""
     top_p: Share = 0.95
-    max_new_tokens: Count = 1024
+    max_new_tokens: Tokens = 1024
     """Of a completion, on top of its prompt; below `max_length`, or the longest could not be trained on."""
-    batch_size: Count = 128
+    batch_size: BatchSize = 128
     """Completions decoded together by `hf`; `vllm` is handed four times as many at a time. Of no account to servers."""
     stop: list[str] = []
     backend: Literal["hf", "vllm", "openai"] = "hf"
     """`hf`: in this process, through transformers. `vllm`: in this process, through vLLM (extra `vllm`). `openai`:
     OpenAI-compatible servers of the starting model (extra `server`; docs/sampling.md)."""
-    model: str | None = None
+    model: Name | None = None
     """What the servers call the starting model."""
     api: Literal["auto", "completions"] = "auto"
     """`auto`: texts go to /completions, messages to /chat/completions, where the server's own template renders them.

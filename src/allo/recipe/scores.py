@@ -1,12 +1,11 @@
 """The recipe's block `score`: which scorers, and how their scores become weights."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from allo.own_code import OwnFunction
-from allo.recipe.numbers import Count, Number
+from allo.recipe.numbers import BatchSize, Number, Place
 from allo.recipe.sources import Block
 from allo.recipe.training import ContrastTraining
 
@@ -32,14 +31,14 @@ class Score(Block):
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
     beside: list[ScorerName | OwnFunction] = []
     """Other scorers of the same completions, to compare with; they weigh nothing."""
-    rewriter: Path | None = None
+    rewriter: Place | None = None
     """The folder that `allo rewriter train` wrote, for the scorer `rewriter` (docs/rewriter.md)."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """`indicator` marks tokens whose aligned probability lies below it."""
     marked: Literal["all", "first"] = "all"
     """Which marked tokens of a completion keep their weight: all, or the first alone, the cause of what follows."""
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     training: ContrastTraining = ContrastTraining()
     """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one
     on the rejected."""

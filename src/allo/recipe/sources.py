@@ -1,11 +1,10 @@
 """Where a recipe's prompts and pairs come from."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from allo.recipe.numbers import Count, CountOrZero, Positive
+from allo.recipe.numbers import Count, CountOrZero, GenerationsOrZero, Name, Place, Positive, Tokens
 
 TaskName = Literal[
     "planted_flaws",
@@ -30,10 +29,10 @@ class Source(Block):
     """Where prompts come from: exactly one of `task`, `file` and `hub`."""
 
     task: TaskName | None = None
-    file: Path | None = None
+    file: Place | None = None
     """JSONL or Parquet with `prompt, answer?, solution?, choices?, id?`."""
-    hub: str | None = None
-    split: str = "train"
+    hub: Name | None = None
+    split: Name = "train"
     order: Literal["given", "shuffled", "shortest"] = "given"
     skip: CountOrZero = 0
     limit: Count | None = None
@@ -61,7 +60,7 @@ class Part(Source):
 class Data(Source):
     """The problems to align on, or ready preference pairs."""
 
-    pairs: Path | None = None
+    pairs: Place | None = None
     """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
     mixture: Annotated[list[Part], Field(min_length=2)] | None = None
     """Several sources, their prompts taken in turn by weight, so that every stretch of them is mixed alike; `skip`
@@ -91,9 +90,9 @@ class Data(Source):
 class Kl(Source):
     """Prompts of another task, on which the distance to the starting model is measured."""
 
-    max_new_tokens: Count | None = None
+    max_new_tokens: Tokens | None = None
 
 
 class EvaluationSet(Source):
-    num_generations: CountOrZero | None = None
+    num_generations: GenerationsOrZero | None = None
     """Instead of `evaluate.num_generations`."""

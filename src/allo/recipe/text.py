@@ -1,25 +1,163 @@
 """Recipes as YAML 1.2 text, and single keys of them on the command line."""
 
+import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import yaml
 
 from allo.errors import UserError
 
+LARGEST = 1 << 20
+"""Characters of a recipe's text; the longest in use have some thousands."""
+DEEPEST = 100
+"""Blocks inside each other."""
+MOST_VALUES = 100_000
+"""Keys and values, those that aliases repeat counted each time: a few lines of aliases can stand for billions."""
+MOST_DIGITS = 400
+"""Of one number; the largest double has 309."""
+_TAG = "tag:yaml.org,2002:"
+_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+# PyYAML's own rules are those of YAML 1.1, which reads `5e-6` as a string, `1:30` as 90, `010` as 8 and `2024-01-01` as
+# a date. These read the first as a number, and all others as strings, which the recipe then refuses by their key.
+_RULES = {
+    "bool": (r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF|nan|NaN|NAN))",
+        "-+0123456789.",
+    ),
+    "merge": ("<<", "<"),
+    "null": (r"~|null|Null|NULL|", "~nN"),
+}
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML's own rule reads `5e-6` as a string."""
+    """Nothing but text, numbers, true, false, null, lists and blocks, and not too deep."""
+
+    yaml_implicit_resolvers = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"blocks or lists more than {DEEPEST} inside each other",
+                problem_mark=self.peek_event().start_mark,
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what any reader of YAML would take for something other than text."""
 
 
-def parse(text: str) -> Any:
-    """Plain values. Raises `yaml.YAMLError`."""
-    return yaml.load(text, _Loader)
+for _name, (_pattern, _first) in _RULES.items():
+    _rule = re.compile(f"^(?:{_pattern})$")
+    _Loader.add_implicit_resolver(_TAG + _name, _rule, [*_first, ""] if _name == "null" else list(_first))
+    _Dumper.add_implicit_resolver(_TAG + _name, _rule, [*_first, ""] if _name == "null" else list(_first))
+
+
+def parse(text: str, *, place: Callable[[int], str], within: str = "") -> tuple[Any, yaml.Node | None]:
+    """Return the plain values of a YAML text, and its nodes, which know their lines.
+
+    Args:
+        place: from a line, 1 the first, what errors begin with.
+        within: the key that the values are to stand at.
+
+    Raises:
+        UserError: no YAML, too large or deep, aliases of too many values, a key twice in one block or that is no text,
+            a tag, or a number that is too long or not finite.
+    """
+    if len(text) > LARGEST:
+        raise UserError(f"{place(1)}: {len(text):,} characters, and a recipe has at most {LARGEST:,}.")
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is not None:
+                _Check(loader, place).look_at(root, [within] if within else [])
+            return (None if root is None else loader.construct_document(root)), root
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{place(mark.line + 1 if mark else 1)}: not YAML: {said}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{place(1)}: not YAML: {error}") from error
+
+
+class _Check:
+    """A look at every node as often as the text stands for it, so that aliases cost what they would expand to."""
+
+    def __init__(self, loader: _Loader, place: Callable[[int], str]) -> None:
+        self._loader = loader
+        self._place = place
+        self._values = 0
+
+    def look_at(self, node: yaml.Node, path: list[str]) -> None:
+        self._values += 1
+        if self._values > MOST_VALUES:
+            self._refuse(node, [], f"its aliases stand for more than {MOST_VALUES:,} values; write them out")
+        if len(path) > DEEPEST:
+            self._refuse(node, [], f"more than {DEEPEST} blocks inside each other, or an alias of itself")
+        if node.tag not in _TAGS:
+            self._refuse(node, path, f"the tag {node.tag.replace(_TAG, '!!')} is not read; give plain values")
+        if isinstance(node, yaml.MappingNode):
+            self._mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, each in enumerate(node.value):
+                self.look_at(each, [*path, str(number)])
+        elif isinstance(node, yaml.ScalarNode):
+            self._scalar(node, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: list[str]) -> None:
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if key.tag == f"{_TAG}merge":
+                self.look_at(value, [*path, "<<"])
+                continue
+            if key.tag != f"{_TAG}str" or not isinstance(key, yaml.ScalarNode):
+                shown = f"`{key.value}`" if isinstance(key, yaml.ScalarNode) else "a list or block"
+                self._refuse(key, path, f"the key {shown} is no text; keys are names, in quotes where needed")
+            self._scalar(key, path)
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                self._refuse(
+                    key,
+                    [*path, key.value],
+                    f"the key is there twice, in line {lines[key.value]} and in line {line}; keep one of them",
+                )
+            lines[key.value] = line
+            self.look_at(value, [*path, key.value])
+
+    def _scalar(self, node: yaml.ScalarNode, path: list[str]) -> None:
+        text, kind = str(node.value), node.tag.removeprefix(_TAG)
+        if bad := next((each for each in text if each == "\0" or "\ud800" <= each <= "\udfff"), None):
+            self._refuse(node, path, f"the character {bad!r} is no text; remove it")
+        if kind in ("str", "map", "seq"):
+            return
+        plain = self._loader.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG)
+        if kind != plain and (kind, plain) != ("float", "int"):
+            self._refuse(node, path, f"{text[:40]!r} is no value of the tag !!{kind}; remove the tag")
+        if kind in ("int", "float") and len(text) > MOST_DIGITS:
+            self._refuse(node, path, f"a number of {len(text)} digits, and at most {MOST_DIGITS} are read")
+        if kind == "float" and not math.isfinite(self._loader.construct_yaml_float(node)):
+            self._refuse(node, path, f"{text[:40]} is not finite; give a number")
+
+    def _refuse(self, node: yaml.Node, path: list[str], why: str) -> NoReturn:
+        key = f"{'.'.join(path)}: " if path else ""
+        raise UserError(f"{self._place(node.start_mark.line + 1)}: {key}{why}.")
+
+
+def dump(fields: Any) -> str:
+    """Return plain values as YAML that `parse` reads back equal."""
+    return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def override(fields: dict[str, Any], text: str) -> None:
@@ -27,10 +165,9 @@ def override(fields: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: expected key=value, such as improve.density=0.2")
+    found, _ = parse(value, place=lambda _: f"--set {text[:200]}", within=key)
     try:
-        place(fields, key, parse(value))
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not YAML: {error}") from error
+        place(fields, key, found)
     except UserError as error:
         raise UserError(f"--set {text}: {error}") from error
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from allo.recipe.numbers import Count, NotNegative, Positive, Whole
+from allo.recipe.numbers import BatchSize, Count, NotNegative, Positive, Whole
 
 
 class Training(BaseModel):
@@ -18,14 +18,14 @@ class Training(BaseModel):
 
     learning_rate: Positive = 1e-6
     num_train_epochs: Positive = 1.0
-    per_device_train_batch_size: Count = 4
+    per_device_train_batch_size: BatchSize = 4
     gradient_accumulation_steps: Count = 8
     lr_scheduler_type: str = "cosine"
     warmup_steps: NotNegative = 0.1
     """Below 1: a share of all steps."""
     logging_steps: Positive = 1
     save_steps: Positive = 0.25
-    save_total_limit: Annotated[Whole, Field(ge=2)] = 2
+    save_total_limit: Annotated[Whole, Field(ge=2, le=10**6)] = 2
     """At least 2: the last whole checkpoint stays until the next one is whole."""
     report_to: str | list[str] = "none"
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from allo.console import printable
 from allo.report import figures
 from allo.report.run_view import (
     Accuracy,
@@ -321,7 +322,12 @@ def to_markdown(table: Table) -> str:
 
 def escaped(text: str) -> str:
     """Text that GitHub shows as it is: no markup, no HTML, no cell or line break."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = (
+        " ".join(printable(figures.printable(text)).split())
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
     return re.sub(r"([\\`*_|~]|\](?=[(\[:]))", r"\\\1", plain)
 
 

@@ -26,7 +26,10 @@ MaxDistance = Annotated[
     ),
 ]
 Generations = Annotated[
-    int, typer.Option(min=1, help="self: repairs of a completion, of which the nearest right one is kept.")
+    int,
+    typer.Option(
+        min=1, max=10_000, help="self: repairs of a completion, of which the nearest right one is kept."
+    ),
 ]
 Temperature = Annotated[
     float | None, typer.Option(min=0, help="self: default the recipe's. teacher: default the server's.")
@@ -38,7 +41,8 @@ Concurrency = Annotated[int, typer.Option(min=1, help="teacher: requests at a ti
 Timeout = Annotated[float, typer.Option(min=0.1, help="teacher: seconds of silence.")]
 Retries = Annotated[int, typer.Option(min=0, help="teacher: further attempts at a request.")]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="teacher: of a reply. Default: the recipe's sample.max_new_tokens.")
+    int | None,
+    typer.Option(min=1, max=2**24, help="teacher: of a reply. Default: the recipe's sample.max_new_tokens."),
 ]
 PriceIn = Annotated[
     float | None, typer.Option(min=0, help="teacher: of a million prompt tokens, to count costs.")

@@ -11,7 +11,15 @@ from typing import Any
 
 from allo.artifacts import ResumableLines
 from allo.console import bar, say
-from allo.endpoint import GIVE_UP_AFTER, Endpoint, Failure, attempt, key_of, open_client
+from allo.endpoint import (
+    GIVE_UP_AFTER,
+    Endpoint,
+    asks_too_long,
+    key_of,
+    open_client,
+    say_unknown_end,
+)
+from allo.endpoint.attempts import Failure, attempt
 from allo.errors import UserError
 from allo.records import Completion
 from allo.served.probe import announce, probe
@@ -19,7 +27,6 @@ from allo.served.replies import Asked, Reply, Settings, read, request
 from allo.served.servers import Server, Servers
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt, doubled each time
-_LONGEST_WAIT = 60.0  # seconds, where a server says how long to wait
 _LOOKED_AT = 8  # prompts whose completions are compared
 
 
@@ -66,13 +73,14 @@ def complete(
     (`advice` says what to start); where at the beginning a server refuses the key or does not know the model; and where
     requests fail for good. What was answered until then is kept.
     """
+    _check_kept(lines)
     there = Counter(str(row["prompt_id"]) for row in lines.rows())
     todo = [prompt for prompt in prompts if there[prompt.id] < settings.num_generations]
     if not todo:
         return _recorded(lines, prompts) | Tally().counts()
-    work = _Work(settings, lines, there, num_tokens, key_of(endpoints[0]))
+    work = _Work(settings, lines, there, num_tokens, key_of(endpoints[0]), patience)
     try:
-        asyncio.run(work.do(todo, endpoints, patience=patience, advice=advice))
+        asyncio.run(work.do(todo, endpoints, advice=advice))
     except ExceptionGroup as several:  # the first ended the others
         raise several.exceptions[0] from None
     if work.failed:
@@ -82,6 +90,22 @@ def complete(
             "see to it, and start it again."
         )
     return _recorded(lines, prompts) | work.tally.counts()
+
+
+def _check_kept(lines: ResumableLines) -> None:
+    """Raises `UserError` for a row that `complete` has not written: their numbers follow from how many there are."""
+    kinds = {"prompt_id": str, "index": int, "text": str, "finished": bool, "num_tokens": int}
+    for number, row in enumerate(lines.rows(), start=1):
+        wrong = [
+            name
+            for name, kind in kinds.items()
+            if not isinstance(row, dict) or type(row.get(name)) is not kind
+        ]
+        if wrong:
+            raise UserError(
+                f"{lines.path}: completion {number} of those that an earlier run kept has no {' or '.join(wrong)} as "
+                "allo writes it. Sample again: remove the files in this folder whose names begin like this one's."
+            )
 
 
 def _recorded(lines: ResumableLines, prompts: Sequence[Asked]) -> dict[str, int]:
@@ -107,26 +131,29 @@ class _Work:
     there: Counter[str]
     num_tokens: Callable[[str], int]
     key: str
+    patience: float
     tally: Tally = field(default_factory=Tally)
     failed: dict[str, Failure] = field(default_factory=dict)
     failed_in_a_row: int = 0
     distinct: list[int] = field(default_factory=list)
     jitter: random.Random = field(default_factory=random.Random)
+    unknown_ends: set[str] = field(default_factory=set)
 
-    async def do(
-        self, todo: Sequence[Asked], endpoints: Sequence[Endpoint], *, patience: float, advice: str
-    ) -> None:
+    async def do(self, todo: Sequence[Asked], endpoints: Sequence[Endpoint], *, advice: str) -> None:
         async with AsyncExitStack() as stack:
             # A failed request is not tried again there, but at the next server.
             own = [replace(endpoint, max_retries=0) for endpoint in endpoints]
-            clients = [await stack.enter_async_context(open_client(each, self.key)) for each in own]
+            tokens = self.settings.num_generations * self.settings.max_new_tokens
+            clients = [
+                await stack.enter_async_context(open_client(each, self.key, tokens=tokens)) for each in own
+            ]
             servers = Servers(
                 [
                     Server(*each, most=self.settings.num_generations)
                     for each in zip(own, clients, strict=True)
                 ],
                 probe=lambda server: probe(server, todo[0], self.settings, self.key),
-                patience=patience,
+                patience=self.patience,
                 advice=advice,
             )
             await servers.check()
@@ -180,6 +207,9 @@ class _Work:
                 self.tally.retries += tried > 0
                 if isinstance(reply, Reply):
                     servers.succeeded(server)
+                    for choice in reply.choices:
+                        if not choice.finished:
+                            say_unknown_end(server.endpoint, choice.ended, self.unknown_ends)
                     return reply
                 servers.failed(server, reply)
             if reply.kind == "refused" and await servers.still_answers(server):
@@ -187,11 +217,11 @@ class _Work:
                     continue
                 return reply
             if tried == max_retries:
-                return reply
+                return replace(reply, reason=asks_too_long(reply, self.patience))
             tried += 1
             if server.is_in:
                 wait = pause * (1 - self.jitter.random() / 4) if reply.wait is None else reply.wait
-                await asyncio.sleep(min(wait, _LONGEST_WAIT))
+                await asyncio.sleep(min(wait, self.patience))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _record(self, prompt: Asked, first: int, reply: Reply) -> None:

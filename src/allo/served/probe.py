@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from allo.console import say
-from allo.endpoint import Failure, attempt
+from allo.endpoint.attempts import Failure, attempt
 from allo.served.replies import Asked, Settings, read, request
 from allo.served.servers import Server
 
@@ -84,7 +84,7 @@ async def models(server: Server) -> dict[str, float]:
 
     with suppress(openai.OpenAIError, ValueError, TypeError, AttributeError):  # or whatever was sent
         found = await server.client.with_options(timeout=_TIMEOUT).models.list()
-        return {each.id: _room(each) for each in found.data}
+        return {each.id: _room(each) for each in found.data if isinstance(each.id, str)}
     return {}
 
 

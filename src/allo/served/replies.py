@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from allo.artifacts import sha256_text
-from allo.endpoint import BY_ITSELF, BY_LENGTH, Failure, kept, without
+from allo.endpoint.attempts import Failure
+from allo.endpoint.words import (
+    BY_FAILURE,
+    BY_ITSELF,
+    BY_LENGTH,
+    BY_OTHERS,
+    count_of,
+    end_word,
+    kept,
+    without,
+)
 from allo.records import Message
 
 if TYPE_CHECKING:
@@ -43,10 +53,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion of a reply, without what ended it."""
+    """One completion of a reply, without what ended it. `ended`: the server's reason, empty without a word of it."""
 
     text: str
     finished: bool
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,8 +100,9 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
     """At most `number` completions of what the client made of the server's answer; it builds its objects from whatever
     came.
 
-    A text is cut before the first stop string, which some servers leave in it. A choice without text, or one that
-    ended neither by itself nor by its length (a filter, an abort), is none; a reply without any is a failure, as is one
+    A text is cut before the first stop string, which some servers leave in it. A choice without text, or one
+    that something else than the model ended (a filter, an abort), is none; one that ended for a reason that we do not
+    know is unfinished, and none without text; a reply without any is a failure, as is one
     of parts of completions, and a failure stays what it is.
     """
     if isinstance(got, Failure):
@@ -123,15 +135,18 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
     message = getattr(choice, "message", None)
     text = getattr(choice, "text", None) if message is None else getattr(message, "content", None)
     reason = getattr(choice, "finish_reason", None)
-    if not isinstance(text, str) or reason not in BY_ITSELF | BY_LENGTH:
+    word = end_word(reason)
+    if not isinstance(text, str) or word in BY_FAILURE | BY_OTHERS:
+        return None
+    if not text.strip() and word not in BY_ITSELF | BY_LENGTH:
         return None
     starts = [text.find(string) for string in stop if string in text]
     return Choice(
         text=kept(key, text[: min(starts, default=len(text))]),
-        finished=bool(starts) or reason in BY_ITSELF,
+        finished=bool(starts) or word in BY_ITSELF,
+        ended=without(key, reason) if isinstance(reason, str) else "",
     )
 
 
 def _count(usage: Any, name: str) -> int | None:
-    number = getattr(usage, name, None)
-    return number if isinstance(number, int) else None
+    return count_of(getattr(usage, name, None))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allo.console import say
-from allo.endpoint import Endpoint, Failure
+from allo.endpoint import Endpoint
+from allo.endpoint.attempts import Failure
 from allo.errors import UserError
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ def judge_answers(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of silence.")] = 120,
     max_retries: Annotated[int, typer.Option(min=0, help="Further attempts at a request.")] = 5,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Of a reply; one that is cut short is not read.")
+        int, typer.Option(min=1, max=2**24, help="Of a reply; one that is cut short is not read.")
     ] = 1024,
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: the server's.")] = None,
     price_in: Annotated[

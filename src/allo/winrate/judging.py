@@ -198,7 +198,13 @@ def _place(
     if not plain.exists():
         return beside if beside.exists() else plain
     there = read_json(plain)
-    return plain if _compared([there["model"], there["baseline"]], there["judge"]) == own else beside
+    blocks = [there.get(name) if isinstance(there, dict) else None for name in ("model", "baseline", "judge")]
+    if not all(isinstance(block, dict) for block in blocks):
+        raise UserError(
+            f"{plain}: no record of a judge as allo writes it; its name is needed for one: move it elsewhere."
+        )
+    first, second, judge = (dict(block or {}) for block in blocks)
+    return plain if _compared([first, second], judge) == own else beside
 
 
 def _compared(sides: Sequence[dict[str, Any]], judge: dict[str, Any]) -> list[Any]:

@@ -1,6 +1,5 @@
 """Answers to judge: of a run's models, of the set's own baseline, or of a file of AlpacaEval's or Arena-Hard's."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from allo.artifacts import RunFolder, read_json, sha256_answers, sha256_file
 from allo.errors import UserError
+from allo.json_text import parse_json
 from allo.recipe import load_recipe
 from allo.records import Message
 from allo.rows import Row, checked, read_rows, stem
@@ -58,17 +58,17 @@ class Duel:
 
 def sets_of_run(run: Path) -> list[str]:
     """The evaluation sets of a finished run."""
-    return list(next(iter(_evaluation(run)["completions"].values())))
+    return list(next(iter(_completions(run).values())))
 
 
 def models_of_run(run: Path) -> list[str]:
     """The models that a finished run evaluated."""
-    return list(_evaluation(run)["completions"])
+    return list(_completions(run))
 
 
 def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
     """What a model of a run answered when it was evaluated: greedily, or the first sample of each prompt."""
-    completions = _evaluation(run)["completions"]
+    completions = _completions(run)
     if model not in completions:
         raise UserError(
             f"{run}: no model {model!r} was evaluated; there are {', '.join(completions)}. "
@@ -78,15 +78,15 @@ def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
         raise UserError(f"{run}: no evaluation set {set!r}; there are {', '.join(completions[model])}.")
     rows = []
     for row in completions[model][set]:
-        answers = [row["greedy"]] if kind == "greedy" and "greedy" in row else []
-        answers += row["sampled"][:1] if kind == "sampled" else []
+        answers = [row.greedy] if kind == "greedy" and row.greedy else []
+        answers += row.sampled[:1] if kind == "sampled" else []
         if not answers:
             raise UserError(
                 f"{run}: {model} has no {kind} answers on {set!r}; take --answers "
                 f"{'sampled' if kind == 'greedy' else 'greedy'}, or evaluate with them."
             )
         (answer,) = answers
-        rows.append(Output(answer["text"], row["prompt_id"], said(row["prompt"]), answer["num_tokens"]))
+        rows.append(Output(answer.text, row.prompt_id, said(_messages(row.prompt)), answer.num_tokens))
     name = model if kind == "greedy" else f"{model}-{kind}"
     evaluation = RunFolder(run).evaluation
     origin = {"file": evaluation.name, "sha256": sha256_file(evaluation), "model": model, "answers": kind}
@@ -227,10 +227,7 @@ def rows_of(path: Path) -> list[tuple[str, Row]]:
         return [(place, row) for _, place, row in read_rows(path)]
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; check the path.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}).") from error
+    content = parse_json(path.read_bytes(), place=str(path))
     if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
         raise UserError(f"{path}: expected a JSON array of objects with `instruction` and `output`.")
     return [(f"{path}, row {number}", row) for number, row in enumerate(content, start=1)]
@@ -252,16 +249,57 @@ def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
     return found
 
 
-def _evaluation(run: Path) -> dict[str, Any]:
+class RunMessage(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    role: str
+    content: str
+
+
+class RunAnswer(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    text: str
+    num_tokens: int = Field(ge=0)
+
+
+class RunRow(BaseModel):
+    """A prompt's completions in `08-eval.json`; what else is there is for others."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt_id: str
+    prompt: str | list[RunMessage]
+    greedy: RunAnswer | None = None
+    sampled: list[RunAnswer] = []
+
+
+class RunEvaluation(BaseModel):
+    """By model and set, the completions in `08-eval.json`."""
+
+    model_config = ConfigDict(strict=True)
+
+    completions: dict[str, dict[str, list[RunRow]]]
+
+
+def _messages(prompt: str | list[RunMessage]) -> str | list[Message]:
+    if isinstance(prompt, str):
+        return prompt
+    return [Message(role=each.role, content=each.content) for each in prompt]
+
+
+def _completions(run: Path) -> dict[str, dict[str, list[RunRow]]]:
     path = RunFolder(run).evaluation
     if not path.is_file():
         raise UserError(f"{path}: not there; finish the run first: `allo run {run / 'recipe.yaml'}`.")
-    evaluation: dict[str, Any] = read_json(path)
-    if not evaluation.get("completions"):
+    content = read_json(path)
+    if not isinstance(content, dict) or not content.get("completions"):
         raise UserError(f"{path}: holds no completions; evaluate the run again.")
-    return evaluation
+    return checked(RunEvaluation, content, place=str(path)).completions
 
 
 def _name_of(run: Path) -> str:
     manifest = RunFolder(run).manifest
-    return str(read_json(manifest)["name"]) if manifest.is_file() else run.resolve().name
+    content = read_json(manifest) if manifest.is_file() else None
+    name = content.get("name") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else run.resolve().name

@@ -6,7 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from allo.console import cell
 
 _WIDTH = 130  # of the table, also where a terminal is narrower: its headings say what a number is
 _ABSENT = "–"
@@ -21,11 +22,11 @@ def show(records: Sequence[dict[str, Any]]) -> None:
     for name in ("win rate", "at equal length", "first is better", "orders agree", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
     for record in records:
-        table.add_row(*map(Text, _row(record)))
+        table.add_row(*map(cell, _row(record)))
     console.print(table)
     for record in records:
         for line in remarks(record):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(cell(line), soft_wrap=True)
 
 
 def _row(record: dict[str, Any]) -> list[str]:

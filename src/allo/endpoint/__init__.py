@@ -6,36 +6,39 @@ without it, should the server repeat it.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Sequence
+import random
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from allo.address import why_no_address
 from allo.artifacts import ResumableLines, sha256_json
-from allo.console import track
+from allo.console import say, track
+from allo.endpoint.attempts import Failure, attempt
+from allo.endpoint.words import (
+    BY_FAILURE,
+    BY_ITSELF,
+    BY_LENGTH,
+    count_of,
+    end_word,
+    is_known_end,
+    kept,
+    without,
+)
 from allo.errors import UserError
 from allo.records import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from openai import AsyncOpenAI
 
 SUFFIX = ".replies"
 GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
-_LONGEST_PAUSE = 8.0  # seconds that the client waits between two attempts, unless the server asks for more
-_SHOWN = 300  # characters of what a server says
-_SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
-SHORTEST_SECRET = 16
-"""Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
-# Why a text ended, in the servers' words: by itself (the last two are TGI's), by its length, or with the server's work.
-BY_ITSELF = {"stop", "eos_token", "stop_sequence"}
-BY_LENGTH = {"length"}
-BY_FAILURE = {"error", "abort"}
-# What servers call an unknown model where they answer 400 rather than 404.
-_UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
+MOST_AT_ONCE, MOST_RETRIES, LONGEST_TIMEOUT = 4096, 1000, 604_800.0
+"""Bounds of an endpoint's settings: open connections, attempts, and seconds (a week)."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts, unless the server asks for more
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Endpoint:
 
     `key_variable`: the environment variable that holds the key. `timeout`: seconds of silence after which an
     attempt is given up; `max_retries`: further attempts after a timeout, a lost connection, 408, 409, 429 and 5xx,
-    with exponential backoff or as the server asks.
+    with exponential backoff or as the server asks, up to `longest_request` for all of them together.
     """
 
     base_url: str
@@ -65,26 +68,6 @@ class Endpoint:
     def name(self) -> str:
         """As errors call it."""
         return f"{self.base_url}, model {self.model!r}"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a request has no reply, without the key.
-
-    `lost`: the server was not reached, or the connection broke; `late`: it took too long; `throttled`: it is asked too
-    often (429); `busy`: it cannot now (408, 409, 5xx); `garbled`: no reply of this API; `refused`: it will not have
-    this request; `key`: it refuses the key; `model`: it knows no such model or address. `wait`: seconds after which
-    the server wants to be asked again, where it says so.
-    """
-
-    kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused", "key", "model"]
-    reason: str
-    wait: float | None = None
-
-    @property
-    def is_of_server(self) -> bool:
-        """Whether no other request can do better there."""
-        return self.kind in ("key", "model")
 
 
 @dataclass(frozen=True)
@@ -114,7 +97,7 @@ class Reply:
     @property
     def is_cut_short(self) -> bool:
         """Whether its length ended it, and no filter or abort."""
-        return not self.finished and (self.ended is None or self.ended in BY_LENGTH)
+        return not self.finished and (self.ended is None or end_word(self.ended) in BY_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -164,12 +147,41 @@ def ask(
     asked = ["chat", endpoint.base_url, endpoint.model, settings]
     hashes = {each.id: sha256_json([*asked, each.messages]) for each in questions}
     lines = ResumableLines(path, suffix=SUFFIX)
-    known = {row["hash"] for row in lines.rows()}
+    known = _kept_replies(lines, aloud=True)
     todo = [each for each in questions if hashes[each.id] not in known]
     failed = asyncio.run(_ask_all(endpoint, todo, hashes, settings, lines)) if todo else {}
-    replies = {row["hash"]: Reply(**row) for row in lines.rows()}
+    replies = _kept_replies(lines, aloud=False)
     own = {each.id: replies[hashes[each.id]] for each in questions if hashes[each.id] in replies}
     return Answers({id: replace(reply, id=id) for id, reply in own.items()}, failed, asked=len(todo))
+
+
+def _kept_replies(lines: ResumableLines, *, aloud: bool) -> dict[str, Reply]:
+    """Return the kept replies by their hash. What is none is not taken, so it is asked for again."""
+    rows = list(lines.rows())
+    replies = {reply.hash: reply for row in rows if (reply := _kept_reply(row)) is not None}
+    unread = sum(_kept_reply(row) is None for row in rows)
+    if unread and aloud:
+        say(
+            f"{lines.path}{SUFFIX}: {unread} of {len(rows)} kept replies are not as allo writes them; asked again"
+        )
+    return replies
+
+
+def _kept_reply(row: object) -> Reply | None:
+    if not isinstance(row, dict):
+        return None
+    texts = all(isinstance(row.get(name), str) for name in ("id", "hash", "text"))
+    if not (texts and isinstance(row.get("finished"), bool) and isinstance(row.get("ended"), str | None)):
+        return None
+    return Reply(
+        id=row["id"],
+        hash=row["hash"],
+        text=row["text"],
+        finished=row["finished"],
+        prompt_tokens=count_of(row.get("prompt_tokens")),
+        completion_tokens=count_of(row.get("completion_tokens")),
+        ended=row.get("ended"),
+    )
 
 
 async def _ask_all(
@@ -184,12 +196,14 @@ async def _ask_all(
     failed: dict[str, str] = {}
     in_a_row = 0
     todo = iter(track(questions, "ask", total=len(questions)))
+    unknown: set[str] = set()
 
     async def work() -> None:
         nonlocal in_a_row
         for question in todo:  # which all workers share
             reply, reason = await _request(client, endpoint, question, hashes[question.id], settings, key)
             if reply is not None:
+                say_unknown_end(endpoint, reply.ended, unknown)
                 lines.append([reply])
                 in_a_row = 0
                 continue
@@ -202,7 +216,7 @@ async def _ask_all(
                     "What was answered is kept: see to the server, and start it again."
                 )
 
-    async with open_client(endpoint, key) as client:
+    async with open_client(endpoint, key, tokens=settings["max_tokens"]) as client:
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(endpoint.concurrency):
@@ -223,60 +237,36 @@ async def _request(
     """One reply, or why there is none. Raises `UserError` where no other request can do better."""
     # A mapping of the API's own form: the client's types know the roles by name.
     messages: Any = question.messages
-    asked = client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
-    got = await attempt(asked, endpoint, key)
-    if not isinstance(got, Failure):
-        return _read(got, question, hash, key)
-    if got.is_of_server:
-        raise UserError(f"{endpoint.name}: {got.reason}.")
-    return None, got.reason
+    ends = time.monotonic() + endpoint.longest_request
+    for tried in range(endpoint.max_retries + 1):
+        asked = client.chat.completions.create(model=endpoint.model, messages=messages, **settings)
+        got = await attempt(asked, endpoint, key, seconds=ends - time.monotonic())
+        if not isinstance(got, Failure):
+            return _read(got, question, hash, key)
+        if got.is_of_server:
+            raise UserError(f"{endpoint.name}: {got.reason}.")
+        pause = min(_FIRST_PAUSE * 2**tried, _LONGEST_PAUSE) * (1 - random.random() / 4)
+        pause = pause if got.wait is None else got.wait
+        if not got.may_pass or tried == endpoint.max_retries or time.monotonic() + pause > ends:
+            break
+        await asyncio.sleep(pause)
+    return None, asks_too_long(got, endpoint.longest_request)
 
 
-async def attempt(request: Awaitable[Any], endpoint: Endpoint, key: str) -> Any:
-    """What the client made of the server's answer, or a `Failure`."""
-    import openai
-
-    try:
-        async with asyncio.timeout(endpoint.longest_request):
-            return await request
-    except openai.AuthenticationError:
-        return Failure(
-            "key",
-            "the server refuses the key (401); put the right one into the environment variable "
-            f"{endpoint.key_variable}",
-        )
-    except openai.APIStatusError as error:
-        said = without(key, error.message)
-        if error.status_code == 404 or error.code in _UNKNOWN_MODEL:
-            return Failure(
-                "model",
-                f"the server knows no such model or address ({error.status_code}: {said}); check both; the address "
-                "mostly ends with /v1",
-            )
-        return Failure(
-            _kind(error.status_code), f"{error.status_code}: {said}", _wait(error.response.headers)
-        )
-    except (openai.APITimeoutError, TimeoutError):
-        return Failure("late", f"no reply within {endpoint.timeout:g} s")
-    except openai.APIConnectionError as error:
-        cause = error.__cause__ or error
-        return Failure("lost", without(key, f"connection lost: {str(cause) or type(cause).__name__}"))
-    except (openai.OpenAIError, ValueError) as error:  # a body that is not JSON, or not the API's
-        return Failure("garbled", without(key, f"not a reply of this API: {error}"))
+def asks_too_long(failure: Failure, patience: float) -> str:
+    """Return a failure's reason, with the time that the server asks for if that is longer than it is waited for."""
+    if failure.wait is None or failure.wait <= patience:
+        return failure.reason
+    return f"{failure.reason}; it asks to wait {failure.wait:.0f} s, and at most {patience:.0f} s are waited"
 
 
-def _kind(status: int) -> Literal["throttled", "busy", "refused"]:
-    if status == 429:
-        return "throttled"
-    return "busy" if status in (408, 409) or status >= 500 else "refused"
-
-
-def _wait(headers: "Mapping[str, str]") -> float | None:
-    """Seconds until the server wants to be asked again, where it says a number."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        if headers.get(name, "").replace(".", "", 1).isdigit():
-            return float(headers[name]) / unit
-    return None
+def say_unknown_end(endpoint: Endpoint, ended: str | None, said: set[str]) -> None:
+    """Say once for each word of a server that is in none of our lists that such a text counts as unfinished."""
+    if ended is None or is_known_end(ended) or ended in said:
+        return
+    said.add(ended)
+    shown = f"with {ended!r}, a word that allo does not know" if ended else "without a word of the reason"
+    say(f"{endpoint.base_url} ended a reply {shown}; such replies count as unfinished")
 
 
 def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | None, str | None]:
@@ -288,14 +278,17 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
     """
     from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
-    choice = got.choices[0] if isinstance(got, ChatCompletion) and got.choices else None
+    choices = got.choices if isinstance(got, ChatCompletion) and isinstance(got.choices, list) else []
+    choice = choices[0] if choices else None
     message, reason = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
     content = getattr(message, "content", None)
     text, ended = (each if isinstance(each, str) else "" for each in (content, reason))
-    is_withheld = message is None and ended not in BY_ITSELF | {""} and not getattr(choice, "text", None)
+    is_withheld = (
+        message is None and end_word(ended) not in BY_ITSELF | {""} and not getattr(choice, "text", None)
+    )
     if isinstance(got, str):
-        shown = got
-    elif ended in BY_FAILURE and not text.strip():
+        shown = got.strip() or "nothing"
+    elif end_word(ended) in BY_FAILURE and not text.strip():
         shown = f"ended by {ended}"
     elif not isinstance(message, ChatCompletionMessage) and not is_withheld:
         shown = "no message"
@@ -310,24 +303,30 @@ def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | No
         id=question.id,
         hash=hash,
         text=kept(key, text),
-        finished=ended in BY_ITSELF,
-        prompt_tokens=getattr(usage, "prompt_tokens", None),
-        completion_tokens=getattr(usage, "completion_tokens", None),
+        finished=end_word(ended) in BY_ITSELF,
+        prompt_tokens=count_of(getattr(usage, "prompt_tokens", None)),
+        completion_tokens=count_of(getattr(usage, "completion_tokens", None)),
         ended=without(key, ended),
     )
     return reply, None
 
 
-def open_client(endpoint: Endpoint, key: str) -> "AsyncOpenAI":
-    """Raises `UserError` without the `openai` package."""
+def open_client(endpoint: Endpoint, key: str, *, tokens: int) -> "AsyncOpenAI":
+    """Return a client for requests of at most so many tokens, which makes one attempt at each.
+
+    Raises `UserError` without the `openai` package.
+    """
     require_openai()
     import openai
+
+    from allo.endpoint.transport import BoundedClient, largest_reply
 
     return openai.AsyncOpenAI(  # which insists on a key
         api_key=key or "none",
         base_url=endpoint.base_url,
         timeout=endpoint.timeout,
-        max_retries=endpoint.max_retries,
+        max_retries=0,
+        http_client=BoundedClient(largest=largest_reply(tokens), timeout=endpoint.timeout),
     )
 
 
@@ -342,9 +341,21 @@ def require_openai() -> None:
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Raises `UserError` for an address that is none or holds a secret, and where the key's variable is not set."""
+    """Raises `UserError` for an address that is none or holds a secret, settings beyond their bounds, and without a key."""
     if why := why_no_address(endpoint.base_url):
         raise UserError(f"{why}; the key belongs into the environment variable {endpoint.key_variable}.")
+    if not endpoint.model.strip():
+        raise UserError(f"{endpoint.base_url}: the model has no name; give the one that the server lists.")
+    prices = {name: getattr(endpoint, name) for name in ("price_in", "price_out")}
+    bounds = {
+        "concurrency": (1, MOST_AT_ONCE),
+        "timeout": (0.001, LONGEST_TIMEOUT),
+        "max_retries": (0, MOST_RETRIES),
+        **{name: (0, 1e9) for name, price in prices.items() if price is not None},
+    }
+    for name, (least, most) in bounds.items():
+        if not least <= getattr(endpoint, name) <= most:  # nan is none of these
+            raise UserError(f"{name} is {getattr(endpoint, name)}; give a number from {least:g} to {most:g}.")
     _required_key(endpoint)
 
 
@@ -361,28 +372,3 @@ def _required_key(endpoint: Endpoint) -> str:
             "into it (any word, where the server asks for none), or name another variable."
         )
     return key
-
-
-def kept(key: str, text: str) -> str:
-    """A model's text as files can hold it: `?` for half a surrogate pair, which JSON can say and UTF-8 cannot.
-
-    Without the key where that is a secret and no word, should the server have repeated it.
-    """
-    return _writable(text.replace(key, "[key]") if _is_secret(key) else text)
-
-
-def without(key: str, text: str) -> str:
-    """What a server said of a failure, in one short line, without the key."""
-    said = text.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else text
-    return " ".join(_writable(said).split())[:_SHOWN]
-
-
-def _writable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _is_secret(key: str) -> bool:
-    """Whether a key looks like one: long, and of letters with digits among them or in both cases."""
-    has_letters = any(character.isalpha() for character in key)
-    is_mixed = any(character.isdigit() for character in key) or key not in (key.lower(), key.upper())
-    return len(key) >= SHORTEST_SECRET and has_letters and is_mixed

@@ -1,0 +1,106 @@
+"""The words and numbers in which servers say why a text ended, how long it is and when to ask again; and their texts."""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from allo.console import printable
+
+_SHOWN = 300  # characters of what a server says
+_SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
+SHORTEST_SECRET = 16
+"""Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
+MOST_TOKENS = 10**12
+"""A larger count of tokens is none."""
+# Why a text ended, in the servers' words: by itself, by its length, by the server's work, by another hand than the
+# model's. Of TGI, Anthropic, Cohere, Gemini, Mistral, TensorRT-LLM and others beside OpenAI's.
+BY_ITSELF = {
+    "stop",
+    "eos_token",
+    "stop_sequence",
+    "eos",
+    "end_turn",
+    "eos_id",
+    "end",
+    "end_id",
+    "complete",
+    "stop_words",
+}
+BY_LENGTH = {"length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length"}
+BY_FAILURE = {"error", "abort", "error_limit", "error_toxic", "cancelled", "canceled", "timeout"}
+BY_OTHERS = {
+    *(
+        "content_filter",
+        "content_filtered",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "refusal",
+    ),
+    *("tool_calls", "tool_call", "tool_use", "function_call"),
+}
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
+
+
+def end_word(reason: object) -> str:
+    """Return a server's reason as the sets above have it; empty if it is no word."""
+    return reason.strip().lower().rpartition(".")[2] if isinstance(reason, str) else ""
+
+
+def is_known_end(reason: object) -> bool:
+    """Return whether a server's reason is one of the sets above."""
+    return end_word(reason) in BY_ITSELF | BY_LENGTH | BY_FAILURE | BY_OTHERS
+
+
+def count_of(number: object) -> int | None:
+    """Return a server's count of tokens; None if it is no count."""
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    is_count = isinstance(number, int) and not isinstance(number, bool)
+    return number if isinstance(number, int) and is_count and 0 <= number <= MOST_TOKENS else None
+
+
+def wait_of(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds until the server wants to be asked again; None if it does not say, or not intelligibly.
+
+    A number, or the date that HTTP allows. Infinite for a number too large for a float.
+    """
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        said = headers.get(name, "").strip()
+        if _NUMBER.fullmatch(said):
+            return float(said) / unit
+    try:
+        date = parsedate_to_datetime(headers.get("retry-after", "").strip())
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def kept(key: str, text: str) -> str:
+    """Return a model's text as files can hold it: `?` for half a surrogate pair, which JSON can say and UTF-8 cannot.
+
+    Without the key where that is a secret and no word, should the server have repeated it.
+    """
+    return _writable(text.replace(key, "[key]") if _is_secret(key) else text)
+
+
+def without(key: str, text: str) -> str:
+    """Return what a server said of a failure, in one short line, without the key."""
+    plain = " ".join(printable(_writable(text)).split())  # first: what it takes out may stand within the key
+    return (plain.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else plain)[:_SHOWN]
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key looks like one: long, and of letters with digits among them or in both cases."""
+    has_letters = any(character.isalpha() for character in key)
+    is_mixed = any(character.isdigit() for character in key) or key not in (key.lower(), key.upper())
+    return len(key) >= SHORTEST_SECRET and has_letters and is_mixed
