@@ -79,6 +79,7 @@ class SelectedTrainer(CheckpointedTrainer):
     # Of `record`, in the order in which ranks add them up.
     metrics: tuple[str, ...] = ()
     compares = True  # with a reference
+    loss_title = "loss"  # in errors
     make_rows: Callable[..., tuple[list[dict[str, Any]], int]]
     optimizer: torch.optim.Optimizer | None
     data_collator: PairCollator | CompletionCollator
@@ -255,7 +256,7 @@ class SelectedTrainer(CheckpointedTrainer):
             loss.backward()
             total += loss.detach()
         self.selected.sum_gradients_over_ranks(self.gradient_dtype)
-        self._check_finite("loss", sum_over_ranks(total))
+        self._check_finite(self.loss_title, sum_over_ranks(total))
         return total
 
     def floating_point_ops(self, inputs: Sequence[Row]) -> int:

@@ -18,14 +18,16 @@ from transformers import (
 from allo.console import say
 from allo.core import losses
 from allo.core.pair_losses import (
+    PAIR_LOSSES,
     PairLogps,
     PairLoss,
     PairSums,
     RunningMean,
     Settings,
     chosen_loss,
-    compares,
-    takes_delta,
+    loss_name,
+    losses_of,
+    needs,
 )
 from allo.core.ranks import sum_over_ranks
 from allo.core.selection import stable_hash
@@ -194,7 +196,10 @@ class ImproveTrainer(SelectedTrainer):
     ) -> None:
         self._may_share_prefix = shared_prefix
         self.pair_loss = chosen_loss(loss, loss_settings, keep=keep)
-        self.compares = compares(self.pair_loss)
+        self.needs = needs(self.pair_loss)
+        if self.pair_loss not in PAIR_LOSSES.values():
+            self.loss_title = f"loss {loss_name(self.pair_loss)}"
+        self.compares = self.needs.reference
         self.beta, self.keep, self.filter, self.anchor = beta, keep, filter, anchor
         self.loss_settings = dict(loss_settings)
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
@@ -215,14 +220,14 @@ class ImproveTrainer(SelectedTrainer):
         """As the other trainers'. Rewards count from the next step on, so that a step's micro-batches and ranks
         see one mean; at the first it is exact, since all are 0."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if takes_delta(self.pair_loss):
+        if self.needs.reward_mean:
             seen, self._step_rewards = self._step_rewards, RunningMean()
             both = torch.tensor([seen.total, seen.count], device=self.args.device)
             self.reward_mean.add(*sum_over_ranks(both).tolist())
         return loss
 
     def loss_state(self) -> dict[str, float]:
-        return vars(self.reward_mean) if takes_delta(self.pair_loss) else {}
+        return vars(self.reward_mean) if self.needs.reward_mean else {}
 
     def load_loss_state(self, state: dict[str, float]) -> None:
         self.reward_mean = RunningMean(**state)
@@ -241,11 +246,16 @@ class ImproveTrainer(SelectedTrainer):
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         pairs, kept, rewards = self._pairs(batch)
-        delta = {"delta": self.reward_mean.value} if takes_delta(self.pair_loss) else {}
-        pair_losses = self.pair_loss(pairs, beta=self.beta, **delta, **self.loss_settings)
+        pair_losses = losses_of(
+            self.pair_loss,
+            pairs,
+            beta=self.beta,
+            reward_mean=self.reward_mean.value,
+            settings=self.loss_settings,
+        )
         if self.anchor:
             pair_losses = pair_losses + self.anchor * losses.nll(pairs.chosen_logps / pairs.chosen_lengths)
-        if delta and torch.is_grad_enabled():  # not in evaluation
+        if self.needs.reward_mean and torch.is_grad_enabled():  # not in evaluation
             own = pairs.rewards if isinstance(pairs, PairSums) else pairs.mean_rewards
             seen = torch.cat(own(beta=self.beta)).detach()
             self._step_rewards.add(seen.sum().item(), len(seen))
