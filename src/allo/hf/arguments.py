@@ -94,10 +94,16 @@ _REFUSED = {
 
 _NO_DDP = "the model is not wrapped in DDP: only the gradient of the selected weights is sent."
 _NO_WORKERS = _REFUSED["dataloader_num_workers"]
-_OWN_EVALUATION = "evaluation has a loop of its own, which keeps no predictions: it returns the loss and the metrics."
-_OWN_BATCHES = "each process has all rows of a step and computes its share: there is nothing to split or dispatch."
+_OWN_EVALUATION = (
+    "evaluation has a loop of its own, which keeps no predictions: it returns the loss and the metrics."
+)
+_OWN_BATCHES = (
+    "each process has all rows of a step and computes its share: there is nothing to split or dispatch."
+)
 _NO_UPLOAD = _REFUSED["push_to_hub"]
-_PLAIN_CALLS = "the selected weights are trained on the model's own layers, called one by one; they would not be used."
+_PLAIN_CALLS = (
+    "the selected weights are trained on the model's own layers, called one by one; they would not be used."
+)
 # Arguments that our trainers do not read, which must therefore be at their defaults.
 _UNREAD = {
     "optim_target_modules": "`mask` says which weights are trained.",
@@ -135,9 +141,7 @@ _UNREAD = {
 _SAMPLING = ("random", "sequential")
 
 
-def check_arguments(
-    args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True
-) -> None:
+def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True) -> None:
     """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name.
 
     `trainer_is_ours`: a trainer on selected weights, which reads less than transformers' own.
@@ -165,7 +169,9 @@ def _check_unread(args: TrainingArguments) -> None:
         if not is_default(args, name):
             raise UserError(f"{name}: {reason} Remove the key.")
     if args.optim_args and not reads_optim_args(args):
-        raise UserError(f"optim_args: {getattr(args.optim, 'value', args.optim)} reads none of them. Remove the key.")
+        raise UserError(
+            f"optim_args: {getattr(args.optim, 'value', args.optim)} reads none of them. Remove the key."
+        )
 
 
 def is_default(args: TrainingArguments, name: str) -> bool:

@@ -8,7 +8,7 @@ and adds up the flat gradient. `checkpointing.py` has what a checkpoint saves, `
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from allo.console import say
 from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.ranks import num_ranks, sum_over_ranks
@@ -34,6 +35,7 @@ from allo.errors import DivergedError, UserError
 from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
 from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
+from allo.hf.dpo_config import LARGEST, Settings, check_held, cut_ends, num_tokens, settings_of, taken
 from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
@@ -48,9 +50,9 @@ class Options(TypedDict, total=False):
 
     mask: Required[ParamMask]
     eval_dataset: Iterable[Row] | None
-    max_length: int
+    max_length: int | None
     max_tokens_per_batch: int | None
-    reference: Literal["swap", "precomputed"]
+    reference: Literal["swap", "precomputed"] | None
     gradient_dtype: torch.dtype
     lean: bool
     callbacks: list[TrainerCallback] | None
@@ -67,10 +69,14 @@ class SelectedTrainer(CheckpointedTrainer):
     are computed in micro-batches of per_device_train_batch_size rows, or, with `max_tokens_per_batch`, of as
     many as have so many tokens with their padding: the loss is the same.
 
-    `reference`: "swap" puts the reference's weights in place once a step, for a forward pass of its rows;
+    Rows have at most `max_length` tokens (1200), prompt and completion together.
+
+    `reference`: "swap" (the default) puts the reference's weights in place once a step, for a forward pass of its rows;
     "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
     `gradient_dtype` is that in which several processes add up their gradients.
     With `lean` a trained weight takes 8 bytes of training state in place of 20 (`core/lean_adamw.py`).
+
+    Trainers with `takes_config` read `trl.DPOConfig` as `args`, too: see `dpo_config.py`.
 
     Raises `UserError` for a mask of another model, for settings that are not supported, and when the
     loss is no longer finite.
@@ -80,6 +86,8 @@ class SelectedTrainer(CheckpointedTrainer):
     metrics: tuple[str, ...] = ()
     compares = True  # with a reference
     loss_title = "loss"  # in errors
+    takes_config = False  # of TRL
+    config_losses: Collection[str] = ()  # its `loss_type`s that the trainer has
     make_rows: Callable[..., tuple[list[dict[str, Any]], int]]
     optimizer: torch.optim.Optimizer | None
     data_collator: PairCollator | CompletionCollator
@@ -94,14 +102,25 @@ class SelectedTrainer(CheckpointedTrainer):
         *,
         mask: ParamMask,
         eval_dataset: Iterable[Row] | None = None,
-        max_length: int = 1200,
+        max_length: int | None = None,
         max_tokens_per_batch: int | None = None,
-        reference: Literal["swap", "precomputed"] = "swap",
+        reference: Literal["swap", "precomputed"] | None = None,
         gradient_dtype: torch.dtype = torch.float32,
         lean: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        args = copy.copy(args)
+        settings = self._config_settings(args)
+        if args.bf16 and model.dtype == torch.bfloat16:
+            # The model computes in bf16 and the selected weights are trained in fp32: what mixed precision is for.
+            args.bf16, args.mixed_precision = False, "no"
+        if args.bf16 and settings:
+            raise UserError(
+                f"{type(args).__name__}.bf16 is on, as it is unless told otherwise, and the model computes in "
+                f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
+            )
         check_arguments(args, lean=lean)
+        check_held(args, model, processing_class)
         if processing_class.pad_token_id is None:
             raise UserError(
                 "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
@@ -112,7 +131,6 @@ class SelectedTrainer(CheckpointedTrainer):
             )
         if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
             args._n_gpu = 1
-        args = copy.copy(args)
         self.rows_a_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         )
@@ -123,8 +141,11 @@ class SelectedTrainer(CheckpointedTrainer):
         switch_off_dropout(model)
         check_whole(model)
         check_head(model)
-        self.max_length, self.max_tokens_per_batch = max_length, max_tokens_per_batch
-        self.reference, self.gradient_dtype, self.lean = reference, gradient_dtype, lean
+        self.max_length = taken("max_length", max_length, settings, default=1200)
+        self.cuts_ends = "max_length" in settings and (max_length is None or settings["max_length"].said)
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.reference = taken("reference", reference, settings, default="swap")
+        self.gradient_dtype, self.lean = gradient_dtype, lean
         self.processing_class = processing_class
         rows, self.num_dropped = self._rows(train_dataset)
         super().__init__(
@@ -138,10 +159,15 @@ class SelectedTrainer(CheckpointedTrainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
-        slots = ("ref",) if self.compares and reference == "swap" else ()
+        slots = ("ref",) if self.compares and self.reference == "swap" else ()
         self.selected = SelectedWeights(self.model, mask, slots=slots, lean=lean)
         self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
         self.add_callback(_WriteBack(self.selected))
+
+    def _config_settings(self, args: TrainingArguments) -> Settings:
+        return settings_of(
+            args, trainer=type(self).__name__, takes_config=self.takes_config, losses=self.config_losses
+        )
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator | CompletionCollator:
         """What lays the rows out for this model."""
@@ -205,8 +231,27 @@ class SelectedTrainer(CheckpointedTrainer):
         return any(name.endswith("_ref_logps") for name in rows[0])
 
     def _rows(self, dataset: Iterable[Row]) -> tuple[list[dict[str, Any]], int]:
-        rows, dropped = self.make_rows(self.processing_class, dataset, max_length=self.max_length)
+        max_length = LARGEST if self.cuts_ends else self.max_length
+        rows, dropped = self.make_rows(self.processing_class, dataset, max_length=max_length)
+        if self.cuts_ends:
+            rows, dropped = self._ends_cut(rows, dropped)
         return [row | {"number": number} for number, row in enumerate(rows)], dropped
+
+    def _ends_cut(self, rows: list[dict[str, Any]], dropped: int) -> tuple[list[dict[str, Any]], int]:
+        """Cut rows as TRL does."""
+        kept = cut_ends(rows, self.max_length)
+        lost = len(rows) - len(kept)
+        longer = sum(num_tokens(row) > self.max_length for row in rows)
+        if longer:
+            say(
+                f"max_length {self.max_length}: {longer} rows are longer: completions lose their end, and {lost} rows "
+                "without a token left are dropped"
+            )
+        if not kept:
+            raise UserError(
+                f"no row is left to train on: no prompt leaves room in max_length {self.max_length}."
+            )
+        return kept, dropped + lost
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
         return micro_batches(

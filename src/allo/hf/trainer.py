@@ -1,7 +1,7 @@
 """The three losses that train selected weights: fine-tuning, forgetting, improving."""
 
+import math
 from collections.abc import Iterable, Sequence
-from types import MappingProxyType
 from typing import Any, Literal, Unpack
 
 import torch
@@ -31,10 +31,20 @@ from allo.core.pair_losses import (
 )
 from allo.core.ranks import sum_over_ranks
 from allo.core.selection import stable_hash
+from allo.errors import UserError
 from allo.hf.collate import Batch, PairCollator
+from allo.hf.dpo_config import LOSSES, taken
 from allo.hf.policy import per_token_logps, shares_prefix
 from allo.hf.rows import completion_rows, pair_rows
 from allo.hf.selected_trainer import Options, Row, SelectedTrainer
+
+
+def _number(name: str, value: float, *, most: float = math.inf) -> float:
+    """Return a setting that is above 0 and at most `most`; a `UserError` names any other."""
+    if not (0 < value <= most and math.isfinite(value)):
+        bound = "" if most == math.inf else f" and at most {most:g}"
+        raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
+    return value
 
 
 class SftTrainer(SelectedTrainer):
@@ -75,6 +85,7 @@ class ForgetTrainer(SelectedTrainer):
         *("probabilities/forgotten", "forget/kept_tokens"),
     )
     make_rows = staticmethod(completion_rows)
+    takes_config = True
 
     def __init__(
         self,
@@ -83,14 +94,15 @@ class ForgetTrainer(SelectedTrainer):
         train_dataset: Iterable[Row],
         processing_class: PreTrainedTokenizerBase,
         *,
-        beta: float = 0.1,
+        beta: float | None = None,
         loss: Literal["token", "sequence", "unlikelihood"] = "token",
         until: float | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.compares = loss != "unlikelihood"
+        self.beta = _number("beta", taken("beta", beta, self._config_settings(args), default=0.1))
         super().__init__(model, args, train_dataset, processing_class, **options)
-        self.beta, self.unit = beta, loss
+        self.unit = loss
         self._believed = RunningMean()  # of the step's weighted tokens
         if until is not None:
             self.add_callback(_UntilForgotten(self, until))
@@ -160,7 +172,7 @@ class ImproveTrainer(SelectedTrainer):
 
         ImproveTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1, keep=0.5)
 
-    The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
+    `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
     besides, it is plain DPO. The reference is the model as given.
 
     `loss` is a name in `pair_losses.PAIR_LOSSES` or a function as they are; `loss_settings` are its own.
@@ -177,6 +189,8 @@ class ImproveTrainer(SelectedTrainer):
         *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
     )
     make_rows = staticmethod(pair_rows)
+    takes_config = True
+    config_losses = LOSSES
 
     def __init__(
         self,
@@ -185,23 +199,29 @@ class ImproveTrainer(SelectedTrainer):
         train_dataset: Iterable[Row],
         processing_class: PreTrainedTokenizerBase,
         *,
-        beta: float = 0.1,
+        beta: float | None = None,
         keep: float = 0.5,
-        loss: str | PairLoss = "dpo",
-        loss_settings: Settings = MappingProxyType({}),
+        loss: str | PairLoss | None = None,
+        loss_settings: Settings | None = None,
         anchor: float = 0.0,
         filter: Literal["lowest", "highest", "random"] = "lowest",
         shared_prefix: bool = True,
         **options: Unpack[Options],
     ) -> None:
+        config = self._config_settings(args)
         self._may_share_prefix = shared_prefix
-        self.pair_loss = chosen_loss(loss, loss_settings, keep=keep)
+        self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
+        self.pair_loss = chosen_loss(
+            taken("loss", loss, config, default="dpo"),
+            self.loss_settings,
+            keep=_number("keep", keep, most=1.0),
+        )
         self.needs = needs(self.pair_loss)
         if self.pair_loss not in PAIR_LOSSES.values():
             self.loss_title = f"loss {loss_name(self.pair_loss)}"
         self.compares = self.needs.reference
-        self.beta, self.keep, self.filter, self.anchor = beta, keep, filter, anchor
-        self.loss_settings = dict(loss_settings)
+        self.beta = _number("beta", taken("beta", beta, config, default=0.1))
+        self.keep, self.filter, self.anchor = keep, filter, anchor
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
         super().__init__(model, args, train_dataset, processing_class, **options)
 
