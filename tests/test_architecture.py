@@ -74,7 +74,7 @@ HOUSE = {
     "served": Room({"errors", "records", "console", "json_text", "artifacts", "endpoint"}, lazy={"openai"}),
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
-    "prompts": Room({"errors", "records", "rows", "core", "tasks"}),
+    "prompts": Room({"errors", "records", "json_text", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "records", "tasks"}),
     "rounds": Room({"artifacts", "recipe"}),
     "harness_block": Room({"errors", "console", "json_text", "artifacts"}),

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from allo import tasks
-from allo.prompts import PromptSource, read_pairs, read_prompts
+from allo.prompts import PromptSource, read_prompts
+from allo.prompts.pairs import read_pairs
 from allo.recipe import Recipe
 from allo.records import Pair
 from allo.sources import training_pairs, training_prompts

@@ -12,7 +12,8 @@ import pytest
 from trl.data_utils import extract_prompt
 
 from allo.errors import UserError
-from allo.prompts import PromptSource, read_pairs, read_prompts
+from allo.prompts import PromptSource, read_prompts
+from allo.prompts.pairs import read_pairs
 from allo.recipe import Recipe
 from allo.records import Message, Pair, Prompt
 from allo.sources import training_pairs
@@ -197,7 +198,6 @@ def test_pairs_in_trls_formats(tmp_path: Path, row: dict[str, Any], prompt: Any)
     [
         ("\n\nHuman: Hi.\n\nAssistant: Hello.", "\n\nHuman: Hi.\n\nAssistant: Go away."),
         ("The sky is blue.", "The sky is green."),
-        ("The sky is blue.", "The sky isn't."),
         ([user("Hi"), assistant("Hello")], [user("Hi"), assistant("Go")]),
     ],
 )
@@ -224,9 +224,7 @@ def test_ids_and_finished_marks_of_pairs(tmp_path: Path) -> None:
         ({"prompt": "Q", "chosen": "a"}, r"mine\.jsonl:2: lacks `rejected`; found `chosen`, `prompt`"),
         ({"prompt": "Q", "chosen": "", "rejected": "b"}, r":2: `chosen` has no completion"),
         ({"prompt": "Q", "chosen": "a", "rejected": " \n"}, r":2: `rejected` has no completion"),
-        ({"prompt": "Q", "chosen": "a", "rejected": "a "}, r":2: `chosen` equals `rejected`"),
-        ({"chosen": "Q: a", "rejected": "Q: a"}, r":2: `chosen` has no completion|`chosen` equals"),
-        ({"chosen": "Q: a", "rejected": "Q: ab"}, r":2: `chosen` has no completion"),
+        ({"chosen": "Q: a", "rejected": "Q: a b"}, r":2: `chosen` has no completion"),
         ({"chosen": "yes", "rejected": "no"}, r":2: lacks `prompt`"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, r":2: lacks `prompt`"),
         ({"prompt": "Q", "chosen": [assistant("a")], "rejected": "b"}, r":2: .*both be strings or both"),

@@ -23,7 +23,7 @@ from allo.core.metrics import Estimate, wilson
 from allo.hf.models import load_model, load_tokenizer, quiet
 from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
 from allo.hf.start import save_whole
-from allo.prompts import read_pairs
+from allo.prompts.pairs import read_pairs
 from allo.records import Pair
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from allo import tasks
 from allo.core.overlap import overlap
 from allo.errors import UserError
-from allo.prompts import read_pairs
+from allo.prompts.pairs import read_pairs
 from allo.tasks.base import question_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -1,14 +1,27 @@
 """What flows between stages: one frozen record a line of a run's files."""
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, Required, TypedDict
 
 
-class Message(TypedDict):
-    """One chat turn; the tokenizer's chat template renders a list of them."""
+class Message(TypedDict, total=False):
+    """One chat turn; the tokenizer's chat template renders a list of them. Only what is there is a key."""
 
-    role: str
-    content: str
+    role: Required[str]
+    content: Required[str]
+    tool_calls: list[dict[str, Any]]
+    reasoning_content: str
+    thinking: str
+    name: str
+    tool_call_id: str
+
+
+class Template(TypedDict, total=False):
+    """The settings of a prompt that its chat template renders beside the messages."""
+
+    tools: list[dict[str, Any]]
+    documents: list[dict[str, Any]]
+    chat_template_kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,7 @@ class Prompt:
     solution: str | None = None
     choices: list[str] | None = None
     task: str | None = None
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference pair; a line of `03-pairs.jsonl` loads as is in TRL."""
+    """One preference pair; a line of `03-pairs.jsonl` loads as is in TRL.
+
+    `chosen_message` and `rejected_message` hold a completion that is more than its text: one with tool calls or
+    thoughts, which the chat template renders.
+    """
 
     prompt_id: str
     prompt: str | list[Message]
@@ -62,11 +80,17 @@ class Pair:
     rejected: str
     chosen_finished: bool = True
     rejected_finished: bool = True
+    template: Template | None = None
+    chosen_message: Message | None = None
+    rejected_message: Message | None = None
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """One distinct wrong completion, with the right solutions that scorers may look at."""
+    """One distinct wrong completion, with the right solutions that scorers may look at.
+
+    `message`: the completion if it is more than its text, as in `Pair`.
+    """
 
     id: str
     prompt_id: str
@@ -75,6 +99,8 @@ class Wrong:
     finished: bool
     solution: str | None
     right: list[str]
+    template: Template | None = None
+    message: Message | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,52 @@ FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
 
 Model = TypeVar("Model", bound=BaseModel)
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What became of the rows of one source. `dropped` and `mapped` count rows by reason.
+
+    `duplicates`: rows that ask what an earlier one asks. `ignored`: columns and fields that are not read.
+    """
+
+    rows: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    mapped: Mapping[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a person should know; nothing if every row was taken as it is."""
+        said = [f"{_rows(number)} dropped: {reason}" for reason, number in self.dropped.items()]
+        said += [f"{_rows(number)}: {what}" for what, number in self.mapped.items()]
+        if self.duplicates:
+            said.append(f"{_rows(self.duplicates)} repeat an earlier one")
+        if self.ignored:
+            said.append(f"ignored columns: {', '.join(self.ignored)}")
+        return said
+
+
+@dataclass
+class Notes:
+    """The counts of a `Reading` in the making."""
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    mapped: Counter[str] = field(default_factory=Counter)
+    _ignored: dict[str, None] = field(default_factory=dict)
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Note columns that are not read; each is listed once."""
+        self._ignored.update(dict.fromkeys(names))
+
+    def reading(self, *, duplicates: int = 0) -> Reading:
+        return Reading(self.rows, dict(self.dropped), dict(self.mapped), duplicates, tuple(self._ignored))
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number:,} rows"
 
 
 def stem(path: Path) -> str:
@@ -94,10 +142,18 @@ def checked(model: type[Model], row: Row, *, place: str) -> Model:
             raise UserError(f"{place}: lacks `{column}`; found {columns}.") from failure
         inside = f"`{first['loc'][-1]}` inside: " if len(first["loc"]) > 2 else ""
         reason = inside + first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{place}: `{column}` {_shown(row.get(column))}: {reason}.") from failure
+        raise UserError(f"{place}: `{column}` {shown(row.get(column))}: {reason}.") from failure
 
 
-def _shown(value: object) -> str:
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys that are null, at any depth: Arrow gives every object the keys of all others."""
+    if isinstance(value, dict):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def shown(value: object) -> str:
+    """Return a value for an error, escaped and short."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -151,6 +207,6 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
             for row in batch.to_pylist():
                 number += 1
                 # A Parquet file has every column in every row: an empty one is an absent one.
-                yield number, {name: value for name, value in row.items() if value is not None}
+                yield number, without_nulls(row)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet ({error}).") from error

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from allo.errors import UserError
-from allo.prompts import PromptSource, read_pairs, read_prompts, taken
+from allo.prompts import PromptSource, read_prompts, taken
+from allo.prompts.pairs import read_pairs
 from allo.recipe import Recipe
 from allo.recipe.sources import Data, Part, Source
 from allo.records import Pair, Prompt

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo.prompts import ChatMessage, messages
+from allo.prompts.chats import ChatMessage, messages
 from allo.records import Message
 from allo.rows import checked, read_rows
 

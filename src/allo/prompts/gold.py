@@ -1,0 +1,156 @@
+"""Right answers of users' rows: read in the forms that people give them, and tried on their own verifier."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from allo.core.answers import verify_choice, verify_final_answer
+from allo.errors import UserError
+from allo.records import Prompt
+from allo.rows import Notes, shown
+from allo.tasks.base import demonstrate
+
+_LETTER = re.compile(r"(?:(?:option|choice|answer)\s*)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])\s*(\S.*)", re.DOTALL)
+_INDEX = re.compile(r"\d{1,3}")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A row's answer as it stands there, beside its options."""
+
+    place: str
+    answer: str | int | None
+    choices: list[str] | None
+
+
+def right_answers(rows: Sequence[Given], notes: Notes) -> list[str | None]:
+    """Return the answers as texts: of a letter or an index the option, of a worked solution in GSM8K's form what follows
+    `####`.
+
+    An index counts from 0 or 1 as the rows of the source show: one that is 0, or one that is the number of options.
+    Raises `UserError` for an answer that could mean two options, or none.
+    """
+    start = _first_index([row for row in rows if _index(row) is not None])
+    return [_right_answer(row, start, notes) for row in rows]
+
+
+def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
+    answer, choices = row.answer, row.choices
+    if answer is None:
+        return None
+    if choices is not None and len({_bare(choice) for choice in choices}) < len(choices):
+        notes.mapped["two of the `choices` are the same"] += 1
+    if choices:
+        option = _lettered(row)
+        if option is not None:
+            notes.mapped["`answer` is a letter, read as the option's text"] += 1
+            return option
+        index = _index(row)
+        if index is not None:
+            notes.mapped[f"`answer` is an index that counts from {start}, read as the option's text"] += 1
+            return _indexed(row, choices, index, start)
+    if not isinstance(answer, str):
+        raise UserError(f"{row.place}: `answer` {answer}: should be a valid string; put it in quotes.")
+    final = answer.rsplit("####", 1)[1].strip() if "####" in answer else ""
+    if final and choices is None:
+        notes.mapped["`answer` is a worked solution, read as what follows `####`"] += 1
+        return final
+    return answer
+
+
+def _lettered(row: Given) -> str | None:
+    """Return the option that a letter names, by the options' own labels if all have one, otherwise by its place."""
+    answer, choices = row.answer, row.choices or []
+    if not isinstance(answer, str) or _is_option(answer, choices):
+        return None
+    letter, named = _LETTER.fullmatch(answer.strip()), _LETTER_AND_TEXT.fullmatch(answer.strip())
+    if letter is None and named is None:
+        return None
+    found = (letter[1] if letter else named[1] or named[2]) if letter or named else ""
+    labels = [_LETTER_AND_TEXT.fullmatch(choice.strip()) for choice in choices]
+    own = [(label[1] or label[2]).upper() for label in labels if label is not None]
+    places = own if choices and len(own) == len(choices) else [chr(ord("A") + n) for n in range(len(choices))]
+    if places.count(found.upper()) != 1:
+        return None
+    option = choices[places.index(found.upper())]
+    if letter is None:
+        assert named is not None
+        return option if _bare(option) == _bare(named[3]) else None
+    if any(_LETTER.fullmatch(choice.strip()) for choice in choices):
+        raise UserError(
+            f"{row.place}: `answer` {shown(answer)} is none of the `choices`, which are letters themselves; write the right "
+            "option's text."
+        )
+    return option
+
+
+def _index(row: Given) -> int | None:
+    answer, choices = row.answer, row.choices
+    if not choices or answer is None or (_is_option(str(answer), choices) and isinstance(answer, str)):
+        return None
+    written = str(answer).strip()
+    if not _INDEX.fullmatch(written) or not int(written) <= len(choices):
+        return None
+    if any(re.search(r"\d", choice) for choice in choices):
+        if not isinstance(answer, int):
+            return None
+        raise UserError(
+            f"{row.place}: `answer` {answer} may be an index or one of the `choices`, which hold numbers; write the right "
+            "option's text in quotes."
+        )
+    return int(written)
+
+
+def _first_index(rows: Sequence[Given]) -> int | None:
+    """Return what the indices count from; None if no row shows it. Raises `UserError` if rows contradict each other."""
+    zero = next((row for row in rows if _index(row) == 0), None)
+    top = next((row for row in rows if _index(row) == len(row.choices or [])), None)
+    if zero and top:
+        raise UserError(
+            f"{top.place}: `answer` is an index that counts from 1, and in {zero.place} from 0; write the right options' "
+            "texts."
+        )
+    return 0 if zero else 1 if top else None
+
+
+def _indexed(row: Given, choices: list[str], index: int, start: int | None) -> str:
+    if start is None:
+        raise UserError(
+            f"{row.place}: `answer` {row.answer!r} is an index into `choices`, and no row shows whether it counts from 0 or "
+            "1; write the right option's text."
+        )
+    return choices[index - start]
+
+
+def _is_option(answer: str, choices: Iterable[str]) -> bool:
+    return _bare(answer) in {_bare(choice) for choice in choices}
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).removesuffix(".").casefold()
+
+
+def check_gold(prompts: Iterable[Prompt], *, verifier: str = "auto") -> None:
+    """Refuse a prompt whose right answer its own verifier does not take: every sample of it would count as wrong."""
+    for prompt in prompts:
+        if prompt.answer is None:
+            continue
+        said = demonstrate(prompt.answer, None)
+        if verifier == "choice" or (verifier == "auto" and prompt.choices is not None):
+            judgement = verify_choice(said, prompt.answer, prompt.choices or [])
+        else:
+            judgement = verify_final_answer(said, prompt.answer)
+        if judgement.correct:
+            continue
+        answer = shown(prompt.answer)
+        if prompt.choices is not None and not _is_option(prompt.answer, prompt.choices):
+            why = f"`answer` {answer} is none of its `choices` {shown(prompt.choices)}; write the right option's text"
+        elif judgement.extracted is None:
+            why = f"`answer` {answer} is no answer that can be read; write the final answer alone"
+        else:
+            why = (
+                f"`answer` {answer} is not taken by its own verifier, which reads {shown(judgement.extracted)}; write the "
+                "final answer alone"
+            )
+        raise UserError(f"prompt {shown(prompt.id)}: {why}.")
