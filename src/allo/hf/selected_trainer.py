@@ -40,6 +40,7 @@ from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
+from allo.rows import Reading
 
 Row = Mapping[str, Any]
 REFERENCE_FILE = "reference.safetensors"
@@ -55,15 +56,17 @@ class Options(TypedDict, total=False):
     reference: Literal["swap", "precomputed"] | None
     gradient_dtype: torch.dtype
     lean: bool
+    records: bool
     callbacks: list[TrainerCallback] | None
 
 
 class SelectedTrainer(CheckpointedTrainer):
     """What the forget, improve and fine-tuning trainers share.
 
-    `mask` says which weights train. The data sets are iterables of text rows, such as a list or a
-    `datasets.Dataset`; `num_dropped` training rows did not fit into `max_length` tokens. The model's
-    dropout is switched off for good.
+    `mask` says which weights train. The data sets are iterables of rows, such as a list or a `datasets.Dataset`, in
+    every form that `data.pairs` reads: text or messages, with `prompt` or with the prompt inside of the answers.
+    `records`: the rows are a run's own, and are taken as they are. `num_dropped` training rows did not fit into
+    `max_length` tokens. The model's dropout is switched off for good.
 
     An optimizer step is over per_device_train_batch_size * gradient_accumulation_steps * processes rows. They
     are computed in micro-batches of per_device_train_batch_size rows, or, with `max_tokens_per_batch`, of as
@@ -88,6 +91,7 @@ class SelectedTrainer(CheckpointedTrainer):
     loss_title = "loss"  # in errors
     takes_config = False  # of TRL
     config_losses: Collection[str] = ()  # its `loss_type`s that the trainer has
+    read_rows: Callable[..., tuple[list[Any], Reading]]
     make_rows: Callable[..., tuple[list[dict[str, Any]], int]]
     optimizer: torch.optim.Optimizer | None
     data_collator: PairCollator | CompletionCollator
@@ -107,6 +111,7 @@ class SelectedTrainer(CheckpointedTrainer):
         reference: Literal["swap", "precomputed"] | None = None,
         gradient_dtype: torch.dtype = torch.float32,
         lean: bool = False,
+        records: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy.copy(args)
@@ -147,12 +152,13 @@ class SelectedTrainer(CheckpointedTrainer):
         self.reference = taken("reference", reference, settings, default="swap")
         self.gradient_dtype, self.lean = gradient_dtype, lean
         self.processing_class = processing_class
-        rows, self.num_dropped = self._rows(train_dataset)
+        self._records = records
+        rows, self.num_dropped = self._rows(train_dataset, "train_dataset")
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset)[0],
+            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0],
             processing_class=processing_class,
             data_collator=self.make_collator(model, processing_class.pad_token_id),
             callbacks=callbacks,
@@ -230,7 +236,16 @@ class SelectedTrainer(CheckpointedTrainer):
     def _has_reference(rows: Sequence[Row]) -> bool:
         return any(name.endswith("_ref_logps") for name in rows[0])
 
-    def _rows(self, dataset: Iterable[Row]) -> tuple[list[dict[str, Any]], int]:
+    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], int]:
+        if isinstance(dataset, str | Path | Mapping):
+            raise UserError(
+                f"{name} is a {type(dataset).__name__}: give rows, such as a list of dicts or one split of a data set."
+            )
+        if not self._records:
+            read, reading = self.read_rows(dataset, name=name)
+            dataset = [row if isinstance(row, Mapping) else vars(row) for row in read]
+            for sentence in reading.sentences:
+                say(f"{name}: {sentence}")
         max_length = LARGEST if self.cuts_ends else self.max_length
         rows, dropped = self.make_rows(self.processing_class, dataset, max_length=max_length)
         if self.cuts_ends:
@@ -346,7 +361,7 @@ class SelectedTrainer(CheckpointedTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and metrics of `eval_dataset`'s rows, or of those given at the beginning."""
-        rows = None if eval_dataset is None else self._rows(eval_dataset)[0]
+        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
         if rows and self.compares and self.reference == "precomputed":
             raise UserError(
                 "the reference was computed for the data sets given at the beginning, and is no longer here: "

@@ -37,6 +37,7 @@ from allo.hf.dpo_config import LOSSES, taken
 from allo.hf.policy import per_token_logps, shares_prefix
 from allo.hf.rows import completion_rows, pair_rows
 from allo.hf.selected_trainer import Options, Row, SelectedTrainer
+from allo.prompts.pairs import completions_of_rows, pairs_of_rows
 
 
 def _number(name: str, value: float, *, most: float = math.inf) -> float:
@@ -54,6 +55,7 @@ class SftTrainer(SelectedTrainer):
     """
 
     compares = False
+    read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(completion_rows)
 
     def num_items(self, rows: Sequence[Row]) -> int:
@@ -84,6 +86,7 @@ class ForgetTrainer(SelectedTrainer):
         *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
         *("probabilities/forgotten", "forget/kept_tokens"),
     )
+    read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(completion_rows)
     takes_config = True
 
@@ -188,6 +191,7 @@ class ImproveTrainer(SelectedTrainer):
         *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
         *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
     )
+    read_rows = staticmethod(pairs_of_rows)
     make_rows = staticmethod(pair_rows)
     takes_config = True
     config_losses = LOSSES

@@ -49,6 +49,7 @@ def _fine_tune(
         [{"prompt": prompt.prompt, "completion": prompt.solution} for prompt in prompts if prompt.solution],
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        records=True,
         max_length=recipe.max_length,
     )
     write_jsonl(run.start / "metrics.jsonl", train(trainer))
