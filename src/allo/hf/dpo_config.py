@@ -217,11 +217,6 @@ def cut_ends(rows: Iterable[Row], max_length: int) -> list[Row]:
     return kept
 
 
-def num_tokens(row: Mapping[str, Any]) -> int:
-    """Return the tokens of a row's prompt and its longest completion."""
-    return len(row["prompt_ids"]) + max(len(row[name]) for name in _PER_TOKEN[:3] if name in row)
-
-
 _PER_TOKEN = ("chosen_ids", "rejected_ids", "completion_ids", "token_weights")
 
 

@@ -35,11 +35,12 @@ from allo.errors import DivergedError, UserError
 from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
 from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
-from allo.hf.dpo_config import LARGEST, Settings, check_held, cut_ends, num_tokens, settings_of, taken
+from allo.hf.dpo_config import LARGEST, Settings, check_held, cut_ends, settings_of, taken
 from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
+from allo.hf.row_lengths import check_rows_fit, num_tokens
 from allo.rows import Reading
 
 Row = Mapping[str, Any]
@@ -153,12 +154,12 @@ class SelectedTrainer(CheckpointedTrainer):
         self.gradient_dtype, self.lean = gradient_dtype, lean
         self.processing_class = processing_class
         self._records = records
-        rows, self.num_dropped = self._rows(train_dataset, "train_dataset")
+        rows, self.num_dropped = self._rows(train_dataset, "train_dataset", model)
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0],
+            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset", model)[0],
             processing_class=processing_class,
             data_collator=self.make_collator(model, processing_class.pad_token_id),
             callbacks=callbacks,
@@ -236,7 +237,9 @@ class SelectedTrainer(CheckpointedTrainer):
     def _has_reference(rows: Sequence[Row]) -> bool:
         return any(name.endswith("_ref_logps") for name in rows[0])
 
-    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], int]:
+    def _rows(
+        self, dataset: Iterable[Row], name: str, model: PreTrainedModel
+    ) -> tuple[list[dict[str, Any]], int]:
         if isinstance(dataset, str | Path | Mapping):
             raise UserError(
                 f"{name} is a {type(dataset).__name__}: give rows, such as a list of dicts or one split of a data set."
@@ -250,6 +253,7 @@ class SelectedTrainer(CheckpointedTrainer):
         rows, dropped = self.make_rows(self.processing_class, dataset, max_length=max_length)
         if self.cuts_ends:
             rows, dropped = self._ends_cut(rows, dropped)
+        check_rows_fit(model, rows, name=name, max_length=self.max_length)
         return [row | {"number": number} for number, row in enumerate(rows)], dropped
 
     def _ends_cut(self, rows: list[dict[str, Any]], dropped: int) -> tuple[list[dict[str, Any]], int]:
@@ -361,7 +365,7 @@ class SelectedTrainer(CheckpointedTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and metrics of `eval_dataset`'s rows, or of those given at the beginning."""
-        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
+        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset", self.model)[0]
         if rows and self.compares and self.reference == "precomputed":
             raise UserError(
                 "the reference was computed for the data sets given at the beginning, and is no longer here: "
