@@ -328,6 +328,18 @@ class SelectedTrainer(CheckpointedTrainer):
         tokens = sum(map(self.data_collator.num_tokens, inputs))
         return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
 
+    def _track_num_input_tokens(self, inputs: Sequence[Row]) -> None:
+        """Count a step's tokens as the model reads them, with the padding of the micro-batches if "all" are counted."""
+        match self.args.include_num_input_tokens_seen:
+            case "all":
+                parts = self._micro_batches(inputs)
+                seen = sum(len(part) * self.data_collator.num_tokens(part[0]) for part in parts)
+            case "non_padding":
+                seen = sum(map(self.data_collator.num_read, inputs))
+            case _:
+                return
+        self.state.num_input_tokens_seen += seen
+
     def record(self, count: Tensor | int, totals: Mapping[str, Tensor | float]) -> None:
         """Add a micro-batch's totals over `count` things; `log` reports the means since the last log."""
         for name, total in totals.items():
