@@ -106,7 +106,7 @@ def test_a_trainer_refuses_what_no_recipe_checked(tmp_path: Path) -> None:
     args = TrainingArguments(str(tmp_path), use_cpu=True, torch_compile_mode="default")
     os.environ.pop("ACCELERATE_DYNAMO_MODE", None)
     os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)
-    with pytest.raises(UserError, match="^torch_compile: "):
+    with pytest.raises(UserError, match=r"^torch_compile: "):
         ImproveTrainer(policy, args, pairs(), TOKENIZER, mask=full_mask(policy))
     with pytest.raises(UserError, match=r"^test\.training\.label_names: "):
         arguments(tmp_path, label_names=["labels"])
@@ -141,7 +141,7 @@ def test_mixed_precision_is_what_a_bf16_model_does(tmp_path: Path) -> None:
     )
     assert logged(mixed) == logged(plain)
     policy = model()
-    with pytest.raises(UserError, match="^bf16: mixed precision does not apply"):
+    with pytest.raises(UserError, match=r"^bf16: mixed precision does not apply"):
         SftTrainer(policy, args, wrongs(), TOKENIZER, mask=full_mask(policy))
 
 
@@ -156,7 +156,7 @@ def test_rows_come_in_their_order_and_a_last_short_step_is_left_out(tmp_path: Pa
         args = arguments(tmp_path, dataloader_drop_last=drop, **settings)
         loader = SftTrainer(policy, args, wrongs(), TOKENIZER, mask=full_mask(policy)).get_train_dataloader()
         numbers = [[row["number"] for row in step] for step in loader]
-        assert sum(numbers, []) == list(range(12 if drop else NUM_PAIRS))
+        assert [number for step in numbers for number in step] == list(range(12 if drop else NUM_PAIRS))
 
 
 def test_recomputed_activations_change_no_number(tmp_path: Path) -> None:

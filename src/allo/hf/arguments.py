@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from allo.console import console
@@ -157,6 +157,27 @@ def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_o
         optimizer_of(args)
     if trainer_is_ours:
         _check_unread(args)
+
+
+def own_arguments(
+    args: TrainingArguments, model: PreTrainedModel, *, lean: bool, is_config: bool
+) -> TrainingArguments:
+    """Return a checked copy for a trainer on selected weights. `is_config`: another library's, with its defaults."""
+    args = copy.copy(args)
+    if args.bf16 and model.dtype == torch.bfloat16:
+        # The model computes in bf16 and the selected weights are trained in fp32: what mixed precision is for.
+        args.bf16, args.mixed_precision = False, "no"
+    if args.bf16 and is_config:
+        raise UserError(
+            f"{type(args).__name__}.bf16 is on, as it is unless told otherwise, and the model computes in "
+            f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
+        )
+    check_arguments(args, lean=lean)
+    if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
+        args._n_gpu = 1
+    # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
+    args.remove_unused_columns = args.logging_nan_inf_filter = False
+    return args
 
 
 def _check_unread(args: TrainingArguments) -> None:

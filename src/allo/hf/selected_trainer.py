@@ -5,12 +5,11 @@ loader gives a step's rows, the same on every rank, and `training_step` cuts the
 and adds up the flat gradient. `checkpointing.py` has what a checkpoint saves, `trainer.py` the losses.
 """
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -21,44 +20,29 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from allo.console import say
 from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected import SelectedWeights
 from allo.errors import DivergedError, UserError
-from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
-from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
+from allo.hf.arguments import lean_settings, optimizer_of, own_arguments
+from allo.hf.checkpointing import CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
-from allo.hf.dpo_config import LARGEST, Settings, check_held, cut_ends, settings_of, taken
+from allo.hf.dpo_config import Settings, check_held, settings_of, taken
 from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
-from allo.hf.row_lengths import check_rows_fit, num_tokens
+from allo.hf.trainer_rows import RowReader
+from allo.hf.write_back import WriteBack
 from allo.rows import Reading
 
 Row = Mapping[str, Any]
 REFERENCE_FILE = "reference.safetensors"
-
-
-class Options(TypedDict, total=False):
-    """What every trainer on selected weights takes, by keyword."""
-
-    mask: Required[ParamMask]
-    eval_dataset: Iterable[Row] | None
-    max_length: int | None
-    max_tokens_per_batch: int | None
-    reference: Literal["swap", "precomputed"] | None
-    gradient_dtype: torch.dtype
-    lean: bool
-    records: bool
-    callbacks: list[TrainerCallback] | None
 
 
 class SelectedTrainer(CheckpointedTrainer):
@@ -115,17 +99,8 @@ class SelectedTrainer(CheckpointedTrainer):
         records: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        args = copy.copy(args)
         settings = self._config_settings(args)
-        if args.bf16 and model.dtype == torch.bfloat16:
-            # The model computes in bf16 and the selected weights are trained in fp32: what mixed precision is for.
-            args.bf16, args.mixed_precision = False, "no"
-        if args.bf16 and settings:
-            raise UserError(
-                f"{type(args).__name__}.bf16 is on, as it is unless told otherwise, and the model computes in "
-                f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
-            )
-        check_arguments(args, lean=lean)
+        args = own_arguments(args, model, lean=lean, is_config=bool(settings))
         check_held(args, model, processing_class)
         if processing_class.pad_token_id is None:
             raise UserError(
@@ -135,15 +110,10 @@ class SelectedTrainer(CheckpointedTrainer):
             raise UserError(
                 f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key."
             )
-        if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
-            args._n_gpu = 1
         self.rows_a_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         )
         args.gradient_accumulation_steps = 1  # to the Trainer a step is one batch
-        # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
-        args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False
         switch_off_dropout(model)
         check_whole(model)
         check_head(model)
@@ -153,13 +123,20 @@ class SelectedTrainer(CheckpointedTrainer):
         self.reference = taken("reference", reference, settings, default="swap")
         self.gradient_dtype, self.lean = gradient_dtype, lean
         self.processing_class = processing_class
-        self._records = records
-        rows, self.num_dropped = self._rows(train_dataset, "train_dataset", model)
+        self._reader = RowReader(
+            model,
+            processing_class,
+            read=None if records else self.read_rows,
+            tokenize=self.make_rows,
+            max_length=self.max_length,
+            cuts_ends=self.cuts_ends,
+        )
+        rows, self.num_dropped = self._rows(train_dataset, "train_dataset")
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset", model)[0],
+            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0],
             processing_class=processing_class,
             data_collator=self.make_collator(model, processing_class.pad_token_id),
             callbacks=callbacks,
@@ -169,7 +146,7 @@ class SelectedTrainer(CheckpointedTrainer):
         slots = ("ref",) if self.compares and self.reference == "swap" else ()
         self.selected = SelectedWeights(self.model, mask, slots=slots, lean=lean)
         self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
-        self.add_callback(_WriteBack(self.selected))
+        self.add_callback(WriteBack(self.selected))
 
     def _config_settings(self, args: TrainingArguments) -> Settings:
         return settings_of(
@@ -237,40 +214,9 @@ class SelectedTrainer(CheckpointedTrainer):
     def _has_reference(rows: Sequence[Row]) -> bool:
         return any(name.endswith("_ref_logps") for name in rows[0])
 
-    def _rows(
-        self, dataset: Iterable[Row], name: str, model: PreTrainedModel
-    ) -> tuple[list[dict[str, Any]], int]:
-        if isinstance(dataset, str | Path | Mapping):
-            raise UserError(
-                f"{name} is a {type(dataset).__name__}: give rows, such as a list of dicts or one split of a data set."
-            )
-        if not self._records:
-            read, reading = self.read_rows(dataset, name=name)
-            dataset = [row if isinstance(row, Mapping) else vars(row) for row in read]
-            for sentence in reading.sentences:
-                say(f"{name}: {sentence}")
-        max_length = LARGEST if self.cuts_ends else self.max_length
-        rows, dropped = self.make_rows(self.processing_class, dataset, max_length=max_length)
-        if self.cuts_ends:
-            rows, dropped = self._ends_cut(rows, dropped)
-        check_rows_fit(model, rows, name=name, max_length=self.max_length)
+    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], int]:
+        rows, dropped = self._reader(dataset, name)
         return [row | {"number": number} for number, row in enumerate(rows)], dropped
-
-    def _ends_cut(self, rows: list[dict[str, Any]], dropped: int) -> tuple[list[dict[str, Any]], int]:
-        """Cut rows as TRL does."""
-        kept = cut_ends(rows, self.max_length)
-        lost = len(rows) - len(kept)
-        longer = sum(num_tokens(row) > self.max_length for row in rows)
-        if longer:
-            say(
-                f"max_length {self.max_length}: {longer} rows are longer: completions lose their end, and {lost} rows "
-                "without a token left are dropped"
-            )
-        if not kept:
-            raise UserError(
-                f"no row is left to train on: no prompt leaves room in max_length {self.max_length}."
-            )
-        return kept, dropped + lost
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
         return micro_batches(
@@ -377,7 +323,7 @@ class SelectedTrainer(CheckpointedTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and metrics of `eval_dataset`'s rows, or of those given at the beginning."""
-        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset", self.model)[0]
+        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
         if rows and self.compares and self.reference == "precomputed":
             raise UserError(
                 "the reference was computed for the data sets given at the beginning, and is no longer here: "
@@ -437,28 +383,3 @@ class SelectedTrainer(CheckpointedTrainer):
         if "loss" in logs:  # a training step's row; evaluation adds its own means
             logs |= self._take_means() | {"mask/density": self.selected.density}
         super().log(logs, start_time)
-
-
-class _WriteBack(TrainerCallback):
-    """After each optimizer step the masters go into the model; a checkpoint is marked complete last.
-
-    A checkpoint ends an interval of logging, so that a run resumed from it logs the same means.
-    """
-
-    def __init__(self, selected: SelectedWeights) -> None:
-        self._selected = selected
-
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self._selected.write_back()
-        self._selected.zero_grad()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        control.should_log |= control.should_save
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()

@@ -36,7 +36,8 @@ from allo.hf.collate import Batch, PairCollator
 from allo.hf.dpo_config import LOSSES, taken
 from allo.hf.policy import per_token_logps, shares_prefix
 from allo.hf.rows import completion_rows, pair_rows
-from allo.hf.selected_trainer import Options, Row, SelectedTrainer
+from allo.hf.selected_trainer import Row, SelectedTrainer
+from allo.hf.trainer_options import Options
 from allo.prompts.pairs import completions_of_rows, pairs_of_rows
 
 
@@ -215,8 +216,9 @@ class ImproveTrainer(SelectedTrainer):
         config = self._config_settings(args)
         self._may_share_prefix = shared_prefix
         self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
+        named: str | PairLoss = taken("loss", loss, config, default="dpo")
         self.pair_loss = chosen_loss(
-            taken("loss", loss, config, default="dpo"),
+            named,
             self.loss_settings,
             keep=_number("keep", keep, most=1.0),
         )
