@@ -160,9 +160,12 @@ def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_o
 
 
 def own_arguments(
-    args: TrainingArguments, model: PreTrainedModel, *, lean: bool, is_config: bool
+    args: TrainingArguments, model: PreTrainedModel, *, lean: bool, is_config: bool, evaluates: bool
 ) -> TrainingArguments:
-    """Return a checked copy for a trainer on selected weights. `is_config`: another library's, with its defaults."""
+    """Return a checked copy for a trainer on selected weights.
+
+    `is_config`: it is another library's, with its defaults. `evaluates`: there are rows to evaluate.
+    """
     args = copy.copy(args)
     if args.bf16 and model.dtype == torch.bfloat16:
         # The model computes in bf16 and the selected weights are trained in fp32: what mixed precision is for.
@@ -173,6 +176,8 @@ def own_arguments(
             f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
         )
     check_arguments(args, lean=lean)
+    if not evaluates and args.eval_strategy != "no":
+        raise UserError(f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key.")
     if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
         args._n_gpu = 1
     # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.

@@ -100,15 +100,13 @@ class SelectedTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         settings = self._config_settings(args)
-        args = own_arguments(args, model, lean=lean, is_config=bool(settings))
+        args = own_arguments(
+            args, model, lean=lean, is_config=bool(settings), evaluates=eval_dataset is not None
+        )
         check_held(args, model, processing_class)
         if processing_class.pad_token_id is None:
             raise UserError(
                 "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
-            )
-        if eval_dataset is None and args.eval_strategy != "no":
-            raise UserError(
-                f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key."
             )
         self.rows_a_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)

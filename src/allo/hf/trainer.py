@@ -171,6 +171,9 @@ class _UntilForgotten(TrainerCallback):
     on_epoch_end = on_step_end  # the step may be an epoch's last, and checkpoints be saved at its end
 
 
+_DPO: str | PairLoss = "dpo"
+
+
 class ImproveTrainer(SelectedTrainer):
     """Learning from pairs, by DPO with noisy tokens of the rejected completion filtered out (method.md 1.3).
 
@@ -216,9 +219,8 @@ class ImproveTrainer(SelectedTrainer):
         config = self._config_settings(args)
         self._may_share_prefix = shared_prefix
         self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
-        named: str | PairLoss = taken("loss", loss, config, default="dpo")
         self.pair_loss = chosen_loss(
-            named,
+            taken("loss", loss, config, default=_DPO),
             self.loss_settings,
             keep=_number("keep", keep, most=1.0),
         )
