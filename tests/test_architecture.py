@@ -75,7 +75,7 @@ HOUSE = {
     # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
     "tasks": Room({"errors", "records", "rows", "core"}),
     "prompts": Room({"errors", "records", "json_text", "rows", "core", "tasks"}),
-    "sources": Room({"errors", "prompts", "recipe", "records", "tasks"}),
+    "sources": Room({"errors", "prompts", "recipe", "records", "rows", "tasks"}),
     "rounds": Room({"artifacts", "recipe"}),
     "harness_block": Room({"errors", "console", "json_text", "artifacts"}),
     # Files of weights, tensor by tensor: no model is built.

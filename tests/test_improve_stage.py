@@ -93,7 +93,9 @@ def prompts(folder: Path, *, solutions: bool) -> Recipe:
 
 
 def verdict(prompt: str, index: int, text: str, *, correct: bool = True, finished: bool = True) -> Verdict:
-    return Verdict(prompt, index, text, finished, correct, float(correct), "1", "final_answer")
+    """Its ids are its place's."""
+    ids = [index, len(text)]
+    return Verdict(prompt, index, text, finished, correct, float(correct), "1", "final_answer", ids)
 
 
 @pytest.fixture
@@ -121,9 +123,9 @@ def test_gold_solutions_are_those_of_prompts_with_a_pair_once_each(run: RunFolde
 
 def test_right_samples_are_distinct_finished_and_of_every_prompt(run: RunFolder, tmp_path: Path) -> None:
     assert right_samples(prompts(tmp_path, solutions=True), run) == [
-        {"prompt": "q0", "completion": "right"},
-        {"prompt": "q3", "completion": "right"},
-        {"prompt": "q3", "completion": "also right"},
+        {"prompt": "q0", "completion": "right", "completion_ids": [0, 5]},
+        {"prompt": "q3", "completion": "right", "completion_ids": [0, 5]},
+        {"prompt": "q3", "completion": "also right", "completion_ids": [1, 10]},
     ]
 
 

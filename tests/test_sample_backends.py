@@ -289,6 +289,8 @@ class SamplingParams:
     max_tokens: int | None = 16
     stop: list[str] | None = None
     seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    skip_special_tokens: bool = True
 
 
 class LLM:
@@ -340,11 +342,14 @@ def test_vllm_is_given_our_ids_and_every_setting(vllm: list[LLM], tmp_path: Path
     for id, (tokens, params) in zip(ids, engine.asked, strict=True):
         assert tokens[0] == tokenizer.bos_token_id and len(tokens) > 5
         seed = seed_of(0, id, 0)
-        assert params == SamplingParams(N, 1.0, 0.9, 40, ["Q"], seed)
+        assert params == SamplingParams(
+            N, 1.0, 0.9, 40, ["Q"], seed, stop_token_ids=[], skip_special_tokens=False
+        )
         own = [completion for completion in completions if completion.prompt_id == id]
         assert [completion.text for completion in own] == [f"drawn with {seed + k}" for k in range(N)]
         assert [completion.finished for completion in own] == [k != 1 for k in range(N)]
     assert {completion.num_tokens for completion in completions} == {3}
+    assert [completion.token_ids for completion in completions] == [[4, 5, 2]] * len(completions)
 
 
 def test_a_killed_vllm_run_goes_on_after_its_last_whole_batch(

@@ -143,7 +143,14 @@ def labelled(
     for one in wrong:
         prompt = Prompt(one.prompt_id, one.prompt, solution=one.solution)
         labels = label_tokens(prompt, one.completion)
-        tokens = tokenize(tokenizer, one.prompt, one.completion, finished=one.finished, max_length=max_length)
+        tokens = tokenize(
+            tokenizer,
+            one.prompt,
+            one.completion,
+            finished=one.finished,
+            completion_ids=one.token_ids,
+            max_length=max_length,
+        )
         if labels is not None and any(labels) and tokens is not None:
             assert len(labels) == len(tokens.completion_ids) - one.finished, one.completion
             yield Scored(one, tokens), labels

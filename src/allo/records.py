@@ -1,4 +1,9 @@
-"""What flows between stages: one frozen record a line of a run's files."""
+"""What flows between stages: one frozen record a line of a run's files.
+
+`token_ids` of a record are the very ids that the policy sampled, up to and with the token that ended the completion: EOS, an
+end of turn, or the one that completed a stop string. Every stage trains on and scores these. `text` is for people and
+verifiers. None: the text comes from a server or the user, and its ids are made from it.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Required, TypedDict
@@ -50,6 +55,7 @@ class Completion:
     text: str
     finished: bool
     num_tokens: int
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,15 @@ class Verdict:
     reward: float
     extracted: str | None
     verifier: str
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference pair; a line of `03-pairs.jsonl` loads as is in TRL.
+    """One preference pair; a line of `03-pairs.jsonl` whose prompt is text loads as is in TRL.
 
-    `chosen_message` and `rejected_message` hold a completion that is more than its text: one with tool calls or
-    thoughts, which the chat template renders.
+    TRL reads the texts alone. (It takes no text as the answer to messages.) `chosen_message` and `rejected_message` hold a
+    completion that is more than its text: one with tool calls or thoughts, which the chat template renders.
     """
 
     prompt_id: str
@@ -80,6 +87,8 @@ class Pair:
     rejected: str
     chosen_finished: bool = True
     rejected_finished: bool = True
+    chosen_token_ids: list[int] | None = None
+    rejected_token_ids: list[int] | None = None
     template: Template | None = None
     chosen_message: Message | None = None
     rejected_message: Message | None = None
@@ -99,6 +108,7 @@ class Wrong:
     finished: bool
     solution: str | None
     right: list[str]
+    token_ids: list[int] | None = None
     template: Template | None = None
     message: Message | None = None
 

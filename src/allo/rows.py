@@ -1,7 +1,7 @@
 """Rows of the files and hub sets that users bring, each checked where it stands."""
 
+import codecs
 import gzip
-import json
 import sys
 import zlib
 from collections import Counter
@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from allo.errors import UserError
+from allo.json_text import parse_json
 
+LONGEST_LINE = 1 << 26
+"""Bytes of one line, unpacked: a row is text that a model is to read."""
 FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
 
 Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
 Row = dict[str, Any]
 
 
@@ -39,9 +43,9 @@ class Reading:
         said = [f"{_rows(number)} dropped: {reason}" for reason, number in self.dropped.items()]
         said += [f"{_rows(number)}: {what}" for what, number in self.mapped.items()]
         if self.duplicates:
-            said.append(f"{_rows(self.duplicates)} repeat an earlier one")
+            said.append(f"{_rows(self.duplicates)}: the same as an earlier one")
         if self.ignored:
-            said.append(f"ignored columns: {', '.join(self.ignored)}")
+            said.append(f"ignored columns: {', '.join(map(named, self.ignored))}")
         return said
 
 
@@ -57,6 +61,12 @@ class Notes:
     def ignore(self, names: Iterable[str]) -> None:
         """Note columns that are not read; each is listed once."""
         self._ignored.update(dict.fromkeys(names))
+
+    def counted(self, rows: Iterable[Item]) -> Iterator[Item]:
+        """Yield and count rows that are taken as they are."""
+        for row in rows:
+            self.rows += 1
+            yield row
 
     def reading(self, *, duplicates: int = 0) -> Reading:
         return Reading(self.rows, dict(self.dropped), dict(self.mapped), duplicates, tuple(self._ignored))
@@ -104,7 +114,7 @@ def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tup
         ) from error
     part = split if config is None else f"{config}, {split}"
     for number, row in enumerate(rows):
-        yield number, f"{hub}[{part}], row {number}", dict(row)
+        yield number, f"{hub}[{part}], row {number}", without_nulls(dict(row))
 
 
 def hub_file_rows(hub: str, file: str) -> Iterator[tuple[int, str, Row]]:
@@ -138,9 +148,9 @@ def checked(model: type[Model], row: Row, *, place: str) -> Model:
         first = max(of_column, key=lambda error: (error["type"] == "value_error", len(error["loc"])))
         column = str(first["loc"][0]) if first["loc"] else "row"
         if first["type"] == "missing" and len(first["loc"]) == 1:
-            columns = ", ".join(f"`{name}`" for name in sorted(row)) or "no columns"
+            columns = ", ".join(map(named, sorted(row))) or "no columns"
             raise UserError(f"{place}: lacks `{column}`; found {columns}.") from failure
-        inside = f"`{first['loc'][-1]}` inside: " if len(first["loc"]) > 2 else ""
+        inside = f"{named(str(first['loc'][-1]))} inside: " if len(first["loc"]) > 2 else ""
         reason = inside + first["msg"].removeprefix("Value error, ")
         raise UserError(f"{place}: `{column}` {shown(row.get(column))}: {reason}.") from failure
 
@@ -152,6 +162,11 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
+def named(column: str) -> str:
+    """Return a column's name for a message, escaped and short."""
+    return f"`{column}`" if column.isprintable() and len(column) <= 60 else f"`{shown(column)}`"
+
+
 def shown(value: object) -> str:
     """Return a value for an error, escaped and short."""
     text = repr(value)
@@ -159,38 +174,44 @@ def shown(value: object) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    with (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8") as lines
-    ):
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            while line := lines.readline(LONGEST_LINE + 1):
+                number += 1
+                line = _bare_line(line, place=f"{path}:{number}")
+                if line:
                     yield number, _json_object(line, place=f"{path}:{number}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(
-                f"{path}: damaged gzip data after line {number} ({error}); copy or download the file again."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}: no UTF-8 text after line {number} ({error}); save it as UTF-8."
-            ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: damaged gzip data after line {number} ({error}); copy or download the file again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+
+
+def _bare_line(line: bytes, *, place: str) -> bytes:
+    """Return a line without its end, and without the mark that some programs put before UTF-8."""
+    if len(line) > LONGEST_LINE:
+        raise UserError(
+            f"{place}: more than {LONGEST_LINE >> 20} MiB without a line break; write one JSON object a line."
+        )
+    if line.startswith(b"\x1f\x8b"):
+        raise UserError(f"{place}: gzip data; let the file's name end with .jsonl.gz, or unpack it.")
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+        raise UserError(f"{place}: UTF-16 text, or a damaged file; save it as UTF-8.")
+    return line.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def _json_array(path: Path, *, place: str) -> Iterator[tuple[int, Row]]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = parse_json(path.read_bytes(), place=place, advice="Give the rows as a local folder instead.")
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise UserError(f"{place}: not an array of JSON objects. Give the rows as a local folder instead.")
     return iter(enumerate(rows, start=1))
 
 
-def _json_object(line: str, *, place: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON ({error}); write one JSON object a line.") from error
+def _json_object(line: bytes, *, place: str) -> Row:
+    row = parse_json(line, place=place, advice="Write one JSON object a line.")
     if not isinstance(row, dict):
         raise UserError(f"{place}: a JSON {type(row).__name__}; write one JSON object a line.")
     return row
@@ -202,11 +223,14 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path}: the column {twice[0]!r} is there twice; rename one of them.")
         number = 0
         for batch in table.iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 # A Parquet file has every column in every row: an empty one is an absent one.
                 yield number, without_nulls(row)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet ({error}).") from error

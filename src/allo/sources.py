@@ -3,20 +3,53 @@
 from collections.abc import Sequence
 
 from allo.errors import UserError
-from allo.prompts import PromptSource, read_prompts, taken
-from allo.prompts.pairs import read_pairs
+from allo.prompts import PromptSource, prompts_and_reading, repeated, taken
+from allo.prompts.pairs import pairs_and_reading
 from allo.recipe import Recipe
 from allo.recipe.sources import Data, Part, Source
 from allo.records import Pair, Prompt
+from allo.rows import Reading
 from allo.tasks.base import distinct
 
 
 def prompts_of(recipe: Recipe, source: Source) -> list[Prompt]:
-    """The prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
-    if isinstance(source, Data) and source.mixture is not None:
-        parts = [(part, prompts_of(recipe, part)) for part in source.mixture]
-        return taken(in_turn(parts), skip=source.skip, limit=source.limit)
-    return read_prompts(_prompt_source(recipe, source))
+    """Return the prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
+    return _prompts_and_readings(recipe, source, key="")[0]
+
+
+def readings(recipe: Recipe) -> dict[str, Reading]:
+    """Return what became of the rows of every source, by its key in the recipe. Raises `UserError` for bad input."""
+    sources: dict[str, Source] = {f"sft.sources.{n}": each for n, each in enumerate(_sft(recipe))}
+    sources |= {f"evaluate.sets.{name}": each for name, each in recipe.evaluate.sets.items()}
+    sources |= {"evaluate.kl": recipe.evaluate.kl} if recipe.evaluate.kl else {}
+    if recipe.data.pairs is None:
+        sources = {"data": recipe.data} | sources
+        found: dict[str, Reading] = {}
+    else:
+        found = {"data.pairs": pairs_and_reading(recipe.data.pairs, chat=recipe.chat)[1]}
+    for key, source in sources.items():
+        found |= _prompts_and_readings(recipe, source, key=key)[1]
+    return found
+
+
+def _sft(recipe: Recipe) -> Sequence[Source]:
+    return recipe.sft.sources if recipe.sft else ()
+
+
+def _prompts_and_readings(
+    recipe: Recipe, source: Source, *, key: str
+) -> tuple[list[Prompt], dict[str, Reading]]:
+    if not isinstance(source, Data) or source.mixture is None:
+        prompts, reading = prompts_and_reading(_prompt_source(recipe, source))
+        return prompts, {key: reading}
+    parts: list[tuple[Part, list[Prompt]]] = []
+    found: dict[str, Reading] = {}
+    for number, part in enumerate(source.mixture):
+        prompts, of_part = _prompts_and_readings(recipe, part, key=f"{key}.mixture.{number}")
+        parts.append((part, prompts))
+        found |= of_part
+    prompts = taken(in_turn(parts), skip=source.skip, limit=source.limit)
+    return prompts, {key: Reading(len(prompts), duplicates=repeated(prompts)), **found}
 
 
 def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
@@ -41,7 +74,7 @@ def training_pairs(recipe: Recipe) -> list[Pair]:
     """The ready pairs of the recipe's `data` block; at least one. Raises `UserError` for bad input."""
     data = recipe.data
     assert data.pairs is not None
-    found = read_pairs(data.pairs, chat=recipe.chat)
+    found, _ = pairs_and_reading(data.pairs, chat=recipe.chat)
     pairs = found[data.skip :][: data.limit]
     if not pairs:
         raise UserError(

@@ -9,8 +9,9 @@ from peft.tuners.shira import ShiraLayer
 from torch import nn
 from trl import DPOConfig, DPOTrainer
 
+from allo.console import say
 from allo.hf.models import Model, Tokenizer
-from allo.hf.rows import PairRow, pair_rows
+from allo.hf.rows import PairRow, counted_pairs
 
 
 class AdapterTrainer(DPOTrainer):
@@ -27,7 +28,10 @@ class AdapterTrainer(DPOTrainer):
         tokenizer: Tokenizer,
         adapter: PeftConfig,
     ) -> None:
-        rows, self.num_dropped = pair_rows(tokenizer, pairs, max_length=args.max_length)
+        rows, counts = counted_pairs(tokenizer, pairs, max_length=args.max_length)
+        self.num_dropped = counts.dropped
+        if words := counts.words(args.max_length):
+            say(words)
         super().__init__(
             model,
             args=args,

@@ -56,23 +56,26 @@ def on_policy_trainer(
     tokenizer: Tokenizer,
     *,
     rewards: Rewards,
+    turn_ends: Sequence[int] = (),
 ) -> RLOOTrainer | GRPOTrainer:
     """TRL's trainer of all of `model`'s weights, which samples from it as it goes.
 
-    prompts: id -> token ids. rewards: of all samples of a step at once. The reference, where `args.beta` is above 0, is
-    read from the folder that the model was read from.
+    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids that end a completion beside EOS.
+    The reference, where `args.beta` is above 0, is read from the folder that the model was read from.
     """
-    ends = end_ids(model, tokenizer)
+    own_ends = model.generation_config.eos_token_id
+    ends = list(dict.fromkeys([*end_ids(model, tokenizer), *turn_ends]))
 
     def judge(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         read_back = [read(tokenizer, ids, eos=ends, stop=[]) for ids in completion_ids]
         return rewards(
             [
-                Completion(prompt, 0, *text_finished_length)
-                for prompt, text_finished_length in zip(prompts, read_back, strict=True)
+                Completion(prompt, 0, text, finished, len(ids), ids)
+                for prompt, (text, finished, ids) in zip(prompts, read_back, strict=True)
             ]
         )
 
+    model.generation_config.eos_token_id = ends  # where TRL reads what ends a sample
     with quiet():  # TRL loads the reference anew
         trainer = (_Rloo if kind == "rloo" else _Grpo)(
             model,
@@ -82,4 +85,5 @@ def on_policy_trainer(
             processing_class=tokenizer,
         )
     trainer.prompts = prompts
+    model.generation_config.eos_token_id = own_ends
     return trainer

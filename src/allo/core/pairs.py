@@ -61,10 +61,13 @@ def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
     return Pair(
         prompt_id=prompt.id,
         prompt=prompt.prompt,
+        template=prompt.template,
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_finished=chosen.finished,
         rejected_finished=rejected.finished,
+        chosen_token_ids=chosen.token_ids,
+        rejected_token_ids=rejected.token_ids,
     )
 
 
@@ -79,10 +82,12 @@ def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) ->
             id=f"{prompt.id}-{verdict.index}",
             prompt_id=prompt.id,
             prompt=prompt.prompt,
+            template=prompt.template,
             completion=verdict.text,
             finished=verdict.finished,
             solution=prompt.solution,
             right=[right.text for right in sides[prompt.id].right],
+            token_ids=verdict.token_ids,
         )
         for prompt in prompts
         for verdict in sides[prompt.id].wrong
@@ -97,9 +102,9 @@ def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str])
 
     `solutions`: gold ones by the prompt's id; where there is none, the best completion preferred to it stands for it.
     """
-    wrong: dict[tuple[str, str], Wrong] = {}
+    wrong: dict[str, Wrong] = {}
     for pair in pairs:
-        key = (str(pair.prompt), pair.rejected)
+        key = repr((pair.prompt, pair.template, pair.rejected, pair.rejected_message))
         if key in wrong:
             wrong[key].right.append(pair.chosen)
             continue
@@ -107,10 +112,13 @@ def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str])
             id=f"{pair.prompt_id}-rejected-{len(wrong)}",
             prompt_id=pair.prompt_id,
             prompt=pair.prompt,
+            template=pair.template,
             completion=pair.rejected,
+            message=pair.rejected_message,
             finished=pair.rejected_finished,
             solution=solutions.get(pair.prompt_id, pair.chosen),
             right=[pair.chosen],
+            token_ids=pair.rejected_token_ids,
         )
     return list(wrong.values())
 

@@ -50,8 +50,11 @@ def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
         [
             {
                 "prompt": pair.prompt,
+                "template": pair.template,
+                "message": getattr(pair, f"{side}_message"),
                 "completion": getattr(pair, side),
                 "finished": getattr(pair, f"{side}_finished"),
+                "completion_ids": getattr(pair, f"{side}_token_ids"),
             }
             for pair in read_jsonl(run.pairs, Pair)
         ],

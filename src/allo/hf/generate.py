@@ -2,7 +2,7 @@
 
 import bisect
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,21 +14,27 @@ from allo.hf.decode import decode
 from allo.hf.draw import draw, take_most_probable
 
 WAVES = 4  # a batch has so many times the rows that are decoded together
+REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
+LONGEST_CHARACTER = 4  # bytes in UTF-8
 
 
 @dataclass(frozen=True)
 class Sample:
     """Completion number `index` of `prompts[prompt]`.
 
-    `finished`: it ended by EOS or a stop string; neither is in `text`. `num_tokens` counts what was sampled
-    up to and with what ended it.
+    `finished`: an end id or a stop string ended it; neither is in `text`, but other special tokens are. `token_ids`
+    are what was sampled, up to and with the token that ended it.
     """
 
     prompt: int
     index: int
     text: str
     finished: bool
-    num_tokens: int
+    token_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def generate(
     stop: list[str],
     seed: int,
     batch_size: int,
+    turn_ends: Sequence[int] = (),
     start: int = 0,
 ) -> Iterator[Batch]:
     """Yield completions batch by batch, longest prompts first, from batch number `start` on.
@@ -65,7 +72,8 @@ def generate(
         prompts: each prompt's token ids, at least one (see `tokenization.prompt_ids`).
         temperature: 0 takes the most probable token each time; then `num_generations` must be 1.
         top_p: each token is drawn from the smallest set of tokens that has this probability.
-        stop: a completion ends before the first of these strings, and is finished.
+        stop: a completion ends before the first of these strings, and is finished. They may be special tokens.
+        turn_ends: ids that end a completion, too (see `tokenization.turn_end_ids`).
         batch_size: rows decoded together, at least `num_generations`. A batch has WAVES times as many, which
             take the places of those that end.
     """
@@ -73,7 +81,7 @@ def generate(
     assert num_generations == 1 or temperature > 0
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     size = prompts_per_batch(num_generations, batch_size)
-    eos = end_ids(model, tokenizer)
+    eos = list(dict.fromkeys([*end_ids(model, tokenizer), *turn_ends]))
     choose = take_most_probable if temperature == 0 else partial(draw, temperature=temperature, top_p=top_p)
 
     for first in range(start * size, len(prompts), size):
@@ -115,7 +123,7 @@ def _uniforms(seed: int, prompt: int, index: int, *, num: int) -> Tensor:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a completion: the tokenizer's EOS first, then the model's others (end of turn)."""
+    """Return the ids that end a completion: the tokenizer's EOS first, then the generation config's others."""
     ids = model.generation_config.eos_token_id
     others = ids if isinstance(ids, list) else [] if ids is None else [ids]
     return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
@@ -123,24 +131,31 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 def read(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], *, eos: list[int], stop: list[str]
-) -> tuple[str, bool, int]:
-    """Text, finished and num_tokens of one row of sampled ids."""
-    finished = ids[-1] in eos
-    if _has_stopped(tokenizer, ids, stop=stop):
+) -> tuple[str, bool, list[int]]:
+    """Return text, finished and token ids of one row of sampled ids."""
+    stopped = _has_stopped(tokenizer, ids, stop=stop)
+    if stopped:
         # Tokens after the one that completed a stop string were sampled by chance of when it was noticed.
         length = bisect.bisect_left(
             range(len(ids)), True, key=lambda n: _has_stopped(tokenizer, ids[:n], stop=stop)
         )
-        ids, finished = ids[:length], True
+        ids = ids[:length]
     text = _text(tokenizer, ids)
     starts = [text.find(string) for string in stop if string in text]
-    return text[: min(starts, default=len(text))], finished, len(ids)
+    ended = ids[-1] in eos
+    body = _text(tokenizer, ids[:-1]) if ended else text
+    return body[: min(starts, default=len(body))], stopped or ended, ids
 
 
 def _has_stopped(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, stop: list[str]) -> bool:
+    """Return whether a stop string is in what the ids say, or was before the character that they break off in."""
     text = _text(tokenizer, ids)
-    return any(string in text for string in stop)
+    texts = [text]
+    if text.endswith(REPLACEMENT):
+        # A tokenizer with byte fallback shows all bytes in a row as unreadable if the last of them are cut.
+        texts += [_text(tokenizer, ids[:-n]) for n in range(1, LONGEST_CHARACTER)]
+    return any(string in text for text in texts for string in stop)
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,14 +1,14 @@
 """A reward model: a sequence classifier with one label, which reads a prompt and a completion and says how good it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from allo.errors import UserError
+from allo.hf import templates
 from allo.hf.models import (
     CONFIG_FILES,
     MODEL_FILES,
@@ -149,7 +149,13 @@ def load_reward_tokenizer(
 
 
 def judged_ids(
-    tokenizer: Tokenizer, prompt: str | list[Message], completion: str, *, max_length: int
+    tokenizer: Tokenizer,
+    prompt: str | list[Message],
+    completion: str,
+    *,
+    max_length: int,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
 ) -> tuple[list[int], bool]:
     """What a reward model reads of a prompt and its completion, and whether its beginning was cut off.
 
@@ -160,21 +166,29 @@ def judged_ids(
     Raises `UserError` for longer conversations without a template, and for those that the template refuses.
     """
     if tokenizer.chat_template is not None:
-        ids = _conversation(tokenizer, prompt, completion)
+        ids = _conversation(tokenizer, prompt, completion, template=template, place=place)
     else:
         ids = _text(tokenizer, prompt, completion)
     return cut_left(tokenizer, ids, max_length), len(ids) > max_length
 
 
-def _conversation(tokenizer: Tokenizer, prompt: str | list[Message], completion: str) -> list[int]:
+def _conversation(
+    tokenizer: Tokenizer,
+    prompt: str | list[Message],
+    completion: str,
+    *,
+    template: Mapping[str, object] | None,
+    place: str,
+) -> list[int]:
     asked = [Message(role="user", content=prompt.strip())] if isinstance(prompt, str) else prompt
     said = [*asked, Message(role="assistant", content=completion)]
-    try:
-        text = tokenizer.apply_chat_template(said, tokenize=False)
-    except TemplateError as error:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the reward model's chat template refuses the conversation ({error})."
-        ) from error
+    text = templates.render(
+        tokenizer,
+        said,
+        generation_prompt=False,
+        template=template,
+        place=f"{place}: the reward model" if place else "the reward model",
+    )
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

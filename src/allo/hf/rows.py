@@ -1,47 +1,103 @@
 """Records to rows of token ids, by the one tokenization function; what does not fit is counted."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from allo.errors import UserError
-from allo.hf.tokenization import cut_left, tokenize
+from allo.hf.tokenization import Tokenized, cut_left, tokenize
 
-# `prompt`, `completion`, and optionally `finished` and `token_weights` (one a completion token).
+# `prompt`, `completion`, and optionally `finished`, `token_weights` (one a completion token), `completion_ids` (taken
+# instead of the text's own), `message` (instead of the text) and `template`.
 CompletionRow = Mapping[str, Any]
-# `prompt`, `chosen`, `rejected`, and optionally `chosen_finished` and `rejected_finished`.
+# `prompt`, `chosen`, `rejected`, and optionally `template` and, of each side, `SIDE_finished`, `SIDE_token_ids` (taken
+# instead of the text's own) and `SIDE_message` (instead of the text).
 PairRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The rows that were dropped, by reason, and those whose prompt lost its beginning (`cut`).
+
+    `long`: the completion leaves no room for a prompt token. `empty`: it has no token. `unweighted`: none of its tokens
+    has a weight. `equal`: both sides of a pair are the same tokens.
+    """
+
+    long: int = 0
+    empty: int = 0
+    unweighted: int = 0
+    equal: int = 0
+    cut: int = 0
+
+    @property
+    def dropped(self) -> int:
+        return self.long + self.empty + self.unweighted + self.equal
+
+    def reasons(self, max_length: int) -> str:
+        """Return why rows were dropped, in words; nothing if none was."""
+        why = {
+            f"do not fit into max_length {max_length}": self.long,
+            "have a completion without tokens": self.empty,
+            "have no weighted token": self.unweighted,
+            "are pairs whose sides are the same tokens": self.equal,
+        }
+        return ", ".join(f"{number} {reason}" for reason, number in why.items() if number)
+
+    def words(self, max_length: int) -> str:
+        """Return what happened to the rows, in words; nothing if all are whole."""
+        parts = []
+        if self.dropped:
+            parts.append(f"{self.dropped} rows are dropped ({self.reasons(max_length)})")
+        if self.cut:
+            parts.append(f"{self.cut} prompts lose their beginning to fit into max_length {max_length}")
+        return "; ".join(parts)
 
 
 def completion_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Iterable[CompletionRow], *, max_length: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows with `prompt_ids`, `completion_ids`, `token_weights`, and how many were dropped.
+    """Return the rows of `counted_completions`, and how many were dropped."""
+    kept, counts = counted_completions(tokenizer, rows, max_length=max_length)
+    return kept, counts.dropped
 
-    Dropped are completions longer than `max_length` tokens and those of which no token has a weight.
-    Raises `UserError` where `token_weights` has another length than the completion, or nothing is left.
+
+def pair_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[PairRow], *, max_length: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of `counted_pairs`, and how many were dropped."""
+    kept, counts = counted_pairs(tokenizer, rows, max_length=max_length)
+    return kept, counts.dropped
+
+
+def counted_completions(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[CompletionRow], *, max_length: int
+) -> tuple[list[dict[str, Any]], Counts]:
+    """Return rows with `prompt_ids`, `completion_ids` and `token_weights`, and counts of the others.
+
+    Dropped are completions longer than `max_length` tokens, and those without a token or without a weighted one.
+    Raises `UserError` if `token_weights` has another length than the completion, nothing is left, or as `tokenize`.
     """
-    kept, dropped = [], 0
-    for row in rows:
-        tokens = tokenize(
-            tokenizer,
-            row["prompt"],
-            row["completion"],
-            finished=row.get("finished", True),
-            max_length=max_length,
-        )
-        weights = row.get("token_weights")
-        if tokens is None or (weights is not None and not any(weights)):
-            dropped += 1
+    kept = []
+    number_of = dict.fromkeys(("long", "empty", "unweighted", "cut"), 0)
+    for number, row in enumerate(rows):
+        place, weights = _place(row, number), row.get("token_weights")
+        tokens = _tokens(tokenizer, row, "", max_length=max_length, place=place)
+        if isinstance(tokens, str):
+            number_of[tokens] += 1
+            continue
+        if weights is not None and not any(weights):
+            number_of["unweighted"] += 1
             continue
         if weights is None:
             weights = [1.0] * len(tokens.completion_ids)
         if len(weights) != len(tokens.completion_ids):
             raise UserError(
-                f"token_weights has {len(weights)} entries for {len(tokens.completion_ids)} completion tokens; "
-                "give one a token (EOS included where the completion finished), made with this tokenizer."
+                f"{place}: token_weights has {len(weights)} entries for {len(tokens.completion_ids)} completion tokens; "
+                "give one a token (the end included where the completion finished), made with this tokenizer."
             )
+        number_of["cut"] += tokens.cut
         kept.append(
             {
                 "prompt_ids": tokens.prompt_ids,
@@ -49,32 +105,34 @@ def completion_rows(
                 "token_weights": list(weights),
             }
         )
-    return _some(kept, dropped, max_length), dropped
+    counts = Counts(**number_of)
+    return _some(kept, counts, max_length), counts
 
 
-def pair_rows(
+def counted_pairs(
     tokenizer: PreTrainedTokenizerBase, rows: Iterable[PairRow], *, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, and how many did not fit.
+) -> tuple[list[dict[str, Any]], Counts]:
+    """Return rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, and counts of the others.
 
-    Chosen and rejected follow the same prompt, cut so that the longer of the two fits.
+    Chosen and rejected follow the same prompt, cut so that the longer of the two fits. Dropped are pairs of which a side
+    is longer than `max_length` tokens or has none, and those whose sides are the same tokens.
+    Raises `UserError` if nothing is left, or as `tokenize`.
     """
-    kept, dropped = [], 0
-    for row in rows:
-        sides = [
-            tokenize(
-                tokenizer,
-                row["prompt"],
-                row[side],
-                finished=row.get(f"{side}_finished", True),
-                max_length=max_length,
-            )
+    kept = []
+    number_of = dict.fromkeys(("long", "empty", "equal", "cut"), 0)
+    for number, row in enumerate(rows):
+        place = _place(row, number)
+        chosen, rejected = (
+            _tokens(tokenizer, row, side, max_length=max_length, place=place)
             for side in ("chosen", "rejected")
-        ]
-        chosen, rejected = sides
-        if chosen is None or rejected is None:
-            dropped += 1
+        )
+        if isinstance(chosen, str) or isinstance(rejected, str):
+            number_of[chosen if isinstance(chosen, str) else str(rejected)] += 1
             continue
+        if chosen.completion_ids == rejected.completion_ids:
+            number_of["equal"] += 1
+            continue
+        number_of["cut"] += chosen.cut or rejected.cut
         room = max_length - max(len(chosen.completion_ids), len(rejected.completion_ids))
         kept.append(
             {
@@ -83,15 +141,50 @@ def pair_rows(
                 "rejected_ids": rejected.completion_ids,
             }
         )
-    return _some(kept, dropped, max_length), dropped
+    counts = Counts(**number_of)
+    return _some(kept, counts, max_length), counts
 
 
-def _some(kept: list[dict[str, Any]], dropped: int, max_length: int) -> list[dict[str, Any]]:
-    if not kept and not dropped:
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Mapping[str, Any],
+    side: str,
+    *,
+    max_length: int,
+    place: str,
+) -> Tokenized | str:
+    """The ids of a row's completion, or of a pair's `side`; or why there are none: it is `long` or `empty`."""
+    text, before = (side, f"{side}_") if side else ("completion", "")
+    ids = row.get(f"{before}token_ids" if side else "completion_ids")
+    finished = row.get(f"{before}finished", True)
+    completion = row.get(f"{before}message") or row[text]
+    tokens = tokenize(
+        tokenizer,
+        row["prompt"],
+        completion,
+        finished=finished,
+        completion_ids=ids,
+        max_length=max_length,
+        template=row.get("template"),
+        place=place,
+    )
+    if tokens is not None:
+        return tokens
+    return "empty" if ids == [] or (not finished and not completion) else "long"
+
+
+def _place(row: Mapping[str, Any], number: int) -> str:
+    """The row's name in errors."""
+    named = row.get("prompt_id") or row.get("id")
+    return f"prompt {named}" if named else f"row {number + 1}"
+
+
+def _some(kept: list[dict[str, Any]], counts: Counts, max_length: int) -> list[dict[str, Any]]:
+    if not kept and not counts.dropped:
         raise UserError("there is no row to train on: the data set is empty.")
     if not kept:
         raise UserError(
-            f"no row is left to train on: {dropped} were dropped because their completion does not fit into "
-            f"max_length {max_length} or has no weighted token. Raise max_length, or the score threshold."
+            f"no row is left to train on: {counts.dropped} were dropped ({counts.reasons(max_length)}). Raise "
+            "max_length, or the score threshold, or change the rows."
         )
     return kept

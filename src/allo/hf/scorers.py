@@ -6,6 +6,7 @@ and name it in `SCORERS`, or in a recipe as `file.py:function` (docs/extending.m
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,11 +37,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Sample:
-    """One judged completion of a prompt."""
+    """One judged completion of a prompt. `token_ids`: as sampled, if they are known."""
 
     text: str
     finished: bool
     right: bool
+    token_ids: list[int] | None = None
+    message: Message | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
             context.tokenizer,
             _with_solution(row.wrong),
             row.wrong.completion,
-            finished=row.wrong.finished,
+            completion_ids=row.tokens.completion_ids,
             max_length=room,
+            template=row.wrong.template,
         )
         for row in rows
     ]
@@ -123,7 +127,7 @@ def advantage(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     scores = []
     for row in rows:
         samples = context.samples.get(row.wrong.prompt_id, ())
-        judged = [(_ids(one.text, context, finished=one.finished), one.right) for one in samples]
+        judged = [(_ids(one, row.wrong, context), one.right) for one in samples]
         scores.append(advantages(row.tokens.completion_ids, judged))
     return scores
 
@@ -133,7 +137,10 @@ def edit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     scores = []
     for row in rows:
         texts = row.wrong.right or ([row.wrong.solution] if row.wrong.solution else [])
-        rights = [_ids(text, context, finished=True) for text in texts]
+        samples = context.samples.get(row.wrong.prompt_id, ())
+        known = {one.text: one for one in reversed(samples) if one.right}
+        shown = [known.get(text, Sample(text, finished=True, right=True)) for text in texts]
+        rights = [_ids(one, row.wrong, context) for one in shown]
         scores.append(edit_scores(row.tokens.completion_ids, rights))
     return scores
 
@@ -231,10 +238,19 @@ def _differences(after: list[list[float]], before: list[list[float]]) -> list[li
     return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(after, before, strict=True)]
 
 
-def _ids(text: str, context: Context, *, finished: bool) -> list[int]:
-    """A completion's token ids, as `tokenize` makes them."""
-    end = [context.tokenizer.eos_token_id] if finished else []
-    return [*context.tokenizer(text, add_special_tokens=False).input_ids, *end]
+def _ids(sample: Sample, beside: Wrong, context: Context) -> list[int]:
+    """Return the ids of a completion of the same prompt as another's: those that were sampled, or the text's."""
+    if sample.token_ids is not None:
+        return sample.token_ids
+    tokens = tokenize(
+        context.tokenizer,
+        beside.prompt,
+        sample.message or sample.text,
+        finished=sample.finished,
+        max_length=sys.maxsize,
+        template=beside.template,
+    )
+    return [] if tokens is None else tokens.completion_ids
 
 
 @torch.inference_mode()
@@ -262,4 +278,5 @@ def _with_solution(wrong: Wrong) -> str | list[Message]:
     if isinstance(wrong.prompt, str):
         return shown + wrong.prompt
     *before, last = wrong.prompt
-    return [*before, Message(role=last["role"], content=shown + last["content"])]
+    shown_last: Message = {**last, "content": shown + last["content"]}
+    return [*before, shown_last]

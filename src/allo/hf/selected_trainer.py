@@ -37,6 +37,7 @@ from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
+from allo.hf.rows import Counts
 from allo.hf.trainer_rows import RowReader
 from allo.hf.write_back import WriteBack
 from allo.rows import Reading
@@ -77,7 +78,7 @@ class SelectedTrainer(CheckpointedTrainer):
     takes_config = False  # of TRL
     config_losses: Collection[str] = ()  # its `loss_type`s that the trainer has
     read_rows: Callable[..., tuple[list[Any], Reading]]
-    make_rows: Callable[..., tuple[list[dict[str, Any]], int]]
+    make_rows: Callable[..., tuple[list[dict[str, Any]], Counts]]
     optimizer: torch.optim.Optimizer | None
     data_collator: PairCollator | CompletionCollator
     control: TrainerControl
@@ -129,7 +130,7 @@ class SelectedTrainer(CheckpointedTrainer):
             max_length=self.max_length,
             cuts_ends=self.cuts_ends,
         )
-        rows, self.num_dropped = self._rows(train_dataset, "train_dataset")
+        rows, self.counts = self._rows(train_dataset, "train_dataset")
         super().__init__(
             model=model,
             args=args,
@@ -212,9 +213,13 @@ class SelectedTrainer(CheckpointedTrainer):
     def _has_reference(rows: Sequence[Row]) -> bool:
         return any(name.endswith("_ref_logps") for name in rows[0])
 
-    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], int]:
-        rows, dropped = self._reader(dataset, name)
-        return [row | {"number": number} for number, row in enumerate(rows)], dropped
+    @property
+    def num_dropped(self) -> int:
+        return self.counts.dropped
+
+    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], Counts]:
+        rows, counts = self._reader(dataset, name)
+        return [row | {"number": number} for number, row in enumerate(rows)], counts
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
         return micro_batches(

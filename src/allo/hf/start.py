@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from allo.artifacts import RunFolder, give_default_mode, read_json, sha256_file,
 from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import combine
 from allo.errors import UserError
+from allo.hf import templates
 from allo.hf.models import (
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -31,12 +33,14 @@ class Start:
     """`model`: a checkpoint folder; `hashes`: each tensor's digest (`checkpoints.digest`).
 
     `files`: the SHA-256 of the tokenizer's and the configuration's files, on which stages depend too
-    and which may be edited where the folder lies outside of the run.
+    and which may be edited where the folder lies outside of the run. `date`: today, for a chat template that
+    asks for it, through the whole run.
     """
 
     model: str
     hashes: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
+    date: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -78,9 +82,29 @@ def load_start(
 
 
 def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
-    return load_tokenizer(
-        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    """Return the starting model's tokenizer, whose chat template is given the run's date."""
+    start = read_start(run)
+    tokenizer = load_tokenizer(
+        start.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
+    if start.date is not None:
+        templates.use_date(tokenizer, date.fromisoformat(start.date))
+    return tokenizer
+
+
+def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
+    """Give a chat template that asks for it the run's date, and return it.
+
+    The first call writes it down, so that fine-tuning resumed on another day goes on with the same date.
+    """
+    if not templates.asks_for_date(tokenizer):
+        return None
+    file = run.start / "date.json"
+    if not file.is_file():
+        write_json(file, {"date": templates.today().isoformat()})
+    day: str = read_json(file)["date"]
+    templates.use_date(tokenizer, date.fromisoformat(day))
+    return day
 
 
 def read_start(run: RunFolder) -> Start:
@@ -88,8 +112,8 @@ def read_start(run: RunFolder) -> Start:
     return replace(start, model=os.path.normpath(run.path / start.model))
 
 
-def write_start(run: RunFolder, folder: Path, *, within: Path | None = None) -> Start:
-    """Record `folder` as the run's starting model, with the digests of its tensors and other files.
+def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day: str | None = None) -> Start:
+    """Record `folder` as the run's starting model, with the digests of its tensors and other files, and the date.
 
     A folder inside the run, or inside `within`, which is moved as a whole, is recorded relative to the run.
     """
@@ -103,6 +127,7 @@ def write_start(run: RunFolder, folder: Path, *, within: Path | None = None) -> 
             for path in sorted(folder.iterdir())
             if any(path.match(pattern) for pattern in TOKENIZER_FILES)
         },
+        date=day,
     )
     write_json(run.start / "start.json", asdict(start))
     return start

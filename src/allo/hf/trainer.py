@@ -35,7 +35,7 @@ from allo.errors import UserError
 from allo.hf.collate import Batch, PairCollator
 from allo.hf.dpo_config import LOSSES, taken
 from allo.hf.policy import per_token_logps, shares_prefix
-from allo.hf.rows import completion_rows, pair_rows
+from allo.hf.rows import counted_completions, counted_pairs
 from allo.hf.selected_trainer import Row, SelectedTrainer
 from allo.hf.trainer_options import Options
 from allo.prompts.pairs import completions_of_rows, pairs_of_rows
@@ -57,7 +57,7 @@ class SftTrainer(SelectedTrainer):
 
     compares = False
     read_rows = staticmethod(completions_of_rows)
-    make_rows = staticmethod(completion_rows)
+    make_rows = staticmethod(counted_completions)
 
     def num_items(self, rows: Sequence[Row]) -> int:
         return sum(len(row["completion_ids"]) for row in rows)
@@ -88,7 +88,7 @@ class ForgetTrainer(SelectedTrainer):
         *("probabilities/forgotten", "forget/kept_tokens"),
     )
     read_rows = staticmethod(completions_of_rows)
-    make_rows = staticmethod(completion_rows)
+    make_rows = staticmethod(counted_completions)
     takes_config = True
 
     def __init__(
@@ -196,7 +196,7 @@ class ImproveTrainer(SelectedTrainer):
         *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
     )
     read_rows = staticmethod(pairs_of_rows)
-    make_rows = staticmethod(pair_rows)
+    make_rows = staticmethod(counted_pairs)
     takes_config = True
     config_losses = LOSSES
 

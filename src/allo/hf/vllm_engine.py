@@ -28,6 +28,7 @@ def vllm_generate(
     dtype: str,
     max_length: int,
     trust_remote_code: bool,
+    turn_ends: Sequence[int] = (),
     start: int = 0,
 ) -> Iterator[Batch]:
     """Yield completions batch by batch, in the prompts' order, from batch number `start` on.
@@ -40,6 +41,7 @@ def vllm_generate(
         prompts: each prompt's token ids, at least one.
         seeds: one for each prompt.
         max_length: of a prompt and its completion together.
+        turn_ends: ids that end a completion beside those that vLLM reads from the checkpoint.
 
     Raises:
         UserError: without the `vllm` package, and for a model that vLLM does not load.
@@ -60,6 +62,8 @@ def vllm_generate(
                         top_p=top_p,
                         max_tokens=max_new_tokens,
                         stop=stop,
+                        stop_token_ids=list(turn_ends),
+                        skip_special_tokens=False,
                         seed=seeds[place],
                     )
                     for place in places
@@ -67,7 +71,7 @@ def vllm_generate(
                 use_tqdm=False,
             )
             samples = [
-                Sample(place, each.index, each.text, each.finish_reason == "stop", len(each.token_ids))
+                Sample(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
                 for place, output in zip(places, outputs, strict=True)
                 for each in sorted(output.outputs, key=lambda completion: completion.index)
             ]

@@ -72,7 +72,7 @@ def taken(prompts: list[Prompt], *, skip: int, limit: int | None) -> list[Prompt
 def _all_prompts(source: PromptSource, notes: Notes) -> Iterator[Prompt]:
     match source.task, source.file, source.hub:
         case str(task), None, None:
-            return tasks.load(task, source.split, folder=source.folder)
+            return notes.counted(tasks.load(task, source.split, folder=source.folder))
         case None, (str() | Path()) as file, None:
             path = Path(file)
             return distinct(_from_rows(read_rows(path), notes, name=stem(path), chat=source.chat))

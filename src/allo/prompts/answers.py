@@ -8,7 +8,7 @@ from allo.core.beginnings import shared_beginning
 from allo.errors import UserError
 from allo.prompts.chats import ChatMessage, messages
 from allo.records import Message
-from allo.rows import Notes, Row
+from allo.rows import Notes, Row, named
 
 Side = str | ChatMessage
 # fmt: off
@@ -85,7 +85,7 @@ def _refuse_other_names(row: Row, *, place: str) -> None:
     for name in row:
         if _asks(name) and isinstance(row[name], str | list | dict) and row[name]:
             raise UserError(
-                f"{place}: lacks `prompt`, which is not guessed beside `{name}`; rename `{name}` to `prompt`, or remove it if "
+                f"{place}: lacks `prompt`, which is not guessed beside {named(name)}; rename {named(name)} to `prompt`, or remove it if "
                 "the prompt is what both answers begin with."
             )
 

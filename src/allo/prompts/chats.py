@@ -1,7 +1,7 @@
 """Messages of users' rows, and the columns beside them that change what the chat template renders."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
@@ -94,12 +94,9 @@ class ChatMessage(BaseModel):
     @property
     def record(self) -> Message:
         """The message with the fields that are there."""
-        return Message(
-            **{
-                name: value
-                for name, value in self.model_dump().items()
-                if not _absent(value) or name == "content"
-            }
+        given = self.model_dump()
+        return cast(
+            Message, {name: given[name] for name in given if name == "content" or not _absent(given[name])}
         )
 
     @property
@@ -171,9 +168,9 @@ def asked(
                 "prompt as messages, or remove the column."
             )
         return prompt, None
-    template = {name: _setting(name, given[name], place=place) for name in TEMPLATE if name in given}
+    settings = {name: _setting(name, given[name], place=place) for name in TEMPLATE if name in given}
     system = _system([(name, given[name]) for name in SYSTEM if name in given], place=place)
-    return _with_system(system, in_chat(prompt), place=place), Template(**template) if template else None  # type: ignore[typeddict-item]
+    return _with_system(system, in_chat(prompt), place=place), cast(Template, settings) if settings else None
 
 
 def _system(columns: Sequence[tuple[str, Any]], *, place: str) -> str | None:

@@ -52,11 +52,15 @@ def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
             return _indexed(row, choices, index, start)
     if not isinstance(answer, str):
         raise UserError(f"{row.place}: `answer` {answer}: should be a valid string; put it in quotes.")
-    final = answer.rsplit("####", 1)[1].strip() if "####" in answer else ""
-    if final and choices is None:
-        notes.mapped["`answer` is a worked solution, read as what follows `####`"] += 1
-        return final
-    return answer
+    if "####" not in answer or choices is not None:
+        return answer
+    final = answer.rsplit("####", 1)[1].strip()
+    if not final:
+        raise UserError(
+            f"{row.place}: `answer` {shown(answer)}: nothing follows `####`; write the final answer."
+        )
+    notes.mapped["`answer` is a worked solution, read as what follows `####`"] += 1
+    return final
 
 
 def _lettered(row: Given) -> str | None:
@@ -64,19 +68,19 @@ def _lettered(row: Given) -> str | None:
     answer, choices = row.answer, row.choices or []
     if not isinstance(answer, str) or _is_option(answer, choices):
         return None
-    letter, named = _LETTER.fullmatch(answer.strip()), _LETTER_AND_TEXT.fullmatch(answer.strip())
-    if letter is None and named is None:
+    alone, before = _LETTER.fullmatch(answer.strip()), _LETTER_AND_TEXT.fullmatch(answer.strip())
+    found = alone or before
+    if found is None:
         return None
-    found = (letter[1] if letter else named[1] or named[2]) if letter or named else ""
+    letter = (found[1] or found[2] if found is before else found[1]).upper()
     labels = [_LETTER_AND_TEXT.fullmatch(choice.strip()) for choice in choices]
     own = [(label[1] or label[2]).upper() for label in labels if label is not None]
     places = own if choices and len(own) == len(choices) else [chr(ord("A") + n) for n in range(len(choices))]
-    if places.count(found.upper()) != 1:
+    if places.count(letter) != 1:
         return None
-    option = choices[places.index(found.upper())]
-    if letter is None:
-        assert named is not None
-        return option if _bare(option) == _bare(named[3]) else None
+    option = choices[places.index(letter)]
+    if alone is None:
+        return option if _bare(option) == _bare(found[3]) else None
     if any(_LETTER.fullmatch(choice.strip()) for choice in choices):
         raise UserError(
             f"{row.place}: `answer` {shown(answer)} is none of the `choices`, which are letters themselves; write the right "
@@ -132,25 +136,33 @@ def _bare(text: str) -> str:
 
 
 def check_gold(prompts: Iterable[Prompt], *, verifier: str = "auto") -> None:
-    """Refuse a prompt whose right answer its own verifier does not take: every sample of it would count as wrong."""
-    for prompt in prompts:
-        if prompt.answer is None:
-            continue
-        said = demonstrate(prompt.answer, None)
-        if verifier == "choice" or (verifier == "auto" and prompt.choices is not None):
-            judgement = verify_choice(said, prompt.answer, prompt.choices or [])
-        else:
-            judgement = verify_final_answer(said, prompt.answer)
-        if judgement.correct:
-            continue
-        answer = shown(prompt.answer)
-        if prompt.choices is not None and not _is_option(prompt.answer, prompt.choices):
-            why = f"`answer` {answer} is none of its `choices` {shown(prompt.choices)}; write the right option's text"
-        elif judgement.extracted is None:
-            why = f"`answer` {answer} is no answer that can be read; write the final answer alone"
-        else:
-            why = (
-                f"`answer` {answer} is not taken by its own verifier, which reads {shown(judgement.extracted)}; write the "
-                "final answer alone"
-            )
-        raise UserError(f"prompt {shown(prompt.id)}: {why}.")
+    """Refuse prompts whose right answer their own verifier does not take: every sample of theirs would count as wrong."""
+    refused = [(prompt, why) for prompt in prompts if (why := _refusal(prompt, verifier=verifier))]
+    if not refused:
+        return
+    (first, why), *others = refused
+    ids = ", ".join(shown(prompt.id) for prompt, _ in others[:5])
+    more = f" {len(others)} more: {ids}{', ...' if len(others) > 5 else ''}." if others else ""
+    raise UserError(f"prompt {shown(first.id)}: {why}, or drop the row.{more}")
+
+
+def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
+    """Return why no sample could be right, and what to do; None if the verifier takes the right answer."""
+    if prompt.answer is None:
+        return None
+    said = demonstrate(prompt.answer, None)
+    if verifier == "choice" or (verifier == "auto" and prompt.choices is not None):
+        judgement = verify_choice(said, prompt.answer, prompt.choices or [])
+    else:
+        judgement = verify_final_answer(said, prompt.answer)
+    if judgement.correct:
+        return None
+    answer = shown(prompt.answer)
+    if prompt.choices is not None and not _is_option(prompt.answer, prompt.choices):
+        return f"`answer` {answer} is none of its `choices` {shown(prompt.choices)}; write the right option's text"
+    if judgement.extracted is None:
+        return f"`answer` {answer} is no answer that can be read; write the final answer alone"
+    return (
+        f"`answer` {answer} is not taken by its own verifier, which reads {shown(judgement.extracted)}; write the final answer "
+        "alone"
+    )

@@ -100,5 +100,8 @@ class Sample(Block):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the completions depend on: not where servers are, nor how they are asked."""
-        return self.model_dump(exclude={"servers"} | ({"batch_size"} if self.backend == "openai" else set()))
+        """Return what the completions depend on: not where servers are, nor how they are asked."""
+        if self.backend == "openai":
+            return self.model_dump(exclude={"servers", "batch_size"})
+        # A run whose samples were kept as text alone, by an earlier version, samples again.
+        return self.model_dump(exclude={"servers"}) | {"keeps": "token_ids"}

@@ -21,15 +21,16 @@ def run(recipe: RoundRecipe, run: RunFolder) -> dict[str, Any]:
     model that round t left and theta_0 the run's start.
     """
     whole, number = run.path.parent, recipe.number
+    day = read_start(RunFolder(whole)).date
     run.start.mkdir(parents=True, exist_ok=True)
     latest = _left_by(recipe, whole, number - 1)
     if number > 1 and recipe.momentum:
         earlier = _left_by(recipe, whole, number - 2)
         folder = run.start / "model"
         moved = _extrapolate(latest, earlier, folder, momentum=recipe.momentum)
-        write_start(run, folder)
+        write_start(run, folder, day=day)
         return {"moved_weights": moved}
-    write_start(run, latest, within=whole)
+    write_start(run, latest, within=whole, day=day)
     return {}
 
 

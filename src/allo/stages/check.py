@@ -1,28 +1,32 @@
 """Find bad input before a run's first stage costs time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from allo.artifacts import read_json
 from allo.baselines.arguments import trl_arguments
+from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
-from allo.hf.models import TOKENIZER_FILES, load_tokenizer, locate_checkpoint
+from allo.hf.models import TOKENIZER_FILES, Tokenizer, load_tokenizer, locate_checkpoint
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
+from allo.hf.templates import check_rendering
 from allo.hf.vllm_engine import require_vllm
+from allo.hf.written import check_written
+from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
 from allo.recipe.sources import Source
-from allo.records import Prompt
+from allo.records import Pair, Prompt
 from allo.rounds import data_of_rounds
-from allo.sources import prompts_of, training_pairs
+from allo.sources import prompts_of, readings, training_pairs
 from allo.stages import improve, locate
 from allo.stages.judge import check_judgeable
 from allo.stages.reward import check_reward_model, has_no_answers
-from allo.stages.sample import prompt_room
+from allo.stages.sample import check_servable, prompt_room
 
 
 def check(recipe: Recipe) -> None:
@@ -53,27 +57,42 @@ def check(recipe: Recipe) -> None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     _check_lengths(recipe)
     _check_backend(recipe)
-    _check_judge(recipe)
+    _check_judge(recipe, tokenizer)
     for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
-        prompts_of(recipe, source)
+        _check_templates(tokenizer, prompts_of(recipe, source))
+    for key, reading in readings(recipe).items():
+        for sentence in reading.sentences:
+            say(f"{key}: {sentence}")
 
 
-def _check_judge(recipe: Recipe) -> None:
-    """Whether everything that is judged can be: by its answer, or by a reward model."""
+def _check_templates(tokenizer: Tokenizer, rows: Sequence[Prompt | Pair]) -> None:
+    """Whether the chat template takes every row, and writes all that a row gives it."""
+    check_rendering(tokenizer, rows)
+    check_written(tokenizer, rows)
+
+
+def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Whether everything that is judged can be, by its answer or by a reward model, and the chat template takes it."""
     samples: list[Prompt] = []
+    pairs: list[Pair] = []
     if recipe.data.pairs is None:
         samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
     else:
-        training_pairs(recipe)
+        pairs = training_pairs(recipe)
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     judge = recipe.measuring_reward_model
     open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
     by_reward = [prompt for name in open_sets for prompt in sets[name]]
     by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
+    _check_templates(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
+    if recipe.sample.backend == "openai":
+        for prompt in samples:
+            check_servable(prompt, api=recipe.sample.api)
     if recipe.judge.reward_model is None:
         by_answer = samples + by_answer
     for prompt in by_answer:
         check_judgeable(prompt, verifier=recipe.judge.verifier)
+    check_gold(by_answer, verifier=recipe.judge.verifier)
     if recipe.judge.reward_model is not None:
         measured = by_reward if recipe.evaluate.reward_model is None else []
         check_reward_model(recipe, "judge.reward_model", recipe.judge.reward_model, samples + measured)

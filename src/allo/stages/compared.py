@@ -12,14 +12,14 @@ from allo.errors import DivergedError
 from allo.hf.models import Model
 from allo.hf.result import write_change
 from allo.hf.start import DTYPES, load_start
-from allo.hf.tokenization import cut_left, prompt_ids
+from allo.hf.tokenization import cut_left
 from allo.hf.training import moment_bytes, train_from
 from allo.recipe import Recipe
 from allo.records import Completion, Pair
 from allo.sources import training_prompts
 from allo.stages.judge import judge
 from allo.stages.reward import load_reader
-from allo.stages.sample import num_positions, prompt_room
+from allo.stages.sample import ids_of, num_positions, prompt_room, turn_ends
 
 
 @without_known_warnings()
@@ -60,7 +60,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
     room = prompt_room(
         num_positions(model), max_length=recipe.max_length, max_new_tokens=recipe.sample.max_new_tokens
     )
-    whole = {prompt.id: prompt_ids(tokenizer, prompt.prompt) for prompt in prompts.values()}
+    whole = {prompt.id: ids_of(tokenizer, prompt) for prompt in prompts.values()}
 
     reader = load_reader(recipe, recipe.judge.reward_model) if recipe.judge.reward_model else None
     samples_cut = 0
@@ -80,6 +80,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
         args,
         {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},
         tokenizer,
+        turn_ends=turn_ends(tokenizer, list(prompts.values())),
         rewards=rewards,
     )
     num_weights = sum(param.numel() for param in model.parameters())

@@ -280,7 +280,10 @@ def _kl(
             prompt.prompt,
             completion.text,
             finished=completion.finished,
+            completion_ids=completion.token_ids,
             max_length=room + length,
+            template=prompt.template,
+            place=f"prompt {prompt.id}",
         )
         rows += [tokens] if tokens else []
     groups: list[list[float]] = []

@@ -44,16 +44,19 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _rows(run: RunFolder) -> list[dict[str, Any]]:
-    """Wrong completions with their token weights."""
-    scored = pq.read_table(run.token_scores, columns=["id", "weights"]).to_pylist()
-    weights = {row["id"]: row["weights"] for row in scored}
+    """Return the wrong completions with the ids that were scored and their weights."""
+    table = pq.read_table(run.token_scores, columns=["id", "token_ids", "weights"])
+    scored = {row["id"]: row for row in table.to_pylist()}
     return [
         {
             "prompt": wrong.prompt,
+            "template": wrong.template,
+            "message": wrong.message,
             "completion": wrong.completion,
             "finished": wrong.finished,
-            "token_weights": weights[wrong.id],
+            "completion_ids": scored[wrong.id]["token_ids"],
+            "token_weights": scored[wrong.id]["weights"],
         }
         for wrong in read_jsonl(run.wrong, Wrong)
-        if wrong.id in weights
+        if wrong.id in scored
     ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.console import say
 from allo.core.answers import verify_choice, verify_final_answer
 from allo.core.rewards import above_median
 from allo.errors import UserError
@@ -11,6 +12,8 @@ from allo.recipe import Recipe
 from allo.records import Completion, Prompt, Verdict
 from allo.sources import training_prompts
 from allo.stages.reward import reward
+
+SHOWN = 80  # characters at the end of a sample without an answer
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -23,7 +26,35 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         for completion in completions
     ]
     write_jsonl(run.verdicts, verdicts)
-    return {"completions": len(verdicts), "correct": sum(verdict.correct for verdict in verdicts)}
+    unanswered = [verdict for verdict in verdicts if verdict.extracted is None]
+    if unanswered:
+        say(without_answer(unanswered, num=len(verdicts), max_new_tokens=recipe.sample.max_new_tokens))
+    return {
+        "completions": len(verdicts),
+        "correct": sum(verdict.correct for verdict in verdicts),
+        "no_answer": len(unanswered),
+        "unfinished": sum(not verdict.finished for verdict in verdicts),
+    }
+
+
+def without_answer(unanswered: Sequence[Verdict], *, num: int, max_new_tokens: int) -> str:
+    """Return one line on the samples without a final answer, of `num`: how many, an example, and what to do."""
+    cut = sum(not verdict.finished for verdict in unanswered)
+    # One that ended by itself shows what the model takes for an answer.
+    shown = next((verdict for verdict in unanswered if verdict.finished), unanswered[0])
+    end = shown.text[-SHOWN:]
+    begun = "…" if len(shown.text) > SHOWN else ""
+    advice = [f"raise sample.max_new_tokens ({max_new_tokens})"] if cut else []
+    if cut < len(unanswered):
+        advice += [
+            'make the prompt ask for a last line such as "The answer is 4."',
+            "choose another judge.verifier",
+        ]
+    return (
+        f"judge: {len(unanswered)} of {num} samples have no final answer and count as wrong; for example prompt "
+        f"{shown.prompt_id[:SHOWN]!r}, sample {shown.index}, ends {begun}{end!r}. {cut} of them were cut before they ended. To have "
+        f"answers read, {', or '.join(advice)}."
+    )
 
 
 def _by_reward(
@@ -53,13 +84,19 @@ def _by_reward(
                 reward=rewards[one.text],
                 extracted=None,
                 verifier="reward_model",
+                token_ids=one.token_ids,
             )
             for one in group
         ]
     write_jsonl(run.verdicts, verdicts)
     rewarded.lines.discard()
     mean = sum(verdict.reward for verdict in verdicts) / len(verdicts)
-    return {"completions": len(verdicts), "cut": rewarded.num_cut, "mean_reward": mean}
+    return {
+        "completions": len(verdicts),
+        "cut": rewarded.num_cut,
+        "mean_reward": mean,
+        "unfinished": sum(not verdict.finished for verdict in verdicts),
+    }
 
 
 def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
@@ -96,4 +133,5 @@ def judge(prompt: Prompt, completion: Completion, *, verifier: str = "auto") -> 
         reward=float(judgement.correct),
         extracted=judgement.extracted,
         verifier=judgement.verifier,
+        token_ids=completion.token_ids,
     )

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
+from allo.console import say
 from allo.core import importance
 from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
@@ -17,7 +18,7 @@ from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import Model, Tokenizer
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.start import load_start, read_start
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import remove_checkpoints, state_bytes, train
@@ -190,7 +191,9 @@ def _passes(
 ) -> tuple[DpoPasses, int]:
     """Passes over the pairs, and how many pairs did not fit."""
     pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)]
-    rows, dropped = pair_rows(tokenizer, pairs, max_length=recipe.max_length)
+    rows, counts = counted_pairs(tokenizer, pairs, max_length=recipe.max_length)
+    if words := counts.words(recipe.max_length):
+        say(words)
     passes = DpoPasses(
         model,
         rows,
@@ -199,7 +202,7 @@ def _passes(
         pad_id=tokenizer.pad_token_id,
         max_tokens_per_batch=locate.max_tokens_per_batch,
     )
-    return passes, dropped
+    return passes, counts.dropped
 
 
 def _keep_warmup(run: RunFolder, weights: Mapping[str, Tensor]) -> None:

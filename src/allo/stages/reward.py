@@ -56,9 +56,16 @@ class Reader:
 
     def rows(self, asked: Sequence[Asked]) -> Rows:
         """The token ids of each text, and whether its beginning was cut off."""
-        prompts = {(prompt.id, text): prompt.prompt for prompt, text in asked}
+        prompts = {(prompt.id, text): prompt for prompt, text in asked}
         return {
-            key: judged_ids(self.model.tokenizer, prompt, key[1], max_length=self.max_length)
+            key: judged_ids(
+                self.model.tokenizer,
+                prompt.prompt,
+                key[1],
+                max_length=self.max_length,
+                template=prompt.template,
+                place=f"prompt {prompt.id}",
+            )
             for key, prompt in prompts.items()
         }
 
@@ -129,4 +136,11 @@ def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[P
         model, config, pad_token=judge.pad_token, trust_remote_code=recipe.trust_remote_code
     )
     for prompt in prompts:
-        judged_ids(tokenizer, prompt.prompt, "", max_length=judge.max_length)
+        judged_ids(
+            tokenizer,
+            prompt.prompt,
+            "",
+            max_length=judge.max_length,
+            template=prompt.template,
+            place=f"prompt {prompt.id}",
+        )

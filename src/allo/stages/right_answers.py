@@ -14,7 +14,7 @@ def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
     """The solutions of the prompts that have a pair. Raises `UserError` where none has one."""
     paired = {pair.prompt_id for pair in read_jsonl(run.pairs, Pair)}
     rows = [
-        {"prompt": prompt.prompt, "completion": prompt.solution}
+        {"prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
         for prompt in training_prompts(recipe)
         if prompt.id in paired and prompt.solution
     ]
@@ -29,14 +29,29 @@ def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
 def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
     """Every distinct right sample that ended by itself; of ready pairs, every distinct chosen answer."""
     if recipe.data.pairs is not None:
-        chosen = {(str(pair.prompt), pair.chosen): pair for pair in read_jsonl(run.pairs, Pair)}
+        chosen = {
+            repr((pair.prompt, pair.template, pair.chosen, pair.chosen_message)): pair
+            for pair in read_jsonl(run.pairs, Pair)
+        }
         return [
-            {"prompt": pair.prompt, "completion": pair.chosen, "finished": pair.chosen_finished}
+            {
+                "prompt": pair.prompt,
+                "template": pair.template,
+                "message": pair.chosen_message,
+                "completion": pair.chosen,
+                "finished": pair.chosen_finished,
+                "completion_ids": pair.chosen_token_ids,
+            }
             for pair in chosen.values()
         ]
-    prompts = {prompt.id: prompt.prompt for prompt in training_prompts(recipe)}
+    prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
     return [
-        {"prompt": prompts[verdict.prompt_id], "completion": verdict.text}
+        {
+            "prompt": prompts[verdict.prompt_id].prompt,
+            "template": prompts[verdict.prompt_id].template,
+            "completion": verdict.text,
+            "completion_ids": verdict.token_ids,
+        }
         for verdict in distinct(read_jsonl(run.verdicts, Verdict))
         if verdict.correct and verdict.finished
     ]

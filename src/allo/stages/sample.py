@@ -13,7 +13,7 @@ from allo.errors import UserError
 from allo.hf.generate import Batch, generate, num_batches
 from allo.hf.models import Model, Tokenizer, read_config
 from allo.hf.start import load_start, load_start_tokenizer, read_start
-from allo.hf.tokenization import cut_left, prompt_ids, prompt_text
+from allo.hf.tokenization import cut_left, prompt_ids, prompt_text, turn_end_ids
 from allo.hf.vllm_engine import vllm_generate
 from allo.recipe import Recipe
 from allo.records import Completion, Prompt
@@ -79,7 +79,7 @@ def complete(
     """Complete the prompts, each cut to `prompt_room`, going on where an earlier process stopped."""
     lines = ResumableLines(path)
     room = prompt_room(num_positions(model), max_length=max_length, max_new_tokens=max_new_tokens)
-    whole = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
+    whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     ids = [cut_left(tokenizer, prompt, room) for prompt in whole]
     total = num_batches(len(ids), num_generations=num_generations, batch_size=batch_size)
     batches = generate(
@@ -89,6 +89,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         num_generations=num_generations,
         batch_size=batch_size,
+        turn_ends=turn_ends(tokenizer, prompts),
         start=len(lines.batches),
         **settings,
     )
@@ -107,7 +108,7 @@ def _record(
     for batch in track(batches, description, total=total, done=len(lines.batches)):
         lines.append(
             [
-                Completion(prompts[s.prompt].id, s.index, s.text, s.finished, s.num_tokens)
+                Completion(prompts[s.prompt].id, s.index, s.text, s.finished, s.num_tokens, s.token_ids)
                 for s in batch.samples
             ]
         )
@@ -117,8 +118,8 @@ def _completed(
     prompts: Sequence[Prompt], lines: ResumableLines, *, num_cut: int, counts: dict[str, Any] | None = None
 ) -> Completed:
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
-    names = [each.name for each in fields(Completion)]
-    completions = [Completion(**{name: row[name] for name in names}) for row in lines.rows()]
+    names = {each.name for each in fields(Completion)}
+    completions = [Completion(**{name: row[name] for name in row.keys() & names}) for row in lines.rows()]
     return Completed(
         completions=sorted(completions, key=lambda c: (place[c.prompt_id], c.index)),
         num_cut=num_cut,
@@ -127,10 +128,30 @@ def _completed(
     )
 
 
+def ids_of(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt, rendered with its template's settings."""
+    return prompt_ids(tokenizer, prompt.prompt, template=prompt.template, place=f"prompt {prompt.id}")
+
+
+def check_servable(prompt: Prompt, *, api: str) -> None:
+    """Refuse a prompt with settings of the chat template that servers are not sent. Raises `UserError`."""
+    if prompt.template and api == "chat":
+        raise UserError(
+            f"prompt {prompt.id}: `{next(iter(prompt.template))}` is not sent to a server's chat API; set sample.api to "
+            "completions, where the prompt is rendered here."
+        )
+
+
+def turn_ends(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[int]:
+    """Return the ids that end a completion of these prompts beside EOS: the end of a turn if there are messages."""
+    has_messages = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+    return turn_end_ids(tokenizer) if has_messages else []
+
+
 def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
     tokenizer, room = load_start_tokenizer(recipe, run), _room_at_start(recipe, run)
     lines = ResumableLines(run.completions)
-    whole = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
+    whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     batches = vllm_generate(
         Path(read_start(run).model),
         [cut_left(tokenizer, prompt, room) for prompt in whole],
@@ -138,6 +159,7 @@ def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt])
         dtype=recipe.dtype,
         max_length=room + recipe.sample.max_new_tokens,
         trust_remote_code=recipe.trust_remote_code,
+        turn_ends=turn_ends(tokenizer, prompts),
         start=len(lines.batches),
         **recipe.sample.decoding,
     )
@@ -175,15 +197,19 @@ def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Promp
         f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
         num_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
     )
-    num_cut = sum(len(prompt_ids(tokenizer, prompt.prompt)) > room for prompt in prompts)
+    num_cut = sum(len(ids_of(tokenizer, prompt)) > room for prompt in prompts)
     return _completed(prompts, lines, num_cut=num_cut, counts=counts)
 
 
 def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> served.Asked:
     """A prompt as servers read it. Raises `UserError` for messages that are too long, which nobody can cut."""
-    length = len(prompt_ids(tokenizer, prompt.prompt))
+    length = len(ids_of(tokenizer, prompt))
     if isinstance(prompt.prompt, str) or api == "completions":
-        return served.Asked(prompt.id, prompt_text(tokenizer, prompt.prompt, room), min(length, room))
+        text = prompt_text(
+            tokenizer, prompt.prompt, room, template=prompt.template, place=f"prompt {prompt.id}"
+        )
+        return served.Asked(prompt.id, text, min(length, room))
+    check_servable(prompt, api=api)
     if length > room:
         raise UserError(
             f"prompt {prompt.id}: its messages have {length} tokens, and {room} leave room for a completion. Set "

@@ -15,11 +15,11 @@ from allo.console import track
 from allo.core.token_credit import first_marked, from_logratios, token_weights
 from allo.hf.collate import SIDES
 from allo.hf.contrast import side_weights, train_sides
-from allo.hf.models import Tokenizer, load_tokenizer
+from allo.hf.models import Tokenizer
 from allo.hf.policy import check_head
 from allo.hf.rewriter import load_rewriter
 from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
-from allo.hf.start import load_start, read_start
+from allo.hf.start import load_start, load_start_tokenizer
 from allo.hf.tokenization import tokenize
 from allo.recipe import Recipe
 from allo.recipe.scores import Score
@@ -41,9 +41,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `05-token-scores.parquet`."""
     assert recipe.score is not None
     wrong = read_jsonl(run.wrong, Wrong)
-    tokenizer = load_tokenizer(
-        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_start_tokenizer(recipe, run)
     rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -104,9 +102,7 @@ def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
 def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
     """The rewriter in the starting model's place: the completions' tokens are the policy's."""
     assert recipe.score is not None and recipe.score.rewriter is not None
-    tokenizer = load_tokenizer(
-        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_start_tokenizer(recipe, run)
     own = load_rewriter(
         recipe.score.rewriter,
         tokenizer,
@@ -122,13 +118,20 @@ def _samples(run: RunFolder) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {}
     if run.verdicts.exists():
         for one in read_jsonl(run.verdicts, Verdict):
-            samples.setdefault(one.prompt_id, []).append(Sample(one.text, one.finished, one.correct))
+            sample = Sample(one.text, one.finished, one.correct, one.token_ids)
+            samples.setdefault(one.prompt_id, []).append(sample)
         return samples
     for pair in read_jsonl(run.pairs, Pair):
         samples.setdefault(pair.prompt_id, []).extend(
             [
-                Sample(pair.chosen, pair.chosen_finished, right=True),
-                Sample(pair.rejected, pair.rejected_finished, right=False),
+                Sample(pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message),
+                Sample(
+                    pair.rejected,
+                    pair.rejected_finished,
+                    False,
+                    pair.rejected_token_ids,
+                    pair.rejected_message,
+                ),
             ]
         )
     return samples
@@ -138,7 +141,16 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
     """The completions that fit into the recipe's length, shortest first."""
     rows = []
     for one in wrong:
-        tokens = tokenize(tokenizer, one.prompt, one.completion, finished=one.finished, max_length=max_length)
+        tokens = tokenize(
+            tokenizer,
+            one.prompt,
+            one.message or one.completion,
+            finished=one.finished,
+            completion_ids=one.token_ids,
+            max_length=max_length,
+            template=one.template,
+            place=f"prompt {one.prompt_id}",
+        )
         rows += [Scored(one, tokens)] if tokens else []
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 

@@ -6,7 +6,7 @@ from allo.artifacts import RunFolder, write_jsonl
 from allo.core.param_mask import ParamMask
 from allo.hf.arguments import training_arguments
 from allo.hf.models import Model, Tokenizer, load_tokenizer
-from allo.hf.start import is_ready, load_policy, save_whole, write_start
+from allo.hf.start import give_date, is_ready, load_policy, save_whole, write_start
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import remove_checkpoints, train
 from allo.recipe import Recipe, Sft
@@ -18,16 +18,17 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     run.start.mkdir(exist_ok=True)
     folder = is_ready(recipe) if recipe.sft is None else None
     counts: dict[str, Any] = {}
+    tokenizer = load_tokenizer(
+        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    day = give_date(tokenizer, run)
     if folder is None:
         folder = run.start / "model"
         model = load_policy(recipe, recipe.model)
-        tokenizer = load_tokenizer(
-            recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-        )
         if recipe.sft is not None:
             counts = _fine_tune(recipe, recipe.sft, model, tokenizer, run)
         save_whole(model, tokenizer, folder)
-    write_start(run, folder)
+    write_start(run, folder, day=day)
     remove_checkpoints(run.start)
     return counts
 
@@ -46,7 +47,11 @@ def _fine_tune(
             device=model.device,
             key="sft.training",
         ),
-        [{"prompt": prompt.prompt, "completion": prompt.solution} for prompt in prompts if prompt.solution],
+        [
+            {"prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
+            for prompt in prompts
+            if prompt.solution
+        ],
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
         records=True,

@@ -1,0 +1,351 @@
+"""Chat templates: the one place that renders them, and finds where the assistant's answer begins and ends."""
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from datetime import time as midnight
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from allo.errors import UserError
+from allo.records import Pair, Prompt
+
+Conversation = Sequence[Mapping[str, object]]
+"""Messages with `role`, `content` and any other field that the template reads."""
+
+SECONDS = 5.0
+"""How long one conversation may take; a template takes less than a millisecond."""
+GIVEN = frozenset({"tools", "documents", "chat_template_kwargs"})
+# Arguments of `apply_chat_template` itself: a row may not set them.
+_RESERVED = frozenset(
+    {
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "sanitize_control_tokens", "padding", "truncation", "max_length"),
+    }
+)
+THOUGHT = re.compile(r"<\w+>|\[\w+\]")
+"""The tag with which a generation prompt opens a thought. Tags of turns have other signs, such as `<|user|>`."""
+_TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
+# Digits pass unchanged through the filters of templates, such as `trim`, `lower` or a split at a thought's end.
+_PROBE = "7391846205"
+_DATE_LETTERS = "aAbBcdeDfFGHIjklmMpPrRSTuUVwWxXyYZz"
+_DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The assistant's turn after some messages, as the chat template writes it.
+
+    `prompt`: the text that the model continues, with the assistant's header. `lead`: the text between it and the
+    answer. `close`: the text after the answer.
+    """
+
+    prompt: str
+    lead: str
+    close: str
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    *,
+    generation_prompt: bool,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> str:
+    """Return the text that the chat template makes of `messages`.
+
+    Args:
+        template: `tools`, `documents` and `chat_template_kwargs` of the row, passed on to the template.
+        place: what errors begin with, such as the row.
+
+    Raises:
+        UserError: the tokenizer has no template, the template fails or refuses the messages, or it takes longer than
+            `SECONDS` (which is noticed in the main thread alone).
+    """
+    where = f"{place}: " if place else ""
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{where}the prompt is a list of messages, but {tokenizer.name_or_path or 'the tokenizer'} has no chat "
+            "template; give prompts as text or a model with a template."
+        )
+    given = _arguments(template or {}, where)
+    named = f"{where}{tokenizer.name_or_path or 'the tokenizer'}: the chat template"
+    advice = "Change the messages to those that it takes, or take a model with another template."
+    try:
+        with _limited(SECONDS):
+            text = tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+                chat_template=_dated(tokenizer, given["tools"]),
+                **given,
+            )
+    except _EndlessError as error:
+        raise UserError(
+            f"{named} did not end within {SECONDS:g} seconds; it was stopped. {advice}"
+        ) from error
+    except Exception as error:  # a template is a program: it raises anything
+        own_words = type(error) is TemplateError  # of `raise_exception` in a template
+        what = (
+            f"refuses the conversation ({error})" if own_words else f"fails ({type(error).__name__}: {error})"
+        )
+        raise UserError(f"{named} {what}. {advice}") from error
+    return str(text)
+
+
+def opening(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> str:
+    """Return the text that the model continues: the messages and the assistant's header.
+
+    A template without a generation prompt writes the header only before an answer, so it is taken from there. Its
+    trailing spaces are left to the answer, whose first token has them.
+    """
+    text = render(tokenizer, messages, generation_prompt=True, template=template, place=place)
+    if text != render(tokenizer, messages, generation_prompt=False, template=template, place=place):
+        return text
+    before, _ = _around(tokenizer, messages, template=template, place=place)
+    return before.rstrip(" ")
+
+
+def turn(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> Turn:
+    """Return the assistant's turn after `messages`. Raises `UserError` as `render` does."""
+    prompt = opening(tokenizer, messages, template=template, place=place)
+    before, close = _around(tokenizer, messages, template=template, place=place)
+    if before.startswith(prompt):
+        return Turn(prompt, before[len(prompt) :], close)
+    tag = _last_tag(prompt)
+    return Turn(prompt, f"\n{_closing(tag)}\n\n" if THOUGHT.fullmatch(tag) else "", close)
+
+
+def answer(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    completion: str,
+    found: Turn,
+    *,
+    finished: bool = True,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> str:
+    """Return the text that follows `found.prompt` for a completion, without its close.
+
+    It is the template's own text if the template writes the completion whole, and the completion itself otherwise: a
+    template may strip thoughts or spaces of an answer, and nothing of a completion may be lost. A tag that both the
+    prompt's end and the completion's beginning write, such as `<think>`, is written once. A thought that the prompt
+    opens is closed before a finished answer that has none.
+    """
+    tag = _last_tag(found.prompt)
+    completion = _without_repeated(tag, found.prompt, completion)
+    thinks = THOUGHT.fullmatch(tag) is not None
+    if not found.lead or (thinks and (not finished or _closing(tag) in completion)):
+        return completion
+    said = [*messages, {"role": "assistant", "content": completion}]
+    text = render(tokenizer, said, generation_prompt=False, template=template, place=place)
+    if not text.startswith(found.prompt):
+        return found.lead + completion
+    rest = text[len(found.prompt) :]
+    whole = (found.lead + kept + found.close for kept in (completion, completion.strip()))
+    if rest != completion + found.close and rest in whole:
+        return found.lead + completion
+    return completion
+
+
+def completion_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    message: Mapping[str, object],
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> str:
+    """Return the text that the template writes for an assistant's `message` after the prompt, without its close.
+
+    Raises:
+        UserError: as `render`; the template does not write a field of `message`, or does not begin the conversation
+            as it begins the prompt.
+    """
+    found = turn(tokenizer, messages, template=template, place=place)
+    text = render(tokenizer, [*messages, message], generation_prompt=False, template=template, place=place)
+    for field, value in message.items():
+        if field in ("role", "content") or not value:
+            continue
+        without = {key: kept for key, kept in message.items() if key != field}
+        said = [*messages, {"content": "", **without}]
+        if text == render(tokenizer, said, generation_prompt=False, template=template, place=place):
+            raise UserError(
+                f"{place or 'a row'}: the chat template of {tokenizer.name_or_path} does not write `{field}` of the "
+                "assistant's message; put it into `content`, or take a model whose template writes it."
+            )
+    shared = found.prompt
+    if not text.startswith(shared):  # a thought that only the prompt opens, for example
+        before, _ = _around(tokenizer, messages, template=template, place=place)
+        shared = _common(_common(shared, before), text)
+    rest = text[len(shared) :].removesuffix(found.close)
+    return _without_repeated(_last_tag(found.prompt), found.prompt, rest)
+
+
+def check_rendering(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Prompt | Pair]) -> None:
+    """Render the messages of every row as training and sampling will.
+
+    Raises `UserError` for the first row on which the chat template fails.
+    """
+    for row in rows:
+        fields = vars(row)
+        if isinstance(row.prompt, str):
+            continue
+        template, place = fields.get("template"), f"prompt {fields.get('prompt_id') or fields['id']}"
+        turn(tokenizer, row.prompt, template=template, place=place)
+        for message in (fields.get("chosen_message"), fields.get("rejected_message")):
+            if message is not None:
+                completion_text(tokenizer, row.prompt, message, template=template, place=place)
+
+
+def use_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
+    """Give `tokenizer`'s template `day` for today."""
+    _DATES[tokenizer] = day
+
+
+def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes today's date."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+@cache
+def today() -> date:
+    """The day on which this process first asked: one date, also past midnight."""
+    return date.today()
+
+
+def _dated(tokenizer: PreTrainedTokenizerBase, tools: object) -> str:
+    """The template, with the tokenizer's date for today.
+
+    transformers passes no function on to a template, so one in Jinja's own language stands before it.
+    """
+    own: str = tokenizer.get_chat_template(None, tools)
+    if "strftime_now" not in own:
+        return own
+    day = datetime.combine(_DATES.get(tokenizer) or today(), midnight())
+    forms = [f"%{flag}{letter}" for flag in ("-", "") for letter in _DATE_LETTERS]
+    replaced = "".join(f".replace({form!r}, {day.strftime(form)!r})" for form in forms)
+    return f"{{%- macro strftime_now(form) -%}}{{{{ form{replaced} }}}}{{%- endmacro -%}}{own}"
+
+
+def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
+    """What a row passes on to the template."""
+    own = template.get("chat_template_kwargs") or {}
+    if not isinstance(own, Mapping):
+        raise UserError(
+            f"{where}`chat_template_kwargs` is {own!r}; give an object of the template's variables."
+        )
+    refused = sorted({*(template.keys() - GIVEN), *(own.keys() & _RESERVED)})
+    if refused:
+        raise UserError(
+            f"{where}{', '.join(f'`{key}`' for key in refused)} cannot be passed on to a chat template; a row may give "
+            "`tools`, `documents` and, in `chat_template_kwargs`, variables of the template."
+        )
+    # Some templates write the frame of a list of tools for an empty list, too.
+    return {"tools": template.get("tools") or None, "documents": template.get("documents") or None, **own}
+
+
+def _around(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Conversation,
+    *,
+    template: Mapping[str, object] | None,
+    place: str,
+) -> tuple[str, str]:
+    """The template's text before and after an answer to `messages`.
+
+    A template that writes no answer at all, but prompts alone, has all of its text before the answer.
+    """
+    probe = _PROBE
+    while probe in str(messages) + str(template):
+        probe += _PROBE[len(probe) % len(_PROBE)]
+    said = [*messages, {"role": "assistant", "content": probe}]
+    text = render(tokenizer, said, generation_prompt=False, template=template, place=place)
+    before, written, after = text.partition(probe)
+    asked = messages[-1].get("content") if messages else None
+    if not written and isinstance(asked, str) and asked.strip() not in text:
+        raise UserError(
+            f"{place + ': ' if place else ''}{tokenizer.name_or_path or 'the tokenizer'}: the chat template writes neither "
+            "the question nor the answer when they are text. It may want lists of parts, as models of images do: take "
+            "a model with a template for text."
+        )
+    return before, after
+
+
+def _last_tag(prompt: str) -> str:
+    """The tag (`<think>`, `[THINK]`, `<|assistant|>`) that ends a prompt, but for spaces."""
+    found = _TAG.search(prompt.rstrip())
+    return found[0] if found else ""
+
+
+def _closing(tag: str) -> str:
+    return f"{tag[0]}/{tag[1:]}"
+
+
+def _without_repeated(tag: str, prompt: str, completion: str) -> str:
+    """The completion without the tag that ends the prompt, and without the spaces that follow it there."""
+    if not tag or not completion.startswith(tag):
+        return completion
+    rest = completion[len(tag) :]
+    return rest[len(_common(prompt[len(prompt.rstrip()) :], rest)) :]
+
+
+def _common(one: str, other: str) -> str:
+    """The beginning that two texts share."""
+    size = min(len(one), len(other))
+    return one[: next((at for at in range(size) if one[at] != other[at]), size)]
+
+
+class _EndlessError(Exception):
+    """A template ran out of time."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Stop the block after `seconds`, if it runs in the main thread; an earlier alarm goes on afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = False
+
+    def stop(*_: object) -> None:
+        if not over:
+            raise _EndlessError
+
+    began = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        try:
+            yield
+        finally:
+            over = True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)
