@@ -18,7 +18,9 @@ from allo.core.pair_losses import (
     PairSums,
     RunningMean,
     chosen_loss,
-    compares,
+    losses_of,
+    needs,
+    pair_loss,
 )
 from allo.errors import UserError
 from allo.recipe.losses import SUPERVISED, LossName
@@ -207,15 +209,23 @@ def hinge(pairs: PairSums, *, beta: float, margin: float = 1.0, squared: bool = 
     return found.square() if squared else found
 
 
+@pair_loss(needs_reward_mean=True)
 def needy(pairs: PairSums, *, beta: float, delta: float, width: float) -> Tensor:
     return pairs.chosen_logratios * width - delta
 
 
+def far(pairs: PairSums, *, beta: float, delta: float = 1.0) -> Tensor:
+    """`delta` is a setting of the user's, as any other keyword."""
+    return (delta - beta * (pairs.chosen_logratios - pairs.rejected_logratios)).square()
+
+
+@pair_loss(needs_reference=False)
 def alone(pairs: PairLogps, *, beta: float) -> Tensor:
     return -beta * pairs.chosen_logps
 
 
-def alone_in_words(pairs: "PairLogps", *, beta: float) -> Tensor:
+def unmarked(pairs: PairLogps, *, beta: float) -> Tensor:
+    """An annotation says nothing: this gets a reference that it does not read."""
     return -beta * pairs.chosen_logps
 
 
@@ -229,6 +239,31 @@ def broken(pairs: PairSums, *, beta: float) -> Tensor:
 
 def of_nothing() -> Tensor:
     return torch.zeros(2)
+
+
+def root(pairs: PairSums, *, beta: float) -> Tensor:
+    return (pairs.chosen_logratios - pairs.rejected_logratios).sqrt()
+
+
+def quotient(pairs: PairSums, *, beta: float) -> Tensor:
+    return pairs.chosen_logratios / pairs.rejected_logratios
+
+
+def cut_off(pairs: PairSums, *, beta: float) -> Tensor:
+    return (pairs.rejected_logratios - pairs.chosen_logratios).detach()
+
+
+def two_alone(pairs: PairSums, *, beta: float) -> Tensor:
+    """Right of two pairs, and of no other number."""
+    return (pairs.rejected_logratios - pairs.chosen_logratios).sum().expand(2)
+
+
+def ordered(pairs: PairSums, *, beta: float) -> Tensor:
+    return pairs.chosen_logratios > pairs.rejected_logratios
+
+
+def counted(pairs: PairSums, *, beta: float) -> list[float]:
+    return [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -275,14 +310,28 @@ def test_a_function_is_taken_as_it_is(loss: str | PairLoss, settings: dict[str, 
             r"^loss_settings\.label_smoothing is 0\.5: it must be at least 0 and below",
         ),
         ("dpo", {"label_smoothing": -0.1}, r"^loss_settings\.label_smoothing is -0\.1"),
-        (needy, {}, r"^loss_settings\.width: needy has no default for it: set it"),
+        (needy, {}, r"^loss_settings\.width: test_pair_losses\.py:needy has no default for it: set it"),
         (
             mean,
             {},
-            r"^loss: mean must give one loss a pair, \[B\]: of two pairs it gave a tensor of shape \[\]",
+            r"^loss: test_pair_losses\.py:mean must give one loss a pair, \[B\]: of two pairs it gave a tensor of shape \[\]",
         ),
-        (broken, {}, "^loss: broken fails: AttributeError: .*chosen_margin"),
-        (of_nothing, {}, "^loss: of_nothing fails: TypeError"),
+        (broken, {}, r"^loss: test_pair_losses\.py:broken fails: AttributeError: .*chosen_margin"),
+        (of_nothing, {}, r"^loss: test_pair_losses\.py:of_nothing fails: TypeError"),
+        (needy, {"width": 1.0, "delta": 1.0}, r"^loss_settings\.delta: .*:needy takes no such setting"),
+        (
+            far,
+            {"delat": 1.0},
+            r"^loss_settings\.delat: .*:far takes no such setting; its settings are delta\.",
+        ),
+        (far, {"delta": math.nan}, r"^loss_settings\.delta: must be a finite number"),
+        (root, {}, r"^loss: .*:root has a gradient that is not finite"),
+        (quotient, {}, r"^loss: .*:quotient gives \[nan, nan\] where policy and reference are equal"),
+        (cut_off, {}, r"^loss: .*:cut_off has no gradient"),
+        (two_alone, {}, r"^loss: .*:two_alone must give one loss a pair, \[B\]: of one pair"),
+        (ordered, {}, r"^loss: .*:ordered must give .* shape \[2\] and torch\.bool"),
+        (counted, {}, r"^loss: .*:counted must give .*: of two pairs it gave \[0\.0, 0\.0\]"),
+        (3, {}, "^loss: 3 is neither a name nor a function"),
     ],
 )
 def test_what_a_loss_does_not_take_is_refused(
@@ -292,13 +341,26 @@ def test_what_a_loss_does_not_take_is_refused(
         chosen_loss(loss, settings, keep=1.0)
 
 
-@pytest.mark.parametrize("loss", ["simpo", alone, alone_in_words])
-def test_what_takes_no_log_ratio_has_no_reference_and_no_filter(loss: str | PairLoss) -> None:
-    assert not compares(chosen_loss(loss, {}, keep=1.0))
-    with pytest.raises(UserError, match=r"^keep: \w+ has no reference.*set keep to 1\.0"):
+@pytest.mark.parametrize("loss", ["simpo", alone])
+def test_what_needs_no_log_ratio_has_no_reference_and_no_filter(loss: str | PairLoss) -> None:
+    assert not needs(chosen_loss(loss, {}, keep=1.0)).reference
+    with pytest.raises(UserError, match=r"^keep: \S+ has no reference.*set keep to 1\.0"):
         chosen_loss(loss, {}, keep=0.5)
 
 
-@pytest.mark.parametrize("loss", [*sorted(set(PAIR_LOSSES) - {"simpo"}), hinge, needy])
+def test_a_filter_that_a_loss_would_ignore_is_refused() -> None:
+    assert needs(chosen_loss(unmarked, {}, keep=1.0)).reference
+    with pytest.raises(UserError, match=r"^keep: .*:unmarked reads no log-ratio.*needs_reference=False"):
+        chosen_loss(unmarked, {}, keep=0.5)
+
+
+@pytest.mark.parametrize("loss", [*sorted(set(PAIR_LOSSES) - {"simpo"}), hinge, needy, far])
 def test_every_other_loss_has_a_reference(loss: str | Callable[..., Tensor]) -> None:
-    assert compares(PAIR_LOSSES.get(loss, loss))
+    assert needs(PAIR_LOSSES.get(loss, loss)).reference
+
+
+def test_a_keyword_called_delta_is_the_users_own() -> None:
+    assert not needs(far).reward_mean
+    found = losses_of(far, two_pairs(), beta=1.0, reward_mean=100.0, settings={"delta": 5.0})
+    assert found.tolist() == [4.0, 64.0]
+    assert losses_of(far, two_pairs(), beta=1.0, reward_mean=100.0, settings={}).tolist() == [4.0, 16.0]

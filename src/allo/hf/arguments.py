@@ -1,5 +1,7 @@
 """What `transformers.TrainingArguments` may say: a recipe's block, and what would be ignored or wrong."""
 
+import copy
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Mapping
@@ -8,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from allo.console import console
 from allo.errors import UserError
@@ -54,7 +57,7 @@ def training_arguments(
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{key}: {kind_name} refuses it: {error}") from error
     try:
-        check_arguments(arguments, lean=lean)
+        check_arguments(arguments, lean=lean, trainer_is_ours=kind is TrainingArguments)
     except UserError as error:
         raise UserError(f"{key}.{error}") from error
     return arguments
@@ -89,15 +92,132 @@ _REFUSED = {
 }
 
 
-def check_arguments(args: TrainingArguments, *, lean: bool = False) -> None:
-    """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name."""
+_NO_DDP = "the model is not wrapped in DDP: only the gradient of the selected weights is sent."
+_NO_WORKERS = _REFUSED["dataloader_num_workers"]
+_OWN_EVALUATION = (
+    "evaluation has a loop of its own, which keeps no predictions: it returns the loss and the metrics."
+)
+_OWN_BATCHES = (
+    "each process has all rows of a step and computes its share: there is nothing to split or dispatch."
+)
+_NO_UPLOAD = _REFUSED["push_to_hub"]
+_PLAIN_CALLS = (
+    "the selected weights are trained on the model's own layers, called one by one; they would not be used."
+)
+# Arguments that our trainers do not read, which must therefore be at their defaults.
+_UNREAD = {
+    "optim_target_modules": "`mask` says which weights are trained.",
+    "average_tokens_across_devices": "a step's loss is always divided by what all processes have in it.",
+    "torch_compile": _PLAIN_CALLS,
+    "torch_compile_backend": _PLAIN_CALLS,
+    "torch_compile_mode": _PLAIN_CALLS,
+    "use_liger_kernel": _PLAIN_CALLS,
+    "liger_kernel_config": _PLAIN_CALLS,
+    "use_cache": "training reads whole rows: there are no keys and values to keep.",
+    "eval_do_concat_batches": _OWN_EVALUATION,
+    "eval_use_gather_object": _OWN_EVALUATION,
+    "eval_accumulation_steps": _OWN_EVALUATION,
+    "include_for_metrics": _OWN_EVALUATION,
+    "batch_eval_metrics": _OWN_EVALUATION,
+    "label_names": "the losses know their columns.",
+    "enable_jit_checkpoint": "a checkpoint is written at a step's end, by save_strategy; a killed run resumes from it.",
+    "hub_token": _NO_UPLOAD,
+    "hub_private_repo": _NO_UPLOAD,
+    "hub_model_id": _NO_UPLOAD,
+    "hub_strategy": _NO_UPLOAD,
+    "hub_always_push": _NO_UPLOAD,
+    "hub_revision": _NO_UPLOAD,
+    "accelerator_config": _OWN_BATCHES,
+    "dataloader_persistent_workers": _NO_WORKERS,
+    "dataloader_prefetch_factor": _NO_WORKERS,
+    "dataloader_multiprocessing_context": _NO_WORKERS,
+    "dataloader_in_order": _NO_WORKERS,
+    "length_column_name": "rows have no such column; micro-batches put rows of like length together.",
+    "ddp_find_unused_parameters": _NO_DDP,
+    "ddp_bucket_cap_mb": _NO_DDP,
+    "ddp_broadcast_buffers": _NO_DDP,
+    "ddp_static_graph": _NO_DDP,
+}
+_SAMPLING = ("random", "sequential")
+
+
+def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True) -> None:
+    """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name.
+
+    `trainer_is_ours`: a trainer on selected weights, which reads less than transformers' own.
+    """
     for name, reason in _REFUSED.items():
         if getattr(args, name):
             raise UserError(f"{name}: {reason} Remove the key.")
+    if args.mixed_precision != "no":  # accelerate's launcher sets it through the environment
+        raise UserError(f"mixed_precision {args.mixed_precision} of the launcher: {_MIXED}")
     if lean:
         lean_settings(args)
     else:
         optimizer_of(args)
+    if trainer_is_ours:
+        _check_unread(args)
+
+
+def own_arguments(
+    args: TrainingArguments, model: PreTrainedModel, *, lean: bool, is_config: bool, evaluates: bool
+) -> TrainingArguments:
+    """Return a checked copy for a trainer on selected weights.
+
+    `is_config`: it is another library's, with its defaults. `evaluates`: there are rows to evaluate.
+    """
+    args = copy.copy(args)
+    if args.bf16 and model.dtype == torch.bfloat16:
+        # The model computes in bf16 and the selected weights are trained in fp32: what mixed precision is for.
+        args.bf16, args.mixed_precision = False, "no"
+    if args.bf16 and is_config:
+        raise UserError(
+            f"{type(args).__name__}.bf16 is on, as it is unless told otherwise, and the model computes in "
+            f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
+        )
+    check_arguments(args, lean=lean)
+    if not evaluates and args.eval_strategy != "no":
+        raise UserError(f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key.")
+    if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
+        args._n_gpu = 1
+    # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
+    args.remove_unused_columns = args.logging_nan_inf_filter = False
+    return args
+
+
+def _check_unread(args: TrainingArguments) -> None:
+    if args.train_sampling_strategy not in _SAMPLING:
+        raise UserError(
+            f"train_sampling_strategy: {args.train_sampling_strategy} is none of {', '.join(_SAMPLING)}; micro-batches "
+            "put rows of like length together whatever their order. Remove the key."
+        )
+    for name, reason in _UNREAD.items():
+        if not is_default(args, name):
+            raise UserError(f"{name}: {reason} Remove the key.")
+    if args.optim_args and not reads_optim_args(args):
+        raise UserError(
+            f"optim_args: {getattr(args.optim, 'value', args.optim)} reads none of them. Remove the key."
+        )
+
+
+def is_default(args: TrainingArguments, name: str) -> bool:
+    """Whether a field holds its default; one without a default never does."""
+    value = getattr(args, name)
+    if name == "accelerator_config":  # the default is filled in by transformers
+        return bool(value == AcceleratorConfig())
+    if name == "average_tokens_across_devices" and args.world_size <= 1:
+        return True  # transformers switches it off where there is one process
+    field = type(args).__dataclass_fields__[name]
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return bool(value == field.default or getattr(value, "value", value) == field.default)
+
+
+def reads_optim_args(args: TrainingArguments) -> bool:
+    """Whether the optimizer's settings change with `args.optim_args`: transformers ignores them for most."""
+    without = copy.copy(args)
+    without.optim_args = None
+    return optimizer_of(args)[1] != optimizer_of(without)[1]
 
 
 # What an optimizer asks for that trains the model's own tensors, one by one.

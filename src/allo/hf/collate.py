@@ -114,6 +114,11 @@ class PairCollator:
         prompt, *sides = (len(row[f"{part}_ids"]) for part in ("prompt", *SIDES))
         return prompt + sum(sides) if self.shared_prefix else 2 * (prompt + max(sides))
 
+    def num_read(self, row: Mapping[str, Any]) -> int:
+        """Return the row's own tokens, without padding."""
+        prompt, *sides = (len(row[f"{part}_ids"]) for part in ("prompt", *SIDES))
+        return prompt * (1 if self.shared_prefix else 2) + sum(sides)
+
 
 @dataclass(frozen=True)
 class CompletionCollator:
@@ -138,6 +143,8 @@ class CompletionCollator:
     def num_tokens(self, row: Mapping[str, Any]) -> int:
         """What the row adds to a batch in which it is the longest."""
         return len(row["prompt_ids"]) + len(row["completion_ids"])
+
+    num_read = num_tokens
 
 
 SIDES = ("chosen", "rejected")

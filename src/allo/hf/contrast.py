@@ -60,6 +60,7 @@ def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
         ],
         tokenizer,
         mask=ParamMask.full(shapes),
+        records=True,
         max_length=recipe.max_length,
     )
     train(trainer)

@@ -24,6 +24,7 @@ from allo.hf.collate import Batch, PairCollator
 from allo.hf.micro_batches import micro_batches
 from allo.hf.policy import check_head, per_token_logps, shares_prefix
 from allo.hf.reference import add_reference
+from allo.hf.row_lengths import check_rows_fit
 from allo.hf.selected_trainer import REFERENCE_FILE, Row
 
 
@@ -45,6 +46,7 @@ class DpoPasses:
         max_tokens_per_batch: int | None = None,
     ) -> None:
         check_head(model)
+        check_rows_fit(model, rows, name="locate")
         self.model, self.arguments, self.beta = model, arguments, beta
         self.rows = [row | {"number": number} for number, row in enumerate(rows)]
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps

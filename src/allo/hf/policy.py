@@ -12,8 +12,14 @@ from allo.hf.collate import Batch, pad, share_prefix
 
 # bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap is off by far more.
 _HEAD_TOLERANCE = 0.1
-# Rounding in bf16 moves hidden states by about a hundredth; a wrong mask or position by far more.
-_PREFIX_TOLERANCE = 0.1
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return how far apart two ways to compute the same states may be, as a share of their norm.
+
+    Rounding in bf16 moves hidden states by about a hundredth, in fp32 by a millionth; a wrong mask or position by more.
+    """
+    return max(1e-3, 8 * torch.finfo(dtype).eps)
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -61,10 +67,10 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def shares_prefix(model: PreTrainedModel) -> bool:
-    """Whether a prompt and two completions can be one row of this model (`collate.share_prefix`).
+    """Return whether a prompt and two completions can be one row of this model (`collate.share_prefix`).
 
     Not for attention with a window, with flash kernels, or without position ids; for the rest the model's
-    hidden states in one row are held against those in two.
+    hidden states in one row are held against those in two. A model that fails at it does not share.
     """
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -86,11 +92,14 @@ def shares_prefix(model: PreTrainedModel) -> bool:
             pad([(prompt.tolist(), first.tolist()), (prompt.tolist(), second.tolist())], pad_id=0),
         )
     )
-    together, apart = (
-        hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
-        for batch in (one, two)
-    )
-    return bool((together - apart).norm() <= _PREFIX_TOLERANCE * apart.norm())
+    try:
+        together, apart = (
+            hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
+            for batch in (one, two)
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):  # its code, not ours
+        return False
+    return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
 
 
 def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -5,12 +5,11 @@ loader gives a step's rows, the same on every rank, and `training_step` cuts the
 and adds up the flat gradient. `checkpointing.py` has what a checkpoint saves, `trainer.py` the losses.
 """
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -21,58 +20,52 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from allo.console import say
 from allo.core.lean_adamw import LeanAdamW
 from allo.core.param_mask import ParamMask
 from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected import SelectedWeights
 from allo.errors import DivergedError, UserError
-from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
-from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
+from allo.hf.arguments import lean_settings, optimizer_of, own_arguments
+from allo.hf.checkpointing import CheckpointedTrainer, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
+from allo.hf.dpo_config import Settings, check_held, settings_of, taken
 from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
 from allo.hf.rows import Counts
+from allo.hf.trainer_rows import RowReader
+from allo.hf.write_back import WriteBack
+from allo.rows import Reading
 
 Row = Mapping[str, Any]
 REFERENCE_FILE = "reference.safetensors"
 
 
-class Options(TypedDict, total=False):
-    """What every trainer on selected weights takes, by keyword."""
-
-    mask: Required[ParamMask]
-    eval_dataset: Iterable[Row] | None
-    max_length: int
-    max_tokens_per_batch: int | None
-    reference: Literal["swap", "precomputed"]
-    gradient_dtype: torch.dtype
-    lean: bool
-    callbacks: list[TrainerCallback] | None
-
-
 class SelectedTrainer(CheckpointedTrainer):
     """What the forget, improve and fine-tuning trainers share.
 
-    `mask` says which weights train. The data sets are iterables of text rows, such as a list or a
-    `datasets.Dataset`; `num_dropped` training rows did not fit into `max_length` tokens. The model's
-    dropout is switched off for good.
+    `mask` says which weights train. The data sets are iterables of rows, such as a list or a `datasets.Dataset`, in
+    every form that `data.pairs` reads: text or messages, with `prompt` or with the prompt inside of the answers.
+    `records`: the rows are a run's own, and are taken as they are. `num_dropped` training rows did not fit into
+    `max_length` tokens. The model's dropout is switched off for good.
 
     An optimizer step is over per_device_train_batch_size * gradient_accumulation_steps * processes rows. They
     are computed in micro-batches of per_device_train_batch_size rows, or, with `max_tokens_per_batch`, of as
     many as have so many tokens with their padding: the loss is the same.
 
-    `reference`: "swap" puts the reference's weights in place once a step, for a forward pass of its rows;
+    Rows have at most `max_length` tokens (1200), prompt and completion together.
+
+    `reference`: "swap" (the default) puts the reference's weights in place once a step, for a forward pass of its rows;
     "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
     `gradient_dtype` is that in which several processes add up their gradients.
     With `lean` a trained weight takes 8 bytes of training state in place of 20 (`core/lean_adamw.py`).
+
+    Trainers with `takes_config` read `trl.DPOConfig` as `args`, too: see `dpo_config.py`.
 
     Raises `UserError` for a mask of another model, for settings that are not supported, and when the
     loss is no longer finite.
@@ -81,6 +74,10 @@ class SelectedTrainer(CheckpointedTrainer):
     # Of `record`, in the order in which ranks add them up.
     metrics: tuple[str, ...] = ()
     compares = True  # with a reference
+    loss_title = "loss"  # in errors
+    takes_config = False  # of TRL
+    config_losses: Collection[str] = ()  # its `loss_type`s that the trainer has
+    read_rows: Callable[..., tuple[list[Any], Reading]]
     make_rows: Callable[..., tuple[list[dict[str, Any]], Counts]]
     optimizer: torch.optim.Optimizer | None
     data_collator: PairCollator | CompletionCollator
@@ -95,54 +92,65 @@ class SelectedTrainer(CheckpointedTrainer):
         *,
         mask: ParamMask,
         eval_dataset: Iterable[Row] | None = None,
-        max_length: int = 1200,
+        max_length: int | None = None,
         max_tokens_per_batch: int | None = None,
-        reference: Literal["swap", "precomputed"] = "swap",
+        reference: Literal["swap", "precomputed"] | None = None,
         gradient_dtype: torch.dtype = torch.float32,
         lean: bool = False,
+        records: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_arguments(args, lean=lean)
+        settings = self._config_settings(args)
+        args = own_arguments(
+            args, model, lean=lean, is_config=bool(settings), evaluates=eval_dataset is not None
+        )
+        check_held(args, model, processing_class)
         if processing_class.pad_token_id is None:
             raise UserError(
                 "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
             )
-        if eval_dataset is None and args.eval_strategy != "no":
-            raise UserError(
-                f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key."
-            )
-        if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
-            args._n_gpu = 1
-        args = copy.copy(args)
         self.rows_a_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         )
         args.gradient_accumulation_steps = 1  # to the Trainer a step is one batch
-        # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
-        args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False
         switch_off_dropout(model)
         check_whole(model)
         check_head(model)
-        self.max_length, self.max_tokens_per_batch = max_length, max_tokens_per_batch
-        self.reference, self.gradient_dtype, self.lean = reference, gradient_dtype, lean
+        self.max_length = taken("max_length", max_length, settings, default=1200)
+        self.cuts_ends = "max_length" in settings and (max_length is None or settings["max_length"].said)
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.reference = taken("reference", reference, settings, default="swap")
+        self.gradient_dtype, self.lean = gradient_dtype, lean
         self.processing_class = processing_class
-        rows, self.counts = self._rows(train_dataset)
+        self._reader = RowReader(
+            model,
+            processing_class,
+            read=None if records else self.read_rows,
+            tokenize=self.make_rows,
+            max_length=self.max_length,
+            cuts_ends=self.cuts_ends,
+        )
+        rows, self.counts = self._rows(train_dataset, "train_dataset")
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset)[0],
+            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0],
             processing_class=processing_class,
             data_collator=self.make_collator(model, processing_class.pad_token_id),
             callbacks=callbacks,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
-        slots = ("ref",) if self.compares and reference == "swap" else ()
+        slots = ("ref",) if self.compares and self.reference == "swap" else ()
         self.selected = SelectedWeights(self.model, mask, slots=slots, lean=lean)
         self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
-        self.add_callback(_WriteBack(self.selected))
+        self.add_callback(WriteBack(self.selected))
+
+    def _config_settings(self, args: TrainingArguments) -> Settings:
+        return settings_of(
+            args, trainer=type(self).__name__, takes_config=self.takes_config, losses=self.config_losses
+        )
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator | CompletionCollator:
         """What lays the rows out for this model."""
@@ -209,10 +217,8 @@ class SelectedTrainer(CheckpointedTrainer):
     def num_dropped(self) -> int:
         return self.counts.dropped
 
-    def _rows(self, dataset: Iterable[Row]) -> tuple[list[dict[str, Any]], Counts]:
-        rows, counts = self.make_rows(self.processing_class, dataset, max_length=self.max_length)
-        if words := counts.words(self.max_length):
-            say(words)
+    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], Counts]:
+        rows, counts = self._reader(dataset, name)
         return [row | {"number": number} for number, row in enumerate(rows)], counts
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
@@ -263,13 +269,25 @@ class SelectedTrainer(CheckpointedTrainer):
             loss.backward()
             total += loss.detach()
         self.selected.sum_gradients_over_ranks(self.gradient_dtype)
-        self._check_finite("loss", sum_over_ranks(total))
+        self._check_finite(self.loss_title, sum_over_ranks(total))
         return total
 
     def floating_point_ops(self, inputs: Sequence[Row]) -> int:
         """The Trainer's estimate, of the rows' own tokens."""
         tokens = sum(map(self.data_collator.num_tokens, inputs))
         return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
+
+    def _track_num_input_tokens(self, inputs: Sequence[Row]) -> None:
+        """Count a step's tokens as the model reads them, with the padding of the micro-batches if "all" are counted."""
+        match self.args.include_num_input_tokens_seen:
+            case "all":
+                parts = self._micro_batches(inputs)
+                seen = sum(len(part) * self.data_collator.num_tokens(part[0]) for part in parts)
+            case "non_padding":
+                seen = sum(map(self.data_collator.num_read, inputs))
+            case _:
+                return
+        self.state.num_input_tokens_seen += seen
 
     def record(self, count: Tensor | int, totals: Mapping[str, Tensor | float]) -> None:
         """Add a micro-batch's totals over `count` things; `log` reports the means since the last log."""
@@ -308,7 +326,7 @@ class SelectedTrainer(CheckpointedTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and metrics of `eval_dataset`'s rows, or of those given at the beginning."""
-        rows = None if eval_dataset is None else self._rows(eval_dataset)[0]
+        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
         if rows and self.compares and self.reference == "precomputed":
             raise UserError(
                 "the reference was computed for the data sets given at the beginning, and is no longer here: "
@@ -368,28 +386,3 @@ class SelectedTrainer(CheckpointedTrainer):
         if "loss" in logs:  # a training step's row; evaluation adds its own means
             logs |= self._take_means() | {"mask/density": self.selected.density}
         super().log(logs, start_time)
-
-
-class _WriteBack(TrainerCallback):
-    """After each optimizer step the masters go into the model; a checkpoint is marked complete last.
-
-    A checkpoint ends an interval of logging, so that a run resumed from it logs the same means.
-    """
-
-    def __init__(self, selected: SelectedWeights) -> None:
-        self._selected = selected
-
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self._selected.write_back()
-        self._selected.zero_grad()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        control.should_log |= control.should_save
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()

@@ -8,15 +8,19 @@ rows of different ages stand side by side, so that a waiting prompt can take the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from allo.console import say
+from allo.hf.policy import rounding
 from allo.hf.repeated_prompts import prefill
 
 ATTENTION = "allo_shared_prompts"
@@ -28,7 +32,29 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Whether the model's attention can be exchanged: SDPA over all positions or a window of the last ones."""
+    """Return whether the model's attention can be exchanged, and is then found to give the same logits.
+
+    It must be SDPA over all positions or a window of the last ones. A model that is not seen to agree repeats its
+    prompts, which is said once.
+    """
+    if not _is_plain_sdpa(model):
+        return False
+    if any(isinstance(param, FakeTensor) for param in model.parameters()):
+        return True  # a rehearsal's, without numbers
+    if model not in _PROBED:
+        reason = _disagreement(model)
+        _PROBED[model] = reason is None
+        if reason is not None:
+            say(
+                f"{type(model).__name__}: {reason}; each completion keeps a copy of its prompt's keys and values"
+            )
+    return _PROBED[model]
+
+
+_PROBED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _is_plain_sdpa(model: PreTrainedModel) -> bool:
     layers = DynamicCache(config=model.config).layers
     return (
         model._supports_attention_backend
@@ -36,6 +62,34 @@ def can_share(model: PreTrainedModel) -> bool:
         and {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
         and getattr(model.config, "attention_chunk_size", None) is None
     )
+
+
+@torch.inference_mode()
+def _disagreement(model: PreTrainedModel) -> str | None:
+    """Return how shared prompts fail on a few tokens, next to each row read alone and whole; None: they agree.
+
+    Two prompts of unequal lengths are continued twice, by three tokens each. No random number is drawn.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = (torch.arange(1, 35) * 7919 % vocabulary).tolist()  # from all over the vocabulary
+    prompts, steps = [ids[:7], ids[7:19]], torch.tensor(ids[19:31], device=model.device).view(3, 4)
+    rows = [prompts[row // 2] + steps[:, row].tolist() for row in range(4)]
+    try:
+        with shared_attention(model):
+            shared = SharedPrompts(model, num_generations=2, max_new_tokens=5)
+            shared.admit(prompts)
+            ours = torch.stack([shared.step(tokens) for tokens in steps], dim=1).float()
+        alone = [
+            model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -3:]
+            for row in rows
+        ]
+    except Exception as error:  # of the model's own code
+        return f"shared prompts fail in its attention ({type(error).__name__})"
+    theirs = torch.stack(alone).float()
+    centred = theirs - theirs.mean(-1, keepdim=True)
+    if bool((ours - theirs).norm() <= rounding(model.dtype) * centred.norm()):
+        return None
+    return "shared prompts give it other logits"
 
 
 class SharedPrompts(DynamicCache):
@@ -63,6 +117,7 @@ class SharedPrompts(DynamicCache):
         self._prompt_of = none  # [R]
         self._generation_of = none  # [R], below num_generations
         self._lengths = none  # [R], tokens of its own that a row has read
+        self._written = -1  # the layer whose keys came last
         self._oldest = 0  # the largest of them, known without asking the device
         self._biases: dict[int | None, Tensor] = {}  # by window, see `_bias`
 
@@ -148,6 +203,7 @@ class SharedPrompts(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the rows' next keys and values; return their own, [R, heads, capacity, head size]."""
+        self._written = layer_idx
         rows = torch.arange(len(self._lengths), device=self._lengths.device)
         for buffer, states in zip(self.own_states[layer_idx], (key_states, value_states), strict=True):
             buffer[rows, :, self._lengths] = states[:, :, 0]
@@ -163,6 +219,8 @@ class SharedPrompts(DynamicCache):
         Returns:
             [R, 1, query heads, head size of values].
         """
+        if layer_idx != self._written:  # a layer that runs several times keeps several layers of keys
+            raise ValueError(f"layer {layer_idx} reads the keys of layer {self._written}")
         prompt_keys, prompt_values = self.prompt_states[layer_idx]
         heads, longest = prompt_keys.shape[1:3]
         query = query.reshape(len(query), heads, -1, query.shape[-1])

@@ -1,7 +1,7 @@
 """The three losses that train selected weights: fine-tuning, forgetting, improving."""
 
+import math
 from collections.abc import Iterable, Sequence
-from types import MappingProxyType
 from typing import Any, Literal, Unpack
 
 import torch
@@ -18,21 +18,35 @@ from transformers import (
 from allo.console import say
 from allo.core import losses
 from allo.core.pair_losses import (
+    PAIR_LOSSES,
     PairLogps,
     PairLoss,
     PairSums,
     RunningMean,
     Settings,
     chosen_loss,
-    compares,
-    takes_delta,
+    loss_name,
+    losses_of,
+    needs,
 )
 from allo.core.ranks import sum_over_ranks
 from allo.core.selection import stable_hash
+from allo.errors import UserError
 from allo.hf.collate import Batch, PairCollator
+from allo.hf.dpo_config import LOSSES, taken
 from allo.hf.policy import per_token_logps, shares_prefix
 from allo.hf.rows import counted_completions, counted_pairs
-from allo.hf.selected_trainer import Options, Row, SelectedTrainer
+from allo.hf.selected_trainer import Row, SelectedTrainer
+from allo.hf.trainer_options import Options
+from allo.prompts.pairs import completions_of_rows, pairs_of_rows
+
+
+def _number(name: str, value: float, *, most: float = math.inf) -> float:
+    """Return a setting that is above 0 and at most `most`; a `UserError` names any other."""
+    if not (0 < value <= most and math.isfinite(value)):
+        bound = "" if most == math.inf else f" and at most {most:g}"
+        raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
+    return value
 
 
 class SftTrainer(SelectedTrainer):
@@ -42,6 +56,7 @@ class SftTrainer(SelectedTrainer):
     """
 
     compares = False
+    read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(counted_completions)
 
     def num_items(self, rows: Sequence[Row]) -> int:
@@ -72,7 +87,9 @@ class ForgetTrainer(SelectedTrainer):
         *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
         *("probabilities/forgotten", "forget/kept_tokens"),
     )
+    read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(counted_completions)
+    takes_config = True
 
     def __init__(
         self,
@@ -81,14 +98,15 @@ class ForgetTrainer(SelectedTrainer):
         train_dataset: Iterable[Row],
         processing_class: PreTrainedTokenizerBase,
         *,
-        beta: float = 0.1,
+        beta: float | None = None,
         loss: Literal["token", "sequence", "unlikelihood"] = "token",
         until: float | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.compares = loss != "unlikelihood"
+        self.beta = _number("beta", taken("beta", beta, self._config_settings(args), default=0.1))
         super().__init__(model, args, train_dataset, processing_class, **options)
-        self.beta, self.unit = beta, loss
+        self.unit = loss
         self._believed = RunningMean()  # of the step's weighted tokens
         if until is not None:
             self.add_callback(_UntilForgotten(self, until))
@@ -153,12 +171,15 @@ class _UntilForgotten(TrainerCallback):
     on_epoch_end = on_step_end  # the step may be an epoch's last, and checkpoints be saved at its end
 
 
+_DPO: str | PairLoss = "dpo"
+
+
 class ImproveTrainer(SelectedTrainer):
     """Learning from pairs, by DPO with noisy tokens of the rejected completion filtered out (method.md 1.3).
 
         ImproveTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1, keep=0.5)
 
-    The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
+    `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
     besides, it is plain DPO. The reference is the model as given.
 
     `loss` is a name in `pair_losses.PAIR_LOSSES` or a function as they are; `loss_settings` are its own.
@@ -174,7 +195,10 @@ class ImproveTrainer(SelectedTrainer):
         *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
         *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
     )
+    read_rows = staticmethod(pairs_of_rows)
     make_rows = staticmethod(counted_pairs)
+    takes_config = True
+    config_losses = LOSSES
 
     def __init__(
         self,
@@ -183,20 +207,29 @@ class ImproveTrainer(SelectedTrainer):
         train_dataset: Iterable[Row],
         processing_class: PreTrainedTokenizerBase,
         *,
-        beta: float = 0.1,
+        beta: float | None = None,
         keep: float = 0.5,
-        loss: str | PairLoss = "dpo",
-        loss_settings: Settings = MappingProxyType({}),
+        loss: str | PairLoss | None = None,
+        loss_settings: Settings | None = None,
         anchor: float = 0.0,
         filter: Literal["lowest", "highest", "random"] = "lowest",
         shared_prefix: bool = True,
         **options: Unpack[Options],
     ) -> None:
+        config = self._config_settings(args)
         self._may_share_prefix = shared_prefix
-        self.pair_loss = chosen_loss(loss, loss_settings, keep=keep)
-        self.compares = compares(self.pair_loss)
-        self.beta, self.keep, self.filter, self.anchor = beta, keep, filter, anchor
-        self.loss_settings = dict(loss_settings)
+        self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
+        self.pair_loss = chosen_loss(
+            taken("loss", loss, config, default=_DPO),
+            self.loss_settings,
+            keep=_number("keep", keep, most=1.0),
+        )
+        self.needs = needs(self.pair_loss)
+        if self.pair_loss not in PAIR_LOSSES.values():
+            self.loss_title = f"loss {loss_name(self.pair_loss)}"
+        self.compares = self.needs.reference
+        self.beta = _number("beta", taken("beta", beta, config, default=0.1))
+        self.keep, self.filter, self.anchor = keep, filter, anchor
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
         super().__init__(model, args, train_dataset, processing_class, **options)
 
@@ -215,14 +248,14 @@ class ImproveTrainer(SelectedTrainer):
         """As the other trainers'. Rewards count from the next step on, so that a step's micro-batches and ranks
         see one mean; at the first it is exact, since all are 0."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if takes_delta(self.pair_loss):
+        if self.needs.reward_mean:
             seen, self._step_rewards = self._step_rewards, RunningMean()
             both = torch.tensor([seen.total, seen.count], device=self.args.device)
             self.reward_mean.add(*sum_over_ranks(both).tolist())
         return loss
 
     def loss_state(self) -> dict[str, float]:
-        return vars(self.reward_mean) if takes_delta(self.pair_loss) else {}
+        return vars(self.reward_mean) if self.needs.reward_mean else {}
 
     def load_loss_state(self, state: dict[str, float]) -> None:
         self.reward_mean = RunningMean(**state)
@@ -241,11 +274,16 @@ class ImproveTrainer(SelectedTrainer):
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         pairs, kept, rewards = self._pairs(batch)
-        delta = {"delta": self.reward_mean.value} if takes_delta(self.pair_loss) else {}
-        pair_losses = self.pair_loss(pairs, beta=self.beta, **delta, **self.loss_settings)
+        pair_losses = losses_of(
+            self.pair_loss,
+            pairs,
+            beta=self.beta,
+            reward_mean=self.reward_mean.value,
+            settings=self.loss_settings,
+        )
         if self.anchor:
             pair_losses = pair_losses + self.anchor * losses.nll(pairs.chosen_logps / pairs.chosen_lengths)
-        if delta and torch.is_grad_enabled():  # not in evaluation
+        if self.needs.reward_mean and torch.is_grad_enabled():  # not in evaluation
             own = pairs.rewards if isinstance(pairs, PairSums) else pairs.mean_rewards
             seen = torch.cat(own(beta=self.beta)).detach()
             self._step_rewards.add(seen.sum().item(), len(seen))

@@ -108,6 +108,8 @@ def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[i
     of_arrow = hasattr(rows, "features")  # fills every object with the keys of all the others
     for number, row in enumerate(rows):
         place = f"{name}, row {number}"
+        if not isinstance(row, Mapping):
+            raise UserError(f"{place} is a {type(row).__name__}: a row must be a dict of its columns.")
         plain = without_nulls(dict(row)) if of_arrow else dict(row)
         if (key := half_a_pair(plain)) is not None:
             raise UserError(

@@ -121,6 +121,7 @@ def trainer_of(
         [{"prompt": _asked(row), "completion": row.rewrite} for row in rows],
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        records=True,
         max_length=settings.max_length,
     )
 

@@ -31,6 +31,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         _rows(run),
         tokenizer,
         mask=mask,
+        records=True,
         beta=recipe.forget.beta,
         loss=recipe.forget.loss,
         until=recipe.forget.until,

@@ -99,6 +99,7 @@ def _trained(
         [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
         tokenizer,
         mask=ParamMask.full(shapes),
+        records=True,
         beta=locate.beta,
         keep=1.0,
         max_tokens_per_batch=locate.max_tokens_per_batch,

@@ -54,6 +54,7 @@ def _fine_tune(
         ],
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        records=True,
         max_length=recipe.max_length,
     )
     write_jsonl(run.start / "metrics.jsonl", train(trainer))
