@@ -1,7 +1,8 @@
 """What flows between stages: one frozen record a line of a run's files."""
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 
 class Message(TypedDict):

@@ -32,7 +32,7 @@ from allo.core.ranks import num_ranks, sum_over_ranks
 from allo.core.selected import SelectedWeights
 from allo.errors import DivergedError, UserError
 from allo.hf.arguments import check_arguments, lean_settings, optimizer_of
-from allo.hf.checkpointing import COMPLETE_FILE, CheckpointedTrainer, whole_checkpoints
+from allo.hf.checkpointing import CheckpointedTrainer, mark_complete, whole_checkpoints
 from allo.hf.collate import Batch, CompletionCollator, PairCollator
 from allo.hf.micro_batches import micro_batches, own_share
 from allo.hf.models import check_whole, switch_off_dropout
@@ -384,4 +384,4 @@ class _WriteBack(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
