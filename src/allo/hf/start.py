@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.artifacts import RunFolder, give_default_mode, read_json, sha256_file, write_json
+from allo.artifacts import RunFolder, give_default_mode, read_as, sha256_file, sync_all, write_json
 from allo.checkpoints import Checkpoint
 from allo.core.fingerprints import combine
 from allo.errors import UserError
@@ -84,7 +84,9 @@ def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerB
 
 
 def read_start(run: RunFolder) -> Start:
-    start = Start(**read_json(run.start / "start.json"))
+    start = read_as(
+        run.start / "start.json", Start, advice="Start its run again: the first stage is done again."
+    )
     return replace(start, model=os.path.normpath(run.path / start.model))
 
 
@@ -128,5 +130,6 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
             f"{type(model).__name__} stores its weights under other names than it trains them "
             f"(first: {min(live ^ stored)}), which allo does not support."
         )
+    sync_all(part)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
