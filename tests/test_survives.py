@@ -172,28 +172,29 @@ def kill_once_or_more(server: Server, whole: Whole, draw: random.Random) -> list
     return moments
 
 
-def survive_kills(server: Server, whole: Whole, *, times: int, draw: random.Random) -> int:
-    """How many runs were killed and ended equal, `times` of them."""
-    equal = 0
-    while equal < times:
+def survive_kills(server: Server, whole: Whole, *, times: int, draw: random.Random) -> list[Path]:
+    """Kill `times` runs and let them end; returns copies of their folders as the kills left them."""
+    left: list[Path] = []
+    while len(left) < times:
         server.empty()
-        if moments := kill_once_or_more(server, whole, draw):
-            assert not differing(server.finish(), whole.expected), moments
-            equal += 1
-            print(f"kill {equal}: at {[round(one, 2) for one in moments]} s", flush=True)
-    return equal
+        moments = kill_once_or_more(server, whole, draw)
+        if not moments or not server.run.exists():
+            continue
+        left.append(server.out.with_name(f"left-{len(left)}"))
+        shutil.copytree(server.out, left[-1])
+        assert not differing(server.finish(), whole.expected), moments
+        print(f"kill {len(left)}: at {[round(one, 2) for one in moments]} s", flush=True)
+    return left
 
 
-def survive_damages(server: Server, whole: Whole, *, times: int, draw: random.Random) -> int:
+def survive_damages(
+    server: Server, whole: Whole, left: list[Path], *, times: int, draw: random.Random
+) -> int:
     """How many damaged runs ended equal, half of them whole and half of them cut short."""
     equal = 0
     for number in range(times):
         server.empty()
-        if number % 2:
-            while not kill_once_or_more(server, whole, draw) or not (server.run / ".hashes.json").exists():
-                server.empty()
-        else:
-            shutil.copytree(whole.copy, server.out)
+        shutil.copytree(draw.choice(left) if number % 2 else whole.copy, server.out)
         what = damage(server.run, draw)
         wrong = differing(server.finish(), whole.expected)
         assert not wrong, (what, wrong, server.log.read_text())
@@ -202,16 +203,19 @@ def survive_damages(server: Server, whole: Whole, *, times: int, draw: random.Ra
     return equal
 
 
+def survive(server: Server, whole: Whole, *, kills: int, damages: int, draw: random.Random) -> int:
+    """How many results are equal."""
+    left = survive_kills(server, whole, times=kills, draw=draw)
+    equal = survive_damages(server, whole, left, times=damages, draw=draw)
+    print(f"{len(left)} killed and {equal} damaged runs: {len(left) + equal} equal results")
+    return len(left) + equal
+
+
 def test_a_few_kills_and_a_few_damages_leave_equal_results(server: Server, whole: Whole) -> None:
-    draw = random.Random(SEED + 1)
-    assert survive_kills(server, whole, times=3, draw=draw) == 3
-    assert survive_damages(server, whole, times=4, draw=draw) == 4
+    assert survive(server, whole, kills=3, damages=6, draw=random.Random(SEED + 1)) == 9
 
 
 @pytest.mark.slow
 def test_a_hundred_kills_and_a_hundred_damages_leave_equal_results(server: Server, whole: Whole) -> None:
     draw = random.Random(SEED)
-    kills = survive_kills(server, whole, times=TIMES, draw=draw)
-    damages = survive_damages(server, whole, times=TIMES, draw=draw)
-    print(f"{kills} killed and {damages} damaged runs: {kills + damages} equal results")
-    assert kills + damages == 2 * TIMES
+    assert survive(server, whole, kills=TIMES, damages=TIMES, draw=draw) == 2 * TIMES

@@ -170,7 +170,8 @@ class ResumableLines:
     def _open(self) -> None:
         lines = self._part.read_bytes().split(b"\n")
         torn = lines.pop()
-        kept, dropped = [], []
+        kept: list[bytes] = []
+        dropped: list[int] = []
         for number, line in enumerate(lines, start=1):
             batch = None if dropped and self._in_order else self._read(line)
             if batch is None:

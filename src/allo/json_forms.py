@@ -22,7 +22,8 @@ START_AGAIN = "Remove the file to start again."
 def checked(value: Any, form: type[Form], *, place: str, advice: str = START_AGAIN) -> Form:
     """Return the value of a JSON text in its form; `UserError` if it has another. Further keys are ignored."""
     try:
-        return _adapter(form).validate_python(value)
+        found: Form = _adapter(form).validate_python(value)
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -34,7 +35,7 @@ def checked(value: Any, form: type[Form], *, place: str, advice: str = START_AGA
 
 
 @cache
-def _adapter(form: type[Form]) -> TypeAdapter[Form]:
+def _adapter(form: Any) -> TypeAdapter[Any]:
     return TypeAdapter(form)
 
 
