@@ -21,9 +21,9 @@ START_AGAIN = "Remove the file to start again."
 
 def checked(value: Any, form: type[Form], *, place: str, advice: str = START_AGAIN) -> Form:
     """Return the value of a JSON text in its form; `UserError` if it has another. Further keys are ignored."""
+    kind: Any = form  # mypy takes a type for nothing that has a hash
     try:
-        found: Form = _adapter(form).validate_python(value)
-        return found
+        result: Form = _adapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -32,6 +32,7 @@ def checked(value: Any, form: type[Form], *, place: str, advice: str = START_AGA
         )
         said = f"`{where}`: {first['msg']}" if where else first["msg"]
         raise UserError(f"{place}: {said}{found}. {advice}".rstrip()) from error
+    return result
 
 
 @cache

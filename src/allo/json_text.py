@@ -16,7 +16,9 @@ MOST_DIGITS = 400
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int = LARGEST) -> Any:
+def parse_json(
+    text: str | bytes, *, place: str, advice: str = "", largest: int = LARGEST, half_pairs: bool = False
+) -> Any:
     """Return the value of a JSON text.
 
     Args:
@@ -24,6 +26,7 @@ def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int 
         place: what errors begin with, such as `FILE:LINE`.
         advice: a sentence that closes every error and says what to do.
         largest: bytes (of a `str`: characters) that the text may have.
+        half_pairs: let halves of surrogate pairs pass, for a reader that only shows them.
 
     Raises:
         UserError: the text is no JSON, too large, nested too deep, has a number of too many digits, the same key
@@ -54,7 +57,7 @@ def parse_json(text: str | bytes, *, place: str, advice: str = "", largest: int 
         refuse(f"nested more than {DEEPEST} deep")
     if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
         refuse(f"nested more than {DEEPEST} deep")
-    if _HALF_A_PAIR.search(text) and (key := half_a_pair(value)) is not None:
+    if not half_pairs and _HALF_A_PAIR.search(text) and (key := half_a_pair(value)) is not None:
         refuse(
             f"`{key}` has half of a surrogate pair (such as \\ud83d), which is no text; remove or complete it"
         )

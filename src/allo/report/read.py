@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from allo.artifacts import read_json, sha256_answers
+from allo.artifacts import sha256_answers
 from allo.errors import UserError
 from allo.json_forms import checked, unsealed
 from allo.json_text import parse_json
@@ -75,7 +75,7 @@ def _answers_sha256(side: Side, set: str, evaluation: Evaluation) -> str | None:
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    content = read_json(path, advice=_AGAIN)
+    content = parse_json(path.read_bytes(), place=str(path), advice=_AGAIN, half_pairs=True)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise UserError(
@@ -88,7 +88,12 @@ def _read(path: Path, kind: type[T]) -> T:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     advice = "Run the stage that writes it again."
     return [
-        checked(parse_json(line, place=place, advice=advice), dict[str, Any], place=place, advice=advice)
+        checked(
+            parse_json(line, place=place, advice=advice, half_pairs=True),
+            dict[str, Any],
+            place=place,
+            advice=advice,
+        )
         for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
         if line.strip()
         for place in [f"{path}:{number}"]
