@@ -47,8 +47,9 @@ HUGGING_FACE = {
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 
 LEAVES = {
-    *("errors", "records", "console", "json_text", "artifacts", "granularity", "own_code", "recipe"),
-    *("rows", "tasks", "prompts", "sources", "rounds", "wording", "harness_block", "address"),
+    *("errors", "records", "console", "json_text", "json_forms", "artifacts", "granularity", "own_code"),
+    *("recipe", "rows", "tasks", "prompts", "sources", "rounds", "wording", "manifest"),
+    *("harness_block", "address"),
 }
 WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
 HOUSE = {
@@ -57,7 +58,8 @@ HOUSE = {
     "console": Room({"errors"}),
     # All JSON from outside is read here.
     "json_text": Room({"errors"}),
-    "artifacts": Room({"errors", "records", "json_text"}, lazy={"pyarrow"}),
+    "json_forms": Room({"errors"}),
+    "artifacts": Room({"errors", "records", "console", "json_text", "json_forms"}, lazy={"pyarrow"}),
     "own_code": Room({"errors"}),
     "granularity": Room({"errors"}),
     "address": Room(),
@@ -79,7 +81,8 @@ HOUSE = {
     "prompts": Room({"errors", "records", "json_text", "rows", "core", "tasks"}),
     "sources": Room({"errors", "prompts", "recipe", "records", "rows", "tasks"}),
     "rounds": Room({"artifacts", "recipe"}),
-    "harness_block": Room({"errors", "console", "json_text", "artifacts"}),
+    "manifest": Room({"json_forms", "artifacts"}),
+    "harness_block": Room({"errors", "console", "json_text", "artifacts", "manifest"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
     "checkpoints": Room({"errors", "json_text", "artifacts", "core", "fingerprints"}, TENSORS),

@@ -122,7 +122,7 @@ def test_records_round_trip_line_by_line(tmp_path: Path) -> None:
 
 def test_a_damaged_json_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{\n "a": 1,\n')
-    with pytest.raises(UserError, match=r"a\.json:\d+: not JSON .* Remove the file"):
+    with pytest.raises(UserError, match=r"a\.json: not JSON .*line 3.* Remove the file"):
         read_json(tmp_path / "a.json")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import synthetic_comparison as synthetic
 from allo.artifacts import held, read_json
 from allo.compare import compare
 from allo.compare.methods import METHODS, START, chosen, resolve
@@ -47,6 +48,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 def trials(comparison: Comparison) -> dict[str, dict[str, Any]]:
     files = sorted((comparison.path / "trials").glob("*/*.json"))
     return {f"{file.parent.name}/{file.stem}": read_json(file) for file in files}
+
+
+def record(trial: Trial) -> dict[str, Any]:
+    """A whole trial's file, but for its recipe."""
+    sets = synthetic.Draw().sets(0.5, trial.seed, ("validation",))
+    return synthetic.trial(trial.method.name, trial.seed, sets, purpose=trial.purpose)
 
 
 def test_every_method_has_its_budget_and_every_seed_its_test(finished: Comparison) -> None:
@@ -113,7 +120,7 @@ def test_a_key_that_recipes_did_not_have_then_counts_as_its_default(tmp_path: Pa
     recipe = trial.recipe(base)
     fields = recipe.model_dump(mode="json", exclude={"out", "compare", "order"})
     comparison.file(trial).parent.mkdir(parents=True)
-    comparison.file(trial).write_text(json.dumps({"recipe": fields}))
+    comparison.file(trial).write_text(json.dumps(record(trial) | {"recipe": fields}))
     assert comparison.result(trial, recipe) is not None
     assert comparison.result(trial, recipe.model_copy(update={"order": "improve_first"})) is None
     comparison.file(trial).write_text(json.dumps({"recipe": fields | {"a_key_of_old": 1}}))
@@ -188,7 +195,7 @@ def test_an_edited_file_is_another_trial(tmp_path: Path) -> None:
     base = recipe_of(tmp_path, methods={"mine": {"like": "dpo", "set": {"improve.loss": f"{file}:mine"}}})
     trial = Trial(resolve("mine", METHODS | base.compare.methods), {RATE: 1.0}, 0, "tune")
     comparison, recipe = Comparison(tmp_path / "c"), trial.recipe(base)
-    result = {"recipe": recipe.model_dump(mode="json", exclude={"out", "compare"})}
+    result = record(trial) | {"recipe": recipe.model_dump(mode="json", exclude={"out", "compare"})}
     comparison.file(trial).parent.mkdir(parents=True)
     comparison.file(trial).write_text(json.dumps(result | {"files": comparison.files(recipe)}))
     assert comparison.result(trial, recipe) is not None

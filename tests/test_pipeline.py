@@ -216,7 +216,7 @@ def test_the_pairs_load_as_they_are_in_trls_format(finished: Path, tmp_path: Pat
 
 def test_the_manifest_says_where_everything_came_from(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest.keys() == {"schema", "name", "allo", "identity", "stages"}
+    assert manifest.keys() == {"schema", "name", "allo", "identity", "stages", "sha256"}
     assert list(manifest["stages"]) == list(NAMES)
     keys = "hash config inputs outputs commit dirty versions device hardware seed seconds peak_memory_bytes counts"
     for entry in manifest["stages"].values():

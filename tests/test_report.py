@@ -320,7 +320,7 @@ def test_run_without_a_start_is_compared_with_the_same_start_of_another(run: Pat
     ("content", "message"),
     [
         (None, "08-eval.json: not found.*start it again"),
-        ("{", "08-eval.json: not valid JSON"),
+        ("{", "08-eval.json: not JSON"),
         ('{"schema": 2}', "`schema` is 2"),
         ('{"schema": 1, "models": {}}', "`models` is empty"),
         ('{"schema": 1, "models": {"start": {"label": "x"}}}', r"`models\.start\.sets`"),
@@ -338,7 +338,7 @@ def test_unusable_evaluation_is_a_users_error(run: Path, content: str | None, me
 
 def test_torn_metrics_line_is_named(run: Path) -> None:
     (run / "07-improve/metrics.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not valid JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not JSON"):
         view(run)
 
 

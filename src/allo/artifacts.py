@@ -1,4 +1,4 @@
-"""A run's folder: atomic writes, hashes, lines that survive a kill."""
+"""A run's folder: atomic writes, hashes, lines that survive a kill, JSON that shows damage."""
 
 import contextlib
 import dataclasses
@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from allo.console import say
 from allo.errors import UserError
+from allo.json_forms import SEAL, START_AGAIN, checked, dump_json, sealed, unsealed
 from allo.json_text import parse_json
 
 Record = TypeVar("Record")
 
 _HASH_BLOCK = 1 << 20
+_LINE_DIGITS = 16  # of the digest that begins a line of `ResumableLines`
 
 
 @contextlib.contextmanager
@@ -49,9 +52,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield part
         with uninterrupted():
             give_default_mode(part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(part)
             os.replace(part, path)
+            sync(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -70,10 +73,27 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        sync_all(part)
         os.replace(part, path)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until a folder is on disk with all that is below it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def give_default_mode(file: Path) -> None:
@@ -90,26 +110,38 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write a value. Raises `DivergedError` for NaN and infinite numbers, which no JSON holds."""
+    write_atomic(path, dump_json(value, path, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    return parse_json(path.read_bytes(), place=str(path), advice="Remove the file to start again.")
+def read_json(path: Path, *, advice: str = START_AGAIN) -> Any:
+    return parse_json(path.read_bytes(), place=str(path), advice=advice)
+
+
+def read_as(path: Path, form: type[Record], *, advice: str = START_AGAIN) -> Record:
+    """Read a JSON file into a dataclass or model. Raises `UserError` naming file, key and what was found."""
+    return checked(read_json(path, advice=advice), form, place=str(path), advice=advice)
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
     """One JSON object a line; dataclass records are written field by field."""
-    write_atomic(path, "".join(_line(record) for record in records))
+    write_atomic(path, "".join(dump_json(_fields(record), path) + "\n" for record in records))
 
 
 def read_jsonl(path: Path, record: type[Record]) -> list[Record]:
-    """Read records that `write_jsonl` wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [record(**json.loads(line)) for line in file]
+    """Read records that `write_jsonl` wrote. Raises `UserError` naming the line that holds something else."""
+    with path.open("rb") as file:
+        return [_record(line, record, place=f"{path}:{number}") for number, line in enumerate(file, start=1)]
 
 
-def _line(record: Any) -> str:
-    return json.dumps(_fields(record), ensure_ascii=False) + "\n"
+def _record(line: bytes, record: type[Record], *, place: str) -> Record:
+    advice = "Run the stage that writes it again."
+    row = parse_json(line, place=place, advice=advice)
+    checked(row, record, place=place, advice=advice)
+    try:
+        return record(**row)
+    except TypeError as error:
+        raise UserError(f"{place}: {error}. {advice}") from error
 
 
 def _fields(record: Any) -> Any:
@@ -121,27 +153,67 @@ def _fields(record: Any) -> Any:
 class ResumableLines:
     """Batches of lines in `<path><suffix>`: a killed stage goes on after its last whole batch.
 
-    Each line is one batch (a JSON array of objects). A torn last line is dropped on opening.
+    Each line is a digest and one batch, a JSON array of objects. On opening, a torn last line is dropped; a damaged
+    one is dropped aloud with all that follow it, since a batch's place says what it belongs to. With
+    `in_order=False` batches say so themselves: a damaged one is dropped alone, and lines without a digest, as
+    earlier versions wrote them, are kept.
     """
 
-    def __init__(self, path: Path, *, suffix: str = ".waves.part") -> None:
+    def __init__(self, path: Path, *, suffix: str = ".waves.part", in_order: bool = True) -> None:
         self.path = path
         self._part = path.with_name(path.name + suffix)
+        self._in_order = in_order
         self.batches: list[list[dict[str, Any]]] = []
         if self._part.exists():
-            whole = 0
-            with self._part.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self.batches.append(json.loads(line))
-                    whole += len(line)
-            os.truncate(self._part, whole)
+            self._open()
+
+    def _open(self) -> None:
+        lines = self._part.read_bytes().split(b"\n")
+        torn = lines.pop()
+        kept: list[bytes] = []
+        dropped: list[int] = []
+        for number, line in enumerate(lines, start=1):
+            batch = None if dropped and self._in_order else self._read(line)
+            if batch is None:
+                dropped.append(number)
+            else:
+                kept.append(line)
+                self.batches.append(batch)
+        if dropped:
+            what = "is damaged, or of an earlier version"
+            so = (
+                "it and all after it are made again"
+                if self._in_order
+                else f"dropped {len(dropped)} such lines"
+            )
+            say(f"{self._part}:{dropped[0]}: {what}: {so}")
+        if dropped and dropped[0] <= len(kept):  # others follow it
+            write_atomic(self._part, b"".join(line + b"\n" for line in kept))
+        elif dropped or torn:
+            os.truncate(self._part, sum(len(line) + 1 for line in kept))
+
+    def _read(self, line: bytes) -> list[dict[str, Any]] | None:
+        """The batch of a whole line; None if it is another's, or none."""
+        digest, _, body = line.partition(b" ")
+        if digest != self._digest(body, len(self.batches)):
+            if self._in_order or not line.startswith(b"["):
+                return None
+            body = line
+        try:
+            return checked(parse_json(body, place=""), list[dict[str, Any]], place="")
+        except UserError:
+            return None
+
+    def _digest(self, body: bytes, place: int) -> bytes:
+        """The beginning of a line, in order also of its place."""
+        salt = b"%d " % place if self._in_order else b""
+        return hashlib.sha256(salt + body).hexdigest()[:_LINE_DIGITS].encode()
 
     def append(self, batch: list[Any]) -> None:
         rows = [_fields(row) for row in batch]
+        body = dump_json(rows, self._part).encode()
         with uninterrupted(), self._part.open("ab") as file:
-            file.write(json.dumps(rows, ensure_ascii=False).encode() + b"\n")
+            file.write(self._digest(body, len(self.batches)) + b" " + body + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.batches.append(rows)
@@ -252,11 +324,18 @@ def held(folder: Path) -> Iterator[None]:
 
 
 class FileHashes:
-    """SHA-256 of files, remembered by size and modification time so that big weights are read once."""
+    """SHA-256 of files, remembered by size, times and inode so that big weights are read once.
+
+    The cache may be lost or damaged: files are then read again.
+    """
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self._known: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.exists() else {}
+        self._known: dict[str, list[Any]] = {}
+        with contextlib.suppress(UserError, OSError):
+            found = checked(read_json(cache), dict[str, Any], place="")
+            if SEAL in found:
+                self._known = checked(unsealed(found, place=""), dict[str, list[Any]], place="")
 
     def of(self, path: Path) -> str:
         """Hash of a file, or of all files below a folder by their relative names."""
@@ -266,12 +345,15 @@ class FileHashes:
             )
             return sha256_json({str(file.relative_to(path)): self.of(file) for file in files})
         stat = path.stat()
-        key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        key = str(path.resolve())
+        # Nobody can set the time of change: it tells a file that was altered and given its old time again.
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         entry = self._known.get(key)
-        if entry is None or entry[:2] != stamp:
+        if entry is None or entry[:-1] != stamp:
             self._known[key] = [*stamp, sha256_file(path)]
-            write_json(self._cache, self._known)
-        return str(self._known[key][2])
+            with contextlib.suppress(OSError):  # without the cache, files are read again
+                write_json(self._cache, sealed(self._known))
+        return str(self._known[key][-1])
 
 
 def remove(path: Path) -> None:

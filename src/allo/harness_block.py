@@ -8,6 +8,7 @@ from typing import Any
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, write_json
 from allo.console import say
 from allo.errors import UserError
+from allo.manifest import read_manifest, write_manifest
 
 SCHEMA = 1
 BLOCK = "harness"
@@ -78,12 +79,12 @@ def amended(run: RunFolder, path: Path) -> Iterator[None]:
     name = str(path.relative_to(run.path))
     before = hashes.of(path) if path.exists() else None
     yield
-    manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
+    manifest = read_manifest(run) or {"stages": {}}
     writers = [entry for entry in manifest["stages"].values() if entry["outputs"].get(name) == before]
     if before is not None and writers:
         for entry in writers:
             entry["outputs"][name] = hashes.of(path)
-        write_json(run.manifest, manifest)
+        write_manifest(run, manifest)
 
 
 def leave_block(path: Path) -> None:

@@ -17,7 +17,6 @@ from allo.artifacts import (
     FileHashes,
     RunFolder,
     held,
-    read_json,
     remove,
     sha256_json,
     write_atomic,
@@ -26,12 +25,13 @@ from allo.artifacts import (
 from allo.console import say
 from allo.errors import UserError
 from allo.harness_block import leave_block
+from allo.manifest import read_manifest, stages_done, write_manifest
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
 from allo.recipe.sources import Data, Source
 from allo.rounds import rounds_there
-from allo.stage import Stage, in_order, in_rounds
+from allo.stage import Stage, in_order, in_rounds, read_mark, remove_old_marks
 
 SCHEMA = 1
 _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
@@ -168,18 +168,33 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             raise UserError(
                 f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
             ) from error
-        _check_same_run(recipe, run)
-        resolved, text = run.path / "recipe.yaml", save_recipe(recipe)
-        if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
+        resolved, text = run.path / "recipe.yaml", save_recipe(recipe).encode()
+        is_resolved = resolved.is_file() and resolved.read_bytes() == text
+        _check_same_run(recipe, run, is_resolved=is_resolved)
+        if not is_resolved:
             write_atomic(resolved, text)
         _discard_left_out(recipe, run)
+        remove_old_marks(stages_of(recipe), run)
         yield run
 
 
-def _check_same_run(recipe: Recipe, run: RunFolder) -> None:
-    """A folder belongs to one recipe: another name, model or origin of data is another run."""
+def _check_same_run(recipe: Recipe, run: RunFolder, *, is_resolved: bool) -> None:
+    """A folder belongs to one recipe: another name, model or origin of data is another run.
+
+    If its record is damaged, the resolved recipe in the folder tells whether it `is_resolved` from this one.
+    """
     ours = _identity(recipe)
-    theirs = read_json(run.manifest)["identity"] if run.manifest.exists() else ours
+    try:
+        theirs = (read_manifest(run, advice="") or {"identity": ours})["identity"]
+    except UserError as error:
+        if not is_resolved:
+            raise UserError(
+                f"{error} Nothing else says that the folder is this recipe's (recipe.yaml differs). Restore the file, "
+                "or remove it to do every stage again."
+            ) from error
+        say(f"{error} It is removed: what was done is no longer known, so every stage is done again.")
+        remove(run.manifest)
+        return
     if theirs != ours:
         differing = next(key for key in ours if theirs.get(key) != ours[key])
         raise UserError(
@@ -214,11 +229,6 @@ def _manifest(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _entries(run: RunFolder) -> dict[str, Any]:
-    entries: dict[str, Any] = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
-    return entries
-
-
 @dataclass(frozen=True)
 class _Work:
     """One stage with what it depends on: if the hash of that is on record, the stage is done."""
@@ -235,7 +245,7 @@ class _Work:
 
     @property
     def is_done(self) -> bool:
-        entry = _entries(self.run).get(self.stage.name)
+        entry = stages_done(self.run).get(self.stage.name)
         return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
 
     def begin(self, *, force: bool) -> float:
@@ -245,12 +255,12 @@ class _Work:
         """
         begun, spent = self.stage.begun(self.run), 0.0
         begun.parent.mkdir(exist_ok=True)
-        earlier = read_json(begun) if begun.exists() else {}
-        if force or earlier.get("hash") != self.hash:
+        earlier = read_mark(begun)
+        if force or earlier is None or earlier.hash != self.hash:
             _discard(self.stage, self.run)
         else:
             saved = [file.stat().st_mtime for path in self.stage.leaves(self.run) for file in _files(path)]
-            spent = earlier["seconds"] + max(0.0, max(saved, default=0.0) - begun.stat().st_mtime)
+            spent = earlier.seconds + max(0.0, max(saved, default=0.0) - begun.stat().st_mtime)
         write_json(begun, {"hash": self.hash, "seconds": spent})
         return spent
 
@@ -311,9 +321,9 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
         "peak_memory_bytes": peak_memory(),
         "counts": counts,
     }
-    entries = _entries(run) | {stage.name: entry}
+    entries = stages_done(run) | {stage.name: entry}
     in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
-    write_json(run.manifest, _manifest(recipe) | {"stages": in_order})
+    write_manifest(run, _manifest(recipe) | {"stages": in_order})
     stage.begun(run).unlink()
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
@@ -353,10 +363,10 @@ def _files(path: Path) -> list[Path]:
 
 def _discard(stage: Stage, run: RunFolder) -> None:
     """Remove what the stage left behind under other settings, the record of it first."""
-    manifest = read_json(run.manifest) if run.manifest.exists() else {"stages": {}}
-    if manifest["stages"].pop(stage.name, None):
-        write_json(run.manifest, manifest)
-    stage.begun(run).unlink(missing_ok=True)
+    manifest = read_manifest(run)
+    if manifest and manifest["stages"].pop(stage.name, None):
+        write_manifest(run, manifest)
+    remove(stage.begun(run))
     for path in stage.leaves(run):
         leave_block(path) if path == run.evaluation else remove(path)
 

@@ -6,7 +6,9 @@ verifiers. None: the text comes from a server or the user, and its ids are made 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Required, TypedDict
+from typing import Any, Required
+
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 
 class Message(TypedDict, total=False):

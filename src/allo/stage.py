@@ -1,12 +1,15 @@
 """A stage of a run, and the stages of a run in rounds."""
 
+import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import RunFolder
+from allo.artifacts import RunFolder, read_as, remove
+from allo.errors import UserError
+from allo.manifest import stages_done
 from allo.recipe import Recipe
 from allo.rounds import of_round, round_name
 
@@ -55,6 +58,33 @@ class StageOfRound(Stage):
 
     def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         return super().run(recipe, RunFolder(run.path / round_name(self.number)))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The content of the file `Stage.begun`."""
+
+    hash: str
+    seconds: float
+
+
+def read_mark(path: Path) -> Mark | None:
+    """The mark of a stage that was begun; None if there is none, or none that can be read."""
+    with contextlib.suppress(UserError, OSError):
+        return read_as(path, Mark)
+    return None
+
+
+def remove_old_marks(stages: Sequence[Stage], run: RunFolder) -> None:
+    """Remove the marks of stages that were recorded as done just before a kill.
+
+    With such a mark, a stage whose files were damaged later would pass for one that was cut short.
+    """
+    done = stages_done(run)
+    for stage in stages:
+        mark = read_mark(stage.begun(run))
+        if stage.name in done and (mark is None or mark.hash == done[stage.name]["hash"]):
+            remove(stage.begun(run))
 
 
 def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:

@@ -7,14 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allo.core.metrics import pass_at_k
 from allo.errors import UserError
+from allo.json_forms import checked, unsealed
+from allo.json_text import parse_json
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Sampled(_Part):
@@ -93,6 +95,7 @@ class Cost(_Part):
     density: float
 
 
+AGAIN = "Remove the file; the comparison makes it again."
 ORIGIN = ("model", "dtype", "max_length", "chat", "sft", "data")
 """Recipe keys that every trial of a comparison shares."""
 
@@ -111,7 +114,7 @@ class TrialResult(_Part):
     versions: dict[str, Any]
     hardware: str | None
     cost: Cost
-    sets: dict[str, SetResult]
+    sets: dict[str, SetResult] = Field(min_length=1)
     kl: Kl | None
     chosen_drop: float | None
     losses: dict[str, list[float]] = {}
@@ -130,16 +133,16 @@ class TrialResult(_Part):
 
 def read_result(path: Path) -> TrialResult:
     """UserError where the file is not a whole trial; it names the file and what is wrong in it."""
-    try:
-        trial = TrialResult.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{path}: not a finished trial ({f'{where}: ' if where else ''}{first['msg']}). "
-            "Remove the file; the comparison makes it anew."
-        ) from error
+    place = f"{path}: not a finished trial"
+    trial = checked(read_record(path), TrialResult, place=place, advice=AGAIN)
     return trial.model_copy(update={"path": path})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The object in a trial's file, or in that of its failure. UserError where it is none, or damaged."""
+    place = f"{path}: not a finished trial"
+    content = parse_json(path.read_bytes(), place=place, advice=AGAIN)
+    return unsealed(checked(content, dict[str, Any], place=place, advice=AGAIN), place=place, advice=AGAIN)
 
 
 def read_results(folder: Path) -> list[TrialResult]:

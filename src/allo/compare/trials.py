@@ -12,7 +12,10 @@ from pydantic import ValidationError
 
 from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
+from allo.compare.results import read_record, read_result
 from allo.errors import DivergedError, UserError
+from allo.json_forms import sealed
+from allo.manifest import stages_done
 from allo.pipeline import named_files, run_all, stages_of, value_at
 from allo.recipe import Recipe
 from allo.recipe.text import place
@@ -102,7 +105,7 @@ class Comparison:
                     for t in trials
                     if self.file(t).parent == folder
                 }
-                if json.dumps(read_json(file)["settings"], sort_keys=True) not in settings:
+                if json.dumps(read_record(file).get("settings"), sort_keys=True) not in settings:
                     aside = _made(self.path / "superseded" / folder.name / file.name)
                     os.replace(file, aside)
 
@@ -123,12 +126,17 @@ class Comparison:
         return {str(path): hashes.of(path) for path in named if path.exists()}
 
     def result(self, trial: Trial, recipe: Recipe) -> dict[str, Any] | None:
-        """The trial's result, or the record of its failure, where one of the same recipe and files is there."""
+        """The trial's result, or the record of its failure, where one of the same recipe and files is there.
+
+        UserError for a file that is neither, or damaged.
+        """
         files = self.files(recipe)
         for file in (self.file(trial), self.failure_file(trial)):
             if file.exists():
-                found: dict[str, Any] = read_json(file)
+                found = read_record(file)
                 if _is_of(found.get("recipe", {}), recipe) and found.get("files", files) == files:
+                    if "failed" not in found:
+                        read_result(file)
                     return found
         return None
 
@@ -188,17 +196,17 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
     try:
         run = run_all(_in(recipe, work), until="evaluate")
     except DivergedError as error:
-        write_json(_made(comparison.failure_file(trial)), head | {"failed": str(error)})
+        write_json(_made(comparison.failure_file(trial)), sealed(head | {"failed": str(error)}))
         remove(comparison.file(trial))
         remove(work)
         return
-    evaluated, stages = read_json(run.evaluation), read_json(run.manifest)["stages"]
+    evaluated, stages = read_json(run.evaluation), stages_done(run)
     made_with = {key: stages["evaluate"][key] for key in ("commit", "dirty", "versions", "hardware")}
     if "start" in evaluated["models"]:
         start = head | {"method": START, "settings": {}} | made_with | _figures(evaluated, "start", {})
-        write_json(_made(comparison.start_file(trial)), start)
+        write_json(_made(comparison.start_file(trial)), sealed(start))
     figures = _figures(evaluated, "aligned", _trained(stages)) | {"losses": _losses(recipe, run)}
-    write_json(_made(comparison.file(trial)), head | made_with | figures)
+    write_json(_made(comparison.file(trial)), sealed(head | made_with | figures))
     remove(comparison.failure_file(trial))
     remove(work)
 
@@ -232,7 +240,7 @@ def _losses(recipe: Recipe, run: RunFolder) -> dict[str, list[float]]:
         name: [
             row["loss"]
             for row in map(json.loads, (folder / METRICS).read_text().splitlines())
-            if "loss" in row
+            if row.get("loss") is not None
         ]
         for name, folder in training_folders(recipe, run).items()
         if (folder / METRICS).exists()

@@ -1,12 +1,13 @@
 """Several processes that prepare and run trials, and one line for each that ends."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from allo import console
@@ -90,9 +91,18 @@ def workers(comparison: Comparison, *, jobs: int) -> Iterator[Workers]:
 
 
 def _begin(threads: int) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(min(threads, torch.get_num_threads()))
+
+
+def _end_with_the_parent() -> None:
+    """End this process at once when its parent has ended, however that came; what is done is kept."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()  # returns at the end of a pipe that the parent alone holds open
+    os._exit(1)
 
 
 def _quietly(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:

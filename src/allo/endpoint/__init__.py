@@ -146,7 +146,7 @@ def ask(
     settings = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
     asked = ["chat", endpoint.base_url, endpoint.model, settings]
     hashes = {each.id: sha256_json([*asked, each.messages]) for each in questions}
-    lines = ResumableLines(path, suffix=SUFFIX)
+    lines = ResumableLines(path, suffix=SUFFIX, in_order=False)  # paid for: a damaged one alone is lost
     known = _kept_replies(lines, aloud=True)
     todo = [each for each in questions if hashes[each.id] not in known]
     failed = asyncio.run(_ask_all(endpoint, todo, hashes, settings, lines)) if todo else {}

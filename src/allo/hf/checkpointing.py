@@ -2,25 +2,36 @@
 
 import json
 import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from allo.artifacts import read_as, read_json, remove, sha256_file, sync, sync_all, write_json, written_aside
+from allo.console import say
+from allo.core.fingerprints import combine, digests
+from allo.core.ranks import rank
 from allo.core.selected import SelectedWeights
+from allo.errors import UserError
 
 SELECTED_FILE = "selected.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 SCHEDULER_FILE = "scheduler.safetensors"
 RNG_FILE = "rng.safetensors"
 LOSS_FILE = "loss.safetensors"
-# Written last into a checkpoint: without it the checkpoint was cut short, and is not resumed from.
+STATE_FILE = "trainer_state.json"  # transformers' own
+# Written last into a checkpoint, with the digests of its files: without it the checkpoint was cut short, and is not
+# resumed from.
 COMPLETE_FILE = "complete"
+_DIGEST = "digest"
 
 
 class CheckpointedTrainer(Trainer):
@@ -90,10 +101,99 @@ class CheckpointedTrainer(Trainer):
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+@dataclass(frozen=True)
+class _Complete:
+    """The content of a checkpoint's mark: the SHA-256 of each file."""
+
+    files: dict[str, str]
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as written to its end, once all of it is on disk."""
+    sync_all(checkpoint)
+    sync(checkpoint.parent)
+    files = {path.name: sha256_file(path) for path in sorted(checkpoint.iterdir())}
+    write_json(checkpoint / COMPLETE_FILE, {"files": files})
+
+
 def whole_checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> checkpoint that was written to its end, in order of the steps."""
-    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
+    found = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name)
+    }
     return {step: found[step] for step in sorted(found) if (found[step] / COMPLETE_FILE).exists()}
+
+
+def last_sound_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint whose files have the digests in its mark; those after it are removed.
+
+    Says which are damaged; one that a kill cut short is nothing to be told of.
+    """
+    whole = whole_checkpoints(folder)
+    is_first = rank() == 0  # the other processes come to the same end, and remove nothing
+    for path in set(folder.glob("checkpoint-*")) - set(whole.values()) if is_first else ():
+        remove(path)
+    for checkpoint in reversed(whole.values()):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        if is_first:
+            say(f"{checkpoint}: damaged ({damage}): removed, training goes on from the one before it")
+            remove_checkpoint(checkpoint)
+    return None
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Its mark goes first, so that what a kill leaves of it is not resumed from."""
+    if checkpoint.is_dir():
+        remove(checkpoint / COMPLETE_FILE)
+    remove(checkpoint)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """The first thing that is wrong with a checkpoint, or with the best one before it, which its end will need."""
+    try:
+        files = read_as(checkpoint / COMPLETE_FILE, _Complete, advice="").files
+    except (UserError, OSError) as error:
+        return str(error).rstrip(".")
+    if missing := {SELECTED_FILE, STATE_FILE} - files.keys():
+        return f"its mark lacks {min(missing)}"
+    for name, digest in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if sha256_file(path) != digest:
+            return f"{name} is not what was written"
+    best = read_json(checkpoint / STATE_FILE)["best_model_checkpoint"]
+    if best is None or Path(best).name == checkpoint.name:
+        return None
+    damage = _damage(checkpoint.parent / Path(best).name)
+    return damage and f"the best one, {Path(best).name}, is: {damage}"
+
+
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor], *, key: str = "") -> None:
+    """Write tensors that a later process may go on with, under a key that says what they are made from."""
+    metadata = {"key": key, _DIGEST: combine(digests(tensors.items()))}
+    with written_aside(path) as part:
+        save_file(dict(tensors), part, metadata)
+
+
+def kept_tensors(path: Path, *, key: str = "") -> dict[str, Tensor] | None:
+    """What `keep_tensors` wrote under this key; None if that is not there, or damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError):
+        metadata, tensors = {}, {}
+    if metadata.get(_DIGEST) != combine(digests(tensors.items())):
+        say(f"{path}: damaged: made again")
+        return None
+    return tensors if metadata.get("key") == key else None
 
 
 def save_tree(path: Path, tree: Any) -> None:

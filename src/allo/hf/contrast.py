@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from allo.artifacts import RunFolder, read_jsonl, written_aside
+from allo.artifacts import RunFolder, read_jsonl
 from allo.core.param_mask import ParamMask
 from allo.hf.arguments import training_arguments
+from allo.hf.checkpointing import keep_tensors, kept_tensors
 from allo.hf.collate import SIDES
 from allo.hf.start import load_start
 from allo.hf.trainer import SftTrainer
@@ -23,7 +22,7 @@ def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) ->
     that was cut short goes on. Returns the bytes of training state, of which one side's lies in memory at a
     time: 0 where nothing was left to train.
     """
-    missing = [side for side in sides if not side_weights(run, side).exists()]
+    missing = [side for side in sides if kept_tensors(side_weights(run, side)) is None]
     return max((_train_side(recipe, run, side, side_weights(run, side)) for side in missing), default=0)
 
 
@@ -65,7 +64,6 @@ def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
     )
     train(trainer)
     masters = trainer.selected.masters()
-    with written_aside(path) as part:
-        save_file({name: masters[name].reshape(shapes[name]).contiguous() for name in shapes}, part)
+    keep_tensors(path, {name: masters[name].reshape(shapes[name]).contiguous() for name in shapes})
     remove_checkpoints(path.parent)
     return state_bytes(trainer)

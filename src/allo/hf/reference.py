@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo.artifacts import written_aside
 from allo.console import track
 from allo.core.fingerprints import combine, digests
 from allo.core.ranks import rank, sum_over_ranks
+from allo.hf.checkpointing import keep_tensors, kept_tensors
 from allo.hf.collate import Batch
 from allo.hf.micro_batches import own_share
 from allo.hf.policy import per_token_logps
@@ -39,13 +37,13 @@ def add_reference(
     taken from there; otherwise it is written.
     """
     key = _key(model, rows, batches, collate)
-    logps = _read(file, key)
+    kept = kept_tensors(file, key=key)
+    logps = None if kept is None else kept["logps"]
     missing = sum_over_ranks(torch.tensor(float(logps is None), device=model.device))
     if missing or logps is None:
         logps = _compute(model, rows, batches, collate)
         if rank() == 0:
-            with written_aside(file) as part:
-                save_file({"logps": logps}, part, metadata={"key": key})
+            keep_tensors(file, {"logps": logps}, key=key)
     start = 0
     for row in rows:
         for side in _sides(row):
@@ -95,10 +93,3 @@ def _key(
     batched = [repr(collate), [[row["number"] for row in part] for part in batches]]
     data = hashlib.sha256(json.dumps([ids, batched]).encode()).hexdigest()
     return f"{data} {combine(digests(model.named_parameters()))}"
-
-
-def _read(file: Path, key: str) -> Tensor | None:
-    if not file.exists():
-        return None
-    with safe_open(file, "pt") as stored:
-        return stored.get_tensor("logps") if stored.metadata()["key"] == key else None

@@ -9,20 +9,32 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from allo.artifacts import read_json, sha256_json
+from allo.artifacts import read_as, sha256_json
 from allo.core.edit_distance import nearest
 from allo.errors import UserError
 from allo.hf.models import Model, Tokenizer, check_folder, load_model, load_tokenizer
 from allo.hf.policy import check_head
 from allo.hf.start import DTYPES
 from allo.hf.tokenization import Tokenized, cut_left, prompt_ids
+from allo.recipe.numbers import Count
 from allo.records import Wrong
 from allo.wording import WORDING, ask_for_rewrite
 
 RECORD = "rewriter.json"
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """Keys of a rewriter's record on which its use depends. `tokenizer`: the hash of all that decides a text's ids."""
+
+    wording: int
+    tokenizer: str
+    model: str
+    max_length: Count
+    dtype: Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,12 @@ def load_rewriter(
 ) -> Rewriter:
     """The rewriter that `allo rewriter train` wrote; raises `UserError` as `check_rewriter` does."""
     record = check_rewriter(folder, tokenizer, policy=policy, max_length=max_length)
-    model = load_model(folder, dtype=DTYPES[record["dtype"]], device=device)
+    model = load_model(folder, dtype=DTYPES[record.dtype], device=device)
     check_head(model)
-    return Rewriter(model, load_tokenizer(folder), record["max_length"])
+    return Rewriter(model, load_tokenizer(folder), record.max_length)
 
 
-def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_length: int) -> dict[str, Any]:
+def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_length: int) -> Record:
     """The rewriter's record; see `load_rewriter`.
 
     Raises `UserError` for a folder that is no rewriter, was trained with other words or another tokenizer than the
@@ -55,28 +67,28 @@ def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_lengt
         raise UserError(
             f"score.rewriter: {folder} has no {RECORD}, so it is no rewriter; make one with `allo rewriter train`."
         )
-    record: dict[str, Any] = read_json(folder / RECORD)
-    if record["wording"] != WORDING:
+    record = read_as(folder / RECORD, Record, advice="Train it again with `allo rewriter train`.")
+    if record.wording != WORDING:
         raise UserError(
-            f"score.rewriter: {folder} was trained with wording {record['wording']}, and this version of allo asks with "
+            f"score.rewriter: {folder} was trained with wording {record.wording}, and this version of allo asks with "
             f"wording {WORDING}: train it again with `allo rewriter train`."
         )
     check_folder(folder, folder)
     own = load_tokenizer(folder)
-    if tokenizer_hash(own) != record["tokenizer"]:
+    if tokenizer_hash(own) != record.tokenizer:
         raise UserError(
             f"score.rewriter: {folder}: the tokenizer's files have changed since it was trained; "
             "train it again with `allo rewriter train`."
         )
-    if tokenizer_hash(tokenizer) != record["tokenizer"]:
+    if tokenizer_hash(tokenizer) != record.tokenizer:
         raise UserError(
-            f"score.rewriter: {folder} was trained on {record['model']} with another tokenizer than that of {policy}; they "
+            f"score.rewriter: {folder} was trained on {record.model} with another tokenizer than that of {policy}; they "
             f"differ in {', '.join(_differences(own, tokenizer))}. Its probabilities belong to other tokens: train a "
             "rewriter on a model that has the policy's tokenizer."
         )
-    if record["max_length"] <= max_length:
+    if record.max_length <= max_length:
         raise UserError(
-            f"score.rewriter: {folder} was trained on rows of {record['max_length']} tokens, which must be more than the "
+            f"score.rewriter: {folder} was trained on rows of {record.max_length} tokens, which must be more than the "
             f"recipe's max_length, {max_length}: train it with a larger max_length."
         )
     return record

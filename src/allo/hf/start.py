@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.artifacts import RunFolder, give_default_mode, read_json, sha256_file, write_json
+from allo.artifacts import RunFolder, give_default_mode, read_as, sha256_file, sync_all, write_json
 from allo.checkpoints import Checkpoint, refuse_adapter
 from allo.core.fingerprints import Digest, combine
 from allo.core.finite import check_finite
@@ -118,6 +118,13 @@ def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerB
     return tokenizer
 
 
+@dataclass(frozen=True)
+class _Day:
+    """The content of `date.json`: a date in ISO form."""
+
+    date: str
+
+
 def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
     """Give a chat template that asks for it the run's date, and return it.
 
@@ -128,13 +135,19 @@ def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
     file = run.start / "date.json"
     if not file.is_file():
         write_json(file, {"date": templates.today().isoformat()})
-    day: str = read_json(file)["date"]
-    templates.use_date(tokenizer, date.fromisoformat(day))
-    return day
+    advice = f"Remove {run.start}: its run begins again, with today's date."
+    try:
+        day = date.fromisoformat(read_as(file, _Day, advice=advice).date)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}. {advice}") from error
+    templates.use_date(tokenizer, day)
+    return day.isoformat()
 
 
 def read_start(run: RunFolder) -> Start:
-    start = Start(**read_json(run.start / "start.json"))
+    start = read_as(
+        run.start / "start.json", Start, advice="Start its run again: the first stage is done again."
+    )
     return replace(start, model=os.path.normpath(run.path / start.model))
 
 
@@ -196,5 +209,6 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
             f"{type(model).__name__} stores its weights under other names than it trains them "
             f"(first: {min(live ^ stored)}), which allo does not support."
         )
+    sync_all(part)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from allo.core.selected import SelectedWeights
-from allo.hf.checkpointing import COMPLETE_FILE
+from allo.hf.checkpointing import mark_complete
 
 
 class WriteBack(TrainerCallback):
@@ -31,4 +31,4 @@ class WriteBack(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -40,7 +40,7 @@ def token_credit(path: Path, wrong: Iterable[Mapping[str, Any]]) -> TokenCredit:
                 if sample.wrong is not None:
                     for name, scores in ({scorer: sample.scores} | sample.beside).items():
                         truths[name] += zip(scores, (not one for one in sample.wrong), strict=True)
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(
             f"{path}: not a table of token scores ({error}). Run the score stage again."
         ) from error

@@ -1,21 +1,23 @@
 """A run folder, read into a RunView; the report's only reading, and its only source of user errors."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from allo.artifacts import sha256_answers
 from allo.errors import UserError
+from allo.json_forms import checked, unsealed
+from allo.json_text import parse_json
 from allo.report.credit import token_credit
 from allo.report.run_view import DensityRow, Evaluation, Judged, Manifest, RunView, Side, TokenCredit
 from allo.rounds import rounds_there
 
 SCHEMA = 1
+
+_AGAIN = "Delete it and run its stage again."
 
 T = TypeVar("T")
 
@@ -73,41 +75,29 @@ def _answers_sha256(side: Side, set: str, evaluation: Evaluation) -> str | None:
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Delete it and run its stage again.") from error
+    content = parse_json(path.read_bytes(), place=str(path), advice=_AGAIN, lenient=True)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise UserError(
             f"{path}: `schema` is {schema!r}; this version of allo reads {SCHEMA}. "
             "Write the file again with this version."
         )
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path}: `{key}`: {first['msg']}. Delete the file and run its stage again."
-        ) from error
+    return checked(unsealed(content, place=str(path), advice=_AGAIN), kind, place=str(path), advice=_AGAIN)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}:{number}: not valid JSON ({error}). Run the stage that writes it again."
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: found {line[:40]!r}, expected one JSON object a line.")
-        rows.append(row)
-    return rows
+    advice = "Run the stage that writes it again."
+    return [
+        checked(
+            parse_json(line, place=place, advice=advice, lenient=True),
+            dict[str, Any],
+            place=place,
+            advice=advice,
+        )
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
+        if line.strip()
+        for place in [f"{path}:{number}"]
+    ]
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -153,7 +153,7 @@ def _work_folder(out: Path, made_from: Any) -> Path:
     """Where checkpoints lie until the rewriter stands; emptied where they are of other settings."""
     work, key = out.with_name(f"{out.name}.training"), sha256_json(made_from)
     begun = work / "begun"
-    if not begun.is_file() or begun.read_text() != key:
+    if not begun.is_file() or begun.read_bytes() != key.encode():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_atomic(begun, key)

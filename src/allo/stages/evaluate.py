@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import ResumableLines, RunFolder, read_json, write_json
+from allo.artifacts import ResumableLines, RunFolder, write_json
 from allo.checkpoints import fingerprint
 from allo.console import track
 from allo.core.metrics import bootstrap
@@ -20,6 +20,7 @@ from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
 from allo.hf.start import load_start, read_start
 from allo.hf.tokenization import Tokenized, tokenize
+from allo.manifest import stages_done
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
 from allo.records import Completion, Prompt
@@ -312,8 +313,7 @@ def _kl(
 
 def _cost(run: RunFolder, name: str) -> dict[str, Any]:
     """What making the model took: the trained weights, seconds and state of the stages behind it."""
-    stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
-    done = [entry for stage, entry in stages.items() if _is_behind(name, stage)]
+    done = [entry for stage, entry in stages_done(run).items() if _is_behind(name, stage)]
     counts = [entry["counts"] for entry in done]
     return {
         "trained_weights": max((count.get("trained_weights", 0) for count in counts), default=0),
