@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allo.core.final_answer import extract_final_answer
 from allo.core.answers import same_answer, verify_choice, verify_final_answer
+from allo.core.final_answer import extract_final_answer
 from allo.errors import UserError
 
 

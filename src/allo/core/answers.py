@@ -136,7 +136,7 @@ def _is_mathematics(text: str) -> bool:
     if (
         len(text) > _LONGEST_EXPRESSION
         or text.count("^") > 8
-        or re.search(r"\^\s*\{?[^}]*\^|\^\s*\{?\d{4}|\d{40}|\d{4}!", text)
+        or re.search(r"\^\s*\{?[^}]*\^|\^\s*\{?\d{4}|\d{40}|\d{4}!|!.*[!^]|\^.*!", text)
     ):
         return False  # towers of powers and huge numbers keep a computer-algebra system busy for ever
     bare_text = re.sub(r"\\(?:begin|end)\s*\{\w+\}|\\[A-Za-z]+", " ", LATEX_TEXT.sub(" ", text))

@@ -22,16 +22,24 @@ _REMARK = re.compile(
     (?=\s*(?:[,;:.!?)*]|$|and\b|as\b|because\b|since\b|for\b|if\b|when\b|with\b|by\b|but\b|so\b|expected\b|wanted\b))""",
     re.IGNORECASE | re.VERBOSE,
 )
-_WRONG = re.compile(r"[\s:*_]*(?:\w+\s+)?(?:wrong|incorrect|not\s+(?:correct|right)|invalid)\b", re.IGNORECASE)
+_WRONG = re.compile(
+    r"[\s:*_]*(?:\w+\s+)?(?:wrong|incorrect|not\s+(?:correct|right)|invalid)\b", re.IGNORECASE
+)
 _RETRACTION = re.compile(
     r"(?:^|[.!?\n])\s*(?:no|wait|actually|hmm+|oops|sorry|but|however)\b[^.!?\n]{0,60}$", re.IGNORECASE
 )
-_LEAD_IN = re.compile(r"\s*(?:as follows|(?:given|shown|stated)\s+below|the following|below)\s*[:.]?[\s*_]*$", re.I)
+_LEAD_IN = re.compile(
+    r"\s*(?:(?:as follows|(?:given|shown|stated)\s+below)\s*[:.]?|(?:the following|below)\s*:)[\s*_]*$", re.I
+)
 _BULLET = re.compile(r"\s*(?:[-*•+–]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
 _TAG = re.compile(r"</?(?:answer|final_answer|final|result|b|i|strong|em|code)>", re.IGNORECASE)
 _TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNORECASE)
-_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|multline)\*?\}")
-_END_OF_TURN = re.compile(r"<\|(?:im_end|eot_id|end|endoftext|return|end_of_text)\|>|</s>|<end_of_turn>|<eos>")
+_ENVIRONMENT = re.compile(
+    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|multline)\*?\}"
+)
+_END_OF_TURN = re.compile(
+    r"<\|(?:im_end|eot_id|end|endoftext|return|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
+)
 _EMPHASIS = re.compile(r"\*\*([^*]+)\*\*")
 _MATHEMATICS = {"$$": "$$", "\\[": "\\]"}
 _MARK = "\\s\u2705\u2713\u2714\u2611\U0001f389\U0001f44d\U0001f44f\U0001f64c\U0001f60a\ufe0f"
@@ -100,8 +108,9 @@ def bare(text: str) -> str:
         .removesuffix("\\)")
         .strip(' *_`"“”')
     )
-    while len(text) > 1 and text[0] == text[-1] == "$":
-        text = text[1:-1].strip()
+    for _ in range(2):
+        if len(text) > 1 and text[0] == text[-1] == "$":
+            text = text[1:-1].strip()
     return _EMPHASIS.sub(r"\1", text.rstrip(".").strip())
 
 
@@ -110,7 +119,8 @@ def _block(rest: str) -> str | None:
     if tagged := _TAGGED.match(rest):
         rest = " ".join(re.split(rf"</{tagged[1]}>", rest[tagged.end() :], maxsplit=1, flags=re.I)[0].split())
     lines = rest.split("\n")
-    lines[0] = _LEAD_IN.sub("", lines[0].removesuffix("\r"))
+    if any(map(str.strip, lines[1:])):
+        lines[0] = _LEAD_IN.sub("", lines[0].removesuffix("\r"))
     lines = [_EMPHASIS.sub(r"\1", line) for line in lines]
     place = next((at for at, line in enumerate(lines) if line.strip(" \t\r:*_")), None)
     if place is None:
@@ -122,7 +132,9 @@ def _block(rest: str) -> str | None:
     elif place and (_is_numbered(following) or (not first[0].isdigit() and _BULLET.fullmatch(first))):
         items = takewhile(bool, (_BULLET.fullmatch(one) for one in following))
         line = ", ".join(item[1].strip() for item in items if item)
-    elif (closing := _MATHEMATICS.get(first[:2])) and closing in (block := " ".join((first, *following[1:]))[2:]):
+    elif (closing := _MATHEMATICS.get(first[:2])) and closing in (
+        block := " ".join((first, *following[1:]))[2:]
+    ):
         line = block[: block.index(closing)]
     else:
         line = first

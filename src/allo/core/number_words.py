@@ -2,11 +2,29 @@
 
 import re
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUES = {
     **{word: value for value, word in enumerate(_SMALL)},
     **{word: 10 * (place + 2) for place, word in enumerate(_TENS)},
@@ -19,7 +37,9 @@ _PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
     "tenth": 10,
 }  # fmt: skip
-_UNDER_HUNDRED = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-]+(?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(reversed(_SMALL))})"
+_UNDER_HUNDRED = (
+    rf"(?:(?:{'|'.join(_TENS)})(?:[\s-]+(?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(reversed(_SMALL))})"
+)
 _AND = r"(?:,?\s+(?:and\s+)?)"
 _NUMBER = (
     rf"(?:{_UNDER_HUNDRED}|an?(?=\s+(?:{'|'.join(SCALES)})\b))"
@@ -31,7 +51,9 @@ _FRACTION = re.compile(
 )
 _HALVES = re.compile(r"\bhalves\b", re.IGNORECASE)
 _AND_FRACTION = re.compile(r"(\d)\s+and\s+(?=\d/\d)")
-_BEFORE_ONE = re.compile(r"\s*(?:(?:about|exactly|only|just|is|equals|minus|negative|[-$£€¥₹])\s*)*", re.IGNORECASE)
+_BEFORE_ONE = re.compile(
+    r"\s*(?:(?:about|exactly|only|just|is|equals|minus|negative|[-$£€¥₹])\s*)*", re.IGNORECASE
+)
 
 
 def in_digits(text: str) -> str:
@@ -48,7 +70,11 @@ def is_only_number_words(text: str) -> bool:
 
 
 def _fraction(found: re.Match[str]) -> str:
-    if found[2].lower() in ("quarter", "fourth") and "-" not in found[0] and found[1].lower() not in ("a", "one"):
+    if (
+        found[2].lower() in ("quarter", "fourth")
+        and "-" not in found[0]
+        and found[1].lower() not in ("a", "one")
+    ):
         return found[0]  # three quarters may be coins
     over = _VALUES.get(found[1].lower(), 1)
     return f"{over}/{_PARTS[found[2].lower()]}"

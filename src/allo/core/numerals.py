@@ -100,7 +100,9 @@ def _plain(text: str) -> str:
     for written, plain in (("{,}", ","), ("\\,", " "), ("\\ ", " "), ("\\$", "$"), ("\\%", "%"), ("’", "'")):
         text = text.replace(written, plain)
     text = re.sub(r"\^\s*\{?\\circ\}?", "°", text)
-    text = re.sub(r"^\s*(?:[~≈∼#]|\\approx|\\sim)\s*(?=[-\d.$£€¥₹])|\b(?:No|Nr|no|nr)\.\s*(?=\d)|№\s*(?=\d)", "", text)
+    text = re.sub(
+        r"^\s*(?:[~≈∼#]|\\approx|\\sim)\s*(?=[-\d.$£€¥₹])|\b(?:No|Nr|no|nr)\.\s*(?=\d)|№\s*(?=\d)", "", text
+    )
     text = re.sub(r"\b(approx|ca)\.", r"\1", text)
     text = re.sub(r"^\s*(?:minus|negative)\s+(?=[\d.$£€¥])", "-", text, flags=re.IGNORECASE)
     return text.strip().rstrip(".").strip()

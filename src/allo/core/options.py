@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from allo.core.final_answer import MARKS, SENTENCE_END, bare, last_boxed
+from allo.core.final_answer import LONGEST, MARKS, SENTENCE_END, bare, last_boxed
 from allo.core.numerals import parse_quantity
 from allo.core.phrases import denies, shorter_readings, without_hedges
 
@@ -42,7 +42,9 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
     if {identity(choice) for choice in choices} == {"yes", "no"} and (said := _YES_OR_NO.match(sentence)):
         return {said[1].lower()}  # in what follows, "no" is a common word
     named = set[str]()
-    for reading in dict.fromkeys((sentence, *shorter_readings(sentence), whole)):  # an option may be a check mark
+    for reading in dict.fromkeys(
+        (sentence, *shorter_readings(sentence), whole)
+    ):  # an option may be a check mark
         named = _written(bare(reading), choices) or _named(reading, choices) or named
         if len(named) == 1:
             break
@@ -76,7 +78,7 @@ def _sentence(line: str, choices: Sequence[str]) -> str:
     spans = [
         found.span()
         for choice in choices
-        if len(words := re.findall(r"[^\s.]+", choice)) > 1
+        if len(choice) <= LONGEST and len(words := re.findall(r"[^\s.]+", choice)) > 1
         for found in re.finditer(_with_stops(words), line, re.IGNORECASE)
     ]
     for end in SENTENCE_END.finditer(line):
@@ -105,7 +107,9 @@ def _equal_numbers(text: str, choices: Sequence[str]) -> set[str]:
     if said is None:
         return set()
     if all(map(_ROMAN.fullmatch, map(_exact, choices))):
-        return {identity(choice) for choice in choices if said.value == _roman(_exact(choice)) and not said.unit}
+        return {
+            identity(choice) for choice in choices if said.value == _roman(_exact(choice)) and not said.unit
+        }
     return {identity(choice) for choice in choices if parse_quantity(choice, words=True) == said}
 
 

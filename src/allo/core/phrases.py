@@ -30,7 +30,8 @@ _DENIED_LAST = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CONTRACTED = re.compile(
-    r"\b(?:is|are|was|were|do|does|did|has|have|had|ca|could|would|should|wo|must|need)n['’]?t\b", re.IGNORECASE
+    r"\b(?:is|are|was|were|do|does|did|has|have|had|ca|could|would|should|wo|must|need)n['’]?t\b",
+    re.IGNORECASE,
 )
 _DENIAL = re.compile(
     r"\b(?:not|neither|nor|never|none|cannot|except|wrong|incorrect|false|unlikely|excluded|eliminated)\b|[❌✗✘✖🚫]",

@@ -10,7 +10,9 @@ _PLAIN = {
     **dict.fromkeys("、،", ", "),
     **dict.fromkeys("【〔〖「『", "("),
     **dict.fromkeys("】〕〗」』", ")"),
-    **dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f", " "),
+    **dict.fromkeys(
+        "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f", " "
+    ),
     **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff", ""),
     "٫": ".",
     "٬": ",",

@@ -33,7 +33,9 @@ DEFAULT: tuple[Marker, ...] = (
 
 # The channels of gpt-oss: what is not in the final one is a thought. The second form has lost its special tokens.
 _CHANNEL = re.compile(r"<\|start\|>\s*assistant|<\|channel\|>", re.IGNORECASE)
-_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>", re.IGNORECASE)
+_FINAL = re.compile(
+    r"<\|channel\|>\s*final\b[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>", re.IGNORECASE
+)
 _END_OF_MESSAGE = re.compile(r"<\|(?:return|end|start|channel|call)\|>", re.IGNORECASE)
 _BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z\"'(“‘])")
 _BARE_FINAL = "assistantfinal"
@@ -108,7 +110,9 @@ def declared_markers(tokenizer_config: Mapping[str, Any]) -> tuple[Marker, ...]:
         field = fields.get(name) if isinstance(fields, dict) else None
         if isinstance(field, dict):
             found += [
-                Marker(opens, closes) for opens in _literals(field, "open") for closes in _literals(field, "close")
+                Marker(opens, closes)
+                for opens in _literals(field, "open")
+                for closes in _literals(field, "close")
             ]
     return tuple(dict.fromkeys((*DEFAULT, *found)))
 

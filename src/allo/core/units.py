@@ -5,7 +5,16 @@ math-verify removes units instead of comparing them, so that 5 cm is 5 m; pint k
 
 import re
 
-_PREFIXES = {"k": "kilo", "M": "mega", "G": "giga", "T": "tera", "m": "milli", "µ": "micro", "μ": "micro", "n": "nano"}
+_PREFIXES = {
+    "k": "kilo",
+    "M": "mega",
+    "G": "giga",
+    "T": "tera",
+    "m": "milli",
+    "µ": "micro",
+    "μ": "micro",
+    "n": "nano",
+}
 _SCIENTIFIC = {
     "m": "meter", "g": "gram", "L": "liter", "l": "liter", "s": "second", "W": "watt", "V": "volt", "A": "ampere",
     "J": "joule", "Hz": "hertz", "Pa": "pascal", "N": "newton", "Wh": "watt hour", "eV": "electronvolt",
@@ -14,8 +23,16 @@ _SCIENTIFIC = {
 # Symbols, in which case tells apart: mW is no MW.
 _SYMBOLS = {
     **_SCIENTIFIC,
-    **{short + symbol: long + name for short, long in _PREFIXES.items() for symbol, name in _SCIENTIFIC.items()},
-    **{short + symbol: long + _SCIENTIFIC[symbol] for short, long in (("c", "centi"), ("d", "deci")) for symbol in "mgLl"},
+    **{
+        short + symbol: long + name
+        for short, long in _PREFIXES.items()
+        for symbol, name in _SCIENTIFIC.items()
+    },
+    **{
+        short + symbol: long + _SCIENTIFIC[symbol]
+        for short, long in (("c", "centi"), ("d", "deci"))
+        for symbol in "mgLl"
+    },
     "h": "hour",
     "°": "degree",
 }
@@ -65,7 +82,7 @@ def read_unit(text: str) -> tuple[str, ...] | None:
     text = re.sub(r"\bper[ -]cent\b", "percent", text, flags=re.IGNORECASE)
     text = re.sub(r"[-·⋅]", " ", _POWER.sub(_power_first, re.sub(r"\s*/\s*", " per ", text)))
     pieces = [piece.strip(",") for piece in re.sub(r"\b(sq|cu|Rs|rs|approx)\.", r"\1", text).split()]
-    if not all(_WORD.fullmatch(piece) for piece in pieces):
+    if not pieces or not all(_WORD.fullmatch(piece) for piece in pieces):
         return None
     first = pieces[0]
     if attached and len(first) == 1 and first.isalpha() and first not in "mgLlsh":
@@ -75,7 +92,9 @@ def read_unit(text: str) -> tuple[str, ...] | None:
     names = [name for piece in pieces for name in _name(piece, last=piece is pieces[-1])]
     if attached and first.isalpha() and names[0] not in _MEASURES | _COINS | {"am", "pm"}:
         return None
-    return tuple("per" if name in _REPEATED and at < len(names) - 1 else name for at, name in enumerate(names))
+    return tuple(
+        "per" if name in _REPEATED and at < len(names) - 1 else name for at, name in enumerate(names)
+    )
 
 
 def currency(sign: str) -> tuple[str, ...]:
