@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from allo.core.final_answer import SENTENCE_END, announced_line, bare, first_sentence
+from allo.core.final_answer import LONGEST, SENTENCE_END, announced_line, bare, first_sentence
 from allo.core.number_words import is_only_number_words
 from allo.core.numerals import Quantity, parse_quantity
 from allo.core.options import LATEX_TEXT, identity, named_options
@@ -74,6 +74,8 @@ def same_answer(found: str, gold: str) -> bool:
     compared with an answer that holds several. Mathematics goes to math-verify.
     """
     found, gold = plain(found).strip(), plain(gold).strip()
+    if max(len(found), len(gold)) > LONGEST:
+        return found == gold
     if _words(found) != _words(gold):
         found = without_hedges(affirmed(found))
     found, gold = _result(found, beside=gold), _result(gold, beside=found)
@@ -123,9 +125,9 @@ def _result(text: str, *, beside: str) -> str:
 
 def _words(text: str) -> str:
     r"""Words as they are compared: no case, no \text{...}, no articles, no punctuation at a word's end."""
-    bare_text = LATEX_TEXT.sub(r"\1", text).replace("$", "").casefold()
+    bare_text = " ".join(LATEX_TEXT.sub(r"\1", text).replace("$", "").casefold().split())
     bare_text = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", bare_text)  # p.m. is pm
-    bare_text = re.sub(r"\s*:\s*", ":", bare_text)
+    bare_text = re.sub(r" ?: ?", ":", bare_text)
     words = [word.strip(".,;:!?\"'`*“”‘’") for word in bare_text.split()]
     kept = [word for word in words if word and word not in _ARTICLES] or words
     return re.sub(r"^\((\w)\)$", r"\1", " ".join(kept))

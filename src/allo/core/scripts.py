@@ -18,7 +18,6 @@ _PLAIN = {
     "٬": ",",
     "٪": "%",
 }
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 # Full-width forms, circled and bracketed letters and digits, and letters of mathematical alphabets.
 _COMPATIBLE = re.compile("[\uff01-\uff5e\u3000\u2460-\u24ff\U0001d400-\U0001d7ff]")
 _VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
@@ -26,11 +25,20 @@ _SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
 
+class _Table(dict[int, str]):
+    """The plain form of each character, found when it is first asked for."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _plain_character(chr(code))
+        return self[code]
+
+
+_TABLE = _Table()
+
+
 def plain(text: str) -> str:
     """Return the text with digits, brackets, punctuation and signs of other scripts as ASCII, composed (NFC)."""
-    if text.isascii():
-        return text
-    return _NOT_ASCII.sub(_plain_character, unicodedata.normalize("NFC", text))
+    return text if text.isascii() else unicodedata.normalize("NFC", text).translate(_TABLE)
 
 
 def without_superscripts(text: str) -> str:
@@ -38,8 +46,9 @@ def without_superscripts(text: str) -> str:
     return _SUPERSCRIPT.sub(_power, text)
 
 
-def _plain_character(found: re.Match[str]) -> str:
-    character = found[0]
+def _plain_character(character: str) -> str:
+    if character.isascii():
+        return character
     if character in _PLAIN:
         return _PLAIN[character]
     digit = unicodedata.decimal(character, None)
