@@ -43,6 +43,21 @@ _DEEPEST = 100
 _FIELDS = ("thinking", "reasoning_content", "reasoning")  # of a tokenizer's `response_template`
 
 
+@dataclass(frozen=True)
+class Thoughts:
+    """The thoughts of one model: their markers, and whether its chat template opens one in every prompt."""
+
+    markers: tuple[Marker, ...] = DEFAULT
+    opened_by_template: bool = False
+
+    def begins_inside(self, prompt: object) -> bool:
+        """Whether a completion of the prompt, a text or messages, begins inside a thought."""
+        return opens_thought(prompt, self.markers) if isinstance(prompt, str) else self.opened_by_template
+
+
+USUAL = Thoughts()
+
+
 def without_thoughts(
     text: str, markers: Sequence[Marker] = DEFAULT, *, begins_inside: bool = False
 ) -> str | None:
