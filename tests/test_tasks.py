@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 
 from allo import tasks
-from allo.core.answers import Judgement, last_boxed, verify_choice, verify_final_answer
+from allo.core.answers import Judgement, verify_choice, verify_final_answer
+from allo.core.final_answer import last_boxed
 from allo.errors import UserError
 from allo.records import Prompt
 

@@ -207,7 +207,7 @@ def test_a_judge_that_is_never_understood_gives_no_figure(chat: Chat, tmp_path: 
         ("verdict: 2", "second"),
         ("Reasons.\n\n**Verdict: tie**\n", "tie"),
         ("Reasons.\n**Verdict:** 2.", "second"),
-        ("> `Verdict: 1`  \n```", "first"),
+        ("`Verdict: 1`  \n```", "first"),
         ("# VERDICT: TIE", "tie"),
         ("Verdict: 1\nSo the first it is.\nVerdict: 1", "first"),
     ],

@@ -1,38 +1,35 @@
-"""Numbers as people and models write them: separators, currency, fractions, percent, units."""
+"""Numbers as people and models write them: separators, currency, fractions, percent, powers of ten, units, words."""
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-CURRENCIES = {"$": "dollar", "£": "pound", "€": "euro", "¥": "yen"}
-SCALES = {
-    "dozen": 12,
-    "hundred": 100,
-    "thousand": 1_000,
-    "million": 1_000_000,
-    "billion": 1_000_000_000,
-}
-# Units of several names, by the one that is compared.
-UNITS = {"°": "degree", "percent": "%", "per-cent": "%", "sq": "square", "cu": "cubic"}
-POWERS = {"2": "square", "3": "cubic"}
-# Words beside which a number is not the whole answer.
-NOT_A_UNIT = {
-    "and", "or", "plus", "minus", "negative", "times", "squared", "cubed", "over",
-    "point", "half", "not", "to", "less", "more", "than", "between", "under",
-}  # fmt: skip
-ONE_LETTER_UNITS = {"m", "g", "l", "h", "s", "°"}
+from allo.core.number_words import SCALES, in_digits
+from allo.core.scripts import without_superscripts
+from allo.core.units import CURRENCY_SIGNS, agree, currency, is_measure, read_unit
 
-_NUMBER = r"(?:\d{1,3}(?:[,_]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_UNIT_WORD = r"[A-Za-z°][A-Za-z°']*(?:[-/][A-Za-z]+)*"
+# Words beside which a number is not the whole answer.
+_NO_WHOLE_ANSWER = {
+    "and", "or", "plus", "minus", "negative", "times", "squared", "cubed", "over", "point", "half", "not", "to",
+    "less", "more", "than", "between", "under", "least", "most", "fewer", "greater", "above", "below", "except",
+    "without", "never", "neither", "nor", "either", "cannot", "wrong", "incorrect", "almost", "nearly", "unlike",
+    "instead", "rather", "beyond", "no", "unlikely", "until", "before", "after", "divided", "multiplied", "but",
+}  # fmt: skip
+
+_GROUPED = r"\d{1,3}(?:[,_]\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?:'\d{3})+|\d{1,3}(?:\ \d{3})+(?!\d)"
+_NUMBER = rf"(?:{_GROUPED}|\d+)(?:\.\d*)?|\.\d+"
+_EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|\d+,\d{1,2}(?![.,]?\d)"
+_CODE = r"(?:[A-Z]{1,2}\$|(?:USD|EUR|GBP|INR|JPY|CNY|CAD|AUD|CHF|RMB|KRW|Rs\.?|rs\.?)(?=\s*[-\d.]))"
 _QUANTITY = re.compile(
-    rf"""(?P<lead>(?:[A-Za-z']+\s+)*)
-    (?P<sign>[-+−]?)\s*(?P<currency>[$£€¥]?)\s*(?P<inner_sign>[-−]?)
+    rf"""(?P<lead>(?:[A-Za-z']+\s+)*?)
+    (?P<sign>[-+]?)\s*(?P<currency>[{CURRENCY_SIGNS}]|{_CODE})?\s*(?P<inner_sign>-?)
     (?:(?P<whole>\d+)\s+(?=\d+\s*/))?
-    (?P<number>{_NUMBER})
+    (?:(?P<european>{_EUROPEAN})|(?P<number>{_NUMBER}))
+    (?:\s*(?:[xX×*·⋅]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:\{{\s*(?P<braced>[-+]?\d{{1,3}})\s*\}}|(?P<power>[-+]?\d{{1,3}}))
+    |[eE](?P<exponent>[-+]?\d{{1,3}})(?![\d.]))?
     (?:\s*/\s*(?P<under>[1-9]\d*))?
-    \s*(?P<after>[%$£€¥]?)
-    (?P<unit>(?:,?\s+{_UNIT_WORD})*|(?:cm|mm|km|kg|mg|ml|lbs?|oz|ft|mph|am|pm|hrs?|min|sec)\b|°[CF]?)""",
-    re.VERBOSE,
+    (?P<unit>(?!\d).*)""",
+    re.VERBOSE | re.DOTALL,
 )
 _LONGEST = 120  # characters; also bounds the digits that Python is asked to convert
 
@@ -49,37 +46,46 @@ class Quantity:
         if ("%" in self.unit) != ("%" in other.unit):
             percent, plain = (self, other) if "%" in self.unit else (other, self)
             return not plain.unit and plain.value in (percent.value, percent.value / 100)
-        # "18 dollars" and "18 dollars a day" agree, and so does 18.
-        agree = all(mine == theirs for mine, theirs in zip(self.unit, other.unit, strict=False))
-        return self.value == other.value and agree
+        return self.value == other.value and agree(self.unit, other.unit)
 
 
-def parse_quantity(text: str) -> Quantity | None:
-    """The one number that a text states, with its unit; None where it states none, several or an expression."""
+def parse_quantity(text: str, *, words: bool = False) -> Quantity | None:
+    """Return the one number that a text states, with its unit; None if it states none, several or an expression.
+
+    `words`: read number words, too, such as "five apples".
+    """
     if len(text) > _LONGEST:
         return None
-    match = _QUANTITY.fullmatch(_plain(text))
-    if match is None:
+    written = _plain(text)
+    match = _QUANTITY.fullmatch(_plain(in_digits(written)) if words else written)
+    unit = None if match is None else read_unit(match["unit"])
+    if match is None or unit is None:
         return None
     lead = match["lead"].lower().split()
-    words = [word.strip(",") for word in match["unit"].lower().split()]
-    if NOT_A_UNIT & {*lead, *words}:
+    if _NO_WHOLE_ANSWER & {*lead, *unit} or any(word.endswith("n't") for word in (*lead, *unit)):
         return None
-    if any(len(word) == 1 and word != "a" and word not in ONE_LETTER_UNITS for word in words[:1]):
-        return None  # "5 x" is an expression
-    value = Fraction(re.sub(r"[,_]", "", match["number"]).rstrip(".") or "0") / int(match["under"] or 1)
-    value += int(match["whole"] or 0)
-    while words and words[0].removesuffix("s") in SCALES:
-        value *= SCALES[words.pop(0).removesuffix("s")]
-    if (match["sign"] in ("-", "−")) != bool(match["inner_sign"]):
+    money = currency(match["currency"] or "")
+    if match["european"] and re.fullmatch(r"\d+,\d+", match["european"]) and not (money or is_measure(unit)):
+        return None  # "3,5" may be two numbers, "3,5 kg" is one
+    value = _value(match)
+    remaining = list(unit)
+    while remaining and remaining[0] in SCALES:
+        value *= SCALES[remaining.pop(0)]
+    if (match["sign"] == "-") != bool(match["inner_sign"]):
         value = -value
-    symbol = match["currency"] or match["after"]
-    unit = [CURRENCIES.get(symbol, symbol)] if symbol else []
-    for word in words:
-        singular = UNITS.get(word) or _singular(word)
-        if [singular] != unit:  # "$5 dollars"
-            unit.append(singular)
-    return Quantity(value, tuple(unit))
+    if money and tuple(remaining[: len(money)]) == money:
+        money = ()  # "$5 dollars"
+    return Quantity(value, (*money, *remaining))
+
+
+def _value(match: re.Match[str]) -> Fraction:
+    if match["european"]:
+        digits = match["european"].replace(".", "").replace(",", ".")
+    else:
+        digits = re.sub(r"[,_' ]", "", match["number"]).rstrip(".") or "0"
+    power = int(match["braced"] or match["power"] or match["exponent"] or 0)
+    value = Fraction(digits) * Fraction(10) ** power / int(match["under"] or 1)
+    return value + int(match["whole"] or 0)
 
 
 def _plain(text: str) -> str:
@@ -87,29 +93,20 @@ def _plain(text: str) -> str:
     text = text.strip()
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1", text)
+    text = re.sub(r"(?<![\\\w$])\$([^$\s]|[^$\s][^$]*[^$\s\\])\$(?![\d$])", r"\1", text)  # $5$ dollars
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1", without_superscripts(text))
     text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}|\\[dt]?frac\s*(\d)\s*(\d)", _written_fraction, text)
     text = re.sub(r"\\!\s*", "", text)
-    for written, plain in (("{,}", ","), ("\\,", " "), ("\\ ", " "), ("\\$", "$"), ("\\%", "%")):
+    for written, plain in (("{,}", ","), ("\\,", " "), ("\\ ", " "), ("\\$", "$"), ("\\%", "%"), ("’", "'")):
         text = text.replace(written, plain)
     text = re.sub(r"\^\s*\{?\\circ\}?", "°", text)
-    text = re.sub(r"\b(sq|cu)\.", r"\1", text)
-    text = re.sub(r"(?<=\s)([A-Za-z]{2,})\s*\^\s*\{?([23])\}?\s*$", _power_of_unit, text)  # 5 cm^2
-    return (
-        re.sub(r"^\s*(?:minus|negative)\s+(?=[\d.$£€¥])", "-", text, flags=re.IGNORECASE)
-        .strip()
-        .rstrip(".")
-        .strip()
+    text = re.sub(
+        r"^\s*(?:[~≈∼#]|\\approx|\\sim)\s*(?=[-\d.$£€¥₹])|\b(?:No|Nr|no|nr)\.\s*(?=\d)|№\s*(?=\d)", "", text
     )
+    text = re.sub(r"\b(approx|ca)\.", r"\1", text)
+    text = re.sub(r"^\s*(?:minus|negative)\s+(?=[\d.$£€¥])", "-", text, flags=re.IGNORECASE)
+    return text.strip().rstrip(".").strip()
 
 
 def _written_fraction(match: re.Match[str]) -> str:
     return f" {match[1] or match[3]}/{match[2] or match[4]}"
-
-
-def _power_of_unit(match: re.Match[str]) -> str:
-    return f"{POWERS[match[2]]} {match[1]}"
-
-
-def _singular(word: str) -> str:
-    return word.removesuffix("s") if len(word) > 2 else word

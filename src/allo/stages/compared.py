@@ -12,6 +12,7 @@ from allo.hf.model_checks import num_positions
 from allo.hf.models import Model
 from allo.hf.result import write_change
 from allo.hf.start import DTYPES, load_start
+from allo.hf.thoughts import thoughts_of
 from allo.hf.tokenization import cut_left
 from allo.hf.training import moment_bytes, train_from
 from allo.recipe import Recipe
@@ -64,6 +65,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
 
     reader = load_reader(recipe, recipe.judge.reward_model) if recipe.judge.reward_model else None
     samples_cut = 0
+    thoughts = thoughts_of(tokenizer, prompts.values())
 
     def rewards(completions: Sequence[Completion]) -> list[float]:
         nonlocal samples_cut
@@ -72,7 +74,10 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
             found, cut = reader.rewards([(prompt, one.text) for prompt, one in asked])
             samples_cut += cut
             return found
-        return [judge(prompt, one, verifier=recipe.judge.verifier).reward for prompt, one in asked]
+        return [
+            judge(prompt, one, verifier=recipe.judge.verifier, thoughts=thoughts).reward
+            for prompt, one in asked
+        ]
 
     trainer = on_policy_trainer(
         kind,

@@ -11,6 +11,7 @@ from allo.checkpoints import fingerprint
 from allo.console import track
 from allo.core.metrics import bootstrap
 from allo.core.places import places_of
+from allo.core.thoughts import Thoughts
 from allo.delta import read_delta
 from allo.harness_block import BLOCK, kept, read_block
 from allo.hf.collate import pad
@@ -19,6 +20,7 @@ from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
 from allo.hf.start import load_start, read_start
+from allo.hf.thoughts import thoughts_of
 from allo.hf.tokenization import Tokenized, tokenize
 from allo.manifest import stages_done
 from allo.recipe import Recipe
@@ -213,10 +215,11 @@ class _Subject:
             for prompt in prompts
         }
         by_id = {prompt.id: prompt for prompt in prompts}
+        thoughts = thoughts_of(self.tokenizer, prompts)
         for completion in greedy:
-            rows[completion.prompt_id]["greedy"] = self._judged(by_id, completion)
+            rows[completion.prompt_id]["greedy"] = self._judged(by_id, completion, thoughts)
         for completion in sampled:
-            rows[completion.prompt_id]["sampled"].append(self._judged(by_id, completion))
+            rows[completion.prompt_id]["sampled"].append(self._judged(by_id, completion, thoughts))
         return list(rows.values())
 
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
@@ -256,11 +259,15 @@ class _Subject:
         self.parts.append(completed.lines)
         return completed.completions
 
-    def _judged(self, prompts: dict[str, Prompt], completion: Completion) -> dict[str, Any]:
+    def _judged(
+        self, prompts: dict[str, Prompt], completion: Completion, thoughts: Thoughts
+    ) -> dict[str, Any]:
         prompt = prompts[completion.prompt_id]
         by_reward = prompt.answer is None and self.recipe.measuring_reward_model is not None
         correct = (
-            None if by_reward else judge(prompt, completion, verifier=self.recipe.judge.verifier).correct
+            None
+            if by_reward
+            else judge(prompt, completion, verifier=self.recipe.judge.verifier, thoughts=thoughts).correct
         )
         return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
 

@@ -7,7 +7,10 @@ from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.console import say
 from allo.core.answers import verify_choice, verify_final_answer
 from allo.core.rewards import above_median
+from allo.core.thoughts import USUAL, Thoughts
 from allo.errors import UserError
+from allo.hf.start import load_start_tokenizer
+from allo.hf.thoughts import thoughts_of
 from allo.recipe import Recipe
 from allo.records import Completion, Prompt, Verdict
 from allo.sources import training_prompts
@@ -21,8 +24,10 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     completions = read_jsonl(run.completions, Completion)
     if recipe.judge.reward_model is not None:
         return _by_reward(recipe, run, recipe.judge.reward_model, prompts, completions)
+    is_chat = any(isinstance(prompt.prompt, list) for prompt in prompts.values())
+    thoughts = thoughts_of(load_start_tokenizer(recipe, run), prompts.values()) if is_chat else USUAL
     verdicts = [
-        judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier)
+        judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier, thoughts=thoughts)
         for completion in completions
     ]
     write_jsonl(run.verdicts, verdicts)
@@ -111,18 +116,29 @@ def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
         raise UserError(f"prompt {prompt.id}: judge.verifier is `choice`, but the prompt has no `choices`.")
 
 
-def judge(prompt: Prompt, completion: Completion, *, verifier: str = "auto") -> Verdict:
-    """A completion's verdict; its reward is 1 where the final answer is right, else 0.
+def judge(
+    prompt: Prompt, completion: Completion, *, verifier: str = "auto", thoughts: Thoughts = USUAL
+) -> Verdict:
+    """Return a completion's verdict; its reward is 1 if the final answer, outside all thoughts, is right, else 0.
 
     Raises `UserError` for a prompt that is not judgeable.
     """
     check_judgeable(prompt, verifier=verifier)
     assert prompt.answer is not None
+    inside = thoughts.begins_inside(prompt.prompt)
     by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
     judgement = (
-        verify_choice(completion.text, prompt.answer, prompt.choices or [])
+        verify_choice(
+            completion.text,
+            prompt.answer,
+            prompt.choices or [],
+            markers=thoughts.markers,
+            begins_inside=inside,
+        )
         if by_choice
-        else verify_final_answer(completion.text, prompt.answer)
+        else verify_final_answer(
+            completion.text, prompt.answer, markers=thoughts.markers, begins_inside=inside
+        )
     )
     return Verdict(
         prompt_id=completion.prompt_id,

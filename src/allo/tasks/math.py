@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allo.core.answers import last_boxed
+from allo.core.final_answer import last_boxed
 from allo.records import Prompt
 from allo.tasks import base
 

@@ -4,17 +4,19 @@ import re
 from typing import Literal
 
 from allo.artifacts import sha256_json
+from allo.core.thoughts import without_thoughts
 from allo.records import Message
 
-WORDING = 1
+WORDING = 2
 """Raised with every change of the words or of what is read from a reply: verdicts compare within one."""
 
 Preferred = Literal["first", "second", "tie"]
 _VERDICTS: dict[str, Preferred] = {"1": "first", "2": "second", "tie": "tie"}
-# A line that gives a verdict and nothing else, whatever emphasis stands about it.
-_LINE = re.compile(r"[\s*_#>`]*verdict[\s*_]*:[\s*_]*(1|2|tie)[\s*_.`]*", re.IGNORECASE)
+# A line that gives a verdict and nothing else, whatever emphasis stands about it; a quoted line (">") gives none.
+_LINE = re.compile(r"[\s*_#`]*(?a:verdict)[\s*_]*:[\s*_]*(1|2|(?a:tie))[\s*_.`]*", re.IGNORECASE)
 
 NO_TEXT = "without text"
+UNFINISHED_THOUGHT = "ends inside a thought"
 NO_VERDICT = "no verdict at its end"
 TWO_VERDICTS = "verdicts that differ"
 CUT_SHORT = "cut short"
@@ -47,13 +49,17 @@ def ask_for_verdict(instruction: str, first: str, second: str) -> list[Message]:
 
 
 def read_verdict(reply: str) -> tuple[Preferred | None, str]:
-    """The verdict on the reply's last line; where there is none to be sure of, None and the reason.
+    """Return the verdict on the reply's last line; if there is none to be sure of, None and the reason.
 
-    Nothing is guessed: a verdict in the midst of a sentence is none, and a reply with two different ones has none.
+    Nothing is guessed: a verdict in a thought, a quotation or the midst of a sentence is none, and a reply with two
+    different ones has none.
     """
-    if not reply.strip():
+    said = without_thoughts(reply)
+    if said is None:
+        return None, UNFINISHED_THOUGHT
+    if not said.strip():
         return None, NO_TEXT
-    lines = [line for line in reply.splitlines() if line.strip(" \t*_`")]
+    lines = [line for line in said.splitlines() if line.strip(" \t*_`")]
     found = [(match[1].lower() if (match := _LINE.fullmatch(line)) else None) for line in lines]
     if not found or found[-1] is None:
         return None, NO_VERDICT

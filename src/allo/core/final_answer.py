@@ -1,0 +1,152 @@
+"""The final answer of a text: what it announces last, without what stands around it."""
+
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+
+ANNOUNCEMENT = re.compile(r"\bthe (?:final |correct |right )?answer is\b", re.IGNORECASE)
+# A full stop ends the sentence unless a digit or letter follows it, or a title, a unit, "No." or a backslash precedes it.
+SENTENCE_END = re.compile(
+    r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMt)(?<!\bsq)(?<!\bcu)(?<!\bRs)(?<!\bapprox)(?<!\\)"
+    r"(?<![.!?])(?!(?<=\bN[or])\.\s*\d)[.!?]+(?=[\s\"'”’*$)]|$)",
+    re.IGNORECASE,
+)
+LONGEST = 2000  # characters of a line that are read
+_MOST_ANNOUNCEMENTS = 100
+# Said of an answer that was given before; it is none itself.
+_REMARK = re.compile(
+    r"""[\s:*_]*(?:(?:also|indeed|thus|therefore|now|then|not|quite|really|still|completely|definitely|probably)\s+)*
+    (?:correct|right|wrong|incorrect|clear|unclear|obvious|evident|verified|confirmed|valid|invalid|consistent|
+    inconsistent|reasonable|plausible|sensible|straightforward|unique|complete|justified|sound|exact|proven|proved|
+    as\ (?:above|expected|before|stated|required|claimed|shown)|above|the\ same|what\ we)\b
+    (?=\s*(?:[,;:.!?)*]|$|and\b|as\b|because\b|since\b|for\b|if\b|when\b|with\b|by\b|but\b|so\b|expected\b|wanted\b))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_WRONG = re.compile(
+    r"[\s:*_]*(?:\w+\s+)?(?:wrong|incorrect|not\s+(?:correct|right)|invalid)\b", re.IGNORECASE
+)
+_RETRACTION = re.compile(
+    r"(?:^|[.!?\n])\s*(?:no|wait|actually|hmm+|oops|sorry|but|however)\b[^.!?\n]{0,60}$", re.IGNORECASE
+)
+_LEAD_IN = re.compile(
+    r"\s*(?:(?:as follows|(?:given|shown|stated)\s+below)\s*[:.]?|(?:the following|below)\s*:)[\s*_]*$", re.I
+)
+_BULLET = re.compile(r"\s*(?:[-*•+–]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
+_TAG = re.compile(r"</?(?:answer|final_answer|final|result|b|i|strong|em|code)>", re.IGNORECASE)
+_TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNORECASE)
+_ENVIRONMENT = re.compile(
+    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|multline)\*?\}"
+)
+_END_OF_TURN = re.compile(
+    r"<\|(?:im_end|eot_id|end|endoftext|return|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
+)
+_EMPHASIS = re.compile(r"\*\*([^*]+)\*\*")
+_MATHEMATICS = {"$$": "$$", "\\[": "\\]"}
+_MARK = "\\s\u2705\u2713\u2714\u2611\U0001f389\U0001f44d\U0001f44f\U0001f64c\U0001f60a\ufe0f"
+MARKS = re.compile(f"(?<![{_MARK}.])[{_MARK}.]+$")
+_MARKS_BEFORE = re.compile(f"^[{_MARK}]+")
+
+
+def extract_final_answer(text: str, choices: Sequence[str] = ()) -> str | None:
+    r"""Return what follows the last "The answer is", up to the end of the sentence or line; None if nothing does.
+
+    A later remark, such as "so the answer is correct", is no answer unless it is one of the choices. The stop, quotes,
+    emphasis, tags, `$...$` and `\boxed{...}` around the answer are taken off; the stop in 3.50 does not end it.
+    """
+    line = announced_line(text, choices)
+    return None if line is None else first_sentence(line)
+
+
+def first_sentence(line: str) -> str | None:
+    """Return the answer in an announced line: the content of its box, or its first sentence; None if it is empty."""
+    boxed = last_boxed(line)
+    if boxed is None:
+        end = SENTENCE_END.search(line)
+        boxed = line[: end.start()] if end else line
+    return bare(boxed) or None
+
+
+def announced_line(text: str, choices: Sequence[str] = ()) -> str | None:
+    """Return the line, or the block, that follows the last announcement of an answer."""
+    parts = ANNOUNCEMENT.split(_END_OF_TURN.sub("\n", text))[-_MOST_ANNOUNCEMENTS:]
+    options = {choice.strip().rstrip(".").casefold() for choice in choices}
+    last = None
+    for place in range(len(parts) - 1, 0, -1):
+        line = _block(parts[place])
+        if place == len(parts) - 1:
+            last = line
+        if line is None or not _REMARK.match(line) or (first_sentence(line) or "").casefold() in options:
+            return line
+        if _WRONG.match(line) and _RETRACTION.search(parts[place - 1][-LONGEST:]):
+            return None
+    return last
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...}, braces balanced, or \boxed of one word; None without a whole one."""
+    start = text.rfind("\\boxed")
+    braced = re.compile(r"\\boxed\s*\{").match(text, max(start, 0))
+    if braced is None:
+        word = re.compile(r"\\boxed\s+([^\s${}\\]+)").match(text, max(start, 0))
+        return word[1] if word else None
+    depth = 1
+    for end in range(braced.end(), len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if depth == 0:
+            return text[braced.end() : end].strip()
+    return None
+
+
+def bare(text: str) -> str:
+    """Return an answer without quotes, emphasis, a stop, check marks and `$...$` around it."""
+    text = MARKS.sub("", text) or text
+    text = _MARKS_BEFORE.sub("", text) or text
+    text = (
+        text.strip(" \t\r*_`\"“”'‘’")
+        .rstrip(" .,;:!")
+        .removesuffix("\\]")
+        .removesuffix("\\)")
+        .strip(' *_`"“”')
+    )
+    for _ in range(2):
+        if len(text) > 1 and text[0] == text[-1] == "$":
+            text = text[1:-1].strip()
+    return _EMPHASIS.sub(r"\1", text.rstrip(".").strip())
+
+
+def _block(rest: str) -> str | None:
+    """The rest of the line; if it is empty, the next line, list, fence of code or block of mathematics."""
+    if tagged := _TAGGED.match(rest):
+        rest = " ".join(re.split(rf"</{tagged[1]}>", rest[tagged.end() :], maxsplit=1, flags=re.I)[0].split())
+    lines = rest.split("\n")
+    if any(map(str.strip, lines[1:])):
+        lines[0] = _LEAD_IN.sub("", lines[0].removesuffix("\r"))
+    lines = [_EMPHASIS.sub(r"\1", line) for line in lines]
+    place = next((at for at, line in enumerate(lines) if line.strip(" \t\r:*_")), None)
+    if place is None:
+        return None
+    following = [line for line in lines[place:] if line.strip()]
+    first = following[0].lstrip(" \t\r:*_") if place == 0 else following[0].strip()
+    if first.startswith("```") and "```" not in first[3:]:
+        line = " ".join(takewhile(lambda one: not one.lstrip().startswith("```"), following[1:])) or first
+    elif place and (_is_numbered(following) or (not first[0].isdigit() and _BULLET.fullmatch(first))):
+        items = takewhile(bool, (_BULLET.fullmatch(one) for one in following))
+        line = ", ".join(item[1].strip() for item in items if item)
+    elif (closing := _MATHEMATICS.get(first[:2])) and closing in (
+        block := " ".join((first, *following[1:]))[2:]
+    ):
+        line = block[: block.index(closing)]
+    else:
+        line = first
+    line = line.lstrip(" \t\r:*_").removeprefix("\\[").removeprefix("\\(").lstrip()
+    return _clean(line[:LONGEST]) or None
+
+
+def _is_numbered(lines: Sequence[str]) -> bool:
+    return len(lines) > 1 and all(re.match(rf"\s*{at}[.)]\s", line) for at, line in enumerate(lines[:2], 1))
+
+
+def _clean(line: str) -> str:
+    if _ENVIRONMENT.search(line):
+        line = re.sub(r"\\\\|&", " ", _ENVIRONMENT.sub(" ", line))
+    return _TAG.sub("", line).strip()

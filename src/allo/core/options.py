@@ -1,0 +1,204 @@
+"""Options: which of them an answer names, by text, letter or number."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from allo.core.final_answer import LONGEST, MARKS, SENTENCE_END, bare, last_boxed
+from allo.core.numerals import parse_quantity
+from allo.core.phrases import denies, shorter_readings, without_hedges
+
+LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+# A letter in or before brackets, before a stop, a comma, a colon or a dash, or alone; never the article in "A bottle".
+_LETTER = re.compile(
+    r"(?:(?:the\s+)?(?i:option|choice|letter|answer)\s+)?"
+    r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])(?:[.):,;](?=\s|\W|$)|(?=\s+[-–—=:(]|\s*$)|\)))(.*)",
+    re.DOTALL,
+)
+_NAMED_LETTER = re.compile(r"\b(?i:option|choice|letter)\s+\(?([A-Z])\b|[(\[]([A-Z])[)\]]")
+_LETTERS_ALONE = re.compile(r"(?:[\s,;/&.()]|\b(?:and|or|both)\b|\b[A-Z]\b)+")
+_YES_OR_NO = re.compile(r"(yes|no)(?!\s*[-/]\s*(?:yes|no)\b)\s*(?:[,;:.!–—-]|$)", re.IGNORECASE)
+_PAIRS_OF_LETTERS = re.compile(r"(?:([A-Za-z])(?i:\1))+")
+_ARTICLE = re.compile(r"\b(?:[Tt]he|THE|[Aa]n|a)\b|^\s*A\b(?=\s+\w)")
+_TOKEN = re.compile(
+    r"(?<!\w)[-+]?[$£€¥₹]?\d+(?:[.,:/–-]\d+)*[%$£€¥₹°]?(?![^\W_])"  # a number with its sign
+    r"|[^\W_]+(?:\+\+|[+#]|-(?=[\s.,;:!?]|$))?"  # C++, C#, A-
+    r"|(?:[^\w\s\x00-\x7f\u2000-\u200c\u200e-\u206f\u3000-\u303f]|\u200d)+"  # symbols and emoji
+)
+_ROMAN = re.compile(r"(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})")
+
+Form = Callable[[str], str]
+
+
+def named_options(line: str, choices: Sequence[str]) -> set[str]:
+    """Return the options, each as `identity` writes it, that an announced line names."""
+    line = LATEX_TEXT.sub(r"\1", line)
+    boxed = last_boxed(line)
+    sentence = _sentence(line, choices) if boxed is None else boxed
+    for answer in (line, sentence):  # the line first: an option's own text may hold a full stop
+        for written in (answer, bare(answer), without_hedges(bare(answer))):
+            if named := _written(written, choices):
+                return named
+    whole, sentence = without_hedges(sentence), without_hedges(bare(sentence))
+    if {identity(choice) for choice in choices} == {"yes", "no"} and (said := _YES_OR_NO.match(sentence)):
+        return {said[1].lower()}  # in what follows, "no" is a common word
+    named = set[str]()
+    for reading in dict.fromkeys(
+        (sentence, *shorter_readings(sentence), whole)
+    ):  # an option may be a check mark
+        named = _written(bare(reading), choices) or _named(reading, choices) or named
+        if len(named) == 1:
+            break
+    return named
+
+
+def identity(option: str) -> str:
+    """Return what two writings of one option share: white space and the case of ordinary words do not matter.
+
+    Case tells other words apart: TT and Tt, MW and mW, AaBb and aabb.
+    """
+    return " ".join(map(_word, _exact(option).split()))
+
+
+def _exact(text: str) -> str:
+    return " ".join(text.strip().removesuffix(".").split())
+
+
+def _word(word: str) -> str:
+    bare_word = word.strip(".,;:!?\"'()")
+    ordinary = bare_word.islower() or (len(bare_word) > 2 and (bare_word.istitle() or bare_word.isupper()))
+    ordinary = ordinary or (len(bare_word) > 2 and bare_word[1:].islower())  # "Dentist's"
+    return word.casefold() if ordinary and not _PAIRS_OF_LETTERS.fullmatch(bare_word) else word
+
+
+def _sentence(line: str, choices: Sequence[str]) -> str:
+    """The first sentence of a line; a full stop within an option's own text does not end it."""
+    first = SENTENCE_END.search(line)
+    if first is None or first.end() == len(line):
+        return line[: first.start()] if first else line
+    spans = [
+        found.span()
+        for choice in choices
+        if len(choice) <= LONGEST and len(words := re.findall(r"[^\s.]+", choice)) > 1
+        for found in re.finditer(_with_stops(words), line, re.IGNORECASE)
+    ]
+    for end in SENTENCE_END.finditer(line):
+        if not any(start < end.start() < stop for start, stop in spans):
+            return line[: end.start()]
+    return line
+
+
+def _with_stops(words: list[str]) -> str:
+    """A pattern of an option's words, the first of which may be an initial; stops and spaces may differ."""
+    first, *others = map(re.escape, words)
+    return r"[\s.]*".join((rf"(?<!\w)(?:{first}|{re.escape(words[0][0])}\.)", *others)) + r"(?!\w)"
+
+
+def _written(text: str, choices: Sequence[str]) -> set[str]:
+    """The options that the text writes and nothing else: letter by letter, else in another case, else by number."""
+    for form in (_exact, identity, lambda written: _exact(written).casefold()):
+        if named := {identity(choice) for choice in choices if form(choice) == form(text)}:
+            return named
+    return _equal_numbers(text, choices)
+
+
+def _equal_numbers(text: str, choices: Sequence[str]) -> set[str]:
+    """The options that state the same number in the same unit, however they write it."""
+    said = parse_quantity(text, words=True)
+    if said is None:
+        return set()
+    if all(map(_ROMAN.fullmatch, map(_exact, choices))):
+        return {
+            identity(choice) for choice in choices if said.value == _roman(_exact(choice)) and not said.unit
+        }
+    return {identity(choice) for choice in choices if parse_quantity(choice, words=True) == said}
+
+
+def _named(sentence: str, choices: Sequence[str]) -> set[str]:
+    """The options that a sentence names by their letters and their words; none if it denies anything."""
+    letters = {chr(ord("A") + place): identity(choice) for place, choice in enumerate(choices)}
+    lettered = _LETTER.fullmatch(sentence)
+    first = (lettered[1] or lettered[2]).upper() if lettered is not None else ""
+    if lettered is None or first not in letters:
+        named, rest = set[str](), sentence
+    elif meant := _with_initial(first, lettered[3], sentence, choices):
+        named, rest = {meant}, sentence
+    else:
+        named, rest = {letters[first]}, lettered[3].lstrip(" -–—=:,.;")
+        if _LETTERS_ALONE.fullmatch(rest):
+            named |= {letters[letter] for letter in re.findall(r"[A-Z]", rest) if letter in letters}
+    found = {letter for pair in _NAMED_LETTER.findall(rest) for letter in pair if letter}
+    named |= {letters[letter] for letter in found if letter in letters}
+    mentioned, remaining = _mentioned(rest, choices)
+    if denies(remaining):
+        return set()
+    named |= mentioned
+    return named if named else _near_numbers(sentence, choices)
+
+
+def _with_initial(letter: str, rest: str, sentence: str, choices: Sequence[str]) -> str | None:
+    """The option that a sentence such as "C. S. Lewis" begins with, whose letter is an initial; None for a letter."""
+    own = choices[ord(letter) - ord("A")]
+    after = _tokens(rest, str.casefold)
+    if _begins(after, _tokens(own, str.casefold)):
+        return None
+    said = _tokens(sentence, str.casefold)
+    for choice in sorted(choices, key=len, reverse=True):
+        tokens = _tokens(choice, str.casefold)
+        if _begins(said, tokens):
+            return identity(choice)
+        if len(tokens) > 1 and tokens[0].startswith(letter.lower()) and _begins(after, tokens[1:]):
+            return identity(choice)  # A. Lincoln, of Abraham Lincoln
+    return None
+
+
+def _begins(tokens: tuple[str, ...], with_those: tuple[str, ...]) -> bool:
+    return bool(with_those) and tokens[: len(with_those)] == with_those
+
+
+def _mentioned(sentence: str, choices: Sequence[str]) -> tuple[set[str], str]:
+    """The options whose words stand in the sentence, and what is left of it.
+
+    Longer options come first, so that no part of one counts. Case counts, unless nothing is found by it.
+    """
+    remaining = sentence
+    for form in (_word, str.casefold):
+        words = f" {' '.join(_tokens(sentence, form))} "
+        found = set[str]()
+        by_tokens: dict[tuple[str, ...], set[str]] = {}
+        for choice in choices:
+            by_tokens.setdefault(_tokens(choice, form), set()).add(identity(choice))
+        for tokens in sorted(by_tokens, key=len, reverse=True):
+            mention = f" {' '.join(tokens)} "
+            if tokens and mention in words:
+                words = words.replace(mention, " | ")
+                found |= by_tokens[tokens]
+        if found:
+            return {option for option in found if _agrees(sentence, option)}, words
+        remaining = sentence
+    return set(), remaining
+
+
+def _agrees(sentence: str, option: str) -> bool:
+    """Whether an option is not another quantity than the sentence: 5 m/s names no option "5 m"."""
+    said, meant = parse_quantity(sentence), parse_quantity(option)
+    return said is None or meant is None or said.same(meant)
+
+
+def _near_numbers(sentence: str, choices: Sequence[str]) -> set[str]:
+    """The options that state the same number, where a unit may be missing on one side."""
+    said = parse_quantity(MARKS.sub("", sentence), words=True)
+    if said is None:
+        return set()
+    meant = {identity(choice): parse_quantity(choice, words=True) for choice in choices}
+    return {option for option, quantity in meant.items() if quantity is not None and said.same(quantity)}
+
+
+def _tokens(text: str, form: Form) -> tuple[str, ...]:
+    """Words, numbers and symbols without articles and punctuation."""
+    text = re.sub(r"(?<=\w)['’](?=\w)|(?<=s)['’]", "", text)
+    return tuple(map(form, _TOKEN.findall(_ARTICLE.sub(" ", text)) or _TOKEN.findall(text)))
+
+
+def _roman(numeral: str) -> int:
+    values = [{"I": 1, "V": 5, "X": 10}[letter] for letter in numeral]
+    return sum(-one if one < after else one for one, after in zip(values, [*values[1:], 0], strict=True))

@@ -1,0 +1,152 @@
+"""Units and currencies: which names mean the same. Nothing is converted: an hour is not 60 minutes.
+
+math-verify removes units instead of comparing them, so that 5 cm is 5 m; pint knows no currencies, and would convert.
+"""
+
+import re
+
+_PREFIXES = {
+    "k": "kilo",
+    "M": "mega",
+    "G": "giga",
+    "T": "tera",
+    "m": "milli",
+    "µ": "micro",
+    "μ": "micro",
+    "n": "nano",
+}
+_SCIENTIFIC = {
+    "m": "meter", "g": "gram", "L": "liter", "l": "liter", "s": "second", "W": "watt", "V": "volt", "A": "ampere",
+    "J": "joule", "Hz": "hertz", "Pa": "pascal", "N": "newton", "Wh": "watt hour", "eV": "electronvolt",
+    "mol": "mole", "B": "byte", "cal": "calorie", "Ω": "ohm",
+}  # fmt: skip
+# Symbols, in which case tells apart: mW is no MW.
+_SYMBOLS = {
+    **_SCIENTIFIC,
+    **{
+        short + symbol: long + name
+        for short, long in _PREFIXES.items()
+        for symbol, name in _SCIENTIFIC.items()
+    },
+    **{
+        short + symbol: long + _SCIENTIFIC[symbol]
+        for short, long in (("c", "centi"), ("d", "deci"))
+        for symbol in "mgLl"
+    },
+    "h": "hour",
+    "°": "degree",
+}
+_NAMES = {
+    name: meaning
+    for meaning, names in {
+        "inch": "inches ″", "foot": "feet ft ′", "yard": "yd yds", "mile": "mi", "ounce": "oz", "lb": "lbs",
+        "gallon": "gal gals", "quart": "qt", "tablespoon": "tbsp", "teaspoon": "tsp", "hour": "hr hrs",
+        "minute": "min mins", "second": "sec secs", "week": "wk wks", "year": "yr yrs", "degree": "deg",
+        "degree celsius": "°c ℃", "degree fahrenheit": "°f ℉", "%": "percent pct", "square": "sq", "cubic": "cu",
+        "square foot": "sqft", "square meter": "sqm", "cubic centimeter": "cc", "mile per hour": "mph",
+        "kilometer per hour": "kph kmh kmph",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_MONEY = {
+    name: meaning
+    for meaning, names in {
+        "dollar": "$ usd us$ buck bucks", "euro": "€ eur", "£": "£ gbp quid", "yen": "¥ jpy", "won": "₩ krw",
+        "rupee": "₹ rs inr", "yuan": "cny rmb renminbi", "ruble": "₽ rub rouble", "franc": "chf", "cent": "¢",
+        "canadian dollar": "cad c$", "australian dollar": "aud a$", "real": "brl r$",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_PLURALS = {
+    "people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse", "teeth": "tooth",
+}  # fmt: skip
+CURRENCY_SIGNS = "$£€¥₹₩₽¢"
+_SPELLING = (("metre", "meter"), ("litre", "liter"), ("gramme", "gram"))
+_EITHER = ({"pound", "lb"}, {"pound", "£"})
+"""A pound is money or weight, which are no same unit."""
+_MEASURES = {word for meaning in (*_SYMBOLS.values(), *_NAMES.values()) for word in meaning.split()}
+_COINS = {word for meaning in _MONEY.values() for word in meaning.split()}
+_LETTERS = set("mgLlshWVAJN")
+"""One letter alone is a unit only of these: 5 x is an expression."""
+_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['’])*|[%°℃℉Ω′″$£€¥₹₩₽¢]|°[CFcf]|[A-Z]{1,2}\$")
+_POWERS = {"2": "square", "3": "cubic", "squared": "square", "cubed": "cubic"}
+_POWER = re.compile(r"([A-Za-zµμ]+)(?:\s*\^\s*\{?([23])\}?(?!\d)|([23])(?!\w)|\s+(squared|cubed)\b)")
+_REPEATED = {"a", "an", "each", "every"}
+
+
+def read_unit(text: str) -> tuple[str, ...] | None:
+    """Return the words behind a number, each under one name; None if they are no unit."""
+    if not text.strip():
+        return ()
+    attached = not text[0].isspace() and text[0] not in ",-"
+    text = re.sub(r"\bper[ -]cent\b", "percent", text, flags=re.IGNORECASE)
+    text = re.sub(r"[-·⋅]", " ", _POWER.sub(_power_first, re.sub(r"\s*/\s*", " per ", text)))
+    pieces = [piece.strip(",") for piece in re.sub(r"\b(sq|cu|Rs|rs|approx)\.", r"\1", text).split()]
+    if not pieces or not all(_WORD.fullmatch(piece) for piece in pieces):
+        return None
+    first = pieces[0]
+    if attached and len(first) == 1 and first.isalpha() and first not in "mgLlsh":
+        return None  # 5x is an expression
+    if len(first) == 1 and first.isalpha() and first not in ("a", *_LETTERS):
+        return None
+    names = [name for piece in pieces for name in _name(piece, last=piece is pieces[-1])]
+    if attached and first.isalpha() and names[0] not in _MEASURES | _COINS | {"am", "pm"}:
+        return None
+    return tuple(
+        "per" if name in _REPEATED and at < len(names) - 1 else name for at, name in enumerate(names)
+    )
+
+
+def currency(sign: str) -> tuple[str, ...]:
+    """Return the names of a currency's sign or code, as `read_unit` gives them; () for no currency."""
+    return tuple(_MONEY.get(sign.strip(". ").lower(), "").split())
+
+
+def is_measure(unit: tuple[str, ...]) -> bool:
+    """Whether the unit is one of those that are known here, so that what is before it is a number."""
+    return bool(unit) and unit[-1] in _MEASURES | _COINS
+
+
+def agree(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two units do not contradict each other: "18", "18 dollars" and "18 dollars a day" agree.
+
+    A measure and its rate, or its product with another, do not: 60 km are not 60 km/h, and 5 kW are not 5 kWh.
+    """
+    shorter, longer = sorted((one, other), key=len)
+    if not all(a == b or {a, b} in _EITHER for a, b in zip(shorter, longer, strict=False)):
+        return False
+    if not shorter or len(longer) == len(shorter):
+        return True
+    return shorter[-1] not in _MEASURES - {"degree"} or longer[len(shorter)] not in _MEASURES | {"per"}
+
+
+def _power_first(found: re.Match[str]) -> str:
+    if not found[2] and not _MEASURES & set(_name(found[1], last=False)):
+        return found[0]  # x2 and "5 squared" are no units
+    return f"{_POWERS[found[2] or found[3] or found[4]]} {found[1]}"
+
+
+def _name(word: str, *, last: bool) -> list[str]:
+    """The one name of a unit's word, singular."""
+    if word in _SYMBOLS:
+        return _SYMBOLS[word].split()
+    lower = word.lower()
+    if lower == "in" and last:
+        return ["inch"]
+    for table in (_NAMES, _MONEY):
+        if lower in table:
+            return table[lower].split()
+    if lower in _SYMBOLS and len(lower) > 1:
+        return _SYMBOLS[lower].split()
+    for written, usual in _SPELLING:
+        lower = re.sub(rf"{written}(s?)$", rf"{usual}\1", lower)
+    singular = _PLURALS.get(lower) or _singular(lower)
+    return _NAMES.get(singular, _MONEY.get(singular, singular)).split()
+
+
+def _singular(word: str) -> str:
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("xes", "ches", "shes", "sses")):
+        return word[:-2]
+    return word.removesuffix("s") if len(word) > 2 and not word.endswith(("ss", "us")) else word
