@@ -6,14 +6,14 @@ tokenizes a text again is seen.
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import LlamaModel
 
-from allo.artifacts import RunFolder, read_jsonl
+from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.core.answers import Judgement
 from allo.hf import generate as sampling
 from allo.hf import policy
@@ -326,3 +326,49 @@ def test_a_run_whose_samples_were_kept_as_text_alone_samples_again(
     seen.sampled.clear()
     run_all(recipe(folder, tmp_path), until="pair")
     assert seen.sampled["sample"] and run.completions.read_bytes() == before
+
+
+def test_pairs_of_another_run_keep_their_ids_under_the_same_tokenizer(
+    folder: Path, tmp_path: Path, seen: Seen
+) -> None:
+    own = ["locate=null", "score=null", "forget=null", "improve.density=1.0", "sample.stop=[blue]"]
+    first = run_all(recipe(folder, tmp_path / "first", *own), until="pair")
+    pairs = [one for one in read_jsonl(first.pairs, Pair) if one.chosen.strip() and one.rejected.strip()]
+    kept = tmp_path / "pairs.jsonl"
+    write_jsonl(kept, pairs)
+    ready = [f"data={{pairs: {kept}}}", "improve.training.max_steps=8"]
+    again = run_all(recipe(folder, tmp_path / "again", *own, *ready), until="improve")
+    assert again.pairs.read_bytes() == kept.read_bytes()
+    assert seen.completions("improve") <= sides(pairs)
+
+
+@pytest.mark.parametrize("damage", ["another tokenizer", "ids out of range", "no ids", "negative"])
+def test_ids_that_do_not_say_the_text_are_left_out_aloud(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    tokenizer = load_tokenizer(folder / "model")
+    ids = tokenizer(" the sky", add_special_tokens=False).input_ids
+    bad = {
+        "another tokenizer": [id + 7 for id in ids],
+        "ids out of range": [*ids, 10**6],
+        "no ids": [],
+        "negative": [-1],
+    }
+    good = Pair("p0", "What?", " the sky", " so", True, True, [*ids, ENDOFTEXT], None)
+    pairs = tmp_path / "pairs.jsonl"
+    own = [
+        "locate=null",
+        "score=null",
+        "forget=null",
+        f"data={{pairs: {pairs}}}",
+        "chat=false",
+        "improve.density=1.0",
+    ]
+    write_jsonl(pairs, [good])
+    run = run_all(recipe(folder, tmp_path, *own), until="pair")
+    assert read_jsonl(run.pairs, Pair)[0].chosen_token_ids == [*ids, ENDOFTEXT]
+    assert "token ids of" not in capsys.readouterr().err
+    write_jsonl(pairs, [good, replace(good, prompt_id="p1", prompt="Why?", chosen_token_ids=bad[damage])])
+    run = run_all(recipe(folder, tmp_path, *own), until="pair")
+    assert [pair.chosen_token_ids for pair in read_jsonl(run.pairs, Pair)] == [None, None]
+    assert "the token ids of pair 'p1' do not say its texts" in capsys.readouterr().err

@@ -147,6 +147,12 @@ def read(
     return body[: min(starts, default=len(body))], stopped or ended, ids
 
 
+def reads_as(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> bool:
+    """Return whether this tokenizer's `ids` say a sample's text, and perhaps what ended it."""
+    known = all(0 <= id < len(tokenizer) for id in ids)
+    return known and bool(ids) and _text(tokenizer, ids).strip().startswith(text.strip())
+
+
 def _has_stopped(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, stop: list[str]) -> bool:
     """Return whether a stop string is in what the ids say, or was before the character that they break off in."""
     text = _text(tokenizer, ids)

@@ -1,12 +1,16 @@
 """Make preference pairs, and the set of wrong completions to forget."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.console import say
 from allo.core.pairs import make_pairs, rejected_completions, wrong_completions
 from allo.core.rewards import ranked_pairs
 from allo.errors import DivergedError, UserError
+from allo.hf.generate import reads_as
+from allo.hf.start import load_start_tokenizer
 from allo.recipe import Recipe
 from allo.records import Pair, Prompt, Verdict, Wrong
 from allo.rounds import RoundRecipe
@@ -23,7 +27,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[Wrong]]:
     """Raises `UserError` where there is no pair, or nothing wrong."""
     if recipe.data.pairs is not None:
-        ready = training_pairs(recipe)
+        ready = _with_own_ids(recipe, run, training_pairs(recipe))
         return ready, rejected_completions(ready, solutions={})
     prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)
     try:
@@ -39,6 +43,30 @@ def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[W
     # Nothing is wrong by itself here: to be forgotten is what a pair rejects.
     solutions = {prompt.id: prompt.solution for prompt in prompts if prompt.solution is not None}
     return pairs, rejected_completions(pairs, solutions=solutions)
+
+
+def _with_own_ids(recipe: Recipe, run: RunFolder, pairs: list[Pair]) -> list[Pair]:
+    """Return ready pairs with the token ids that another run sampled, if they are of this run's tokenizer.
+
+    If the ids of any answer do not say its text, all are left out, and that is said.
+    """
+    found = [
+        (pair, text, ids)
+        for pair in pairs
+        for text, ids in ((pair.chosen, pair.chosen_token_ids), (pair.rejected, pair.rejected_token_ids))
+        if ids is not None
+    ]
+    if not found:
+        return pairs
+    tokenizer = load_start_tokenizer(recipe, run)
+    other = next((pair for pair, text, ids in found if not reads_as(tokenizer, ids, text)), None)
+    if other is None:
+        return pairs
+    say(
+        f"pair: {recipe.data.pairs}: the token ids of pair {other.prompt_id[:80]!r} do not say its texts under this model's "
+        f"tokenizer, so they are of another one. The texts of all {len(pairs)} pairs are tokenized instead."
+    )
+    return [replace(pair, chosen_token_ids=None, rejected_token_ids=None) for pair in pairs]
 
 
 def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> list[Pair]:
