@@ -28,8 +28,6 @@ class PairRow(BaseModel):
     prompt_id: str | None = None
     chosen_finished: bool = True
     rejected_finished: bool = True
-    chosen_token_ids: list[int] | None = None
-    rejected_token_ids: list[int] | None = None
     chosen_message: ChatMessage | None = None
     rejected_message: ChatMessage | None = None
     chosen_token_ids: list[NonNegativeInt] | None = None
@@ -150,8 +148,6 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
             rejected=text_of(rejected),
             chosen_finished=one.chosen_finished,
             rejected_finished=one.rejected_finished,
-            chosen_token_ids=one.chosen_token_ids,
-            rejected_token_ids=one.rejected_token_ids,
             template=template,
             chosen_message=_message(one.chosen_message or chosen),
             rejected_message=_message(one.rejected_message or rejected),
