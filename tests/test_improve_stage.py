@@ -116,16 +116,16 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_gold_solutions_are_those_of_prompts_with_a_pair_once_each(run: RunFolder, tmp_path: Path) -> None:
     assert gold_solutions(prompts(tmp_path, solutions=True), run) == [
-        {"prompt": "q0", "completion": "gold 0"},
-        {"prompt": "q2", "completion": "gold 2"},
+        {"prompt": "q0", "template": None, "completion": "gold 0"},
+        {"prompt": "q2", "template": None, "completion": "gold 2"},
     ]
 
 
 def test_right_samples_are_distinct_finished_and_of_every_prompt(run: RunFolder, tmp_path: Path) -> None:
     assert right_samples(prompts(tmp_path, solutions=True), run) == [
-        {"prompt": "q0", "completion": "right", "completion_ids": [0, 5]},
-        {"prompt": "q3", "completion": "right", "completion_ids": [0, 5]},
-        {"prompt": "q3", "completion": "also right", "completion_ids": [1, 10]},
+        {"prompt": "q0", "template": None, "completion": "right", "completion_ids": [0, 5]},
+        {"prompt": "q3", "template": None, "completion": "right", "completion_ids": [0, 5]},
+        {"prompt": "q3", "template": None, "completion": "also right", "completion_ids": [1, 10]},
     ]
 
 
