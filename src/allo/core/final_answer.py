@@ -122,7 +122,7 @@ def _block(rest: str) -> str | None:
     if any(map(str.strip, lines[1:])):
         lines[0] = _LEAD_IN.sub("", lines[0].removesuffix("\r"))
     lines = [_EMPHASIS.sub(r"\1", line) for line in lines]
-    place = next((at for at, line in enumerate(lines) if line.strip(" \t\r:*_")), None)
+    place = next((at for at, line in enumerate(lines) if line.strip() and line.strip(" \t\r:*_")), None)
     if place is None:
         return None
     following = [line for line in lines[place:] if line.strip()]
