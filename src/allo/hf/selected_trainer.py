@@ -105,10 +105,7 @@ class SelectedTrainer(CheckpointedTrainer):
             args, model, lean=lean, is_config=bool(settings), evaluates=eval_dataset is not None
         )
         check_held(args, model, processing_class)
-        if processing_class.pad_token_id is None:
-            raise UserError(
-                "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
-            )
+        _require_pad_token(processing_class)
         self.rows_a_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         )
@@ -386,3 +383,10 @@ class SelectedTrainer(CheckpointedTrainer):
         if "loss" in logs:  # a training step's row; evaluation adds its own means
             logs |= self._take_means() | {"mask/density": self.selected.density}
         super().log(logs, start_time)
+
+
+def _require_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
+        )
