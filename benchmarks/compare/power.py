@@ -15,9 +15,8 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
-
 from allo.core.statistics import SMALLEST_P, MeanSquares, crossed_spread
+from record import RESULTS, Record
 
 DRAWS = 100_000
 PROBLEMS = 400
