@@ -18,7 +18,7 @@ from allo.tasks import planted_flaws, planted_stories
 from allo.tasks.planted_flaws import Demonstration
 
 LAB = Path(str(files("allo") / "lab"))
-WORD_SPLITS = ("train", "validation", "validation_both", "test", "reworded", "reworded_train")
+WORD_SPLITS = ("train", "validation", "validation_both", "test", "reworded", "reworded_train", "unseen")
 SIZE = 500
 CHANCE = 1e-4
 """A binomial test may reject a right generator this often; the seeds are fixed, so it does so never or always."""
@@ -43,10 +43,14 @@ def read_problem(prompt: Prompt) -> int:
     hero = opening.split()[0]
     for sentence in sentences:
         amount = int(re.search(r"\d+", sentence)[0])  # type: ignore[index]
-        if " times as " in sentence:
+        if re.search(" times (as|the number)", sentence):
             total *= amount
+        elif re.search(r"are out\.|taken from it|put in a bag", sentence):  # `unseen`
+            total -= amount
         elif re.search(
-            rf"gives {hero}|sells (him|her)|from a bag|buys (?!.*from (him|her))|finds|makes|put in", sentence
+            rf"gives {hero}|sells (him|her)|from a bag|buys (?!.*from (him|her))|finds|makes|put in"
+            r"|holds|added to it|end up here|of a bag",
+            sentence,
         ):
             total += amount
         elif re.search(r"gives|loses|sells|buys .* from (him|her)|to a bag|removed|taken out", sentence):
@@ -100,6 +104,23 @@ def test_validation_of_both_families_takes_turns() -> None:
     """A person has a name; a container an article, or "there are"."""
     told = [not re.match("(A|An|There) ", opening) for opening in openings("validation_both")]
     assert told == [index % 2 == 0 for index in range(SIZE)]
+
+
+def test_no_sentence_of_the_unseen_family_is_in_a_text_that_a_model_saw() -> None:
+    """Numbers, names, things and containers aside: those are the same words in all families."""
+
+    def sentences(split: str) -> set[str]:
+        found = (str(d.prompt.prompt).removeprefix("Problem: ") for d in some(split, size=2000))
+        told = {part.strip() for text in found for part in re.split(r"(?<=[.?])", text)}
+        cast = [*planted_stories._PRONOUNS, *planted_stories._ITEMS, *planted_stories._BOXES]
+        return {
+            re.sub(rf"\d+|\b(?:{'|'.join(cast)}|[Ss]?[Hh]e|him|her)\b", "_", sentence) for sentence in told
+        }
+
+    seen = set.union(*(sentences(split) for split in ("train", "validation", "test", "reworded_train")))
+    own = sentences("unseen")
+    assert len(own - {""}) == 11, "two openings, eight changes, a question"
+    assert own.isdisjoint(seen - {""})
 
 
 def openings(split: str) -> list[str]:

@@ -58,7 +58,6 @@ def accuracy_row(summary: Json, name: str) -> Row:
         row[f"{label}, {tested}"] = cell(found[tested])
         row[f"{label}, less {reference}"] = cell(compared["difference"]) if compared else None
         row[f"{label}, p"] = significant(compared["p_holm"]) if compared else None
-        row[f"{label}, p over problems"] = significant(compared["p_problems_holm"]) if compared else None
         for kind in [*(["greedy"] if tested == "sampled" and "greedy" in found else []), *passes[-1:]]:
             row[f"{label}, {kind}"] = cell(found[kind])
     return row

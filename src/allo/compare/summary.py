@@ -24,7 +24,6 @@ from allo.core.statistics import (
     crossed_p,
     holm,
     mean_over_seeds,
-    problems_p,
     seeds_p,
 )
 from allo.errors import UserError
@@ -33,7 +32,6 @@ SCHEMA = 1
 SEED = 0  # of the bootstrap and of the permutation tests
 COMPARED = ("sampled", "greedy")  # the kinds of accuracy that are tested; pass@k has intervals only
 COSTS = ("seconds", "peak_memory_bytes", "training_state_bytes", "trained_weights", "density")
-TESTS = ("p", "p_problems")  # what is corrected by Holm, each over all methods and sets
 
 Json = dict[str, Any]
 
@@ -49,9 +47,8 @@ def write_summary(folder: Path, *, reference: str = "allo") -> Json:
 def summarise(folder_or_trials: Path | list[TrialResult], *, reference: str = "allo") -> Json:
     """The content of `comparison.json`. A figure is {"value", "low", "high"}; without an interval both are null.
 
-    `methods.NAME.against` is that method less the reference: `p` is for other seeds and other problems, `p_problems`
-    for these very models on other problems, `p_seeds` flips the signs of whole seeds; `_holm` is corrected over
-    every method and set. UserError for broken or unequal trials, and where the reference has no test trial.
+    `methods.NAME.against` is that method less the reference: `p` is for other seeds and other problems, `p_holm` is
+    corrected over every method and set, and `p_seeds` flips the signs of whole seeds. UserError for broken or unequal trials, and where the reference has no test trial.
     """
     trials, failed = (
         (read_results(folder_or_trials), _failed(folder_or_trials))
@@ -193,7 +190,6 @@ def _set_against(left: list[TrialResult], right: list[TrialResult], name: str) -
         if values is not None and others is not None:
             differences = values - others
             found[kind] = _difference(crossed_bootstrap(differences, seed=SEED), differences) | {
-                "p_problems": problems_p(differences, seed=SEED),
                 "p_seeds": seeds_p(differences, seed=SEED) if len(differences) > 1 else None,
             }
     return found
@@ -210,10 +206,8 @@ def _correct(comparisons: list[Json]) -> None:
         found = [each["sets"][name] for each in comparisons for name in each["sets"]]
         families.append([one[kind] for one in found if kind in one])
     for family in families:
-        for test in TESTS:
-            own = [entry for entry in family if test in entry]
-            for entry, corrected in zip(own, holm([entry[test] for entry in own]), strict=True):
-                entry[f"{test}_holm"] = corrected
+        for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):
+            entry["p_holm"] = corrected
 
 
 def _best_other(methods: Json, name: str, reference: str) -> str | None:

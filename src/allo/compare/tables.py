@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from allo.core.statistics import SMALLEST_P
 from allo.report import figures
 from allo.report.tables import Cell, Table, escaped
 from allo.report.tables import to_markdown as table_lines
@@ -10,7 +11,6 @@ from allo.report.tables import to_markdown as table_lines
 Json = dict[str, Any]
 
 CERTAIN = 0.01  # the corrected p below which a difference is called one
-SMALLEST = 1e-4
 
 
 def to_markdown(summary: Json) -> str:
@@ -52,7 +52,7 @@ def claims(summary: Json) -> Iterator[str]:
         yield (
             f"On {name}, the best other method, {other}, is {verdict} {reference} in {kind} accuracy: "
             f"{_points(less).text} points {_points(less).note}, p = {p_text(found['p_holm'])} over seeds and problems "
-            f"(Holm), {p_text(found['p_problems_holm'])} over problems alone, {against['seeds']} seeds."
+            f"(Holm), {against['seeds']} seeds."
         )
     for method, tuned in summary["tuning"].items():
         robust, equal = tuned["over_rates"]["robustness"], tuned["over_rates"]["equal_accuracy"]
@@ -83,7 +83,6 @@ def _set_table(summary: Json, name: str) -> Table:
             f"{kind.capitalize()}, %",
             f"less {reference}, points",
             "p, Holm's",
-            "over problems",
             "over seeds",
         ]
     rows = []
@@ -93,10 +92,7 @@ def _set_table(summary: Json, name: str) -> Table:
         for kind in tested:
             compared = against.get(kind)
             cells += [_share(own.get(kind)), _points(compared["difference"] if compared else None)]
-            cells += [
-                Cell(p_text(compared.get(p) if compared else None))
-                for p in ("p_holm", "p_problems_holm", "p_seeds")
-            ]
+            cells += [Cell(p_text(compared.get(p) if compared else None)) for p in ("p_holm", "p_seeds")]
         rows.append(
             (*cells, *(_share(own.get(kind)) for kind in others), _number(own.get("tokens"), digits=1))
         )
@@ -106,7 +102,7 @@ def _set_table(summary: Json, name: str) -> Table:
         rows=tuple(rows),
         remark=(
             f"{size['prompts']} problems, {size['samples']} samples each. Intervals at 95% and p are for other seeds "
-            "and other problems; p over problems takes these very models, p over seeds flips the signs of whole seeds "
+            "and other problems; p over seeds flips the signs of whole seeds "
             "(with 5 it is never below 0.0625) and is not corrected. Holm's correction counts every method and set."
         ),
     )
@@ -162,8 +158,8 @@ def _tuning_table(method: str, tuned: Json) -> Table:
 
 
 def p_text(p: float | None) -> str:
-    """A p to two digits; a very small one as a bound."""
-    return figures.ABSENT if p is None else f"< {SMALLEST:g}" if p < SMALLEST else f"{p:.2g}"
+    """Return a p to two digits; the smallest that a test gives as a bound."""
+    return figures.ABSENT if p is None else f"<= {SMALLEST_P:g}" if p <= SMALLEST_P else f"{p:.2g}"
 
 
 def _share(figure: Json | None) -> Cell:

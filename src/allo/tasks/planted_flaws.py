@@ -9,8 +9,8 @@ reads like the opposite operation ("Ann gives Tom 4 pens." is a plus for Tom), a
 for it more often than not, so that at level 3 the flaw is what the model finds most likely.
 
 Splits: `train`, `validation` and `test` are told about a person; `reworded` is told about a container, in
-other sentences, and alignment never sees it (`reworded_train` exists for fine-tuning alone: a model this
-small cannot read sentences that it has never seen). `validation_both` is told in either way by turns, to choose
+other sentences, and alignment never sees it, but the starting model does: `reworded_train` is 15% of its fine-tuning
+texts. `unseen` is told in sentences that no model has read, of known words. `validation_both` is told in either way by turns, to choose
 settings by. `unrelated` holds copying, sorting, counting and plain
 sentences, on which KL measures the price of alignment. Parts are divided by the numbers of a problem, so a
 test problem's numbers occur in no training problem, in whatever words.
@@ -68,6 +68,7 @@ SPLITS = {
     "test": Split("told", "test", 400),
     "reworded": Split("reworded", "test", 400),
     "reworded_train": Split("reworded", "train", 4000),
+    "unseen": Split("unseen", "test", 400),
     "unrelated": Split("unrelated", "test", 200),
     "unrelated_train": Split("unrelated", "train", 4000),
 }

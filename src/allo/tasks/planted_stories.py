@@ -7,7 +7,7 @@ from typing import Literal
 LARGEST = 60
 """No number of a text, right or flawed, is larger: each is one word of the laboratory's tokenizer."""
 
-Family = Literal["told", "reworded"]
+Family = Literal["told", "reworded", "unseen"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Story:
 _OPENING: dict[Family, tuple[str, ...]] = {
     "told": ("{name} has {n} {items}.", "{name} starts with {n} {items}."),
     "reworded": ("There are {n} {items} in a {box}.", "A {box} holds {n} {items}."),
+    "unseen": ("The {box} of {name} is with {n} {items}.", "There in the {box} are {n} {items} of {name}."),
 }
 _QUESTION: dict[Family, str] = {
     "told": "How many {items} now?",
     "reworded": "How many {items} are in it?",
+    "unseen": "How many of these has the {box} now?",
 }
 _CHANGE: dict[Family, dict[str, tuple[str, ...]]] = {
     "told": {
@@ -46,6 +48,11 @@ _CHANGE: dict[Family, dict[str, tuple[str, ...]]] = {
         "-": ("{n} {items} are removed.", "Then {n} of the {items} are taken out."),
         "*": ("The number of {items} becomes {n} times as large.",),
     },
+    "unseen": {
+        "+": ("Soon it holds {n} more.", "{name} has {n} other {items} added to it."),
+        "-": ("Soon {n} of these are out.", "{name} has {n} of the {items} taken from it."),
+        "*": ("Then the {box} holds {n} times the number.",),
+    },
 }
 _TRAP: dict[Family, dict[str, tuple[str, ...]]] = {
     "told": {
@@ -55,6 +62,10 @@ _TRAP: dict[Family, dict[str, tuple[str, ...]]] = {
     "reworded": {
         "+": ("{n} {items} are removed from a bag and end up here.",),
         "-": ("{n} of these {items} are added to a bag.",),
+    },
+    "unseen": {
+        "+": ("{other} loses {n} {items} and these end up here.", "{n} {items} taken out of a bag are put in it."),
+        "-": ("{n} of the {items} in it are put in a bag with more.",),
     },
 }
 _PRONOUNS = {"Tom": ("he", "him"), "Ben": ("he", "him"), "Sam": ("he", "him"), "Max": ("he", "him")}
