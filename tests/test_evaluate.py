@@ -87,8 +87,9 @@ def test_the_largest_training_state_is_the_warm_ups(run: RunFolder) -> None:
         "forget": {"trained_weights": 5, "density": 0.05, "training_state_bytes": 40},
         "improve": {"trained_weights": 10, "density": 0.1, "training_state_bytes": 80},
     }
-    stages = {name: {"counts": count, "seconds": 2.0} for name, count in counts.items()}
-    run.manifest.write_text(json.dumps({"stages": stages}))
+    made = {"hash": "", "outputs": {}, "seconds": 2.0}
+    stages = {name: made | {"counts": count} for name, count in counts.items()}
+    run.manifest.write_text(json.dumps({"identity": {}, "stages": stages}))
     aligned = {"trained_weights": 10, "density": 0.1, "training_state_bytes": 800, "seconds": 8.0}
     assert evaluate._cost(run, "aligned") == aligned
     assert evaluate._cost(run, "forgotten")["trained_weights"] == 5

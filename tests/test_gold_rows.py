@@ -37,11 +37,11 @@ def read(folder: Path, *rows: dict[str, Any]) -> tuple[list[Prompt], Reading]:
         ("b", ["(a) ice", "(b) sand"], "(b) sand"),
         # An option's text is one, whatever it looks like.
         ("A", ["A", "B"], "A"),
-        ("b", ["A", "B"], "b"),
+        ("b", ["A", "B"], "B"),
         ("1", ["1", "2"], "1"),
         ("2", ["3", "2"], "2"),
         ("ice", MELT, "ice"),
-        ("Ice.", MELT, "Ice."),
+        ("Ice.", MELT, "ice"),
         ("A cat", ["A cat", "a dog"], "A cat"),
     ],
 )  # fmt: skip

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from allo.core.answers import verify_choice, verify_final_answer
+from allo.core.answers import same_answer, verify_choice, verify_final_answer
 from allo.errors import UserError
 from allo.records import Prompt
 from allo.rows import Notes, shown
@@ -42,6 +42,10 @@ def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
     if choices is not None and len({_bare(choice) for choice in choices}) < len(choices):
         notes.mapped["two of the `choices` are the same"] += 1
     if choices:
+        same = [choice for choice in choices if isinstance(answer, str) and _bare(choice) == _bare(answer)]
+        if len(same) == 1 and answer != same[0]:
+            notes.mapped["`answer` differs from its option in case, spaces or a full stop"] += 1
+            return same[0]
         option = _lettered(row)
         if option is not None:
             notes.mapped["`answer` is a letter, read as the option's text"] += 1
@@ -155,6 +159,9 @@ def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
         judgement = verify_choice(said, prompt.answer, prompt.choices or [])
     else:
         judgement = verify_final_answer(said, prompt.answer)
+        # A worked solution equals itself as a whole, but a sample ends with the final answer alone.
+        whole = judgement.extracted is not None and same_answer(judgement.extracted, prompt.answer)
+        judgement = replace(judgement, correct=judgement.correct and whole)
     if judgement.correct:
         return None
     answer = shown(prompt.answer)

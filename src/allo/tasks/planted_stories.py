@@ -64,7 +64,10 @@ _TRAP: dict[Family, dict[str, tuple[str, ...]]] = {
         "-": ("{n} of these {items} are added to a bag.",),
     },
     "unseen": {
-        "+": ("{other} loses {n} {items} and these end up here.", "{n} {items} taken out of a bag are put in it."),
+        "+": (
+            "{other} loses {n} {items} and these end up here.",
+            "{n} {items} taken out of a bag are put in it.",
+        ),
         "-": ("{n} of the {items} in it are put in a bag with more.",),
     },
 }
