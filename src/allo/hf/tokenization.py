@@ -144,23 +144,6 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.convert_tokens_to_ids(ends[-1:])
 
 
-def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    """Refuse a tokenizer with ids beyond a model's `num_embeddings` rows, and name their tokens.
-
-    Raises `UserError`.
-    """
-    beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= num_embeddings}
-    if not beyond:
-        return
-    shown = ", ".join(f"{beyond[id]!r} ({id})" for id in sorted(beyond)[:5])
-    more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
-    raise UserError(
-        f"{tokenizer.name_or_path}: the tokenizer has {len(beyond)} tokens without a row in the model's embedding of "
-        f"{num_embeddings}: {shown}{more}. Take the tokenizer that the model was trained with, or remove these tokens "
-        "from it."
-    )
-
-
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[Message],
