@@ -144,17 +144,17 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
 
 
 def progress(recipe: Recipe) -> dict[str, bool]:
-    """Say of each stage of a recipe whether its run folder has it done; nothing is written.
-
-    Raises `UserError` if the folder holds another recipe's run, or if its record is damaged.
-    """
+    """Say whether each stage is done; writes nothing. Raises `UserError` for another recipe's run, or a damaged record."""
     run = RunFolder(recipe.run_folder)
     manifest = read_manifest(run) or {"identity": _identity(recipe), "stages": {}}
     _refuse_another(run, manifest["identity"], _identity(recipe))
-    return {
-        stage.name: stage.name in manifest["stages"] and _work(stage, recipe, run, reads_only=True).is_done
-        for stage in stages_of(recipe)
-    }
+    found, done = {}, True
+    for stage in stages_of(recipe):  # behind one that is not done, all may be done again
+        done = (
+            done and stage.name in manifest["stages"] and _work(stage, recipe, run, reads_only=True).is_done
+        )
+        found[stage.name] = done
+    return found
 
 
 def _position(stages: list[Stage], name: str) -> int:

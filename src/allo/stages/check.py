@@ -19,7 +19,7 @@ from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import Tokenizer, load_tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, read_start
+from allo.hf.start import check_policy, check_values, read_start
 from allo.hf.vllm_engine import require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
@@ -37,10 +37,14 @@ from allo.stages.sample import check_servable, prompt_room
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the checks found of a recipe. `positions`: None for a model without a limit."""
+    """Everything that the checks found of a recipe.
+
+    `are_finite`: all weights were read, and none is NaN. `positions`: None for a model without a limit.
+    """
 
     tokenizer: Tokenizer
     num_weights: int
+    are_finite: bool
     positions: int | None
     readings: dict[str, Reading]
     trained: list[Trained]
@@ -80,11 +84,12 @@ def findings(recipe: Recipe) -> Findings:
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     disk = check_disk(recipe, weights)
     _check_backend(recipe)
+    are_finite = check_values(recipe)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
-    return Findings(tokenizer, weights, positions, sources.readings(), trained, prompts, disk)
+    return Findings(tokenizer, weights, are_finite, positions, sources.readings(), trained, prompts, disk)
 
 
 def _check_settings(recipe: Recipe) -> None:
