@@ -107,9 +107,11 @@ def _solutions(recipe: Recipe, tokenizer: Tokenizer, key: str, prompts: Sequence
 def _under(
     key: str, count: Any, tokenizer: Tokenizer, rows: list[dict[str, Any]], max_length: int
 ) -> tuple[list[dict[str, Any]], Counts]:
-    """The rows of `count`, whose errors begin with the key."""
+    """The rows of `count`, whose errors begin with the prompt, or with the key if they are of all rows."""
     try:
         kept, counts = count(tokenizer, rows, max_length=max_length)
     except UserError as error:
+        if str(error).startswith("prompt "):
+            raise
         raise UserError(f"{key}: {error}") from error
     return kept, counts
