@@ -45,7 +45,12 @@ def test_a_recipe_on_the_laboratory_passes(path: Path, tmp_path: Path) -> None:
     assert "Examples, token by token" in " ".join(checked(path, tmp_path, *own))
 
 
-@pytest.mark.parametrize("path", HUB, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    # Whole benchmarks take more than ten seconds.
+    [pytest.param(path, marks=pytest.mark.slow if "llama" in path.name else ()) for path in HUB],
+    ids=[path.name for path in HUB],
+)
 def test_a_recipe_on_a_model_of_the_hub_passes_with_a_local_one(path: Path, tmp_path: Path) -> None:
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data is not here: this recipe reads benchmarks of the hub")

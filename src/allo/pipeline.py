@@ -148,12 +148,10 @@ def progress(recipe: Recipe) -> dict[str, bool]:
     run = RunFolder(recipe.run_folder)
     manifest = read_manifest(run) or {"identity": _identity(recipe), "stages": {}}
     _refuse_another(run, manifest["identity"], _identity(recipe))
-    found, done = {}, True
+    found: dict[str, bool] = {}
     for stage in stages_of(recipe):  # behind one that is not done, all may be done again
-        done = (
-            done and stage.name in manifest["stages"] and _work(stage, recipe, run, reads_only=True).is_done
-        )
-        found[stage.name] = done
+        may_be = all(found.values()) and stage.name in manifest["stages"]
+        found[stage.name] = may_be and _work(stage, recipe, run, reads_only=True).is_done
     return found
 
 

@@ -75,7 +75,8 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
 def _ends(preview: Preview) -> str:
     """How a finished completion ends, for each form that the recipe's prompts have."""
     found = preview.found
-    forms = {form for one in (*found.asked, *found.trained) for form in one.forms}
+    rows: list[Trained | Asked] = [*found.trained, *found.asked]
+    forms = {form for one in rows for form in one.forms}
     words = {"messages": "the answer to messages ends with {}", "text": "the answer to a text ends with {}"}
     return "; ".join(words[form].format(_end(found, form)) for form in sorted(forms))
 
@@ -97,7 +98,8 @@ def _counts(preview: Preview) -> dict[str, list[str]]:
         sentences = said.setdefault(key, [])
         sentences.insert(0, _number(reading.rows, "row", "read"))
         sentences += reading.sentences
-    for one in (*found.trained, *found.asked):
+    rows: list[Trained | Asked] = [*found.trained, *found.asked]
+    for one in rows:
         unknown = num_unknown(found.tokenizer, _ids(one))
         if unknown:
             said[one.key].append(
