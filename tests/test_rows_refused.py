@@ -239,7 +239,7 @@ def test_marks_line_ends_and_blank_lines_are_harmless(tmp_path: Path, content: b
         (ROW.decode().encode("utf-16-le"), ":1: UTF-16 text, or a damaged file"),
         (ROW + b"\n" + bytes(20), ":2: UTF-16 text, or a damaged file"),
         (ROW + b"\n\xff{}", ":2: no UTF-8 text"),
-        (gzip.compress(ROW), r":1: gzip data; let the file's name end with \.jsonl\.gz"),
+        (gzip.compress(ROW, mtime=0), r":1: gzip data; let the file's name end with \.jsonl\.gz"),
         (b"[\n" + ROW + b"\n]", ":1: not JSON .* Write one JSON object a line"),
         (b"[" + ROW + b"]", ":1: a JSON list; write one JSON object a line"),
         (
