@@ -127,6 +127,8 @@ HOUSE = {
         {*LEAVES, "core", "hf", "stages", "pipeline"},
         {"torch"},
     ),
+    # What a recipe will train on, shown.
+    "preview": Room({*LEAVES, "core", "hf", "stages", "pipeline"}, lazy={"pyarrow"}),
     "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
     "compare": Room(
@@ -149,6 +151,7 @@ HOUSE = {
             "winrate",
             "pipeline",
             "plan",
+            "preview",
             "demo",
             "harness",
         }

@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrain
 from allo.errors import UserError
 from allo.hf.collate import pad
 from allo.hf.dpo_passes import DpoPasses
+from allo.hf.model_checks import rope_length
 from allo.hf.policy import per_token_logps
-from allo.hf.row_lengths import rope_length
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from tiny import TOKENIZER, arguments, full_mask, model, text

@@ -326,11 +326,11 @@ def held(folder: Path) -> Iterator[None]:
 class FileHashes:
     """SHA-256 of files, remembered by size, times and inode so that big weights are read once.
 
-    The cache may be lost or damaged: files are then read again.
+    The cache may be lost or damaged: files are then read again. With `reads_only` it is not written.
     """
 
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
+    def __init__(self, cache: Path, *, reads_only: bool = False) -> None:
+        self._cache, self._reads_only = cache, reads_only
         self._known: dict[str, list[Any]] = {}
         with contextlib.suppress(UserError, OSError):
             found = checked(read_json(cache), dict[str, Any], place="")
@@ -351,8 +351,9 @@ class FileHashes:
         entry = self._known.get(key)
         if entry is None or entry[:-1] != stamp:
             self._known[key] = [*stamp, sha256_file(path)]
-            with contextlib.suppress(OSError):  # without the cache, files are read again
-                write_json(self._cache, sealed(self._known))
+            if not self._reads_only:
+                with contextlib.suppress(OSError):  # without the cache, files are read again
+                    write_json(self._cache, sealed(self._known))
         return str(self._known[key][-1])
 
 

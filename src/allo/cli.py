@@ -106,6 +106,22 @@ def report(
     say(f"{html}\n{markdown}")
 
 
+@app.command("check")
+def check_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Mark tokens by brackets, as off a terminal, and not by colours.")
+    ] = False,
+) -> None:
+    """Check a recipe as `run` does before its first stage, and show what it trains on; nothing is written."""
+    read = load_recipe(recipe, overrides)
+    from allo.preview import preview
+    from allo.preview.show import show
+
+    show(preview(read), plain=plain)
+
+
 @app.command("plan")
 def plan_recipe(
     recipe: RecipeFile,

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,18 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
     return run
 
 
+def progress(recipe: Recipe) -> dict[str, bool]:
+    """Say whether each stage is done; writes nothing. Raises `UserError` for another recipe's run, or a damaged record."""
+    run = RunFolder(recipe.run_folder)
+    manifest = read_manifest(run) or {"identity": _identity(recipe), "stages": {}}
+    _refuse_another(run, manifest["identity"], _identity(recipe))
+    found: dict[str, bool] = {}
+    for stage in stages_of(recipe):  # behind one that is not done, all may be done again
+        may_be = all(found.values()) and stage.name in manifest["stages"]
+        found[stage.name] = may_be and _work(stage, recipe, run, reads_only=True).is_done
+    return found
+
+
 def _position(stages: list[Stage], name: str) -> int:
     names = [stage.name for stage in stages]
     if name in names:
@@ -195,6 +207,10 @@ def _check_same_run(recipe: Recipe, run: RunFolder, *, is_resolved: bool) -> Non
         say(f"{error} It is removed: what was done is no longer known, so every stage is done again.")
         remove(run.manifest)
         return
+    _refuse_another(run, theirs, ours)
+
+
+def _refuse_another(run: RunFolder, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     if theirs != ours:
         differing = next(key for key in ours if theirs.get(key) != ours[key])
         raise UserError(
@@ -269,8 +285,8 @@ class _Work:
         return {name: self.hashes.of(path) for name, path in paths.items() if path.exists()}
 
 
-def _work(stage: Stage, recipe: Recipe, run: RunFolder) -> _Work:
-    hashes = FileHashes(run.path / ".hashes.json")
+def _work(stage: Stage, recipe: Recipe, run: RunFolder, *, reads_only: bool = False) -> _Work:
+    hashes = FileHashes(run.path / ".hashes.json", reads_only=reads_only)
     own = stage.recipe(recipe)
     config = {key: value_at(own, key) for key in stage.keys}
     return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))

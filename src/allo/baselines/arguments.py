@@ -11,9 +11,10 @@ import torch
 
 from allo.errors import UserError
 from allo.hf.arguments import Arguments, training_arguments
-from allo.recipe import Recipe
+from allo.recipe import Improve, Recipe
 
 # What training needs beside allo itself.
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that read label_smoothing
 PACKAGES = {"lora": ("trl", "peft"), "shira": ("trl", "peft"), "rloo": ("trl",), "grpo": ("trl",)}
 
 
@@ -31,10 +32,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
     settings: dict[str, Any] = {"beta": improve.beta, "save_strategy": "no", "eval_strategy": "no"}
     settings["disable_dropout"] = True
     if improve.has_adapter:
-        settings |= {
-            "max_length": recipe.max_length,
-            "label_smoothing": improve.loss_settings.get("label_smoothing", 0.0),
-        }
+        settings |= {"max_length": recipe.max_length, "label_smoothing": _label_smoothing(improve)}
     else:
         settings |= {
             "num_generations": sample.num_generations,
@@ -55,6 +53,21 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
         kind={"rloo": RLOOConfig, "grpo": GRPOConfig}.get(improve.trainer, DPOConfig),
         settings=settings,
     )
+
+
+def _label_smoothing(improve: Improve) -> float:
+    """Return the adapters' label smoothing. Raises `UserError` if TRL's loss would not read it."""
+    smoothing = float(improve.loss_settings.get("label_smoothing", 0.0))
+    named = (improve.training.model_extra or {}).get("loss_type", "sigmoid")
+    kinds = {named} if isinstance(named, str) else set(named)
+    if smoothing and not kinds & _SMOOTHED:
+        raise UserError(
+            f"improve.loss_settings.label_smoothing is {smoothing}, and TRL's {' and '.join(sorted(kinds))} loss, with which "
+            f"trainer {improve.trainer!r} trains, does not read it. Set improve.training.loss_type to robust, TRL's loss for "
+            "labels of which this share is wrong (divided by 1 - 2 * label_smoothing, other than allo's dpo), or remove "
+            "label_smoothing."
+        )
+    return smoothing
 
 
 def require_packages(trainer: str) -> None:

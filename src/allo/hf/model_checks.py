@@ -187,7 +187,10 @@ def _called(entry: Stored) -> str:
 
 
 def num_positions(config: PretrainedConfig) -> int | None:
-    """Return how many positions a prompt and its completion have together, or None for a model without a limit."""
+    """Return how many positions a prompt and its completion have together, or None for a model without a limit.
+
+    Positions beyond `rope_length` do not count: there a row's numbers depend on the rest of its batch.
+    """
     config = config.get_text_config()
     if config.model_type in _UNLIMITED or getattr(config, "alibi", False):
         return None
@@ -200,7 +203,27 @@ def num_positions(config: PretrainedConfig) -> int | None:
     positions = next((int(value) for value in found if isinstance(value, int | float) and value > 0), None)
     if positions is not None and config.model_type in _FROM_PADDING:
         return positions - (config.pad_token_id or 0) - 1
-    return positions
+    return min(filter(None, (positions, rope_length(config))), default=None)
+
+
+def rope_length(config: PretrainedConfig) -> int | None:
+    """Return the positions beyond which rotary angles depend on the longest row of a batch; None: they never do.
+
+    "longrope" takes other frequencies for every row once one of them is longer, and "dynamic" those of the longest, which
+    it even keeps for later batches.
+    """
+    config = config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    lengths = []
+    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]:
+        kind = str(rope.get("rope_type", ""))
+        if kind == "longrope" or "dynamic" in kind:
+            own = (
+                rope.get("original_max_position_embeddings"),
+                getattr(config, "max_position_embeddings", None),
+            )
+            lengths += [length for length in own if isinstance(length, int)]
+    return min(lengths, default=None)
 
 
 def check_positions(positions: int | None, max_length: int, *, key: str, ref: str | Path) -> None:

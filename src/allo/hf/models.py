@@ -128,6 +128,13 @@ def model_of_config(
     return model.eval()
 
 
+def num_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> int:
+    """Count the weights of the model that a configuration describes; a tied tensor counts once."""
+    with torch.device("meta"):
+        model = model_of_config(config, trust_remote_code=trust_remote_code)
+    return sum(param.numel() for param in model.parameters())
+
+
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
     """The names of the weights that the model in `folder` trains, from its configuration alone.
 
@@ -179,6 +186,8 @@ def load_tokenizer(
             folder, gguf_file=gguf, trust_remote_code=trust_remote_code
         )
         check_tokenizer(tokenizer, ref)
+    # Rows are cut to what the model reads; transformers would warn of the first long one before that.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{ref}: the tokenizer has no EOS token, so a completion could never end; "

@@ -3,29 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from allo.errors import UserError
-
-
-def rope_length(config: PretrainedConfig) -> int | None:
-    """Return the positions beyond which rotary angles depend on the longest row of a batch; None: they never do.
-
-    "longrope" takes other frequencies for every row once one of them is longer, and "dynamic" those of the longest, which
-    it even keeps for later batches.
-    """
-    config = config.get_text_config()
-    ropes = getattr(config, "rope_parameters", None) or {}
-    lengths = []
-    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]:
-        kind = str(rope.get("rope_type", ""))
-        if kind == "longrope" or "dynamic" in kind:
-            own = (
-                rope.get("original_max_position_embeddings"),
-                getattr(config, "max_position_embeddings", None),
-            )
-            lengths += [length for length in own if isinstance(length, int)]
-    return min(lengths, default=None)
+from allo.hf.model_checks import num_positions, rope_length
 
 
 def num_tokens(row: Mapping[str, Any]) -> int:
@@ -37,16 +18,16 @@ def num_tokens(row: Mapping[str, Any]) -> int:
 def check_rows_fit(
     model: PreTrainedModel, rows: Iterable[Mapping[str, Any]], *, name: str, max_length: int | None = None
 ) -> None:
-    """Refuse rows of token ids that are longer than the model's positions, or than `rope_length`."""
+    """Refuse rows of token ids that are longer than `num_positions` of the model."""
     longest = max(map(num_tokens, rows), default=0)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for limit, reason in (
-        (rope_length(model.config), "beyond which its rotary angles depend on what else is in the batch"),
-        (positions, "for prompt and completion together"),
-    ):
-        if isinstance(limit, int) and longest > limit:
-            now = "" if max_length is None else f" (it is {max_length})"
-            raise UserError(
-                f"{name}: the longest row has {longest} tokens, but {type(model).__name__} has {limit} positions "
-                f"{reason}: set max_length to {limit} or less{now}."
-            )
+    limit = num_positions(model.config)
+    if limit is None or longest <= limit:
+        return
+    reason = "for prompt and completion together"
+    if limit == rope_length(model.config):
+        reason = "beyond which its rotary angles depend on what else is in the batch"
+    now = "" if max_length is None else f" (it is {max_length})"
+    raise UserError(
+        f"{name}: the longest row has {longest} tokens, but {type(model).__name__} has {limit} positions {reason}: set "
+        f"max_length to {limit} or less{now}."
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from allo.errors import UserError
-from allo.hf.tokenization import Tokenized, cut_left, tokenize
+from allo.hf.tokenization import Opened, Tokenized, cut_left, opened, tokenize
 
 # `prompt`, `completion`, and optionally `finished`, `token_weights` (one a completion token), `completion_ids` (taken
 # instead of the text's own), `message` (instead of the text) and `template`.
@@ -122,8 +122,9 @@ def counted_pairs(
     number_of = dict.fromkeys(("long", "empty", "equal", "cut"), 0)
     for number, row in enumerate(rows):
         place = _place(row, number)
+        before = opened(tokenizer, row["prompt"], template=row.get("template"), place=place)
         chosen, rejected = (
-            _tokens(tokenizer, row, side, max_length=max_length, place=place)
+            _tokens(tokenizer, row, side, max_length=max_length, place=place, before=before)
             for side in ("chosen", "rejected")
         )
         if isinstance(chosen, str) or isinstance(rejected, str):
@@ -152,12 +153,13 @@ def _tokens(
     *,
     max_length: int,
     place: str,
+    before: Opened | None = None,
 ) -> Tokenized | str:
     """The ids of a row's completion, or of a pair's `side`; or why there are none: it is `long` or `empty`."""
-    text, before = (side, f"{side}_") if side else ("completion", "")
-    ids = row.get(f"{before}token_ids" if side else "completion_ids")
-    finished = row.get(f"{before}finished", True)
-    completion = row.get(f"{before}message") or row[text]
+    text, lead = (side, f"{side}_") if side else ("completion", "")
+    ids = row.get(f"{lead}token_ids" if side else "completion_ids")
+    finished = row.get(f"{lead}finished", True)
+    completion = row.get(f"{lead}message") or row[text]
     tokens = tokenize(
         tokenizer,
         row["prompt"],
@@ -167,6 +169,7 @@ def _tokens(
         max_length=max_length,
         template=row.get("template"),
         place=place,
+        before=before,
     )
     if tokens is not None:
         return tokens

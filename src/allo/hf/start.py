@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,7 @@ from allo.hf.tokenizer_checks import check_ids_fit
 from allo.recipe import Recipe
 
 LOWER_RATE = "Training made it so: lower the learning rate, or check the data."
+_QUICKLY_READ = 1 << 30  # bytes of weights that are read before the first stage: a second or two
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -88,6 +90,24 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     config = read_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
     check_ids_fit(tokenizer, config, ref=recipe.model)
     return config
+
+
+def check_values(recipe: Recipe) -> bool:
+    """Whether every weight of a local model was read and is a finite number; large ones wait until they are loaded.
+
+    Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
+    """
+    folder = Path(recipe.model).expanduser()
+    if not folder.is_dir():
+        return False
+    checkpoint = Checkpoint.open(folder)
+    files = {entry.file for entry in checkpoint.stored.values()}
+    if sum(file.stat().st_size for file in files) > _QUICKLY_READ:
+        return False
+    for name in checkpoint.stored:
+        for _ in _sound_pieces(checkpoint, name):
+            pass
+    return True
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -177,14 +197,20 @@ def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day
 def _sound_digest(checkpoint: Checkpoint, name: str) -> str:
     """The digest of a tensor whose every entry is a finite number, from one pass over the file."""
     digest = Digest(checkpoint.stored[name].dtype, checkpoint.stored[name].shape)
+    for piece in _sound_pieces(checkpoint, name):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sound_pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+    """The pieces of a tensor. Raises `UserError` at one with an entry that is NaN or infinite."""
     for piece in checkpoint.pieces(name):
         check_finite(
             [(name, piece)],
             where=str(checkpoint.folder),
             advice="Download it again, or give another checkpoint.",
         )
-        digest.update(piece)
-    return digest.hexdigest()
+        yield piece
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

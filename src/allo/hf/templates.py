@@ -4,7 +4,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -17,7 +17,6 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from allo.errors import UserError
-from allo.records import Pair, Prompt
 
 Conversation = Sequence[Mapping[str, object]]
 """Messages with `role`, `content` and any other field that the template reads."""
@@ -210,22 +209,6 @@ def completion_text(
         shared = _common(_common(shared, before), text)
     rest = text[len(shared) :].removesuffix(found.close)
     return _without_repeated(_last_tag(found.prompt), found.prompt, rest)
-
-
-def check_rendering(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Prompt | Pair]) -> None:
-    """Render the messages of every row as training and sampling will.
-
-    Raises `UserError` for the first row on which the chat template fails.
-    """
-    for row in rows:
-        fields = vars(row)
-        if isinstance(row.prompt, str):
-            continue
-        template, place = fields.get("template"), f"prompt {fields.get('prompt_id') or fields['id']}"
-        turn(tokenizer, row.prompt, template=template, place=place)
-        for message in (fields.get("chosen_message"), fields.get("rejected_message")):
-            if message is not None:
-                completion_text(tokenizer, row.prompt, message, template=template, place=place)
 
 
 def use_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:

@@ -27,6 +27,35 @@ class Tokenized:
     cut: bool = False
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A prompt that completions can follow: its text, and the text's `own_ids`, which `ids` have after BOS.
+
+    `turn`: the assistant's turn after messages, None after text.
+    """
+
+    text: str
+    own_ids: list[int]
+    ids: list[int]
+    turn: templates.Turn | None
+
+
+def opened(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> Opened:
+    """Return a prompt rendered and tokenized once, for all completions of it. Raises `UserError` as `prompt_ids`."""
+    turn = None
+    if not isinstance(prompt, str):
+        turn = templates.turn(tokenizer, prompt, template=template, place=place)
+    text = turn.prompt if turn is not None else str(prompt)
+    own = _bare(tokenizer, text)
+    return Opened(text, own, _with_prefix(tokenizer, own, place), turn)
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[Message],
@@ -37,6 +66,7 @@ def tokenize(
     max_length: int,
     template: Mapping[str, object] | None = None,
     place: str = "",
+    before: Opened | None = None,
 ) -> Tokenized | None:
     """Return the ids of a prompt, as the sampler sees it, and of a completion that continues it.
 
@@ -53,6 +83,7 @@ def tokenize(
         completion_ids: the completion's ids as they were sampled, taken as they are.
         template: `tools`, `documents` and `chat_template_kwargs` of the prompt.
         place: what errors begin with, such as the row.
+        before: the prompt, if it is `opened` already.
 
     Returns:
         None if the completion leaves no room for a prompt token, or has no token to train on.
@@ -61,27 +92,25 @@ def tokenize(
         UserError: as `prompt_ids`; the template does not write a field of the completion's message.
     """
     if completion_ids is not None:
-        before = prompt_ids(tokenizer, prompt, template=template, place=place)
-        return _fitted(tokenizer, before, list(completion_ids), max_length)
+        given = before.ids if before else prompt_ids(tokenizer, prompt, template=template, place=place)
+        return _fitted(tokenizer, given, list(completion_ids), max_length)
     if not isinstance(completion, str):
         if isinstance(prompt, str):
             raise UserError(
                 f"{place or 'a row'}: the completion is a message, and the prompt is text; give both alike."
             )
         completion = templates.completion_text(tokenizer, prompt, completion, template=template, place=place)
-    if isinstance(prompt, str):
-        text, close = prompt, tokenizer.eos_token
-    else:
-        found = templates.turn(tokenizer, prompt, template=template, place=place)
+    before = before or opened(tokenizer, prompt, template=template, place=place)
+    close = tokenizer.eos_token
+    if before.turn is not None and not isinstance(prompt, str):
+        close = before.turn.close
         completion = templates.answer(
-            tokenizer, prompt, completion, found, finished=finished, template=template, place=place
+            tokenizer, prompt, completion, before.turn, finished=finished, template=template, place=place
         )
-        text, close = found.prompt, found.close
     end: list[int] = []
     if finished:
         completion, end = _ended(tokenizer, completion, close)
-    before = _prompt_ids(tokenizer, text, place)
-    return _fitted(tokenizer, before, [*_continuation(tokenizer, text, before, completion), *end], max_length)
+    return _fitted(tokenizer, before.ids, [*_continuation(tokenizer, before, completion), *end], max_length)
 
 
 def prompt_ids(
@@ -144,23 +173,6 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.convert_tokens_to_ids(ends[-1:])
 
 
-def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    """Refuse a tokenizer with ids beyond a model's `num_embeddings` rows, and name their tokens.
-
-    Raises `UserError`.
-    """
-    beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= num_embeddings}
-    if not beyond:
-        return
-    shown = ", ".join(f"{beyond[id]!r} ({id})" for id in sorted(beyond)[:5])
-    more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
-    raise UserError(
-        f"{tokenizer.name_or_path}: the tokenizer has {len(beyond)} tokens without a row in the model's embedding of "
-        f"{num_embeddings}: {shown}{more}. Take the tokenizer that the model was trained with, or remove these tokens "
-        "from it."
-    )
-
-
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[Message],
@@ -173,7 +185,12 @@ def _rendered(
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, place: str) -> list[int]:
-    prefix, ids = _prefix(tokenizer), _bare(tokenizer, text)
+    return _with_prefix(tokenizer, _bare(tokenizer, text), place)
+
+
+def _with_prefix(tokenizer: PreTrainedTokenizerBase, own: list[int], place: str) -> list[int]:
+    """A text's own ids after what the tokenizer puts before every text, once."""
+    prefix, ids = _prefix(tokenizer), list(own)
     while prefix and ids[: len(prefix)] == prefix:
         del ids[: len(prefix)]
     if not prefix + ids:
@@ -196,21 +213,20 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return prefix
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, before: list[int], text: str) -> list[int]:
-    """The ids of `text` after `prompt`, whose ids are `before`."""
-    own = _after(tokenizer, prompt, text)
+def _continuation(tokenizer: PreTrainedTokenizerBase, before: Opened, text: str) -> list[int]:
+    """The ids of `text` after a prompt."""
+    own = _after(tokenizer, before.text, before.own_ids, text)
     if own is not None:
         return own
-    expected = _read(tokenizer, before) + text
-    candidates = [_after(tokenizer, anchor, text) for anchor in _ANCHORS]
-    exact = (ids for ids in candidates if ids is not None and _read(tokenizer, before + ids) == expected)
+    expected = _read(tokenizer, before.ids) + text
+    candidates = [_after(tokenizer, anchor, _bare(tokenizer, anchor), text) for anchor in _ANCHORS]
+    exact = (ids for ids in candidates if ids is not None and _read(tokenizer, before.ids + ids) == expected)
     # A tokenizer that changes texts (to lower case, for example) reads none back as it was.
     return next(exact, _bare(tokenizer, text))
 
 
-def _after(tokenizer: PreTrainedTokenizerBase, anchor: str, text: str) -> list[int] | None:
-    """The ids of `text` after `anchor`, or None if a token spans both."""
-    before = _bare(tokenizer, anchor)
+def _after(tokenizer: PreTrainedTokenizerBase, anchor: str, before: list[int], text: str) -> list[int] | None:
+    """The ids of `text` after `anchor`, whose ids are `before`, or None if a token spans both."""
     whole = tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     num = len(before)
     if list(whole.input_ids[:num]) != before:

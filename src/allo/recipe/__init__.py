@@ -117,7 +117,7 @@ class Improve(Steps):
     trainer: TrainerName = "selected"
     """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
     `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
-    adapter on all linear layers, with the label_smoothing of `loss_settings`; `rloo` and `grpo` sample as `sample`
+    adapter on all linear layers (TRL reads the label_smoothing of `loss_settings` if `training.loss_type` is robust); `rloo` and `grpo` sample as `sample`
     says and train all weights by the rewards that `judge` gives. A batch's rows are then completions."""
     adapter_rank: Count | None = None
     """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""

@@ -1,40 +1,99 @@
-"""Find bad input before a run's first stage costs time."""
+"""Find bad input, and what a run will train on, before its first stage costs time."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import torch
 
+from allo.artifacts import RunFolder
 from allo.baselines.arguments import trl_arguments
 from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
+from allo.hf import templates
 from allo.hf.arguments import training_arguments
 from allo.hf.model_checks import check_positions, num_positions
-from allo.hf.models import Tokenizer, load_tokenizer
+from allo.hf.models import Tokenizer, load_tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy
-from allo.hf.templates import check_rendering
+from allo.hf.start import check_policy, check_values, read_start
 from allo.hf.vllm_engine import require_vllm
-from allo.hf.written import check_written
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
-from allo.recipe.sources import Source
-from allo.records import Pair, Prompt
+from allo.records import Prompt
 from allo.rounds import data_of_rounds
-from allo.sources import prompts_of, readings, training_pairs
+from allo.rows import Reading
+from allo.sources import Sources
 from allo.stages import improve, locate
+from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
+from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_judgeable
 from allo.stages.reward import check_reward_model, has_no_answers
 from allo.stages.sample import check_servable, prompt_room
 
 
-def check(recipe: Recipe) -> None:
-    """Read every source of prompts, the tokenizers, the scorers and the model's positions; build all training arguments.
+@dataclass(frozen=True)
+class Findings:
+    """Everything that the checks found of a recipe.
 
-    Raises `UserError` for the first that is bad.
+    `are_finite`: all weights were read, and none is NaN. `positions`: None for a model without a limit.
     """
+
+    tokenizer: Tokenizer
+    num_weights: int
+    are_finite: bool
+    positions: int | None
+    readings: dict[str, Reading]
+    trained: list[Trained]
+    asked: list[Asked]
+    disk: Disk
+
+
+def check(recipe: Recipe) -> None:
+    """Make all checks, and say what became of the rows. Raises `UserError` for the first that fails."""
+    found = findings(recipe)
+    for key, reading in found.readings.items():
+        for sentence in reading.sentences:
+            say(f"{key}: {sentence}")
+    for rows in found.trained:
+        if words := rows.counts.words(recipe.max_length):
+            say(f"{rows.key}: {words}")
+    for prompts in found.asked:
+        if prompts.cut:
+            say(f"{prompts.key}: {prompts.cut} of {len(prompts.ids)} prompts lose their beginning")
+
+
+def findings(recipe: Recipe) -> Findings:
+    """Make all checks that need no weights: arguments, functions, the model's files, all rows, the disk.
+
+    Nothing is written. Raises `UserError` for the first that fails.
+    """
+    _check_settings(recipe)
+    tokenizer = load_tokenizer(
+        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+    )
+    _use_date(tokenizer, RunFolder(recipe.run_folder))
+    if recipe.score is not None and recipe.score.rewriter is not None:
+        check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
+    config = check_policy(recipe, tokenizer)
+    positions, sources = num_positions(config), Sources(recipe)
+    _check_lengths(recipe, positions)
+    weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
+    disk = check_disk(recipe, weights)
+    _check_backend(recipe)
+    are_finite = check_values(recipe)
+    prompts = _check_asked(recipe, sources, tokenizer, positions)
+    trained = trained_solutions(recipe, tokenizer, sources)
+    if recipe.data.pairs is not None:
+        trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
+    return Findings(tokenizer, weights, are_finite, positions, sources.readings(), trained, prompts, disk)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Whether all training arguments can be built, and the user's own functions are there and can be called."""
     if recipe.improve and recipe.improve.trainer != "selected":
         trl_arguments(recipe, folder=recipe.run_folder, device=torch.device("cpu"))
     for key, training, lean in _training_blocks(recipe):
@@ -51,44 +110,51 @@ def check(recipe: Recipe) -> None:
     if recipe.score is not None:
         scorers_of(recipe.score)
     improve.check_settings(recipe)
-    tokenizer = load_tokenizer(
-        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
-    if recipe.score is not None and recipe.score.rewriter is not None:
-        check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
-    _check_lengths(recipe, num_positions(check_policy(recipe, tokenizer)))
-    _check_backend(recipe)
-    _check_judge(recipe, tokenizer)
-    for source in [*(recipe.sft.sources if recipe.sft else []), *filter(None, [recipe.evaluate.kl])]:
-        _check_templates(tokenizer, prompts_of(recipe, source))
-    for key, reading in readings(recipe).items():
-        for sentence in reading.sentences:
-            say(f"{key}: {sentence}")
 
 
-def _check_templates(tokenizer: Tokenizer, rows: Sequence[Prompt | Pair]) -> None:
-    """Whether the chat template takes every row, and writes all that a row gives it."""
-    check_rendering(tokenizer, rows)
-    check_written(tokenizer, rows)
+def _use_date(tokenizer: Tokenizer, run: RunFolder) -> None:
+    """Give the chat template the date of a run that has begun."""
+    with contextlib.suppress(UserError, OSError, ValueError):
+        day = read_start(run).date
+        if day is not None:
+            templates.use_date(tokenizer, date.fromisoformat(day))
 
 
-def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Whether everything that is judged can be, by its answer or by a reward model, and the chat template takes it."""
-    samples: list[Prompt] = []
-    pairs: list[Pair] = []
-    if recipe.data.pairs is None:
-        samples = [prompt for source in _data_of_rounds(recipe) for prompt in prompts_of(recipe, source)]
-    else:
-        pairs = training_pairs(recipe)
-    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
-    judge = recipe.measuring_reward_model
+def _check_asked(
+    recipe: Recipe, sources: Sources, tokenizer: Tokenizer, positions: int | None
+) -> list[Asked]:
+    """Return the prompts that are completed. Raises `UserError` for one that cannot be rendered, sent or judged."""
+    found, evaluate, judge = [], recipe.evaluate, recipe.measuring_reward_model
+    samples = [] if recipe.data.pairs is not None else _samples(recipe, sources)
+    if samples:
+        room = _room(recipe, positions, recipe.sample.max_new_tokens)
+        by = "judged by " + (recipe.judge.reward_model or "their answers")
+        one, lengths = asked(tokenizer, samples, room, key="data", judged=by)
+        found.append(one)
+        if recipe.sample.backend == "openai":
+            for prompt, length in zip(samples, lengths, strict=True):
+                check_servable(prompt, length, room, api=recipe.sample.api)
+    sets = {name: sources.prompts(source) for name, source in evaluate.sets.items()}
     open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
+    room = _room(recipe, positions, evaluate.max_new_tokens)
+    for name, prompts in sets.items():
+        by = "judged by " + (str(judge) if name in open_sets else "their answers")
+        found.append(asked(tokenizer, prompts, room, key=f"evaluate.sets.{name}", judged=by)[0])
+    if evaluate.kl is not None:
+        room = _room(recipe, positions, evaluate.kl_tokens)
+        prompts = sources.prompts(evaluate.kl)
+        by = "the distance to the starting model is measured there"
+        found.append(asked(tokenizer, prompts, room, key="evaluate.kl", judged=by)[0])
     by_reward = [prompt for name in open_sets for prompt in sets[name]]
     by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
-    _check_templates(tokenizer, [*samples, *pairs, *by_reward, *by_answer])
-    if recipe.sample.backend == "openai":
-        for prompt in samples:
-            check_servable(prompt, api=recipe.sample.api)
+    _check_judge(recipe, samples, by_answer=by_answer, by_reward=by_reward)
+    return found
+
+
+def _check_judge(
+    recipe: Recipe, samples: list[Prompt], *, by_answer: list[Prompt], by_reward: list[Prompt]
+) -> None:
+    """Whether everything that is judged can be, by its answer or by a reward model."""
     if recipe.judge.reward_model is None:
         by_answer = samples + by_answer
     for prompt in by_answer:
@@ -101,17 +167,22 @@ def _check_judge(recipe: Recipe, tokenizer: Tokenizer) -> None:
         check_reward_model(recipe, "evaluate.reward_model", recipe.evaluate.reward_model, by_reward)
 
 
-def _data_of_rounds(recipe: Recipe) -> list[Source]:
+def _samples(recipe: Recipe, sources: Sources) -> list[Prompt]:
     """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
     (_, first), *later = data_of_rounds(recipe).items()
+    prompts = list(sources.prompts(first))
     for number, data in later:
         try:
-            prompts_of(recipe, data)
+            prompts += sources.prompts(data)
         except UserError as error:
             raise UserError(
                 f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
             ) from error
-    return [first, *(data for _, data in later)]
+    return prompts
+
+
+def _room(recipe: Recipe, positions: int | None, max_new_tokens: int) -> int:
+    return prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max_new_tokens)
 
 
 def _check_lengths(recipe: Recipe, positions: int | None) -> None:

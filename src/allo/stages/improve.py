@@ -17,16 +17,12 @@ from allo.recipe import Improve, Recipe
 from allo.recipe.losses import SUPERVISED
 from allo.records import Pair
 from allo.stages.compared import train_adapter, train_on_policy
-from allo.stages.right_answers import check_solutions, gold_solutions, right_samples
+from allo.stages.right_answers import gold_solutions, right_samples
 
 
 def check_settings(recipe: Recipe) -> None:
     """Refuse a loss that cannot be trained: a `UserError` that begins with the key."""
-    if recipe.improve is None:
-        return
-    if recipe.improve.loss == "sft":
-        check_solutions(recipe)
-    elif recipe.improve.loss not in SUPERVISED:
+    if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
         try:
             chosen_loss(named_loss(recipe.improve), recipe.improve.loss_settings, keep=recipe.improve.keep)
         except UserError as error:

@@ -1,6 +1,6 @@
 """Make preference pairs, and the set of wrong completions to forget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from allo.core.pairs import make_pairs, rejected_completions, wrong_completions
 from allo.core.rewards import ranked_pairs
 from allo.errors import DivergedError, UserError
 from allo.hf.generate import reads_as
+from allo.hf.models import Tokenizer
 from allo.hf.start import load_start_tokenizer
 from allo.recipe import Recipe
 from allo.records import Pair, Prompt, Verdict, Wrong
@@ -27,7 +28,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[Wrong]]:
     """Raises `UserError` where there is no pair, or nothing wrong."""
     if recipe.data.pairs is not None:
-        ready = _with_own_ids(recipe, run, training_pairs(recipe))
+        ready = with_own_ids(recipe, training_pairs(recipe), lambda: load_start_tokenizer(recipe, run))
         return ready, rejected_completions(ready, solutions={})
     prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)
     try:
@@ -45,10 +46,10 @@ def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[W
     return pairs, rejected_completions(pairs, solutions=solutions)
 
 
-def _with_own_ids(recipe: Recipe, run: RunFolder, pairs: list[Pair]) -> list[Pair]:
+def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer]) -> list[Pair]:
     """Return ready pairs with the token ids that another run sampled, if they are of this run's tokenizer.
 
-    If the ids of any answer do not say its text, all are left out, and that is said.
+    If the ids of any answer do not say its text, all are left out, and that is said. `load` gives the tokenizer.
     """
     found = [
         (pair, text, ids)
@@ -58,7 +59,7 @@ def _with_own_ids(recipe: Recipe, run: RunFolder, pairs: list[Pair]) -> list[Pai
     ]
     if not found:
         return pairs
-    tokenizer = load_start_tokenizer(recipe, run)
+    tokenizer = load()
     other = next((pair for pair, text, ids in found if not reads_as(tokenizer, ids, text)), None)
     if other is None:
         return pairs

@@ -1,23 +1,21 @@
 """Single right answers to learn from: gold solutions, or the policy's own right samples."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl
 from allo.core.pairs import distinct
 from allo.errors import UserError
 from allo.recipe import Recipe
-from allo.records import Pair, Verdict
+from allo.records import Pair, Prompt, Verdict
 from allo.sources import training_prompts
+from allo.stages.sft import demonstrations
 
 
 def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
     """The solutions of the prompts that have a pair. Raises `UserError` where none has one."""
     paired = {pair.prompt_id for pair in read_jsonl(run.pairs, Pair)}
-    rows = [
-        {"prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
-        for prompt in training_prompts(recipe)
-        if prompt.id in paired and prompt.solution
-    ]
+    rows = demonstrations(prompt for prompt in training_prompts(recipe) if prompt.id in paired)
     if not rows:
         raise UserError(
             f"improve.loss: sft learns the gold solutions of the {len(paired)} prompts with a pair, and none has "
@@ -57,9 +55,9 @@ def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def check_solutions(recipe: Recipe) -> None:
-    """Whether there is a gold solution at all. Raises `UserError` where there is none."""
-    if not any(prompt.solution for prompt in training_prompts(recipe)):
+def check_solutions(prompts: Iterable[Prompt]) -> None:
+    """Raise `UserError` if no prompt has a gold solution."""
+    if not any(prompt.solution for prompt in prompts):
         raise UserError(
             "improve.loss: sft learns gold solutions, and no prompt of `data` has a `solution`: choose rft, or data "
             "that has solutions."

@@ -134,12 +134,22 @@ def ids_of(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return prompt_ids(tokenizer, prompt.prompt, template=prompt.template, place=f"prompt {prompt.id}")
 
 
-def check_servable(prompt: Prompt, *, api: str) -> None:
-    """Refuse a prompt with settings of the chat template that servers are not sent. Raises `UserError`."""
-    if prompt.template and api == "chat":
+def check_servable(prompt: Prompt, length: int, room: int, *, api: str) -> None:
+    """Refuse a prompt that a server's chat API cannot be given: one of more tokens than `room`, or with settings.
+
+    Raises `UserError`.
+    """
+    if isinstance(prompt.prompt, str) or api == "completions":
+        return
+    if prompt.template:
         raise UserError(
             f"prompt {prompt.id}: `{next(iter(prompt.template))}` is not sent to a server's chat API; set sample.api to "
             "completions, where the prompt is rendered here."
+        )
+    if length > room:
+        raise UserError(
+            f"prompt {prompt.id}: its messages have {length} tokens, and {room} leave room for a completion. Set "
+            "sample.api to completions, where it loses its beginning, or raise max_length."
         )
 
 
@@ -210,12 +220,7 @@ def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> serv
             tokenizer, prompt.prompt, room, template=prompt.template, place=f"prompt {prompt.id}"
         )
         return served.Asked(prompt.id, text, min(length, room))
-    check_servable(prompt, api=api)
-    if length > room:
-        raise UserError(
-            f"prompt {prompt.id}: its messages have {length} tokens, and {room} leave room for a completion. Set "
-            "sample.api to completions, where it loses its beginning, or raise max_length."
-        )
+    check_servable(prompt, length, room, api=api)
     return served.Asked(prompt.id, prompt.prompt, length)
 
 

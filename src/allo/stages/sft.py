@@ -1,5 +1,6 @@
 """Make the starting model: fine-tuned on demonstrations where the recipe says so."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from allo.artifacts import RunFolder, write_jsonl
@@ -10,6 +11,7 @@ from allo.hf.start import give_date, is_ready, load_policy, save_whole, write_st
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import remove_checkpoints, train
 from allo.recipe import Recipe, Sft
+from allo.records import Prompt
 from allo.sources import prompts_of
 
 
@@ -33,6 +35,20 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     return counts
 
 
+def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
+    """Return the solutions of the prompts that have one, as rows for a trainer."""
+    return [
+        {
+            "id": prompt.id,
+            "prompt": prompt.prompt,
+            "template": prompt.template,
+            "completion": prompt.solution,
+        }
+        for prompt in prompts
+        if prompt.solution
+    ]
+
+
 def _fine_tune(
     recipe: Recipe, sft: Sft, model: Model, tokenizer: Tokenizer, run: RunFolder
 ) -> dict[str, Any]:
@@ -47,11 +63,7 @@ def _fine_tune(
             device=model.device,
             key="sft.training",
         ),
-        [
-            {"prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
-            for prompt in prompts
-            if prompt.solution
-        ],
+        demonstrations(prompts),
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
         records=True,

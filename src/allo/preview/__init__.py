@@ -1,0 +1,19 @@
+"""The preview of a recipe: its checks, and the tokens that it will train on; nothing is run and nothing is written."""
+
+from allo.pipeline import progress
+from allo.preview.sampled import sampled_pair
+from allo.preview.show import Preview
+from allo.recipe import Recipe
+from allo.rounds import round_name
+from allo.stages.check import findings
+
+
+def preview(recipe: Recipe) -> Preview:
+    """Make the checks of a recipe. Raises `UserError` for the first that fails."""
+    stages = progress(recipe)
+    found = findings(recipe)
+    done = {name.removeprefix(f"{round_name(1)}/") for name, is_done in stages.items() if is_done}
+    pair = None
+    if "pair" in done and recipe.data.pairs is None:
+        pair = sampled_pair(recipe, found.tokenizer, is_scored="score" in done)
+    return Preview(recipe, found, stages, pair)

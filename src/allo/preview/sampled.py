@@ -1,0 +1,44 @@
+"""A pair that a run has sampled already, with the tokens of the wrong answer that forgetting weighs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from allo.artifacts import RunFolder, read_jsonl
+from allo.hf.models import Tokenizer
+from allo.hf.rows import pair_rows
+from allo.recipe import Recipe
+from allo.records import Pair, Wrong
+from allo.rounds import first_round
+
+
+@dataclass(frozen=True)
+class SampledPair:
+    """Token ids of a pair; `weights`: those of the rejected tokens in forgetting, None if they are not scored."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    weights: Sequence[float] | None
+
+
+def sampled_pair(recipe: Recipe, tokenizer: Tokenizer, *, is_scored: bool) -> SampledPair:
+    """Return the first pair of the recipe's run, of those whose wrong answer is weighed if there are any."""
+    run = first_round(RunFolder(recipe.run_folder))
+    weights = _weights(run) if is_scored else {}
+    pairs = read_jsonl(run.pairs, Pair)
+    pairs.sort(key=lambda pair: (pair.prompt_id, pair.rejected) not in weights)
+    rows, _ = pair_rows(tokenizer, [vars(pair) for pair in pairs], max_length=recipe.max_length)
+    found = weights.get((pairs[0].prompt_id, pairs[0].rejected))
+    if found is not None and len(found) != len(rows[0]["rejected_ids"]):
+        found = None  # the first pair is too long: the row is another's
+    return SampledPair(**rows[0], weights=found)
+
+
+def _weights(run: RunFolder) -> dict[tuple[str, str], Sequence[float]]:
+    """The weights of the wrong completions that were scored, by prompt and text."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(run.token_scores, columns=["id", "weights"]).to_pylist()
+    scored = {row["id"]: row["weights"] for row in rows}
+    wrong = read_jsonl(run.wrong, Wrong)
+    return {(one.prompt_id, one.completion): scored[one.id] for one in wrong if one.id in scored}

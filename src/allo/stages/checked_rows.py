@@ -1,0 +1,117 @@
+"""The rows of a recipe as token ids, made as the stages will make them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from allo.errors import UserError
+from allo.hf import templates
+from allo.hf.models import Tokenizer
+from allo.hf.rows import Counts, counted_completions, counted_pairs
+from allo.hf.tokenization import cut_left, prompt_ids
+from allo.hf.written import check_written
+from allo.recipe import Recipe
+from allo.records import Pair, Prompt
+from allo.sources import Sources
+from allo.stages.pair import with_own_ids
+from allo.stages.right_answers import check_solutions
+from allo.stages.sft import demonstrations
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Rows of token ids as a trainer reads them, under their key in the recipe.
+
+    Of `read` rows some were dropped. `forms`: those of their prompts. `without`: prompts that have no solution, and so
+    no row.
+    """
+
+    key: str
+    read: int
+    rows: list[dict[str, Any]]
+    counts: Counts
+    forms: frozenset[str]
+    without: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts that the model completes, under their key, as token ids; `cut` of them lose their beginning.
+
+    `forms`: "text", "messages". `judged`: what the answers are for, in words.
+    """
+
+    key: str
+    ids: list[list[int]]
+    cut: int
+    forms: frozenset[str]
+    judged: str
+
+
+def asked(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], room: int, *, key: str, judged: str
+) -> tuple[Asked, list[int]]:
+    """Return the prompts as token ids, each cut to `room`, and their whole lengths.
+
+    Raises `UserError` for the first that the chat template does not take, or of which it leaves something out.
+    """
+    whole = [_ids(tokenizer, prompt) for prompt in prompts]
+    check_written(tokenizer, prompts)
+    ids = [cut_left(tokenizer, each, room) for each in whole]
+    lengths = [len(each) for each in whole]
+    return Asked(key, ids, sum(length > room for length in lengths), _forms(prompts), judged), lengths
+
+
+def _forms(rows: Sequence[Prompt | Pair]) -> frozenset[str]:
+    return frozenset("text" if isinstance(row.prompt, str) else "messages" for row in rows)
+
+
+def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The ids of a prompt, after which the template must be able to write an answer, too."""
+    place, text = f"prompt {prompt.id}", prompt.prompt
+    if not isinstance(text, str):
+        text = templates.turn(tokenizer, text, template=prompt.template, place=place).prompt
+    return prompt_ids(tokenizer, text, place=place)
+
+
+def trained_pairs(recipe: Recipe, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> Trained:
+    """Return the ready pairs as the trainers read them. Raises `UserError` if none is left."""
+    ready = with_own_ids(recipe, list(pairs), lambda: tokenizer)
+    rows, counts = _under(
+        "data.pairs", counted_pairs, tokenizer, [vars(pair) for pair in ready], recipe.max_length
+    )
+    check_written(tokenizer, pairs)
+    return Trained("data.pairs", len(ready), rows, counts, _forms(pairs))
+
+
+def trained_solutions(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) -> list[Trained]:
+    """Return the gold solutions that fine-tuning and a loss `sft` learn. Raises `UserError` if none is left."""
+    found: dict[str, list[Prompt]] = {}
+    if recipe.sft is not None:
+        found["sft"] = [prompt for source in recipe.sft.sources for prompt in sources.prompts(source)]
+    if recipe.improve is not None and recipe.improve.loss == "sft":
+        found["improve"] = sources.prompts(recipe.data)
+        check_solutions(found["improve"])
+    return [_solutions(recipe, tokenizer, key, prompts) for key, prompts in found.items()]
+
+
+def _solutions(recipe: Recipe, tokenizer: Tokenizer, key: str, prompts: Sequence[Prompt]) -> Trained:
+    given = demonstrations(prompts)
+    if not given:
+        raise UserError(f"{key}: none of its {len(prompts)} prompts has a `solution` to learn; add it.")
+    rows, counts = _under(key, counted_completions, tokenizer, given, recipe.max_length)
+    check_written(tokenizer, prompts)
+    return Trained(key, len(given), rows, counts, _forms(prompts), without=len(prompts) - len(given))
+
+
+def _under(
+    key: str, count: Any, tokenizer: Tokenizer, rows: list[dict[str, Any]], max_length: int
+) -> tuple[list[dict[str, Any]], Counts]:
+    """The rows of `count`, whose errors begin with the prompt, or with the key if they are of all rows."""
+    try:
+        kept, counts = count(tokenizer, rows, max_length=max_length)
+    except UserError as error:
+        if str(error).startswith("prompt "):
+            raise
+        raise UserError(f"{key}: {error}") from error
+    return kept, counts
