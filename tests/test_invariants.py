@@ -191,6 +191,7 @@ def test_a_token_budget_changes_no_loss(kind: type[SelectedTrainer], tmp_path: P
 
 def test_a_token_budget_holds_with_its_padding(tmp_path: Path) -> None:
     policy = model()
+    policy.config.max_position_embeddings = 256
     rows = [*pairs(), pairs()[0] | {"prompt": 20 * pairs()[0]["prompt"]}]
     trainer = ImproveTrainer(policy, arguments(tmp_path), rows, TOKENIZER, mask=every_third(policy))
     num_tokens, collate = trainer.data_collator.num_tokens, trainer.data_collator

@@ -56,9 +56,8 @@ def test_a_file_without_ids_reads(record: type, row: dict[str, Any], tmp_path: P
     assert read_jsonl(file, record) == [found]
 
 
-def test_a_servers_part_file_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    row = EARLIER[0][1] | {"prompt_tokens": 7}
-    (tmp_path / "c.jsonl.waves.part").write_text(json.dumps([row]) + "\n")
+def test_a_servers_part_file_without_ids_goes_on(tmp_path: Path) -> None:
+    ResumableLines(tmp_path / "c.jsonl").append([EARLIER[0][1] | {"prompt_tokens": 7}])
     lines = ResumableLines(tmp_path / "c.jsonl")
     completed = _completed([Prompt("p", "q")], lines, num_cut=0)
     assert completed.completions == [Completion("p", 0, "a", True, 2, None)]

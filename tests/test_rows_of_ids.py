@@ -101,7 +101,7 @@ def test_a_trainer_says_what_it_drops(tmp_path: Path) -> None:
         trainer = trained(ImproveTrainer, rows, tmp_path)
     assert trainer.num_dropped == 1
     assert trainer.counts.equal == 1
-    assert "1 rows are dropped (1 are pairs whose sides are the same tokens)" in said.get()
+    assert "`chosen` equals `rejected`, which teaches nothing" in said.get()
     assert len(trainer.train_dataset) == len(rows) - 1
     assert TOKENIZER.chat_template is None
 

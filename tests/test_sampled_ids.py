@@ -90,7 +90,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
             found.rows.setdefault(found.now, []).extend(map(tuple, input_ids.tolist()))
         return forward(self, input_ids, *arguments, **more)
 
-    def judged(text: str, answer: str) -> Judgement:
+    def judged(text: str, answer: str, **_: object) -> Judgement:
         return Judgement(sum(map(ord, text)) % 2 == 0, text[-1:] or None, "final_answer")
 
     monkeypatch.setattr(Stage, "run", watched)

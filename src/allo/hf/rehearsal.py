@@ -14,7 +14,7 @@ from allo.hf.shared_prompts import SharedPrompts, shared_attention
 from allo.hf.start import DTYPES
 from allo.recipe import Recipe
 
-_WORD = "word"
+_WORD, _OTHER = "word", "other"
 
 
 def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -37,13 +37,18 @@ def _config(ref: str, trust_remote_code: bool) -> PretrainedConfig:
 
 def one_word_tokenizer() -> PreTrainedTokenizerFast:
     """Reads `words(n)` as n tokens."""
-    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, _WORD: 2}, unk_token=_WORD))
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, _WORD: 2, _OTHER: 3}, unk_token=_WORD))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 def words(number: int) -> str:
     return " ".join([_WORD] * number)
+
+
+def other_word(text: str) -> str:
+    """Return `words(n)` with another last word."""
+    return text.removesuffix(_WORD) + _OTHER
 
 
 def rehearse_sampling(

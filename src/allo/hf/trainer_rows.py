@@ -39,11 +39,13 @@ class RowReader:
             raise UserError(
                 f"{name} is a {type(dataset).__name__}: give rows, such as a list of dicts or one split of a data set."
             )
+        unread = 0
         if self.read is not None:
             read, reading = self.read(dataset, name=name)
             dataset = [row if isinstance(row, Mapping) else vars(row) for row in read]
             for sentence in reading.sentences:
                 say(f"{name}: {sentence}")
+            unread = sum(reading.dropped.values())
         max_length = LARGEST if self.cuts_ends else self.max_length
         rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length)
         if words := counts.words(self.max_length):
@@ -52,7 +54,7 @@ class RowReader:
             whole, rows = rows, self._ends_cut(rows, name)
             counts = replace(counts, long=counts.long + len(whole) - len(rows))
         check_rows_fit(self.model, rows, name=name, max_length=self.max_length)
-        return rows, counts
+        return rows, replace(counts, equal=counts.equal + unread)
 
     def _ends_cut(self, rows: IdRows, name: str) -> IdRows:
         kept = cut_ends(rows, self.max_length)

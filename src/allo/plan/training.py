@@ -19,7 +19,7 @@ from allo.hf.arguments import Arguments, training_arguments
 from allo.hf.collate import PairCollator
 from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import Model
-from allo.hf.rehearsal import one_word_tokenizer, rehearsed_model, words
+from allo.hf.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
 from allo.hf.rows import pair_rows
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
@@ -157,7 +157,8 @@ def _texts(recipe: Recipe) -> tuple[str, str]:
 
 
 def _pair(prompt: str, completion: str) -> dict[str, str]:
-    return {"prompt": prompt, "chosen": completion, "rejected": completion}
+    """A pair of two answers of one length; equal ones would be dropped."""
+    return {"prompt": prompt, "chosen": completion, "rejected": other_word(completion)}
 
 
 def _micro_batch(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict
 
 from allo.errors import UserError
 from allo.json_text import half_a_pair
@@ -30,8 +30,8 @@ class PairRow(BaseModel):
     rejected_finished: bool = True
     chosen_message: ChatMessage | None = None
     rejected_message: ChatMessage | None = None
-    chosen_token_ids: list[NonNegativeInt] | None = None
-    rejected_token_ids: list[NonNegativeInt] | None = None
+    chosen_token_ids: list[int] | None = None
+    rejected_token_ids: list[int] | None = None
 
 
 class CompletionRow(BaseModel):
@@ -200,8 +200,8 @@ def _sampled(
     ids: list[int] | None, given: str | list[ChatMessage], side: Side, *, place: str
 ) -> list[int] | None:
     """Return the ids that a row gives for an answer's text, which must then be the answer and nothing else."""
-    if ids is not None and (not ids or given != side):
+    if ids is not None and given != side:
         raise UserError(
-            f"{place}: token ids are the answer's alone: give `prompt` beside them, and at least one; or remove them."
+            f"{place}: token ids are the answer's alone: give `prompt` beside them, or remove them."
         )
     return ids
