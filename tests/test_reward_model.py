@@ -17,7 +17,8 @@ import tiny
 from allo.artifacts import read_json, write_json
 from allo.errors import UserError
 from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
-from allo.records import Message
+from allo.records import Message, Prompt
+from allo.stages.reward import Reader
 
 TEMPLATE = "{% for message in messages %}{{ bos_token if loop.first }}{{ message.content }}{{ eos_token }}{% endfor %}"
 # float32: what another batch and another padding change by rounding, of rewards of about 1.
@@ -195,3 +196,14 @@ def test_a_reward_that_is_no_number_is_a_users_error(folder: Path) -> None:
     torch.nn.init.constant_(broken.model.score.weight, float("nan"))
     with pytest.raises(UserError, match=r"no finite number; set judge.dtype to float32"):
         broken.rewards(rows(broken)[:2])
+
+
+def test_a_reward_model_is_shown_no_thoughts(judge: RewardModel) -> None:
+    reader = Reader(judge, max_length=64, batch_size=2)
+    prompt = Prompt("p", "Problem: Tom has 7 pens.\n")
+    thought, plain = "<think>First 9.</think>The answer is 7.", "The answer is 7."
+    rows = reader.rows(
+        [(prompt, thought), (prompt, plain), (prompt, "<think>The answer is 7."), (prompt, "")]
+    )
+    assert rows["p", thought] == rows["p", plain]
+    assert rows["p", "<think>The answer is 7."] == rows["p", ""], "an unfinished thought has no answer"

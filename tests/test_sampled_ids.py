@@ -253,9 +253,9 @@ def test_on_policy_trainers_judge_and_end_samples_as_ours(
     rewarded: list[Completion] = []
     judge = compared.judge
 
-    def judging(prompt: Any, completion: Completion, *, verifier: str) -> Verdict:
+    def judging(prompt: Any, completion: Completion, **settings: Any) -> Verdict:
         rewarded.append(completion)
-        return judge(prompt, completion, verifier=verifier)
+        return judge(prompt, completion, **settings)
 
     monkeypatch.setattr(compared, "judge", judging)
     monkeypatch.setattr("allo.stages.sample.turn_end_ids", lambda tokenizer: ENDS[1:])

@@ -423,6 +423,8 @@ def test_a_runs_answers_meet_another_models_and_the_sets_own(run: Path) -> None:
         ("a", "good day to you", "well"),
         ("b", "1 2", "well"),
     ]
+    thinking = replace(own, rows=[replace(row, text=f"<think>hm</think>{row.text}") for row in own.rows])
+    assert duels(thinking, start) == duels(own, start), "no judge is shown thoughts"
     found, alone = duels(own, solutions(run, set="talk"))
     assert alone == 0 and [duel.baseline for duel in found] == ["good, or hello", "one, two"]
     assert [duel.instruction for duel in found] == [" Say hello.\n", "Count to two."]

@@ -107,6 +107,11 @@ def without_thoughts(
     return "".join(kept) + text[place:]
 
 
+def spoken(text: str) -> str:
+    """Return what a completion says to its reader: nothing if it ends inside a thought."""
+    return without_thoughts(text) or ""
+
+
 def opens_thought(prompt: str, markers: Sequence[Marker] = DEFAULT) -> bool:
     """Whether a rendered prompt ends with an opened thought, as some chat templates do."""
     return prompt.rstrip().casefold().endswith(tuple(marker.opens.strip().casefold() for marker in markers))

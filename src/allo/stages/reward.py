@@ -6,6 +6,7 @@ from pathlib import Path
 
 from allo.artifacts import ResumableLines
 from allo.console import say, track
+from allo.core.thoughts import spoken
 from allo.errors import UserError
 from allo.hf.model_checks import num_positions
 from allo.hf.reward_model import (
@@ -56,13 +57,13 @@ class Reader:
         return [found[prompt.id, text] for prompt, text in asked], sum(cut for _, cut in rows.values())
 
     def rows(self, asked: Sequence[Asked]) -> Rows:
-        """The token ids of each text, and whether its beginning was cut off."""
+        """Return the token ids of each text without its thoughts, and whether its beginning was cut off."""
         prompts = {(prompt.id, text): prompt for prompt, text in asked}
         return {
             key: judged_ids(
                 self.model.tokenizer,
                 prompt.prompt,
-                key[1],
+                spoken(key[1]),
                 max_length=self.max_length,
                 template=prompt.template,
                 place=f"prompt {prompt.id}",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from allo.artifacts import RunFolder, read_json, sha256_answers, sha256_file
+from allo.core.thoughts import spoken
 from allo.errors import UserError
 from allo.json_text import parse_json
 from allo.recipe import load_recipe
@@ -122,7 +123,7 @@ def of_file(path: Path) -> Outputs:
 
 
 def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
-    """The pairs of answers to one instruction, and how many of the model's answers have no counterpart.
+    """Return the pairs of answers to one instruction, without thoughts, and how many of the model's have no counterpart.
 
     Joined by id, or by the instruction where an answer has no id. Raises `UserError` where nothing is joined.
     """
@@ -138,7 +139,8 @@ def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
                 f"{model.name} and {baseline.name}: neither holds the instructions that were answered; "
                 "one of the two must be a run, or a file with `instruction`."
             )
-        found.append(Duel(row.id or others[key].id or str(number), instruction, row.text, others[key].text))
+        answers = (spoken(one.text) for one in (row, others[key]))
+        found.append(Duel(row.id or others[key].id or str(number), instruction, *answers))
     if not found:
         raise UserError(
             f"{baseline.name} answers nothing that {model.name} answers: of {len(others)} and {len(own)} answers no "
