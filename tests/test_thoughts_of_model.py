@@ -17,6 +17,10 @@ CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 CUT = "Maybe the answer is 5? Let me"
 
 
+def prompting(end: str) -> str:
+    return f"{{% if add_generation_prompt %}}{end}{{% endif %}}"
+
+
 def asked(chat: bool) -> Prompt:
     return Prompt("p", [Message(role="user", content="2 + 3?")] if chat else "2 + 3?\n", answer="5")
 
@@ -30,7 +34,7 @@ def sample(index: int, text: str) -> Completion:
 )
 def test_a_template_that_opens_a_thought_is_known(end: str, opened: bool) -> None:
     tokenizer = load_tokenizer(LABORATORY)
-    tokenizer.chat_template = CHAT + end
+    tokenizer.chat_template = CHAT + prompting(end)
     thoughts = thoughts_of(tokenizer, [asked(chat=True)])
     assert thoughts.opened_by_template == opened
     assert judge.judge(asked(chat=True), sample(0, CUT), thoughts=thoughts).correct == (not opened)
@@ -55,7 +59,7 @@ def test_the_judge_stage_knows_the_template_of_the_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(LABORATORY)
-    tokenizer.chat_template = CHAT + "<think>\n"
+    tokenizer.chat_template = CHAT + prompting("<think>\n")
     monkeypatch.setattr(judge, "load_start_tokenizer", lambda *_: tokenizer)
     monkeypatch.setattr(judge, "training_prompts", lambda _: [asked(chat=True)])
     recipe = tiny(tmp_path)
