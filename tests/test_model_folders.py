@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ import tiny
 from allo import delta
 from allo.checkpoints import ADAPTER, Checkpoint, fingerprint, weight_files
 from allo.errors import UserError
-from allo.hf.models import linear_names, load_model, parameter_names
+from allo.hf.models import check_folder, linear_names, load_model, parameter_names
 from allo.hf.reward_model import load_reward_model
+from allo.hf.vllm_engine import _engine
 from allo.mask_files import mask_from_checkpoints
 from model_folders import INDEX, WEIGHTS, copy_of, edit, plain, shards, tensors_of, write
 
@@ -90,6 +92,34 @@ def named_elsewhere(folder: Path) -> None:
     edit(folder, "config.json", transformers_weights="other.safetensors")
 
 
+def named_as_a_pickle(rename: Callable[[str], str]) -> Damage:
+    """Shards under names that do not end with .safetensors: transformers would open them as pickles."""
+
+    def damage(folder: Path) -> None:
+        shards(folder)
+        where = json.loads((folder / INDEX).read_text())["weight_map"]
+        for file in set(where.values()):
+            (folder / file).rename(folder / rename(file))
+        index_says(folder, json.dumps({"weight_map": {name: rename(file) for name, file in where.items()}}))
+
+    return damage
+
+
+def link_to_nothing(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / "blob")
+
+
+def a_folder_in_its_place(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+def first_shard_for_the_whole(folder: Path) -> None:
+    shards(folder)
+    edit(folder, "config.json", transformers_weights="model-00001-of-00002.safetensors")
+
+
 def offsets(first: int, last: int) -> Damage:
     def damage(folder: Path) -> None:
         raw = (folder / WEIGHTS).read_bytes()
@@ -121,6 +151,12 @@ DAMAGES: list[tuple[Damage, list[str]]] = [
     (moved("PARENT/outside.safetensors"), [INDEX, "no file of the folder"]),
     (twice_in_two_shards, ["tensor", "is also in model-00001-of-00002.safetensors"]),
     (named_elsewhere, ["`transformers_weights`", "'other.safetensors'", "remove the key"]),
+    (first_shard_for_the_whole, ["`transformers_weights`", "'model-00001-of-00002.safetensors'"]),
+    (named_as_a_pickle(str.upper), [INDEX, "'MODEL-00001-OF-00002.SAFETENSORS'", "pickle"]),
+    (named_as_a_pickle(lambda file: file.removesuffix(".safetensors") + ".bin"), [INDEX, "pickle"]),
+    (named_as_a_pickle(lambda file: file.removesuffix(".safetensors")), [INDEX, "pickle"]),
+    (link_to_nothing, [WEIGHTS, "a link to nothing", "Download"]),
+    (a_folder_in_its_place, [WEIGHTS, "is no file", "Download"]),
     (lambda folder: (shards(folder), index_says(folder, "{"))[-1], [INDEX, "not JSON"]),
     (lambda folder: (shards(folder), index_says(folder, "[]"))[-1], [INDEX, "no valid weight_map"]),
     (lambda folder: (shards(folder), index_says(folder, "null"))[-1], [INDEX, "no valid weight_map"]),
@@ -202,6 +238,49 @@ def test_an_index_that_names_the_single_file_is_no_second_reading(folder: Path) 
     index_says(folder, json.dumps({"weight_map": dict.fromkeys(tensors_of(folder), WEIGHTS)}))
     assert weight_files(folder) == (folder / WEIGHTS,)
     load_model(folder, dtype=torch.float32, device="cpu")
+
+
+def test_a_patched_copy_holds_no_weights_of_the_base_in_another_format(folder: Path, tmp_path: Path) -> None:
+    """As GPT-2's repository does: whoever opened those would get the base."""
+    others = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx", "model.ckpt", "MODEL.GGUF"]
+    others += ["flax_model.msgpack.index.json", "model.fp16.safetensors.index.json"]
+    tuned = copy_of(folder, tmp_path / "tuned")
+    write(tuned, {name: tensor + 1 for name, tensor in tensors_of(folder).items()})
+    kept = {file.name for file in folder.iterdir()}
+    for name in others:
+        (folder / name).write_bytes(b"weights")
+    delta.extract(folder, tuned, tmp_path / "delta.safetensors")
+    delta.apply(folder, tmp_path / "delta.safetensors", tmp_path / "patched")
+    assert {file.name for file in (tmp_path / "patched").iterdir()} == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_of_a_tied_weight_that_differ_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    """transformers would load a model with a head of its own, which config.json does not describe."""
+    tensors = tensors_of(folder)
+    head = tensors["model.embed_tokens.weight"].to(dtype, copy=True)
+    head[-1, -1] += 1
+    write(folder, tensors | {"lm_head.weight": head})
+    for read in (lambda: load_model(folder, dtype=dtype, device="cpu"), lambda: check_folder(folder, folder)):
+        with pytest.raises(
+            UserError, match=r"embed_tokens\.weight and lm_head\.weight have different values"
+        ):
+            read()
+    edit(folder, "config.json", tie_word_embeddings=False)
+    check_folder(folder, folder)
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "model.fp16.safetensors"])
+def test_vllm_is_not_given_a_folder_of_which_it_would_read_other_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    module = ModuleType("vllm")
+    module.LLM = dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    assert _engine(folder, seed=0) == {"model": str(folder), "seed": 0}
+    write(folder, {"w": torch.ones(1)}, name)
+    with pytest.raises(UserError, match=f"vLLM could read {name} in place of {WEIGHTS}.*backend to hf"):
+        _engine(folder, seed=0)
 
 
 def test_links_as_the_hubs_cache_has_them_are_followed(folder: Path) -> None:

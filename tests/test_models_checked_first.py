@@ -10,7 +10,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 from allo import cli
+from allo.artifacts import write_json
 from allo.checkpoints import ADAPTER
+from allo.hf.rewriter import RECORD, SCHEMA, tokenizer_hash
+from allo.wording import WORDING
 from model_folders import edit, plain, shards, tensors_of, write
 from tiny_run import arguments
 
@@ -26,6 +29,22 @@ def larger_tokenizer(folder: Path) -> None:
     tokenizer = type(tiny.TOKENIZER).from_pretrained(folder)
     tokenizer.add_tokens(["<tool_call>"])
     tokenizer.save_pretrained(folder)
+
+
+def without_a_weight(folder: Path) -> None:
+    tensors = tensors_of(folder)
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    write(folder, tensors)
+
+
+def without_a_head(folder: Path) -> None:
+    """The configuration says that the head is a weight of its own."""
+    edit(folder, "config.json", tie_word_embeddings=False)
+
+
+def not_finite(folder: Path) -> None:
+    tensors = tensors_of(folder)
+    write(folder, tensors | {"model.norm.weight": tensors["model.norm.weight"] * float("inf")})
 
 
 def few_positions(folder: Path) -> None:
@@ -49,6 +68,9 @@ def few_positions(folder: Path) -> None:
         ),
         (lambda folder: edit(folder, "config.json", num_attention_heads=0), ["num_attention_heads: 0"]),
         (lambda folder: (folder / ADAPTER).write_text("{}"), ["adapter", "merge_and_unload"]),
+        (without_a_weight, ["1 weights", "missing", "model.layers.0.mlp.up_proj.weight"]),
+        (without_a_head, ["1 weights", "missing", "lm_head.weight"]),
+        (not_finite, ["tensor model.norm.weight has 16 of 16 entries that are NaN or infinite"]),
         (larger_tokenizer, ["'<tool_call>'", "no embedding"]),
         (few_positions, ["max_length is 128", "120 positions", "set max_length to 120"]),
     ],
@@ -64,6 +86,57 @@ def test_a_model_that_cannot_be_trained_is_refused_before_the_first_stage(
     damage(folder)
     said = refused(monkeypatch, capsys, tmp_path, f"model={folder}")
     assert all(word in said for word in [*words, str(folder)]), said
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: shards(folder, keep_single=True), ["twice", "Keep one"]),
+        (int8, ["model.norm.weight is stored as int8", "dense original"]),
+        (without_a_weight, ["1 weights", "missing", "model.layers.0.mlp.up_proj.weight"]),
+        (not_finite, ["tensor model.norm.weight has 16 of 16 entries that are NaN or infinite"]),
+        (larger_tokenizer, ["'<tool_call>'", "no embedding"]),
+        (lambda folder: (folder / ADAPTER).write_text("{}"), ["adapter", "merge_and_unload"]),
+    ],
+)
+def test_so_is_a_reward_model_that_cannot_judge(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Damage,
+    words: list[str],
+) -> None:
+    judge = tiny.reward_model(tmp_path / "judge")
+    damage(judge)
+    said = refused(monkeypatch, capsys, tmp_path, f"judge={{reward_model: {judge}}}")
+    assert all(word in said for word in [*words, str(judge)]), said
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_a_weight, ["1 weights", "missing", "model.layers.0.mlp.up_proj.weight"]),
+        (not_finite, ["tensor model.norm.weight has 16 of 16 entries that are NaN or infinite"]),
+        (
+            lambda folder: plain(folder, vocab_size=len(tiny.TOKENIZER) - 1),
+            ["no embedding", f"vocab_size is {len(tiny.TOKENIZER) - 1}"],
+        ),
+    ],
+)
+def test_so_is_a_rewriter_that_cannot_score(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Damage,
+    words: list[str],
+) -> None:
+    rewriter = plain(tmp_path / "rewriter")
+    record = {"wording": WORDING, "model": "m", "max_length": 4096, "dtype": "float32", "schema": SCHEMA}
+    write_json(rewriter / RECORD, record | {"tokenizer": tokenizer_hash(tiny.TOKENIZER)})
+    damage(rewriter)
+    scorer = f"score={{scorer: rewriter, rewriter: {rewriter}}}"
+    said = refused(monkeypatch, capsys, tmp_path, scorer)
+    assert all(word in said for word in [*words, str(rewriter)]), said
 
 
 @pytest.mark.parametrize("override", ["device=meta", "device=''", "model=''"])

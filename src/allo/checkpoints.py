@@ -24,6 +24,7 @@ from allo.json_text import parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
 ADAPTER = "adapter_config.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _AGAIN = "Copy or download it again."
@@ -32,7 +33,11 @@ _LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 PIECE = 1 << 19
 
 # Other formats' weights beside a checkpoint: a patched copy must not carry them along unpatched.
-_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".safetensors", ".part"}
+_WEIGHTS = {
+    *(".bin", ".pt", ".pth", ".ckpt", ".gguf", ".safetensors", ".part"),
+    *(".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".tflite", ".npz"),
+}
+_OTHER_INDEX = re.compile(r".+\.(bin|h5|msgpack|safetensors)\.index.*\.json")
 
 DENSE = "Give the dense original (bf16, fp16 or fp32) that it was made from; its card often names it as base_model."
 _MERGE = (
@@ -182,8 +187,8 @@ def write_like(
         for other in sorted(base.folder.iterdir()):
             if (
                 other.is_file()
-                and other.suffix not in _WEIGHTS
-                and not other.name.endswith(".bin.index.json")
+                and other.suffix.lower() not in _WEIGHTS
+                and (other.name == INDEX or not _OTHER_INDEX.fullmatch(other.name))
             ):
                 shutil.copyfile(other, part / other.name)
 
@@ -228,6 +233,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         raise UserError(f"{folder} has shards ({shards[0]}) but no {INDEX}: download the folder again.")
     else:
         refuse_pickles(folder)
+        for file in (single, index):
+            if file.exists() or file.is_symlink():
+                raise UserError(
+                    f"{file} is no file that can be read: a folder, or a link to nothing. Download the folder again."
+                )
         others = sorted(file.name for file in folder.glob("*.safetensors"))
         found = (
             f", only {others[0]}{_and_more(others)}: rename the file that holds the model" if others else ""
@@ -279,7 +289,7 @@ def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
     if not config.is_file():
         return
     asked = read_config_json(folder).get("transformers_weights")
-    if asked is not None and asked not in (INDEX, *named[:1]):
+    if asked is not None and asked != INDEX and [asked] != list(named):
         raise UserError(
             f"{config}: `transformers_weights` names {asked!r}, but allo reads {named[0]}: remove the key, or rename the file."
         )
@@ -309,6 +319,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise UserError(
                 f"{place} has no valid weight_map: tensor {name} is said to be in {shard!r}, which is no file of the "
                 "folder: download it again"
+            )
+        if not shard.endswith(SUFFIX):
+            raise UserError(
+                f"{place}: tensor {name} is said to be in {shard!r}. Only of a name that ends with {SUFFIX} does "
+                "transformers know that the file is no pickle: rename it, there and in the folder."
             )
     return dict(found)
 

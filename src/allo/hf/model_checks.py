@@ -113,13 +113,15 @@ def check_depth(folder: Path, ref: str | Path) -> None:
             )
 
 
-def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path) -> None:
+def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advice: str) -> None:
     """Raise UserError unless the folder's tensors can be the weights of `model`, which may lie on the meta device.
 
     Their dtypes are dense floats and shapes are the model's. Where all of the model's weights are there by name, no
-    tensor beside them is left over.
+    tensor beside them is left over; where all tensors have names of the model's, none of its weights is missing
+    (other names may be ones that transformers maps). Copies of a tied weight are equal: these alone are read.
     """
-    stored = Checkpoint.open(folder).stored
+    checkpoint = Checkpoint.open(folder)
+    stored = checkpoint.stored
     known = model.state_dict()
     for name, entry in stored.items():
         if entry.dtype not in DENSE_DTYPES and not is_harmless(name, model):
@@ -132,6 +134,46 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path) -> None:
             )
     if {name for name, _ in model.named_parameters()} <= stored.keys():
         refuse_left_over(stored.keys() - known.keys(), model, ref)
+    tied = _tied_names(model)
+    if all(name in known or is_harmless(name, model) for name in stored):
+        optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
+        absent = [
+            names[0]
+            for names in tied
+            if not stored.keys() & set(names) and not any(re.search(key, names[0]) for key in optional)
+        ]
+        refuse_absent(absent, model, ref, advice=advice)
+    for names in tied:
+        _refuse_unequal_copies(checkpoint, [name for name in names if name in stored], ref)
+
+
+def _tied_names(model: PreTrainedModel) -> list[list[str]]:
+    """Return the names of every weight: several of one that modules share."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
+
+
+def refuse_absent(absent: Sequence[str], model: PreTrainedModel, ref: str | Path, *, advice: str) -> None:
+    """Raise UserError if any weight of the model is absent: transformers would fill it with random numbers."""
+    if absent:
+        raise UserError(
+            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
+            f"(first: {absent[0]}); {advice}."
+        )
+
+
+def _refuse_unequal_copies(checkpoint: Checkpoint, names: Sequence[str], ref: str | Path) -> None:
+    """Raise UserError if copies of one tied weight differ: transformers would then load a model that is not tied."""
+    for copy in names[1:]:
+        pieces = zip(checkpoint.pieces(names[0]), checkpoint.pieces(copy), strict=True)
+        if not all(bool(((one == two) | (one.isnan() & two.isnan())).all()) for one, two in pieces):
+            raise UserError(
+                f"{ref}: {names[0]} and {copy} have different values, but config.json says that they are one weight "
+                "(tie_word_embeddings): which of them counts? Set tie_word_embeddings to false, or remove the tensor "
+                "that does not belong to the model."
+            )
 
 
 def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -> None:

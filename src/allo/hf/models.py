@@ -33,6 +33,7 @@ from allo.hf.model_checks import (
     check_depth,
     check_stored,
     doubtful_sizes,
+    refuse_absent,
     refuse_gguf_left_over,
     refuse_left_over,
 )
@@ -46,6 +47,7 @@ _PANIC = "PanicException"  # native code's; no Exception, and no module gives it
 # Errors that transformers raises with a sentence for its user; others are named by their kind.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
+_WHOLE = "give a complete checkpoint of a causal language model"
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 CONFIG_FILES = ["config.json", "*.py"]
@@ -85,7 +87,7 @@ def load_model(
         )
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
-    require_all_weights(model, info, ref, advice="give a complete checkpoint of a causal language model")
+    require_all_weights(model, info, ref, advice=_WHOLE)
     assert not getattr(model, "is_quantized", False)  # transformers trains and saves no quantised model
     assert all(parameter.dtype == dtype for parameter in model.parameters())
     return model.to(where).eval()
@@ -94,12 +96,12 @@ def load_model(
 def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = False) -> None:
     """Raise UserError unless the folder's files can be the dense weights of the model that its config.json describes.
 
-    Nothing but headers is read, so this is for before the first stage.
+    Little but headers is read, so this is for before the first stage.
     """
     require_safetensors(folder, ref)
     check_depth(folder, ref)
     model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
-    check_stored(model, folder, ref)
+    check_stored(model, folder, ref, advice=_WHOLE)
 
 
 def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -254,11 +256,7 @@ def require_all_weights(
     transformers fills absent weights with random numbers, drops those that have no place, and logs it.
     """
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if absent:
-        raise UserError(
-            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
-            f"(first: {absent[0]}); {advice}."
-        )
+    refuse_absent(absent, model, ref, advice=advice)
     refuse_left_over(set(info["unexpected_keys"]), model, ref)
     check_finite(
         model.state_dict().items(),

@@ -28,6 +28,7 @@ from allo.hf.tokenizer_checks import check_ids_fit, check_tokenizer
 from allo.records import Message
 
 KIND = "a reward model"
+_TRAINED = "so it was not trained as a reward model: give one that was"
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,8 @@ def load_reward_model(
     config.get_text_config().pad_token_id = pad_id
     where = resolve_device(device)
     folder, _ = locate_checkpoint(ref, MODEL_FILES)
-    require_safetensors(folder, ref)
-    check_depth(folder, ref)
+    check_reward_folder(folder, ref, config, trust_remote_code=trust_remote_code)
     with loading(ref, KIND, folder=folder):
-        with torch.device("meta"):
-            empty = AutoModelForSequenceClassification.from_config(
-                config, trust_remote_code=trust_remote_code
-            )
-        check_stored(empty, folder, ref)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -95,8 +90,22 @@ def load_reward_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    require_all_weights(model, info, ref, advice="so it was not trained as a reward model: give one that was")
+    require_all_weights(model, info, ref, advice=_TRAINED)
     return RewardModel(model.to(where).eval(), tokenizer, pad_id)
+
+
+def check_reward_folder(
+    folder: Path, ref: str | Path, config: PretrainedConfig, *, trust_remote_code: bool = False
+) -> None:
+    """Raise UserError unless the folder's files can be the dense weights of the reward model that `config` describes.
+
+    Little but headers is read, so this is for before the first stage.
+    """
+    require_safetensors(folder, ref)
+    check_depth(folder, ref)
+    with loading(ref, KIND, folder=folder), torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    check_stored(empty, folder, ref, advice=_TRAINED)
 
 
 def read_reward_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 from allo.artifacts import read_as, sha256_json
 from allo.core.edit_distance import nearest
 from allo.errors import UserError
-from allo.hf.models import Model, Tokenizer, check_folder, load_model, load_tokenizer
+from allo.hf.models import Model, Tokenizer, check_folder, load_model, load_tokenizer, read_config
 from allo.hf.policy import check_head
 from allo.hf.start import DTYPES
 from allo.hf.tokenization import Tokenized, cut_left, prompt_ids
+from allo.hf.tokenizer_checks import check_ids_fit
 from allo.recipe.numbers import Count
 from allo.records import Wrong
 from allo.wording import WORDING, ask_for_rewrite
@@ -75,6 +76,7 @@ def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_lengt
         )
     check_folder(folder, folder)
     own = load_tokenizer(folder)
+    check_ids_fit(own, read_config(folder), ref=folder)
     if tokenizer_hash(own) != record.tokenizer:
         raise UserError(
             f"score.rewriter: {folder}: the tokenizer's files have changed since it was trained; "

@@ -92,12 +92,12 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     return config
 
 
-def check_values(recipe: Recipe) -> bool:
+def check_values(ref: str | Path) -> bool:
     """Whether every weight of a local model was read and is a finite number; large ones wait until they are loaded.
 
     Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
     """
-    folder = Path(recipe.model).expanduser()
+    folder = Path(ref).expanduser()
     if not folder.is_dir():
         return False
     checkpoint = Checkpoint.open(folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from allo.checkpoints import SUFFIX, weight_files
 from allo.errors import UserError
 from allo.hf.generate import Batch, Sample, prompts_per_batch
 
@@ -96,6 +97,7 @@ def require_vllm() -> None:
 
 def _engine(folder: Path, **settings: Any) -> Any:
     require_vllm()
+    _refuse_other_weights(folder)
     from vllm import LLM
 
     try:
@@ -104,6 +106,16 @@ def _engine(folder: Path, **settings: Any) -> Any:
         raise UserError(
             f"{folder}: vLLM does not load the model ({error}); set sample.backend to hf."
         ) from error
+
+
+def _refuse_other_weights(folder: Path) -> None:
+    """Raise UserError where vLLM, which looks at file names alone, could read other weights than allo does."""
+    named = weight_files(folder)
+    others = sorted(file.name for file in folder.glob(f"*{SUFFIX}") if file not in named)
+    if others:
+        raise UserError(
+            f"{folder}: vLLM could read {others[0]} in place of {named[0].name}: remove it, or set sample.backend to hf."
+        )
 
 
 def _settings(**settings: Any) -> Any:

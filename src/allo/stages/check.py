@@ -78,13 +78,14 @@ def findings(recipe: Recipe) -> Findings:
     _use_date(tokenizer, RunFolder(recipe.run_folder))
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
+        check_values(recipe.score.rewriter)
     config = check_policy(recipe, tokenizer)
     positions, sources = num_positions(config), Sources(recipe)
     _check_lengths(recipe, positions)
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     disk = check_disk(recipe, weights)
     _check_backend(recipe)
-    are_finite = check_values(recipe)
+    are_finite = check_values(recipe.model)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:

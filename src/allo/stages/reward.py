@@ -11,12 +11,13 @@ from allo.errors import UserError
 from allo.hf.model_checks import num_positions
 from allo.hf.reward_model import (
     RewardModel,
+    check_reward_folder,
     judged_ids,
     load_reward_model,
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES
+from allo.hf.start import DTYPES, check_values
 from allo.recipe import Recipe
 from allo.records import Prompt
 
@@ -128,7 +129,9 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
 
 
 def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
-    """Whether the model of a recipe's key is a reward model, and can be shown the prompts; its weights are not read.
+    """Whether the model of a recipe's key is a reward model, and can be shown the prompts.
+
+    Of its weights a local folder's are looked at; a model of the hub waits until it is loaded.
 
     Raises `UserError` where it is not, or cannot, or has nothing to judge.
     """
@@ -142,6 +145,10 @@ def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[P
     tokenizer, _ = load_reward_tokenizer(
         model, config, pad_token=judge.pad_token, trust_remote_code=recipe.trust_remote_code
     )
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        check_reward_folder(folder, model, config, trust_remote_code=recipe.trust_remote_code)
+        check_values(folder)
     for prompt in prompts:
         judged_ids(
             tokenizer,
