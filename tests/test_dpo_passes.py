@@ -15,7 +15,7 @@ from allo.artifacts import read_json
 from allo.core.fused_warmup import FusedWarmup
 from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
-from allo.errors import UserError
+from allo.errors import DivergedError, UserError
 from allo.hf.dpo_passes import DpoPasses, learning_rates
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
@@ -155,6 +155,20 @@ def test_the_loss_falls_from_log_2(tmp_path: Path) -> None:
 def test_a_broken_warmup_stops_and_says_what_to_lower(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"loss is nan at step \d.*locate\.training\.learning_rate"):
         passes(tmp_path, learning_rate=1e30, warmup_steps=0).train_fused()
+
+
+def test_a_weight_that_the_last_step_makes_infinite_is_named(tmp_path: Path) -> None:
+    """No loss is taken after it, and an infinite change would rank first."""
+    with pytest.raises(DivergedError, match=r"tensor model\.\S+ has .*infinite\. Lower locate\.training"):
+        passes(
+            tmp_path,
+            policy=model().to(torch.float16),
+            per_device_train_batch_size=NUM_PAIRS,
+            gradient_accumulation_steps=1,
+            learning_rate=1e6,
+            warmup_steps=0,
+            max_steps=1,
+        ).train_fused()
 
 
 def test_a_whole_run_on_a_fused_warmup(tmp_path: Path) -> None:

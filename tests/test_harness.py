@@ -209,6 +209,24 @@ def test_a_delta_of_another_base_is_refused(tuned: Path, change: Path) -> None:
         load(source, dtype=None, device="cpu", trust_remote_code=False)
 
 
+def test_a_delta_is_not_put_onto_a_gguf_file_beside_its_base(change: Path, tmp_path: Path) -> None:
+    """Of the folder around it the bits would be those of the base."""
+    base = tmp_path / "base"
+    shutil.copytree(LAB, base)
+    (base / "base.gguf").write_bytes(b"GGUF")
+    source = of_model(str(base / "base.gguf"), str(change), pad_token=None)
+    with pytest.raises(UserError, match=r"base\.gguf: a delta is for the bits of a checkpoint folder"):
+        load(source, dtype=None, device="cpu", trust_remote_code=False)
+
+
+def test_a_folder_whose_file_holds_no_tensor_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(LAB, tmp_path / "base")
+    (tmp_path / "base/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    source = of_model(str(tmp_path / "base"), None, pad_token=None)
+    with pytest.raises(UserError, match="the files hold 0 tensors"):
+        load(source, dtype=None, device="cpu", trust_remote_code=False)
+
+
 @needs_lm_eval
 def test_the_settings_of_a_result_are_recorded_and_other_ones_stand_beside(tmp_path: Path) -> None:
     out = tmp_path / "out.json"

@@ -75,6 +75,8 @@ def load(source: Source, *, dtype: str | None, device: str, trust_remote_code: b
     """
     folder, gguf = locate_checkpoint(source.base, MODEL_FILES)
     change = None if source.delta is None else read_delta(source.delta)
+    if change is not None and gguf is not None:
+        raise UserError(f"{source.base}: a delta is for the bits of a checkpoint folder, not of a GGUF file.")
     if change is not None:
         _check_base(change, folder, source)
     stored = DTYPES["bfloat16"] if gguf else _stored_dtype(folder)
@@ -96,8 +98,8 @@ def _check_base(change: Delta, folder: Path, source: Source) -> None:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """That of the weights; where they have several, the one that rounds none."""
+    """That of the weights; where they have several, the one that rounds none, and of no weights any."""
     dtypes = [
         entry.dtype for entry in Checkpoint.open(folder).stored.values() if entry.dtype.is_floating_point
     ]
-    return reduce(torch.promote_types, dtypes)
+    return reduce(torch.promote_types, dtypes or [torch.float32])

@@ -17,9 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allo.console import track
 from allo.core import losses
+from allo.core.finite import check_finite
 from allo.core.fused_warmup import FusedWarmup
 from allo.core.taken_gradients import Take, gradients_taken
-from allo.errors import UserError
+from allo.errors import DivergedError, UserError
 from allo.hf.collate import Batch, PairCollator
 from allo.hf.micro_batches import micro_batches
 from allo.hf.policy import check_head, per_token_logps, shares_prefix
@@ -68,7 +69,7 @@ class DpoPasses:
 
         The learning rate is that of the step, of which each micro-batch takes the share that its pairs
         have in a full step: where all agree on a weight's direction, the step moves it as far as one update
-        would. Raises `UserError` when a loss is no longer finite.
+        would. Raises `UserError` when a loss, or at the end a weight, is no longer finite.
         """
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         num_steps = self.arguments.max_steps
@@ -94,6 +95,12 @@ class DpoPasses:
                     )
                 place = {"step": number, "epoch": number / steps_an_epoch, "learning_rate": rate}
                 metrics.append(place | row)
+        check_finite(
+            self.model.named_parameters(),
+            where="locate: weights are no longer finite after the warm-up",
+            advice="Lower locate.training.learning_rate, or check the data.",
+            kind=DivergedError,
+        )
         return warmup, metrics
 
     def _take_start_gradients(self, batches: Sequence[Sequence[Row]], take: Take) -> None:
