@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -34,6 +35,13 @@ def larger_tokenizer(folder: Path) -> None:
 def without_a_weight(folder: Path) -> None:
     tensors = tensors_of(folder)
     del tensors["model.layers.0.mlp.up_proj.weight"]
+    write(folder, tensors)
+
+
+def a_body_without_a_weight(folder: Path) -> None:
+    """Under names that leave out the body's prefix."""
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors_of(folder).items()}
+    del tensors["norm.weight"]
     write(folder, tensors)
 
 
@@ -69,6 +77,7 @@ def few_positions(folder: Path) -> None:
         (lambda folder: edit(folder, "config.json", num_attention_heads=0), ["num_attention_heads: 0"]),
         (lambda folder: (folder / ADAPTER).write_text("{}"), ["adapter", "merge_and_unload"]),
         (without_a_weight, ["1 weights", "missing", "model.layers.0.mlp.up_proj.weight"]),
+        (a_body_without_a_weight, ["1 weights", "missing", "model.norm.weight"]),
         (without_a_head, ["1 weights", "missing", "lm_head.weight"]),
         (not_finite, ["tensor model.norm.weight has 16 of 16 entries that are NaN or infinite"]),
         (larger_tokenizer, ["'<tool_call>'", "no embedding"]),
@@ -139,6 +148,17 @@ def test_so_is_a_rewriter_that_cannot_score(
     assert all(word in said for word in [*words, str(rewriter)]), said
 
 
+def test_so_is_a_folder_of_which_vllm_would_read_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    folder = plain(tmp_path / "model", max_position_embeddings=128)
+    write(folder, tensors_of(folder), "consolidated.safetensors")
+    as_it_lies = (f"model={folder}", "sft=null", "dtype=float32")
+    said = refused(monkeypatch, capsys, tmp_path, *as_it_lies, "sample.backend=vllm")
+    assert f"{folder}: vLLM could read consolidated.safetensors in place of model.safetensors" in said
+
+
 @pytest.mark.parametrize("override", ["device=meta", "device=''", "model=''"])
 def test_a_device_or_a_model_that_is_none_is_refused_before_the_first_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str
@@ -148,10 +168,10 @@ def test_a_device_or_a_model_that_is_none_is_refused_before_the_first_stage(
 
 
 def refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, override: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str
 ) -> str:
     short = ("evaluate.max_new_tokens=8", "sample.max_new_tokens=8")
-    monkeypatch.setattr(sys, "argv", ["allo", *arguments("run", folder / "runs", override, *short)])
+    monkeypatch.setattr(sys, "argv", ["allo", *arguments("run", folder / "runs", *overrides, *short)])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     said = capsys.readouterr().err

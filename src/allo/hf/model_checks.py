@@ -117,7 +117,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
     """Raise UserError unless the folder's tensors can be the weights of `model`, which may lie on the meta device.
 
     Their dtypes are dense floats and shapes are the model's. Where all of the model's weights are there by name, no
-    tensor beside them is left over; where all tensors have names of the model's, none of its weights is missing
+    tensor beside them is left over; where all tensors have names of the model's, with or without the body's prefix, none of its weights is missing
     (other names may be ones that transformers maps). Copies of a tied weight are equal: these alone are read.
     """
     checkpoint = Checkpoint.open(folder)
@@ -135,12 +135,14 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
     if {name for name, _ in model.named_parameters()} <= stored.keys():
         refuse_left_over(stored.keys() - known.keys(), model, ref)
     tied = _tied_names(model)
-    if all(name in known or is_harmless(name, model) for name in stored):
+    places = {name: known.keys() & _variants(name, model) for name in stored}
+    if all(found or is_harmless(name, model) for name, found in places.items()):
+        present = {name for found in places.values() for name in found}
         optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
         absent = [
             names[0]
             for names in tied
-            if not stored.keys() & set(names) and not any(re.search(key, names[0]) for key in optional)
+            if not present & set(names) and not any(re.search(key, names[0]) for key in optional)
         ]
         refuse_absent(absent, model, ref, advice=advice)
     for names in tied:
@@ -216,12 +218,17 @@ def is_harmless(name: str, model: PreTrainedModel) -> bool:
     Decided by the model's buffers, its `_keys_to_ignore_on_load_unexpected`, and tables of older checkpoints
     (`rotary_emb.inv_freq`, `position_ids`, `masked_bias`).
     """
-    prefix = f"{model.base_model_prefix}."
-    variants = {name, prefix + name, name.removeprefix(prefix)}
+    variants = _variants(name, model)
     if any(buffer in variants for buffer, _ in model.named_buffers()):
         return True
     ignored: Sequence[str] = list(model._keys_to_ignore_on_load_unexpected or ())
     return bool(_TABLES.search(name)) or any(re.search(pattern, name) for pattern in ignored)
+
+
+def _variants(name: str, model: PreTrainedModel) -> set[str]:
+    """Return a stored name with and without the body's prefix: files of the body alone leave it out."""
+    prefix = f"{model.base_model_prefix}."
+    return {name, prefix + name, name.removeprefix(prefix)}
 
 
 def _called(entry: Stored) -> str:

@@ -97,7 +97,7 @@ def require_vllm() -> None:
 
 def _engine(folder: Path, **settings: Any) -> Any:
     require_vllm()
-    _refuse_other_weights(folder)
+    refuse_other_weights(folder)
     from vllm import LLM
 
     try:
@@ -108,7 +108,7 @@ def _engine(folder: Path, **settings: Any) -> Any:
         ) from error
 
 
-def _refuse_other_weights(folder: Path) -> None:
+def refuse_other_weights(folder: Path) -> None:
     """Raise UserError where vLLM, which looks at file names alone, could read other weights than allo does."""
     named = weight_files(folder)
     others = sorted(file.name for file in folder.glob(f"*{SUFFIX}") if file not in named)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import Tokenizer, load_tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, check_values, read_start
-from allo.hf.vllm_engine import require_vllm
+from allo.hf.start import check_policy, check_values, is_ready, read_start
+from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
 from allo.records import Prompt
@@ -196,11 +197,15 @@ def _check_lengths(recipe: Recipe, positions: int | None) -> None:
 
 
 def _check_backend(recipe: Recipe) -> None:
-    """Whether what samples is installed. Servers are asked when their turn comes: the starting model comes first."""
+    """Whether what samples is installed, and reads the weights that allo reads. Servers are asked when their turn comes: the starting model comes first."""
     if recipe.data.pairs is not None:
         return
     if recipe.sample.backend == "vllm":
         require_vllm()
+        local = recipe.sft is None and Path(recipe.model).expanduser().is_dir()
+        start = is_ready(recipe) if local else None
+        if start is not None:
+            refuse_other_weights(start)
     if recipe.sample.backend == "openai":
         require_openai()
 
