@@ -125,7 +125,7 @@ def judge(
     """
     check_judgeable(prompt, verifier=verifier)
     assert prompt.answer is not None
-    inside = thoughts.begins_inside(prompt.prompt)
+    inside = thoughts.begins_inside(prompt.prompt, prompt.template)
     by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
     judgement = (
         verify_choice(
