@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from allo.artifacts import ResumableLines
+from allo.artifacts import ResumableLines, RunFolder
 from allo.console import say, track
 from allo.core.thoughts import spoken
 from allo.errors import UserError
@@ -16,7 +16,7 @@ from allo.hf.reward_model import (
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES
+from allo.hf.start import DTYPES, give_start_date
 from allo.recipe import Recipe
 from allo.records import Prompt
 
@@ -81,8 +81,11 @@ class Reader:
         return self.model.rewards([rows[key][0] for key in batch])
 
 
-def load_reader(recipe: Recipe, model: str) -> Reader:
-    """The reward model, read by the keys of the recipe's `judge`; you are told if its positions are fewer than `max_length`."""
+def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
+    """Return the reward model, read by the keys of the recipe's `judge`, on the run's date.
+
+    You are told if its positions are fewer than `max_length`.
+    """
     judge = recipe.judge
     loaded = load_reward_model(
         model,
@@ -91,6 +94,7 @@ def load_reader(recipe: Recipe, model: str) -> Reader:
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
+    give_start_date(loaded.tokenizer, run)
     positions = num_positions(loaded.model.config)
     if positions is not None and positions < judge.max_length:
         say(
@@ -99,12 +103,14 @@ def load_reader(recipe: Recipe, model: str) -> Reader:
     return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size)
 
 
-def reward(recipe: Recipe, model: str, asked: Sequence[Asked], *, path: Path, description: str) -> Rewarded:
+def reward(
+    recipe: Recipe, model: str, asked: Sequence[Asked], *, run: RunFolder, path: Path, description: str
+) -> Rewarded:
     """What a reward model gives to (prompt, completion)s.
 
     The same text is read once, so that it has one reward whoever wrote it.
     """
-    reader = load_reader(recipe, model)
+    reader = load_reader(recipe, model, run)
     rows = reader.rows(asked)
     batches = reader.batches(rows)
     lines = ResumableLines(path, suffix=".rewards.part")
