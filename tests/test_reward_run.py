@@ -25,7 +25,7 @@ from allo.records import Completion, Message, Pair, Prompt, Verdict, Wrong
 from allo.rounds import of_round
 from allo.stages import pair as pairing
 from allo.stages.check import check
-from allo.stages.reward import load_reader
+from allo.stages.reward import check_reward_model, load_reader
 from tiny_run import LAB
 from tiny_run import tiny as tiny_recipe
 
@@ -228,6 +228,20 @@ def test_a_reward_model_reads_the_runs_date_also_on_another_day(
         monkeypatch.setattr(templates, "today", lambda day=day: day)
         read.append(load_reader(recipe, place, run).rows(asked))
     assert read[0] == read[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [(None, True), (TEMPLATE, True), ("{{ tools }}" + TEMPLATE, False)]
+)
+def test_tools_that_a_reward_model_is_not_shown_are_said(
+    template: str | None, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tiny.reward_model(tmp_path / "judge", template=template))
+    recipe = tiny_recipe(tmp_path, f"judge.reward_model={place}")
+    asked = [Message(role="user", content="2 + 3?")]
+    prompts = [Prompt("p", asked), Prompt("q", asked, template={"tools": [{"name": "add"}]})]
+    check_reward_model(recipe, "judge.reward_model", place, prompts)
+    assert ("`tools` or `documents` of 1 of 2 prompts" in capsys.readouterr().err) == said
 
 
 def test_each_round_ranks_fresh_samples_of_the_model_it_begins_with(inputs: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a reward model says of completions: batch by batch, going on where an earlier process stopped."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from allo.hf.reward_model import (
 )
 from allo.hf.start import DTYPES, give_start_date
 from allo.recipe import Recipe
-from allo.records import Prompt
+from allo.records import Prompt, Template
 
 Asked = tuple[Prompt, str]  # and a completion of it
 Key = tuple[str, str]  # the prompt's id and the completion
@@ -134,8 +135,9 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
 
 
 def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
-    """Whether the model of a recipe's key is a reward model, and can be shown the prompts; its weights are not read.
+    """Check that the model of a recipe's key is a reward model, and can be shown the prompts; its weights are not read.
 
+    You are told if it is not shown the prompts' tools or documents.
     Raises `UserError` where it is not, or cannot, or has nothing to judge.
     """
     judge = recipe.judge
@@ -148,12 +150,21 @@ def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[P
     tokenizer, _ = load_reward_tokenizer(
         model, config, pad_token=judge.pad_token, trust_remote_code=recipe.trust_remote_code
     )
+
+    def ids(prompt: Prompt, template: Template | None) -> list[int]:
+        place = f"prompt {prompt.id}"
+        return judged_ids(
+            tokenizer, prompt.prompt, "", max_length=sys.maxsize, template=template, place=place
+        )[0]
+
+    unseen = 0
     for prompt in prompts:
-        judged_ids(
-            tokenizer,
-            prompt.prompt,
-            "",
-            max_length=judge.max_length,
-            template=prompt.template,
-            place=f"prompt {prompt.id}",
+        read, given = ids(prompt, prompt.template), prompt.template or {}
+        if given.get("tools") or given.get("documents"):
+            without: Template = {**given, "tools": [], "documents": []}
+            unseen += read == ids(prompt, without)
+    if unseen:
+        say(
+            f"{key}: {model} is not shown the `tools` or `documents` of {unseen} of {len(prompts)} prompts: it has no chat "
+            "template that writes them"
         )
