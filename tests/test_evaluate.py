@@ -11,9 +11,11 @@ from allo.artifacts import RunFolder
 from allo.core.fingerprints import as_bits
 from allo.delta import write_delta
 from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
+from allo.hf.tokenization import cut_left
 from allo.records import Completion, Prompt
 from allo.sources import prompts_of
 from allo.stages import evaluate
+from allo.stages.sample import ids_of
 from tiny_run import LAB, tiny
 
 
@@ -63,6 +65,25 @@ def test_a_failing_measure_leaves_the_start_as_it_was(
         evaluate._kl(continued, patch, tiny(run.path), model, tokenizer)
     assert calls == failing
     assert all(torch.equal(before[name], now) for name, now in bits(model).items())
+
+
+def test_the_distance_is_measured_after_the_prompt_that_was_sampled_from(
+    policy: tuple[Model, Tokenizer], run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = policy
+    read: list[list[int]] = []
+
+    def seen(model: Model, batch: dict[str, Tensor]) -> Tensor:
+        read.append(batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist())
+        return torch.zeros(1, 2)
+
+    monkeypatch.setattr(evaluate, "completion_distributions", seen)
+    recipe, prompt = tiny(run.path, "max_length=48"), Prompt("p", "Tom has 7 pens. " * 20)
+    ids = tokenizer(" First 7", add_special_tokens=False).input_ids[:1]
+    continued = [(prompt, Completion("p", 0, " First", False, 1, ids))]
+    patch = evaluate._Patch(model, None)
+    evaluate._kl(continued, patch, recipe, model, tokenizer)
+    assert read[0] == read[1] == [*cut_left(tokenizer, ids_of(tokenizer, prompt), 48), *ids]
 
 
 def test_a_set_named_kl_and_the_texts_of_the_distance_are_kept_apart(

@@ -9,7 +9,9 @@ import torch
 
 from allo.artifacts import read_jsonl, write_jsonl
 from allo.core.pairs import distinct, make_pairs, rejected_completions, wrong_completions
+from allo.errors import UserError
 from allo.hf.models import load_model, load_tokenizer
+from allo.prompts.pairs import pairs_of_rows
 from allo.records import Completion, Pair, Prompt, Verdict, Wrong
 from allo.stages.sample import ResumableLines, _completed
 from tiny_chat import chat_tokenizer, save_chat_model
@@ -89,6 +91,16 @@ def test_rejected_completions_keep_the_ids_of_the_first_pair() -> None:
         Pair("p", "r", "so 4", "so 5"),
     ]
     assert [one.token_ids for one in rejected_completions(pairs, solutions={})] == [[3, 2], None]
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_ids_and_a_message_of_one_answer_are_refused(side: str) -> None:
+    """Only one of the two could be trained on."""
+    message = {"role": "assistant", "content": "so 4", "reasoning_content": "2 + 2"}
+    row = {"prompt": "q", "chosen": "so 4", "rejected": "so 5", f"{side}_message": message}
+    assert pairs_of_rows([row])[0]
+    with pytest.raises(UserError, match="row 0: token ids and a message are given for one answer"):
+        pairs_of_rows([row | {f"{side}_token_ids": [1, 2]}])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

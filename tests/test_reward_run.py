@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import date
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import tiny
 from allo import tasks
 from allo.artifacts import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from allo.errors import DivergedError, UserError
+from allo.hf import templates
 from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
 from allo.pipeline import run_all
 from allo.plan import plan
@@ -23,6 +25,7 @@ from allo.records import Completion, Message, Pair, Prompt, Verdict, Wrong
 from allo.rounds import of_round
 from allo.stages import pair as pairing
 from allo.stages.check import check
+from allo.stages.reward import check_reward_model, load_reader
 from tiny_run import LAB
 from tiny_run import tiny as tiny_recipe
 
@@ -209,6 +212,36 @@ def test_judging_cut_short_goes_on_and_reads_nothing_twice(
 
 
 MOVING = ("improve.training.learning_rate=2e-3", "improve.training.lr_scheduler_type=constant")
+
+
+def test_a_reward_model_reads_the_runs_date_also_on_another_day(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judging that goes on after midnight gives the same completion the same reward."""
+    dated = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    place = str(tiny.reward_model(tmp_path / "judge", template=dated))
+    run = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+    recipe = tiny_recipe(tmp_path, f"judge.reward_model={place}", "judge.dtype=float32")
+    asked = [(problems()[0], "so it is")]
+    read = []
+    for day in (date(2024, 2, 29), date(2024, 3, 1)):
+        monkeypatch.setattr(templates, "today", lambda day=day: day)
+        read.append(load_reader(recipe, place, run).rows(asked))
+    assert read[0] == read[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [(None, True), (TEMPLATE, True), ("{{ tools }}" + TEMPLATE, False)]
+)
+def test_tools_that_a_reward_model_is_not_shown_are_said(
+    template: str | None, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tiny.reward_model(tmp_path / "judge", template=template))
+    recipe = tiny_recipe(tmp_path, f"judge.reward_model={place}")
+    asked = [Message(role="user", content="2 + 3?")]
+    prompts = [Prompt("p", asked), Prompt("q", asked, template={"tools": [{"name": "add"}]})]
+    check_reward_model(recipe, "judge.reward_model", place, prompts)
+    assert ("`tools` or `documents` of 1 of 2 prompts" in capsys.readouterr().err) == said
 
 
 def test_each_round_ranks_fresh_samples_of_the_model_it_begins_with(inputs: Path, tmp_path: Path) -> None:

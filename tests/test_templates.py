@@ -169,6 +169,12 @@ def test_the_token_that_ends_a_turn() -> None:
     for template, token in expected.items():
         tokenizer = byte_level(template, eos="</s>")
         assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids(token)]
+    demanding = "{% if messages[0].role != 'system' %}{{ raise_exception('Who am I?') }}{% endif %}" + CHATML
+    tokenizer = byte_level(demanding, eos="</s>")
+    answered = tokenize(
+        tokenizer, [{"role": "system", "content": "Be terse."}, *ASKED], "Oak.", max_length=100
+    )
+    assert turn_end_ids(tokenizer) == answered.completion_ids[-1:]  # sampling ends where training does
     for without in ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "{{ raise_exception('No') }}"):
         assert turn_end_ids(byte_level(without)) == []
 

@@ -1,5 +1,6 @@
 """Thoughts that a chat template opens: the judge stage and evaluation read answers behind their end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,19 @@ def test_a_template_that_opens_a_thought_is_known(end: str, opened: bool) -> Non
     tokenizer = load_tokenizer(LABORATORY)
     tokenizer.chat_template = CHAT + prompting(end)
     thoughts = thoughts_of(tokenizer, [asked(chat=True)])
-    assert thoughts.opened_by_template == opened
+    assert thoughts.begins_inside(asked(chat=True).prompt) == opened
     assert judge.judge(asked(chat=True), sample(0, CUT), thoughts=thoughts).correct == (not opened)
     assert judge.judge(asked(chat=True), sample(0, f"9?</think>{CUT}"), thoughts=thoughts).correct
+
+
+def test_a_thought_opens_under_a_rows_own_settings_alone() -> None:
+    tokenizer = load_tokenizer(LABORATORY)
+    tokenizer.chat_template = CHAT + prompting("{% if thinking %}<think>\n{% endif %}")
+    plain = asked(chat=True)
+    thinking = replace(plain, id="q", template={"chat_template_kwargs": {"thinking": True}})
+    thoughts = thoughts_of(tokenizer, [plain, thinking])
+    assert judge.judge(plain, sample(0, CUT), thoughts=thoughts).correct
+    assert not judge.judge(thinking, sample(0, CUT), thoughts=thoughts).correct
 
 
 def test_a_text_prompt_that_opens_a_thought_is_known() -> None:

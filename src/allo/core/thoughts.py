@@ -45,14 +45,16 @@ _FIELDS = ("thinking", "reasoning_content", "reasoning")  # of a tokenizer's `re
 
 @dataclass(frozen=True)
 class Thoughts:
-    """The thoughts of one model: their markers, and whether its chat template opens one in every prompt."""
+    """The thoughts of one model: their markers, and the settings (as `repr`) under which its chat template opens one."""
 
     markers: tuple[Marker, ...] = DEFAULT
-    opened_by_template: bool = False
+    opened_under: frozenset[str] = frozenset()
 
-    def begins_inside(self, prompt: object) -> bool:
-        """Whether a completion of the prompt, a text or messages, begins inside a thought."""
-        return opens_thought(prompt, self.markers) if isinstance(prompt, str) else self.opened_by_template
+    def begins_inside(self, prompt: object, template: object = None) -> bool:
+        """Whether a completion of the prompt, a text or messages with `template`'s settings, begins inside a thought."""
+        if isinstance(prompt, str):
+            return opens_thought(prompt, self.markers)
+        return repr(template) in self.opened_under
 
 
 USUAL = Thoughts()

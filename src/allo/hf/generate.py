@@ -147,10 +147,27 @@ def read(
     return body[: min(starts, default=len(body))], stopped or ended, ids
 
 
-def reads_as(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> bool:
-    """Return whether this tokenizer's `ids` say a sample's text, and perhaps what ended it."""
-    known = all(0 <= id < len(tokenizer) for id in ids)
-    return known and bool(ids) and _text(tokenizer, ids).strip().startswith(text.strip())
+def reads_as(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, stop: Sequence[str] = ()
+) -> bool:
+    """Return whether this tokenizer's `ids` say a sample's text and nothing else but what ended it.
+
+    Special tokens, the strings of `stop` and any one token end one: a model may name any token in its generation config.
+    """
+    if not ids or not all(0 <= id < len(tokenizer) for id in ids):
+        return False
+    said, text = _text(tokenizer, ids).strip(), text.strip()
+    if _text(tokenizer, ids[:-1]).strip() == text:
+        return True
+    if not said.startswith(text):
+        return False
+    rest = said[len(text) :]
+    space = rest[: len(rest) - len(rest.lstrip())]
+    if any(rest.lstrip().startswith(end.lstrip()) if end.strip() else end in space for end in stop):
+        return True
+    for token in (*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())):
+        rest = rest.replace(token, "")
+    return not rest.strip()
 
 
 def _has_stopped(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, stop: list[str]) -> bool:

@@ -144,7 +144,10 @@ def rewriting(rewriter: Rewriter, wrong: Wrong, completion_ids: Sequence[int]) -
             "`solution` and no right sample. Choose another score.scorer."
         )
     ids = prompt_ids(
-        rewriter.tokenizer, ask_for_rewrite(wrong.prompt, right=right, completion=wrong.completion)
+        rewriter.tokenizer,
+        ask_for_rewrite(wrong.prompt, right=right, completion=wrong.completion),
+        template=wrong.template,
+        place=f"scorer `rewriter`: prompt {wrong.prompt_id}",
     )
     room = rewriter.max_length - len(completion_ids)
     return Tokenized(cut_left(rewriter.tokenizer, ids, room), list(completion_ids))

@@ -164,6 +164,15 @@ def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
     return day.isoformat()
 
 
+def give_start_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> None:
+    """Give the chat template of another model than the policy the date of a run that has its starting model."""
+    day = read_start(run).date
+    if day is None:
+        give_date(tokenizer, run)
+    else:
+        templates.use_date(tokenizer, date.fromisoformat(day))
+
+
 def read_start(run: RunFolder) -> Start:
     start = read_as(
         run.start / "start.json", Start, advice="Start its run again: the first stage is done again."

@@ -13,11 +13,21 @@ from allo.records import Prompt
 def thoughts_of(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> Thoughts:
     """Return how to read thoughts in completions of the prompts.
 
-    A chat template ends every conversation alike, so the first one says whether the template opens a thought.
+    A chat template ends every conversation of the same settings alike, so the first one of each says whether the template
+    opens a thought.
     """
     declared = getattr(tokenizer, "response_template", None)
     markers = declared_markers({"response_template": declared})
-    chat = next((prompt.prompt for prompt in prompts if isinstance(prompt.prompt, list)), None)
-    if chat is None:
-        return Thoughts(markers)
-    return Thoughts(markers, opens_thought(prompt_text(tokenizer, chat, sys.maxsize), markers))
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if isinstance(prompt.prompt, list):
+            first.setdefault(repr(prompt.template), prompt)
+    opened = {
+        settings for settings, prompt in first.items() if opens_thought(_text(tokenizer, prompt), markers)
+    }
+    return Thoughts(markers, frozenset(opened))
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    place = f"prompt {prompt.id}"
+    return prompt_text(tokenizer, prompt.prompt, sys.maxsize, template=prompt.template, place=place)

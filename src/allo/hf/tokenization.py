@@ -1,6 +1,7 @@
 """Text to token ids: the one place where a prompt meets a completion."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -160,17 +161,17 @@ def prompt_text(
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the id of the token that ends a turn under the chat template, or nothing without such a token.
 
-    A template that cannot render a question and its answer has none; messages are refused elsewhere, by name.
+    A template that cannot render a question and its answer, also after a system message, which some demand, has none;
+    messages are refused elsewhere, by name.
     """
     if tokenizer.chat_template is None:
         return []
     asked = [Message(role="user", content="2+2?")]
-    try:
-        close = templates.turn(tokenizer, asked).close
-    except UserError:
-        return []
-    _, ends = _end_tokens(tokenizer, close)
-    return tokenizer.convert_tokens_to_ids(ends[-1:])
+    for messages in (asked, [Message(role="system", content="Answer."), *asked]):
+        with suppress(UserError):
+            _, ends = _end_tokens(tokenizer, templates.turn(tokenizer, messages).close)
+            return tokenizer.convert_tokens_to_ids(ends[-1:])
+    return []
 
 
 def _rendered(

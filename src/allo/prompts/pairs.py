@@ -151,8 +151,12 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
             template=template,
             chosen_message=_message(one.chosen_message or chosen),
             rejected_message=_message(one.rejected_message or rejected),
-            chosen_token_ids=_sampled(one.chosen_token_ids, one.chosen, chosen, place=answered.place),
-            rejected_token_ids=_sampled(one.rejected_token_ids, one.rejected, rejected, place=answered.place),
+            chosen_token_ids=_sampled(
+                one.chosen_token_ids, one.chosen, chosen, one.chosen_message, place=answered.place
+            ),
+            rejected_token_ids=_sampled(
+                one.rejected_token_ids, one.rejected, rejected, one.rejected_message, place=answered.place
+            ),
         )
         if _side(pair.chosen, pair.chosen_message) == _side(pair.rejected, pair.rejected_message):
             notes.dropped[EQUAL] += 1
@@ -197,9 +201,16 @@ def _message(side: Side) -> Message | None:
 
 
 def _sampled(
-    ids: list[int] | None, given: str | list[ChatMessage], side: Side, *, place: str
+    ids: list[int] | None,
+    given: str | list[ChatMessage],
+    side: Side,
+    message: ChatMessage | None,
+    *,
+    place: str,
 ) -> list[int] | None:
     """Return the ids that a row gives for an answer's text, which must then be the answer and nothing else."""
+    if ids is not None and message is not None:
+        raise UserError(f"{place}: token ids and a message are given for one answer: remove one of them.")
     if ids is not None and given != side:
         raise UserError(
             f"{place}: token ids are the answer's alone: give `prompt` beside them, or remove them."

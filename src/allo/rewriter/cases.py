@@ -8,9 +8,9 @@ from pathlib import Path
 from allo.artifacts import RunFolder, read_jsonl
 from allo.core.pairs import distinct
 from allo.errors import UserError
-from allo.hf.models import Tokenizer, load_tokenizer
+from allo.hf.models import Tokenizer
 from allo.hf.rewriter import shown_solution
-from allo.hf.start import read_start
+from allo.hf.start import load_start_tokenizer
 from allo.recipe import Recipe, load_recipe
 from allo.records import Prompt, Verdict, Wrong
 from allo.sources import training_prompts
@@ -42,9 +42,7 @@ def open_run(place: Path, overrides: list[str] | None = None) -> Run:
         raise UserError(
             f"{folder.wrong}: not there yet; run `allo run --until pair` on the recipe first, which samples and judges."
         )
-    tokenizer = load_tokenizer(
-        read_start(folder).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_start_tokenizer(recipe, folder)
     prompts = [] if recipe.data.pairs is not None else training_prompts(recipe)
     return Run(recipe, folder, tokenizer, {prompt.id: prompt for prompt in prompts})
 
@@ -73,6 +71,7 @@ def right_cases(run: Run) -> list[Case]:
                 finished=True,
                 solution=prompt.solution,
                 right=others,
+                template=prompt.template,
             )
             cases.append(Case(as_wrong, shown_solution(as_wrong, run.tokenizer)))
     return cases
@@ -90,7 +89,8 @@ def _right_samples(run: Run) -> list[tuple[Prompt, list[str]]]:
     if not run.prompts:
         found: dict[str, tuple[Prompt, list[str]]] = {}
         for wrong in read_jsonl(run.folder.wrong, Wrong):
-            _, texts = found.setdefault(wrong.prompt_id, (Prompt(wrong.prompt_id, wrong.prompt), []))
+            prompt = Prompt(wrong.prompt_id, wrong.prompt, template=wrong.template)
+            _, texts = found.setdefault(wrong.prompt_id, (prompt, []))
             texts += [text for text in wrong.right if text not in texts]
         return list(found.values())
     texts_of: dict[str, list[str]] = {}

@@ -140,6 +140,7 @@ def _row(case: Case, rewrite: str, source: str, run: Run) -> dict[str, Any]:
     return {
         "id": case.wrong.id,
         "prompt": case.wrong.prompt,
+        **({"template": case.wrong.template} if case.wrong.template else {}),
         "right": case.right,
         "completion": case.wrong.completion,
         "rewrite": rewrite,

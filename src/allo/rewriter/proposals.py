@@ -66,6 +66,7 @@ def repaired(
         Prompt(
             id=case.wrong.id,
             prompt=ask_for_rewrite(case.wrong.prompt, right=case.right, completion=case.wrong.completion),
+            template=case.wrong.template,
         )
         for case in cases
         if case.right is not None
@@ -78,7 +79,9 @@ def repaired(
     }
     fingerprint = read_start(run.folder).fingerprint
     # Other settings or completions are other samples: they are kept under another name.
-    key = sha256_json([settings, fingerprint, WORDING, [[each.id, each.prompt] for each in asked]])[:12]
+    key = sha256_json(
+        [settings, fingerprint, WORDING, [[each.id, each.prompt, each.template] for each in asked]]
+    )[:12]
     model, tokenizer = load_start(run.recipe, run.folder)
     completed = complete(
         model, tokenizer, asked, path=path.with_name(f"{path.name}.{key}"), description="repair", **settings

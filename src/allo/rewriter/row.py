@@ -1,7 +1,7 @@
 """One row of a rewriter's training data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,8 @@ Text = Annotated[str, Field(pattern=r"\S")]
 class RewriteRow(BaseModel):
     """A problem, a right solution of it, a completion, and the completion rewritten with few changes.
 
-    `source`: where the rewrite comes from; `identity` where the completion is right as it is.
+    `source`: where the rewrite comes from; `identity` where the completion is right as it is. `template`: the prompt's
+    settings of the chat template.
     """
 
     model_config = ConfigDict(strict=True)
@@ -26,6 +27,7 @@ class RewriteRow(BaseModel):
     rewrite: Text
     id: str = ""
     source: str = ""
+    template: dict[str, Any] | None = None
 
     @property
     def asked(self) -> str | list[Message]:

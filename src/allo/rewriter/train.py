@@ -118,7 +118,7 @@ def trainer_of(
     return SftTrainer(
         model,
         arguments,
-        [{"prompt": _asked(row), "completion": row.rewrite} for row in rows],
+        [{"prompt": _asked(row), "completion": row.rewrite, "template": row.template} for row in rows],
         tokenizer,
         mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
         records=True,
@@ -133,7 +133,7 @@ def _asked(row: RewriteRow) -> Any:
 def _num_cut(tokenizer: Tokenizer, rows: list[RewriteRow], max_length: int) -> int:
     """Rows that lose the beginning of their prompt."""
     lengths = (
-        len(prompt_ids(tokenizer, _asked(row)))
+        len(prompt_ids(tokenizer, _asked(row), template=row.template))
         + len(tokenizer(row.rewrite, add_special_tokens=False).input_ids)
         + 1
         for row in rows

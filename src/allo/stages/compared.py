@@ -63,7 +63,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
     )
     whole = {prompt.id: ids_of(tokenizer, prompt) for prompt in prompts.values()}
 
-    reader = load_reader(recipe, recipe.judge.reward_model) if recipe.judge.reward_model else None
+    reader = load_reader(recipe, recipe.judge.reward_model, run) if recipe.judge.reward_model else None
     samples_cut = 0
     thoughts = thoughts_of(tokenizer, prompts.values())
 

@@ -21,7 +21,7 @@ from allo.hf.policy import check_head, completion_distributions
 from allo.hf.result import DELTA
 from allo.hf.start import load_start, read_start
 from allo.hf.thoughts import thoughts_of
-from allo.hf.tokenization import Tokenized, tokenize
+from allo.hf.tokenization import Tokenized, cut_left, tokenize
 from allo.manifest import stages_done
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
@@ -134,7 +134,7 @@ def _add_rewards(
         for answer in answers_of(row)
     ]
     asked = [(prompt, answer["text"]) for prompt, answer in found]
-    rewarded = reward(recipe, judge, asked, path=run.evaluation, description="rewards")
+    rewarded = reward(recipe, judge, asked, run=run, path=run.evaluation, description="rewards")
     for prompt, answer in found:
         answer["reward"] = rewarded.rewards[prompt.id, answer["text"]]
     return rewarded.lines
@@ -294,7 +294,9 @@ def _kl(
             template=prompt.template,
             place=f"prompt {prompt.id}",
         )
-        rows += [tokens] if tokens else []
+        if tokens is not None:
+            # Sampling cut the prompt to its room, however short the completion then was.
+            rows.append(replace(tokens, prompt_ids=cut_left(tokenizer, tokens.prompt_ids, room)))
     groups: list[list[float]] = []
     starts = range(0, len(rows), KL_BATCH)
     for start in track(starts, "kl", total=len(starts)):

@@ -71,7 +71,7 @@ def _by_reward(
 ) -> dict[str, Any]:
     """Write verdicts of which the better half of a prompt's samples is correct: above the median reward."""
     asked = [(prompts[completion.prompt_id], completion.text) for completion in completions]
-    rewarded = reward(recipe, model, asked, path=run.verdicts, description="judge")
+    rewarded = reward(recipe, model, asked, run=run, path=run.verdicts, description="judge")
     by_prompt: dict[str, list[Completion]] = {}
     for completion in completions:
         by_prompt.setdefault(completion.prompt_id, []).append(completion)
@@ -125,7 +125,7 @@ def judge(
     """
     check_judgeable(prompt, verifier=verifier)
     assert prompt.answer is not None
-    inside = thoughts.begins_inside(prompt.prompt)
+    inside = thoughts.begins_inside(prompt.prompt, prompt.template)
     by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
     judgement = (
         verify_choice(

@@ -49,7 +49,7 @@ def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[W
 def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer]) -> list[Pair]:
     """Return ready pairs with the token ids that another run sampled, if they are of this run's tokenizer.
 
-    If the ids of any answer do not say its text, all are left out, and that is said. `load` gives the tokenizer.
+    If the ids of any answer do not say its text, or more, all are left out, and that is said. `load` gives the tokenizer.
     """
     found = [
         (pair, text, ids)
@@ -60,12 +60,14 @@ def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer
     if not found:
         return pairs
     tokenizer = load()
-    other = next((pair for pair, text, ids in found if not reads_as(tokenizer, ids, text)), None)
+    stop = recipe.sample.stop
+    other = next((pair for pair, text, ids in found if not reads_as(tokenizer, ids, text, stop=stop)), None)
     if other is None:
         return pairs
     say(
         f"pair: {recipe.data.pairs}: the token ids of pair {other.prompt_id[:80]!r} do not say its texts under this model's "
-        f"tokenizer, so they are of another one. The texts of all {len(pairs)} pairs are tokenized instead."
+        "tokenizer, or say more: they are of another one, the text was edited, or a stop string ended it that `sample.stop` "
+        f"does not name. The texts of all {len(pairs)} pairs are tokenized instead."
     )
     return [replace(pair, chosen_token_ids=None, rejected_token_ids=None) for pair in pairs]
 

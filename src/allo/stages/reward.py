@@ -1,10 +1,11 @@
 """What a reward model says of completions: batch by batch, going on where an earlier process stopped."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from allo.artifacts import ResumableLines
+from allo.artifacts import ResumableLines, RunFolder
 from allo.console import say, track
 from allo.core.thoughts import spoken
 from allo.errors import UserError
@@ -17,9 +18,9 @@ from allo.hf.reward_model import (
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES, check_values
+from allo.hf.start import DTYPES, check_values, give_start_date
 from allo.recipe import Recipe
-from allo.records import Prompt
+from allo.records import Prompt, Template
 
 Asked = tuple[Prompt, str]  # and a completion of it
 Key = tuple[str, str]  # the prompt's id and the completion
@@ -82,8 +83,11 @@ class Reader:
         return self.model.rewards([rows[key][0] for key in batch])
 
 
-def load_reader(recipe: Recipe, model: str) -> Reader:
-    """The reward model, read by the keys of the recipe's `judge`; you are told if its positions are fewer than `max_length`."""
+def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
+    """Return the reward model, read by the keys of the recipe's `judge`, on the run's date.
+
+    You are told if its positions are fewer than `max_length`.
+    """
     judge = recipe.judge
     loaded = load_reward_model(
         model,
@@ -92,6 +96,7 @@ def load_reader(recipe: Recipe, model: str) -> Reader:
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
+    give_start_date(loaded.tokenizer, run)
     positions = num_positions(loaded.model.config)
     if positions is not None and positions < judge.max_length:
         say(
@@ -100,12 +105,14 @@ def load_reader(recipe: Recipe, model: str) -> Reader:
     return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size)
 
 
-def reward(recipe: Recipe, model: str, asked: Sequence[Asked], *, path: Path, description: str) -> Rewarded:
+def reward(
+    recipe: Recipe, model: str, asked: Sequence[Asked], *, run: RunFolder, path: Path, description: str
+) -> Rewarded:
     """What a reward model gives to (prompt, completion)s.
 
     The same text is read once, so that it has one reward whoever wrote it.
     """
-    reader = load_reader(recipe, model)
+    reader = load_reader(recipe, model, run)
     rows = reader.rows(asked)
     batches = reader.batches(rows)
     lines = ResumableLines(path, suffix=".rewards.part")
@@ -129,10 +136,11 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
 
 
 def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
-    """Whether the model of a recipe's key is a reward model, and can be shown the prompts.
+    """Check that the model of a recipe's key is a reward model, and can be shown the prompts.
 
-    Of its weights a local folder's are looked at; a model of the hub waits until it is loaded.
+    The weights of a local folder are looked at; a model of the hub waits until it is loaded.
 
+    You are told if it is not shown the prompts' tools or documents.
     Raises `UserError` where it is not, or cannot, or has nothing to judge.
     """
     judge = recipe.judge
@@ -149,12 +157,21 @@ def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[P
     if folder.is_dir():
         check_reward_folder(folder, model, config, trust_remote_code=recipe.trust_remote_code)
         check_values(folder)
+
+    def ids(prompt: Prompt, template: Template | None) -> list[int]:
+        place = f"prompt {prompt.id}"
+        return judged_ids(
+            tokenizer, prompt.prompt, "", max_length=sys.maxsize, template=template, place=place
+        )[0]
+
+    unseen = 0
     for prompt in prompts:
-        judged_ids(
-            tokenizer,
-            prompt.prompt,
-            "",
-            max_length=judge.max_length,
-            template=prompt.template,
-            place=f"prompt {prompt.id}",
+        read, given = ids(prompt, prompt.template), prompt.template or {}
+        if given.get("tools") or given.get("documents"):
+            without: Template = {**given, "tools": [], "documents": []}
+            unseen += read == ids(prompt, without)
+    if unseen:
+        say(
+            f"{key}: {model} is not shown the `tools` or `documents` of {unseen} of {len(prompts)} prompts: it has no chat "
+            "template that writes them"
         )
