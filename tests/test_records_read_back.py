@@ -11,7 +11,7 @@ from allo.artifacts import read_jsonl, write_jsonl
 from allo.core.pairs import distinct, make_pairs, rejected_completions, wrong_completions
 from allo.errors import UserError
 from allo.hf.models import load_model, load_tokenizer
-from allo.prompts.pairs import pairs_of_rows
+from allo.prompts.pairs import completions_of_rows, pairs_of_rows
 from allo.records import Completion, Pair, Prompt, Verdict, Wrong
 from allo.stages.sample import ResumableLines, _completed
 from tiny_chat import chat_tokenizer, save_chat_model
@@ -93,11 +93,20 @@ def test_rejected_completions_keep_the_ids_of_the_first_pair() -> None:
     assert [one.token_ids for one in rejected_completions(pairs, solutions={})] == [[3, 2], None]
 
 
+@pytest.mark.parametrize("thoughts", [{}, {"reasoning_content": "2 + 2"}])
+def test_a_message_of_another_text_than_its_answer_is_refused(thoughts: dict[str, str]) -> None:
+    message = {"role": "assistant", "content": "so 3", **thoughts}
+    with pytest.raises(UserError, match="row 0: an answer and the message beside it have different texts"):
+        pairs_of_rows([{"prompt": "q", "chosen": "so 4", "rejected": "so 5", "chosen_message": message}])
+    with pytest.raises(UserError, match="row 0: an answer and the message beside it have different texts"):
+        completions_of_rows([{"prompt": "q", "completion": "so 4", "message": message}])
+
+
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_ids_and_a_message_of_one_answer_are_refused(side: str) -> None:
     """Only one of the two could be trained on."""
-    message = {"role": "assistant", "content": "so 4", "reasoning_content": "2 + 2"}
-    row = {"prompt": "q", "chosen": "so 4", "rejected": "so 5", f"{side}_message": message}
+    row: dict[str, Any] = {"prompt": "q", "chosen": "so 4", "rejected": "so 5"}
+    row[f"{side}_message"] = {"role": "assistant", "content": row[side], "reasoning_content": "2 + 2"}
     assert pairs_of_rows([row])[0]
     with pytest.raises(UserError, match="row 0: token ids and a message are given for one answer"):
         pairs_of_rows([row | {f"{side}_token_ids": [1, 2]}])

@@ -94,7 +94,7 @@ def completions_of_rows(
                 "completion": text_of(side),
                 "finished": one.finished,
                 "template": template,
-                "message": _message(one.message or side),
+                "message": _message(one.message, side, place=answered.place),
                 **{column: row[column] for column in PASSED if row.get(column) is not None},
             }
         )
@@ -149,8 +149,8 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
             chosen_finished=one.chosen_finished,
             rejected_finished=one.rejected_finished,
             template=template,
-            chosen_message=_message(one.chosen_message or chosen),
-            rejected_message=_message(one.rejected_message or rejected),
+            chosen_message=_message(one.chosen_message, chosen, place=answered.place),
+            rejected_message=_message(one.rejected_message, rejected, place=answered.place),
             chosen_token_ids=_sampled(
                 one.chosen_token_ids, one.chosen, chosen, one.chosen_message, place=answered.place
             ),
@@ -196,7 +196,13 @@ def _filled(name: str, answered: Answered) -> Side:
     return side
 
 
-def _message(side: Side) -> Message | None:
+def _message(given: ChatMessage | None, side: Side, *, place: str) -> Message | None:
+    """Return the answer's message if it is more than text; one that is `given` beside the answer must have its text."""
+    if given is not None and given.content != text_of(side):
+        raise UserError(
+            f"{place}: an answer and the message beside it have different texts; only one could be trained on: remove one."
+        )
+    side = given or side
     return side.record if isinstance(side, ChatMessage) and side.is_more_than_text else None
 
 
