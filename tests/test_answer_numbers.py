@@ -43,6 +43,18 @@ NUMBERS: dict[str, Cases] = {
         ("٥٪", "5%", True), ("１，２００", "1200", True), ("（５）", "5", True), ("：5", "5", True),
         ("\U0001d7d3", "5", True), ("五", "5", False), ("5。", "5", True), ("-٥", "-5", True), ("−5", "5", False),
     ],
+    "equations, and what only looks like one": [
+        ("x = 5", "5", True), ("2+3 = 5", "5", True), ("2+3 = 1+4 = 5", "5", True), ("5 because 2+3 = 5", "5", True),
+        ("x = 1 or x = 2", "2", False), ("x = 1 and x = 2", "2", False), ("x = 1, y = 2", "2", False),
+        ("5 if x = 3", "3", False), ("5 when x = 3", "3", False), ("5 for x = 3", "3", False), ("x >= 3", "3", False),
+        ("x <= 3", "3", False), ("x != 3", "3", False), ("5 because 3 = 3", "3", False), ("x == 3", "3", True),
+    ],
+    "signs of typography": [
+        ("–5", "-5", True), ("–5", "5", False), ("1⁄2", "0.5", True), ("1010_{2}", "1010_2", True),
+        ("1010₂", "1010_2", True), ("1010_{3}", "1010_2", False), ("(-∞, 3]", "(-\\infty,3]", True),
+        ("√2", "\\sqrt{2}", True), ("√3", "\\sqrt{2}", False), ("1, 2, and 3", "1,2,3", True), ("1 and 2", "1,2", True),
+        ("1 and 3", "1,2", False), ("1 and 2", "1", False),
+    ],
     "roman numerals and composed letters": [
         ("II", "2", False), ("IV", "4", False), ("V", "5", False), ("café", "cafe\u0301", True),
     ],

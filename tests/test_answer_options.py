@@ -258,6 +258,58 @@ OPTIONS: list[tuple[list[str], Cases]] = [
             ("the second one", "1", False),
         ],
     ),
+    (
+        ["Yes", "No"],
+        [
+            ("No, it is not.", "No", True), ("No — it doesn't.", "No", True), ("NO", "No", True), ("no", "Yes", False),
+            ("Yes, it's not impossible.", "Yes", True), ("yes or no", "Yes", False), ("not yes", "Yes", False),
+        ],
+    ),
+    (
+        ["x > 3", "x > 5"],  # what is said is none of the options
+        [
+            ("x>3", "x > 3", True), ("so x > 3", "x > 3", True), ("x < 3", "x > 3", False), ("x = 3", "x > 3", False),
+            ("x >= 3", "x > 3", False), ("x ≥ 3", "x > 3", False),
+        ],
+    ),
+    (
+        ["p + q", "q"],
+        [
+            ("p - q", "p + q", False), ("p * q", "p + q", False), ("p/q", "p + q", False), ("q + p", "q", False),
+            ("~q", "q", False), ("-q", "q", False), ("q^2", "q", False), ("1/q", "q", False), ("$q$", "q", True),
+            ("\\sqrt{q}", "q", False), ("|q|", "q", False), ("q.", "q", True), ("(q)", "q", True),
+        ],
+    ),
+    (
+        ["[1, 2)", "[3, 4)"],
+        [
+            ("[1,2)", "[1, 2)", True), ("(1, 2]", "[1, 2)", False), ("(1, 2)", "[1, 2)", False),
+        ],
+    ),
+    (
+        ["5 MW", "6 MW"],
+        [
+            ("5 mW", "5 MW", False), ("5 MW", "5 MW", True), ("5 megawatts", "5 MW", True),
+        ],
+    ),
+    (
+        ["H2O", "CO₂"],
+        [
+            ("H₂O", "H2O", True), ("CO2", "CO₂", True),
+        ],
+    ),
+    (
+        ["an apple", "an orange", "a plum"],
+        [
+            *((f"{denial} an apple.", "an apple", False) for denial in (
+                "anything but", "everything but", "other than", "far from", "hardly", "without", "the opposite of",
+            )),
+            ("no apple.", "an apple", False), ("an apple? No, an orange.", "an apple", False),
+            ("an apple is ruled out.", "an apple", False), ("without a doubt an apple.", "an apple", True),
+            ("A, maybe B.", "an apple", False), ("A, possibly B.", "an apple", False), ("B? No, C.", "an orange", False),
+            ("A... wait, no, it is C.", "an apple", False),
+        ],
+    ),
 ]  # fmt: skip
 
 

@@ -41,7 +41,12 @@ UNITS: dict[str, Cases] = {
         ("1 child", "1 children", True), ("5 apples", "5 oranges", False), ("5cm", "5 cm", True), ("5x", "5", False),
         ("5 x", "5", False), ("5m", "5", True), ("5m", "5 cm", False), ("5m", "5 m", True),
         ("5 degrees", "5°", True), ("$18 per day", "18 dollars a day", True), ("18 dollars/day", "$18 a day", True),
-        ("18 dollars", "$18 a day", True),
+        ("18 dollars", "$18 a day", True), ("5 Ω", "5 ohms", True), ("5 A", "5 amps", True), ("5 K", "5 kelvin", True),
+        ("5 ha", "5 hectares", True), ("5 atm", "5 atmospheres", True), ("5 rad", "5 radians", True),
+        ("5 fl oz", "5 fluid ounces", True), ("5 mcg", "5 µg", True), ("5 ha", "5 acres", False),
+        ("5 ft 6 in", "5 feet 6 inches", True), ("5 feet and 6 inches", "5 ft 6 in", True),
+        ("5 ft 7 in", "5 feet 6 inches", False), ("6 ft 5 in", "5 feet 6 inches", False),
+        ("2 hours 30 minutes", "2 h 30 min", True), ("2 h 30 s", "2 h 30 min", False),
     ],
     "percent, hedges and bounds": [
         ("5 pct", "5%", True), ("5 per cent", "5%", True), ("5％", "5%", True), ("50%", "0.5", True),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from allo.core.final_answer import LONGEST, SENTENCE_END, announced_line, bare, first_sentence
 from allo.core.number_words import is_only_number_words
-from allo.core.numerals import Quantity, parse_quantity
+from allo.core.numerals import Quantity, parse_measures, parse_quantity
 from allo.core.options import LATEX_TEXT, identity, named_options
-from allo.core.phrases import affirmed, without_hedges
+from allo.core.phrases import affirmed, without_hedges, without_reason
 from allo.core.scripts import plain, without_superscripts
 from allo.core.thoughts import DEFAULT, Marker, without_thoughts
 from allo.errors import UserError
@@ -18,6 +18,12 @@ _ARTICLES = {"a", "an", "the"}
 _MATHEMATICS = re.compile(r"[\\^{}=]|[\w)]\s*[-+*/(,]|[\[(]\s*-?\w")
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 _FUNCTIONS = {"sqrt", "sin", "cos", "tan", "log", "exp", "inf", "infty", "cup", "cap", "frac"}
+_NO_RESULT = re.compile(
+    r"[<>!≤≥≠:]=*\s*$|\b(?:if|for|when|whenever|where|with|at|because|since|given|unless|not)\b|=.*(?:\b(?:and|or)\b|[,;])",
+    re.IGNORECASE | re.DOTALL,
+)
+# "5? No, 6" and "B... wait, no, it is C" say that what was announced is not the answer.
+_TAKEN_BACK = re.compile(r"(?:\?|\.{3}|…)\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
 _LONGEST_EXPRESSION = 300
 _TIMEOUT_SECONDS = 5
 
@@ -76,17 +82,20 @@ def same_answer(found: str, gold: str) -> bool:
     found, gold = plain(found).strip(), plain(gold).strip()
     if max(len(found), len(gold)) > LONGEST:
         return found == gold
+    found, gold = _one_form(found), _one_form(gold)
     if _words(found) != _words(gold):
-        found = without_hedges(affirmed(found))
+        found = without_hedges(without_reason(affirmed(found)))
     found, gold = _result(found, beside=gold), _result(gold, beside=found)
     found_quantity, gold_quantity = _quantities(found, gold)
     if found_quantity is not None and gold_quantity is not None:
         return found_quantity.same(gold_quantity)
+    if (measures := parse_measures(found)) and measures == parse_measures(gold):
+        return True
     if _words(found) == _words(gold):
         return True
     if "," in found + gold and (found_quantity is None) != (gold_quantity is None):
         return False  # one number beside several, which mathematics would take for a set
-    found, gold = without_superscripts(found), without_superscripts(gold)
+    found, gold = _in_latex(found), _in_latex(gold)
     return _is_mathematics(found) and _is_mathematics(gold) and _same_mathematics(found, gold)
 
 
@@ -94,7 +103,8 @@ def _announced(
     text: str, markers: Sequence[Marker], *, begins_inside: bool, choices: Sequence[str] = ()
 ) -> str | None:
     said = without_thoughts(text, markers, begins_inside=begins_inside)
-    return None if said is None else announced_line(plain(said), choices)
+    line = None if said is None else announced_line(plain(said), choices)
+    return None if line is None or _TAKEN_BACK.search(line) else line
 
 
 def _has_own_stops(line: str, gold: str) -> bool:
@@ -119,8 +129,26 @@ def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None
 
 
 def _result(text: str, *, beside: str) -> str:
-    """What an equation comes to, where the answer that it is compared with is none."""
-    return text.rsplit("=", 1)[1].strip() if "=" in text and "=" not in beside else text
+    """What an equation comes to, where the answer that it is compared with is none.
+
+    Neither several equations ("x = 1 or x = 2") nor a condition ("5 if x = 3") nor an inequality comes to anything.
+    """
+    before, equals, result = text.rpartition("=")
+    if not equals or "=" in beside or _NO_RESULT.search(before):
+        return text
+    return result.strip()
+
+
+def _one_form(text: str) -> str:
+    """One form of an index and of a list: 1010_{2} is 1010_2, and "1, 2, and 3" is "1, 2, 3"."""
+    text = re.sub(r"\\text\s*\{(\s*,?\s+and\s+)\}", r"\1", re.sub(r"_\{(\w+)\}", r"_\1", text))
+    return re.sub(r"(?<=\d),?\s+and\s+(?=-?\d+(?![\d/]))", ", ", text)
+
+
+def _in_latex(text: str) -> str:
+    """Signs that math-verify knows by their commands alone."""
+    text = re.sub(r"√\s*(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", without_superscripts(text))
+    return text.replace("∞", "\\infty ")
 
 
 def _words(text: str) -> str:
@@ -142,7 +170,7 @@ def _is_mathematics(text: str) -> bool:
     ):
         return False  # towers of powers and huge numbers keep a computer-algebra system busy for ever
     bare_text = re.sub(r"\\(?:begin|end)\s*\{\w+\}|\\[A-Za-z]+", " ", LATEX_TEXT.sub(" ", text))
-    if any(word.lower() not in _FUNCTIONS for word in _PROSE.findall(bare_text)):
+    if any(word.lower() not in _FUNCTIONS for word in _PROSE.findall(bare_text)) or " if " in bare_text:
         return False
     return bool(_MATHEMATICS.search(text)) or parse_quantity(text) is not None or len(text.strip(" $")) <= 2
 

@@ -16,11 +16,16 @@ _MOST_ANNOUNCEMENTS = 100
 # Said of an answer that was given before; it is none itself.
 _REMARK = re.compile(
     r"""[\s:*_]*(?:(?:also|indeed|thus|therefore|now|then|not|quite|really|still|completely|definitely|probably)\s+)*
-    (?:correct|right|wrong|incorrect|clear|unclear|obvious|evident|verified|confirmed|valid|invalid|consistent|
+    (?:correct|right|accurate|good|fine|okay|wrong|incorrect|clear|unclear|obvious|evident|verified|confirmed|valid|invalid|consistent|
     inconsistent|reasonable|plausible|sensible|straightforward|unique|complete|justified|sound|exact|proven|proved|
     as\ (?:above|expected|before|stated|required|claimed|shown)|above|the\ same|what\ we)\b
     (?=\s*(?:[,;:.!?)*]|$|and\b|as\b|because\b|since\b|for\b|if\b|when\b|with\b|by\b|but\b|so\b|expected\b|wanted\b))""",
     re.IGNORECASE | re.VERBOSE,
+)
+# "5, so the answer is right": the words before a later announcement are no part of the earlier answer.
+_LEADS_ON = re.compile(
+    r"(?:[,;]|\s+-+|\s*[–—])?\s+(?:so|and|thus|hence|therefore|because|since|which\s+(?:means|shows|confirms)|that)(?:\s+that)?,?\s*$",
+    re.IGNORECASE,
 )
 _WRONG = re.compile(
     r"[\s:*_]*(?:\w+\s+)?(?:wrong|incorrect|not\s+(?:correct|right)|invalid)\b", re.IGNORECASE
@@ -35,7 +40,7 @@ _BULLET = re.compile(r"\s*(?:[-*•+–]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
 _TAG = re.compile(r"</?(?:answer|final_answer|final|result|b|i|strong|em|code)>", re.IGNORECASE)
 _TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNORECASE)
 _ENVIRONMENT = re.compile(
-    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|multline)\*?\}"
+    r"\\(?:begin|end)\s*\{((?:align|aligned|equation|gather|gathered|split|multline|displaymath|math)\*?)\}"
 )
 _END_OF_TURN = re.compile(
     r"<\|(?:im_end|eot_id|end|endoftext|return|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
@@ -69,6 +74,7 @@ def first_sentence(line: str) -> str | None:
 def announced_line(text: str, choices: Sequence[str] = ()) -> str | None:
     """Return the line, or the block, that follows the last announcement of an answer."""
     parts = ANNOUNCEMENT.split(_END_OF_TURN.sub("\n", text))[-_MOST_ANNOUNCEMENTS:]
+    parts = [*(part[:-60] + _LEADS_ON.sub("", part[-60:]) for part in parts[:-1]), parts[-1]]
     options = {choice.strip().rstrip(".").casefold() for choice in choices}
     last = None
     for place in range(len(parts) - 1, 0, -1):
@@ -127,14 +133,14 @@ def _block(rest: str) -> str | None:
         return None
     following = [line for line in lines[place:] if line.strip()]
     first = following[0].lstrip(" \t\r:*_") if place == 0 else following[0].strip()
-    if first.startswith("```") and "```" not in first[3:]:
-        line = " ".join(takewhile(lambda one: not one.lstrip().startswith("```"), following[1:])) or first
+    fence, opened = first[:3], _ENVIRONMENT.match(first)
+    closing = f"\\end{{{opened[1]}}}" if opened else _MATHEMATICS.get(first[:2], "")
+    if fence in ("```", "~~~") and fence not in first[3:]:
+        line = " ".join(takewhile(lambda one: not one.lstrip().startswith(fence), following[1:])) or first
     elif place and (_is_numbered(following) or (not first[0].isdigit() and _BULLET.fullmatch(first))):
         items = takewhile(bool, (_BULLET.fullmatch(one) for one in following))
         line = ", ".join(item[1].strip() for item in items if item)
-    elif (closing := _MATHEMATICS.get(first[:2])) and closing in (
-        block := " ".join((first, *following[1:]))[2:]
-    ):
+    elif closing and closing in (block := " ".join((first, *following[1:]))[0 if opened else 2 :]):
         line = block[: block.index(closing)]
     else:
         line = first

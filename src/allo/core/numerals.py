@@ -78,6 +78,14 @@ def parse_quantity(text: str, *, words: bool = False) -> Quantity | None:
     return Quantity(value, (*money, *remaining))
 
 
+def parse_measures(text: str) -> tuple[Quantity, ...]:
+    """Return the several numbers of one measure, such as "5 ft 6 in"; () unless every one has a unit that is known."""
+    parts = re.split(r"(?<=[A-Za-z.])[,\s]+(?:and\s+)?(?=\d)", _plain(text))
+    found = [parse_quantity(part) for part in parts]
+    measures = [quantity for quantity in found if quantity is not None and is_measure(quantity.unit)]
+    return tuple(measures) if 1 < len(measures) == len(parts) else ()
+
+
 def _value(match: re.Match[str]) -> Fraction:
     if match["european"]:
         digits = match["european"].replace(".", "").replace(",", ".")
@@ -104,7 +112,7 @@ def _plain(text: str) -> str:
         r"^\s*(?:[~≈∼#]|\\approx|\\sim)\s*(?=[-\d.$£€¥₹])|\b(?:No|Nr|no|nr)\.\s*(?=\d)|№\s*(?=\d)", "", text
     )
     text = re.sub(r"\b(approx|ca)\.", r"\1", text)
-    text = re.sub(r"^\s*(?:minus|negative)\s+(?=[\d.$£€¥])", "-", text, flags=re.IGNORECASE)
+    text = re.sub(r"^\s*(?:(?:minus|negative)\s+|[–‐‑]\s?)(?=[\d.$£€¥])", "-", text, flags=re.IGNORECASE)
     return text.strip().rstrip(".").strip()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from allo.core.final_answer import LONGEST, MARKS, SENTENCE_END, bare, last_boxed
 from allo.core.numerals import parse_quantity
 from allo.core.phrases import denies, shorter_readings, without_hedges
+from allo.core.scripts import without_superscripts
 
 LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 # A letter in or before brackets, before a stop, a comma, a colon or a dash, or alone; never the article in "A bottle".
@@ -15,7 +16,7 @@ _LETTER = re.compile(
     re.DOTALL,
 )
 _NAMED_LETTER = re.compile(r"\b(?i:option|choice|letter)\s+\(?([A-Z])\b|[(\[]([A-Z])[)\]]")
-_LETTERS_ALONE = re.compile(r"(?:[\s,;/&.()]|\b(?:and|or|both)\b|\b[A-Z]\b)+")
+_LETTERS_ALONE = re.compile(r"(?:[\s,;/&.()]|\b(?:and|or|both|maybe|perhaps|possibly|probably)\b|\b[A-Z]\b)+")
 _YES_OR_NO = re.compile(r"(yes|no)(?!\s*[-/]\s*(?:yes|no)\b)\s*(?:[,;:.!–—-]|$)", re.IGNORECASE)
 _PAIRS_OF_LETTERS = re.compile(r"(?:([A-Za-z])(?i:\1))+")
 _ARTICLE = re.compile(r"\b(?:[Tt]he|THE|[Aa]n|a)\b|^\s*A\b(?=\s+\w)")
@@ -25,6 +26,8 @@ _TOKEN = re.compile(
     r"|(?:[^\w\s\x00-\x7f\u2000-\u200c\u200e-\u206f\u3000-\u303f]|\u200d)+"  # symbols and emoji
 )
 _ROMAN = re.compile(r"(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})")
+# Signs by which formulas of the same words differ: a + b and a - b, x < 3 and x > 3, [1, 2) and (1, 2].
+_FORMULA = re.compile(r"[<>=+*/^≤≥≠²³]|\s[-−]\s|^[\[(][^,]*,.*[\])]$")
 
 Form = Callable[[str], str]
 
@@ -67,6 +70,7 @@ def _word(word: str) -> str:
     bare_word = word.strip(".,;:!?\"'()")
     ordinary = bare_word.islower() or (len(bare_word) > 2 and (bare_word.istitle() or bare_word.isupper()))
     ordinary = ordinary or (len(bare_word) > 2 and bare_word[1:].islower())  # "Dentist's"
+    ordinary = ordinary or bare_word in ("No", "NO")
     return word.casefold() if ordinary and not _PAIRS_OF_LETTERS.fullmatch(bare_word) else word
 
 
@@ -95,9 +99,20 @@ def _with_stops(words: list[str]) -> str:
 
 def _written(text: str, choices: Sequence[str]) -> set[str]:
     """The options that the text writes and nothing else: letter by letter, else in another case, else by number."""
-    for form in (_exact, identity, lambda written: _exact(written).casefold()):
+    for form in (_exact, identity):
         if named := {identity(choice) for choice in choices if form(choice) == form(text)}:
             return named
+    if named := {
+        identity(choice)
+        for choice in choices
+        if _FORMULA.search(choice) and _closely(choice) == _closely(text)
+    }:
+        return named
+    lower = _exact(text).casefold()
+    if named := {
+        identity(choice) for choice in choices if _exact(choice).casefold() == lower and _agrees(text, choice)
+    }:
+        return named
     return _equal_numbers(text, choices)
 
 
@@ -179,9 +194,24 @@ def _mentioned(sentence: str, choices: Sequence[str]) -> tuple[set[str], str]:
 
 
 def _agrees(sentence: str, option: str) -> bool:
-    """Whether an option is not another quantity than the sentence: 5 m/s names no option "5 m"."""
+    """Whether an option is not another quantity or formula than the sentence.
+
+    5 m/s names no option "5 m", a - b no option "a + b", and x^2 or ~x no option "x".
+    """
+    if _FORMULA.search(option):
+        return _closely(option).casefold() in _closely(sentence).casefold()
+    if re.fullmatch(r"[a-z]", option) and re.search(
+        rf"[-\\^=<>+*/|~¬!(]\s*\{{?{option}\b(?!\))|\\[a-z]+\s*\{{?\s*{option}\b|\b{option}\s*[\^=<>+*/|_]",
+        sentence,
+    ):
+        return False
     said, meant = parse_quantity(sentence), parse_quantity(option)
     return said is None or meant is None or said.same(meant)
+
+
+def _closely(formula: str) -> str:
+    """A formula without spaces, dollars and braces, its powers with ^."""
+    return re.sub(r"[\s${}]", "", without_superscripts(formula).replace("**", "^"))
 
 
 def _near_numbers(sentence: str, choices: Sequence[str]) -> set[str]:

@@ -34,8 +34,10 @@ _CONTRACTED = re.compile(
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(?:not|neither|nor|never|none|cannot|except|wrong|incorrect|false|unlikely|excluded|eliminated)\b|[❌✗✘✖🚫]",
-    re.IGNORECASE,
+    r"""\b(?:not|neither|nor|never|none|cannot|except|wrong|incorrect|false|unlikely|excluded|eliminated|hardly|
+    ruled\s+out|doubt\s+it|far\s+from|(?:any|every)thing\s+but|other\s+than|opposite\s+of|
+    without(?!\s+(?:an?\s+|any\s+)?(?:doubt|question)))\b|\bno\s+\||[❌✗✘✖🚫]""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -58,6 +60,11 @@ def shorter_readings(text: str) -> Iterator[str]:
         yield text
     if found := _DENIED_FIRST.match(text):
         yield text[found.end() :]
+
+
+def without_reason(text: str) -> str:
+    """Return the text without the reason and the aside that it ends with: "5, because 2+3=5" and "5, which is prime" are 5."""
+    return _ASIDE.sub("", _REASON.sub("", text))
 
 
 def affirmed(text: str) -> str:

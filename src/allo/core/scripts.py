@@ -14,6 +14,7 @@ _PLAIN = {
         "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f", " "
     ),
     **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff", ""),
+    "⁄": "/",
     "٫": ".",
     "٬": ",",
     "٪": "%",
@@ -22,6 +23,7 @@ _PLAIN = {
 _COMPATIBLE = re.compile("[\uff01-\uff5e\u3000\u2460-\u24ff\U0001d400-\U0001d7ff]")
 _VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
 
@@ -38,7 +40,10 @@ _TABLE = _Table()
 
 def plain(text: str) -> str:
     """Return the text with digits, brackets, punctuation and signs of other scripts as ASCII, composed (NFC)."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text).translate(_TABLE)
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFC", text).translate(_TABLE)
+    return re.sub(r"(?<=\d)(?=[₀-₉])", "_", text).translate(_LOWERED)
 
 
 def without_superscripts(text: str) -> str:

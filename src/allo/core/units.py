@@ -18,7 +18,7 @@ _PREFIXES = {
 _SCIENTIFIC = {
     "m": "meter", "g": "gram", "L": "liter", "l": "liter", "s": "second", "W": "watt", "V": "volt", "A": "ampere",
     "J": "joule", "Hz": "hertz", "Pa": "pascal", "N": "newton", "Wh": "watt hour", "eV": "electronvolt",
-    "mol": "mole", "B": "byte", "cal": "calorie", "Ω": "ohm",
+    "mol": "mole", "K": "kelvin", "B": "byte", "cal": "calorie", "Ω": "ohm",
 }  # fmt: skip
 # Symbols, in which case tells apart: mW is no MW.
 _SYMBOLS = {
@@ -44,7 +44,8 @@ _NAMES = {
         "minute": "min mins", "second": "sec secs", "week": "wk wks", "year": "yr yrs", "degree": "deg",
         "degree celsius": "°c ℃", "degree fahrenheit": "°f ℉", "%": "percent pct", "square": "sq", "cubic": "cu",
         "square foot": "sqft", "square meter": "sqm", "cubic centimeter": "cc", "mile per hour": "mph",
-        "kilometer per hour": "kph kmh kmph",
+        "kilometer per hour": "kph kmh kmph", "ampere": "amp amps", "kelvin": "kelvins", "hectare": "ha",
+        "atmosphere": "atm", "radian": "rad", "fluid": "fl", "microgram": "mcg", "micrometer": "um micron",
     }.items()
     for name in names.split()
 }  # fmt: skip
@@ -66,7 +67,7 @@ _EITHER = ({"pound", "lb"}, {"pound", "£"})
 """A pound is money or weight, which are no same unit."""
 _MEASURES = {word for meaning in (*_SYMBOLS.values(), *_NAMES.values()) for word in meaning.split()}
 _COINS = {word for meaning in _MONEY.values() for word in meaning.split()}
-_LETTERS = set("mgLlshWVAJN")
+_LETTERS = set("mgLlshWVAJNKΩ")
 """One letter alone is a unit only of these: 5 x is an expression."""
 _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['’])*|[%°℃℉Ω′″$£€¥₹₩₽¢]|°[CFcf]|[A-Z]{1,2}\$")
 _POWERS = {"2": "square", "3": "cubic", "squared": "square", "cubed": "cubic"}
