@@ -101,6 +101,13 @@ def test_indices_count_from_where_the_source_shows(
         ([{"answer": "2+2 #### "}], "nothing follows `####`"),
         ([{"answer": "Two and two.\n4"}], "not taken by its own verifier"),
         ([{"answer": "Add them. Then 4"}], "not taken by its own verifier"),
+        ([{"answer": "Answer: 4"}], "not taken by its own verifier"),
+        ([{"answer": "**Final answer:** 4"}], "not taken by its own verifier"),
+        ([{"answer": "A", "options": MELT}], "`options` beside `answer`; rename it to `choices`"),
+        (
+            [{"answer": "A", "Answer_Choices": MELT}],
+            "`Answer_Choices` beside `answer`; rename it to `choices`",
+        ),
     ],
 )
 def test_an_answer_that_no_sample_can_meet_is_refused(
@@ -133,6 +140,17 @@ def test_equal_choices_are_said(tmp_path: Path) -> None:
     (prompt,), reading = read(tmp_path, {"answer": "ice", "choices": ["ice", "sand", "sand "]})
     assert prompt.answer == "ice"
     assert reading.sentences == ["1 row: two of the `choices` are the same"]
+
+
+@pytest.mark.parametrize("answer", ["C. S. Lewis", "J. R. R. Tolkien", "U.S. Army", "the U.S. Open"])
+def test_initials_make_no_worked_solution(tmp_path: Path, answer: str) -> None:
+    (prompt,), _ = read(tmp_path, {"answer": answer})
+    assert prompt.answer == answer
+
+
+def test_choices_that_differ_by_case_are_not_the_same(tmp_path: Path) -> None:
+    _, reading = read(tmp_path, {"answer": "Rr", "choices": ["RR", "Rr", "rr"]})
+    assert not reading.sentences
 
 
 def test_all_that_are_refused_are_counted() -> None:

@@ -42,6 +42,10 @@ def write(folder: Path, *given: dict[str, Any]) -> Path:
     [
         *(({**CHAT, name: ["cat.png"]}, f"has `{name}`, and only text") for name in ("images", "videos", "audio")),
         ({**PLAIN, "image": "cat.png"}, "has `image`"),
+        ({**PLAIN, "Images": ["cat.png"]}, "has `Images`"),
+        ({**CHAT, "chosen": [assistant("Oak.", Audio={"id": "a"})]}, "a message has `Audio`"),
+        ({**CHAT, "System": "Be brief."}, "`System` is no column that is read; rename it to `system`"),
+        ({**PLAIN, "TOOLS": [TOOL]}, "`TOOLS` is no column that is read; rename it to `tools`"),
         ({**CHAT, "prompt": [user("What?", images=["cat.png"])]}, "a message has `images`"),
         ({**CHAT, "chosen": [assistant("Oak.", audio={"id": "a"})]}, "a message has `audio`"),
         ({**CHAT, "prompt": [user([{"type": "image"}, {"type": "text", "text": "?"}])]}, "type 'image'"),

@@ -13,7 +13,7 @@ from allo.errors import UserError
 from allo.prompts.chats import Asked, asked, in_chat, messages, note_ignored, refuse_feedback
 from allo.prompts.gold import Given, right_answers
 from allo.records import Prompt
-from allo.rows import Notes, Reading, Row, checked, hub_rows, read_rows, stem
+from allo.rows import Notes, Reading, Row, checked, hub_rows, named, read_rows, stem
 from allo.tasks.base import distinct
 
 
@@ -96,6 +96,20 @@ def _ordered(prompts: list[Prompt], source: PromptSource) -> list[Prompt]:
     return prompts
 
 
+OPTIONS = {"options", "option", "choice", "answer_choices", "answer_options", "candidates"}
+"""Names that people give to `choices`. Without them a letter in `answer` would be compared as a text."""
+
+
+def _refuse_misnamed_choices(row: Row, *, place: str) -> None:
+    if row.get("answer") is None or row.get("choices") is not None:
+        return
+    for name in row:
+        if name.lower() in OPTIONS and isinstance(row[name], list | dict) and row[name]:
+            raise UserError(
+                f"{place}: has {named(name)} beside `answer`; rename it to `choices` (a list of the options' texts), or remove it."
+            )
+
+
 class PromptRow(BaseModel):
     """One row of a user's prompts."""
 
@@ -115,6 +129,7 @@ def _from_rows(
     for number, place, row in rows:
         notes.rows += 1
         refuse_feedback(row, place=place)
+        _refuse_misnamed_choices(row, place=place)
         note_ignored(notes, row, read=PromptRow.model_fields)
         one = checked(PromptRow, row, place=place)
         text = one.prompt if isinstance(one.prompt, str) else messages(one.prompt)

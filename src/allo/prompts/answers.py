@@ -15,6 +15,7 @@ Side = str | ChatMessage
 ASKING = frozenset([
     "prompt", "question", "instruction", "query", "input", "problem", "context", "message", "conversation", "dialog",
     "dialogue", "history", "user", "human", "request", "premise", "passage", "article", "document", "post",
+    "q", "statement", "exercise", "utterance", "scenario", "inquiry",
 ])
 # fmt: on
 """Columns that hold what is asked, under names that users give them; also in the plural, or as `user_question`."""

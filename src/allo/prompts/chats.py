@@ -112,7 +112,7 @@ def _absent(value: Any) -> bool:
 
 
 def _media(fields: dict[str, Any]) -> str | None:
-    return next((name for name in fields if name in MEDIA and not _absent(fields[name])), None)
+    return next((name for name in fields if name.lower() in MEDIA and not _absent(fields[name])), None)
 
 
 def _asked(chat: list[ChatMessage]) -> list[ChatMessage]:
@@ -158,6 +158,11 @@ def asked(
     given = {name: value for name, value in row.items() if not _absent(value)}
     if media := _media(given):
         raise UserError(f"{place}: has `{media}`, and only text is trained on; drop the row or the column.")
+    for name in given:
+        if name.lower() != name and name.lower() in {*SYSTEM, *TEMPLATE, *ELSEWHERE}:
+            raise UserError(
+                f"{place}: `{name}` is no column that is read; rename it to `{name.lower()}`, or remove it."
+            )
     for name in ELSEWHERE.keys() & given.keys():
         raise UserError(f"{place}: `{name}` is no column that is read beside messages; {ELSEWHERE[name]}.")
     changing = [name for name in (*SYSTEM, *TEMPLATE) if name in given]

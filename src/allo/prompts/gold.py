@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from allo.core.answers import same_answer, verify_choice, verify_final_answer
+from allo.core.final_answer import SENTENCE_END
+from allo.core.options import identity
 from allo.errors import UserError
 from allo.records import Prompt
 from allo.rows import Notes, shown
@@ -12,6 +14,10 @@ from allo.tasks.base import demonstrate
 
 _LETTER = re.compile(r"(?:(?:option|choice|answer)\s*)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])\s*(\S.*)", re.DOTALL)
+# Samples end with the answer alone, which equals no "Answer: 4".
+_LABELLED = re.compile(
+    r"\W*(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|ans)\b\W*[:=]", re.IGNORECASE
+)
 _INDEX = re.compile(r"\d{1,3}")
 
 
@@ -39,7 +45,7 @@ def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
     answer, choices = row.answer, row.choices
     if answer is None:
         return None
-    if choices is not None and len({_bare(choice) for choice in choices}) < len(choices):
+    if choices is not None and len({identity(choice) for choice in choices}) < len(choices):
         notes.mapped["two of the `choices` are the same"] += 1
     if choices:
         same = [choice for choice in choices if isinstance(answer, str) and _bare(choice) == _bare(answer)]
@@ -150,6 +156,12 @@ def check_gold(prompts: Iterable[Prompt], *, verifier: str = "auto") -> None:
     raise UserError(f"prompt {shown(first.id)}: {why}, or drop the row.{more}")
 
 
+def _has_initials(answer: str) -> bool:
+    """Whether all full stops inside an answer are those of initials, as in "C. S. Lewis"."""
+    stops = [end.start() for end in SENTENCE_END.finditer(answer.strip().rstrip(".!?"))]
+    return bool(stops) and all(re.search(r"(?:^|[\s.])[A-Za-z]$", answer.strip()[:stop]) for stop in stops)
+
+
 def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
     """Return why no sample could be right, and what to do; None if the verifier takes the right answer."""
     if prompt.answer is None:
@@ -161,7 +173,8 @@ def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
         judgement = verify_final_answer(said, prompt.answer)
         # A worked solution equals itself as a whole, but a sample ends with the final answer alone.
         whole = judgement.extracted is not None and same_answer(judgement.extracted, prompt.answer)
-        judgement = replace(judgement, correct=judgement.correct and whole)
+        alone = (whole or _has_initials(prompt.answer)) and not _LABELLED.match(prompt.answer)
+        judgement = replace(judgement, correct=judgement.correct and alone)
     if judgement.correct:
         return None
     answer = shown(prompt.answer)
