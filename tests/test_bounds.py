@@ -132,6 +132,12 @@ def test_a_number_is_no_flag_no_text_and_nothing_in_between(recipe: Path, key: s
     assert f": {key}: " in refusal(recipe, f"{key}={value}")
 
 
+def test_an_empty_stop_string_is_refused_since_every_text_holds_it(recipe: Path) -> None:
+    load_recipe(recipe, ["sample.stop=['x']"])
+    found = refusal(recipe, "sample.stop=['x', '']")
+    assert ": sample.stop.1: " in found and "at least 1 character" in found
+
+
 @pytest.mark.parametrize("key", ["momentum", "sample.temperature", "improve.anchor", "pair.margin"])
 def test_a_negative_zero_is_zero(recipe: Path, key: str) -> None:
     more = ["sample.num_generations=1"]

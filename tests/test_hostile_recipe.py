@@ -54,6 +54,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ),
         ("sample: {extra_body: {top_k: 1, top_k: 2}}\n", "sample.extra_body.top_k", (0, 0)),
         ("name: another\n", "name", (1 - NEXT, 0)),
+        ("sample:\n  <<: {top_p: 0.5}\n  <<: {top_p: 0.7}\n", "sample.<<", (1, 2)),
     ],
 )
 def test_a_key_that_is_there_twice_is_refused_with_both_lines(

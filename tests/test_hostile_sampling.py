@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from allo.artifacts import ResumableLines
 from allo.endpoint import Endpoint
+from allo.endpoint.attempts import Failure
 from allo.errors import UserError
 from allo.served import Asked, Settings, complete
+from allo.served.replies import read
 from hostile import ENDS, FLOODS, busy, endless, sends
 from model_server import STARTING_MODEL, ModelHandler, ModelServer, model_server
 from server import KEY, LONGEST
@@ -32,6 +35,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def model() -> Iterator[ModelServer]:
     with model_server() as served:
         yield served
+
+
+@pytest.mark.parametrize("choices", [5, True, 0.5, "text", {"0": {}}, None, [], [5], [None]])
+def test_choices_of_another_form_are_a_failure(choices: Any) -> None:
+    got = read(SimpleNamespace(choices=choices, usage=None), number=1, stop=[], key=KEY)
+    assert isinstance(got, Failure) and got.kind == "garbled"
 
 
 def sampled(model: ModelServer, folder: Path, *, patience: float = 5.0, num: int = 2) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Sample(Block):
     """Of a completion, on top of its prompt; below `max_length`, or the longest could not be trained on."""
     batch_size: BatchSize = 128
     """Completions decoded together by `hf`; `vllm` is handed four times as many at a time. Of no account to servers."""
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     backend: Literal["hf", "vllm", "openai"] = "hf"
     """`hf`: in this process, through transformers. `vllm`: in this process, through vLLM (extra `vllm`). `openai`:
     OpenAI-compatible servers of the starting model (extra `server`; docs/sampling.md)."""

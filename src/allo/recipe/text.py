@@ -119,13 +119,12 @@ class _Check:
     def _mapping(self, node: yaml.MappingNode, path: list[str]) -> None:
         lines: dict[str, int] = {}
         for key, value in node.value:
-            if key.tag == f"{_TAG}merge":
-                self.look_at(value, [*path, "<<"])
-                continue
-            if key.tag != f"{_TAG}str" or not isinstance(key, yaml.ScalarNode):
+            is_merge = key.tag == f"{_TAG}merge"
+            if not (is_merge or key.tag == f"{_TAG}str") or not isinstance(key, yaml.ScalarNode):
                 shown = f"`{key.value}`" if isinstance(key, yaml.ScalarNode) else "a list or block"
                 self._refuse(key, path, f"the key {shown} is no text; keys are names, in quotes where needed")
-            self._scalar(key, path)
+            if not is_merge:
+                self._scalar(key, path)
             line = key.start_mark.line + 1
             if key.value in lines:
                 self._refuse(

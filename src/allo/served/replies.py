@@ -108,16 +108,18 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
     if isinstance(got, Failure):
         return got
     found = getattr(got, "choices", None)
-    if isinstance(found, list) and any(_lacks_thoughts(each) for each in found):
+    if not isinstance(found, list):
+        found = []
+    if any(_lacks_thoughts(each) for each in found):
         return Failure(
             "refused",
             "the server gives thoughts apart from the text, and completions are wanted whole: set sample.api to "
             "completions, or start it without such a parser",
         )
-    read_choices = [_choice(each, stop, key) for each in found] if isinstance(found, list) else []
+    read_choices = [_choice(each, stop, key) for each in found]
     choices = [each for each in read_choices if each is not None][:number]
     if not choices:
-        ended = [str(getattr(each, "finish_reason", None)) for each in found or []]
+        ended = [str(getattr(each, "finish_reason", None)) for each in found]
         shown = got if isinstance(got, str) else f"ended by {', '.join(ended)}" if ended else "no choices"
         return Failure("garbled", without(key, f"a reply without a completion: {shown}"))
     usage = getattr(got, "usage", None)
