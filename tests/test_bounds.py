@@ -132,6 +132,26 @@ def test_a_number_is_no_flag_no_text_and_nothing_in_between(recipe: Path, key: s
     assert f": {key}: " in refusal(recipe, f"{key}={value}")
 
 
+@pytest.mark.parametrize(
+    ("setting", "fine"),
+    [
+        *((f"max_steps={number}", 9) for number in (10**10, -2, "many", 1.5)),
+        *((f"data_seed={seed}", 7) for seed in (-5, 2**32)),
+        *((f"{beta}={number}", 0.9) for beta in ("adam_beta1", "adam_beta2") for number in (1, 1.5, -0.1)),
+        *((f"{name}=-1", 0) for name in ("adam_epsilon", "weight_decay")),
+        ("max_grad_norm=x", 1.0),
+        ("num_train_epochs=1e+30", 2.0),
+    ],
+)
+def test_settings_that_would_end_a_training_are_refused_before_it(
+    recipe: Path, setting: str, fine: float
+) -> None:
+    name = setting.partition("=")[0]
+    load_recipe(recipe, [f"improve.training.{name}={fine}"])
+    found = refusal(recipe, f"improve.training.{setting}")
+    assert ": improve.training" in found and name in found and "Input should be" in found
+
+
 def test_an_empty_stop_string_is_refused_since_every_text_holds_it(recipe: Path) -> None:
     load_recipe(recipe, ["sample.stop=['x']"])
     found = refusal(recipe, "sample.stop=['x', '']")

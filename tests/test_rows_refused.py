@@ -43,6 +43,8 @@ def write(folder: Path, *given: dict[str, Any]) -> Path:
         *(({**CHAT, name: ["cat.png"]}, f"has `{name}`, and only text") for name in ("images", "videos", "audio")),
         ({**PLAIN, "image": "cat.png"}, "has `image`"),
         ({**PLAIN, "Images": ["cat.png"]}, "has `Images`"),
+        ({**PLAIN, "chosen_token_ids": [1, -1]}, "`chosen_token_ids` .*greater than or equal to 0"),
+        ({**PLAIN, "rejected_token_ids": [2**40]}, "`rejected_token_ids` .*less than 2147483648"),
         ({**CHAT, "chosen": [assistant("Oak.", Audio={"id": "a"})]}, "a message has `Audio`"),
         ({**CHAT, "System": "Be brief."}, "`System` is no column that is read; rename it to `system`"),
         ({**PLAIN, "TOOLS": [TOOL]}, "`TOOLS` is no column that is read; rename it to `tools`"),

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from allo.errors import UserError
 from allo.json_text import half_a_pair
@@ -15,6 +15,7 @@ from allo.rows import Notes, Reading, Row, checked, read_rows, stem, without_nul
 
 Placed = Iterable[tuple[int, str, Row]]
 Model = TypeVar("Model", bound=BaseModel)
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class PairRow(BaseModel):
@@ -30,8 +31,8 @@ class PairRow(BaseModel):
     rejected_finished: bool = True
     chosen_message: ChatMessage | None = None
     rejected_message: ChatMessage | None = None
-    chosen_token_ids: list[int] | None = None
-    rejected_token_ids: list[int] | None = None
+    chosen_token_ids: list[TokenId] | None = None
+    rejected_token_ids: list[TokenId] | None = None
 
 
 class CompletionRow(BaseModel):

@@ -1,11 +1,23 @@
 """A recipe's `training` blocks: `transformers.TrainingArguments` with the method's defaults."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from allo.recipe.numbers import BatchSize, Count, NotNegative, Positive, Whole
+from allo.recipe.numbers import BatchSize, Count, NotNegative, Number, Positive, Seed, Whole
+
+_BELOW_ONE = Annotated[Number, Field(ge=0, lt=1)]
+_BOUNDS: dict[str, TypeAdapter[Any]] = {
+    "max_steps": TypeAdapter(Annotated[Whole, Field(ge=-1, le=10**9)]),
+    "data_seed": TypeAdapter(Seed | None),
+    "adam_beta1": TypeAdapter(_BELOW_ONE),
+    "adam_beta2": TypeAdapter(_BELOW_ONE),
+    "adam_epsilon": TypeAdapter(NotNegative),
+    "weight_decay": TypeAdapter(NotNegative),
+    "max_grad_norm": TypeAdapter(Number),
+}
+"""Of keys that transformers takes unseen: the optimizer or a generator would fail after hours of sampling."""
 
 
 class Training(BaseModel):
@@ -17,7 +29,7 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     learning_rate: Positive = 1e-6
-    num_train_epochs: Positive = 1.0
+    num_train_epochs: Annotated[Positive, Field(le=10**6)] = 1.0
     per_device_train_batch_size: BatchSize = 4
     gradient_accumulation_steps: Count = 8
     lr_scheduler_type: str = "cosine"
@@ -39,6 +51,17 @@ class Training(BaseModel):
                 "{key}: a secret does not belong in a recipe; set HF_TOKEN in the environment",
                 {"key": secret},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> "Training":
+        for key, value in (self.model_extra or {}).items():
+            if key not in _BOUNDS:
+                continue
+            try:
+                _BOUNDS[key].validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"{key} {value!r}: {error.errors()[0]['msg']}") from error
         return self
 
 
