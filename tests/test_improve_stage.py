@@ -116,8 +116,8 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_gold_solutions_are_those_of_prompts_with_a_pair_once_each(run: RunFolder, tmp_path: Path) -> None:
     assert gold_solutions(prompts(tmp_path, solutions=True), run) == [
-        {"prompt": "q0", "template": None, "completion": "gold 0"},
-        {"prompt": "q2", "template": None, "completion": "gold 2"},
+        {"id": "p0", "prompt": "q0", "template": None, "completion": "gold 0"},
+        {"id": "p2", "prompt": "q2", "template": None, "completion": "gold 2"},
     ]
 
 
