@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
-# What a terminal takes as a command: colours and movements; titles, links and other strings up to their end; the rest.
+# Sequences that a terminal takes as commands: colours and movements; titles, links and other strings up to their end; the rest.
 # Each begins with ESC and a character, or with one of the 8-bit controls.
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"

@@ -129,7 +129,7 @@ def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None
 
 
 def _result(text: str, *, beside: str) -> str:
-    """What an equation comes to, where the answer that it is compared with is none.
+    """Return the result of an equation, if the answer that it is compared with is none.
 
     Neither several equations ("x = 1 or x = 2") nor a condition ("5 if x = 3") nor an inequality comes to anything.
     """

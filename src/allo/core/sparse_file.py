@@ -219,7 +219,7 @@ def _content(
 
 
 def _digest(header: Mapping[str, Any], indices: Mapping[str, Tensor], column: Mapping[str, Tensor]) -> str:
-    """Of a header without its digest and profile, and of all indices and values, bit for bit."""
+    """Return the digest of a header (its digest and profile left out) and of all indices and values, bit for bit."""
     told = {key: value for key, value in header.items() if key != "profile"}
     parts = {
         f"{name}.{kind}": tensor

@@ -10,7 +10,7 @@ from allo.endpoint.words import wait_of, without
 if TYPE_CHECKING:
     from allo.endpoint import Endpoint
 
-# What servers call an unknown model where they answer 400 rather than 404.
+# Names that servers give an unknown model if they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
 

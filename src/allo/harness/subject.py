@@ -98,7 +98,7 @@ def _check_base(change: Delta, folder: Path, source: Source) -> None:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """That of the weights; where they have several, the one that rounds none, and of no weights any."""
+    """Return the weights' dtype; of several the one that rounds none, and any if there are no weights."""
     dtypes = [
         entry.dtype for entry in Checkpoint.open(folder).stored.values() if entry.dtype.is_floating_point
     ]

@@ -181,7 +181,7 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], *, key: str = "") ->
 
 
 def kept_tensors(path: Path, *, key: str = "") -> dict[str, Tensor] | None:
-    """What `keep_tensors` wrote under this key; None if that is not there, or damaged, which is said."""
+    """Return the tensors that `keep_tensors` wrote under this key; None if they are absent, or damaged, which is said."""
     if not path.exists():
         return None
     try:

@@ -13,7 +13,7 @@ from allo.errors import UserError
 
 DENSE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
-# Where configurations say that their weights are quantised.
+# Keys by which configurations say that their weights are quantised.
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 # Names of tensors that only quantised weights have.
 _SCALES = re.compile(

@@ -22,7 +22,7 @@ Conversation = Sequence[Mapping[str, object]]
 """Messages with `role`, `content` and any other field that the template reads."""
 
 SECONDS = 5.0
-"""How long one conversation may take; a template takes less than a millisecond."""
+"""The time that one conversation may take; a template takes less than a millisecond."""
 GIVEN = frozenset({"tools", "documents", "chat_template_kwargs"})
 # Arguments of `apply_chat_template` itself: a row may not set them.
 _RESERVED = frozenset(
@@ -242,7 +242,7 @@ def _dated(tokenizer: PreTrainedTokenizerBase, tools: object) -> str:
 
 
 def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
-    """What a row passes on to the template."""
+    """Return the arguments that a row passes on to the template."""
     own = template.get("chat_template_kwargs") or {}
     if not isinstance(own, Mapping):
         raise UserError(
