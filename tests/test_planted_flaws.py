@@ -18,6 +18,7 @@ from allo.tasks import planted_flaws, planted_stories
 from allo.tasks.planted_flaws import Demonstration
 
 LAB = Path(str(files("allo") / "lab"))
+EVALUATED = [name for name, split in planted_flaws.SPLITS.items() if split.part != "train"]
 WORD_SPLITS = ("train", "validation", "validation_both", "test", "reworded", "reworded_train", "unseen")
 SIZE = 500
 CHANCE = 1e-4
@@ -73,15 +74,31 @@ def read_completion(completion: str) -> tuple[bool, list[int], int]:
 
 
 @pytest.mark.parametrize("split", planted_flaws.SPLITS)
-def test_a_problem_depends_on_split_level_and_index_alone(split: str) -> None:
-    alone = list(planted_flaws.demonstrations(split, level=3, size=20))
-    assert alone == some(split, 3)[:20]
-    mixed = planted_flaws.demonstrations(split, size=20)
-    by_level = {level: some(split, level) for level in planted_flaws.LEVELS}
-    for index, demonstration in enumerate(mixed):
-        level = planted_flaws.LEVEL_MIX[index % len(planted_flaws.LEVEL_MIX)]
-        assert demonstration == by_level[level][index]
+def test_a_split_begins_alike_however_much_is_taken_of_it(split: str) -> None:
+    assert list(planted_flaws.demonstrations(split, size=20)) == some(split)[:20]
     assert list(planted_flaws.load(split, size=20)) == [d.prompt for d in some(split)[:20]]
+
+
+@pytest.mark.parametrize("split", planted_flaws.SPLITS)
+def test_a_level_is_that_part_of_the_split(split: str) -> None:
+    by_level = {level: some(split, level)[:30] for level in planted_flaws.LEVELS}
+    training = planted_flaws.SPLITS[split].part == "train"
+    mix = planted_flaws.LEVEL_MIX if training else planted_flaws.EVALUATION_LEVEL_MIX
+    places = {level: [i for i in range(200) if mix[i % len(mix)] == level] for level in by_level}
+    for level, own in by_level.items():
+        assert own == [some(split)[i] for i in places[level]][:30]
+
+
+@pytest.mark.parametrize("split", EVALUATED)
+def test_no_two_problems_of_an_evaluation_split_have_the_same_solution(split: str) -> None:
+    solutions = [d.prompt.solution for d in planted_flaws.demonstrations(split)]
+    assert len(solutions) == planted_flaws.SPLITS[split].size == len(set(solutions))
+    assert len(list(planted_flaws.load(split, size=10_000))) == len(solutions), "it ends with its own size"
+
+
+def test_no_solution_is_in_two_of_the_splits_that_are_tested_on() -> None:
+    tested = [{d.prompt.solution for d in some(split)} for split in ("test", "reworded", "unseen")]
+    assert len(set.union(*tested)) == sum(map(len, tested))
 
 
 def test_ids_are_unique() -> None:
@@ -103,7 +120,7 @@ def test_no_problem_is_in_two_parts() -> None:
 def test_validation_of_both_families_takes_turns() -> None:
     """A person has a name; a container an article, or "there are"."""
     told = [not re.match("(A|An|There) ", opening) for opening in openings("validation_both")]
-    assert told == [index % 2 == 0 for index in range(SIZE)]
+    assert told == [index % 2 == 0 for index in range(len(told))]
 
 
 def test_no_sentence_of_the_unseen_family_is_in_a_text_that_a_model_saw() -> None:
@@ -131,11 +148,10 @@ def openings(split: str) -> list[str]:
 def test_half_of_the_demonstrations_are_flawed(split: str) -> None:
     shares = [planted_flaws.FLAWED_SHARE[level] for level in planted_flaws.LEVEL_MIX]
     assert sum(shares) / len(shares) == pytest.approx(0.5)
-    num_flawed = sum(d.flaw is not None for d in some(split))
-    assert binomtest(num_flawed, SIZE, 0.5).pvalue > CHANCE
-    for level, share in planted_flaws.FLAWED_SHARE.items():
-        num_flawed = sum(d.flaw is not None for d in some(split, level))
-        assert binomtest(num_flawed, SIZE, share).pvalue > CHANCE
+    for level in (None, *planted_flaws.LEVELS):
+        flaws = [d.flaw is not None for d in some(split, level)]
+        share = planted_flaws.FLAWED_SHARE[level] if level else 0.5
+        assert binomtest(sum(flaws), len(flaws), share).pvalue > CHANCE
 
 
 @pytest.mark.parametrize("split", WORD_SPLITS)

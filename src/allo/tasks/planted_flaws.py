@@ -2,7 +2,7 @@
 
 A small model fine-tuned on these demonstrations knows both the right and the flawed behaviour, as a
 pretrained model does, and alignment has to suppress the flaw. As the flawed tokens are known, token scorers
-can be measured exactly. Everything is generated: a problem is a pure function of (split, level, index).
+can be measured exactly. Everything is generated, the same on every machine.
 
 Levels: 1 has two steps and small numbers, 2 has three steps and larger ones, 3 adds a trap: a sentence that
 reads like the opposite operation ("Ann gives Tom 4 pens." is a plus for Tom), and its demonstrations fall
@@ -10,17 +10,22 @@ for it more often than not, so that at level 3 the flaw is what the model finds 
 
 Splits: `train`, `validation` and `test` are told about a person; `reworded` is told about a container, in
 other sentences, and alignment never sees it, but the starting model does: `reworded_train` is 15% of its fine-tuning
-texts. `unseen` is told in sentences that no model has read, of known words. `validation_both` is told in either way by turns, to choose
-settings by. `unrelated` holds copying, sorting, counting and plain
-sentences, on which KL measures the price of alignment. Parts are divided by the numbers of a problem, so a
-test problem's numbers occur in no training problem, in whatever words.
+texts. `unseen` is told in sentences that no model has read, of known words. `validation_both` is told in either way by
+turns, to choose settings by. `unrelated` holds copying, sorting, counting and plain sentences, on which KL measures
+the price of alignment.
+
+Problems are divided into parts by their numbers, so a test problem's numbers occur in no training problem, in
+whatever words. Problems with the same solution would be answered alike, and count as one when intervals are drawn: no
+two problems of an evaluation split have the same solution, and `test`, `reworded` and `unseen` share none. Level 1 has
+187 solutions to test on, about 62 for each of the three; as it is a fifth of them, they hold 300 problems.
 """
 
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +46,10 @@ from allo.tasks.planted_stories import (
 NAME = "planted_flaws"
 LEVELS = (1, 2, 3)
 LEVEL_MIX = (1, 1, 2, 2, 3)
-"""Level of the problem at an index, repeating, when no level is asked for."""
+"""Level of the training problem at an index, repeating."""
+
+EVALUATION_LEVEL_MIX = (1, 2, 2, 2, 3)
+"""The same for validation and test problems: level 1 has few that differ."""
 
 FLAWED_SHARE = {1: 0.45, 2: 0.475, 3: 0.65}
 """Share of flawed demonstrations; with `LEVEL_MIX` it is one half over all levels."""
@@ -65,10 +73,10 @@ SPLITS = {
     "train": Split("told", "train", 4000),
     "validation": Split("told", "validation", 400),
     "validation_both": Split("both", "validation", 400),
-    "test": Split("told", "test", 400),
-    "reworded": Split("reworded", "test", 400),
+    "test": Split("told", "test", 300),
+    "reworded": Split("reworded", "test", 300),
     "reworded_train": Split("reworded", "train", 4000),
-    "unseen": Split("unseen", "test", 400),
+    "unseen": Split("unseen", "test", 300),
     "unrelated": Split("unrelated", "test", 200),
     "unrelated_train": Split("unrelated", "train", 4000),
 }
@@ -97,6 +105,7 @@ class Demonstration:
 
 
 _FAMILIES: tuple[Family, ...] = ("told", "reworded")
+_TESTED: tuple[Family, ...] = ("told", "reworded", "unseen")
 _OPPOSITE = {"+": "-", "-": "+", "*": "+"}
 
 _EQUATION = r"\d+ [-+*] \d+ = \d+\."
@@ -108,7 +117,9 @@ _ANSWER_WORD = 3
 def load(
     split: str, *, folder: Path | None = None, level: int | None = None, size: int | None = None
 ) -> Iterator[Prompt]:
-    """The first `size` problems of a split; `folder` is unused, as nothing is read.
+    """The first `size` problems of a split, or of those of its `level`; `folder` is unused, as nothing is read.
+
+    A training split has as many as are asked for; any other ends with its own size.
 
     `solution` is the right demonstration and ends "The answer is N.". Prompts of the `unrelated` splits
     have a solution and no answer. Raises `UserError` on an unknown split or level.
@@ -125,8 +136,9 @@ def demonstrations(
         raise UserError(f"{NAME} has no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if level is not None and level not in LEVELS:
         raise UserError(f"{NAME} has no level {level!r}; choose one of {', '.join(map(str, LEVELS))}.")
-    indices = range(SPLITS[split].size if size is None else size)
-    return (_demonstration(split, level or LEVEL_MIX[index % len(LEVEL_MIX)], index) for index in indices)
+    endless = size is not None and SPLITS[split].part == "train"
+    drawn = islice(_drawn(split), None if endless else SPLITS[split].size)
+    return islice((each for at, each in drawn if level in (None, at)), size)
 
 
 def words(text: str) -> list[str]:
@@ -158,12 +170,24 @@ def label_tokens(prompt: Prompt, completion: str) -> list[bool] | None:
     return labels + end
 
 
-def _demonstration(split: str, level: int, index: int) -> Demonstration:
+def _drawn(split: str) -> Iterator[tuple[int, Demonstration]]:
+    """The levels and demonstrations of a split, without end; outside of training no solution comes twice."""
+    training = SPLITS[split].part == "train"
+    met: set[str | None] = set()
+    for index, level in enumerate(cycle(LEVEL_MIX if training else EVALUATION_LEVEL_MIX)):
+        found = _demonstration(split, level, index, met)
+        if not training:
+            met.add(found.prompt.solution)
+        yield level, found
+
+
+def _demonstration(split: str, level: int, index: int, met: Container[str | None]) -> Demonstration:
+    """The demonstration at an index, whose solution is none of `met`."""
     rng = random.Random(_stable_hash(f"{NAME}/{split}/{level}/{index}"))
     family, part = SPLITS[split].family, SPLITS[split].part
     id = f"{NAME}/{split}/{level}/{index}"
     if family == "unrelated":
-        while _part((task := unrelated(rng))[0]) != part:
+        while _part((task := unrelated(rng))[0]) != part or task[1] in met:
             pass
         prompt = Prompt(id=id, prompt=f"{task[0]}\n", solution=task[1], task=NAME)
         return Demonstration(prompt, task[1], None)
@@ -173,7 +197,10 @@ def _demonstration(split: str, level: int, index: int) -> Demonstration:
     while flawed is None:  # a story may allow no flaw at all
         story = invent(rng, level)
         right = write(work_out(story))
-        flawed = _flawed(rng, story) if _part(right) == part else None
+        fits = _part(right) == part and right not in met
+        if part == "test":
+            fits &= _stable_hash(f"words: {right}") % len(_TESTED) == _TESTED.index(family)
+        flawed = _flawed(rng, story) if fits else None
     prompt = Prompt(
         id=id,
         prompt=f"Problem: {tell(rng, story, family)}\n",
