@@ -5,13 +5,14 @@ import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 
 from allo.compare.methods import chosen
 from allo.compare.trials import RATE, Purpose, Trial
+from allo.compare.tuning import next_trials, tuned
 from allo.pipeline import NAMES, stages_of
 from allo.recipe import load_recipe, save_recipe, schema
 
@@ -55,6 +56,37 @@ def test_every_method_that_a_recipe_compares_makes_a_recipe(path: Path) -> None:
             for purpose in PURPOSES:
                 made = Trial(method, {RATE: 1.0, **settings}, 0, purpose).recipe(base)
                 assert stages_of(made)[-1].name == "report", method.name
+
+
+@pytest.mark.parametrize("best", [(0.5, 4), (1.6, 12), (5.0, 4)])
+def test_methods_with_many_passes_are_tuned_over_one_grid_of_rates_and_passes(
+    best: tuple[float, int],
+) -> None:
+    compare = load_recipe(ROOT / "recipes" / "lab_passes.yaml").compare
+    assert compare is not None
+    passes = "improve.training.num_train_epochs"
+    grids = {}
+    for method in chosen(compare, None):
+        tried: dict[str, Trial] = {}
+
+        def at(trial: Trial, begins: int = method.changes[passes]) -> tuple[float, int]:
+            return trial.settings[RATE], trial.settings.get(passes, begins)
+
+        def result(trial: Trial, at=at, tried=tried) -> dict[str, Any] | None:
+            right = int(at(trial) == best)
+            validation = {"sampled": {"correct": [right], "of": 1}, "prompts": ["p"]}
+            return {"sets": {"validation": validation}} if trial.name in tried else None
+
+        while wave := next_trials(method, compare, result):
+            tried |= {trial.name: trial for trial in wave}
+        grids[method.name] = sorted((*at(trial), trial.seed) for trial in tried.values())
+        taken = Trial(method, tuned(method, compare, result), 0, "test")
+        assert at(taken) == best
+    assert {"allo", "own_samples", "rft_long", "rloo_long"} < set(grids)
+    expected = [
+        (rate, passes, seed) for rate in compare.rates for passes in (4, 12) for seed in compare.tuning_seeds
+    ]
+    assert all(grid == expected for grid in grids.values())
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

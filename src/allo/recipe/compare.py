@@ -18,7 +18,8 @@ class Method(Block):
     scale: Positive | None = None
     """Its learning rates are `compare.rates` times this; 1 unless `like` says otherwise."""
     settings: list[dict[str, Any]] | None = None
-    """The method's own settings, tried at its best learning rate; where there are none, more rates are tried."""
+    """The method's own settings, tried at its best learning rate or at the `rate` that one names; where there are none,
+    more rates are tried."""
     tuned_as: SetName | None = None
     """Takes over the tuned settings of that method in place of a tuning of its own."""
 
