@@ -93,6 +93,16 @@ def test_a_record_of_costs_has_none_for_the_start(
     assert 0 < less["low"] < less["value"] < less["high"]
 
 
+@pytest.mark.parametrize("option", [(), ("--costs",), ("--short",)])
+def test_a_record_says_what_each_method_sees(
+    scripts: SimpleNamespace, folder: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    record = recorded(scripts, folder, tmp_path / "r.json", "--table", "t", *option)
+    found = {row["method"]: row["sees"] for row in rows(record)}
+    assert record["columns"][:2] == ["method", "sees"]
+    assert (found["start"], found["dpo"]) == ("", "right samples, wrong samples")
+
+
 def test_the_short_record_says_what_the_long_ones_say(
     scripts: SimpleNamespace, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Locating weights and scoring tokens, held against dense models: no selected weights, no chunks, no batches."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,21 @@ def test_edit_uniform_and_random_need_no_model(run: RunFolder) -> None:
         assert uniform[wrong.id].scores == [0.0] * len(ids)
         assert random[wrong.id].scores == pytest.approx(random_scores(wrong.id, len(ids), seed=0))
     assert {value for row in edit.values() for value in row.scores} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("scorer", ["edit", "privileged"])
+def test_a_scorer_that_is_shown_no_solution_scores_as_if_there_were_none(run: RunFolder, scorer: str) -> None:
+    """`edit` looks at solutions where no sample is right; `privileged` needs one of either."""
+    kept = [each for each in wrong_completions() if each.right or scorer == "edit"]
+
+    def scores(*, known: str | None, shown: bool) -> dict[str, TokenScores]:
+        write_jsonl(run.wrong, [replace(each, solution=known) for each in kept])
+        block = {"scorer": scorer, "batch_size": 4, "weights": "soft", "solutions": shown}
+        score.run(recipe(score=block), run)
+        return {row["id"]: row["scores"] for row in pq.read_table(run.token_scores).to_pylist()}
+
+    assert scores(known=text(1, 3), shown=False) == scores(known=None, shown=True)
+    assert scores(known=text(1, 3), shown=False) != scores(known=text(1, 3), shown=True)
 
 
 def test_nothing_wrong_leaves_a_table_of_no_rows(run: RunFolder) -> None:

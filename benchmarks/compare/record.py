@@ -50,7 +50,7 @@ def accuracy_row(summary: Json, name: str) -> Row:
     """A method on each set: its accuracies, pass@k of the largest k, and its difference to the reference with p."""
     entry, reference = summary["methods"][name], summary["reference"]
     against = (entry["against"] or {"sets": {}})["sets"]
-    row: Row = {"method": name, "seeds": len(entry["seeds"])}
+    row: Row = {"method": name, "sees": seen(entry), "seeds": len(entry["seeds"])}
     for label, found in entry["sets"].items():
         passes = [kind for kind in found if kind.startswith("pass@")]
         tested = "sampled" if "sampled" in found else "greedy"
@@ -63,6 +63,11 @@ def accuracy_row(summary: Json, name: str) -> Row:
     return row
 
 
+def seen(entry: Json) -> str:
+    """The kinds of training data that a method sees, with commas between; of the start none."""
+    return ", ".join(entry["sees"])
+
+
 def cost_row(summary: Json, name: str) -> Row:
     """What a method changed and took: KL, length of answers, drop of the chosen, time, memory, weights."""
     entry, reference = summary["methods"][name], summary["reference"]
@@ -70,6 +75,7 @@ def cost_row(summary: Json, name: str) -> Row:
     compared = (entry["against"] or {"kl": None})["kl"]
     return {
         "method": name,
+        "sees": seen(entry),
         "settings": ", ".join(f"{key} {value}" for key, value in entry["settings"].items()),
         "KL to start, nats a token": cell(entry["kl"]),
         f"KL less {reference}": cell(compared["difference"]) if compared else None,
@@ -90,6 +96,7 @@ def short_row(summary: Json, name: str) -> Row:
     kept = [key for key in kinds if key in accuracies]
     return {
         "method": name,
+        "sees": accuracies["sees"],
         **{key: accuracies[key] for key in kept},
         **{key: costs[key] for key in ("KL to start, nats a token", "seconds", "weights trained")},
     }

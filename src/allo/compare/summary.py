@@ -15,6 +15,7 @@ import numpy as np
 from allo.artifacts import write_atomic, write_json
 from allo.compare.methods import START
 from allo.compare.results import TrialResult, check_results, read_results
+from allo.compare.seen import sees
 from allo.compare.tables import to_markdown
 from allo.compare.tuning_summary import summarise_tuning
 from allo.core.metrics import Estimate
@@ -128,6 +129,7 @@ def _figures(trials: list[TrialResult]) -> Json:
     return {
         "settings": trials[0].settings,
         "seeds": [trial.seed for trial in trials],
+        "sees": sees(trials[0].method, trials[0].recipe),
         "sets": {name: _set_figures(trials, name) for name in trials[0].sets},
         "kl": _kl_figure(trials),
         "chosen_drop": _scalar(trials, lambda trial: trial.chosen_drop),

@@ -77,7 +77,7 @@ def _set_table(summary: Json, name: str) -> Table:
     kinds = list(dict.fromkeys(kind for entry in entries.values() for kind in entry["sets"][name]))
     tested = [kind for kind in kinds if kind in ("sampled", "greedy")]
     others = [kind for kind in kinds if kind not in tested and kind != "tokens"]
-    columns = ["Method", "Seeds"]
+    columns = ["Method", "Sees", "Seeds"]
     for kind in tested:
         columns += [
             f"{kind.capitalize()}, %",
@@ -88,7 +88,7 @@ def _set_table(summary: Json, name: str) -> Table:
     rows = []
     for method, entry in entries.items():
         own, against = entry["sets"][name], (entry["against"] or {}).get("sets", {}).get(name, {})
-        cells = [Cell(method), Cell(str(len(entry["seeds"])))]
+        cells = [Cell(method), _sees(entry), Cell(str(len(entry["seeds"])))]
         for kind in tested:
             compared = against.get(kind)
             cells += [_share(own.get(kind)), _points(compared["difference"] if compared else None)]
@@ -116,6 +116,7 @@ def _cost_table(summary: Json) -> Table:
         rows.append(
             (
                 Cell(method),
+                _sees(entry),
                 Cell(_settings(entry["settings"])),
                 _number(entry["kl"], digits=4),
                 _number(against["difference"] if against else None, digits=4),
@@ -131,7 +132,7 @@ def _cost_table(summary: Json) -> Table:
     return Table(
         title="What it changed and took",
         columns=(
-            *("Method", "Settings", "KL to start, nats a token", f"less {reference}", "p, Holm's"),
+            *("Method", "Sees", "Settings", "KL to start, nats a token", f"less {reference}", "p, Holm's"),
             *("Drop of chosen, nats a token", "Time", "Peak memory", "Training state", "Weights trained"),
         ),
         rows=tuple(rows),
@@ -160,6 +161,10 @@ def _tuning_table(method: str, tuned: Json) -> Table:
 def p_text(p: float | None) -> str:
     """Return a p to two digits; the smallest that a test gives as a bound."""
     return figures.ABSENT if p is None else f"<= {SMALLEST_P:g}" if p <= SMALLEST_P else f"{p:.2g}"
+
+
+def _sees(entry: Json) -> Cell:
+    return Cell(", ".join(entry["sees"]) or figures.ABSENT)
 
 
 def _share(figure: Json | None) -> Cell:

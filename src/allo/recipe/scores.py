@@ -38,6 +38,8 @@ class Score(Block):
     """`indicator` marks tokens whose aligned probability lies below it."""
     marked: Literal["all", "first"] = "all"
     """Which marked tokens of a completion keep their weight: all, or the first alone, the cause of what follows."""
+    solutions: bool = True
+    """Whether scorers are shown gold solutions; if not, they know right samples alone."""
     batch_size: BatchSize = 16
     training: ContrastTraining = ContrastTraining()
     """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one

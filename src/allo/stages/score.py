@@ -1,7 +1,7 @@
 """Score the tokens of wrong completions, and turn the scores into weights (method.md 1.2)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +41,8 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `05-token-scores.parquet`."""
     assert recipe.score is not None
     wrong = read_jsonl(run.wrong, Wrong)
+    if not recipe.score.solutions:
+        wrong = [replace(one, solution=None) for one in wrong]
     tokenizer = load_start_tokenizer(recipe, run)
     rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size

@@ -1,0 +1,47 @@
+"""Kinds of training data that a method sees, derived from the recipe of its trials."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from allo.compare.methods import START
+
+KINDS = ("solutions", "right samples", "wrong samples", "rewards")
+SOLUTIONS, RIGHT, WRONG, REWARDS = KINDS
+
+_BY_LOSS = {"sft": {SOLUTIONS}, "rft": {RIGHT}}
+_BY_TRAINER = {"rloo": {REWARDS}, "grpo": {REWARDS}}
+_PAIRS = {RIGHT, WRONG}
+_BY_SCORER = {
+    "edit": {SOLUTIONS, RIGHT},  # solutions of the prompts without a right sample
+    "privileged": {SOLUTIONS, RIGHT},
+    "rewriter": {SOLUTIONS},
+    "contrastive": _PAIRS,
+    "right_confidence": {RIGHT},
+    "advantage": _PAIRS,
+    "implicit": _PAIRS,  # through the warm-up
+    "confidence": set[str](),
+    "uniform": set[str](),
+    "random": set[str](),
+}
+_WITHOUT_DATA = ("magnitude", "last", "random")
+
+
+def sees(method: str, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the kinds that the training stages of a trial's recipe read, in the order of `KINDS`.
+
+    Right and wrong samples of ready pairs are their chosen and rejected answers. A scorer of the user's own may read
+    all that is known of a completion.
+    """
+    locate, score, forget, improve = (recipe.get(key) for key in ("locate", "score", "forget", "improve"))
+    found: set[str] = set()
+    if method == START:
+        return []
+    if locate is not None and locate.get("criterion") not in _WITHOUT_DATA:
+        found |= _PAIRS
+    if forget is not None and score is not None:
+        shown = _BY_SCORER.get(score.get("scorer", "implicit"), {SOLUTIONS, RIGHT})
+        found |= {WRONG} | (shown if score.get("solutions", True) else shown - {SOLUTIONS})
+    if improve is not None:
+        trained = _BY_TRAINER.get(improve.get("trainer", "selected"))
+        found |= trained or _BY_LOSS.get(improve.get("loss", "dpo"), _PAIRS)
+    return [kind for kind in KINDS if kind in found]
