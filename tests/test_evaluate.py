@@ -1,6 +1,7 @@
 """Evaluation: what goes in and comes out of the model, what is kept apart, and what it says of the cost."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,43 @@ def test_the_distance_is_measured_after_the_prompt_that_was_sampled_from(
     patch = evaluate._Patch(model, None)
     evaluate._kl(continued, patch, recipe, model, tokenizer)
     assert read[0] == read[1] == [*cut_left(tokenizer, ids_of(tokenizer, prompt), 48), *ids]
+
+
+def test_the_distance_is_of_the_aligned_model_to_the_start_over_the_aligned_models_choices(
+    policy: tuple[Model, Tokenizer], run: RunFolder
+) -> None:
+    """The aligned model has no final norm, so every token is as likely: KL(aligned || start) = -log V - mean log q."""
+    model, tokenizer = policy
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    norm, num = "model.norm.weight", shapes["model.norm.weight"][0]
+    write_delta(
+        run.path / "delta.safetensors",
+        indices={norm: torch.arange(num, dtype=torch.int32)},
+        values={norm: torch.zeros(num)},
+        shapes=shapes,
+        base_hashes=dict.fromkeys(shapes, ""),
+        metadata={},
+    )
+    prompt, texts = Prompt("p", "Tom has 7 pens.\n"), ["First", "First 7 + 2 = 9."]
+    answers = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    continued = [
+        (prompt, Completion("p", 0, text, False, len(ids), ids))
+        for text, ids in zip(texts, answers, strict=True)
+    ]
+    of_tokens, reversed_ = [], []
+    for ids in answers:
+        before = ids_of(tokenizer, prompt)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([before + ids])).logits[0, len(before) - 1 : -1]
+        start = logits.double().log_softmax(-1)
+        of_tokens += (-math.log(start.shape[-1]) - start.mean(-1)).tolist()
+        reversed_ += (math.log(start.shape[-1]) + (start.exp() * start).sum(-1)).tolist()
+    patch = evaluate._Patch(model, run.path)
+    with patch.exchanged():
+        found = evaluate._kl(continued, patch, tiny(run.path), model, tokenizer)
+    assert found["num_tokens"] == len(of_tokens) == sum(map(len, answers))
+    assert found["value"] == pytest.approx(sum(of_tokens) / len(of_tokens), rel=1e-4), "a mean over tokens"
+    assert sum(reversed_) / len(reversed_) < found["value"] / 1.5, "the other direction is another number"
 
 
 def test_a_set_named_kl_and_the_texts_of_the_distance_are_kept_apart(
