@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow gpu lint tables
+.PHONY: help install demo test slow gpu lint mutants tables
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,10 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/allo
+
+mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see which changes no test notices (hours)
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
 	$(BIN)/python scripts/render_tables.py
