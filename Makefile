@@ -36,6 +36,7 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/mypy src/allo
 
 mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see which changes no test notices (hours)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
 
