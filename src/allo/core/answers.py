@@ -9,8 +9,8 @@ from allo.core.final_answer import LONGEST, SENTENCE_END, announced_line, bare, 
 from allo.core.number_words import is_only_number_words
 from allo.core.numerals import Quantity, parse_measures, parse_quantity
 from allo.core.options import LATEX_TEXT, identity, named_options
-from allo.core.phrases import affirmed, without_hedges, without_reason
-from allo.core.scripts import plain, without_superscripts
+from allo.core.phrases import YES_OR_NO, affirmed, denies, without_hedges, without_reason
+from allo.core.scripts import plain
 from allo.core.thoughts import DEFAULT, Marker, without_thoughts
 from allo.errors import UserError
 
@@ -24,6 +24,9 @@ _NO_RESULT = re.compile(
 )
 # "5? No, 6" and "B... wait, no, it is C" say that what was announced is not the answer.
 _TAKEN_BACK = re.compile(r"(?:\?|\.{3}|…)\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
+_ASIDE = re.compile(r"(.*\S)\s+\(([^\W\d_]{2}[^\d()]*)\)", re.DOTALL)
+# No expression ends or begins like this: "5+", "--5", "/5".
+_UNFINISHED = re.compile(r"[-+*/^#@&~]\s*$|[-+]\s*[-+]|^\s*[*/^]")
 _LONGEST_EXPRESSION = 300
 _TIMEOUT_SECONDS = 5
 
@@ -84,19 +87,32 @@ def same_answer(found: str, gold: str) -> bool:
         return found == gold
     found, gold = _one_form(found), _one_form(gold)
     if _words(found) != _words(gold):
-        found = without_hedges(without_reason(affirmed(found)))
+        found = bare_answer(found)
+        if _words(gold) in ("yes", "no") and (said := YES_OR_NO.match(found)):
+            return said[1].lower() == _words(gold)
     found, gold = _result(found, beside=gold), _result(gold, beside=found)
     found_quantity, gold_quantity = _quantities(found, gold)
     if found_quantity is not None and gold_quantity is not None:
         return found_quantity.same(gold_quantity)
     if (measures := parse_measures(found)) and measures == parse_measures(gold):
         return True
-    if _words(found) == _words(gold):
+    one_alone = (found_quantity is None) != (gold_quantity is None)
+    if _words(found) == _words(gold) and not (one_alone and found.swapcase() == gold):
         return True
-    if "," in found + gold and (found_quantity is None) != (gold_quantity is None):
+    if "," in found + gold and one_alone:
         return False  # one number beside several, which mathematics would take for a set
     found, gold = _in_latex(found), _in_latex(gold)
     return _is_mathematics(found) and _is_mathematics(gold) and _same_mathematics(found, gold)
+
+
+def bare_answer(text: str) -> str:
+    """Return an answer without hedges, reasons, what it denies, and an aside: "probably 5 (five), because ..." is 5."""
+    text = without_hedges(without_reason(affirmed(text)))
+    found = _ASIDE.fullmatch(text)
+    if found is None or denies(found[2]) or re.match(r"(?:or|and|no)\b", found[2], re.IGNORECASE):
+        return text
+    head, aside = parse_quantity(found[1], words=True), parse_quantity(found[2], words=True)
+    return text if aside != head else found[1]
 
 
 def _announced(
@@ -120,11 +136,11 @@ def _has_own_stops(line: str, gold: str) -> bool:
 
 def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None]:
     """The numbers of both sides. Words are read as numbers beside digits, or where both are nothing else."""
-    quantities = parse_quantity(found), parse_quantity(gold)
+    quantities = parse_quantity(found), parse_quantity(gold, given=True)
     if None not in quantities:
         return quantities
     if any(quantities) or (is_only_number_words(found) and is_only_number_words(gold)):
-        return parse_quantity(found, words=True), parse_quantity(gold, words=True)
+        return parse_quantity(found, words=True), parse_quantity(gold, words=True, given=True)
     return quantities
 
 
@@ -147,7 +163,7 @@ def _one_form(text: str) -> str:
 
 def _in_latex(text: str) -> str:
     """Signs that math-verify knows by their commands alone."""
-    text = re.sub(r"√\s*(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", without_superscripts(text))
+    text = re.sub(r"√\s*(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", text)
     return text.replace("∞", "\\infty ")
 
 
@@ -163,6 +179,8 @@ def _words(text: str) -> str:
 
 def _is_mathematics(text: str) -> bool:
     """Whether it is an expression and nothing else; in prose math-verify would pick a number to compare."""
+    if _UNFINISHED.search(text.strip(" $")):
+        return False
     if (
         len(text) > _LONGEST_EXPRESSION
         or text.count("^") > 8

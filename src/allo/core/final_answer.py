@@ -36,7 +36,8 @@ _RETRACTION = re.compile(
 _LEAD_IN = re.compile(
     r"\s*(?:(?:as follows|(?:given|shown|stated)\s+below)\s*[:.]?|(?:the following|below)\s*:)[\s*_]*$", re.I
 )
-_BULLET = re.compile(r"\s*(?:[-*•+–]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
+_BULLET = re.compile(r"\s*(?:[-*•+–>]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
+_CELL = re.compile(r"\s*\|\s+([^|]*?)\s+\|\s*")  # a row of one cell
 _TAG = re.compile(r"</?(?:answer|final_answer|final|result|b|i|strong|em|code)>", re.IGNORECASE)
 _TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNORECASE)
 _ENVIRONMENT = re.compile(
@@ -128,6 +129,7 @@ def _block(rest: str) -> str | None:
     if any(map(str.strip, lines[1:])):
         lines[0] = _LEAD_IN.sub("", lines[0].removesuffix("\r"))
     lines = [_EMPHASIS.sub(r"\1", line) for line in lines]
+    lines[1:] = [f"- {cell[1]}" if (cell := _CELL.fullmatch(line)) else line for line in lines[1:]]
     place = next((at for at, line in enumerate(lines) if line.strip() and line.strip(" \t\r:*_")), None)
     if place is None:
         return None

@@ -2,29 +2,11 @@
 
 import re
 
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _VALUES = {
     **{word: value for value, word in enumerate(_SMALL)},
     **{word: 10 * (place + 2) for place, word in enumerate(_TENS)},
@@ -33,7 +15,7 @@ SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 1_000, "lakh": 100_000, "million": 10**6, "crore": 10**7,
     "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
-_PARTS = {
+PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
     "tenth": 10,
 }  # fmt: skip
@@ -47,7 +29,7 @@ _NUMBER = (
 )
 _RUN = re.compile(rf"\b{_NUMBER}(?!-?\w)", re.IGNORECASE)
 _FRACTION = re.compile(
-    rf"\b(an?|{'|'.join(_SMALL[1:10])})[\s-]+({'|'.join(_PARTS)})(?:s|(?<=hal)ves)?\b", re.IGNORECASE
+    rf"\b(an?|{'|'.join(_SMALL[1:10])})[\s-]+({'|'.join(PARTS)})(?:s|(?<=hal)ves)?\b", re.IGNORECASE
 )
 _HALVES = re.compile(r"\bhalves\b", re.IGNORECASE)
 _AND_FRACTION = re.compile(r"(\d)\s+and\s+(?=\d/\d)")
@@ -77,7 +59,7 @@ def _fraction(found: re.Match[str]) -> str:
     ):
         return found[0]  # three quarters may be coins
     over = _VALUES.get(found[1].lower(), 1)
-    return f"{over}/{_PARTS[found[2].lower()]}"
+    return f"{over}/{PARTS[found[2].lower()]}"
 
 
 def _digits(found: re.Match[str], text: str) -> str:

@@ -4,30 +4,33 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from allo.core.number_words import SCALES, in_digits
-from allo.core.scripts import without_superscripts
-from allo.core.units import CURRENCY_SIGNS, agree, currency, is_measure, read_unit
+from allo.core.number_words import PARTS, SCALES, in_digits
+from allo.core.units import CURRENCY, CURRENCY_SIGN, agree, currency, is_measure, read_unit
 
-# Words beside which a number is not the whole answer.
+# Words beside which a number is not the whole answer: "5 or more apples".
 _NO_WHOLE_ANSWER = {
-    "and", "or", "plus", "minus", "negative", "times", "squared", "cubed", "over", "point", "half", "not", "to",
-    "less", "more", "than", "between", "under", "least", "most", "fewer", "greater", "above", "below", "except",
-    "without", "never", "neither", "nor", "either", "cannot", "wrong", "incorrect", "almost", "nearly", "unlike",
-    "instead", "rather", "beyond", "no", "unlikely", "until", "before", "after", "divided", "multiplied", "but",
+    "and", "or", "plus", "minus", "negative", "over", "point", "not", "no", "less", "more", "than", "fewer", "greater",
+    "squared", "cubed", "except", "without", "unlike", "never", "neither", "nor", "but", "ten", "place", "digit", "decimal",
+    *(PARTS.keys() - {"quarter"}),
 }  # fmt: skip
+_LEAD = r"""(?i:(?:(?:it|he|she|they|we|you|i|there|that|this|[a-z]|(?:the\s+)?(?:total|result|sum|value|number))
+    \s+(?:is|are|was|were|equals|has|have|had|gets?|makes?|earns?|costs?|needs?|takes?|pays?|spends?)\s+)?
+    (?:(?:about|approximately|approx|roughly|around|circa|ca|exactly|precisely|only|just|equals|the|number|total|a\s+total\s+of|
+    equal\s+to|(?:rounded|rounds)(?:\s+(?:up|down|off))?\s+to)\s+)*)"""
+_SCALES = {**SCALES, "k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9, "tn": 10**12}
 
 _GROUPED = r"\d{1,3}(?:[,_]\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?:'\d{3})+|\d{1,3}(?:\ \d{3})+(?!\d)"
 _NUMBER = rf"(?:{_GROUPED}|\d+)(?:\.\d*)?|\.\d+"
 _EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|\d+,\d{1,2}(?![.,]?\d)"
-_CODE = r"(?:[A-Z]{1,2}\$|(?:USD|EUR|GBP|INR|JPY|CNY|CAD|AUD|CHF|RMB|KRW|Rs\.?|rs\.?)(?=\s*[-\d.]))"
 _QUANTITY = re.compile(
-    rf"""(?P<lead>(?:[A-Za-z']+\s+)*?)
-    (?P<sign>[-+]?)\s*(?P<currency>[{CURRENCY_SIGNS}]|{_CODE})?\s*(?P<inner_sign>-?)
+    rf"""{_LEAD}
+    (?P<sign>[-+]?)\s*(?:(?P<currency>{CURRENCY})\s*(?P<inner_sign>-?))?\s*
     (?:(?P<whole>\d+)\s+(?=\d+\s*/))?
     (?:(?P<european>{_EUROPEAN})|(?P<number>{_NUMBER}))
     (?:\s*(?:[xX×*·⋅]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:\{{\s*(?P<braced>[-+]?\d{{1,3}})\s*\}}|(?P<power>[-+]?\d{{1,3}}))
     |[eE](?P<exponent>[-+]?\d{{1,3}})(?![\d.]))?
     (?:\s*/\s*(?P<under>[1-9]\d*))?
+    (?P<scale>[kKMB](?![\w/])|\s?(?:[kM](?![\w/])|(?:bn|mn|tn)\b)|(?:\s+(?:{'|'.join(SCALES)})s?\b)+)?
     (?P<unit>(?!\d).*)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -49,33 +52,29 @@ class Quantity:
         return self.value == other.value and agree(self.unit, other.unit)
 
 
-def parse_quantity(text: str, *, words: bool = False) -> Quantity | None:
+def parse_quantity(text: str, *, words: bool = False, given: bool = False) -> Quantity | None:
     """Return the one number that a text states, with its unit; None if it states none, several or an expression.
 
-    `words`: read number words, too, such as "five apples".
+    `words`: read number words, too, such as "five apples". `given`: the text is a right answer, whose unit may be any word.
     """
     if len(text) > _LONGEST:
         return None
     written = _plain(text)
     match = _QUANTITY.fullmatch(_plain(in_digits(written)) if words else written)
-    unit = None if match is None else read_unit(match["unit"])
-    if match is None or unit is None:
+    if match is None:
         return None
-    lead = match["lead"].lower().split()
-    if _NO_WHOLE_ANSWER & {*lead, *unit} or any(word.endswith("n't") for word in (*lead, *unit)):
+    value = _value(match)
+    unit = read_unit(match["unit"], one=given or abs(value) <= 1)
+    if unit is None or _NO_WHOLE_ANSWER & set(unit) or any(word.endswith("n't") for word in unit):
         return None
     money = currency(match["currency"] or "")
     if match["european"] and re.fullmatch(r"\d+,\d+", match["european"]) and not (money or is_measure(unit)):
         return None  # "3,5" may be two numbers, "3,5 kg" is one
-    value = _value(match)
-    remaining = list(unit)
-    while remaining and remaining[0] in SCALES:
-        value *= SCALES[remaining.pop(0)]
     if (match["sign"] == "-") != bool(match["inner_sign"]):
         value = -value
-    if money and tuple(remaining[: len(money)]) == money:
+    if money and unit[: len(money)] == money:
         money = ()  # "$5 dollars"
-    return Quantity(value, (*money, *remaining))
+    return Quantity(value, (*money, *unit))
 
 
 def parse_measures(text: str) -> tuple[Quantity, ...]:
@@ -93,7 +92,10 @@ def _value(match: re.Match[str]) -> Fraction:
         digits = re.sub(r"[,_' ]", "", match["number"]).rstrip(".") or "0"
     power = int(match["braced"] or match["power"] or match["exponent"] or 0)
     value = Fraction(digits) * Fraction(10) ** power / int(match["under"] or 1)
-    return value + int(match["whole"] or 0)
+    value += int(match["whole"] or 0)
+    for scale in (match["scale"] or "").lower().split():
+        value *= _SCALES[scale if scale in _SCALES else scale.removesuffix("s")]
+    return value
 
 
 def _plain(text: str) -> str:
@@ -102,8 +104,9 @@ def _plain(text: str) -> str:
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     text = re.sub(r"(?<![\\\w$])\$([^$\s]|[^$\s][^$]*[^$\s\\])\$(?![\d$])", r"\1", text)  # $5$ dollars
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1", without_superscripts(text))
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}|\\[dt]?frac\s*(\d)\s*(\d)", _written_fraction, text)
+    text = re.sub(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{(\d+)\}|\((\d+)\))", _repeating, text)
     text = re.sub(r"\\!\s*", "", text)
     for written, plain in (("{,}", ","), ("\\,", " "), ("\\ ", " "), ("\\$", "$"), ("\\%", "%"), ("’", "'")):
         text = text.replace(written, plain)
@@ -118,3 +121,11 @@ def _plain(text: str) -> str:
 
 def _written_fraction(match: re.Match[str]) -> str:
     return f" {match[1] or match[3]}/{match[2] or match[4]}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""Return 0.1\overline{6} or 0.1(6) as a fraction."""
+    repeated = match[3] or match[4]
+    value = Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(match[2]))
+    value += Fraction(f"{match[1]}.{match[2]}0")
+    return f"{value.numerator}/{value.denominator}"

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from allo.core.final_answer import LONGEST, MARKS, SENTENCE_END, bare, last_boxed
-from allo.core.numerals import parse_quantity
-from allo.core.phrases import denies, shorter_readings, without_hedges
-from allo.core.scripts import without_superscripts
+from allo.core.number_words import in_digits
+from allo.core.numerals import Quantity, parse_quantity
+from allo.core.phrases import YES_OR_NO, denies, shorter_readings, without_hedges
+from allo.core.units import is_measure
 
 LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 # A letter in or before brackets, before a stop, a comma, a colon or a dash, or alone; never the article in "A bottle".
@@ -15,15 +17,22 @@ _LETTER = re.compile(
     r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])(?:[.):,;](?=\s|\W|$)|(?=\s+[-–—=:(]|\s*$)|\)))(.*)",
     re.DOTALL,
 )
-_NAMED_LETTER = re.compile(r"\b(?i:option|choice|letter)\s+\(?([A-Z])\b|[(\[]([A-Z])[)\]]")
+_NAMED_LETTER = re.compile(r"\b(?i:option|choice|letter)\s+\(?([A-Z])\b|(?<!\w)[(\[]([A-Z])[)\]]")
 _LETTERS_ALONE = re.compile(r"(?:[\s,;/&.()]|\b(?:and|or|both|maybe|perhaps|possibly|probably)\b|\b[A-Z]\b)+")
-_YES_OR_NO = re.compile(r"(yes|no)(?!\s*[-/]\s*(?:yes|no)\b)\s*(?:[,;:.!–—-]|$)", re.IGNORECASE)
 _PAIRS_OF_LETTERS = re.compile(r"(?:([A-Za-z])(?i:\1))+")
 _ARTICLE = re.compile(r"\b(?:[Tt]he|THE|[Aa]n|a)\b|^\s*A\b(?=\s+\w)")
 _TOKEN = re.compile(
     r"(?<!\w)[-+]?[$£€¥₹]?\d+(?:[.,:/–-]\d+)*[%$£€¥₹°]?(?![^\W_])"  # a number with its sign
     r"|[^\W_]+(?:\+\+|[+#]|-(?=[\s.,;:!?]|$))?"  # C++, C#, A-
     r"|(?:[^\w\s\x00-\x7f\u2000-\u200c\u200e-\u206f\u3000-\u303f]|\u200d)+"  # symbols and emoji
+)
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+_NUMBERED = re.compile(
+    rf"(?:the\s+)?(?:(?:option|choice|answer)\s+(?:(?:number|no\.?)\s+|#)?[(\[]?0?([1-9]\d?)\b[)\].]?"
+    rf"|({'|'.join(_ORDINALS)})\s+(?:option|choice|answer|one)\b"
+    r"|(?:[(\[]([1-9])[)\]]|(?:number\s+|#)?([1-9])(?:[.):,;](?=\s|$)|(?=\s+[-–—=:]\s|\s*$))))"
+    r"(?!\s*(?:or|and|[,/&–-])\s*(?:option|choice|the\b)?\s*[(\[#]?\d)(.*)",
+    re.IGNORECASE | re.DOTALL,
 )
 _ROMAN = re.compile(r"(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})")
 # Signs by which formulas of the same words differ: a + b and a - b, x < 3 and x > 3, [1, 2) and (1, 2].
@@ -42,8 +51,9 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
             if named := _written(written, choices):
                 return named
     whole, sentence = without_hedges(sentence), without_hedges(bare(sentence))
-    if {identity(choice) for choice in choices} == {"yes", "no"} and (said := _YES_OR_NO.match(sentence)):
+    if (said := YES_OR_NO.match(sentence)) and said[1].lower() in map(identity, choices):
         return {said[1].lower()}  # in what follows, "no" is a common word
+    sentence = _lettered(sentence, choices)
     named = set[str]()
     for reading in dict.fromkeys(
         (sentence, *shorter_readings(sentence), whole)
@@ -52,6 +62,20 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
         if len(named) == 1:
             break
     return named
+
+
+def _lettered(sentence: str, choices: Sequence[str]) -> str:
+    """The sentence with the number of an option at its start as the letter: "option 2", "the second one", "(2) fish".
+
+    A number alone may be another option's own if one of them holds a digit.
+    """
+    found = _NUMBERED.match(in_digits(sentence))
+    if found is None or ((found[3] or found[4]) and re.search(r"\d", " ".join(choices))):
+        return sentence
+    place = int(found[1] or found[3] or found[4] or 0) or _ORDINALS.index(found[2].lower()) + 1
+    if place > len(choices) or any(quantity == Quantity(Fraction(place), ()) for quantity in map(parse_quantity, choices)):
+        return sentence
+    return f"({chr(ord('A') + place - 1)}) {found[5]}"
 
 
 def identity(option: str) -> str:
@@ -201,17 +225,32 @@ def _agrees(sentence: str, option: str) -> bool:
     if _FORMULA.search(option):
         return _closely(option).casefold() in _closely(sentence).casefold()
     if re.fullmatch(r"[a-z]", option) and re.search(
-        rf"[-\\^=<>+*/|~¬!(]\s*\{{?{option}\b(?!\))|\\[a-z]+\s*\{{?\s*{option}\b|\b{option}\s*[\^=<>+*/|_]",
+        rf"[-\\^=<>+*/|~¬!(]\s*\{{?{option}\b(?!\))|\\[a-z]+\s*\{{?\s*{option}\b|\b{option}\s*[\^=<>+*/|_]"
+        rf"|(?:\w|\b\w\s+)[(\[{{]\s*{option}\b|\b{option}[(\[{{]",
         sentence,
     ):
         return False
+    if option in ("yes", "no"):  # "No one knows" and "no idea" name no option "no"
+        return bool(re.search(rf"\b{option}\b(?!\s+(?!and\b|or\b|but\b)\w)", sentence, re.IGNORECASE))
     said, meant = parse_quantity(sentence), parse_quantity(option)
-    return said is None or meant is None or said.same(meant)
+    if meant is None or (said is None and meant.unit and not is_measure(meant.unit)):
+        return True
+    if said is not None:
+        return _same_quantity(said, meant)
+    parts = map(parse_quantity, re.split(r"[,;:]\s|[().!?]|\s[-–—]\s", without_hedges(sentence)))
+    return any(part is not None and _same_quantity(part, meant) for part in parts)
+
+
+def _same_quantity(said: Quantity, option: Quantity) -> bool:
+    """Whether two quantities are the same, where 12% names no option "12"."""
+    if "%" in said.unit and "%" not in option.unit:
+        return not option.unit and said.value == 100 * option.value
+    return said.same(option)
 
 
 def _closely(formula: str) -> str:
     """A formula without spaces, dollars and braces, its powers with ^."""
-    return re.sub(r"[\s${}]", "", without_superscripts(formula).replace("**", "^"))
+    return re.sub(r"[\s${}]", "", formula.replace("**", "^"))
 
 
 def _near_numbers(sentence: str, choices: Sequence[str]) -> set[str]:
@@ -220,7 +259,7 @@ def _near_numbers(sentence: str, choices: Sequence[str]) -> set[str]:
     if said is None:
         return set()
     meant = {identity(choice): parse_quantity(choice, words=True) for choice in choices}
-    return {option for option, quantity in meant.items() if quantity is not None and said.same(quantity)}
+    return {option for option, quantity in meant.items() if quantity is not None and _same_quantity(said, quantity)}
 
 
 def _tokens(text: str, form: Form) -> tuple[str, ...]:

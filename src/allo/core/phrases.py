@@ -10,9 +10,12 @@ _HEDGE = re.compile(
     i\ believe(?:\ it\ is|\ it's)?|i\ guess|must\ be|given\ by|found\ to\ be|equal\ to|as\ follows)\b[,:]?\s+""",
     re.IGNORECASE | re.VERBOSE,
 )
+YES_OR_NO = re.compile(
+    r"(yes|no)(?!\s*[-/]\s*(?:yes|no)\b|\W*(?:(?:and|or)\W+)?(?:yes|no)\b(?!\s+\w))\s*(?:[,;:.!–—-]|$)", re.IGNORECASE
+)
 _REASON = re.compile(r"(?<=\S)[,;]?\s+(?:because|since)\b.*", re.IGNORECASE | re.DOTALL)
 _ASIDE = re.compile(
-    r"(?<=\S),\s+(?:which|who|where|while|whereas|although|though|unlike|as|so|given|for|hence|thus|therefore)\b.*"
+    r"(?<=\S),\s+(?:which|who|where|while|whereas|although|though|unlike|as|so|given|for|rounded|hence|thus|therefore)\b.*"
     r"|(?<=\S)\s+(?:although|though|whereas|unlike)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -26,7 +29,7 @@ _DENIED_FIRST = re.compile(
 # "Y, not X" and "Y rather than X" leave Y.
 _DENIED_LAST = re.compile(
     r"(?<=\S)(?:\s*[,;(–—]\s*(?:and\s+|but\s+)?|\s+-\s*|\s+(?:and|but)\s+)(?:certainly\s+|definitely\s+)?not\b.*"
-    r"|(?<=\S),?\s+(?:rather\s+than|instead\s+of|as\s+opposed\s+to|in\s+contrast\s+to|over)\s.*",
+    r"|(?<=\S),?\s+(?:rather\s+than|instead\s+of|as\s+opposed\s+to|in\s+contrast\s+to|over(?!\s+\d))\s.*",
     re.IGNORECASE | re.DOTALL,
 )
 _CONTRACTED = re.compile(

@@ -1,69 +1,33 @@
-"""One plain form for text in several scripts: digits, brackets and signs as ASCII, letters as composed characters."""
+"""One plain form for text in several scripts: digits, brackets, spaces and signs as ASCII, raised digits as powers."""
 
 import re
 import unicodedata
 
-# Written differently, meant alike. Quotation marks stay: apostrophes are dealt with where words are compared.
-_PLAIN = {
-    **dict.fromkeys("\u2212\ufe63", "-"),
-    **dict.fromkeys("。｡۔।", ". "),
-    **dict.fromkeys("、،", ", "),
-    **dict.fromkeys("【〔〖「『", "("),
-    **dict.fromkeys("】〕〗」』", ")"),
-    **dict.fromkeys(
-        "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f", " "
-    ),
-    **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff", ""),
-    "⁄": "/",
-    "٫": ".",
-    "٬": ",",
-    "٪": "%",
-}
-# Full-width forms, circled and bracketed letters and digits, and letters of mathematical alphabets.
-_COMPATIBLE = re.compile("[\uff01-\uff5e\u3000\u2460-\u24ff\U0001d400-\U0001d7ff]")
-_VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
-_SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-
-
-class _Table(dict[int, str]):
-    """The plain form of each character, found when it is first asked for."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = _plain_character(chr(code))
-        return self[code]
-
-
-_TABLE = _Table()
+# Signs that are written differently and meant alike, which Unicode's compatible form (NFKC) keeps apart.
+_ALIKE = str.maketrans(
+    {
+        **dict.fromkeys("。۔।", ". "), **dict.fromkeys("、،", ", "),
+        **dict.fromkeys("【〔〖「『", "("), **dict.fromkeys("】〕〗」』", ")"),
+        **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff", ""),
+        "\u2212": "-", "⁄": "/", "٫": ".", "٬": ",", "٪": "%",
+    }
+)  # fmt: skip
+_RAISED = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 
 
 def plain(text: str) -> str:
-    """Return the text with digits, brackets, punctuation and signs of other scripts as ASCII, composed (NFC)."""
+    """Return the text in NFKC with digits, brackets, punctuation and signs of other scripts as ASCII.
+
+    m² becomes m^2, 10⁻⁵ becomes 10^{-5}, 1010₂ becomes 1010_2, and 2½ becomes 2 1/2. Quotation marks stay.
+    """
     if text.isascii():
         return text
-    text = unicodedata.normalize("NFC", text).translate(_TABLE)
-    return re.sub(r"(?<=\d)(?=[₀-₉])", "_", text).translate(_LOWERED)
+    text = re.sub(r"(?<=\d)(?=[₀-₉])", "_", _RAISED.sub(_power, text))
+    text = re.sub(r"(?=[¼-¾⅐-⅞])", " ", text).replace("№", "#")
+    text = unicodedata.normalize("NFKC", text).translate(_ALIKE)
+    return re.sub(r"[^\D0-9]", lambda digit: str(int(digit[0])), text)
 
 
-def without_superscripts(text: str) -> str:
-    """Return the text with raised digits as powers: m² becomes m^2, and 10⁻⁵ becomes 10^{-5}."""
-    return _SUPERSCRIPT.sub(_power, text)
-
-
-def _plain_character(character: str) -> str:
-    if character.isascii():
-        return character
-    if character in _PLAIN:
-        return _PLAIN[character]
-    digit = unicodedata.decimal(character, None)
-    if digit is not None:
-        return str(digit)
-    if _VULGAR_FRACTION.match(character):
-        return " " + unicodedata.normalize("NFKC", character).replace("\u2044", "/")
-    return unicodedata.normalize("NFKC", character) if _COMPATIBLE.match(character) else character
-
-
-def _power(found: re.Match[str]) -> str:
-    digits = found[0].translate(_RAISED)
+def _power(raised: re.Match[str]) -> str:
+    digits = unicodedata.normalize("NFKC", raised[0]).translate(_ALIKE)
     return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"

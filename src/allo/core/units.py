@@ -5,16 +5,7 @@ math-verify removes units instead of comparing them, so that 5 cm is 5 m; pint k
 
 import re
 
-_PREFIXES = {
-    "k": "kilo",
-    "M": "mega",
-    "G": "giga",
-    "T": "tera",
-    "m": "milli",
-    "µ": "micro",
-    "μ": "micro",
-    "n": "nano",
-}
+_PREFIXES = {"k": "kilo", "M": "mega", "G": "giga", "T": "tera", "m": "milli", "μ": "micro", "n": "nano"}
 _SCIENTIFIC = {
     "m": "meter", "g": "gram", "L": "liter", "l": "liter", "s": "second", "W": "watt", "V": "volt", "A": "ampere",
     "J": "joule", "Hz": "hertz", "Pa": "pascal", "N": "newton", "Wh": "watt hour", "eV": "electronvolt",
@@ -39,10 +30,10 @@ _SYMBOLS = {
 _NAMES = {
     name: meaning
     for meaning, names in {
-        "inch": "inches ″", "foot": "feet ft ′", "yard": "yd yds", "mile": "mi", "ounce": "oz", "lb": "lbs",
+        "inch": "inches ′′", "foot": "feet ft ′", "yard": "yd yds", "mile": "mi", "ounce": "oz", "lb": "lbs",
         "gallon": "gal gals", "quart": "qt", "tablespoon": "tbsp", "teaspoon": "tsp", "hour": "hr hrs",
         "minute": "min mins", "second": "sec secs", "week": "wk wks", "year": "yr yrs", "degree": "deg",
-        "degree celsius": "°c ℃", "degree fahrenheit": "°f ℉", "%": "percent pct", "square": "sq", "cubic": "cu",
+        "degree celsius": "°c", "degree fahrenheit": "°f", "%": "percent pct", "square": "sq", "cubic": "cu",
         "square foot": "sqft", "square meter": "sqm", "cubic centimeter": "cc", "mile per hour": "mph",
         "kilometer per hour": "kph kmh kmph", "ampere": "amp amps", "kelvin": "kelvins", "hectare": "ha",
         "atmosphere": "atm", "radian": "rad", "fluid": "fl", "microgram": "mcg", "micrometer": "um micron",
@@ -52,55 +43,81 @@ _NAMES = {
 _MONEY = {
     name: meaning
     for meaning, names in {
-        "dollar": "$ usd us$ buck bucks", "euro": "€ eur", "£": "£ gbp quid", "yen": "¥ jpy", "won": "₩ krw",
+        "dollar": "$ usd us$ buck", "euro": "€ eur", "£": "£ gbp quid", "yen": "¥ jpy", "won": "₩ krw",
         "rupee": "₹ rs inr", "yuan": "cny rmb renminbi", "ruble": "₽ rub rouble", "franc": "chf", "cent": "¢",
-        "canadian dollar": "cad c$", "australian dollar": "aud a$", "real": "brl r$",
+        "canadian dollar": "cad c$", "australian dollar": "aud a$", "singapore dollar": "sgd s$",
+        "hong kong dollar": "hkd hk$", "taiwan dollar": "twd nt$", "real": "brl r$ reais", "mexican peso": "mxn",
+        "peso": "₱ php", "baht": "฿ thb", "dong": "₫ vnd", "naira": "₦ ngn", "lira": "₺ try", "shekel": "₪ ils nis",
+        "zloty": "zł pln", "hryvnia": "₴ uah", "rand": "zar", "rupiah": "idr rp", "koruna": "czk kč", "forint": "huf",
+        "bitcoin": "₿ btc", "kr": "kr krona kronor krone kroner", "sek": "sek", "nok": "nok", "dkk": "dkk",
     }.items()
     for name in names.split()
 }  # fmt: skip
 _PLURALS = {
     "people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse", "teeth": "tooth",
 }  # fmt: skip
-CURRENCY_SIGNS = "$£€¥₹₩₽¢"
+CURRENCY_SIGN = "[$¢-¥֏؋৳฿៛₠-\u20cf]"  # the signs of Unicode's category Sc
+_CODES = "|".join(name for name in _MONEY if name.isalpha() and name not in ("buck", "quid"))
+CURRENCY = rf"(?:[A-Z]{{1,2}}\$|{CURRENCY_SIGN}|(?i:{_CODES})\.?(?=\s*[-\d.]))"
 _SPELLING = (("metre", "meter"), ("litre", "liter"), ("gramme", "gram"))
 _EITHER = ({"pound", "lb"}, {"pound", "£"})
 """A pound is money or weight, which are no same unit."""
 _MEASURES = {word for meaning in (*_SYMBOLS.values(), *_NAMES.values()) for word in meaning.split()}
 _COINS = {word for meaning in _MONEY.values() for word in meaning.split()}
+_KNOWN = {*_MEASURES, *_COINS, "am", "pm"}
 _LETTERS = set("mgLlshWVAJNKΩ")
 """One letter alone is a unit only of these: 5 x is an expression."""
-_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['’])*|[%°℃℉Ω′″$£€¥₹₩₽¢]|°[CFcf]|[A-Z]{1,2}\$")
+_WORD = re.compile(rf"[^\W\d_](?:[^\W\d_]|['’])*|[%°]|′{{1,2}}|{CURRENCY_SIGN}|°[CFcf]|[A-Z]{{1,2}}\$")
 _POWERS = {"2": "square", "3": "cubic", "squared": "square", "cubed": "cubic"}
 _POWER = re.compile(r"([A-Za-zµμ]+)(?:\s*\^\s*\{?([23])\}?(?!\d)|([23])(?!\w)|\s+(squared|cubed)\b)")
 _REPEATED = {"a", "an", "each", "every"}
+# A thing that is counted ends before these: 5 slices of cake, 5 eggs in total, 5 years old.
+_BEHIND = {
+    "of", "for", "in", "from", "at", "on", "per", "left", "remaining", "total", "altogether", "old", "tall", "long", "wide",
+    "high", "deep", "away", "apart",
+}  # fmt: skip
+_MOST_WORDS = 4
 
 
-def read_unit(text: str) -> tuple[str, ...] | None:
-    """Return the words behind a number, each under one name; None if they are no unit."""
+def read_unit(text: str, *, one: bool = False) -> tuple[str, ...] | None:
+    """Return the words behind a number, each under one name; None if they are no unit.
+
+    A unit is known here, or a thing that is counted: in the plural, unless the number is `one` or less.
+    """
     if not text.strip():
         return ()
     attached = not text[0].isspace() and text[0] not in ",-"
     text = re.sub(r"\bper[ -]cent\b", "percent", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(sq|cu|Rs|rs|approx|deg)\.", r"\1", text)
+    text = re.sub(r"\bdeg(?:rees?)? ([CF])\b", r"°\1", re.sub(r"\bU\.?S\.? (?=dollar)", "", text))
     text = re.sub(r"[-·⋅]", " ", _POWER.sub(_power_first, re.sub(r"\s*/\s*", " per ", text)))
-    pieces = [piece.strip(",") for piece in re.sub(r"\b(sq|cu|Rs|rs|approx)\.", r"\1", text).split()]
+    pieces = [piece.strip(",") for piece in text.split()]
     if not pieces or not all(_WORD.fullmatch(piece) for piece in pieces):
         return None
     first = pieces[0]
-    if attached and len(first) == 1 and first.isalpha() and first not in "mgLlsh":
+    if len(first) == 1 and first.isalpha() and first not in ("mgLlsh" if attached else {"a", *_LETTERS}):
         return None  # 5x is an expression
-    if len(first) == 1 and first.isalpha() and first not in ("a", *_LETTERS):
+    named = [_name(piece, last=at == len(pieces) - 1) for at, piece in enumerate(pieces)]
+    for at, name in enumerate(named[:-1]):
+        named[at] = ["per"] if name[0] in _REPEATED else name
+    if attached and first.isalpha() and named[0][0] not in _KNOWN:
         return None
-    names = [name for piece in pieces for name in _name(piece, last=piece is pieces[-1])]
-    if attached and first.isalpha() and names[0] not in _MEASURES | _COINS | {"am", "pm"}:
+    head = next((at for at, name in enumerate(named) if name[0] in (*_BEHIND, *_REPEATED)), len(named))
+    if head and not _is_thing(pieces[:head], named[head - 1], one=one):
         return None
-    return tuple(
-        "per" if name in _REPEATED and at < len(names) - 1 else name for at, name in enumerate(names)
-    )
+    return tuple(name for names in named for name in names)
+
+
+def _is_thing(pieces: list[str], name: list[str], *, one: bool) -> bool:
+    if len(pieces) > _MOST_WORDS or any(piece.lower() == "times" for piece in pieces[:-1]):
+        return False  # "5 times the weight" is not 5
+    return name[-1] in _KNOWN or (len(pieces[-1]) > 1 and (one or [pieces[-1].lower()] != name))
 
 
 def currency(sign: str) -> tuple[str, ...]:
-    """Return the names of a currency's sign or code, as `read_unit` gives them; () for no currency."""
-    return tuple(_MONEY.get(sign.strip(". ").lower(), "").split())
+    """Return the names of a currency's sign or code, as `read_unit` gives them: a sign without a name is its own."""
+    sign = sign.strip(". ").lower()
+    return tuple(_MONEY.get(sign, sign).split())
 
 
 def is_measure(unit: tuple[str, ...]) -> bool:
