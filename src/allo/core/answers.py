@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from allo.core.final_answer import LONGEST, SENTENCE_END, announced_line, bare, first_sentence
+from allo.core.final_answer import LONGEST, announced_line, first_sentence
 from allo.core.number_words import is_only_number_words
 from allo.core.numerals import Quantity, parse_measures, parse_quantity
 from allo.core.options import LATEX_TEXT, identity, named_options
@@ -24,7 +24,8 @@ _NO_RESULT = re.compile(
 )
 # "5? No, 6" and "B... wait, no, it is C" say that what was announced is not the answer.
 _TAKEN_BACK = re.compile(r"(?:\?|\.{3}|…)\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
-_ASIDE = re.compile(r"(.*\S)\s+\(([^\W\d_]{2}[^\d()]*)\)", re.DOTALL)
+_ASIDE = re.compile(r"(.*\S)\s+\(([^()]{2,})\)", re.DOTALL)
+_NO_ASIDE = re.compile(r"[\d+*/^=<>\\]|(?:or|and|no)\b|[^\W\d_]\b", re.IGNORECASE)
 # No expression ends or begins like this: "5+", "--5", "/5".
 _UNFINISHED = re.compile(r"[-+*/^#@&~]\s*$|[-+]\s*[-+]|^\s*[*/^]")
 _LONGEST_EXPRESSION = 300
@@ -48,11 +49,8 @@ def verify_final_answer(
     Thoughts are no answer, and a completion whose last thought is unfinished has none (see `without_thoughts`).
     """
     line = _announced(text, markers, begins_inside=begins_inside)
-    found = None if line is None else first_sentence(line)
-    if line is None or found is None:
-        return Judgement(False, None, "final_answer")
-    correct = same_answer(found, answer) or _has_own_stops(line, plain(answer))
-    return Judgement(correct, found, "final_answer")
+    found = None if line is None else first_sentence(line, [plain(answer)])
+    return Judgement(found is not None and same_answer(found, answer), found, "final_answer")
 
 
 def verify_choice(
@@ -109,10 +107,12 @@ def bare_answer(text: str) -> str:
     """Return an answer without hedges, reasons, what it denies, and an aside: "probably 5 (five), because ..." is 5."""
     text = without_hedges(without_reason(affirmed(text)))
     found = _ASIDE.fullmatch(text)
-    if found is None or denies(found[2]) or re.match(r"(?:or|and|no)\b", found[2], re.IGNORECASE):
+    if found is None:
         return text
-    head, aside = parse_quantity(found[1], words=True), parse_quantity(found[2], words=True)
-    return text if aside != head else found[1]
+    head, aside = (parse_quantity(part, words=True) for part in found.groups())
+    if head is None and (denies(found[2]) or _NO_ASIDE.match(found[2])):
+        return text
+    return found[1] if head == aside else text
 
 
 def _announced(
@@ -121,17 +121,6 @@ def _announced(
     said = without_thoughts(text, markers, begins_inside=begins_inside)
     line = None if said is None else announced_line(plain(said), choices)
     return None if line is None or _TAKEN_BACK.search(line) else line
-
-
-def _has_own_stops(line: str, gold: str) -> bool:
-    """Whether the line begins with an answer that holds full stops of its own, such as "C. S. Lewis"."""
-    if not SENTENCE_END.search(bare(gold)):
-        return False
-    said, right = _words(without_hedges(bare(line))).split(), _words(gold).split()
-    if said[: len(right)] != right:
-        return False
-    rest = re.search(rf"{re.escape(bare(gold).split()[-1])}(.*)", line, re.IGNORECASE | re.DOTALL)
-    return rest is not None and re.match(r"[\"'”’*_`$]*\s*(?:[.,;:!?(]|$)", rest[1]) is not None
 
 
 def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None]:

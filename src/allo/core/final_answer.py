@@ -63,13 +63,32 @@ def extract_final_answer(text: str, choices: Sequence[str] = ()) -> str | None:
     return None if line is None else first_sentence(line)
 
 
-def first_sentence(line: str) -> str | None:
-    """Return the answer in an announced line: the content of its box, or its first sentence; None if it is empty."""
+def first_sentence(line: str, own: Sequence[str] = ()) -> str | None:
+    """Return the answer in an announced line, without what stands around it; None if it is empty."""
+    return bare(said_in(line, own)) or None
+
+
+def said_in(line: str, own: Sequence[str] = ()) -> str:
+    """Return the content of a line's box, or its first sentence; a full stop within one of `own` texts does not end it."""
     boxed = last_boxed(line)
-    if boxed is None:
-        end = SENTENCE_END.search(line)
-        boxed = line[: end.start()] if end else line
-    return bare(boxed) or None
+    if boxed is not None:
+        return boxed
+    spans = [
+        found.span()
+        for text in own
+        if len(text) <= LONGEST and len(words := re.findall(r"[^\s.]+", text)) > 1
+        for found in re.finditer(_with_stops(words), line, re.IGNORECASE)
+    ]
+    for end in SENTENCE_END.finditer(line):
+        if not any(start < end.start() < stop for start, stop in spans):
+            return line[: end.start()]
+    return line
+
+
+def _with_stops(words: list[str]) -> str:
+    """A pattern of an option's words, the first of which may be an initial; stops and spaces may differ."""
+    first, *others = map(re.escape, words)
+    return r"[\s.]*".join((rf"(?<!\w)(?:{first}|{re.escape(words[0][0])}\.)", *others)) + r"(?!\w)"
 
 
 def announced_line(text: str, choices: Sequence[str] = ()) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from allo.core.number_words import PARTS, SCALES, in_digits
-from allo.core.units import CURRENCY, CURRENCY_SIGN, agree, currency, is_measure, read_unit
+from allo.core.units import CURRENCY, agree, currency, is_measure, read_unit
 
 # Words beside which a number is not the whole answer: "5 or more apples".
 _NO_WHOLE_ANSWER = {
@@ -30,7 +30,7 @@ _QUANTITY = re.compile(
     (?:\s*(?:[xX×*·⋅]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:\{{\s*(?P<braced>[-+]?\d{{1,3}})\s*\}}|(?P<power>[-+]?\d{{1,3}}))
     |[eE](?P<exponent>[-+]?\d{{1,3}})(?![\d.]))?
     (?:\s*/\s*(?P<under>[1-9]\d*))?
-    (?P<scale>[kKMB](?![\w/])|\s?(?:[kM](?![\w/])|(?:bn|mn|tn)\b)|(?:\s+(?:{'|'.join(SCALES)})s?\b)+)?
+    (?P<scale>[kKMB](?![\w/])|\s?(?:[kM](?![\w/])|(?:bn|mn|tn)\b)|(?:\s+(?:{"|".join(SCALES)})s?\b)+)?
     (?P<unit>(?!\d).*)""",
     re.VERBOSE | re.DOTALL,
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from allo.core.final_answer import LONGEST, MARKS, SENTENCE_END, bare, last_boxed
+from allo.core.final_answer import MARKS, bare, said_in
 from allo.core.number_words import in_digits
 from allo.core.numerals import Quantity, parse_quantity
 from allo.core.phrases import YES_OR_NO, denies, shorter_readings, without_hedges
@@ -34,7 +34,7 @@ _NUMBERED = re.compile(
     r"(?!\s*(?:or|and|[,/&–-])\s*(?:option|choice|the\b)?\s*[(\[#]?\d)(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_ROMAN = re.compile(r"(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})")
+_ROMAN = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"]
 # Signs by which formulas of the same words differ: a + b and a - b, x < 3 and x > 3, [1, 2) and (1, 2].
 _FORMULA = re.compile(r"[<>=+*/^≤≥≠²³]|\s[-−]\s|^[\[(][^,]*,.*[\])]$")
 
@@ -44,8 +44,7 @@ Form = Callable[[str], str]
 def named_options(line: str, choices: Sequence[str]) -> set[str]:
     """Return the options, each as `identity` writes it, that an announced line names."""
     line = LATEX_TEXT.sub(r"\1", line)
-    boxed = last_boxed(line)
-    sentence = _sentence(line, choices) if boxed is None else boxed
+    sentence = said_in(line, choices)
     for answer in (line, sentence):  # the line first: an option's own text may hold a full stop
         for written in (answer, bare(answer), without_hedges(bare(answer))):
             if named := _written(written, choices):
@@ -53,7 +52,6 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
     whole, sentence = without_hedges(sentence), without_hedges(bare(sentence))
     if (said := YES_OR_NO.match(sentence)) and said[1].lower() in map(identity, choices):
         return {said[1].lower()}  # in what follows, "no" is a common word
-    sentence = _lettered(sentence, choices)
     named = set[str]()
     for reading in dict.fromkeys(
         (sentence, *shorter_readings(sentence), whole)
@@ -73,7 +71,9 @@ def _lettered(sentence: str, choices: Sequence[str]) -> str:
     if found is None or ((found[3] or found[4]) and re.search(r"\d", " ".join(choices))):
         return sentence
     place = int(found[1] or found[3] or found[4] or 0) or _ORDINALS.index(found[2].lower()) + 1
-    if place > len(choices) or any(quantity == Quantity(Fraction(place), ()) for quantity in map(parse_quantity, choices)):
+    if place > len(choices) or any(
+        quantity == Quantity(Fraction(place), ()) for quantity in map(parse_quantity, choices)
+    ):
         return sentence
     return f"({chr(ord('A') + place - 1)}) {found[5]}"
 
@@ -96,29 +96,6 @@ def _word(word: str) -> str:
     ordinary = ordinary or (len(bare_word) > 2 and bare_word[1:].islower())  # "Dentist's"
     ordinary = ordinary or bare_word in ("No", "NO")
     return word.casefold() if ordinary and not _PAIRS_OF_LETTERS.fullmatch(bare_word) else word
-
-
-def _sentence(line: str, choices: Sequence[str]) -> str:
-    """The first sentence of a line; a full stop within an option's own text does not end it."""
-    first = SENTENCE_END.search(line)
-    if first is None or first.end() == len(line):
-        return line[: first.start()] if first else line
-    spans = [
-        found.span()
-        for choice in choices
-        if len(choice) <= LONGEST and len(words := re.findall(r"[^\s.]+", choice)) > 1
-        for found in re.finditer(_with_stops(words), line, re.IGNORECASE)
-    ]
-    for end in SENTENCE_END.finditer(line):
-        if not any(start < end.start() < stop for start, stop in spans):
-            return line[: end.start()]
-    return line
-
-
-def _with_stops(words: list[str]) -> str:
-    """A pattern of an option's words, the first of which may be an initial; stops and spaces may differ."""
-    first, *others = map(re.escape, words)
-    return r"[\s.]*".join((rf"(?<!\w)(?:{first}|{re.escape(words[0][0])}\.)", *others)) + r"(?!\w)"
 
 
 def _written(text: str, choices: Sequence[str]) -> set[str]:
@@ -145,15 +122,18 @@ def _equal_numbers(text: str, choices: Sequence[str]) -> set[str]:
     said = parse_quantity(text, words=True)
     if said is None:
         return set()
-    if all(map(_ROMAN.fullmatch, map(_exact, choices))):
+    if set(map(_exact, choices)) <= set(_ROMAN):
         return {
-            identity(choice) for choice in choices if said.value == _roman(_exact(choice)) and not said.unit
+            identity(choice)
+            for choice in choices
+            if said == Quantity(Fraction(_ROMAN.index(_exact(choice)) + 1), ())
         }
     return {identity(choice) for choice in choices if parse_quantity(choice, words=True) == said}
 
 
 def _named(sentence: str, choices: Sequence[str]) -> set[str]:
     """The options that a sentence names by their letters and their words; none if it denies anything."""
+    sentence = _lettered(sentence, choices)
     letters = {chr(ord("A") + place): identity(choice) for place, choice in enumerate(choices)}
     lettered = _LETTER.fullmatch(sentence)
     first = (lettered[1] or lettered[2]).upper() if lettered is not None else ""
@@ -259,15 +239,14 @@ def _near_numbers(sentence: str, choices: Sequence[str]) -> set[str]:
     if said is None:
         return set()
     meant = {identity(choice): parse_quantity(choice, words=True) for choice in choices}
-    return {option for option, quantity in meant.items() if quantity is not None and _same_quantity(said, quantity)}
+    return {
+        option
+        for option, quantity in meant.items()
+        if quantity is not None and _same_quantity(said, quantity)
+    }
 
 
 def _tokens(text: str, form: Form) -> tuple[str, ...]:
     """Words, numbers and symbols without articles and punctuation."""
     text = re.sub(r"(?<=\w)['’](?=\w)|(?<=s)['’]", "", text)
     return tuple(map(form, _TOKEN.findall(_ARTICLE.sub(" ", text)) or _TOKEN.findall(text)))
-
-
-def _roman(numeral: str) -> int:
-    values = [{"I": 1, "V": 5, "X": 10}[letter] for letter in numeral]
-    return sum(-one if one < after else one for one, after in zip(values, [*values[1:], 0], strict=True))

@@ -11,7 +11,8 @@ _HEDGE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 YES_OR_NO = re.compile(
-    r"(yes|no)(?!\s*[-/]\s*(?:yes|no)\b|\W*(?:(?:and|or)\W+)?(?:yes|no)\b(?!\s+\w))\s*(?:[,;:.!–—-]|$)", re.IGNORECASE
+    r"(yes|no)(?!\s*[-/]\s*(?:yes|no)\b|\W*(?:(?:and|or)\W+)?(?:yes|no)\b(?!\s+\w))\s*(?:[,;:.!–—-]|$)",
+    re.IGNORECASE,
 )
 _REASON = re.compile(r"(?<=\S)[,;]?\s+(?:because|since)\b.*", re.IGNORECASE | re.DOTALL)
 _ASIDE = re.compile(

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from allo.core.answers import same_answer, verify_choice, verify_final_answer
-from allo.core.final_answer import SENTENCE_END
+from allo.core.answers import bare_answer, same_answer, verify_choice, verify_final_answer
+from allo.core.final_answer import SENTENCE_END, extract_final_answer
 from allo.core.options import identity
 from allo.errors import UserError
 from allo.records import Prompt
@@ -16,7 +16,7 @@ _LETTER = re.compile(r"(?:(?:option|choice|answer)\s*)?[(\[]?([A-Za-z])[)\]]?[.:
 _LETTER_AND_TEXT = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])\s*(\S.*)", re.DOTALL)
 # Samples end with the answer alone, which equals no "Answer: 4".
 _LABELLED = re.compile(
-    r"\W*(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|ans)\b\W*[:=]", re.IGNORECASE
+    r"\W*(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|ans|a|solution|result)\b\W*[:=]", re.IGNORECASE
 )
 _INDEX = re.compile(r"\d{1,3}")
 
@@ -162,6 +162,13 @@ def _has_initials(answer: str) -> bool:
     return bool(stops) and all(re.search(r"(?:^|[\s.])[A-Za-z]$", answer.strip()[:stop]) for stop in stops)
 
 
+def _is_final(answer: str, extracted: str) -> bool:
+    """Whether nothing stands beside the final answer: a worked solution equals itself, but no sample ends with it."""
+    whole = same_answer(extracted, answer) or _has_initials(answer)
+    one_line = "\n" not in answer.strip() or "\\" in answer  # LaTeX may go over several lines
+    return whole and one_line and not _LABELLED.match(answer) and bare_answer(answer) == answer
+
+
 def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
     """Return why no sample could be right, and what to do; None if the verifier takes the right answer."""
     if prompt.answer is None:
@@ -171,9 +178,7 @@ def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
         judgement = verify_choice(said, prompt.answer, prompt.choices or [])
     else:
         judgement = verify_final_answer(said, prompt.answer)
-        # A worked solution equals itself as a whole, but a sample ends with the final answer alone.
-        whole = judgement.extracted is not None and same_answer(judgement.extracted, prompt.answer)
-        alone = (whole or _has_initials(prompt.answer)) and not _LABELLED.match(prompt.answer)
+        alone = _is_final(prompt.answer, extract_final_answer(said) or "")
         judgement = replace(judgement, correct=judgement.correct and alone)
     if judgement.correct:
         return None
