@@ -23,8 +23,8 @@ _NO_RESULT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # "5? No, 6" and "B... wait, no, it is C" say that what was announced is not the answer.
-_TAKEN_BACK = re.compile(r"(?:\?|\.{3}|…)\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
-_ASIDE = re.compile(r"(.*\S)\s+\(([^()]{2,})\)", re.DOTALL)
+_TAKEN_BACK = re.compile(r"(?:\?|\.{3})\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
+_ASIDE = re.compile(r"(.*\S)\s+\(([^()]+)\)", re.DOTALL)
 _NO_ASIDE = re.compile(r"[\d+*/^=<>\\]|(?:or|and|no)\b|[^\W\d_]\b", re.IGNORECASE)
 # No expression ends or begins like this: "5+", "--5", "/5".
 _UNFINISHED = re.compile(r"[-+*/^#@&~]\s*$|[-+]\s*[-+]|^\s*[*/^]")
@@ -126,9 +126,9 @@ def _announced(
 def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None]:
     """The numbers of both sides. Words are read as numbers beside digits, or where both are nothing else."""
     quantities = parse_quantity(found), parse_quantity(gold, given=True)
-    if None not in quantities:
-        return quantities
-    if any(quantities) or (is_only_number_words(found) and is_only_number_words(gold)):
+    if None in quantities and (
+        any(quantities) or (is_only_number_words(found) and is_only_number_words(gold))
+    ):
         return parse_quantity(found, words=True), parse_quantity(gold, words=True, given=True)
     return quantities
 

@@ -17,7 +17,7 @@ SCALES = {
 }  # fmt: skip
 PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
-    "tenth": 10,
+    "tenth": 10, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
 _UNDER_HUNDRED = (
     rf"(?:(?:{'|'.join(_TENS)})(?:[\s-]+(?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(reversed(_SMALL))})"

@@ -28,15 +28,18 @@ _TOKEN = re.compile(
 )
 _ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
 _NUMBERED = re.compile(
-    rf"(?:the\s+)?(?:(?:option|choice|answer)\s+(?:(?:number|no\.?)\s+|#)?[(\[]?0?([1-9]\d?)\b[)\].]?"
+    rf"(?:the\s+)?(?:(?:option|choice|answer)\s+(?:(?:number|no\.?)\s+|#)?[(\[]?([1-9]\d?)\b[)\].]?"
     rf"|({'|'.join(_ORDINALS)})\s+(?:option|choice|answer|one)\b"
-    r"|(?:[(\[]([1-9])[)\]]|(?:number\s+|#)?([1-9])(?:[.):,;](?=\s|$)|(?=\s+[-–—=:]\s|\s*$))))"
+    r"|(?:[(\[]|number\s+|#)?([1-9])(?:[)\].:,;](?=\s|$)|(?=\s+[-–—=:]\s|\s*$)))"
     r"(?!\s*(?:or|and|[,/&–-])\s*(?:option|choice|the\b)?\s*[(\[#]?\d)(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_ROMAN = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"]
+_ROMAN = {
+    numeral: Quantity(Fraction(value), ())
+    for value, numeral in enumerate(["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"], 1)
+}
 # Signs by which formulas of the same words differ: a + b and a - b, x < 3 and x > 3, [1, 2) and (1, 2].
-_FORMULA = re.compile(r"[<>=+*/^≤≥≠²³]|\s[-−]\s|^[\[(][^,]*,.*[\])]$")
+_FORMULA = re.compile(r"[<>=+*/^≤≥≠]|\s[-−]\s|^[\[(][^,]*,.*[\])]$")
 
 Form = Callable[[str], str]
 
@@ -53,9 +56,7 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
     if (said := YES_OR_NO.match(sentence)) and said[1].lower() in map(identity, choices):
         return {said[1].lower()}  # in what follows, "no" is a common word
     named = set[str]()
-    for reading in dict.fromkeys(
-        (sentence, *shorter_readings(sentence), whole)
-    ):  # an option may be a check mark
+    for reading in (sentence, *shorter_readings(sentence), whole):  # an option may be a check mark
         named = _written(bare(reading), choices) or _named(reading, choices) or named
         if len(named) == 1:
             break
@@ -68,14 +69,12 @@ def _lettered(sentence: str, choices: Sequence[str]) -> str:
     A number alone may be another option's own if one of them holds a digit.
     """
     found = _NUMBERED.match(in_digits(sentence))
-    if found is None or ((found[3] or found[4]) and re.search(r"\d", " ".join(choices))):
+    if found is None or (found[3] and re.search(r"\d", " ".join(choices))):
         return sentence
-    place = int(found[1] or found[3] or found[4] or 0) or _ORDINALS.index(found[2].lower()) + 1
-    if place > len(choices) or any(
-        quantity == Quantity(Fraction(place), ()) for quantity in map(parse_quantity, choices)
-    ):
+    place = int(found[1] or found[3] or 0) or _ORDINALS.index(found[2].lower()) + 1
+    if place > len(choices) or Quantity(Fraction(place), ()) in map(parse_quantity, choices):
         return sentence
-    return f"({chr(ord('A') + place - 1)}) {found[5]}"
+    return f"({chr(ord('A') + place - 1)}) {found[4]}"
 
 
 def identity(option: str) -> str:
@@ -100,35 +99,19 @@ def _word(word: str) -> str:
 
 def _written(text: str, choices: Sequence[str]) -> set[str]:
     """The options that the text writes and nothing else: letter by letter, else in another case, else by number."""
-    for form in (_exact, identity):
-        if named := {identity(choice) for choice in choices if form(choice) == form(text)}:
-            return named
-    if named := {
-        identity(choice)
-        for choice in choices
-        if _FORMULA.search(choice) and _closely(choice) == _closely(text)
-    }:
-        return named
-    lower = _exact(text).casefold()
-    if named := {
-        identity(choice) for choice in choices if _exact(choice).casefold() == lower and _agrees(text, choice)
-    }:
-        return named
-    return _equal_numbers(text, choices)
-
-
-def _equal_numbers(text: str, choices: Sequence[str]) -> set[str]:
-    """The options that state the same number in the same unit, however they write it."""
     said = parse_quantity(text, words=True)
-    if said is None:
-        return set()
-    if set(map(_exact, choices)) <= set(_ROMAN):
-        return {
-            identity(choice)
-            for choice in choices
-            if said == Quantity(Fraction(_ROMAN.index(_exact(choice)) + 1), ())
-        }
-    return {identity(choice) for choice in choices if parse_quantity(choice, words=True) == said}
+    roman = _ROMAN if set(map(_exact, choices)) <= _ROMAN.keys() else {}
+    ways: tuple[Callable[[str], bool], ...] = (
+        lambda choice: _exact(choice) == _exact(text),
+        lambda choice: identity(choice) == identity(text),
+        lambda choice: bool(_FORMULA.search(choice)) and _closely(choice) == _closely(text),
+        lambda choice: _exact(choice).casefold() == _exact(text).casefold() and _agrees(text, choice),
+        lambda choice: (
+            said is not None and said in (roman.get(_exact(choice)), parse_quantity(choice, words=True))
+        ),
+    )
+    named = ({identity(choice) for choice in choices if way(choice)} for way in ways)
+    return next(filter(None, named), set())
 
 
 def _named(sentence: str, choices: Sequence[str]) -> set[str]:

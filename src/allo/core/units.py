@@ -47,7 +47,7 @@ _MONEY = {
         "rupee": "₹ rs inr", "yuan": "cny rmb renminbi", "ruble": "₽ rub rouble", "franc": "chf", "cent": "¢",
         "canadian dollar": "cad c$", "australian dollar": "aud a$", "singapore dollar": "sgd s$",
         "hong kong dollar": "hkd hk$", "taiwan dollar": "twd nt$", "real": "brl r$ reais", "mexican peso": "mxn",
-        "peso": "₱ php", "baht": "฿ thb", "dong": "₫ vnd", "naira": "₦ ngn", "lira": "₺ try", "shekel": "₪ ils nis",
+        "peso": "₱ php", "baht": "฿ thb", "dong": "₫ vnd", "naira": "₦ ngn", "lira": "₺", "shekel": "₪ ils nis",
         "zloty": "zł pln", "hryvnia": "₴ uah", "rand": "zar", "rupiah": "idr rp", "koruna": "czk kč", "forint": "huf",
         "bitcoin": "₿ btc", "kr": "kr krona kronor krone kroner", "sek": "sek", "nok": "nok", "dkk": "dkk",
     }.items()
@@ -57,13 +57,17 @@ _PLURALS = {
     "people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse", "teeth": "tooth",
 }  # fmt: skip
 CURRENCY_SIGN = "[$¢-¥֏؋৳฿៛₠-\u20cf]"  # the signs of Unicode's category Sc
-_CODES = "|".join(name for name in _MONEY if name.isalpha() and name not in ("buck", "quid"))
-CURRENCY = rf"(?:[A-Z]{{1,2}}\$|{CURRENCY_SIGN}|(?i:{_CODES})\.?(?=\s*[-\d.]))"
-_SPELLING = (("metre", "meter"), ("litre", "liter"), ("gramme", "gram"))
+_CODES = "|".join(
+    name.upper() if len(name) == 3 else f"{name}|{name.title()}"
+    for name in _MONEY
+    if name.isalpha() and len(name) <= 3
+)
+CURRENCY = rf"(?:[A-Z]{{1,2}}\$|{CURRENCY_SIGN}|(?:{_CODES})\.?(?=\s*[-\d.]))"
 _EITHER = ({"pound", "lb"}, {"pound", "£"})
 """A pound is money or weight, which are no same unit."""
 _MEASURES = {word for meaning in (*_SYMBOLS.values(), *_NAMES.values()) for word in meaning.split()}
 _COINS = {word for meaning in _MONEY.values() for word in meaning.split()}
+_NAMES |= _MONEY
 _KNOWN = {*_MEASURES, *_COINS, "am", "pm"}
 _LETTERS = set("mgLlshWVAJNKΩ")
 """One letter alone is a unit only of these: 5 x is an expression."""
@@ -72,9 +76,9 @@ _POWERS = {"2": "square", "3": "cubic", "squared": "square", "cubed": "cubic"}
 _POWER = re.compile(r"([A-Za-zµμ]+)(?:\s*\^\s*\{?([23])\}?(?!\d)|([23])(?!\w)|\s+(squared|cubed)\b)")
 _REPEATED = {"a", "an", "each", "every"}
 # A thing that is counted ends before these: 5 slices of cake, 5 eggs in total, 5 years old.
+_PREPOSITIONS = {"of", "for", "in", "from", "at", "on", "per", *_REPEATED}
 _BEHIND = {
-    "of", "for", "in", "from", "at", "on", "per", "left", "remaining", "total", "altogether", "old", "tall", "long", "wide",
-    "high", "deep", "away", "apart",
+    *_PREPOSITIONS, "left", "remaining", "total", "altogether", "old", "tall", "long", "wide", "high", "deep", "away", "apart",
 }  # fmt: skip
 _MOST_WORDS = 4
 
@@ -102,7 +106,9 @@ def read_unit(text: str, *, one: bool = False) -> tuple[str, ...] | None:
         named[at] = ["per"] if name[0] in _REPEATED else name
     if attached and first.isalpha() and named[0][0] not in _KNOWN:
         return None
-    head = next((at for at, name in enumerate(named) if name[0] in (*_BEHIND, *_REPEATED)), len(named))
+    head = next((at for at, name in enumerate(named) if name[0] in _BEHIND), len(named))
+    if named[-1][0] in _PREPOSITIONS - {"each"}:
+        return None
     if head and not _is_thing(pieces[:head], named[head - 1], one=one):
         return None
     return tuple(name for names in named for name in names)
@@ -146,20 +152,18 @@ def _power_first(found: re.Match[str]) -> str:
 
 def _name(word: str, *, last: bool) -> list[str]:
     """The one name of a unit's word, singular."""
+    lower = re.sub(r"(met|lit)re(?=s?$)", r"\1er", word.lower()).replace("gramme", "gram")
+    singular = _PLURALS.get(lower, _singular(lower))
     if word in _SYMBOLS:
         return _SYMBOLS[word].split()
-    lower = word.lower()
     if lower == "in" and last:
         return ["inch"]
-    for table in (_NAMES, _MONEY):
-        if lower in table:
-            return table[lower].split()
-    if lower in _SYMBOLS and len(lower) > 1:
-        return _SYMBOLS[lower].split()
-    for written, usual in _SPELLING:
-        lower = re.sub(rf"{written}(s?)$", rf"{usual}\1", lower)
-    singular = _PLURALS.get(lower) or _singular(lower)
-    return _NAMES.get(singular, _MONEY.get(singular, singular)).split()
+    for name in (lower, singular):
+        if name in _NAMES:
+            return _NAMES[name].split()
+    if lower in _SYMBOLS and len(word) > 1 and (word.isupper() or word.istitle() or word.islower()):
+        return _SYMBOLS[lower].split()  # KM and Kg, but no mM
+    return [singular]
 
 
 def _singular(word: str) -> str:
