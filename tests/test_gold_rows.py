@@ -103,6 +103,13 @@ def test_indices_count_from_where_the_source_shows(
         ([{"answer": "Add them. Then 4"}], "not taken by its own verifier"),
         ([{"answer": "Answer: 4"}], "not taken by its own verifier"),
         ([{"answer": "**Final answer:** 4"}], "not taken by its own verifier"),
+        ([{"answer": "A: 4"}], "not taken by its own verifier"),
+        ([{"answer": "Solution: 4"}], "not taken by its own verifier"),
+        ([{"answer": "4\n5"}], "not taken by its own verifier"),
+        ([{"answer": "4 (four)"}], "not taken by its own verifier"),
+        ([{"answer": "4; because 2+2=4"}], "not taken by its own verifier"),
+        ([{"answer": "probably 4"}], "not taken by its own verifier"),
+        ([{"answer": "4, not 5"}], "not taken by its own verifier"),
         ([{"answer": "A", "options": MELT}], "`options` beside `answer`; rename it to `choices`"),
         (
             [{"answer": "A", "Answer_Choices": MELT}],
@@ -125,6 +132,8 @@ def test_an_answer_that_no_sample_can_meet_is_refused(
         ("#### 7", "7"),
         ("One.\n#### 3\n#### 4 apples", "4 apples"),
         ("4", "4"),
+        ("5 box", "5 box"),
+        ("\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}"),
         (r"\frac{1}{2}", r"\frac{1}{2}"),
     ],
 )

@@ -25,9 +25,10 @@ _NO_RESULT = re.compile(
 # "5? No, 6" and "B... wait, no, it is C" say that what was announced is not the answer.
 _TAKEN_BACK = re.compile(r"(?:\?|\.{3})\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
 _ASIDE = re.compile(r"(.*\S)\s+\(([^()]+)\)", re.DOTALL)
-_NO_ASIDE = re.compile(r"[\d+*/^=<>\\]|(?:or|and|no)\b|[^\W\d_]\b", re.IGNORECASE)
+_NO_ASIDE = re.compile(r"[^()]*[\d+*/^=<>\\]|(?:or|and|no)\b|[^\W\d_]\b", re.IGNORECASE)
 # No expression ends or begins like this: "5+", "--5", "/5".
 _UNFINISHED = re.compile(r"[-+*/^#@&~]\s*$|[-+]\s*[-+]|^\s*[*/^]")
+_SYMBOL = re.compile(r"\d\s*[^\W\d_]{1,2}$")  # case tells units apart: 5 M is not 5 m
 _LONGEST_EXPRESSION = 300
 _TIMEOUT_SECONDS = 5
 
@@ -95,8 +96,8 @@ def same_answer(found: str, gold: str) -> bool:
     if (measures := parse_measures(found)) and measures == parse_measures(gold):
         return True
     one_alone = (found_quantity is None) != (gold_quantity is None)
-    if _words(found) == _words(gold) and not (one_alone and found.swapcase() == gold):
-        return True
+    if _words(found) == _words(gold):
+        return not one_alone or found == gold or not _SYMBOL.search(found)
     if "," in found + gold and one_alone:
         return False  # one number beside several, which mathematics would take for a set
     found, gold = _in_latex(found), _in_latex(gold)

@@ -30,7 +30,7 @@ _ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 _NUMBERED = re.compile(
     rf"(?:the\s+)?(?:(?:option|choice|answer)\s+(?:(?:number|no\.?)\s+|#)?[(\[]?([1-9]\d?)\b[)\].]?"
     rf"|({'|'.join(_ORDINALS)})\s+(?:option|choice|answer|one)\b"
-    r"|(?:[(\[]|number\s+|#)?([1-9])(?:[)\].:,;](?=\s|$)|(?=\s+[-–—=:]\s|\s*$)))"
+    r"|[(\[]?([1-9])[)\]](?=\s|\W*$))"
     r"(?!\s*(?:or|and|[,/&–-])\s*(?:option|choice|the\b)?\s*[(\[#]?\d)(.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -66,7 +66,7 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
 def _lettered(sentence: str, choices: Sequence[str]) -> str:
     """The sentence with the number of an option at its start as the letter: "option 2", "the second one", "(2) fish".
 
-    A number alone may be another option's own if one of them holds a digit.
+    A bare number may be a result of its own; one in brackets may be an option's own if one holds a digit.
     """
     found = _NUMBERED.match(in_digits(sentence))
     if found is None or (found[3] and re.search(r"\d", " ".join(choices))):
