@@ -24,7 +24,7 @@ CASES: list[tuple[list[str], str, list[str], list[str]]] = [
         NUMBERS, "12",
         ["12!", "12 (twelve)", "$12", "12 cm", "12 apples", "about 12, I think"],
         ["12%", "12 percent", "12+", "12-ish", "--12", "5 times 12", "12 times larger", "12 over 10", "12 or more",
-         "at least 12", "more than 12", "12 over 14"],
+         "at least 12", "more than 12", "12 over 14", "12, or 14", "12, at least 10"],
     ),
     (["10%", "12%"], "12%", ["12", "0.12", "12 %"], ["0.12%"]),
     (["5 m", "6 m"], "5 m", ["5 m", "5 meters", "5"], ["5 M", "5 mm", "5 m/s"]),

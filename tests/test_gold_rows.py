@@ -133,6 +133,7 @@ def test_an_answer_that_no_sample_can_meet_is_refused(
         ("One.\n#### 3\n#### 4 apples", "4 apples"),
         ("4", "4"),
         ("5 box", "5 box"),
+        ("a=9", "a=9"),
         ("\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}"),
         (r"\frac{1}{2}", r"\frac{1}{2}"),
     ],

@@ -28,7 +28,7 @@ _ASIDE = re.compile(r"(.*\S)\s+\(([^()]+)\)", re.DOTALL)
 _NO_ASIDE = re.compile(r"[^()]*[\d+*/^=<>\\]|(?:or|and|no)\b|[^\W\d_]\b", re.IGNORECASE)
 # No expression ends or begins like this: "5+", "--5", "/5".
 _UNFINISHED = re.compile(r"[-+*/^#@&~]\s*$|[-+]\s*[-+]|^\s*[*/^]")
-_SYMBOL = re.compile(r"\d\s*[^\W\d_]{1,2}$")  # case tells units apart: 5 M is not 5 m
+_SYMBOL = re.compile(r"\d\s*([^\W\d_]{1,2})$")  # case tells units apart: 5 M is not 5 m
 _LONGEST_EXPRESSION = 300
 _TIMEOUT_SECONDS = 5
 
@@ -97,7 +97,7 @@ def same_answer(found: str, gold: str) -> bool:
         return True
     one_alone = (found_quantity is None) != (gold_quantity is None)
     if _words(found) == _words(gold):
-        return not one_alone or found == gold or not _SYMBOL.search(found)
+        return not one_alone or len({*_SYMBOL.findall(found), *_SYMBOL.findall(gold)}) < 2
     if "," in found + gold and one_alone:
         return False  # one number beside several, which mathematics would take for a set
     found, gold = _in_latex(found), _in_latex(gold)

@@ -134,7 +134,10 @@ def _named(sentence: str, choices: Sequence[str]) -> set[str]:
     if denies(remaining):
         return set()
     named |= mentioned
-    return named if named else _near_numbers(sentence, choices)
+    said = parse_quantity(MARKS.sub("", sentence), words=True)
+    return named or {
+        identity(choice) for choice in choices if _same_quantity(said, parse_quantity(choice, words=True))
+    }
 
 
 def _with_initial(letter: str, rest: str, sentence: str, choices: Sequence[str]) -> str | None:
@@ -160,9 +163,9 @@ def _begins(tokens: tuple[str, ...], with_those: tuple[str, ...]) -> bool:
 def _mentioned(sentence: str, choices: Sequence[str]) -> tuple[set[str], str]:
     """The options whose words stand in the sentence, and what is left of it.
 
-    Longer options come first, so that no part of one counts. Case counts, unless nothing is found by it.
+    Longer options come first, so that no part of one counts. Case counts, unless nothing is found by it. Where one that is
+    found disagrees with the sentence, none is named.
     """
-    remaining = sentence
     for form in (_word, str.casefold):
         words = f" {' '.join(_tokens(sentence, form))} "
         found = set[str]()
@@ -175,9 +178,8 @@ def _mentioned(sentence: str, choices: Sequence[str]) -> tuple[set[str], str]:
                 words = words.replace(mention, " | ")
                 found |= by_tokens[tokens]
         if found:
-            return {option for option in found if _agrees(sentence, option)}, words
-        remaining = sentence
-    return set(), remaining
+            return found if all(_agrees(sentence, option) for option in found) else set(), words
+    return set(), sentence
 
 
 def _agrees(sentence: str, option: str) -> bool:
@@ -198,14 +200,14 @@ def _agrees(sentence: str, option: str) -> bool:
     said, meant = parse_quantity(sentence), parse_quantity(option)
     if meant is None or (said is None and meant.unit and not is_measure(meant.unit)):
         return True
-    if said is not None:
-        return _same_quantity(said, meant)
-    parts = map(parse_quantity, re.split(r"[,;:]\s|[().!?]|\s[-–—]\s", without_hedges(sentence)))
-    return any(part is not None and _same_quantity(part, meant) for part in parts)
+    parts = [sentence] if said else re.split(r"[,;:]\s|[().!?]|\s[-–—]\s", without_hedges(sentence))
+    return any(_same_quantity(parse_quantity(part), meant) for part in parts)
 
 
-def _same_quantity(said: Quantity, option: Quantity) -> bool:
+def _same_quantity(said: Quantity | None, option: Quantity | None) -> bool:
     """Whether two quantities are the same, where 12% names no option "12"."""
+    if said is None or option is None:
+        return False
     if "%" in said.unit and "%" not in option.unit:
         return not option.unit and said.value == 100 * option.value
     return said.same(option)
@@ -214,19 +216,6 @@ def _same_quantity(said: Quantity, option: Quantity) -> bool:
 def _closely(formula: str) -> str:
     """A formula without spaces, dollars and braces, its powers with ^."""
     return re.sub(r"[\s${}]", "", formula.replace("**", "^"))
-
-
-def _near_numbers(sentence: str, choices: Sequence[str]) -> set[str]:
-    """The options that state the same number, where a unit may be missing on one side."""
-    said = parse_quantity(MARKS.sub("", sentence), words=True)
-    if said is None:
-        return set()
-    meant = {identity(choice): parse_quantity(choice, words=True) for choice in choices}
-    return {
-        option
-        for option, quantity in meant.items()
-        if quantity is not None and _same_quantity(said, quantity)
-    }
 
 
 def _tokens(text: str, form: Form) -> tuple[str, ...]:

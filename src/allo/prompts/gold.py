@@ -16,7 +16,8 @@ _LETTER = re.compile(r"(?:(?:option|choice|answer)\s*)?[(\[]?([A-Za-z])[)\]]?[.:
 _LETTER_AND_TEXT = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])\s*(\S.*)", re.DOTALL)
 # Samples end with the answer alone, which equals no "Answer: 4".
 _LABELLED = re.compile(
-    r"\W*(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|ans|a|solution|result)\b\W*[:=]", re.IGNORECASE
+    r"\W*(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:(?:answer|ans)\b\W*[:=]|(?:a|solution|result)\s*:)",
+    re.IGNORECASE,
 )
 _INDEX = re.compile(r"\d{1,3}")
 
