@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import Tokenizer, load_tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, check_values, is_ready, read_start
+from allo.hf.start import check_policy, check_values, date_of, is_ready
 from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
@@ -76,7 +75,8 @@ def findings(recipe: Recipe) -> Findings:
     tokenizer = load_tokenizer(
         recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
-    _use_date(tokenizer, RunFolder(recipe.run_folder))
+    with contextlib.suppress(UserError, OSError, ValueError):
+        templates.use_date(tokenizer, date_of(RunFolder(recipe.run_folder)) or templates.today())
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
         check_values(recipe.score.rewriter)
@@ -112,14 +112,6 @@ def _check_settings(recipe: Recipe) -> None:
     if recipe.score is not None:
         scorers_of(recipe.score)
     improve.check_settings(recipe)
-
-
-def _use_date(tokenizer: Tokenizer, run: RunFolder) -> None:
-    """Give the chat template the date of a run that has begun."""
-    with contextlib.suppress(UserError, OSError, ValueError):
-        day = read_start(run).date
-        if day is not None:
-            templates.use_date(tokenizer, date.fromisoformat(day))
 
 
 def _check_asked(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from allo.artifacts import ResumableLines, RunFolder
 from allo.console import say, track
-from allo.core.thoughts import spoken
 from allo.errors import UserError
 from allo.hf.model_checks import num_positions
+from allo.hf.models import Tokenizer
 from allo.hf.reward_model import (
     RewardModel,
     check_reward_folder,
@@ -18,7 +18,8 @@ from allo.hf.reward_model import (
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES, check_values, give_start_date
+from allo.hf.start import DTYPES, check_values, give_date, load_start_tokenizer
+from allo.hf.thoughts import thoughts_of
 from allo.recipe import Recipe
 from allo.records import Prompt, Template
 
@@ -41,9 +42,13 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Reader:
-    """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together."""
+    """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together.
+
+    `policy`: the tokenizer of the model that wrote the texts; it knows their thoughts.
+    """
 
     model: RewardModel
+    policy: Tokenizer
     max_length: int
     batch_size: int
 
@@ -61,11 +66,12 @@ class Reader:
     def rows(self, asked: Sequence[Asked]) -> Rows:
         """Return the token ids of each text without its thoughts, and whether its beginning was cut off."""
         prompts = {(prompt.id, text): prompt for prompt, text in asked}
+        thoughts = thoughts_of(self.policy, prompts.values())
         return {
             key: judged_ids(
                 self.model.tokenizer,
                 prompt.prompt,
-                spoken(key[1]),
+                thoughts.spoken(key[1], prompt.prompt, prompt.template),
                 max_length=self.max_length,
                 template=prompt.template,
                 place=f"prompt {prompt.id}",
@@ -96,13 +102,14 @@ def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
-    give_start_date(loaded.tokenizer, run)
+    give_date(loaded.tokenizer, run)
     positions = num_positions(loaded.model.config)
     if positions is not None and positions < judge.max_length:
         say(
             f"{model} has {positions} positions: longer texts lose their beginning (judge.max_length is {judge.max_length})"
         )
-    return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size)
+    policy = load_start_tokenizer(recipe, run)
+    return Reader(loaded, policy, min(judge.max_length, positions or judge.max_length), judge.batch_size)
 
 
 def reward(
