@@ -90,18 +90,23 @@ def tokenize(
         None if the completion leaves no room for a prompt token, or has no token to train on.
 
     Raises:
-        UserError: as `prompt_ids`; the template does not write a field of the completion's message.
+        UserError: as `prompt_ids`; the template does not write a field of the completion's message; given ids end a turn,
+            and the completion did not finish.
     """
+    before = before or opened(tokenizer, prompt, template=template, place=place)
     if completion_ids is not None:
-        given = before.ids if before else prompt_ids(tokenizer, prompt, template=template, place=place)
-        return _fitted(tokenizer, given, list(completion_ids), max_length)
+        if not finished and completion_ids[-1:] and completion_ids[-1] in _end_ids(tokenizer, before):
+            raise UserError(
+                f"{place or 'a row'}: the completion's token ids end with {_read(tokenizer, completion_ids[-1:])!r}, which "
+                "ends a completion, and `finished` is false: set it to true, or take the last id away."
+            )
+        return _fitted(tokenizer, before.ids, list(completion_ids), max_length)
     if not isinstance(completion, str):
         if isinstance(prompt, str):
             raise UserError(
                 f"{place or 'a row'}: the completion is a message, and the prompt is text; give both alike."
             )
         completion = templates.completion_text(tokenizer, prompt, completion, template=template, place=place)
-    before = before or opened(tokenizer, prompt, template=template, place=place)
     close = tokenizer.eos_token
     if before.turn is not None and not isinstance(prompt, str):
         close = before.turn.close
@@ -256,6 +261,12 @@ def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[s
     if before.strip() and written.endswith(before.strip()):
         before = ""
     return text + before, tokenizer.convert_tokens_to_ids(ends)
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, before: Opened) -> list[int]:
+    """The ids that end a completion of a prompt: EOS, and after messages the end of a turn."""
+    ends = [] if before.turn is None else _end_tokens(tokenizer, before.turn.close)[1][-1:]
+    return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(ends)]
 
 
 def _other_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:

@@ -47,7 +47,8 @@ class RowReader:
                 say(f"{name}: {sentence}")
             unread = sum(reading.dropped.values())
         max_length = LARGEST if self.cuts_ends else self.max_length
-        rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length)
+        num_ids = self.model.get_input_embeddings().weight.shape[0]
+        rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length, num_ids=num_ids)
         if words := counts.words(self.max_length):
             say(f"{name}: {words}")
         if self.cuts_ends:
