@@ -47,7 +47,7 @@ READ_IN_WARMUP = READ_AT_START | {
 }
 # Fields that change files, logs and the device alone.
 _BESIDE = re.compile(
-    "output_dir|use_cpu|disable_tqdm|report_to|run_name|project|(save|log|logging|trackio)_.*"
+    "output_dir|use_cpu|debug|dataloader_pin_memory|disable_tqdm|report_to|run_name|project|(save|log|logging|trackio)_.*"
 )
 
 

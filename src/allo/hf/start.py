@@ -93,22 +93,29 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     return config
 
 
-def check_values(ref: str | Path) -> bool:
-    """Whether every weight of a local model was read and is a finite number; large ones wait until they are loaded.
+def check_values(ref: str | Path) -> str:
+    """Look for NaN among the weights of a local model; return what waits until it is loaded, in words, or nothing.
 
     Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
     """
     folder = Path(ref).expanduser()
+    if folder.is_file():
+        return f"{ref}: the weights of a GGUF file are looked at for NaN when it is loaded"
     if not folder.is_dir():
-        return False
+        return (
+            f"{ref}: the weights of a model of the hub, and their headers, are looked at after the download"
+        )
     checkpoint = Checkpoint.open(folder)
-    files = {entry.file for entry in checkpoint.stored.values()}
-    if sum(file.stat().st_size for file in files) > _QUICKLY_READ:
-        return False
+    num_bytes = sum(file.stat().st_size for file in {entry.file for entry in checkpoint.stored.values()})
+    if num_bytes > _QUICKLY_READ:
+        return (
+            f"{ref}: {num_bytes / 2**30:.1f} GiB of weights; more than {_QUICKLY_READ / 2**30:g} GiB are looked at for NaN "
+            "when they are loaded"
+        )
     for name in checkpoint.stored:
         for _ in _sound_pieces(checkpoint, name):
             pass
-    return True
+    return ""
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:

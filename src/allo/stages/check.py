@@ -39,12 +39,12 @@ from allo.stages.sample import check_servable, prompt_room
 class Findings:
     """Everything that the checks found of a recipe.
 
-    `are_finite`: all weights were read, and none is NaN. `positions`: None for a model without a limit.
+    `unread`: what waits until models are loaded, in words. `positions`: None for a model without a limit.
     """
 
     tokenizer: Tokenizer
     num_weights: int
-    are_finite: bool
+    unread: list[str]
     positions: int | None
     readings: dict[str, Reading]
     trained: list[Trained]
@@ -55,6 +55,8 @@ class Findings:
 def check(recipe: Recipe) -> None:
     """Make all checks, and say what became of the rows. Raises `UserError` for the first that fails."""
     found = findings(recipe)
+    for sentence in found.unread:
+        say(sentence)
     for key, reading in found.readings.items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
@@ -79,19 +81,20 @@ def findings(recipe: Recipe) -> Findings:
         templates.use_date(tokenizer, date_of(RunFolder(recipe.run_folder)) or templates.today())
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
-        check_values(recipe.score.rewriter)
     config = check_policy(recipe, tokenizer)
     positions, sources = num_positions(config), Sources(recipe)
     _check_lengths(recipe, positions)
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     disk = check_disk(recipe, weights)
     _check_backend(recipe)
-    are_finite = check_values(recipe.model)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
+    unread = [check_values(ref) for ref in _models(recipe)]
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
-    return Findings(tokenizer, weights, are_finite, positions, sources.readings(), trained, prompts, disk)
+    return Findings(
+        tokenizer, weights, list(filter(None, unread)), positions, sources.readings(), trained, prompts, disk
+    )
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -112,6 +115,13 @@ def _check_settings(recipe: Recipe) -> None:
     if recipe.score is not None:
         scorers_of(recipe.score)
     improve.check_settings(recipe)
+
+
+def _models(recipe: Recipe) -> list[str]:
+    """The models that a recipe loads, once each."""
+    rewriter = recipe.score.rewriter if recipe.score is not None else None
+    rewards = (recipe.judge.reward_model, recipe.evaluate.reward_model)
+    return list(dict.fromkeys(filter(None, (recipe.model, rewriter, *rewards))))
 
 
 def _check_asked(

@@ -18,7 +18,7 @@ from allo.hf.reward_model import (
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES, check_values, give_date, load_start_tokenizer
+from allo.hf.start import DTYPES, give_date, load_start_tokenizer
 from allo.hf.thoughts import thoughts_of
 from allo.recipe import Recipe
 from allo.records import Prompt, Template
@@ -145,7 +145,7 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
 def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
     """Check that the model of a recipe's key is a reward model, and can be shown the prompts.
 
-    The weights of a local folder are looked at; a model of the hub waits until it is loaded.
+    The headers of a local folder's weights are looked at; a model of the hub waits until it is loaded.
 
     You are told if it is not shown the prompts' tools or documents.
     Raises `UserError` where it is not, or cannot, or has nothing to judge.
@@ -163,7 +163,6 @@ def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[P
     folder = Path(model).expanduser()
     if folder.is_dir():
         check_reward_folder(folder, model, config, trust_remote_code=recipe.trust_remote_code)
-        check_values(folder)
 
     def ids(prompt: Prompt, template: Template | None) -> list[int]:
         place = f"prompt {prompt.id}"
