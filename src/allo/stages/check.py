@@ -117,11 +117,11 @@ def _check_settings(recipe: Recipe) -> None:
     improve.check_settings(recipe)
 
 
-def _models(recipe: Recipe) -> list[str]:
+def _models(recipe: Recipe) -> list[str | Path]:
     """The models that a recipe loads, once each."""
-    rewriter = recipe.score.rewriter if recipe.score is not None else None
-    rewards = (recipe.judge.reward_model, recipe.evaluate.reward_model)
-    return list(dict.fromkeys(filter(None, (recipe.model, rewriter, *rewards))))
+    found: list[str | Path | None] = [recipe.model, recipe.judge.reward_model, recipe.evaluate.reward_model]
+    found.append(recipe.score.rewriter if recipe.score is not None else None)
+    return [ref for ref in dict.fromkeys(found) if ref is not None]
 
 
 def _check_asked(
