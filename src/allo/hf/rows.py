@@ -56,14 +56,6 @@ class Counts:
         return "; ".join(parts)
 
 
-def completion_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[CompletionRow], *, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of `counted_completions`, and how many were dropped."""
-    kept, counts = counted_completions(tokenizer, rows, max_length=max_length)
-    return kept, counts.dropped
-
-
 def pair_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Iterable[PairRow], *, max_length: int
 ) -> tuple[list[dict[str, Any]], int]:
@@ -171,9 +163,10 @@ def _tokens(
     column = f"{lead}token_ids" if side else "completion_ids"
     ids = row.get(column)
     if ids and not 0 <= min(ids) <= max(ids) < (num_ids or math.inf):
+        bound = "" if num_ids is None else f" and below {num_ids}, the number of the model's embeddings"
         raise UserError(
-            f"{place}: `{column}` has the ids {min(ids)} to {max(ids)}, and the model has {num_ids} embeddings, from 0 on: "
-            "give ids of this model's tokenizer, or remove them."
+            f"{place}: `{column}` has the ids {min(ids)} to {max(ids)}: they must be at least 0{bound}. Give ids of this "
+            "model's tokenizer, or remove them."
         )
     finished = row.get(f"{lead}finished", True)
     completion = row.get(f"{lead}message") or row[text]
