@@ -217,8 +217,9 @@ def test_what_would_be_ignored_is_refused_before_the_first_stage(
     ],
 )
 def test_an_argument_that_no_pass_reads_is_refused(field: str, value: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{field}: passes without an optimizer would ignore it"):
-        passes(tmp_path, **{field: value})
+    made = passes(tmp_path, **{field: value})
+    with pytest.raises(UserError, match=rf"^{field}: the fused warm-up .* would ignore it"):
+        made.train_fused()
 
 
 @pytest.mark.parametrize(

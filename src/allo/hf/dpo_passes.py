@@ -54,8 +54,7 @@ _BESIDE = re.compile(
 class DpoPasses:
     """Passes of a model in eval mode over `rows`, which are those of `rows.pair_rows`.
 
-    Micro-batches are cut as the trainers cut them. Raises `UserError` for a field of `arguments` that is neither at its
-    default nor in `READ_IN_WARMUP`.
+    Micro-batches are cut as the trainers cut them.
     """
 
     def __init__(
@@ -70,13 +69,6 @@ class DpoPasses:
     ) -> None:
         check_head(model)
         check_rows_fit(model, rows, name="locate")
-        for field in type(arguments).__dataclass_fields__:
-            if (
-                field not in READ_IN_WARMUP
-                and not _BESIDE.fullmatch(field)
-                and not is_default(arguments, field)
-            ):
-                raise UserError(f"{field}: passes without an optimizer would ignore it; remove it.")
         self.model, self.arguments, self.beta = model, arguments, beta
         self.rows = [row | {"number": number} for number, row in enumerate(rows)]
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
@@ -98,8 +90,20 @@ class DpoPasses:
 
         The learning rate is that of the step, of which each micro-batch takes the share that its pairs
         have in a full step: where all agree on a weight's direction, the step moves it as far as one update
-        would. Raises `UserError` when a loss, or at the end a weight, is no longer finite.
+        would.
+
+        Raises `UserError` for a field of the arguments that is neither at its default nor in `READ_IN_WARMUP`, and when a
+        loss, or at the end a weight, is no longer finite.
         """
+        for field in type(self.arguments).__dataclass_fields__:
+            if (
+                field not in READ_IN_WARMUP
+                and not _BESIDE.fullmatch(field)
+                and not is_default(self.arguments, field)
+            ):
+                raise UserError(
+                    f"{field}: the fused warm-up has an update rule of its own and would ignore it; remove it."
+                )
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         num_steps = self.arguments.max_steps
         if num_steps <= 0:

@@ -24,7 +24,8 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     completions = read_jsonl(run.completions, Completion)
     if recipe.judge.reward_model is not None:
         return _by_reward(recipe, run, recipe.judge.reward_model, prompts, completions)
-    thoughts = thoughts_of(load_start_tokenizer(recipe, run), prompts.values())
+    is_chat = any(isinstance(prompt.prompt, list) for prompt in prompts.values())
+    thoughts = thoughts_of(load_start_tokenizer(recipe, run), prompts.values()) if is_chat else USUAL
     verdicts = [
         judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier, thoughts=thoughts)
         for completion in completions

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from allo.artifacts import ResumableLines, RunFolder
 from allo.console import say, track
+from allo.core.thoughts import USUAL
 from allo.errors import UserError
 from allo.hf.model_checks import num_positions
 from allo.hf.models import Tokenizer
@@ -44,13 +45,13 @@ class Rewarded:
 class Reader:
     """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together.
 
-    `policy`: the tokenizer of the model that wrote the texts; it knows their thoughts.
+    `policy`: the tokenizer of the model that wrote the texts, which knows their thoughts; None: they have the usual ones.
     """
 
     model: RewardModel
-    policy: Tokenizer
     max_length: int
     batch_size: int
+    policy: Tokenizer | None = None
 
     def rewards(self, asked: Sequence[Asked]) -> tuple[list[float], int]:
         """One for each (prompt, completion), in their order, and how many texts were read without their beginning.
@@ -66,7 +67,7 @@ class Reader:
     def rows(self, asked: Sequence[Asked]) -> Rows:
         """Return the token ids of each text without its thoughts, and whether its beginning was cut off."""
         prompts = {(prompt.id, text): prompt for prompt, text in asked}
-        thoughts = thoughts_of(self.policy, prompts.values())
+        thoughts = USUAL if self.policy is None else thoughts_of(self.policy, prompts.values())
         return {
             key: judged_ids(
                 self.model.tokenizer,
@@ -109,7 +110,7 @@ def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
             f"{model} has {positions} positions: longer texts lose their beginning (judge.max_length is {judge.max_length})"
         )
     policy = load_start_tokenizer(recipe, run)
-    return Reader(loaded, policy, min(judge.max_length, positions or judge.max_length), judge.batch_size)
+    return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size, policy)
 
 
 def reward(
