@@ -23,7 +23,7 @@ class ModelServer(Chat):
     """`lists`: the name in its list, where that is another. `refusal`: of any other model. `choose`: a request's choices, each a text with its finish_reason. `key`: None where it asks for none.
 
     As llama.cpp: `slots`: it refuses more choices a request; `room`: its list says so many tokens a slot; `others`: of
-    its list, each with its room; `thought`: what it takes out of a chat message's text.
+    its list, each with its room; `thought`: what it takes out of a chat message's text. `beside`: further fields of each choice, and of its message.
 
     `dead`: it answers nothing. `back_as`: None where it stays dead; else the model that it has after the first request
     for one token that it did not answer.
@@ -43,6 +43,7 @@ class ModelServer(Chat):
     room: int | None = None
     others: dict[str, int] = field(default_factory=dict)
     thought: str = ""
+    beside: dict[str, Any] = field(default_factory=dict)
     choose: Callable[[dict[str, Any]], list[tuple[str, str]]] = lambda asked: [
         (from_seed(asked, index), "stop") for index in range(asked["n"])
     ]
@@ -114,8 +115,9 @@ class ModelHandler(Handler):
             self.close_connection = True
             return
         thought = {"reasoning_content": self.chat.thought} if self.chat.thought else {}
+        thought |= self.chat.beside
         choices = [
-            {"index": index, "finish_reason": reason}
+            {"index": index, "finish_reason": reason, **self.chat.beside}
             | ({"message": {"role": "assistant", "content": text, **thought}} if is_chat else {"text": text})
             for index, (text, reason) in enumerate(said)
         ]

@@ -20,6 +20,7 @@ from allo.hf.dpo_passes import DpoPasses, learning_rates
 from allo.hf.rows import pair_rows
 from allo.hf.trainer import ImproveTrainer
 from allo.pipeline import run_all
+from allo.stages.locate import check_settings
 from tiny import NUM_PAIRS, TOKENIZER, arguments, full_mask, logged, model, pairs, shapes, trained
 from tiny_run import tiny
 
@@ -202,3 +203,39 @@ def test_what_would_be_ignored_is_refused_before_the_first_stage(
     with pytest.raises(UserError, match=words):
         run_all(recipe)
     assert not (recipe.run_folder / "00-sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optim", "sgd"),
+        ("weight_decay", 0.1),
+        ("max_grad_norm", 0.5),
+        ("adam_beta1", 0.8),
+        ("dataloader_drop_last", True),
+        ("full_determinism", True),
+    ],
+)
+def test_an_argument_that_no_pass_reads_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    made = passes(tmp_path, **{field: value})
+    with pytest.raises(UserError, match=rf"^{field}: the fused warm-up .* would ignore it"):
+        made.train_fused()
+
+
+@pytest.mark.parametrize(
+    "criterion", ["warmup_fused", "gradient", "fisher", "taylor", "magnitude", "last", "random"]
+)
+@pytest.mark.parametrize(
+    "key", ["optim=sgd", "weight_decay=0.1", "max_grad_norm=0.5", "activation_checkpointing=true"]
+)
+def test_a_criterion_refuses_what_it_would_ignore_before_the_first_stage(
+    criterion: str, key: str, tmp_path: Path
+) -> None:
+    own = [f"locate.criterion={criterion}", f"locate.training.{key}", "score=null", "forget=null"]
+    recipe = tiny(tmp_path, *own)
+    assert recipe.locate is not None
+    if key.startswith("activation") and criterion in ("warmup_fused", "gradient", "fisher", "taylor"):
+        check_settings(recipe.locate)
+        return
+    with pytest.raises(UserError, match=rf"^locate.training.{key.partition('=')[0]}: criterion {criterion}"):
+        check_settings(recipe.locate)

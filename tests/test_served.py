@@ -624,6 +624,7 @@ def test_a_missing_key_is_asked_for_by_its_variables_name(servers: list[ModelSer
 def test_what_was_answered_is_valid_json_of_completions(servers: list[ModelServer], tmp_path: Path) -> None:
     sampled(servers, tmp_path)
     lines = next(tmp_path.glob("out*")).read_text().splitlines()
-    fields = {"prompt_id", "index", "text", "finished", "num_tokens", "token_ids", "prompt_tokens"}
+    fields = {"prompt_id", "index", "text", "finished", "num_tokens", "token_ids"}
+    fields |= {"prompt_tokens", "stop", "is_guessed"}
     assert all(row.keys() == fields for line in lines for row in json.loads(line.partition(" ")[2]))
     assert not re.search("base_url|127.0.0.1", "".join(lines))

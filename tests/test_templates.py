@@ -23,6 +23,7 @@ from allo.hf.reward_model import judged_ids
 from allo.hf.start import load_start_tokenizer, read_start
 from allo.hf.tokenization import prompt_ids, prompt_text, tokenize, turn_end_ids
 from allo.stages import sft
+from allo.stages.check import findings
 from tokenizers_of_kinds import (
     CHATML,
     EMPTY_THOUGHT,
@@ -346,3 +347,25 @@ def test_a_run_has_one_date_also_on_another_day(
     run.path.mkdir()
     sft.run(other, run)
     assert read_start(run).date is None
+
+
+def test_a_preview_shows_the_date_of_a_run_that_was_killed_while_it_was_fine_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_run.tiny(tmp_path, f"model={laboratory(tmp_path / 'model', DATED)}", "chat=true")
+    run = RunFolder(recipe.run_folder)
+    run.path.mkdir(parents=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        first.setattr(templates, "today", lambda: date(2024, 2, 29))
+        first.setattr(sft, "_fine_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sft.run(recipe, run)
+    assert not (run.start / "start.json").exists()
+    monkeypatch.setattr(templates, "today", lambda: date(2024, 3, 1))
+    found = findings(recipe)
+    assert prompt_text(found.tokenizer, ASKED, 1000).startswith("29 Feb 2024")
+    assert sorted(path.name for path in run.start.iterdir()) == ["date.json"]  # nothing is written

@@ -154,3 +154,56 @@ def test_a_runs_own_records_are_taken_as_they_are(tmp_path: Path) -> None:
     assert row["rejected_ids"] == [CHAT.eos_token_id]
     with pytest.raises(UserError, match=r"^train_dataset, row 0: `rejected` has no completion"):
         trainer(ImproveTrainer, rows, tmp_path)
+
+
+SIZE = model().get_input_embeddings().num_embeddings
+IDS = {"prompt": "Tom has 3 pens.\n", "completion": "3."}
+
+
+@pytest.mark.parametrize("ids", [[5, SIZE], [5, -1], [2**40], ["5"], [5.5], [True], "55", [[5]]], ids=str)
+@pytest.mark.parametrize("kind", [SftTrainer, ForgetTrainer])
+def test_a_completions_ids_that_the_model_does_not_have_are_refused_by_row(
+    kind: type[SelectedTrainer], ids: Any, tmp_path: Path
+) -> None:
+    rows = [IDS, IDS | {"completion_ids": [5, SIZE - 1]}, IDS | {"completion_ids": ids}]
+    assert trainer(kind, rows[:2], tmp_path).train_dataset[1]["completion_ids"] == [5, SIZE - 1]
+    with pytest.raises(UserError, match=r"^(train_dataset, row|prompt train_dataset-)\s?2: .*completion_ids"):
+        trainer(kind, rows, tmp_path)
+    with pytest.raises(UserError, match=r"^(eval_dataset, row|prompt eval_dataset-)\s?2: .*completion_ids"):
+        trainer(kind, rows[:2], tmp_path, eval_dataset=rows)
+
+
+@pytest.mark.parametrize("ids", [[5, SIZE], [5, -1], ["5"]], ids=str)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_pairs_ids_that_the_model_does_not_have_are_refused_by_row(
+    side: str, ids: Any, tmp_path: Path
+) -> None:
+    equal = FORMS["text"] | {"rejected": FORMS["text"]["chosen"]}  # is dropped, and still has a number
+    with pytest.raises(
+        UserError, match=rf"^(train_dataset, row|prompt train_dataset-)\s?2: .*{side}_token_ids"
+    ):
+        trainer(ImproveTrainer, [equal, FORMS["text"], FORMS["text"] | {f"{side}_token_ids": ids}], tmp_path)
+
+
+@pytest.mark.parametrize("weights", [["1"], [float("nan")], [float("inf")], 1.0], ids=str)
+def test_token_weights_that_are_no_numbers_are_refused_by_row(weights: Any, tmp_path: Path) -> None:
+    rows = [IDS, IDS | {"completion_ids": [5], "token_weights": weights}]
+    with pytest.raises(UserError, match=r"^train_dataset, row 1: .*token_weights"):
+        trainer(ForgetTrainer, rows, tmp_path)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_training(tmp_path: Path) -> None:
+    policy = model(vocab_size=SIZE - 20)
+    with pytest.raises(UserError, match="20 tokens for which the model has no embedding"):
+        ImproveTrainer(policy, arguments(tmp_path), [FORMS["text"]], CHAT, mask=full_mask(policy))
+
+
+@pytest.mark.parametrize("prompt", [IDS["prompt"], ASKED], ids=["text", "messages"])
+def test_ids_that_end_a_turn_of_an_unfinished_completion_are_refused(prompt: Any, tmp_path: Path) -> None:
+    row = {"prompt": prompt, "completion": "3.", "finished": False}
+    cut, ended = ({**row, "completion_ids": ids} for ids in ([5, 6], [5, CHAT.eos_token_id]))
+    assert trainer(SftTrainer, [cut], tmp_path).train_dataset[0]["completion_ids"] == [5, 6]
+    with pytest.raises(
+        UserError, match=r"^prompt train_dataset-1: .*ends a completion, and `finished` is false"
+    ):
+        trainer(SftTrainer, [cut, ended], tmp_path)

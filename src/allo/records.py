@@ -2,7 +2,8 @@
 
 `token_ids` of a record are the very ids that the policy sampled, up to and with the token that ended the completion: EOS, an
 end of turn, or the one that completed a stop string. Every stage trains on and scores these. `text` is for people and
-verifiers. None: the text comes from a server or the user, and its ids are made from it.
+verifiers. None: the text comes from a server or the user, and its ids are made from it. Of a server's sample that a stop
+string ended they are made at once, up to and with that string.
 """
 
 from dataclasses import dataclass, field

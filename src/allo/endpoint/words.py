@@ -29,6 +29,8 @@ BY_ITSELF = {
     "complete",
     "stop_words",
 }
+BY_STRING = {"stop_sequence", "stop_words"}  # of those; the others name the model's own end
+UNSAID = {"stop", "complete"}  # but for these, which may be either
 BY_LENGTH = {"length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length"}
 BY_FAILURE = {"error", "abort", "error_limit", "error_toxic", "cancelled", "canceled", "timeout"}
 BY_OTHERS = {

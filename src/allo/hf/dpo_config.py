@@ -4,7 +4,7 @@ TRL itself is never loaded: a config of its tells by its class.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,6 @@ from allo.errors import UserError
 from allo.hf.arguments import is_default
 
 Value = TypeVar("Value")
-Row = dict[str, Any]
 
 
 def bco_pair(pairs: PairSums, *, beta: float) -> Tensor:
@@ -91,6 +90,7 @@ class OfConfig:
 
 
 Settings = Mapping[str, OfConfig]
+LARGEST = 1 << 31  # longer than any row
 
 
 def own_fields(args: TrainingArguments) -> list[str]:
@@ -133,9 +133,6 @@ def settings_of(
             ),
         )
     }
-
-
-LARGEST = 1 << 31  # longer than any row
 
 
 def _of_trl(args: TrainingArguments) -> str | None:
@@ -201,23 +198,6 @@ def check_held(args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTr
             f"{kind}.pad_token is {pad_token!r}, and the tokenizer's {tokenizer.pad_token!r}. "
             "Set tokenizer.pad_token, and remove it."
         )
-
-
-def cut_ends(rows: Iterable[Row], max_length: int) -> list[Row]:
-    """Cut rows of token ids as `truncation_mode` "keep_start" does: completions lose what is beyond `max_length`.
-
-    A row whose prompt fills `max_length`, or whose remaining tokens have no weight, is left out.
-    """
-    kept = []
-    for row in rows:
-        room = max_length - len(row["prompt_ids"])
-        cut = {name: row[name][:room] for name in _PER_TOKEN if name in row}
-        if room >= 1 and any(cut.get("token_weights", [1.0])):
-            kept.append(row | cut)
-    return kept
-
-
-_PER_TOKEN = ("chosen_ids", "rejected_ids", "completion_ids", "token_weights")
 
 
 def taken(name: str, given: Value | None, settings: Settings, *, default: Value) -> Value:

@@ -6,6 +6,7 @@ moves, the reference's log-probs are those that were computed before: no second 
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from allo.core.finite import check_finite
 from allo.core.fused_warmup import FusedWarmup
 from allo.core.taken_gradients import Take, gradients_taken
 from allo.errors import DivergedError, UserError
+from allo.hf.arguments import is_default
 from allo.hf.collate import Batch, PairCollator
 from allo.hf.micro_batches import micro_batches
 from allo.hf.policy import check_head, per_token_logps, shares_prefix
@@ -28,12 +30,31 @@ from allo.hf.reference import add_reference
 from allo.hf.row_lengths import check_rows_fit
 from allo.hf.selected_trainer import REFERENCE_FILE, Row
 
+# The fields of `TrainingArguments` that the sums at the start read, and the warm-up.
+READ_AT_START = frozenset(
+    {"per_device_train_batch_size", "activation_checkpointing", "gradient_checkpointing"}
+)
+READ_IN_WARMUP = READ_AT_START | {
+    *(
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "num_train_epochs",
+        "max_steps",
+    ),
+    *("gradient_accumulation_steps", "seed", "data_seed"),
+}
+# Fields that change files, logs and the device alone.
+_BESIDE = re.compile(
+    "output_dir|use_cpu|debug|dataloader_pin_memory|disable_tqdm|report_to|run_name|project|(save|log|logging|trackio)_.*"
+)
+
 
 class DpoPasses:
     """Passes of a model in eval mode over `rows`, which are those of `rows.pair_rows`.
 
-    Of `arguments` count the learning rate and its schedule, epochs or steps, rows a step, the seeds and
-    activation_checkpointing. Micro-batches are cut as the trainers cut them.
+    Micro-batches are cut as the trainers cut them.
     """
 
     def __init__(
@@ -69,8 +90,20 @@ class DpoPasses:
 
         The learning rate is that of the step, of which each micro-batch takes the share that its pairs
         have in a full step: where all agree on a weight's direction, the step moves it as far as one update
-        would. Raises `UserError` when a loss, or at the end a weight, is no longer finite.
+        would.
+
+        Raises `UserError` for a field of the arguments that is neither at its default nor in `READ_IN_WARMUP`, and when a
+        loss, or at the end a weight, is no longer finite.
         """
+        for field in type(self.arguments).__dataclass_fields__:
+            if (
+                field not in READ_IN_WARMUP
+                and not _BESIDE.fullmatch(field)
+                and not is_default(self.arguments, field)
+            ):
+                raise UserError(
+                    f"{field}: the fused warm-up has an update rule of its own and would ignore it; remove it."
+                )
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         num_steps = self.arguments.max_steps
         if num_steps <= 0:

@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from allo.checkpoints import refuse_adapter
 from allo.errors import UserError
-from allo.hf import templates
 from allo.hf.model_checks import check_config, check_depth, check_stored
 from allo.hf.models import (
     CONFIG_FILES,
@@ -23,6 +22,7 @@ from allo.hf.models import (
     require_safetensors,
     resolve_device,
 )
+from allo.hf.templates import Chat
 from allo.hf.tokenization import cut_left
 from allo.hf.tokenizer_checks import check_ids_fit, check_tokenizer
 from allo.records import Message
@@ -204,13 +204,9 @@ def _conversation(
 ) -> list[int]:
     asked = [Message(role="user", content=prompt.strip())] if isinstance(prompt, str) else prompt
     said = [*asked, Message(role="assistant", content=completion)]
-    text = templates.render(
-        tokenizer,
-        said,
-        generation_prompt=False,
-        template=template,
-        place=f"{place}: the reward model" if place else "the reward model",
-    )
+    text = Chat(
+        tokenizer, said, template, f"{place}: the reward model" if place else "the reward model"
+    ).text()
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

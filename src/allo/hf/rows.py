@@ -1,5 +1,6 @@
 """Records to rows of token ids, by the one tokenization function; what does not fit is counted."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,14 +56,6 @@ class Counts:
         return "; ".join(parts)
 
 
-def completion_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[CompletionRow], *, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of `counted_completions`, and how many were dropped."""
-    kept, counts = counted_completions(tokenizer, rows, max_length=max_length)
-    return kept, counts.dropped
-
-
 def pair_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Iterable[PairRow], *, max_length: int
 ) -> tuple[list[dict[str, Any]], int]:
@@ -72,18 +65,23 @@ def pair_rows(
 
 
 def counted_completions(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[CompletionRow], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[CompletionRow],
+    *,
+    max_length: int,
+    num_ids: int | None = None,
 ) -> tuple[list[dict[str, Any]], Counts]:
     """Return rows with `prompt_ids`, `completion_ids` and `token_weights`, and counts of the others.
 
     Dropped are completions longer than `max_length` tokens, and those without a token or without a weighted one.
-    Raises `UserError` if `token_weights` has another length than the completion, nothing is left, or as `tokenize`.
+    Raises `UserError` if `token_weights` has another length than the completion, a given id is not below the model's
+    `num_ids`, nothing is left, or as `tokenize`.
     """
     kept = []
     number_of = dict.fromkeys(("long", "empty", "unweighted", "cut"), 0)
     for number, row in enumerate(rows):
         place, weights = _place(row, number), row.get("token_weights")
-        tokens = _tokens(tokenizer, row, "", max_length=max_length, place=place)
+        tokens = _tokens(tokenizer, row, "", max_length=max_length, place=place, num_ids=num_ids)
         if isinstance(tokens, str):
             number_of[tokens] += 1
             continue
@@ -110,13 +108,17 @@ def counted_completions(
 
 
 def counted_pairs(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[PairRow], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[PairRow],
+    *,
+    max_length: int,
+    num_ids: int | None = None,
 ) -> tuple[list[dict[str, Any]], Counts]:
     """Return rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, and counts of the others.
 
     Chosen and rejected follow the same prompt, cut so that the longer of the two fits. Dropped are pairs of which a side
     is longer than `max_length` tokens or has none, and those whose sides are the same tokens.
-    Raises `UserError` if nothing is left, or as `tokenize`.
+    Raises `UserError` if a given id is not below the model's `num_ids`, nothing is left, or as `tokenize`.
     """
     kept = []
     number_of = dict.fromkeys(("long", "empty", "equal", "cut"), 0)
@@ -124,7 +126,7 @@ def counted_pairs(
         place = _place(row, number)
         before = opened(tokenizer, row["prompt"], template=row.get("template"), place=place)
         chosen, rejected = (
-            _tokens(tokenizer, row, side, max_length=max_length, place=place, before=before)
+            _tokens(tokenizer, row, side, max_length=max_length, place=place, num_ids=num_ids, before=before)
             for side in ("chosen", "rejected")
         )
         if isinstance(chosen, str) or isinstance(rejected, str):
@@ -153,11 +155,19 @@ def _tokens(
     *,
     max_length: int,
     place: str,
+    num_ids: int | None,
     before: Opened | None = None,
 ) -> Tokenized | str:
     """The ids of a row's completion, or of a pair's `side`; or why there are none: it is `long` or `empty`."""
     text, lead = (side, f"{side}_") if side else ("completion", "")
-    ids = row.get(f"{lead}token_ids" if side else "completion_ids")
+    column = f"{lead}token_ids" if side else "completion_ids"
+    ids = row.get(column)
+    if ids and not 0 <= min(ids) <= max(ids) < (num_ids or math.inf):
+        bound = "" if num_ids is None else f" and below {num_ids}, the number of the model's embeddings"
+        raise UserError(
+            f"{place}: `{column}` has the ids {min(ids)} to {max(ids)}: they must be at least 0{bound}. Give ids of this "
+            "model's tokenizer, or remove them."
+        )
     finished = row.get(f"{lead}finished", True)
     completion = row.get(f"{lead}message") or row[text]
     tokens = tokenize(

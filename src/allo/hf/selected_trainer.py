@@ -38,6 +38,7 @@ from allo.hf.models import check_whole, switch_off_dropout
 from allo.hf.policy import check_head, per_token_logps
 from allo.hf.reference import add_reference
 from allo.hf.rows import Counts
+from allo.hf.tokenizer_checks import check_ids_fit
 from allo.hf.trainer_rows import RowReader
 from allo.hf.write_back import WriteBack
 from allo.rows import Reading
@@ -106,6 +107,7 @@ class SelectedTrainer(CheckpointedTrainer):
         )
         check_held(args, model, processing_class)
         _require_pad_token(processing_class)
+        check_ids_fit(processing_class, model.config, ref=model.name_or_path or type(model).__name__)
         self.rows_a_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         )

@@ -34,6 +34,7 @@ from allo.recipe import Recipe
 
 LOWER_RATE = "Training made it so: lower the learning rate, or check the data."
 _QUICKLY_READ = 1 << 30  # bytes of weights that are read before the first stage: a second or two
+START_FILE, DATE_FILE = "start.json", "date.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -92,22 +93,29 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     return config
 
 
-def check_values(ref: str | Path) -> bool:
-    """Whether every weight of a local model was read and is a finite number; large ones wait until they are loaded.
+def check_values(ref: str | Path) -> str:
+    """Look for NaN among the weights of a local model; return what waits until it is loaded, in words, or nothing.
 
     Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
     """
     folder = Path(ref).expanduser()
+    if folder.is_file():
+        return f"{ref}: the weights of a GGUF file are looked at for NaN when it is loaded"
     if not folder.is_dir():
-        return False
+        return (
+            f"{ref}: the weights of a model of the hub, and their headers, are looked at after the download"
+        )
     checkpoint = Checkpoint.open(folder)
-    files = {entry.file for entry in checkpoint.stored.values()}
-    if sum(file.stat().st_size for file in files) > _QUICKLY_READ:
-        return False
+    num_bytes = sum(file.stat().st_size for file in {entry.file for entry in checkpoint.stored.values()})
+    if num_bytes > _QUICKLY_READ:
+        return (
+            f"{ref}: {num_bytes / 2**30:.1f} GiB of weights; more than {_QUICKLY_READ / 2**30:g} GiB are looked at for NaN "
+            "when they are loaded"
+        )
     for name in checkpoint.stored:
         for _ in _sound_pieces(checkpoint, name):
             pass
-    return True
+    return ""
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -129,12 +137,10 @@ def load_start(
 
 def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
     """Return the starting model's tokenizer, whose chat template is given the run's date."""
-    start = read_start(run)
     tokenizer = load_tokenizer(
-        start.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
+        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
-    if start.date is not None:
-        templates.use_date(tokenizer, date.fromisoformat(start.date))
+    give_date(tokenizer, run)
     return tokenizer
 
 
@@ -148,34 +154,34 @@ class _Day:
 def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
     """Give a chat template that asks for it the run's date, and return it.
 
-    The first call writes it down, so that fine-tuning resumed on another day goes on with the same date.
+    The first call writes it down, so that a run resumed on another day goes on with the same date.
     """
     if not templates.asks_for_date(tokenizer):
         return None
-    file = run.start / "date.json"
-    if not file.is_file():
-        write_json(file, {"date": templates.today().isoformat()})
-    advice = f"Remove {run.start}: its run begins again, with today's date."
-    try:
-        day = date.fromisoformat(read_as(file, _Day, advice=advice).date)
-    except ValueError as error:
-        raise UserError(f"{file}: {error}. {advice}") from error
+    day = date_of(run)
+    if day is None:
+        day = templates.today()
+        write_json(run.start / DATE_FILE, {"date": day.isoformat()})
     templates.use_date(tokenizer, day)
     return day.isoformat()
 
 
-def give_start_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> None:
-    """Give the chat template of another model than the policy the date of a run that has its starting model."""
-    day = read_start(run).date
-    if day is None:
-        give_date(tokenizer, run)
+def date_of(run: RunFolder) -> date | None:
+    """Return the date of a run that has begun with its starting model, or has one; None if no template asked for it."""
+    advice = f"Remove {run.start}: its run begins again, with today's date."
+    if (run.start / DATE_FILE).is_file():
+        day: str | None = read_as(run.start / DATE_FILE, _Day, advice=advice).date
     else:
-        templates.use_date(tokenizer, date.fromisoformat(day))
+        day = read_start(run).date if (run.start / START_FILE).is_file() else None
+    try:
+        return None if day is None else date.fromisoformat(day)
+    except ValueError as error:
+        raise UserError(f"{run.start}: {error}. {advice}") from error
 
 
 def read_start(run: RunFolder) -> Start:
     start = read_as(
-        run.start / "start.json", Start, advice="Start its run again: the first stage is done again."
+        run.start / START_FILE, Start, advice="Start its run again: the first stage is done again."
     )
     return replace(start, model=os.path.normpath(run.path / start.model))
 
@@ -199,7 +205,7 @@ def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day
         },
         date=day,
     )
-    write_json(run.start / "start.json", asdict(start))
+    write_json(run.start / START_FILE, asdict(start))
     return start
 
 

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from datetime import time as midnight
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
@@ -36,7 +36,7 @@ THOUGHT = re.compile(r"<\w+>|\[\w+\]")
 """The tag with which a generation prompt opens a thought. Tags of turns have other signs, such as `<|user|>`."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 # Digits pass unchanged through the filters of templates, such as `trim`, `lower` or a split at a thought's end.
-_PROBE = "7391846205"
+PROBE = "7391846205"
 # A template writes these, or they only say whom a message belongs to.
 _PLAIN_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
 _DATE_LETTERS = "aAbBcdeDfFGHIjklmMpPrRSTuUVwWxXyYZz"
@@ -56,125 +56,144 @@ class Turn:
     close: str
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    *,
-    generation_prompt: bool,
-    template: Mapping[str, object] | None = None,
-    place: str = "",
-) -> str:
-    """Return the text that the chat template makes of `messages`.
+@dataclass(frozen=True)
+class Chat:
+    """Messages before an assistant's answer, as the chat template writes them.
 
-    Args:
-        template: `tools`, `documents` and `chat_template_kwargs` of the row, passed on to the template.
-        place: what errors begin with, such as the row.
-
-    Raises:
-        UserError: the tokenizer has no template, the template fails or refuses the messages, or it takes longer than
-            `SECONDS` (which is noticed in the main thread alone).
+    `template`: `tools`, `documents` and `chat_template_kwargs` of the row, passed on to the template. `place`: what errors
+    begin with, such as the row.
     """
-    where = f"{place}: " if place else ""
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{where}the prompt is a list of messages, but {tokenizer.name_or_path or 'the tokenizer'} has no chat "
-            "template; give prompts as text or a model with a template."
-        )
-    given = _arguments(template or {}, where)
-    named = f"{where}{tokenizer.name_or_path or 'the tokenizer'}: the chat template"
-    advice = "Change the messages to those that it takes, or take a model with another template."
-    try:
-        with _limited(SECONDS):
-            text = tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=generation_prompt,
-                tokenize=False,
-                chat_template=_dated(tokenizer, given["tools"]),
-                **given,
+
+    tokenizer: PreTrainedTokenizerBase
+    messages: Conversation
+    template: Mapping[str, object] | None = None
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """Return the beginning of errors: the place, and the tokenizer."""
+        return f"{self.place}: {self._name}" if self.place else self._name
+
+    @property
+    def _name(self) -> str:
+        return self.tokenizer.name_or_path or "the tokenizer"
+
+    def text(self, *more: Mapping[str, object], generation_prompt: bool = False) -> str:
+        """Return the text that the chat template makes of the messages and of `more`.
+
+        Raises:
+            UserError: the tokenizer has no template, the template fails or refuses the messages, or it takes longer than
+                `SECONDS` (which is noticed in the main thread alone).
+        """
+        place = f"{self.place}: " if self.place else ""
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                f"{place}the prompt is a list of messages, but {self._name} has no chat template; give prompts as text or a "
+                "model with a template."
             )
-    except _EndlessError as error:
+        given = _arguments(self.template or {}, place)
+        advice = "Change the messages to those that it takes, or take a model with another template."
+        try:
+            with _limited(SECONDS):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        [dict(message) for message in (*self.messages, *more)],
+                        add_generation_prompt=generation_prompt,
+                        tokenize=False,
+                        chat_template=_dated(self.tokenizer, given["tools"]),
+                        **given,
+                    )
+                )
+        except _EndlessError as error:
+            what = f"did not end within {SECONDS:g} seconds; it was stopped"
+            raise UserError(f"{self.where}: the chat template {what}. {advice}") from error
+        except Exception as error:  # a template is a program: it raises anything
+            own_words = type(error) is TemplateError  # of `raise_exception` in a template
+            kind = f"{type(error).__name__}: {error}"
+            what = f"refuses the conversation ({error})" if own_words else f"fails ({kind})"
+            raise UserError(f"{self.where}: the chat template {what}. {advice}") from error
+
+    def opening(self) -> str:
+        """Return the text that the model continues: the messages and the assistant's header.
+
+        A template without a generation prompt writes the header only before an answer, so it is taken from there. Its
+        trailing spaces are left to the answer, whose first token has them.
+
+        Raises:
+            UserError: as `text`; a field of a message, or one that `template` gives, is not written.
+        """
+        self.check_fields()
+        text = self.text(generation_prompt=True)
+        return text if text != self.text() else self._around()[0].rstrip(" ")
+
+    def turn(self) -> Turn:
+        """Return the assistant's turn after the messages. Raises `UserError` as `opening`."""
+        prompt, (before, close) = self.opening(), self._around()
+        if before.startswith(prompt):
+            return Turn(prompt, before[len(prompt) :], close)
+        tag = _last_tag(prompt)
+        return Turn(prompt, f"\n{_closing(tag)}\n\n" if THOUGHT.fullmatch(tag) else "", close)
+
+    def answer(self, completion: str, found: Turn, *, finished: bool = True) -> str:
+        """Return the text that follows `found.prompt` for a completion, without its close.
+
+        It is the template's own text if the template writes the completion whole, and the completion itself otherwise: a
+        template may strip thoughts or spaces of an answer, and nothing of a completion may be lost. A tag that both the
+        prompt's end and the completion's beginning write, such as `<think>`, is written once. A thought that the prompt
+        opens is closed before a finished answer that has none.
+        """
+        tag = _last_tag(found.prompt)
+        completion = _without_repeated(tag, found.prompt, completion)
+        thinks = THOUGHT.fullmatch(tag) is not None
+        if not found.lead or (thinks and (not finished or _closing(tag) in completion)):
+            return completion
+        text = self.text({"role": "assistant", "content": completion})
+        rest = text.removeprefix(found.prompt)
+        whole = (found.lead + kept + found.close for kept in (completion, completion.strip()))
+        is_own = not text.startswith(found.prompt) or (rest != completion + found.close and rest in whole)
+        return found.lead + completion if is_own else completion
+
+    def check_fields(self) -> None:
+        """Refuse fields that the template does not write. It may name a message's and leave it out, as old thoughts."""
+        source, place = str(self.tokenizer.chat_template), f"{self.place}: " if self.place else ""
+        given = _arguments(self.template or {}, place)
+        fields = {key for message in self.messages for key, value in message.items() if value} - _PLAIN_FIELDS
+        fields |= {key for key, value in given.items() if value is not None}
+        unsure = sorted(name for name in fields if name not in source or name in ("tools", "documents"))
+        whole = self.text(generation_prompt=True) if unsure else ""
+        for name in unsure:
+            fewer = [{key: value for key, value in one.items() if key != name} for one in self.messages]
+            own = {key: value for key, value in given.items() if key not in ("tools", "documents", name)}
+            other = {key: value for key, value in (self.template or {}).items() if key != name}
+            without = replace(self, messages=fewer, template={**other, "chat_template_kwargs": own})
+            if without.text(generation_prompt=True) == whole:
+                is_variable = name in given and name not in ("tools", "documents")
+                self.refuse(f"`{name}`{' of `chat_template_kwargs`' if is_variable else ''}")
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise the error that the template does not write something."""
         raise UserError(
-            f"{named} did not end within {SECONDS:g} seconds; it was stopped. {advice}"
-        ) from error
-    except Exception as error:  # a template is a program: it raises anything
-        own_words = type(error) is TemplateError  # of `raise_exception` in a template
-        what = (
-            f"refuses the conversation ({error})" if own_words else f"fails ({type(error).__name__}: {error})"
+            f"{self.place or 'a row'}: the chat template of {self._name} does not write {what}; put it into the messages' "
+            "`content`, remove it, or take a model whose template writes it."
         )
-        raise UserError(f"{named} {what}. {advice}") from error
-    return str(text)
 
+    def _around(self) -> tuple[str, str]:
+        """The template's text before and after an answer.
 
-def opening(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    *,
-    template: Mapping[str, object] | None = None,
-    place: str = "",
-) -> str:
-    """Return the text that the model continues: the messages and the assistant's header.
-
-    A template without a generation prompt writes the header only before an answer, so it is taken from there. Its
-    trailing spaces are left to the answer, whose first token has them.
-
-    Raises:
-        UserError: as `render`; a field of a message, or one that `template` gives, is unknown to the template.
-    """
-    _check_fields(tokenizer, messages, template=template, place=place)
-    text = render(tokenizer, messages, generation_prompt=True, template=template, place=place)
-    if text != render(tokenizer, messages, generation_prompt=False, template=template, place=place):
-        return text
-    before, _ = _around(tokenizer, messages, template=template, place=place)
-    return before.rstrip(" ")
-
-
-def turn(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    *,
-    template: Mapping[str, object] | None = None,
-    place: str = "",
-) -> Turn:
-    """Return the assistant's turn after `messages`. Raises `UserError` as `render` does."""
-    prompt = opening(tokenizer, messages, template=template, place=place)
-    before, close = _around(tokenizer, messages, template=template, place=place)
-    if before.startswith(prompt):
-        return Turn(prompt, before[len(prompt) :], close)
-    tag = _last_tag(prompt)
-    return Turn(prompt, f"\n{_closing(tag)}\n\n" if THOUGHT.fullmatch(tag) else "", close)
-
-
-def answer(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    completion: str,
-    found: Turn,
-    *,
-    finished: bool = True,
-    template: Mapping[str, object] | None = None,
-    place: str = "",
-) -> str:
-    """Return the text that follows `found.prompt` for a completion, without its close.
-
-    It is the template's own text if the template writes the completion whole, and the completion itself otherwise: a
-    template may strip thoughts or spaces of an answer, and nothing of a completion may be lost. A tag that both the
-    prompt's end and the completion's beginning write, such as `<think>`, is written once. A thought that the prompt
-    opens is closed before a finished answer that has none.
-    """
-    tag = _last_tag(found.prompt)
-    completion = _without_repeated(tag, found.prompt, completion)
-    thinks = THOUGHT.fullmatch(tag) is not None
-    if not found.lead or (thinks and (not finished or _closing(tag) in completion)):
-        return completion
-    said = [*messages, {"role": "assistant", "content": completion}]
-    text = render(tokenizer, said, generation_prompt=False, template=template, place=place)
-    if not text.startswith(found.prompt):
-        return found.lead + completion
-    rest = text[len(found.prompt) :]
-    whole = (found.lead + kept + found.close for kept in (completion, completion.strip()))
-    if rest != completion + found.close and rest in whole:
-        return found.lead + completion
-    return completion
+        A template that writes no answer at all, but prompts alone, has all of its text before the answer.
+        """
+        probe = PROBE
+        while probe in str(self.messages) + str(self.template):
+            probe += PROBE[len(probe) % len(PROBE)]
+        text = self.text({"role": "assistant", "content": probe})
+        before, written, after = text.partition(probe)
+        asked = self.messages[-1].get("content") if self.messages else None
+        if not written and isinstance(asked, str) and asked.strip() not in text:
+            raise UserError(
+                f"{self.where}: the chat template writes neither the question nor the answer when they are text. It may "
+                "want lists of parts, as models of images do: take a model with a template for text."
+            )
+        return before, after
 
 
 def completion_text(
@@ -188,25 +207,18 @@ def completion_text(
     """Return the text that the template writes for an assistant's `message` after the prompt, without its close.
 
     Raises:
-        UserError: as `render`; the template does not write a field of `message`, or does not begin the conversation
-            as it begins the prompt.
+        UserError: as `Chat.opening`; the template does not write a field of `message`.
     """
-    found = turn(tokenizer, messages, template=template, place=place)
-    text = render(tokenizer, [*messages, message], generation_prompt=False, template=template, place=place)
+    chat = Chat(tokenizer, messages, template, place)
+    found, text = chat.turn(), chat.text(message)
     for field, value in message.items():
-        if field in ("role", "content") or not value:
-            continue
-        without = {key: kept for key, kept in message.items() if key != field}
-        said = [*messages, {"content": "", **without}]
-        if text == render(tokenizer, said, generation_prompt=False, template=template, place=place):
-            raise UserError(
-                f"{place or 'a row'}: the chat template of {tokenizer.name_or_path} does not write `{field}` of the "
-                "assistant's message; put it into `content`, or take a model whose template writes it."
-            )
+        if field not in ("role", "content") and value:
+            without = {key: kept for key, kept in message.items() if key != field}
+            if text == chat.text({"content": "", **without}):
+                chat.refuse(f"`{field}`")
     shared = found.prompt
     if not text.startswith(shared):  # a thought that only the prompt opens, for example
-        before, _ = _around(tokenizer, messages, template=template, place=place)
-        shared = _common(_common(shared, before), text)
+        shared = _common(_common(shared, chat._around()[0]), text)
     rest = text[len(shared) :].removesuffix(found.close)
     return _without_repeated(_last_tag(found.prompt), found.prompt, rest)
 
@@ -256,60 +268,6 @@ def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
         )
     # Some templates write the frame of a list of tools for an empty list, too.
     return {"tools": template.get("tools") or None, "documents": template.get("documents") or None, **own}
-
-
-def _check_fields(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    *,
-    template: Mapping[str, object] | None,
-    place: str,
-) -> None:
-    """Refuse fields that the template neither names nor writes. It may name one and leave it out, as old thoughts."""
-    source, where = str(tokenizer.chat_template), f"{place}: " if place else ""
-    given = _arguments(template or {}, where)
-    fields = {key for message in messages for key, value in message.items() if value} - _PLAIN_FIELDS
-    fields |= {key for key, value in given.items() if value is not None}
-    for field in sorted(field for field in fields if field not in source):
-        fewer = [{key: value for key, value in message.items() if key != field} for message in messages]
-        other = {key: value for key, value in (template or {}).items() if key != field}
-        own = {key: value for key, value in given.items() if key not in ("tools", "documents", field)}
-        texts = (
-            render(tokenizer, said, generation_prompt=True, template=variables, place=place)
-            for said, variables in ((messages, template), (fewer, other | {"chat_template_kwargs": own}))
-        )
-        if len(set(texts)) == 1:
-            raise UserError(
-                f"{where}{tokenizer.name_or_path or 'the tokenizer'}: the chat template does not write `{field}`; put it "
-                "into the messages' `content`, remove it, or take a model whose template writes it."
-            )
-
-
-def _around(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    *,
-    template: Mapping[str, object] | None,
-    place: str,
-) -> tuple[str, str]:
-    """The template's text before and after an answer to `messages`.
-
-    A template that writes no answer at all, but prompts alone, has all of its text before the answer.
-    """
-    probe = _PROBE
-    while probe in str(messages) + str(template):
-        probe += _PROBE[len(probe) % len(_PROBE)]
-    said = [*messages, {"role": "assistant", "content": probe}]
-    text = render(tokenizer, said, generation_prompt=False, template=template, place=place)
-    before, written, after = text.partition(probe)
-    asked = messages[-1].get("content") if messages else None
-    if not written and isinstance(asked, str) and asked.strip() not in text:
-        raise UserError(
-            f"{place + ': ' if place else ''}{tokenizer.name_or_path or 'the tokenizer'}: the chat template writes neither "
-            "the question nor the answer when they are text. It may want lists of parts, as models of images do: take "
-            "a model with a template for text."
-        )
-    return before, after
 
 
 def _last_tag(prompt: str) -> str:

@@ -1,12 +1,11 @@
 """The thoughts of a model, as its tokenizer declares them and its chat template opens them."""
 
-import sys
 from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
 from allo.core.thoughts import Thoughts, declared_markers, opens_thought
-from allo.hf.tokenization import prompt_text
+from allo.hf.templates import Chat
 from allo.records import Prompt
 
 
@@ -18,16 +17,11 @@ def thoughts_of(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -
     """
     declared = getattr(tokenizer, "response_template", None)
     markers = declared_markers({"response_template": declared})
-    first: dict[str, Prompt] = {}
+    openings: dict[str, str] = {}
     for prompt in prompts:
-        if isinstance(prompt.prompt, list):
-            first.setdefault(repr(prompt.template), prompt)
-    opened = {
-        settings for settings, prompt in first.items() if opens_thought(_text(tokenizer, prompt), markers)
-    }
+        settings = repr(prompt.template)
+        if not isinstance(prompt.prompt, str) and settings not in openings:
+            chat = Chat(tokenizer, prompt.prompt, prompt.template, f"prompt {prompt.id}")
+            openings[settings] = chat.opening()
+    opened = (settings for settings, text in openings.items() if opens_thought(text, markers))
     return Thoughts(markers, frozenset(opened))
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    place = f"prompt {prompt.id}"
-    return prompt_text(tokenizer, prompt.prompt, sys.maxsize, template=prompt.template, place=place)

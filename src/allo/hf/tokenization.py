@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from allo.errors import UserError
-from allo.hf import templates
+from allo.hf.templates import Chat, Turn, completion_text
 from allo.records import Message
 
 # Texts after which a completion is tokenized by itself. After a letter, SentencePiece invents no space.
@@ -38,7 +38,7 @@ class Opened:
     text: str
     own_ids: list[int]
     ids: list[int]
-    turn: templates.Turn | None
+    turn: Turn | None
 
 
 def opened(
@@ -51,7 +51,7 @@ def opened(
     """Return a prompt rendered and tokenized once, for all completions of it. Raises `UserError` as `prompt_ids`."""
     turn = None
     if not isinstance(prompt, str):
-        turn = templates.turn(tokenizer, prompt, template=template, place=place)
+        turn = Chat(tokenizer, prompt, template, place).turn()
     text = turn.prompt if turn is not None else str(prompt)
     own = _bare(tokenizer, text)
     return Opened(text, own, _with_prefix(tokenizer, own, place), turn)
@@ -90,24 +90,28 @@ def tokenize(
         None if the completion leaves no room for a prompt token, or has no token to train on.
 
     Raises:
-        UserError: as `prompt_ids`; the template does not write a field of the completion's message.
+        UserError: as `prompt_ids`; the template does not write a field of the completion's message; given ids end a turn,
+            and the completion did not finish.
     """
+    before = before or opened(tokenizer, prompt, template=template, place=place)
     if completion_ids is not None:
-        given = before.ids if before else prompt_ids(tokenizer, prompt, template=template, place=place)
-        return _fitted(tokenizer, given, list(completion_ids), max_length)
+        if not finished and completion_ids[-1:] and completion_ids[-1] in _end_ids(tokenizer, before):
+            raise UserError(
+                f"{place or 'a row'}: the completion's token ids end with {_read(tokenizer, completion_ids[-1:])!r}, which "
+                "ends a completion, and `finished` is false: set it to true, or take the last id away."
+            )
+        return _fitted(tokenizer, before.ids, list(completion_ids), max_length)
     if not isinstance(completion, str):
         if isinstance(prompt, str):
             raise UserError(
                 f"{place or 'a row'}: the completion is a message, and the prompt is text; give both alike."
             )
-        completion = templates.completion_text(tokenizer, prompt, completion, template=template, place=place)
-    before = before or opened(tokenizer, prompt, template=template, place=place)
+        completion = completion_text(tokenizer, prompt, completion, template=template, place=place)
     close = tokenizer.eos_token
     if before.turn is not None and not isinstance(prompt, str):
         close = before.turn.close
-        completion = templates.answer(
-            tokenizer, prompt, completion, before.turn, finished=finished, template=template, place=place
-        )
+        chat = Chat(tokenizer, prompt, template, place)
+        completion = chat.answer(completion, before.turn, finished=finished)
     end: list[int] = []
     if finished:
         completion, end = _ended(tokenizer, completion, close)
@@ -129,7 +133,7 @@ def prompt_ids(
     Raises:
         UserError: messages without a chat template or that it fails on, or a prompt that has no token at all.
     """
-    return _prompt_ids(tokenizer, _rendered(tokenizer, prompt, template, place), place)
+    return _text_and_ids(tokenizer, prompt, template, place)[1]
 
 
 def prompt_text(
@@ -145,8 +149,7 @@ def prompt_text(
     It begins without what the tokenizer puts before every text (BOS), since it does so there, too. The text of a
     prompt that is cut is decoded from what is left of it.
     """
-    text = _rendered(tokenizer, prompt, template, place)
-    ids = _prompt_ids(tokenizer, text, place)
+    text, ids = _text_and_ids(tokenizer, prompt, template, place)
     prefix = _prefix(tokenizer)
     if len(ids) > max_length:
         kept = cut_left(tokenizer, ids, max_length)
@@ -169,24 +172,19 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     asked = [Message(role="user", content="2+2?")]
     for messages in (asked, [Message(role="system", content="Answer."), *asked]):
         with suppress(UserError):
-            _, ends = _end_tokens(tokenizer, templates.turn(tokenizer, messages).close)
+            _, ends = _end_tokens(tokenizer, Chat(tokenizer, messages).turn().close)
             return tokenizer.convert_tokens_to_ids(ends[-1:])
     return []
 
 
-def _rendered(
+def _text_and_ids(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[Message],
     template: Mapping[str, object] | None,
     place: str,
-) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return templates.opening(tokenizer, prompt, template=template, place=place)
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, place: str) -> list[int]:
-    return _with_prefix(tokenizer, _bare(tokenizer, text), place)
+) -> tuple[str, list[int]]:
+    text = prompt if isinstance(prompt, str) else Chat(tokenizer, prompt, template, place).opening()
+    return text, _with_prefix(tokenizer, _bare(tokenizer, text), place)
 
 
 def _with_prefix(tokenizer: PreTrainedTokenizerBase, own: list[int], place: str) -> list[int]:
@@ -256,6 +254,12 @@ def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[s
     if before.strip() and written.endswith(before.strip()):
         before = ""
     return text + before, tokenizer.convert_tokens_to_ids(ends)
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, before: Opened) -> list[int]:
+    """The ids that end a completion of a prompt: EOS, and after messages the end of a turn."""
+    ends = [] if before.turn is None else _end_tokens(tokenizer, before.turn.close)[1][-1:]
+    return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(ends)]
 
 
 def _other_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:

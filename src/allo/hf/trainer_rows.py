@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from allo.console import say
 from allo.errors import UserError
-from allo.hf.dpo_config import LARGEST, cut_ends
+from allo.hf.dpo_config import LARGEST
 from allo.hf.row_lengths import check_rows_fit, num_tokens
 from allo.hf.rows import Counts
 from allo.rows import Reading
@@ -47,7 +47,8 @@ class RowReader:
                 say(f"{name}: {sentence}")
             unread = sum(reading.dropped.values())
         max_length = LARGEST if self.cuts_ends else self.max_length
-        rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length)
+        num_ids = self.model.get_input_embeddings().weight.shape[0]
+        rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length, num_ids=num_ids)
         if words := counts.words(self.max_length):
             say(f"{name}: {words}")
         if self.cuts_ends:
@@ -57,7 +58,18 @@ class RowReader:
         return rows, replace(counts, equal=counts.equal + unread)
 
     def _ends_cut(self, rows: IdRows, name: str) -> IdRows:
-        kept = cut_ends(rows, self.max_length)
+        """Cut rows as TRL's `truncation_mode` "keep_start" does: completions lose what is beyond `max_length`.
+
+        A row whose prompt fills `max_length`, or whose remaining tokens have no weight, is left out.
+        """
+        kept = []
+        for row in rows:
+            room = self.max_length - len(row["prompt_ids"])
+            cut = {
+                column: ids if column == "prompt_ids" else ids[: max(0, room)] for column, ids in row.items()
+            }
+            if room >= 1 and any(cut.get("token_weights", [1.0])):
+                kept.append(cut)
         longer = sum(num_tokens(row) > self.max_length for row in rows)
         if longer:
             say(

@@ -62,8 +62,7 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
     space = f"at least {size(found.disk.needed)} more are needed, {size(found.disk.free)} are free"
     yield "run", f"{recipe.run_folder}: {space}"
     yield "model", f"{recipe.model}: {found.num_weights:,} weights in {recipe.dtype}, {positions} positions"
-    if not found.are_finite:
-        yield "", "not read yet; a run looks for NaN among them when it loads them"
+    yield from (("", sentence) for sentence in found.unread)
     yield "tokenizer", f"{len(found.tokenizer):,} tokens; {_ends(preview)}"
     yield "rows", f"at most {recipe.max_length:,} tokens, prompt and completion together (max_length)"
     yield "stages", ", ".join(preview.stages)

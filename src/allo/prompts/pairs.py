@@ -16,6 +16,7 @@ from allo.rows import Notes, Reading, Row, checked, read_rows, stem, without_nul
 Placed = Iterable[tuple[int, str, Row]]
 Model = TypeVar("Model", bound=BaseModel)
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class PairRow(BaseModel):
@@ -44,6 +45,8 @@ class CompletionRow(BaseModel):
     prompt: str | list[ChatMessage] | None = None
     finished: bool = True
     message: ChatMessage | None = None
+    token_weights: list[Weight] | None = None
+    completion_ids: list[TokenId] | None = None
 
 
 def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
@@ -74,35 +77,31 @@ def pairs_of_rows(
 def completions_of_rows(
     rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
 ) -> tuple[list[dict[str, Any]], Reading]:
-    """Return rows with `prompt`, `completion`, `finished`, `template` and `message`, read as the sides of pairs are.
-
-    Other columns of the trainer's rows (`token_weights`, `completion_ids`) are kept as they are.
-    """
+    """Return rows as `hf.rows` tokenizes them, each with its `id`, read as the sides of pairs are."""
     notes, found, kept = Notes(), [], []
-    for _, place, row in _placed(rows, name=name):
+    for number, place, row in _placed(rows, name=name):
         if "messages" in row and "completion" not in row:
             row = {"completion": row.pop("messages"), **row}
-        one = _read(CompletionRow, row, place=place, notes=notes, passed=PASSED)
+        one = _read(CompletionRow, row, place=place, notes=notes)
         found.append(apart(one.prompt, {"completion": one.completion}, row, place=place, notes=notes))
-        kept.append((row, one))
+        kept.append((number, row, one))
     completions = []
-    for answered, (row, one) in zip(without_repeats(found, notes), kept, strict=True):
+    for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
         side = _filled("completion", answered)
         prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
         completions.append(
             {
+                "id": f"{name}-{number}",
                 "prompt": prompt,
                 "completion": text_of(side),
                 "finished": one.finished,
                 "template": template,
                 "message": _message(one.message, side, place=answered.place),
-                **{column: row[column] for column in PASSED if row.get(column) is not None},
+                "token_weights": one.token_weights,
+                "completion_ids": one.completion_ids,
             }
         )
     return completions, notes.reading()
-
-
-PASSED = ("token_weights", "completion_ids")
 
 
 def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:
@@ -119,12 +118,12 @@ def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[i
         yield number, place, plain
 
 
-def _read(model: type[Model], row: Row, *, place: str, notes: Notes, passed: Iterable[str] = ()) -> Model:
+def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
     notes.rows += 1
     if isinstance(row.get("template"), dict) and row["template"].keys() <= set(TEMPLATE):
         row |= row.pop("template")  # a run's own line
     refuse_feedback(row, place=place)
-    note_ignored(notes, row, read=(*model.model_fields, *passed))
+    note_ignored(notes, row, read=model.model_fields)
     return checked(model, row, place=place)
 
 

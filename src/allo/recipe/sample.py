@@ -113,6 +113,8 @@ class Sample(Block):
     def settings(self) -> dict[str, Any]:
         """Return what the completions depend on: not where servers are, nor how they are asked."""
         if self.backend == "openai":
-            return self.model_dump(exclude={"servers", "batch_size"})
+            # An earlier version trained on the end of a turn after a sample that a stop string had ended.
+            keeps = {"keeps": "stop"} if self.stop else {}
+            return self.model_dump(exclude={"servers", "batch_size"}) | keeps
         # A run whose samples were kept as text alone, by an earlier version, samples again.
         return self.model_dump(exclude={"servers"}) | {"keeps": "token_ids"}

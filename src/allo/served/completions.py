@@ -65,8 +65,8 @@ def complete(
 ) -> dict[str, Any]:
     """Ask for every completion that `lines` lacks; returns counts, of `lines` and of this process.
 
-    Each reply is a batch of rows there, a `Completion` each and the server's count of the prompt's `prompt_tokens`. The
-    endpoints have one model and one key between them. `num_tokens` counts a text's tokens, for replies of several
+    Each reply is a batch of rows there, a `Completion` each with the server's count of the prompt's `prompt_tokens` and the
+    `stop` of its `Choice`. The endpoints have one model and one key between them. `num_tokens` counts a text's tokens, for replies of several
     completions, of which servers count all tokens together.
 
     Raises `UserError` without the `openai` package; where no server answers, at the beginning or for `patience` seconds
@@ -111,13 +111,15 @@ def _check_kept(lines: ResumableLines) -> None:
 def _recorded(lines: ResumableLines, prompts: Sequence[Asked]) -> dict[str, int]:
     """What the manifest holds of all processes that wrote the lines.
 
-    `prompts_read_otherwise`: prompts in which a server counts other tokens than we do.
+    `prompts_read_otherwise`: prompts in which a server counts other tokens than we do. `ends_guessed`: completions of which
+    no server said whether a stop string ended them or the model.
     """
     own = {prompt.id: prompt.num_tokens for prompt in prompts}
     rows = list(lines.rows())
     counted = {(row["prompt_id"], row.get("prompt_tokens")) for row in rows}
     return {
         "tokens": sum(row["num_tokens"] for row in rows),
+        "ends_guessed": sum(bool(row.get("is_guessed")) for row in rows),
         "prompts_read_otherwise": len({id for id, tokens in counted if tokens not in (None, own.get(id))}),
     }
 
@@ -231,7 +233,8 @@ class _Work:
             if tokens is None:
                 tokens = self.num_tokens(choice.text) + choice.finished
             one = Completion(prompt.id, index, choice.text, choice.finished, tokens)
-            rows.append(asdict(one) | {"prompt_tokens": reply.prompt_tokens})
+            own = {"prompt_tokens": reply.prompt_tokens, "stop": choice.stop, "is_guessed": choice.is_guessed}
+            rows.append(asdict(one) | own)
         self.lines.append(rows)
         self.there[prompt.id] += len(rows)
         self.failed_in_a_row = 0

@@ -1,5 +1,6 @@
 """What is asked of a server for one prompt, and what of its reply is a completion."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from allo.endpoint.words import (
     BY_ITSELF,
     BY_LENGTH,
     BY_OTHERS,
+    BY_STRING,
+    UNSAID,
     count_of,
     end_word,
     kept,
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from openai import AsyncOpenAI
 
+_THOUGHTS = re.compile("think|thought|reasoning|reflect", re.IGNORECASE)
 _SEEDS = 2**31  # what every server's generator takes
 
 
@@ -53,11 +57,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion of a reply, without what ended it. `ended`: the server's reason, empty without a word of it."""
+    """One completion of a reply, without what ended it. `ended`: the server's reason, empty without a word of it.
+
+    `stop`: the stop string, or the id of the token, that ended it; empty for a stop string without its name. None: the
+    model's own end, which `is_guessed` if the server says only that it stopped.
+    """
 
     text: str
     finished: bool
     ended: str = ""
+    stop: str | int | None = None
+    is_guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,9 +138,14 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
 
 
 def _lacks_thoughts(choice: Any) -> bool:
-    """By the names of llama.cpp and SGLang, and of vLLM."""
-    message = getattr(choice, "message", None)
-    return any(getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+    """Whether a field beside the text has thoughts: each server has a name of its own for it."""
+    fields = _fields(getattr(choice, "message", None)) | _fields(choice)
+    return any(value for name, value in fields.items() if _THOUGHTS.search(name))
+
+
+def _fields(read: Any) -> dict[str, Any]:
+    """The fields of an object of the client's, with those that only this server has."""
+    return {**getattr(read, "__dict__", {}), **(getattr(read, "model_extra", None) or {})}
 
 
 def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
@@ -142,12 +157,30 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
         return None
     if not text.strip() and word not in BY_ITSELF | BY_LENGTH:
         return None
-    starts = [text.find(string) for string in stop if string in text]
+    begins = {string: text.find(string) for string in stop if string in text}
+    first = min(begins, key=lambda string: (begins[string], -len(string)), default=None)
+    found, is_guessed = (first, False) if first is not None else _stop_of(choice, word, stop)
     return Choice(
-        text=kept(key, text[: min(starts, default=len(text))]),
-        finished=bool(starts) or word in BY_ITSELF,
+        text=kept(key, text[: begins.get(first or "")]),
+        finished=first is not None or word in BY_ITSELF,
         ended=without(key, reason) if isinstance(reason, str) else "",
+        stop=found,
+        is_guessed=is_guessed,
     )
+
+
+def _stop_of(choice: Any, word: str, stop: Sequence[str]) -> tuple[str | int | None, bool]:
+    """What ended a completion whose text does not show it, as in `Choice`, and whether that is a guess.
+
+    Servers that say more than a word name it in a field of the choice: `stop_reason` (vLLM), `matched_stop` (SGLang).
+    """
+    said = {name: value for name, value in _fields(choice).items() if "stop" in name}
+    named = [value for value in said.values() if value in stop or type(value) is int]
+    if named and word in BY_ITSELF:
+        return named[0], False
+    if word in BY_STRING:
+        return (stop[0] if len(stop) == 1 else ""), False
+    return None, bool(stop) and not said and word in UNSAID
 
 
 def _count(usage: Any, name: str) -> int | None:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import Tokenizer, load_tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, check_values, is_ready, read_start
+from allo.hf.start import check_policy, check_values, date_of, is_ready
 from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
@@ -40,12 +39,12 @@ from allo.stages.sample import check_servable, prompt_room
 class Findings:
     """Everything that the checks found of a recipe.
 
-    `are_finite`: all weights were read, and none is NaN. `positions`: None for a model without a limit.
+    `unread`: what waits until models are loaded, in words. `positions`: None for a model without a limit.
     """
 
     tokenizer: Tokenizer
     num_weights: int
-    are_finite: bool
+    unread: list[str]
     positions: int | None
     readings: dict[str, Reading]
     trained: list[Trained]
@@ -56,6 +55,8 @@ class Findings:
 def check(recipe: Recipe) -> None:
     """Make all checks, and say what became of the rows. Raises `UserError` for the first that fails."""
     found = findings(recipe)
+    for sentence in found.unread:
+        say(sentence)
     for key, reading in found.readings.items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
@@ -76,22 +77,24 @@ def findings(recipe: Recipe) -> Findings:
     tokenizer = load_tokenizer(
         recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
     )
-    _use_date(tokenizer, RunFolder(recipe.run_folder))
+    with contextlib.suppress(UserError, OSError, ValueError):
+        templates.use_date(tokenizer, date_of(RunFolder(recipe.run_folder)) or templates.today())
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
-        check_values(recipe.score.rewriter)
     config = check_policy(recipe, tokenizer)
     positions, sources = num_positions(config), Sources(recipe)
     _check_lengths(recipe, positions)
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     disk = check_disk(recipe, weights)
     _check_backend(recipe)
-    are_finite = check_values(recipe.model)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
+    unread = [check_values(ref) for ref in _models(recipe)]
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
-    return Findings(tokenizer, weights, are_finite, positions, sources.readings(), trained, prompts, disk)
+    return Findings(
+        tokenizer, weights, list(filter(None, unread)), positions, sources.readings(), trained, prompts, disk
+    )
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -114,12 +117,11 @@ def _check_settings(recipe: Recipe) -> None:
     improve.check_settings(recipe)
 
 
-def _use_date(tokenizer: Tokenizer, run: RunFolder) -> None:
-    """Give the chat template the date of a run that has begun."""
-    with contextlib.suppress(UserError, OSError, ValueError):
-        day = read_start(run).date
-        if day is not None:
-            templates.use_date(tokenizer, date.fromisoformat(day))
+def _models(recipe: Recipe) -> list[str | Path]:
+    """The models that a recipe loads, once each."""
+    found: list[str | Path | None] = [recipe.model, recipe.judge.reward_model, recipe.evaluate.reward_model]
+    found.append(recipe.score.rewriter if recipe.score is not None else None)
+    return [ref for ref in dict.fromkeys(found) if ref is not None]
 
 
 def _check_asked(

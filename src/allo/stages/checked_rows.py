@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from allo.errors import UserError
-from allo.hf import templates
 from allo.hf.models import Tokenizer
 from allo.hf.rows import Counts, counted_completions, counted_pairs
+from allo.hf.templates import Chat
 from allo.hf.tokenization import cut_left, prompt_ids
 from allo.hf.written import check_written
 from allo.recipe import Recipe
@@ -70,7 +70,7 @@ def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The ids of a prompt, after which the template must be able to write an answer, too."""
     place, text = f"prompt {prompt.id}", prompt.prompt
     if not isinstance(text, str):
-        text = templates.turn(tokenizer, text, template=prompt.template, place=place).prompt
+        text = Chat(tokenizer, text, prompt.template, place).turn().prompt
     return prompt_ids(tokenizer, text, place=place)
 
 

@@ -16,7 +16,7 @@ from allo.core.param_mask import ParamMask
 from allo.core.selection import PIECE, stable_hash
 from allo.errors import UserError
 from allo.hf.arguments import training_arguments
-from allo.hf.dpo_passes import DpoPasses
+from allo.hf.dpo_passes import READ_AT_START, READ_IN_WARMUP, DpoPasses
 from allo.hf.models import Model, Tokenizer
 from allo.hf.rows import counted_pairs
 from allo.hf.start import load_start, read_start
@@ -26,9 +26,9 @@ from allo.recipe import Locate, Recipe
 from allo.records import Pair
 
 WARMUP_WEIGHTS = "weights.safetensors"
-# What `warmup_fused` takes beside the recipe's own fields; its rule would ignore the rest.
-_FUSED_TRAINING = {"max_steps", "lr_scheduler_kwargs", "data_seed", "activation_checkpointing"}
 _SUMMED = {"gradient": importance.gradient, "fisher": importance.fisher, "taylor": importance.taylor}
+# Criteria with passes of their own, and the arguments that these read; the criteria that are not here read none.
+_READ = {"warmup_fused": READ_IN_WARMUP, **dict.fromkeys(_SUMMED, READ_AT_START)}
 Shapes = dict[str, tuple[int, ...]]
 Scores = Callable[[], Iterable[tuple[str, Tensor]]]
 Counts = dict[str, Any]
@@ -43,8 +43,7 @@ def check_settings(locate: Locate) -> None:
         )
     if locate.criterion in ("warmup", "bottom"):
         return
-    heeded = _FUSED_TRAINING if locate.criterion == "warmup_fused" else {"activation_checkpointing"}
-    ignored = (locate.training.model_extra or {}).keys() - heeded
+    ignored = (locate.training.model_extra or {}).keys() - _READ.get(locate.criterion, frozenset())
     if ignored:
         reason = (
             "has an update rule of its own, inside the backward pass,"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from allo.artifacts import ResumableLines, RunFolder
 from allo.console import say, track
-from allo.core.thoughts import spoken
+from allo.core.thoughts import USUAL
 from allo.errors import UserError
 from allo.hf.model_checks import num_positions
+from allo.hf.models import Tokenizer
 from allo.hf.reward_model import (
     RewardModel,
     check_reward_folder,
@@ -18,7 +19,8 @@ from allo.hf.reward_model import (
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES, check_values, give_start_date
+from allo.hf.start import DTYPES, give_date, load_start_tokenizer
+from allo.hf.thoughts import thoughts_of
 from allo.recipe import Recipe
 from allo.records import Prompt, Template
 
@@ -41,11 +43,15 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Reader:
-    """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together."""
+    """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together.
+
+    `policy`: the tokenizer of the model that wrote the texts, which knows their thoughts; None: they have the usual ones.
+    """
 
     model: RewardModel
     max_length: int
     batch_size: int
+    policy: Tokenizer | None = None
 
     def rewards(self, asked: Sequence[Asked]) -> tuple[list[float], int]:
         """One for each (prompt, completion), in their order, and how many texts were read without their beginning.
@@ -61,11 +67,12 @@ class Reader:
     def rows(self, asked: Sequence[Asked]) -> Rows:
         """Return the token ids of each text without its thoughts, and whether its beginning was cut off."""
         prompts = {(prompt.id, text): prompt for prompt, text in asked}
+        thoughts = USUAL if self.policy is None else thoughts_of(self.policy, prompts.values())
         return {
             key: judged_ids(
                 self.model.tokenizer,
                 prompt.prompt,
-                spoken(key[1]),
+                thoughts.spoken(key[1], prompt.prompt, prompt.template),
                 max_length=self.max_length,
                 template=prompt.template,
                 place=f"prompt {prompt.id}",
@@ -96,13 +103,14 @@ def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
-    give_start_date(loaded.tokenizer, run)
+    give_date(loaded.tokenizer, run)
     positions = num_positions(loaded.model.config)
     if positions is not None and positions < judge.max_length:
         say(
             f"{model} has {positions} positions: longer texts lose their beginning (judge.max_length is {judge.max_length})"
         )
-    return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size)
+    policy = load_start_tokenizer(recipe, run)
+    return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size, policy)
 
 
 def reward(
@@ -138,7 +146,7 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
 def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
     """Check that the model of a recipe's key is a reward model, and can be shown the prompts.
 
-    The weights of a local folder are looked at; a model of the hub waits until it is loaded.
+    The headers of a local folder's weights are looked at; a model of the hub waits until it is loaded.
 
     You are told if it is not shown the prompts' tools or documents.
     Raises `UserError` where it is not, or cannot, or has nothing to judge.
@@ -156,7 +164,6 @@ def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[P
     folder = Path(model).expanduser()
     if folder.is_dir():
         check_reward_folder(folder, model, config, trust_remote_code=recipe.trust_remote_code)
-        check_values(folder)
 
     def ids(prompt: Prompt, template: Template | None) -> list[int]:
         place = f"prompt {prompt.id}"

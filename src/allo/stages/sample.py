@@ -1,20 +1,21 @@
 """Sample completions of the starting model: in this process, or at servers that have it."""
 
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from allo import served
 from allo.artifacts import ResumableLines, RunFolder, write_jsonl
-from allo.console import track
+from allo.console import say, track
 from allo.endpoint import Endpoint
 from allo.errors import UserError
 from allo.hf.generate import Batch, generate, num_batches
 from allo.hf.model_checks import num_positions
 from allo.hf.models import Model, Tokenizer, read_config
 from allo.hf.start import load_start, load_start_tokenizer, read_start
-from allo.hf.tokenization import cut_left, prompt_ids, prompt_text, turn_end_ids
+from allo.hf.tokenization import cut_left, prompt_ids, prompt_text, tokenize, turn_end_ids
 from allo.hf.vllm_engine import vllm_generate
 from allo.recipe import Recipe
 from allo.records import Completion, Prompt
@@ -208,8 +209,39 @@ def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Promp
         f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
         num_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
     )
+    if counts["ends_guessed"]:
+        say(
+            f"sample: of {counts['ends_guessed']} completions the servers do not say whether a string of sample.stop ended them "
+            "or the model; all are trained on with the model's own end. vLLM and SGLang say it."
+        )
     num_cut = sum(len(ids_of(tokenizer, prompt)) > room for prompt in prompts)
-    return _completed(prompts, lines, num_cut=num_cut, counts=counts)
+    completed = _completed(prompts, lines, num_cut=num_cut, counts=counts)
+    stops = {(row["prompt_id"], row["index"]): row.get("stop") for row in lines.rows()}
+    by_id = {prompt.id: prompt for prompt in prompts}
+    ended = [
+        replace(
+            one, token_ids=_ids_to(tokenizer, by_id[one.prompt_id], one.text, stops[one.prompt_id, one.index])
+        )
+        for one in completed.completions
+    ]
+    return replace(completed, completions=ended)
+
+
+def _ids_to(tokenizer: Tokenizer, prompt: Prompt, text: str, stop: str | int | None) -> list[int] | None:
+    """The ids of a server's completion up to the stop string or token that ended it; None if the model's own end did."""
+    if stop is None or (isinstance(stop, int) and not 0 <= stop < len(tokenizer)):
+        return None
+    is_token = isinstance(stop, int)
+    found = tokenize(
+        tokenizer,
+        prompt.prompt,
+        text if is_token else f"{text}{stop}",
+        finished=False,
+        max_length=sys.maxsize,
+        template=prompt.template,
+        place=f"prompt {prompt.id}",
+    )
+    return [*(found.completion_ids if found else []), *([stop] if isinstance(stop, int) else [])]
 
 
 def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> served.Asked:

@@ -19,7 +19,7 @@ from allo.hf.models import Tokenizer
 from allo.hf.policy import check_head
 from allo.hf.rewriter import load_rewriter
 from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
-from allo.hf.start import give_start_date, load_start, load_start_tokenizer
+from allo.hf.start import give_date, load_start, load_start_tokenizer
 from allo.hf.tokenization import tokenize
 from allo.recipe import Recipe
 from allo.recipe.scores import Score
@@ -112,7 +112,7 @@ def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
         max_length=recipe.max_length,
         device=recipe.device,
     )
-    give_start_date(own.tokenizer, run)
+    give_date(own.tokenizer, run)
     return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 

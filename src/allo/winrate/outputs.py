@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from allo.artifacts import RunFolder, read_json, sha256_answers, sha256_file
-from allo.core.thoughts import spoken
+from allo.core.thoughts import USUAL
 from allo.errors import UserError
 from allo.json_text import parse_json
 from allo.recipe import load_recipe
@@ -139,7 +139,7 @@ def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
                 f"{model.name} and {baseline.name}: neither holds the instructions that were answered; "
                 "one of the two must be a run, or a file with `instruction`."
             )
-        answers = (spoken(one.text) for one in (row, others[key]))
+        answers = (USUAL.spoken(one.text) for one in (row, others[key]))
         found.append(Duel(row.id or others[key].id or str(number), instruction, *answers))
     if not found:
         raise UserError(
