@@ -1,7 +1,6 @@
 """The starting model of a run: a folder whose tensors are, bit for bit, those of the live model."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -10,7 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.artifacts import RunFolder, give_default_mode, read_as, sha256_file, sync_all, write_json
+from allo.artifacts import (
+    RunFolder,
+    folder_written_aside,
+    give_default_mode,
+    read_as,
+    sha256_file,
+    write_json,
+)
 from allo.checkpoints import Checkpoint, refuse_adapter
 from allo.core.fingerprints import Digest, combine
 from allo.core.finite import check_finite
@@ -230,20 +236,16 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     could then not be carried from the one to the other.
     """
     check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    with quiet():
-        model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    for file in part.iterdir():
-        give_default_mode(file)
-    live = {name for name, _ in model.named_parameters()}
-    stored = set(Checkpoint.open(part).stored)
-    if live != stored:
-        raise UserError(
-            f"{type(model).__name__} stores its weights under other names than it trains them "
-            f"(first: {min(live ^ stored)}), which allo does not support."
-        )
-    sync_all(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with folder_written_aside(folder, replaces=True) as part:
+        with quiet():
+            model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        for file in part.iterdir():
+            give_default_mode(file)
+        live = {name for name, _ in model.named_parameters()}
+        stored = set(Checkpoint.open(part).stored)
+        if live != stored:
+            raise UserError(
+                f"{type(model).__name__} stores its weights under other names than it trains them "
+                f"(first: {min(live ^ stored)}), which allo does not support."
+            )
