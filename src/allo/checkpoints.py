@@ -19,7 +19,7 @@ from torch import Tensor
 
 from allo.artifacts import folder_written_aside
 from allo.core.fingerprints import CODES, DTYPES, Digest, as_bits, combine
-from allo.errors import UserError
+from allo.errors import UserError, and_more
 from allo.json_text import parse_json
 
 SINGLE = "model.safetensors"
@@ -218,7 +218,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         others = sorted({*named, *shards} - {SINGLE})
         if others:
             raise UserError(
-                f"{folder} holds its weights twice, in {SINGLE} and in {others[0]}{_and_more(others)}: which of them "
+                f"{folder} holds its weights twice, in {SINGLE} and in {others[0]}{and_more(others)}: which of them "
                 f"count? Keep one: remove {SINGLE}, or remove the shards and {INDEX}."
             )
         named = [SINGLE]
@@ -226,7 +226,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         strays = [name for name in shards if name not in named]
         if strays:
             raise UserError(
-                f"{folder}: {strays[0]}{_and_more(strays)} is not named in {INDEX}, so the folder mixes two downloads or "
+                f"{folder}: {strays[0]}{and_more(strays)} is not named in {INDEX}, so the folder mixes two downloads or "
                 "its index is old: remove the shards that do not belong to it, or download the folder again."
             )
     elif shards:
@@ -240,7 +240,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 )
         others = sorted(file.name for file in folder.glob("*.safetensors"))
         found = (
-            f", only {others[0]}{_and_more(others)}: rename the file that holds the model" if others else ""
+            f", only {others[0]}{and_more(others)}: rename the file that holds the model" if others else ""
         )
         raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}{found}.")
     for name in named:
@@ -277,10 +277,6 @@ def refuse_adapter(folder: Path) -> None:
         what = f"an adapter ({ADAPTER}) and no whole model. Merge it into its base and give the merged folder"
         places = [str(settings.get("base_model_name_or_path") or "BASE"), str(folder), "MERGED"]
     raise UserError(f"{folder} holds {what}:\n  python -c {shlex.join([code, *places])}")
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
