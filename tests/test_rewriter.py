@@ -34,7 +34,7 @@ from allo.rewriter.train import read_settings, train_rewriter, trainer_of
 from allo.stages import score
 from allo.tasks import planted_flaws
 from allo.wording import ask_for_rewrite
-from server import KEY, MODEL, Chat, serving
+from server import KEY, MODEL, Chat, serving, without_proxy
 from tiny import TOKENIZER, model
 from tiny_run import LAB, RECIPE, overrides
 
@@ -212,8 +212,7 @@ def test_self_keeps_what_is_right_and_near_and_goes_on_where_it_was_killed(
 def chat(monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[Chat]:
     """A teacher that knows the solutions: it is shown them."""
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
     with serving(lambda content: content.split("Correct solution:\n")[1].split("\n\nDraft:")[0]) as served:
         yield served
 

@@ -19,7 +19,19 @@ from allo.errors import UserError
 from allo.records import Message
 from allo.served import Asked, Settings, complete, seed_of
 from model_server import STARTING_MODEL, ModelServer, every_prompt, from_seed, model_server
-from server import KEY, LONGEST, PATIENCE, Handler, garbage, half, page, stall, status
+from server import (
+    KEY,
+    LONGEST,
+    PATIENCE,
+    Handler,
+    garbage,
+    half,
+    page,
+    stall,
+    status,
+    with_short_pauses,
+    without_proxy,
+)
 
 VARIABLE = "ALLO_TEST_KEY"
 NUM, N, SEED = 10, 4, 5
@@ -31,11 +43,9 @@ Rows = dict[tuple[str, int], dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, no proxy, and pauses that a test can wait for."""
-    for name in (VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
-    monkeypatch.setattr("allo.served.completions._FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("allo.endpoint._LONGEST_PAUSE", 0.0)
+    without_proxy(monkeypatch, VARIABLE)
+    with_short_pauses(monkeypatch)
+    monkeypatch.setattr("allo.endpoint.LONGEST_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -28,7 +28,21 @@ from allo.winrate.wording import (
     ask_for_verdict,
     read_verdict,
 )
-from server import KEY, LONGEST, MODEL, PATIENCE, Chat, Handler, garbage, half, page, serving, stall, status
+from server import (
+    KEY,
+    LONGEST,
+    MODEL,
+    PATIENCE,
+    Chat,
+    Handler,
+    garbage,
+    half,
+    page,
+    serving,
+    stall,
+    status,
+    without_proxy,
+)
 from tiny_run import tiny
 
 VARIABLE = "ALLO_TEST_KEY"
@@ -68,8 +82,7 @@ def better(_: str, one: str, two: str) -> str:
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
     with serving(scripted(better)) as served:
         yield served
 
