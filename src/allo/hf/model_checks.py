@@ -106,7 +106,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
     stored = checkpoint.stored
     known = model.state_dict()
     for name, entry in stored.items():
-        if entry.dtype not in DENSE_DTYPES and not is_harmless(name, model):
+        if entry.dtype not in DENSE_DTYPES and not _is_harmless(name, model):
             raise UserError(
                 f"{ref}: tensor {name} is stored as {str(entry.dtype).removeprefix('torch.')}: quantised weights. {DENSE}"
             )
@@ -120,7 +120,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
         refuse_left_over(stored.keys() - known.keys(), model, ref)
     tied = _tied_names(model)
     places = {name: known.keys() & _variants(name, model) for name in stored}
-    if all(found or is_harmless(name, model) for name, found in places.items()):
+    if all(found or _is_harmless(name, model) for name, found in places.items()):
         present = {name for found in places.values() for name in found}
         optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
         absent = [
@@ -180,7 +180,7 @@ def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -
 
 def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -> None:
     """Raise UserError if a tensor of the checkpoint is none of the model's: config.json describes another model."""
-    left = sorted(name for name in names if not is_harmless(name, model))
+    left = sorted(name for name in names if not _is_harmless(name, model))
     if not left:
         return
     more = and_more(left)
@@ -195,7 +195,7 @@ def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -
     )
 
 
-def is_harmless(name: str, model: PreTrainedModel) -> bool:
+def _is_harmless(name: str, model: PreTrainedModel) -> bool:
     """Whether a stored tensor may be left out: a table that the model computes, or one that transformers ignores.
 
     Decided by the model's buffers, its `_keys_to_ignore_on_load_unexpected`, and tables of older checkpoints
