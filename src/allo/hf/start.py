@@ -107,8 +107,7 @@ def check_values(ref: str | Path) -> bool:
     if not folder.is_dir():
         return False
     checkpoint = Checkpoint.open(folder)
-    files = {entry.file for entry in checkpoint.stored.values()}
-    if sum(file.stat().st_size for file in files) > _QUICKLY_READ:
+    if sum(file.stat().st_size for file in checkpoint.files) > _QUICKLY_READ:
         return False
     for name in checkpoint.stored:
         for _ in _sound_pieces(checkpoint, name):
@@ -126,6 +125,11 @@ def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None
     )
 
 
+def load_policy_tokenizer(recipe: Recipe, ref: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer at `ref` with the recipe's settings."""
+    return load_tokenizer(ref, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
+
+
 def load_start(
     recipe: Recipe, run: RunFolder, *, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -136,19 +140,10 @@ def load_start(
 def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
     """Return the starting model's tokenizer, whose chat template is given the run's date."""
     start = read_start(run)
-    tokenizer = load_tokenizer(
-        start.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_policy_tokenizer(recipe, start.model)
     if start.date is not None:
         templates.use_date(tokenizer, date.fromisoformat(start.date))
     return tokenizer
-
-
-@dataclass(frozen=True)
-class _Day:
-    """The content of `date.json`: a date in ISO form."""
-
-    date: str
 
 
 def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
@@ -163,9 +158,9 @@ def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
         write_json(file, {"date": templates.today().isoformat()})
     advice = f"Remove {run.start}: its run begins again, with today's date."
     try:
-        day = date.fromisoformat(read_as(file, _Day, advice=advice).date)
-    except ValueError as error:
-        raise UserError(f"{file}: {error}. {advice}") from error
+        day = date.fromisoformat(read_as(file, dict[str, str], advice=advice)["date"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: no date ({error}). {advice}") from error
     templates.use_date(tokenizer, day)
     return day.isoformat()
 

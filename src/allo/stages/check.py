@@ -17,10 +17,10 @@ from allo.errors import UserError
 from allo.hf import templates
 from allo.hf.arguments import training_arguments
 from allo.hf.model_checks import check_positions, num_positions
-from allo.hf.models import Tokenizer, load_tokenizer, num_weights
+from allo.hf.models import Tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, check_values, is_ready, read_start
+from allo.hf.start import check_policy, check_values, is_ready, load_policy_tokenizer, read_start
 from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
@@ -73,9 +73,7 @@ def findings(recipe: Recipe) -> Findings:
     Nothing is written. Raises `UserError` for the first that fails.
     """
     _check_settings(recipe)
-    tokenizer = load_tokenizer(
-        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_policy_tokenizer(recipe, recipe.model)
     _use_date(tokenizer, RunFolder(recipe.run_folder))
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
