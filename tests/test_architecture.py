@@ -82,6 +82,7 @@ HOUSE = {
     "sources": Room({"errors", "prompts", "recipe", "records", "rows", "tasks"}),
     "rounds": Room({"artifacts", "recipe"}),
     "manifest": Room({"json_forms", "artifacts"}),
+    "identity": Room({"errors", "console", "artifacts", "manifest", "recipe"}),
     "harness_block": Room({"errors", "console", "json_text", "artifacts", "manifest"}),
     # Files of weights, tensor by tensor: no model is built.
     "fingerprints": Room({"errors", "core"}, TENSORS),
@@ -115,7 +116,7 @@ HOUSE = {
     # Judges of answers; it reads finished runs, and runs no model.
     "winrate": Room({*LEAVES, "endpoint", "core"}, {"numpy"}),
     "stage": Room({*LEAVES, "stages"}),
-    "pipeline": Room({*LEAVES, "provenance", "lab", "stage", "stages"}, lazy={"torch"}),
+    "pipeline": Room({*LEAVES, "provenance", "identity", "lab", "stage", "stages"}, lazy={"torch"}),
     # Standard tasks through lm-eval, which no other room knows.
     "harness": Room(
         {*LEAVES, "provenance", "core", *WEIGHT_FILES, "hf", "report", "stages", "pipeline"},

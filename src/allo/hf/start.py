@@ -139,10 +139,8 @@ def load_start(
 
 def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
     """Return the starting model's tokenizer, whose chat template is given the run's date."""
-    start = read_start(run)
-    tokenizer = load_policy_tokenizer(recipe, start.model)
-    if start.date is not None:
-        templates.use_date(tokenizer, date.fromisoformat(start.date))
+    tokenizer = load_policy_tokenizer(recipe, read_start(run).model)
+    use_start_date(tokenizer, run)
     return tokenizer
 
 
@@ -165,13 +163,18 @@ def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
     return day.isoformat()
 
 
+def use_start_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> bool:
+    """Give the chat template the date that the run's starting model was given, and return whether it was given one."""
+    day = read_start(run).date
+    if day is not None:
+        templates.use_date(tokenizer, date.fromisoformat(day))
+    return day is not None
+
+
 def give_start_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> None:
     """Give the chat template of another model than the policy the date of a run that has its starting model."""
-    day = read_start(run).date
-    if day is None:
+    if not use_start_date(tokenizer, run):
         give_date(tokenizer, run)
-    else:
-        templates.use_date(tokenizer, date.fromisoformat(day))
 
 
 def read_start(run: RunFolder) -> Start:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from allo.baselines.arguments import trl_arguments
 from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
-from allo.hf import templates
 from allo.hf.arguments import training_arguments
 from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import Tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, check_values, is_ready, load_policy_tokenizer, read_start
+from allo.hf.start import check_policy, check_values, is_ready, load_policy_tokenizer, use_start_date
 from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
@@ -74,7 +72,8 @@ def findings(recipe: Recipe) -> Findings:
     """
     _check_settings(recipe)
     tokenizer = load_policy_tokenizer(recipe, recipe.model)
-    _use_date(tokenizer, RunFolder(recipe.run_folder))
+    with contextlib.suppress(UserError, OSError, ValueError):  # a run that has not begun has no date yet
+        use_start_date(tokenizer, RunFolder(recipe.run_folder))
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
         check_values(recipe.score.rewriter)
@@ -110,14 +109,6 @@ def _check_settings(recipe: Recipe) -> None:
     if recipe.score is not None:
         scorers_of(recipe.score)
     improve.check_settings(recipe)
-
-
-def _use_date(tokenizer: Tokenizer, run: RunFolder) -> None:
-    """Give the chat template the date of a run that has begun."""
-    with contextlib.suppress(UserError, OSError, ValueError):
-        day = read_start(run).date
-        if day is not None:
-            templates.use_date(tokenizer, date.fromisoformat(day))
 
 
 def _check_asked(
@@ -190,7 +181,7 @@ def _check_lengths(recipe: Recipe, positions: int | None) -> None:
     lengths = [recipe.evaluate.max_new_tokens, recipe.evaluate.kl_tokens]
     if recipe.data.pairs is None:
         lengths.append(recipe.sample.max_new_tokens)
-    prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max(lengths))
+    _room(recipe, positions, max(lengths))
     check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)
 
 
@@ -201,8 +192,7 @@ def _check_backend(recipe: Recipe) -> None:
     if recipe.sample.backend == "vllm":
         require_vllm()
         local = recipe.sft is None and Path(recipe.model).expanduser().is_dir()
-        start = is_ready(recipe) if local else None
-        if start is not None:
+        if local and (start := is_ready(recipe)):
             refuse_other_weights(start)
     if recipe.sample.backend == "openai":
         require_openai()
