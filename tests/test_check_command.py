@@ -22,24 +22,9 @@ from allo.preview.tokens import SHOWN_ENDS, Token, laid_out, visible
 from allo.recipe import Recipe
 from allo.stages import check as checks
 from allo.stages.sft import demonstrations
-from tiny_chat import byte_fallback_tokenizer, chat_tokenizer, save_chat_model
+from check_setup import CHAT, SHORT, asked_chat, chat_model, written
+from tiny_chat import byte_fallback_tokenizer, chat_tokenizer
 from tiny_run import tiny as tiny_recipe
-
-SHORT = ("sample.max_new_tokens=8", "evaluate.max_new_tokens=8")
-CHAT = [{"role": "user", "content": "2+2?"}]
-
-
-def asked_chat(answer: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": answer}]
-
-
-def written(file: Path, *rows: dict[str, Any]) -> Path:
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return file
-
-
-def chat_model(folder: Path, **config: Any) -> Path:
-    return save_chat_model(folder, chat_tokenizer(eos="<|endoftext|>"), ends=[0, 2], **config)
 
 
 def on_pairs(tmp_path: Path, model: Path | None, *rows: dict[str, Any], more: Sequence[str] = ()) -> Recipe:
