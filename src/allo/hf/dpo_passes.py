@@ -30,7 +30,7 @@ from allo.hf.selected_trainer import REFERENCE_FILE, Row
 
 
 class DpoPasses:
-    """Passes of a model in eval mode over `rows`, which are those of `rows.pair_rows`.
+    """Passes of a model in eval mode over `rows`, which are those of `rows.counted_pairs`.
 
     Of `arguments` count the learning rate and its schedule, epochs or steps, rows a step, the seeds and
     activation_checkpointing. Micro-batches are cut as the trainers cut them.

@@ -50,8 +50,13 @@ def vllm_generate(
         folder, dtype=dtype, max_model_len=max_length, trust_remote_code=trust_remote_code, seed=seeds[0]
     )
     sampling = {
-        "n": num_generations, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens,
-        "stop": stop, "stop_token_ids": list(turn_ends), "skip_special_tokens": False,
+        "n": num_generations,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_new_tokens,
+        "stop": stop,
+        "stop_token_ids": list(turn_ends),
+        "skip_special_tokens": False,
     }
     size = prompts_per_batch(num_generations, batch_size)
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from allo.artifacts import RunFolder, read_jsonl
 from allo.hf.models import Tokenizer
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.recipe import Recipe
 from allo.records import Pair, Wrong
 from allo.rounds import first_round
@@ -27,7 +27,7 @@ def sampled_pair(recipe: Recipe, tokenizer: Tokenizer, *, is_scored: bool) -> Sa
     weights = _weights(run) if is_scored else {}
     pairs = read_jsonl(run.pairs, Pair)
     pairs.sort(key=lambda pair: (pair.prompt_id, pair.rejected) not in weights)
-    rows, _ = pair_rows(tokenizer, [vars(pair) for pair in pairs], max_length=recipe.max_length)
+    rows, _ = counted_pairs(tokenizer, [vars(pair) for pair in pairs], max_length=recipe.max_length)
     found = weights.get((pairs[0].prompt_id, pairs[0].rejected))
     if found is not None and len(found) != len(rows[0]["rejected_ids"]):
         found = None  # the first pair is too long: the row is another's
