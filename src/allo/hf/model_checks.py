@@ -43,7 +43,7 @@ _POSITIONS = (
 _UNLIMITED = {"bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
 # Their tables begin after the padding's own row.
 _FROM_PADDING = {
-    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text"),
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
 }
 
 

@@ -24,7 +24,7 @@ class Measured:
     value: float
     low: float
     high: float
-    num: int
+    num: int | None = None
 
 
 @dataclass(frozen=True)
@@ -258,21 +258,12 @@ class JudgedBy:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A win rate in [0, 1] with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class JudgedSummary:
     """The figures of a judge's verdicts; None where they do not say."""
 
     num_prompts: int
-    win_rate: Rate | None = None
-    length_controlled: Rate | None = None
+    win_rate: Measured | None = None
+    length_controlled: Measured | None = None
     position_bias: float | None = None
     agreement: float | None = None
 

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 
 from allo.console import printable
 from allo.report import figures
-from allo.report.run_view import (
-    Accuracy,
-    ModelResult,
-    Rewards,
-    RunView,
-    SetOverlap,
-    SetResult,
-    StageRecord,
-)
+from allo.report.run_view import Accuracy, ModelResult, Rewards, RunView, SetOverlap, SetResult, StageRecord
 
 
 @dataclass(frozen=True)

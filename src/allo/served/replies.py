@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from allo.artifacts import sha256_text
 from allo.endpoint.attempts import Failure
-from allo.endpoint.words import (
-    BY_FAILURE,
-    BY_ITSELF,
-    BY_LENGTH,
-    BY_OTHERS,
-    count_of,
-    end_word,
-    kept,
-    without,
-)
+from allo.endpoint.words import BY_FAILURE, BY_ITSELF, BY_LENGTH, BY_OTHERS, count_of, end_word, kept, without
 from allo.records import Message
 
 if TYPE_CHECKING:

@@ -36,12 +36,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
     """Return the solutions of the prompts that have one, as rows for a trainer."""
     return [
-        {
-            "id": prompt.id,
-            "prompt": prompt.prompt,
-            "template": prompt.template,
-            "completion": prompt.solution,
-        }
+        {"id": prompt.id, "prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
         for prompt in prompts
         if prompt.solution
     ]
