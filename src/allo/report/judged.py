@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from allo.report import figures
-from allo.report.run_view import Judged, Measured, RunView
+from allo.report.run_view import Judged, Rate, RunView
 from allo.report.tables import Cell, Table
 
 COLUMNS = (
@@ -53,7 +53,7 @@ def _row(run: RunView, judged: Judged, *, several: bool) -> tuple[Cell, ...]:
     )
 
 
-def _rate(rate: Measured | None) -> Cell:
+def _rate(rate: Rate | None) -> Cell:
     if rate is None:
         return Cell(figures.ABSENT)
     return Cell(figures.percent(rate.value), figures.percent_interval(rate.low, rate.high), rate.value)

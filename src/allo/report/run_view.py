@@ -18,13 +18,19 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A mean of `num` observations with its confidence interval."""
+class Rate:
+    """A mean, such as a win rate in [0, 1], with its confidence interval."""
 
     value: float
     low: float
     high: float
-    num: int | None = None
+
+
+@dataclass(frozen=True)
+class Measured(Rate):
+    """A mean of `num` observations."""
+
+    num: int
 
 
 @dataclass(frozen=True)
@@ -262,8 +268,8 @@ class JudgedSummary:
     """The figures of a judge's verdicts; None where they do not say."""
 
     num_prompts: int
-    win_rate: Measured | None = None
-    length_controlled: Measured | None = None
+    win_rate: Rate | None = None
+    length_controlled: Rate | None = None
     position_bias: float | None = None
     agreement: float | None = None
 
