@@ -19,7 +19,7 @@ from allo.hf.start import save_whole, write_start
 from allo.records import Pair, TokenScores, Wrong
 from allo.stages import locate, score
 from locate_setup import EOS, FP32, dense_logps, recipe, wrong_completions
-from tiny import NUM_PAIRS, TOKENIZER, model, pairs, weights
+from tiny import NUM_PAIRS, TOKENIZER, model, pairs, text, weights
 
 
 @pytest.fixture
