@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 MODEL = "teacher"
 KEY = "sk-" + "aSecretThatNobodySees"
 PATIENCE = 2.0  # seconds until a stalled request is given up; a busy machine answers all else sooner
@@ -29,6 +31,18 @@ class Chat:
     open: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
+
+
+def without_proxy(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    """Let no proxy stand before a server on this machine; unset further variables, too."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", *more):
+        monkeypatch.delenv(name, raising=False)
+
+
+def with_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses between attempts so short that a test can wait for them."""
+    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
+    monkeypatch.setattr("allo.endpoint.attempts.FIRST_PAUSE", 0.01)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -248,7 +248,10 @@ def truncate(file: Path) -> None:
         (lambda folder: damage_tokenizer(folder, eos_token=None), ["no EOS token", "eos_token"]),
         (lambda folder: damage_tokenizer(folder, pad_token=None), ["no pad token", "pad_token:"]),
         (lambda folder: truncate(folder / "model.safetensors"), ["model.safetensors", "truncated"]),
-        (lambda folder: (folder / "model.safetensors").unlink(), ["no .safetensors weights"]),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            ["has neither model.safetensors nor", "complete checkpoint"],
+        ),
         (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),

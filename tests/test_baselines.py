@@ -21,7 +21,7 @@ from allo.core.fingerprints import as_bits
 from allo.delta import read_delta
 from allo.errors import DivergedError, UserError
 from allo.hf.models import load_model
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.tokenization import prompt_ids
 from allo.pipeline import run_all
 from allo.plan import plan
@@ -199,14 +199,14 @@ def test_pairs_reach_trl_in_our_token_ids(tmp_path: Path) -> None:
     )
     TOKENIZER.chat_template, before = "{{ messages[0]['content'] }}", TOKENIZER.chat_template
     try:
-        expected, dropped = pair_rows(TOKENIZER, rows, max_length=14)
+        expected, counts = counted_pairs(TOKENIZER, rows, max_length=14)
         args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
         adapter = adapter_config("lora", rank=1, seed=0)
         trainer = AdapterTrainer(laboratory(), args, rows, TOKENIZER, adapter)
     finally:
         TOKENIZER.chat_template = before
     assert any(len(row["prompt_ids"]) + len(row["rejected_ids"]) == 14 for row in expected)  # some were cut
-    assert trainer.num_dropped == dropped
+    assert trainer.num_dropped == counts.dropped
     batch = trainer.data_collator(list(trainer.train_dataset))
     for sides, mask, found in zip(
         [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in expected],

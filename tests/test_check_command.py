@@ -7,39 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
 import tiny
+from allo.artifacts import RunFolder, write_jsonl
 from allo.hf.models import load_tokenizer
 from allo.hf.token_texts import num_unknown, token_texts
 from allo.hf.trainer import ImproveTrainer, SftTrainer
 from allo.pipeline import run_all
 from allo.preview import preview
+from allo.preview.sampled import sampled_pair
 from allo.preview.show import lines
 from allo.preview.tokens import SHOWN_ENDS, Token, laid_out, visible
 from allo.recipe import Recipe
+from allo.records import Pair, Wrong
 from allo.stages import check as checks
 from allo.stages.sft import demonstrations
-from tiny_chat import byte_fallback_tokenizer, chat_tokenizer, save_chat_model
+from check_setup import CHAT, SHORT, asked_chat, chat_model, written
+from tiny import TOKENIZER
+from tiny_chat import byte_fallback_tokenizer, chat_tokenizer
 from tiny_run import tiny as tiny_recipe
-
-SHORT = ("sample.max_new_tokens=8", "evaluate.max_new_tokens=8")
-CHAT = [{"role": "user", "content": "2+2?"}]
-
-
-def asked_chat(answer: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": answer}]
-
-
-def written(file: Path, *rows: dict[str, Any]) -> Path:
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return file
-
-
-def chat_model(folder: Path, **config: Any) -> Path:
-    return save_chat_model(folder, chat_tokenizer(eos="<|endoftext|>"), ends=[0, 2], **config)
 
 
 def on_pairs(tmp_path: Path, model: Path | None, *rows: dict[str, Any], more: Sequence[str] = ()) -> Recipe:
@@ -270,3 +261,18 @@ def test_label_smoothing_reaches_a_loss_that_reads_it(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "runs", *adapter, *smooth)
     found: Any = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
     assert found.label_smoothing == 0.1 and "robust" in found.loss_type
+
+
+def test_a_pair_that_does_not_fit_is_not_shown_nor_are_its_weights(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.path.mkdir(parents=True)
+    answers = {"long": "because " * 200, "short": " 4."}
+    write_jsonl(run.pairs, [Pair(id, "2+2?", chosen, " 5.") for id, chosen in answers.items()])
+    wrong = [Wrong(id, id, "2+2?", " 5.", finished=True, solution=None, right=[]) for id in answers]
+    write_jsonl(run.wrong, wrong)
+    num = len(TOKENIZER(" 5.", add_special_tokens=False).input_ids) + 1  # and its end
+    weights = {"long": [1.0] * num, "short": [0.5] * num}
+    pq.write_table(pa.table({"id": list(weights), "weights": list(weights.values())}), run.token_scores)
+    found = sampled_pair(recipe, TOKENIZER, is_scored=True)
+    assert found.weights == weights["short"] and len(found.rejected_ids) == num

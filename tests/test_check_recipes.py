@@ -9,6 +9,7 @@ import tiny
 from allo.preview import preview
 from allo.preview.show import lines
 from allo.recipe import load_recipe
+from check_setup import written
 from tiny_chat import TEMPLATE, chat_tokenizer, save_chat_model
 from tiny_run import LAB
 
@@ -21,11 +22,6 @@ HUB = [
     if "/" in load_recipe(path).model and not load_recipe(path).model.startswith("src")
 ]
 ON_LABORATORY = [path for path in SHIPPED if path not in HUB]
-
-
-def written(file: Path, *rows: dict[str, str]) -> Path:
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return file
 
 
 def checked(path: Path, tmp_path: Path, *overrides: str) -> list[str]:

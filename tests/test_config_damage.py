@@ -8,17 +8,7 @@ import torch
 
 from allo.errors import UserError
 from allo.hf.models import load_model, loading, locate_checkpoint, read_config, resolve_device
-from model_folders import copy_of, edit, plain
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plain(tmp_path_factory.mktemp("models") / "plain")
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path / "model")
+from model_folders import edit
 
 
 @pytest.mark.parametrize(

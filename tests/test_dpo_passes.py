@@ -17,7 +17,7 @@ from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
 from allo.errors import DivergedError, UserError
 from allo.hf.dpo_passes import DpoPasses, learning_rates
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.trainer import ImproveTrainer
 from allo.pipeline import run_all
 from allo.stages.locate import check_settings
@@ -37,8 +37,8 @@ def passes(
     **settings: Any,
 ) -> DpoPasses:
     """Over the tiny pairs, every row of which fits."""
-    rows, dropped = pair_rows(TOKENIZER, pairs(), max_length=64)
-    assert len(rows) == NUM_PAIRS and not dropped
+    rows, counts = counted_pairs(TOKENIZER, pairs(), max_length=64)
+    assert len(rows) == NUM_PAIRS and not counts.dropped
     return DpoPasses(
         model() if policy is None else policy,
         rows,

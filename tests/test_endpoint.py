@@ -30,6 +30,7 @@ from server import (
     serving,
     stall,
     status,
+    without_proxy,
 )
 
 VARIABLE = "ALLO_TEST_KEY"
@@ -47,8 +48,7 @@ def choose(handler: Handler, **choice: object) -> None:
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
     with serving(lambda content: f"answer to {content}") as served:
         yield served
 
@@ -154,7 +154,7 @@ def test_a_reply_that_drips_is_given_up(chat: Chat, tmp_path: Path, monkeypatch:
             handler.wfile.write(b" ")
             handler.wfile.flush()
 
-    monkeypatch.setattr(endpoints, "_LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(endpoints, "LONGEST_PAUSE", 0.0)
     chat.failures = [drip]
     answers = asked(chat, tmp_path, num=1, max_retries=0, timeout=0.3)  # it is never whole
     assert "no reply within" in answers.failed["q0"]

@@ -19,20 +19,10 @@ from allo.hf.start import save_whole, write_start
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import train
 from allo.stages.begin import _extrapolate
-from model_folders import copy_of, plain, tensors_of, write
+from model_folders import copy_of, tensors_of, write
 
 NORM = "model.norm.weight"
 BAD = [float("nan"), float("inf"), float("-inf")]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plain(tmp_path_factory.mktemp("models") / "plain")
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path / "model")
 
 
 def spoil(folder: Path, name: str = NORM, value: float = float("nan")) -> Path:

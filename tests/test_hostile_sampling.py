@@ -16,7 +16,7 @@ from allo.served import Asked, Settings, complete
 from allo.served.replies import read
 from hostile import ENDS, FLOODS, busy, endless, sends
 from model_server import STARTING_MODEL, ModelHandler, ModelServer, model_server
-from server import KEY, LONGEST
+from server import KEY, LONGEST, with_short_pauses, without_proxy
 
 VARIABLE = "ALLO_TEST_KEY"
 TOKENS = 20
@@ -25,10 +25,8 @@ TOKENS = 20
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
-    monkeypatch.setattr("allo.served.completions._FIRST_PAUSE", 0.01)
+    without_proxy(monkeypatch)
+    with_short_pauses(monkeypatch)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from allo.endpoint.transport import largest_reply
 from allo.endpoint.words import BY_ITSELF, BY_LENGTH, BY_OTHERS, MOST_TOKENS, count_of, wait_of
 from allo.records import Message
 from hostile import ENDS, FLOODS, busy, completion, sends
-from server import KEY, LONGEST, MODEL, Chat, serving
+from server import KEY, LONGEST, MODEL, Chat, serving, with_short_pauses, without_proxy
 
 VARIABLE = "ALLO_TEST_KEY"
 TOKENS = 20
@@ -27,11 +27,8 @@ BOUND = largest_reply(TOKENS)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("allo.endpoint._FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
-    monkeypatch.setattr("allo.served.completions._FIRST_PAUSE", 0.01)
+    without_proxy(monkeypatch)
+    with_short_pauses(monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from allo import cli
 from allo.recipe import load_recipe
 from allo.winrate.style import style_metadata
-from server import KEY, MODEL, serving
+from server import KEY, MODEL, serving, without_proxy
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "judging.md").read_text(encoding="utf-8")
 ALPACA, ARENA_V2, ARENA, RECORD = (json.loads(text) for text in re.findall(r"(?s)```json\n(.*?)```", PAGE))
@@ -40,8 +40,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which the page's commands were run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MY_KEY", KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
     completions = {
         "start": {"talk": evaluated(a="I say a.", b="I say b.")},
         "aligned": {"talk": evaluated(a="a", b="I say that it is b.")},

@@ -20,19 +20,9 @@ from allo.hf.models import check_folder, linear_names, load_model, parameter_nam
 from allo.hf.reward_model import load_reward_model
 from allo.hf.vllm_engine import _engine
 from allo.mask_files import mask_from_checkpoints
-from model_folders import INDEX, WEIGHTS, copy_of, edit, plain, shards, tensors_of, write
+from model_folders import INDEX, WEIGHTS, copy_of, edit, shards, tensors_of, write
 
 Damage = Callable[[Path], None]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plain(tmp_path_factory.mktemp("models") / "plain")
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path / "model")
 
 
 def index_says(folder: Path, text: str) -> None:

@@ -15,21 +15,11 @@ from allo.hf.models import load_model, load_tokenizer, read_config
 from allo.hf.reward_model import load_reward_model, read_reward_config
 from allo.hf.start import check_policy, is_ready
 from allo.recipe import Recipe
-from model_folders import copy_of, edit, plain, tensors_of, write
+from model_folders import copy_of, edit, tensors_of, write
 
 Damage = Callable[[Path], None]
 PROJECTION = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plain(tmp_path_factory.mktemp("models") / "plain")
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path / "model")
 
 
 def recipe(model: Path) -> Recipe:

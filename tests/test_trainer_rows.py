@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from allo.errors import UserError
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.prompts.pairs import read_pairs
@@ -66,7 +66,7 @@ def test_rows_in_memory_are_read_as_those_of_a_file(form: str, as_dataset: bool,
     rows = [FORMS[form]] * 2
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    expected, _ = pair_rows(CHAT, [vars(pair) for pair in read_pairs(file)], max_length=64)
+    expected, _ = counted_pairs(CHAT, [vars(pair) for pair in read_pairs(file)], max_length=64)
     found = trainer(ImproveTrainer, Dataset.from_list(rows) if as_dataset else rows, tmp_path)
     assert [{name: row[name] for name in expected[0]} for row in found.train_dataset] == expected
     text = CHAT.decode(expected[0]["prompt_ids"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo.core.pair_losses import PairLoss, PairSums, bco
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.trainer import ImproveTrainer
 from tiny import EIGHT_STEPS, SEED, TOKENIZER, arguments, full_mask, model, pairs, weights
 
@@ -89,7 +89,7 @@ def test_full_density_without_filter_is_trls_dpo(
 ) -> None:
     rows = pairs()
     expected_policy, expected, their_rows = theirs(tmp_path / "trl", rows, loss=their_loss)
-    our_rows, _ = pair_rows(TOKENIZER, rows, max_length=64)
+    our_rows, _ = counted_pairs(TOKENIZER, rows, max_length=64)
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         assert [row[column] for row in our_rows] == list(their_rows[column]), column
 

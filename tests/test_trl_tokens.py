@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.tokenization import prompt_ids, tokenize
 from tokenizers_of_kinds import (
     CHATML,
@@ -54,7 +54,7 @@ def theirs(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str,
 
 
 def ours(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, list[int]]:
-    return pair_rows(tokenizer, [row], max_length=10_000)[0][0]
+    return counted_pairs(tokenizer, [row], max_length=10_000)[0][0]
 
 
 def conversation(chosen: str, rejected: str = "Rock is it.", asked: Any = ASKED) -> dict[str, Any]:

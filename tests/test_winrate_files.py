@@ -16,7 +16,7 @@ from allo.winrate.judging import Settings, judge
 from allo.winrate.outputs import duels, of_file, of_run
 from allo.winrate.show import show
 from allo.winrate.style import style_metadata
-from server import KEY, LONGEST, MODEL, Chat, serving
+from server import KEY, LONGEST, MODEL, Chat, serving, without_proxy
 
 VARIABLE = "ALLO_TEST_KEY"
 ASKED = {"a": " Say <b>hello</b>.\n", "b": "Count to two.", "c": "Count to three."}
@@ -63,8 +63,7 @@ def judged(run: Path, chat: Chat, *, max_tokens: int = 20) -> dict[str, Any]:
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv(VARIABLE, KEY)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
     with serving(lambda question: "Verdict: 1") as served:
         yield served
 

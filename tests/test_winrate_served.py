@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from allo import cli
 from allo.pipeline import run_all
 from allo.winrate.wording import NO_VERDICT
+from server import without_proxy
 from tiny_run import LAB, tiny
 
 pytestmark = pytest.mark.slow
@@ -118,8 +119,7 @@ def _answers(address: str) -> bool:
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that the server does not ask for, and no proxy to this machine."""
     monkeypatch.setenv(VARIABLE, "none")
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxy(monkeypatch)
 
 
 @pytest.fixture(scope="module")

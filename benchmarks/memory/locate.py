@@ -23,7 +23,7 @@ from allo.core.param_mask import ParamMask
 from allo.hf.arguments import training_arguments
 from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import load_tokenizer
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.trainer import ImproveTrainer
 from allo.hf.training import state_bytes
 
@@ -64,7 +64,7 @@ def locate(way: str, model: PreTrainedModel, folder: Path) -> tuple[int, int]:
         )
         trainer.train()
         return state_bytes(trainer), 0
-    rows, _ = pair_rows(TOKENIZER, PAIRS, max_length=64)
+    rows, _ = counted_pairs(TOKENIZER, PAIRS, max_length=64)
     passes = DpoPasses(model, rows, arguments, beta=BETA, pad_id=TOKENIZER.pad_token_id)
     if way == "warmup_fused":
         warmup, _ = passes.train_fused()

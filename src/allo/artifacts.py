@@ -61,12 +61,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_aside(path: Path) -> Iterator[Path]:
+def folder_written_aside(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """A new folder beside `path`, `<path>.part`, which takes its name once the block ends well, and else is removed.
 
-    UserError where `path` already holds something.
+    UserError if `path` already holds something, unless it `replaces` that.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if not replaces and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
         raise UserError(f"{path} already exists: give another name or remove it")
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -74,6 +74,8 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
     try:
         yield part
         sync_all(part)
+        if replaces:
+            remove(path)
         os.replace(part, path)
         sync(path.parent)
     except BaseException:
@@ -249,63 +251,34 @@ def sha256_answers(answers: Iterable[tuple[str | None, str]]) -> str:
     return sha256_json(sorted([id or "", text] for id, text in answers))
 
 
+class _Below:
+    """A path of a run: its folder's, and a name below it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "RunFolder", owner: type) -> Path:
+        return run.path / self._name
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """Where each stage's files are."""
 
     path: Path
-
-    @property
-    def start(self) -> Path:
-        return self.path / "00-sft"
-
-    @property
-    def completions(self) -> Path:
-        return self.path / "01-completions.jsonl"
-
-    @property
-    def verdicts(self) -> Path:
-        return self.path / "02-verdicts.jsonl"
-
-    @property
-    def pairs(self) -> Path:
-        return self.path / "03-pairs.jsonl"
-
-    @property
-    def wrong(self) -> Path:
-        return self.path / "03-wrong.jsonl"
-
-    @property
-    def importance(self) -> Path:
-        return self.path / "04-importance.safetensors"
-
-    @property
-    def warmup(self) -> Path:
-        return self.path / "04-warmup"
-
-    @property
-    def contrast(self) -> Path:
-        return self.path / "05-contrast"
-
-    @property
-    def token_scores(self) -> Path:
-        return self.path / "05-token-scores.parquet"
-
-    @property
-    def forget(self) -> Path:
-        return self.path / "06-forget"
-
-    @property
-    def improve(self) -> Path:
-        return self.path / "07-improve"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "08-eval.json"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
+    start = _Below("00-sft")
+    completions = _Below("01-completions.jsonl")
+    verdicts = _Below("02-verdicts.jsonl")
+    pairs = _Below("03-pairs.jsonl")
+    wrong = _Below("03-wrong.jsonl")
+    importance = _Below("04-importance.safetensors")
+    warmup = _Below("04-warmup")
+    contrast = _Below("05-contrast")
+    token_scores = _Below("05-token-scores.parquet")
+    forget = _Below("06-forget")
+    improve = _Below("07-improve")
+    evaluation = _Below("08-eval.json")
+    manifest = _Below("manifest.json")
 
 
 @contextlib.contextmanager

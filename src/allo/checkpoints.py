@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from allo.artifacts import folder_written_aside
 from allo.core.fingerprints import CODES, DTYPES, Digest, as_bits, combine
-from allo.errors import UserError
+from allo.errors import UserError, and_more
 from allo.json_text import parse_json
 
 SINGLE = "model.safetensors"
@@ -108,7 +109,7 @@ class Checkpoint:
             for start in range(0, entry.num_bytes, step):
                 data = torch.empty(min(step, entry.num_bytes - start), dtype=torch.uint8)
                 if file.readinto(data.numpy().data) != len(data):
-                    raise _cut(entry)
+                    raise _damaged(entry.file, "was cut while it was read")
                 yield data.view(entry.dtype)
 
     def pages(self, name: str, starts: Sequence[int], num: int) -> Tensor:
@@ -121,7 +122,7 @@ class Checkpoint:
             for number, start in enumerate(starts):
                 place = entry.offset + start * entry.dtype.itemsize
                 if os.preadv(file.fileno(), [target[number * step : (number + 1) * step]], place) != step:
-                    raise _cut(entry)
+                    raise _damaged(entry.file, "was cut while it was read")
         return data.view(entry.dtype)
 
     def read(self, name: str) -> Tensor:
@@ -193,8 +194,8 @@ def write_like(
                 shutil.copyfile(other, part / other.name)
 
 
-def _cut(entry: Stored) -> UserError:
-    return UserError(f"{entry.file} was cut while it was read: copy or download it again")
+def _damaged(file: Path, what: str) -> UserError:
+    return UserError(f"{file} {what}. {_AGAIN}")
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -218,7 +219,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         others = sorted({*named, *shards} - {SINGLE})
         if others:
             raise UserError(
-                f"{folder} holds its weights twice, in {SINGLE} and in {others[0]}{_and_more(others)}: which of them "
+                f"{folder} holds its weights twice, in {SINGLE} and in {others[0]}{and_more(others)}: which of them "
                 f"count? Keep one: remove {SINGLE}, or remove the shards and {INDEX}."
             )
         named = [SINGLE]
@@ -226,7 +227,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         strays = [name for name in shards if name not in named]
         if strays:
             raise UserError(
-                f"{folder}: {strays[0]}{_and_more(strays)} is not named in {INDEX}, so the folder mixes two downloads or "
+                f"{folder}: {strays[0]}{and_more(strays)} is not named in {INDEX}, so the folder mixes two downloads or "
                 "its index is old: remove the shards that do not belong to it, or download the folder again."
             )
     elif shards:
@@ -240,9 +241,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 )
         others = sorted(file.name for file in folder.glob("*.safetensors"))
         found = (
-            f", only {others[0]}{_and_more(others)}: rename the file that holds the model" if others else ""
+            f", only {others[0]}{and_more(others)}: rename the file that holds the model" if others else ""
         )
-        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}{found}.")
+        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}{found}. Give a complete checkpoint.")
     for name in named:
         if not (folder / name).is_file():
             raise UserError(
@@ -260,11 +261,9 @@ def refuse_adapter(folder: Path) -> None:
     file = folder / ADAPTER
     if not file.exists():
         return
-    try:
-        settings = parse_json(file.read_bytes(), place=str(file), largest=_LARGEST_HEADER)
-    except (UserError, OSError):
-        settings = None
-    settings = settings if isinstance(settings, dict) else {}
+    settings: dict[str, Any] = {}
+    with suppress(UserError):
+        settings = _json_object(file)
     classifier = settings.get("task_type") == "SEQ_CLS"
     code = _MERGE.format(kind=f"AutoModelFor{'SequenceClassification' if classifier else 'CausalLM'}")
     if (folder / "config.json").is_file():
@@ -277,10 +276,6 @@ def refuse_adapter(folder: Path) -> None:
         what = f"an adapter ({ADAPTER}) and no whole model. Merge it into its base and give the merged folder"
         places = [str(settings.get("base_model_name_or_path") or "BASE"), str(folder), "MERGED"]
     raise UserError(f"{folder} holds {what}:\n  python -c {shlex.join([code, *places])}")
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
@@ -297,32 +292,32 @@ def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
 
 def read_config_json(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json; raises UserError if it is no JSON object."""
-    place = f"{folder / 'config.json'}"
+    return _json_object(folder / "config.json")
+
+
+def _json_object(file: Path) -> dict[str, Any]:
     try:
-        raw = (folder / "config.json").read_bytes()
+        raw = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error}). {_AGAIN}") from error
-    config = parse_json(raw, place=place, advice=_AGAIN, largest=_LARGEST_HEADER)
-    if not isinstance(config, dict):
-        raise UserError(f"{place}: must be a JSON object, found {type(config).__name__}. {_AGAIN}")
-    return config
+        raise UserError(f"{file}: cannot be read ({error}). {_AGAIN}") from error
+    found = parse_json(raw, place=str(file), advice=_AGAIN, largest=_LARGEST_HEADER)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: must be a JSON object, found {type(found).__name__}. {_AGAIN}")
+    return found
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    place = f"{folder / INDEX}"
-    index = parse_json((folder / INDEX).read_bytes(), place=place, advice=_AGAIN, largest=_LARGEST_HEADER)
-    found = index.get("weight_map") if isinstance(index, dict) else None
+    file = folder / INDEX
+    found = _json_object(file).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise UserError(f"{place} has no valid weight_map: download it again")
+        raise _damaged(file, "has no valid weight_map")
     for name, shard in found.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
-            raise UserError(
-                f"{place} has no valid weight_map: tensor {name} is said to be in {shard!r}, which is no file of the "
-                "folder: download it again"
-            )
+            why = f"tensor {name} is said to be in {shard!r}, which is no file of the folder"
+            raise _damaged(file, f"has no valid weight_map: {why}")
         if not shard.endswith(SUFFIX):
             raise UserError(
-                f"{place}: tensor {name} is said to be in {shard!r}. Only of a name that ends with {SUFFIX} does "
+                f"{file}: tensor {name} is said to be in {shard!r}. Only of a name that ends with {SUFFIX} does "
                 "transformers know that the file is no pickle: rename it, there and in the folder."
             )
     return dict(found)
@@ -335,15 +330,10 @@ def _read_header(file: Path) -> dict[str, Stored]:
         length = int.from_bytes(stream.read(8), "little")
         raw = stream.read(length) if 8 + length <= size and length <= _LARGEST_HEADER else b""
     if len(raw) < 2:
-        raise UserError(f"{file} is truncated or not a safetensors file: copy or download it again")
-    try:
-        header = parse_json(raw, place=str(file))
-    except UserError as error:
-        raise UserError(
-            f"{file} is truncated or not a safetensors file ({error}) copy or download it again"
-        ) from error
+        raise _damaged(file, "is truncated or not a safetensors file")
+    header = parse_json(raw, place=f"{file} is truncated or not a safetensors file", advice=_AGAIN)
     if not isinstance(header, dict) or not isinstance(metadata := header.pop("__metadata__", {}), dict):
-        raise UserError(f"{file} is not a safetensors file: copy or download it again")
+        raise _damaged(file, "is not a safetensors file")
     if "allo" in metadata:
         raise UserError(f"{file} is a mask, importance or delta of allo, not a checkpoint")
     end = start = 8 + length
@@ -351,27 +341,26 @@ def _read_header(file: Path) -> dict[str, Stored]:
     in_order = dict(sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)))
     for name, entry in in_order.items():
         if entry.offset != end or entry.num_bytes != math.prod(entry.shape) * entry.dtype.itemsize:
-            raise UserError(
-                f"{file}: the header is wrong about tensor {name}: copy or download the file again"
-            )
+            raise _wrong_about(name, file)
         end += entry.num_bytes
     if end != size:
-        raise UserError(f"{file} is truncated: it has {size} of {end} bytes; copy or download it again")
+        raise _damaged(file, f"is truncated: it has {size} of {end} bytes")
     return in_order
 
 
-def _entry(file: Path, name: str, raw: object, start: int) -> Stored:
+def _wrong_about(name: str, file: Path) -> UserError:
+    return _damaged(file, f"is damaged: the header is wrong about tensor {name}")
+
+
+def _entry(file: Path, name: str, raw: Any, start: int) -> Stored:
     """One tensor of a header whose data begin at byte `start`."""
-    try:
-        assert isinstance(raw, dict)
-        code, shape, (first, last) = raw["dtype"], raw["shape"], raw["data_offsets"]
-        assert isinstance(code, str) and all(
-            type(size) is int and size >= 0 for size in [*shape, first, last]
-        )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: the header is wrong about tensor {name}: copy or download the file again"
-        ) from error
+    match raw:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [first, last]}:
+            sizes = [*shape, first, last]
+        case _:
+            raise _wrong_about(name, file)
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise _wrong_about(name, file)
     if code not in DTYPES:
         raise UserError(
             f"{file}: tensor {name} is stored as {code}, which allo does not read: a dtype of quantised weights, or a "

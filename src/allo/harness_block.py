@@ -14,19 +14,9 @@ SCHEMA = 1
 BLOCK = "harness"
 # Two results that differ in one of these stand beside each other; else the later one takes the other's place.
 SAME = (
-    "harness",
-    "task",
-    "version",
-    "harness_version",
-    "num_fewshot",
-    "limit",
-    "num_problems",
-    "num_all",
-    "dtype",
-    "chat_template",
-    "generation",
+    *("harness", "task", "version", "harness_version", "num_fewshot", "limit"),
+    *("num_problems", "num_all", "dtype", "chat_template", "generation"),
 )
-
 _DIGITS = 8  # of a fingerprint, to tell models of one name apart
 Entry = dict[str, Any]
 

@@ -1,8 +1,9 @@
 """The one reader of JSON from files, headers and servers: bounded in size, depth and digits."""
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from allo.errors import UserError
@@ -49,9 +50,9 @@ def parse_json(
         value = json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_constant=_nothing if lenient else _no_number,
-            parse_int=_int_or_nothing if lenient else _int,
-            parse_float=_float_or_nothing if lenient else _float,
+            parse_constant=_or_none(_no_number) if lenient else _no_number,
+            parse_int=_or_none(_int) if lenient else _int,
+            parse_float=_or_none(_float) if lenient else _float,
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
@@ -126,19 +127,18 @@ def _int(digits: str) -> int:
 
 def _float(digits: str) -> float:
     number = float(digits)
-    if number in (float("inf"), float("-inf")):
+    if math.isinf(number):
         raise _RefusedError(f"the number {digits[:20]} is too large")
     return number
 
 
-def _nothing(word: str) -> None:
-    """Return None for `NaN` and `Infinity`."""
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a reader of numbers that gives None for one that `read` refuses."""
 
+    def lenient(digits: str) -> Any:
+        try:
+            return read(digits)
+        except _RefusedError:
+            return None
 
-def _int_or_nothing(digits: str) -> int | None:
-    return int(digits) if len(digits) <= MOST_DIGITS else None
-
-
-def _float_or_nothing(digits: str) -> float | None:
-    number = float(digits)
-    return None if number in (float("inf"), float("-inf")) else number
+    return lenient

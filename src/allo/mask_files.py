@@ -63,15 +63,7 @@ def mask_from_checkpoints(
     Raises UserError for an impossible density, criterion, granularity or profile, for folders that cannot be
     read or differ in layout, and for NaN weights.
     """
-    if criterion not in CRITERIA:
-        raise UserError(
-            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(CRITERIA)}"
-        )
-    Granularity.parse(granularity)
-    if criterion == "bottom" and granularity != WEIGHT:
-        raise UserError(
-            f"criterion 'bottom' ranks single weights: granularity {granularity!r} does not apply"
-        )
+    _check_request(criterion, granularity)
     check_profile(profile)
     comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
     shapes = comparison.shapes
@@ -85,8 +77,7 @@ def mask_from_checkpoints(
         else:
             selected = select_groups(comparison.scores, k=k, shapes=shapes, granularity=granularity)
 
-    num_changed = comparison.num_changed
-    if criterion == "delta" and num_changed < k:
+    if criterion == "delta" and (num_changed := comparison.num_changed) < k:
         warnings.warn(
             f"only {num_changed} weights of {base} and {tuned} differ, {k} are asked for: the other"
             f" {k - num_changed} are drawn from the unchanged weights by a stable hash",
@@ -96,7 +87,7 @@ def mask_from_checkpoints(
         "base_fingerprint": combine(comparison.digests),
         "criterion": criterion,
         "density": str(density),
-        "num_changed": str(num_changed),
+        "num_changed": str(comparison.num_changed),
         "score_dtype": "float32",
         "seed": str(seed),
     }
@@ -105,6 +96,19 @@ def mask_from_checkpoints(
     mask = ParamMask(selected, shapes=shapes, metadata=metadata)
     mask.save(out, profile=profile)
     return mask
+
+
+def _check_request(criterion: str, granularity: str) -> None:
+    """Raise UserError for a criterion that two checkpoints do not give, or not at this granularity."""
+    if criterion not in CRITERIA:
+        raise UserError(
+            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(CRITERIA)}"
+        )
+    Granularity.parse(granularity)
+    if criterion == "bottom" and granularity != WEIGHT:
+        raise UserError(
+            f"criterion 'bottom' ranks single weights: granularity {granularity!r} does not apply"
+        )
 
 
 class _Comparison:

@@ -6,36 +6,27 @@ import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from allo.artifacts import (
-    FileHashes,
-    RunFolder,
-    held,
-    remove,
-    sha256_json,
-    write_atomic,
-    write_json,
-)
+from allo.artifacts import FileHashes, RunFolder, held, remove, sha256_json, write_atomic, write_json
 from allo.console import say
 from allo.errors import UserError
 from allo.harness_block import leave_block
+from allo.identity import check_same_run, identity, refuse_another
 from allo.manifest import read_manifest, stages_done, write_manifest
 from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
-from allo.recipe.sources import Data, Source
 from allo.rounds import rounds_there
 from allo.stage import Stage, in_order, in_rounds, read_mark, remove_old_marks
 
 SCHEMA = 1
 _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
-
 
 MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
 PROMPTS = ("data_folder", "chat", "seed_of_data")
@@ -44,12 +35,7 @@ STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
     Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
-    Stage(
-        "pair",
-        ("02-verdicts.jsonl",),
-        ("03-pairs.jsonl", "03-wrong.jsonl"),
-        (*PROMPTS, "data", "pair"),
-    ),
+    Stage("pair", ("02-verdicts.jsonl",), ("03-pairs.jsonl", "03-wrong.jsonl"), (*PROMPTS, "data", "pair")),
     Stage(
         "locate",
         ("00-sft", "03-pairs.jsonl"),
@@ -146,8 +132,8 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
 def progress(recipe: Recipe) -> dict[str, bool]:
     """Say whether each stage is done; writes nothing. Raises `UserError` for another recipe's run, or a damaged record."""
     run = RunFolder(recipe.run_folder)
-    manifest = read_manifest(run) or {"identity": _identity(recipe), "stages": {}}
-    _refuse_another(run, manifest["identity"], _identity(recipe))
+    manifest = read_manifest(run) or {"identity": identity(recipe), "stages": {}}
+    refuse_another(run, manifest["identity"], identity(recipe))
     found: dict[str, bool] = {}
     for stage in stages_of(recipe):  # behind one that is not done, all may be done again
         may_be = all(found.values()) and stage.name in manifest["stages"]
@@ -182,57 +168,12 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             ) from error
         resolved, text = run.path / "recipe.yaml", save_recipe(recipe).encode()
         is_resolved = resolved.is_file() and resolved.read_bytes() == text
-        _check_same_run(recipe, run, is_resolved=is_resolved)
+        check_same_run(recipe, run, is_resolved=is_resolved)
         if not is_resolved:
             write_atomic(resolved, text)
         _discard_left_out(recipe, run)
         remove_old_marks(stages_of(recipe), run)
         yield run
-
-
-def _check_same_run(recipe: Recipe, run: RunFolder, *, is_resolved: bool) -> None:
-    """A folder belongs to one recipe: another name, model or origin of data is another run.
-
-    If its record is damaged, the resolved recipe in the folder tells whether it `is_resolved` from this one.
-    """
-    ours = _identity(recipe)
-    try:
-        theirs = (read_manifest(run, advice="") or {"identity": ours})["identity"]
-    except UserError as error:
-        if not is_resolved:
-            raise UserError(
-                f"{error} Nothing else says that the folder is this recipe's (recipe.yaml differs). Restore the file, "
-                "or remove it to do every stage again."
-            ) from error
-        say(f"{error} It is removed: what was done is no longer known, so every stage is done again.")
-        remove(run.manifest)
-        return
-    _refuse_another(run, theirs, ours)
-
-
-def _refuse_another(run: RunFolder, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    if theirs != ours:
-        differing = next(key for key in ours if theirs.get(key) != ours[key])
-        raise UserError(
-            f"{run.path}: the folder holds a run of another recipe ({differing} was "
-            f"{theirs.get(differing)!r}, now {ours[differing]!r}). Give this recipe another "
-            "`name` or `out`, or remove the folder."
-        )
-
-
-def _identity(recipe: Recipe) -> dict[str, str]:
-    origins: Sequence[Source] = recipe.data.mixture or [recipe.data]
-    folder = Path(recipe.model).expanduser()
-    return {
-        "name": recipe.name,
-        "model": str(folder.resolve()) if folder.exists() else recipe.model,
-        "data": " + ".join(map(_origin, origins)),
-    }
-
-
-def _origin(source: Source) -> str:
-    file = source.file or (source.pairs if isinstance(source, Data) else None)
-    return str(file.resolve()) if file else str(source.task or source.hub)
 
 
 def _manifest(recipe: Recipe) -> dict[str, Any]:
@@ -241,7 +182,7 @@ def _manifest(recipe: Recipe) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": recipe.name,
         "allo": importlib.metadata.version("allo-align"),
-        "identity": _identity(recipe),
+        "identity": identity(recipe),
     }
 
 

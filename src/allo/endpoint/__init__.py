@@ -6,7 +6,6 @@ without it, should the server repeat it.
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from allo.address import why_no_address
 from allo.artifacts import ResumableLines, sha256_json
 from allo.console import say, track
-from allo.endpoint.attempts import Failure, attempt
+from allo.endpoint.attempts import LONGEST_PAUSE, Failure, attempt, pause_before
 from allo.endpoint.words import (
     BY_FAILURE,
     BY_ITSELF,
@@ -38,7 +37,6 @@ GIVE_UP_AFTER = 16
 """Requests in a row that fail for good: the server is gone, and asking on would only wait."""
 MOST_AT_ONCE, MOST_RETRIES, LONGEST_TIMEOUT = 4096, 1000, 604_800.0
 """Bounds of an endpoint's settings: open connections, attempts, and seconds (a week)."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts, unless the server asks for more
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Endpoint:
     @property
     def longest_request(self) -> float:
         """Seconds after which a request is given up with all its attempts, also one whose reply drips."""
-        return (self.max_retries + 1) * (self.timeout + _LONGEST_PAUSE)
+        return (self.max_retries + 1) * (self.timeout + LONGEST_PAUSE)
 
     @property
     def name(self) -> str:
@@ -147,29 +145,24 @@ def ask(
     asked = ["chat", endpoint.base_url, endpoint.model, settings]
     hashes = {each.id: sha256_json([*asked, each.messages]) for each in questions}
     lines = ResumableLines(path, suffix=SUFFIX, in_order=False)  # paid for: a damaged one alone is lost
-    known = _kept_replies(lines, aloud=True)
-    todo = [each for each in questions if hashes[each.id] not in known]
-    failed = asyncio.run(_ask_all(endpoint, todo, hashes, settings, lines)) if todo else {}
-    replies = _kept_replies(lines, aloud=False)
+    replies = _kept_replies(lines)
+    todo = [each for each in questions if hashes[each.id] not in replies]
+    failed = asyncio.run(_ask_all(endpoint, todo, hashes, settings, lines, replies)) if todo else {}
     own = {each.id: replies[hashes[each.id]] for each in questions if hashes[each.id] in replies}
     return Answers({id: replace(reply, id=id) for id, reply in own.items()}, failed, asked=len(todo))
 
 
-def _kept_replies(lines: ResumableLines, *, aloud: bool) -> dict[str, Reply]:
+def _kept_replies(lines: ResumableLines) -> dict[str, Reply]:
     """Return the kept replies by their hash. What is none is not taken, so it is asked for again."""
-    rows = list(lines.rows())
-    replies = {reply.hash: reply for row in rows if (reply := _kept_reply(row)) is not None}
-    unread = sum(_kept_reply(row) is None for row in rows)
-    if unread and aloud:
+    found = [_kept_reply(row) for row in lines.rows()]
+    if unread := found.count(None):
         say(
-            f"{lines.path}{SUFFIX}: {unread} of {len(rows)} kept replies are not as allo writes them; asked again"
+            f"{lines.path}{SUFFIX}: {unread} of {len(found)} kept replies are not as allo writes them; asked again"
         )
-    return replies
+    return {reply.hash: reply for reply in found if reply is not None}
 
 
-def _kept_reply(row: object) -> Reply | None:
-    if not isinstance(row, dict):
-        return None
+def _kept_reply(row: dict[str, Any]) -> Reply | None:
     texts = all(isinstance(row.get(name), str) for name in ("id", "hash", "text"))
     if not (texts and isinstance(row.get("finished"), bool) and isinstance(row.get("ended"), str | None)):
         return None
@@ -190,8 +183,9 @@ async def _ask_all(
     hashes: dict[str, str],
     settings: dict[str, Any],
     lines: ResumableLines,
+    replies: dict[str, Reply],
 ) -> dict[str, str]:
-    """Record the replies in `lines`; the reason of each failure by the question's id."""
+    """Record the replies in `lines` and `replies`; return the reason of each failure by the question's id."""
     key = _required_key(endpoint)
     failed: dict[str, str] = {}
     in_a_row = 0
@@ -205,6 +199,7 @@ async def _ask_all(
             if reply is not None:
                 say_unknown_end(endpoint, reply.ended, unknown)
                 lines.append([reply])
+                replies[reply.hash] = reply
                 in_a_row = 0
                 continue
             assert reason is not None
@@ -245,8 +240,7 @@ async def _request(
             return _read(got, question, hash, key)
         if got.is_of_server:
             raise UserError(f"{endpoint.name}: {got.reason}.")
-        pause = min(_FIRST_PAUSE * 2**tried, _LONGEST_PAUSE) * (1 - random.random() / 4)
-        pause = pause if got.wait is None else got.wait
+        pause = pause_before(tried, got)
         if not got.may_pass or tried == endpoint.max_retries or time.monotonic() + pause > ends:
             break
         await asyncio.sleep(pause)

@@ -1,6 +1,7 @@
 """One attempt at a request: what came of it, or why nothing did."""
 
 import asyncio
+import random
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from allo.endpoint.words import wait_of, without
 if TYPE_CHECKING:
     from allo.endpoint import Endpoint
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts, unless the server asks for more
 # Names that servers give an unknown model if they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
@@ -77,6 +79,13 @@ async def attempt(
     except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         # A body that is not JSON, or not the API's, of which the client builds its objects all the same.
         return Failure("garbled", without(key, f"not a reply of this API: {error}"))
+
+
+def pause_before(number: int, failure: Failure) -> float:
+    """Return the seconds before further attempt `number`, from 0: as the server asks, else doubled each time."""
+    if failure.wait is not None:
+        return failure.wait
+    return min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) * (1 - random.random() / 4)
 
 
 def _kind(status: int) -> Literal["throttled", "busy", "refused"]:

@@ -18,31 +18,16 @@ MOST_TOKENS = 10**12
 # Why a text ended, in the servers' words: by itself, by its length, by the server's work, by another hand than the
 # model's. Of TGI, Anthropic, Cohere, Gemini, Mistral, TensorRT-LLM and others beside OpenAI's.
 BY_ITSELF = {
-    "stop",
-    "eos_token",
-    "stop_sequence",
-    "eos",
-    "end_turn",
-    "eos_id",
-    "end",
-    "end_id",
-    "complete",
-    "stop_words",
+    *("stop", "stop_sequence", "stop_words", "eos", "eos_token", "eos_id"),
+    *("end", "end_turn", "end_id", "complete"),
 }
 BY_STRING = {"stop_sequence", "stop_words"}  # of those; the others name the model's own end
 UNSAID = {"stop", "complete"}  # but for these, which may be either
 BY_LENGTH = {"length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length"}
 BY_FAILURE = {"error", "abort", "error_limit", "error_toxic", "cancelled", "canceled", "timeout"}
 BY_OTHERS = {
-    *(
-        "content_filter",
-        "content_filtered",
-        "safety",
-        "recitation",
-        "blocklist",
-        "prohibited_content",
-        "refusal",
-    ),
+    *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content"),
+    "refusal",
     *("tool_calls", "tool_call", "tool_use", "function_call"),
 }
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")

@@ -4,7 +4,6 @@ import json
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +100,6 @@ class CheckpointedTrainer(Trainer):
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-@dataclass(frozen=True)
-class _Complete:
-    """The content of a checkpoint's mark: the SHA-256 of each file."""
-
-    files: dict[str, str]
-
-
 def mark_complete(checkpoint: Path) -> None:
     """Mark a checkpoint as written to its end, once all of it is on disk."""
     sync_all(checkpoint)
@@ -155,7 +147,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def _damage(checkpoint: Path) -> str | None:
     """The first thing that is wrong with a checkpoint, or with the best one before it, which its end will need."""
     try:
-        files = read_as(checkpoint / COMPLETE_FILE, _Complete, advice="").files
+        files = read_as(checkpoint / COMPLETE_FILE, dict[str, dict[str, str]], advice="").get("files", {})
     except (UserError, OSError) as error:
         return str(error).rstrip(".")
     if missing := {SELECTED_FILE, STATE_FILE} - files.keys():

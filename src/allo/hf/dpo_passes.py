@@ -52,7 +52,7 @@ _BESIDE = re.compile(
 
 
 class DpoPasses:
-    """Passes of a model in eval mode over `rows`, which are those of `rows.pair_rows`.
+    """Passes of a model in eval mode over `rows`, which are those of `rows.counted_pairs`.
 
     Micro-batches are cut as the trainers cut them.
     """

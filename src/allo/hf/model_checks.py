@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from allo.checkpoints import DENSE, Checkpoint, Stored, read_config_json
-from allo.errors import UserError
+from allo.checkpoints import DENSE, Checkpoint, read_config_json
+from allo.errors import UserError, and_more
 
 DENSE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -37,25 +36,14 @@ _LARGEST = {
 
 # A configuration's names for how many positions the model has.
 _POSITIONS = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_seq_len",
-    "max_seq_length",
-    "max_sequence_length",
-    "max_target_positions",
-    "seq_length",
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
+    *("max_sequence_length", "max_target_positions", "seq_length"),
 )
 # They tell positions apart by no table and no rotation, or carry a state in their stead.
 _UNLIMITED = {"bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
 # Their tables begin after the padding's own row.
 _FROM_PADDING = {
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "roberta-prelayernorm",
-    "data2vec-text",
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
 }
 
 
@@ -70,20 +58,14 @@ def check_config(folder: Path, ref: str | Path) -> None:
                 raise UserError(
                     f"{ref}: its weights are quantised (`{key}` in config.json: {method}). {DENSE}"
                 )
-        _check_sizes(inner, ref)
-
-
-def _check_sizes(config: Mapping[str, Any], ref: str | Path) -> None:
-    for key, largest in _LARGEST.items():
-        values = config.get(key)
-        for value in values if isinstance(values, list) else [values]:
-            if value is None or isinstance(value, str | list | dict):
-                continue  # of the wrong type: transformers' own reading says so
-            if value < 0 or value > largest:
-                raise UserError(
-                    f"{ref}: config.json says {key}: {value}, and no model has fewer than 0 or more than {largest:,}: "
-                    "download it again, or correct it."
-                )
+        for key, largest in _LARGEST.items():
+            for value in inner[key] if isinstance(inner.get(key), list) else [inner.get(key)]:
+                # Of another type, transformers' own reading says so.
+                if isinstance(value, int | float) and not 0 <= value <= largest:
+                    raise UserError(
+                        f"{ref}: config.json says {key}: {value}, and no model has fewer than 0 or more than "
+                        f"{largest:,}: download it again, or correct it."
+                    )
 
 
 def doubtful_sizes(folder: Path) -> str:
@@ -124,8 +106,10 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
     stored = checkpoint.stored
     known = model.state_dict()
     for name, entry in stored.items():
-        if entry.dtype not in DENSE_DTYPES and not is_harmless(name, model):
-            raise UserError(f"{ref}: tensor {name} is stored as {_called(entry)}: quantised weights. {DENSE}")
+        if entry.dtype not in DENSE_DTYPES and not _is_harmless(name, model):
+            raise UserError(
+                f"{ref}: tensor {name} is stored as {str(entry.dtype).removeprefix('torch.')}: quantised weights. {DENSE}"
+            )
     for name in sorted(known.keys() & stored.keys()):
         if tuple(known[name].shape) != stored[name].shape:
             raise UserError(
@@ -136,7 +120,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
         refuse_left_over(stored.keys() - known.keys(), model, ref)
     tied = _tied_names(model)
     places = {name: known.keys() & _variants(name, model) for name in stored}
-    if all(found or is_harmless(name, model) for name, found in places.items()):
+    if all(found or _is_harmless(name, model) for name, found in places.items()):
         present = {name for found in places.values() for name in found}
         optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
         absent = [
@@ -188,19 +172,18 @@ def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -
     layers = {tensor.name: _LAYER.match(tensor.name) for tensor in GGUFReader(file).tensors}
     beyond = sorted(name for name, found in layers.items() if found and int(found[1]) >= num_layers)
     if beyond:
-        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
         raise UserError(
-            f"{ref}: its header counts {num_layers} layers, but it holds tensor {beyond[0]}{more}: the file is damaged; "
+            f"{ref}: its header counts {num_layers} layers, but it holds tensor {beyond[0]}{and_more(beyond)}: the file is damaged; "
             "download it again."
         )
 
 
 def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -> None:
     """Raise UserError if a tensor of the checkpoint is none of the model's: config.json describes another model."""
-    left = sorted(name for name in names if not is_harmless(name, model))
+    left = sorted(name for name in names if not _is_harmless(name, model))
     if not left:
         return
-    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    more = and_more(left)
     scales = [name for name in left if _SCALES.search(name)]
     if scales:
         raise UserError(
@@ -212,7 +195,7 @@ def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -
     )
 
 
-def is_harmless(name: str, model: PreTrainedModel) -> bool:
+def _is_harmless(name: str, model: PreTrainedModel) -> bool:
     """Whether a stored tensor may be left out: a table that the model computes, or one that transformers ignores.
 
     Decided by the model's buffers, its `_keys_to_ignore_on_load_unexpected`, and tables of older checkpoints
@@ -229,10 +212,6 @@ def _variants(name: str, model: PreTrainedModel) -> set[str]:
     """Return a stored name with and without the body's prefix: files of the body alone leave it out."""
     prefix = f"{model.base_model_prefix}."
     return {name, prefix + name, name.removeprefix(prefix)}
-
-
-def _called(entry: Stored) -> str:
-    return str(entry.dtype).removeprefix("torch.")
 
 
 def num_positions(config: PretrainedConfig) -> int | None:
@@ -263,16 +242,13 @@ def rope_length(config: PretrainedConfig) -> int | None:
     """
     config = config.get_text_config()
     ropes = getattr(config, "rope_parameters", None) or {}
-    lengths = []
+    lengths: list[object] = []
     for rope in [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]:
         kind = str(rope.get("rope_type", ""))
         if kind == "longrope" or "dynamic" in kind:
-            own = (
-                rope.get("original_max_position_embeddings"),
-                getattr(config, "max_position_embeddings", None),
-            )
-            lengths += [length for length in own if isinstance(length, int)]
-    return min(lengths, default=None)
+            lengths.append(rope.get("original_max_position_embeddings"))
+            lengths.append(getattr(config, "max_position_embeddings", None))
+    return min((length for length in lengths if isinstance(length, int)), default=None)
 
 
 def check_positions(positions: int | None, max_length: int, *, key: str, ref: str | Path) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from allo.checkpoints import INDEX, refuse_adapter, refuse_pickles, weight_files
+from allo.checkpoints import refuse_adapter, weight_files
 from allo.core.finite import check_finite
 from allo.errors import UserError
 from allo.hf.model_checks import (
@@ -98,8 +98,6 @@ def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = Fal
 
     Little but headers is read, so this is for before the first stage.
     """
-    require_safetensors(folder, ref)
-    check_depth(folder, ref)
     model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
     check_stored(model, folder, ref, advice=_WHOLE)
 
@@ -142,8 +140,6 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str
 
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
-    require_safetensors(folder, folder)
-    check_depth(folder, folder)
     model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
     return {name for name, _ in model.named_parameters()}
 
@@ -153,8 +149,6 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
     Raises `UserError` for a folder without such a configuration.
     """
-    require_safetensors(folder, folder)
-    check_depth(folder, folder)
     model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
     holders = Counter(id(param) for module in model.modules() for param in module.parameters(recurse=False))
     return {
@@ -165,6 +159,9 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
 
 def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the folder's model on the meta device, if its config.json and the headers of its files allow one."""
+    require_safetensors(folder, ref)
+    check_depth(folder, ref)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     config.name_or_path = str(ref)
     with torch.device("meta"):
@@ -242,9 +239,6 @@ def require_safetensors(folder: Path, ref: str | Path) -> None:
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         hint = f"name the file: {folder / ggufs[0]}" if ggufs else "give a checkpoint's folder"
         raise UserError(f"{ref} has no config.json, so it is no checkpoint; {hint}.")
-    if not any(folder.glob("*.safetensors")) and not (folder / INDEX).is_file():
-        refuse_pickles(folder)
-        raise UserError(f"{ref} has a config.json but no .safetensors weights; give a complete checkpoint.")
     weight_files(folder)
 
 

@@ -56,14 +56,6 @@ class Counts:
         return "; ".join(parts)
 
 
-def pair_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[PairRow], *, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of `counted_pairs`, and how many were dropped."""
-    kept, counts = counted_pairs(tokenizer, rows, max_length=max_length)
-    return kept, counts.dropped
-
-
 def counted_completions(
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[CompletionRow],

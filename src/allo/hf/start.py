@@ -1,7 +1,6 @@
 """The starting model of a run: a folder whose tensors are, bit for bit, those of the live model."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -10,7 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.artifacts import RunFolder, give_default_mode, read_as, sha256_file, sync_all, write_json
+from allo.artifacts import (
+    RunFolder,
+    folder_written_aside,
+    give_default_mode,
+    read_as,
+    sha256_file,
+    write_json,
+)
 from allo.checkpoints import Checkpoint, refuse_adapter
 from allo.core.fingerprints import Digest, combine
 from allo.core.finite import check_finite
@@ -106,7 +112,7 @@ def check_values(ref: str | Path) -> str:
             f"{ref}: the weights of a model of the hub, and their headers, are looked at after the download"
         )
     checkpoint = Checkpoint.open(folder)
-    num_bytes = sum(file.stat().st_size for file in {entry.file for entry in checkpoint.stored.values()})
+    num_bytes = sum(file.stat().st_size for file in checkpoint.files)
     if num_bytes > _QUICKLY_READ:
         return (
             f"{ref}: {num_bytes / 2**30:.1f} GiB of weights; more than {_QUICKLY_READ / 2**30:g} GiB are looked at for NaN "
@@ -128,6 +134,11 @@ def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None
     )
 
 
+def load_policy_tokenizer(recipe: Recipe, ref: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer at `ref` with the recipe's settings."""
+    return load_tokenizer(ref, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
+
+
 def load_start(
     recipe: Recipe, run: RunFolder, *, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -137,18 +148,9 @@ def load_start(
 
 def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
     """Return the starting model's tokenizer, whose chat template is given the run's date."""
-    tokenizer = load_tokenizer(
-        read_start(run).model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_policy_tokenizer(recipe, read_start(run).model)
     give_date(tokenizer, run)
     return tokenizer
-
-
-@dataclass(frozen=True)
-class _Day:
-    """The content of `date.json`: a date in ISO form."""
-
-    date: str
 
 
 def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
@@ -169,14 +171,15 @@ def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
 def date_of(run: RunFolder) -> date | None:
     """Return the date of a run that has begun with its starting model, or has one; None if no template asked for it."""
     advice = f"Remove {run.start}: its run begins again, with today's date."
-    if (run.start / DATE_FILE).is_file():
-        day: str | None = read_as(run.start / DATE_FILE, _Day, advice=advice).date
-    else:
-        day = read_start(run).date if (run.start / START_FILE).is_file() else None
+    file, day = run.start / DATE_FILE, None
     try:
+        if file.is_file():
+            day = read_as(file, dict[str, str], advice=advice)["date"]
+        elif (run.start / START_FILE).is_file():
+            day = read_start(run).date
         return None if day is None else date.fromisoformat(day)
-    except ValueError as error:
-        raise UserError(f"{run.start}: {error}. {advice}") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{run.start}: no date ({error}). {advice}") from error
 
 
 def read_start(run: RunFolder) -> Start:
@@ -236,20 +239,16 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     could then not be carried from the one to the other.
     """
     check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    with quiet():
-        model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    for file in part.iterdir():
-        give_default_mode(file)
-    live = {name for name, _ in model.named_parameters()}
-    stored = set(Checkpoint.open(part).stored)
-    if live != stored:
-        raise UserError(
-            f"{type(model).__name__} stores its weights under other names than it trains them "
-            f"(first: {min(live ^ stored)}), which allo does not support."
-        )
-    sync_all(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with folder_written_aside(folder, replaces=True) as part:
+        with quiet():
+            model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        for file in part.iterdir():
+            give_default_mode(file)
+        live = {name for name, _ in model.named_parameters()}
+        stored = set(Checkpoint.open(part).stored)
+        if live != stored:
+            raise UserError(
+                f"{type(model).__name__} stores its weights under other names than it trains them "
+                f"(first: {min(live ^ stored)}), which allo does not support."
+            )

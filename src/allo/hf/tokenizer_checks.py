@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from allo.errors import UserError
+from allo.errors import UserError, and_more
 
 # Texts on which a pattern that tries every way to split a run of characters does not come to an end.
 _RUN = 48
@@ -42,9 +42,8 @@ def check_ids_fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, 
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     if beyond:
         named = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3])
-        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         raise UserError(
-            f"{ref}: the tokenizer has {len(beyond)} tokens for which the model has no embedding: {named}{more}, and "
+            f"{ref}: the tokenizer has {len(beyond)} tokens for which the model has no embedding: {named}{and_more(beyond, named=3)}, and "
             f"config.json's vocab_size is {rows}. Give the tokenizer that belongs to the model, or resize its embeddings "
             "(`model.resize_token_embeddings(len(tokenizer))`) and save it again."
         )

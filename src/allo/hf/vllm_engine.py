@@ -38,7 +38,6 @@ def vllm_generate(
     drawn with the prompt's seed plus i. The engine's memory is let go at the end.
 
     Args:
-        folder: the checkpoint.
         prompts: each prompt's token ids, at least one.
         seeds: one for each prompt.
         max_length: of a prompt and its completion together.
@@ -50,25 +49,22 @@ def vllm_generate(
     engine = _engine(
         folder, dtype=dtype, max_model_len=max_length, trust_remote_code=trust_remote_code, seed=seeds[0]
     )
+    sampling = {
+        "n": num_generations,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_new_tokens,
+        "stop": stop,
+        "stop_token_ids": list(turn_ends),
+        "skip_special_tokens": False,
+    }
     size = prompts_per_batch(num_generations, batch_size)
     try:
         for first in range(start * size, len(prompts), size):
             places = range(first, min(first + size, len(prompts)))
             outputs = engine.generate(
                 [{"prompt_token_ids": prompts[place]} for place in places],
-                [
-                    _settings(
-                        n=num_generations,
-                        temperature=temperature,
-                        top_p=top_p,
-                        max_tokens=max_new_tokens,
-                        stop=stop,
-                        stop_token_ids=list(turn_ends),
-                        skip_special_tokens=False,
-                        seed=seeds[place],
-                    )
-                    for place in places
-                ],
+                [_settings(**sampling, seed=seeds[place]) for place in places],
                 use_tqdm=False,
             )
             samples = [

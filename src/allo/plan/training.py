@@ -20,7 +20,7 @@ from allo.hf.collate import PairCollator
 from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import Model
 from allo.hf.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.hf.training import train
@@ -65,7 +65,7 @@ def _plan_passes(recipe: Recipe, locate: Locate) -> StagePlan:
             host += 4 * sum(param.numel() for param in model.parameters())
         arguments = _arguments(recipe, "locate", Path(folder))
         row = _pair(*_texts(recipe))
-        rows, _ = pair_rows(one_word_tokenizer(), [row], max_length=recipe.max_length)
+        rows, _ = counted_pairs(one_word_tokenizer(), [row], max_length=recipe.max_length)
         if locate.criterion != "fisher":
             rows = _micro_batch(rows[0], arguments, max_tokens=locate.max_tokens_per_batch)
         passes = DpoPasses(

@@ -1,11 +1,13 @@
 """A pair that a run has sampled already, with the tokens of the wrong answer that forgetting weighs."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from allo.artifacts import RunFolder, read_jsonl
+from allo.errors import UserError
 from allo.hf.models import Tokenizer
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.recipe import Recipe
 from allo.records import Pair, Wrong
 from allo.rounds import first_round
@@ -27,11 +29,11 @@ def sampled_pair(recipe: Recipe, tokenizer: Tokenizer, *, is_scored: bool) -> Sa
     weights = _weights(run) if is_scored else {}
     pairs = read_jsonl(run.pairs, Pair)
     pairs.sort(key=lambda pair: (pair.prompt_id, pair.rejected) not in weights)
-    rows, _ = pair_rows(tokenizer, [vars(pair) for pair in pairs], max_length=recipe.max_length)
-    found = weights.get((pairs[0].prompt_id, pairs[0].rejected))
-    if found is not None and len(found) != len(rows[0]["rejected_ids"]):
-        found = None  # the first pair is too long: the row is another's
-    return SampledPair(**rows[0], weights=found)
+    for pair in pairs:
+        with suppress(UserError):  # it is too long: training drops it, too
+            (row,), _ = counted_pairs(tokenizer, [vars(pair)], max_length=recipe.max_length)
+            return SampledPair(**row, weights=weights.get((pair.prompt_id, pair.rejected)))
+    raise UserError(f"{run.pairs}: none of {len(pairs)} pairs fits into max_length {recipe.max_length}.")
 
 
 def _weights(run: RunFolder) -> dict[tuple[str, str], Sequence[float]]:

@@ -11,7 +11,7 @@ from allo.console import printable, tell
 from allo.hf.token_texts import num_unknown, token_texts
 from allo.hf.tokenization import turn_end_ids
 from allo.preview.sampled import SampledPair
-from allo.preview.tokens import Token, laid_out
+from allo.preview.tokens import SHOWN_ENDS, Token, laid_out
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import SUPERVISED
 from allo.stages.check import Findings
@@ -128,9 +128,7 @@ def _of_trained(trained: Trained, max_length: int) -> Iterator[str]:
 
 
 def _of_asked(asked: Asked, recipe: Recipe) -> Iterator[str]:
-    times = ""
-    if asked.key == "data":
-        times = f", sampled {recipe.sample.num_generations} times each"
+    times = f", sampled {recipe.sample.num_generations} times each" if asked.key == "data" else ""
     yield f"{_number(len(asked.ids), 'prompt', '')}{times}; {asked.judged}"
     if asked.cut:
         yield f"{_number(asked.cut, 'prompt', 'cut')}: the beginning is lost, to leave room for the answer"
@@ -219,7 +217,7 @@ class _Page:
         yield from self.completion("rejected", pair.rejected_ids, weights, note, kind="bad")
 
     def _tokens(
-        self, ids: list[int], weights: Sequence[float], *, kind: str = "", ends: int = 40
+        self, ids: list[int], weights: Sequence[float], *, kind: str = "", ends: int = SHOWN_ENDS
     ) -> Iterator[Text]:
         texts = token_texts(self.found.tokenizer, ids)
         tokens = [Token(text, weight > 0) for text, weight in zip(texts, weights, strict=True)]
@@ -229,10 +227,9 @@ class _Page:
 
 def _rejected(recipe: Recipe, weights: Sequence[float] | None) -> Iterator[str]:
     """Yield which of the rejected tokens each training stage counts."""
-    if recipe.forget is not None and weights is None:
-        yield "forget weighs its tokens by the scores of `score`"
-    elif recipe.forget is not None and weights is not None:
-        yield f"forget weighs the {sum(weight > 0 for weight in weights)} marked ones"
+    if recipe.forget is not None:
+        marked = weights and f"the {sum(weight > 0 for weight in weights)} marked ones"
+        yield f"forget weighs {marked or 'its tokens by the scores of `score`'}"
     if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
         yield f"improve counts {_kept(recipe.improve)}"
 

@@ -50,11 +50,7 @@ def laid_out(
     if len(tokens) <= 2 * ends:
         return _lines(tokens, width, plain, kind)
     left_out = Text(f"... {len(tokens) - 2 * ends:,} tokens left out ...", style="italic")
-    return [
-        *_lines(tokens[:ends], width, plain, kind),
-        left_out,
-        *_lines(tokens[-ends:], width, plain, kind),
-    ]
+    return [*_lines(tokens[:ends], width, plain, kind), left_out, *_lines(tokens[-ends:], width, plain, kind)]
 
 
 def _lines(tokens: Sequence[Token], width: int, plain: bool, kind: str) -> list[Text]:

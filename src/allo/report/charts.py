@@ -118,7 +118,7 @@ def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
 
 def heat_map(title: str, rows: Sequence[DensityRow], *, most: float) -> Markup:
     """Density per layer (rows) and kind of tensor (columns); colour runs with the root of density to `most`."""
-    layers = sorted({row.layer for row in rows}, key=_layer_order)
+    layers = sorted({row.layer for row in rows}, key=figures.as_number)
     kinds = sorted(dict.fromkeys(row.kind for row in rows), key=_kind_order)
     cell, left = max(14, min(30, int(310 / max(1, len(kinds))))), 40
     tall = 16 if len(layers) <= 32 else 9
@@ -246,10 +246,6 @@ def _grid(
             parts.append(_rule(left, y(value), right, y(value), css="grid"))
             parts.append(_text(left - 6, y(value) + 4, label, css="quiet right"))
     return Markup("").join(parts)
-
-
-def _layer_order(layer: str) -> tuple[int, str]:
-    return (int(layer), "") if layer.isdecimal() else (1 << 60, layer)
 
 
 def _kind_order(kind: str) -> int:

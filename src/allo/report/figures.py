@@ -33,9 +33,14 @@ def _visible(match: re.Match[str]) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"[U+{code:04X}]"
 
 
-def percent(share: float | None, *, digits: int = 1) -> str:
+def as_number(text: str) -> tuple[int, str]:
+    """Return a key that sorts numbers by their value, before all other texts."""
+    return (int(text), text) if text.isdecimal() else (1 << 60, text)
+
+
+def percent(share: float | None) -> str:
     """A share in [0, 1] as per cent."""
-    return ABSENT if share is None else f"{_fixed(100 * share, digits)}{TIED}%"
+    return ABSENT if share is None else f"{_fixed(100 * share, 1)}{TIED}%"
 
 
 def density(share: float | None) -> str:

@@ -18,12 +18,18 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A mean of `num` observations with its confidence interval."""
+class Rate:
+    """A mean, such as a win rate in [0, 1], with its confidence interval."""
 
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Measured(Rate):
+    """A mean of `num` observations."""
+
     num: int
 
 
@@ -255,15 +261,6 @@ class JudgedBy:
     """The judge, by its name at the server."""
 
     model: str
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A win rate in [0, 1] with its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 
 from allo.console import printable
 from allo.report import figures
-from allo.report.run_view import (
-    Accuracy,
-    ModelResult,
-    Rewards,
-    RunView,
-    SetOverlap,
-    SetResult,
-    StageRecord,
-)
+from allo.report.run_view import Accuracy, ModelResult, Rewards, RunView, SetOverlap, SetResult, StageRecord
 
 
 @dataclass(frozen=True)
@@ -140,7 +132,8 @@ def _reward_cells(rewards: Rewards | None) -> tuple[Cell, Cell]:
 
 def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
     sizes = sorted(
-        {k for _, result in known for k in result.pass_at if not _is_sampled(result, k)}, key=_as_number
+        {k for _, result in known for k in result.pass_at if not _is_sampled(result, k)},
+        key=figures.as_number,
     )
     lines = []
     for row, result in known:
@@ -347,7 +340,3 @@ def _change(before: Accuracy | None, after: Accuracy | None) -> Cell:
 
 def _share(share: float | None) -> Cell:
     return Cell(figures.percent(share), value=share)
-
-
-def _as_number(text: str) -> tuple[int, str]:
-    return (int(text), text) if text.isdecimal() else (1 << 60, text)

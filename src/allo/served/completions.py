@@ -1,7 +1,6 @@
 """Complete prompts at servers: every completion once, whatever fails on the way."""
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,22 +10,14 @@ from typing import Any
 
 from allo.artifacts import ResumableLines
 from allo.console import bar, say
-from allo.endpoint import (
-    GIVE_UP_AFTER,
-    Endpoint,
-    asks_too_long,
-    key_of,
-    open_client,
-    say_unknown_end,
-)
-from allo.endpoint.attempts import Failure, attempt
+from allo.endpoint import GIVE_UP_AFTER, Endpoint, asks_too_long, key_of, open_client, say_unknown_end
+from allo.endpoint.attempts import Failure, attempt, pause_before
 from allo.errors import UserError
 from allo.records import Completion
 from allo.served.probe import announce, probe
 from allo.served.replies import Asked, Reply, Settings, read, request
 from allo.served.servers import Server, Servers
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt, doubled each time
 _LOOKED_AT = 8  # prompts whose completions are compared
 
 
@@ -96,11 +87,7 @@ def _check_kept(lines: ResumableLines) -> None:
     """Raises `UserError` for a row that `complete` has not written: their numbers follow from how many there are."""
     kinds = {"prompt_id": str, "index": int, "text": str, "finished": bool, "num_tokens": int}
     for number, row in enumerate(lines.rows(), start=1):
-        wrong = [
-            name
-            for name, kind in kinds.items()
-            if not isinstance(row, dict) or type(row.get(name)) is not kind
-        ]
+        wrong = [name for name, kind in kinds.items() if type(row.get(name)) is not kind]
         if wrong:
             raise UserError(
                 f"{lines.path}: completion {number} of those that an earlier run kept has no {' or '.join(wrong)} as "
@@ -138,7 +125,6 @@ class _Work:
     failed: dict[str, Failure] = field(default_factory=dict)
     failed_in_a_row: int = 0
     distinct: list[int] = field(default_factory=list)
-    jitter: random.Random = field(default_factory=random.Random)
     unknown_ends: set[str] = field(default_factory=set)
 
     async def do(self, todo: Sequence[Asked], endpoints: Sequence[Endpoint], *, advice: str) -> None:
@@ -194,8 +180,7 @@ class _Work:
     async def _reply(self, prompt: Asked, first: int, servers: Servers, max_retries: int) -> Reply | Failure:
         """What a server makes of a prompt from completion `first` on, after so many further attempts."""
         missing = self.settings.num_generations - first
-        pause = _FIRST_PAUSE
-        tried = 0
+        tried = pauses = 0
         while True:
             server = await servers.next()
             number = min(missing, server.most)
@@ -222,9 +207,8 @@ class _Work:
                 return replace(reply, reason=asks_too_long(reply, self.patience))
             tried += 1
             if server.is_in:
-                wait = pause * (1 - self.jitter.random() / 4) if reply.wait is None else reply.wait
-                await asyncio.sleep(min(wait, self.patience))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await asyncio.sleep(min(pause_before(pauses, reply), self.patience))
+                pauses += 1
 
     def _record(self, prompt: Asked, first: int, reply: Reply) -> None:
         rows = []

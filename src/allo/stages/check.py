@@ -16,10 +16,10 @@ from allo.errors import UserError
 from allo.hf import templates
 from allo.hf.arguments import training_arguments
 from allo.hf.model_checks import check_positions, num_positions
-from allo.hf.models import Tokenizer, load_tokenizer, num_weights
+from allo.hf.models import Tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
 from allo.hf.scorers import scorers_of
-from allo.hf.start import check_policy, check_values, date_of, is_ready
+from allo.hf.start import check_policy, check_values, date_of, is_ready, load_policy_tokenizer
 from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
 from allo.recipe import Recipe, Steps
@@ -74,9 +74,7 @@ def findings(recipe: Recipe) -> Findings:
     Nothing is written. Raises `UserError` for the first that fails.
     """
     _check_settings(recipe)
-    tokenizer = load_tokenizer(
-        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_policy_tokenizer(recipe, recipe.model)
     with contextlib.suppress(UserError, OSError, ValueError):
         templates.use_date(tokenizer, date_of(RunFolder(recipe.run_folder)) or templates.today())
     if recipe.score is not None and recipe.score.rewriter is not None:
@@ -194,7 +192,7 @@ def _check_lengths(recipe: Recipe, positions: int | None) -> None:
     lengths = [recipe.evaluate.max_new_tokens, recipe.evaluate.kl_tokens]
     if recipe.data.pairs is None:
         lengths.append(recipe.sample.max_new_tokens)
-    prompt_room(positions, max_length=recipe.max_length, max_new_tokens=max(lengths))
+    _room(recipe, positions, max(lengths))
     check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)
 
 
@@ -205,8 +203,7 @@ def _check_backend(recipe: Recipe) -> None:
     if recipe.sample.backend == "vllm":
         require_vllm()
         local = recipe.sft is None and Path(recipe.model).expanduser().is_dir()
-        start = is_ready(recipe) if local else None
-        if start is not None:
+        if local and (start := is_ready(recipe)):
             refuse_other_weights(start)
     if recipe.sample.backend == "openai":
         require_openai()

@@ -110,13 +110,7 @@ def _measured(
                 if folder and recipe.evaluate.likelihood_pairs
                 else None
             )
-        results[name] = {
-            "label": LABELS[name],
-            "sets": {},
-            "kl": kl,
-            "likelihood": moved,
-            **_cost(run, name),
-        }
+        results[name] = {"label": LABELS[name], "sets": {}, "kl": kl, "likelihood": moved, **_cost(run, name)}
         completions[name] = answers
     return results, completions
 

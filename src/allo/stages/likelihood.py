@@ -11,7 +11,7 @@ from allo.console import track
 from allo.hf.collate import PairCollator
 from allo.hf.models import Model, Tokenizer
 from allo.hf.policy import per_token_logps
-from allo.hf.rows import pair_rows
+from allo.hf.rows import counted_pairs
 from allo.records import Pair
 from allo.rounds import first_round
 
@@ -34,7 +34,7 @@ def likelihood(
     `at_start` makes `model` the starting model for a block.
     """
     pairs = [vars(pair) for pair in read_jsonl(first_round(run).pairs, Pair)[:num_pairs]]
-    rows, _ = pair_rows(tokenizer, pairs, max_length=max_length)
+    rows, _ = counted_pairs(tokenizer, pairs, max_length=max_length)
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)

@@ -260,9 +260,7 @@ def _room_at_start(recipe: Recipe, run: RunFolder) -> int:
     """Tokens of a prompt, by the starting model's configuration alone."""
     config = read_config(read_start(run).model, trust_remote_code=recipe.trust_remote_code)
     return prompt_room(
-        num_positions(config),
-        max_length=recipe.max_length,
-        max_new_tokens=recipe.sample.max_new_tokens,
+        num_positions(config), max_length=recipe.max_length, max_new_tokens=recipe.sample.max_new_tokens
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from allo.artifacts import RunFolder, write_jsonl
 from allo.core.param_mask import ParamMask
 from allo.hf.arguments import training_arguments
-from allo.hf.models import Model, Tokenizer, load_tokenizer
-from allo.hf.start import give_date, is_ready, load_policy, save_whole, write_start
+from allo.hf.models import Model, Tokenizer
+from allo.hf.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import remove_checkpoints, train
 from allo.recipe import Recipe, Sft
@@ -20,9 +20,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     run.start.mkdir(exist_ok=True)
     folder = is_ready(recipe) if recipe.sft is None else None
     counts: dict[str, Any] = {}
-    tokenizer = load_tokenizer(
-        recipe.model, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_policy_tokenizer(recipe, recipe.model)
     day = give_date(tokenizer, run)
     if folder is None:
         folder = run.start / "model"
@@ -38,12 +36,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
     """Return the solutions of the prompts that have one, as rows for a trainer."""
     return [
-        {
-            "id": prompt.id,
-            "prompt": prompt.prompt,
-            "template": prompt.template,
-            "completion": prompt.solution,
-        }
+        {"id": prompt.id, "prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
         for prompt in prompts
         if prompt.solution
     ]

@@ -152,10 +152,8 @@ def _order(answers: Answers, id: str, order: str) -> dict[str, Any]:
     preferred, unread = None, CUT_SHORT if reply.is_cut_short else STOPPED
     if reply.finished:
         preferred, unread = read_verdict(reply.text)
-    sides = {"first": "model", "second": "baseline"}
-    if order == "baseline_first":
-        sides = {"first": "baseline", "second": "model"}
-    verdict = None if preferred is None else sides.get(preferred, preferred)
+    first, second = ("model", "baseline") if order == "model_first" else ("baseline", "model")
+    verdict = {None: None, "first": first, "second": second, "tie": "tie"}[preferred]
     said = (reply.text, reply.ended, reply.prompt_tokens, reply.completion_tokens)
     return {"verdict": verdict, "unread": unread, **dict(zip(_OF_REPLY, said, strict=True))}
 

@@ -79,15 +79,13 @@ def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
         raise UserError(f"{run}: no evaluation set {set!r}; there are {', '.join(completions[model])}.")
     rows = []
     for row in completions[model][set]:
-        answers = [row.greedy] if kind == "greedy" and row.greedy else []
-        answers += row.sampled[:1] if kind == "sampled" else []
-        if not answers:
+        answer = row.greedy if kind == "greedy" else next(iter(row.sampled), None)
+        if answer is None:
             raise UserError(
                 f"{run}: {model} has no {kind} answers on {set!r}; take --answers "
                 f"{'sampled' if kind == 'greedy' else 'greedy'}, or evaluate with them."
             )
-        (answer,) = answers
-        rows.append(Output(answer.text, row.prompt_id, said(_messages(row.prompt)), answer.num_tokens))
+        rows.append(Output(answer.text, row.prompt_id, said(row.prompt), answer.num_tokens))
     name = model if kind == "greedy" else f"{model}-{kind}"
     evaluation = RunFolder(run).evaluation
     origin = {"file": evaluation.name, "sha256": sha256_file(evaluation), "model": model, "answers": kind}
@@ -158,52 +156,44 @@ def said(prompt: str | Sequence[Message]) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-class AlpacaRow(BaseModel):
-    """A row of AlpacaEval's `model_outputs.json`; further columns are let be."""
+class _Strict(BaseModel):
+    """A row as it must be: nothing is converted, further columns are ignored."""
 
     model_config = ConfigDict(strict=True)
+
+
+class AlpacaRow(_Strict):
+    """A row of AlpacaEval's `model_outputs.json`."""
 
     instruction: str
     output: str
 
 
-class ArenaTurn(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class ArenaTurn(_Strict):
     content: str
 
 
-class ArenaChoice(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class ArenaChoice(_Strict):
     turns: list[ArenaTurn] = Field(min_length=1)
 
 
-class ArenaRow(BaseModel):
-    """A line of a `model_answer` file of Arena-Hard before 2.0; further columns are let be."""
-
-    model_config = ConfigDict(strict=True)
+class ArenaRow(_Strict):
+    """A line of a `model_answer` file of Arena-Hard before 2.0."""
 
     question_id: str
     choices: list[ArenaChoice] = Field(min_length=1)
 
 
-class ArenaReply(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class ArenaReply(_Strict):
     answer: str
 
 
-class ArenaMessage(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class ArenaMessage(_Strict):
     content: str | ArenaReply
 
 
-class ArenaRowV2(BaseModel):
-    """A line of a `model_answer` file of Arena-Hard since 2.0; further columns are let be."""
-
-    model_config = ConfigDict(strict=True)
+class ArenaRowV2(_Strict):
+    """A line of a `model_answer` file of Arena-Hard since 2.0."""
 
     uid: str
     messages: list[ArenaMessage] = Field(min_length=2)
@@ -251,43 +241,24 @@ def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
     return found
 
 
-class RunMessage(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    role: str
-    content: str
-
-
-class RunAnswer(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class RunAnswer(_Strict):
     text: str
     num_tokens: int = Field(ge=0)
 
 
-class RunRow(BaseModel):
+class RunRow(_Strict):
     """A prompt's completions in `08-eval.json`; what else is there is for others."""
 
-    model_config = ConfigDict(strict=True)
-
     prompt_id: str
-    prompt: str | list[RunMessage]
+    prompt: str | list[Message]
     greedy: RunAnswer | None = None
     sampled: list[RunAnswer] = []
 
 
-class RunEvaluation(BaseModel):
+class RunEvaluation(_Strict):
     """By model and set, the completions in `08-eval.json`."""
 
-    model_config = ConfigDict(strict=True)
-
     completions: dict[str, dict[str, list[RunRow]]]
-
-
-def _messages(prompt: str | list[RunMessage]) -> str | list[Message]:
-    if isinstance(prompt, str):
-        return prompt
-    return [Message(role=each.role, content=each.content) for each in prompt]
 
 
 def _completions(run: Path) -> dict[str, dict[str, list[RunRow]]]:
