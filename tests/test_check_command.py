@@ -26,7 +26,7 @@ from allo.preview.tokens import SHOWN_ENDS, Token, laid_out, visible
 from allo.recipe import Recipe
 from allo.records import Pair, Wrong
 from allo.stages import check as checks
-from allo.stages.sft import demonstrations
+from allo.stages.right_answers import demonstrations
 from check_setup import CHAT, SHORT, asked_chat, chat_model, written
 from tiny import TOKENIZER
 from tiny_chat import byte_fallback_tokenizer, chat_tokenizer

@@ -24,6 +24,7 @@ from transformers import (
 
 import tiny
 from allo.errors import UserError
+from allo.hf.collate import share_prefix
 from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import read_config
 from allo.stages.check import _check_lengths
@@ -103,3 +104,12 @@ def test_a_length_beyond_them_is_refused_for_pairs_with_what_to_set(tmp_path: Pa
 def test_no_limit_refuses_no_length() -> None:
     check_positions(None, 10**9, key="max_length", ref="model")
     check_positions(64, 64, key="max_length", ref="model")
+
+
+def test_padding_of_shared_rows_lies_within_the_positions_of_the_longest_pair() -> None:
+    """A long second answer beside rows with a short first one pads these far beyond it."""
+    rows = [([1] * 24, [1] * 8, [1] * 8), ([1] * 30, [1], [1] * 2), ([1], [1] * 3, [1])]
+    batch = share_prefix(rows, pad_id=0)
+    assert batch["input_ids"].shape[1] == 40
+    assert batch["position_ids"].max() == 31
+    assert batch["position_ids"][1].tolist() == [*range(31), 30, 31, *[0] * 7]

@@ -15,6 +15,7 @@ from allo.harness.commands import evaluate
 from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 from allo.rewriter.commands import app as rewriter_app
+from allo.sources import sources_read
 from allo.winrate.commands import app as winrate_app
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -116,10 +117,11 @@ def check_recipe(
 ) -> None:
     """Check a recipe as `run` does before its first stage, and show what it trains on; nothing is written."""
     read = load_recipe(recipe, overrides)
+    sources = sources_read(read)
     from allo.preview import preview
     from allo.preview.show import show
 
-    show(preview(read), plain=plain)
+    show(preview(read, sources), plain=plain)
 
 
 @app.command("plan")

@@ -1,7 +1,6 @@
 """The stages in order. What is done is skipped, what was cut short goes on, what changed is done anew."""
 
 import contextlib
-import importlib
 import importlib.metadata
 import os
 import shutil
@@ -23,6 +22,7 @@ from allo.own_code import own_file
 from allo.provenance import peak_memory, provenance, reset_peak_memory
 from allo.recipe import Recipe, save_recipe
 from allo.rounds import rounds_there
+from allo.sources import sources_read
 from allo.stage import Stage, in_order, in_rounds, read_mark, remove_old_marks
 
 SCHEMA = 1
@@ -248,7 +248,8 @@ def value_at(recipe: Recipe, key: str) -> Any:
 
 def _check(recipe: Recipe) -> None:
     """Find bad input before the first stage costs time; a report reads nothing but the run."""
-    importlib.import_module("allo.stages.check").check(recipe)
+    sources = sources_read(recipe)
+    importlib.import_module("allo.stages.check").check(recipe, sources)
 
 
 def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:

@@ -9,11 +9,16 @@ string ended they are made at once, up to and with that string.
 from dataclasses import dataclass, field
 from typing import Any, Required
 
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 
+@with_config(ConfigDict(extra="allow"))
 class Message(TypedDict, total=False):
-    """One chat turn; the tokenizer's chat template renders a list of them. Only what is there is a key."""
+    """One chat turn; the tokenizer's chat template renders a list of them. Only what is there is a key.
+
+    There may be other keys that a template reads, such as `tool_plan`.
+    """
 
     role: Required[str]
     content: Required[str]

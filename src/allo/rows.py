@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import re
 import sys
 import zlib
 from collections import Counter
@@ -18,6 +19,8 @@ from allo.json_text import parse_json
 LONGEST_LINE = 1 << 26
 """Bytes of one line, unpacked: a row is text that a model is to read."""
 FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
+# Ids, names, places, languages, dates.
+_WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
 
 Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
@@ -160,6 +163,15 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_nulls(each) for name, each in value.items() if each is not None}
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def holds_text(value: Any) -> bool:
+    """Whether there is text in a value, at any depth: more than one word of ASCII without a question mark, or a time."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(map(holds_text, value))
+    return isinstance(value, str) and not _WORD.fullmatch(value.strip())
 
 
 def named(column: str) -> str:

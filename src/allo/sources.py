@@ -73,6 +73,13 @@ class Sources:
         return prompts, {key: Reading(len(prompts), duplicates=repeated(prompts)), **found}
 
 
+def sources_read(recipe: Recipe) -> Sources:
+    """Return the recipe's sources, all of them read. Raises `UserError` for bad input, before transformers is loaded."""
+    sources = Sources(recipe)
+    sources.readings()
+    return sources
+
+
 def prompts_of(recipe: Recipe, source: Source) -> list[Prompt]:
     """Return the prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
     return Sources(recipe).prompts(source)

@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -48,6 +49,14 @@ def training_arguments(
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"see the fields of {kind_name}."
         raise UserError(f"{key}.{name}: unknown key; {hint}")
+    forms = get_type_hints(kind)
+    for name, value in training.items():
+        if name in _OF_SCRIPTS:
+            raise UserError(f"{key}.{name}: {_OF_SCRIPTS[name]} Remove the key.")
+        try:
+            TypeAdapter(forms[name], config=_STRICT).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{key}.{name}: {value!r}: {error.errors()[0]['msg']}.") from error
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
     for name in own.keys() & training.keys():
         raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
@@ -63,6 +72,14 @@ def training_arguments(
     return arguments
 
 
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_NO_SCRIPT = "it is for scripts that call a Trainer, and a recipe's stages say what is done."
+# Arguments that no Trainer reads.
+_OF_SCRIPTS = {
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), _NO_SCRIPT),
+    "resume_from_checkpoint": "a run goes on from its own last checkpoint.",
+    "fsdp_config": "it says nothing without `fsdp`, which is not supported.",
+}
 _MIXED = (
     "mixed precision does not apply: the model computes in its own dtype, and the selected "
     "weights are trained in fp32. Load the model in bfloat16."

@@ -58,9 +58,10 @@ def share_prefix(rows: Sequence[tuple[Ids, Ids, Ids]], *, pad_id: int) -> Batch:
     # 0 in the prompt, 1 in the first completion, 2 in the second, 3 in the padding.
     segment = (column >= ends[:, :, None]).sum(1)
     sees = (segment[:, :, None] == segment[:, None, :]) | (segment == 0)[:, None, :]
+    positions = torch.where(segment < 2, column, column - lengths[:, 1:2])
     return batch | {
         "attention_mask": (sees & (column[:, None] >= column))[:, None],
-        "position_ids": torch.where(segment < 2, column, column - lengths[:, 1:2]),
+        "position_ids": positions.where(segment < 3, 0),  # padding could lie beyond the model's last position
     }
 
 

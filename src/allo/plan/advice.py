@@ -11,7 +11,7 @@ from allo.plan import plan_stage
 from allo.plan.memory import Advised, StagePlan
 from allo.recipe import Recipe
 from allo.recipe.text import override
-from allo.stages.locate import check_settings
+from allo.stages.settings import check_locate
 
 Settings = dict[str, Any]
 
@@ -117,7 +117,7 @@ def _plan_with(recipe: Recipe, stage: str, settings: Settings) -> StagePlan | No
         return None
     try:
         if changed.locate:
-            check_settings(changed.locate)
+            check_locate(changed.locate)
         return plan_stage(changed, stage)
     except UserError:
         return None

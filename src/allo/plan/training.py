@@ -28,7 +28,7 @@ from allo.plan.lengths import training_lengths
 from allo.plan.memory import StagePlan
 from allo.recipe import Locate, Recipe
 from allo.recipe.losses import SUPERVISED
-from allo.stages.improve import named_loss
+from allo.stages.settings import named_loss
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
 

@@ -5,13 +5,14 @@ from allo.preview.sampled import sampled_pair
 from allo.preview.show import Preview
 from allo.recipe import Recipe
 from allo.rounds import round_name
+from allo.sources import Sources
 from allo.stages.check import findings
 
 
-def preview(recipe: Recipe) -> Preview:
+def preview(recipe: Recipe, sources: Sources | None = None) -> Preview:
     """Make the checks of a recipe. Raises `UserError` for the first that fails."""
     stages = progress(recipe)
-    found = findings(recipe)
+    found = findings(recipe, sources)
     done = {name.removeprefix(f"{round_name(1)}/") for name, is_done in stages.items() if is_done}
     pair = None
     if "pair" in done and recipe.data.pairs is None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +48,10 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
 def prompts_and_reading(source: PromptSource) -> tuple[list[Prompt], Reading]:
     """Return at least one prompt of a source, in its order, and what became of its rows. Raises `UserError` for bad input."""
     notes = Notes()
-    kept = taken(_ordered(list(_all_prompts(source, notes)), source), skip=source.skip, limit=source.limit)
+    found = _all_prompts(source, notes)
+    if source.task is not None and source.order == "given" and source.limit is not None:
+        found = islice(found, source.skip + source.limit)  # a benchmark's other rows are read for nothing
+    kept = taken(_ordered(list(found), source), skip=source.skip, limit=source.limit)
     if source.chat:
         kept = [replace(prompt, prompt=in_chat(prompt.prompt)) for prompt in kept]
     return kept, notes.reading(duplicates=repeated(kept))

@@ -1,24 +1,16 @@
 """A row's prompt and its answers, apart: cut where a row holds whole conversations, in TRL's forms."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from allo.core.beginnings import shared_beginning
 from allo.errors import UserError
-from allo.prompts.chats import ChatMessage, messages
+from allo.prompts.chats import SYSTEM, TEMPLATE, ChatMessage, messages
 from allo.records import Message
-from allo.rows import Notes, Row, named
+from allo.rows import Notes, Row, holds_text, named
 
 Side = str | ChatMessage
-# fmt: off
-ASKING = frozenset([
-    "prompt", "question", "instruction", "query", "input", "problem", "context", "message", "conversation", "dialog",
-    "dialogue", "history", "user", "human", "request", "premise", "passage", "article", "document", "post",
-    "q", "statement", "exercise", "utterance", "scenario", "inquiry",
-])
-# fmt: on
-"""Columns that hold what is asked, under names that users give them; also in the plural, or as `user_question`."""
 _ROLE = re.compile(
     r"(?:^|\n)\W*(?:human|user|question|q|instruction|input|prompt|system)\W*:|<\|\w+\|>|\[INST\]|<start_of_turn>|###",
     re.IGNORECASE,
@@ -72,31 +64,27 @@ def apart(
 
 
 def _texts_apart(texts: dict[str, str], row: Row, *, place: str, notes: Notes) -> Answered:
-    _refuse_other_names(row, place=place)
     names = " and ".join(f"`{name}`" for name in texts)
     shared = shared_beginning(*texts.values()) if len(texts) > 1 else ""
+    _refuse_other_names(row, texts, shared, place=place)
     if not shared.strip():
         raise UserError(f"{place}: lacks `prompt`, and {names} do not begin with one in common.")
     notes.mapped["prompt inferred from what both answers begin with"] += 1
     return Answered(place, shared, {name: text[len(shared) :] for name, text in texts.items()})
 
 
-def _refuse_other_names(row: Row, *, place: str) -> None:
-    """Refuse to guess a prompt beside a column that looks like one."""
-    for name in row:
-        if _asks(name) and isinstance(row[name], str | list | dict) and row[name]:
+def _refuse_other_names(row: Row, sides: Iterable[str], shared: str, *, place: str) -> None:
+    """Refuse to guess a prompt beside any column whose text could be one, unless what is `shared` holds that text."""
+    beside = tuple(f"{name}_" for name in sides)
+    for name, value in row.items():
+        read = name in (*sides, *SYSTEM, *TEMPLATE, "id") or name.startswith(beside) or name.endswith("_id")
+        repeated = isinstance(value, str) and value.strip() in shared
+        is_chat = isinstance(value, list) and any(isinstance(each, dict) for each in value)
+        if not read and not repeated and (is_chat or holds_text(value)):
             raise UserError(
                 f"{place}: lacks `prompt`, which is not guessed beside {named(name)}; rename {named(name)} to `prompt`, or remove it if "
                 "the prompt is what both answers begin with."
             )
-
-
-def _asks(column: str) -> bool:
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower())
-    kinds = [word if word in ASKING else word.removesuffix("s") for word in words]
-    if words[-1:] in (["text"], ["content"], ["string"]):
-        kinds.pop()
-    return bool(kinds) and kinds[-1] in ASKING
 
 
 def _chats_apart(
@@ -127,7 +115,7 @@ def _chats_apart(
         )
     if not before:
         if len(whole[0]) == 1:
-            _refuse_other_names(row, place=place)
+            _refuse_other_names(row, chats, "", place=place)
         raise UserError(f"{place}: lacks `prompt`, and {names} hold nothing but the completion.")
     if prompt is not None and len(before) > len(prompt):
         notes.mapped["messages that all answers begin with belong to the prompt"] += 1

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, mod
 from allo.errors import UserError
 from allo.json_text import parse_json
 from allo.records import Message, Template
-from allo.rows import Notes, Row, shown
+from allo.rows import Notes, Row, holds_text, shown
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 """Refused wherever they are: no model that is trained here sees or hears."""
@@ -25,6 +25,9 @@ ELSEWHERE = {
 """Columns that change what a template renders, but not as columns."""
 MISNAMED = {"function_call": "tool_calls", "reasoning": "reasoning_content"}
 """Fields of messages under names that chat templates do not read."""
+
+WEIGHING = {"weight": 1, "train": True, "training": True, "prefix": False}
+"""Fields of an answer's message that say whether it is learned, and what they say of one that is."""
 
 
 def _whole_text(content: Any) -> Any:
@@ -60,9 +63,9 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class ChatMessage(BaseModel):
-    """One message of a chat in a user's row."""
+    """One message of a chat in a user's row, with other fields that hold text: a template writes them, or they are refused."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(_whole_text)]
@@ -77,7 +80,7 @@ class ChatMessage(BaseModel):
     def _is_only_text(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        given = {name: each for name, each in value.items() if not _absent(each)}
+        given = {name: each for name, each in value.items() if not _absent(each) and _is_read(name, each)}
         if media := _media(given):
             raise ValueError(f"a message has `{media}`, and only text is read: drop the row")
         for name in MISNAMED.keys() & given.keys():
@@ -101,10 +104,15 @@ class ChatMessage(BaseModel):
 
     @property
     def is_more_than_text(self) -> bool:
-        return bool(self.tool_calls or self.reasoning_content or self.thinking)
+        return bool(self.tool_calls or self.reasoning_content or self.thinking or self.model_extra)
 
 
 KNOWN = frozenset(ChatMessage.model_fields)
+
+
+def _is_read(field: str, value: Any) -> bool:
+    named = field in KNOWN | MISNAMED.keys() | {"from", "value"} or field.lower() in MEDIA
+    return named or holds_text(value)
 
 
 def _absent(value: Any) -> bool:
@@ -229,11 +237,19 @@ def note_ignored(notes: Notes, row: Row, *, read: Iterable[str]) -> None:
     for name in read:
         for message in row[name] if isinstance(row.get(name), list) else ():
             if isinstance(message, dict):
-                notes.ignore(f"{name}[].{field}" for field in message if field not in KNOWN | MEDIA)
+                notes.ignore(f"{name}[].{field}" for field in message if not _is_read(field, message[field]))
 
 
 def refuse_feedback(row: Row, *, place: str) -> None:
-    """Refuse single completions with a label, of which another reader would drop the half."""
+    """Refuse single completions with a label, of which another reader would drop the half, and answers not to be learned."""
+    for side in ("chosen", "rejected", "completion", "messages"):
+        last = row[side][-1] if isinstance(row.get(side), list) and row[side] else None
+        for field, usual in WEIGHING.items() if isinstance(last, dict) else ():
+            if last.get(field) not in (None, usual):
+                raise UserError(
+                    f"{place}: the last message of `{side}` has `{field}` {shown(last[field])}, and an answer is trained on as "
+                    "a whole: remove the field, or drop the row."
+                )
     if "completion" in row and "label" in row and "chosen" not in row:
         raise UserError(
             f"{place}: `completion` and `label` are labelled feedback (as for KTO), which is not supported yet; give pairs "

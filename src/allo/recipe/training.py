@@ -19,6 +19,11 @@ _BOUNDS: dict[str, TypeAdapter[Any]] = {
 }
 """Of keys that transformers takes unseen: the optimizer or a generator would fail after hours of sampling."""
 
+_PLAIN = {
+    *("learning_rate", "num_train_epochs", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "save_total_limit"),
+}
+
 
 class Training(BaseModel):
     """Passed verbatim to `transformers.TrainingArguments`; its own check names unknown keys.
@@ -40,6 +45,11 @@ class Training(BaseModel):
     save_total_limit: Annotated[Whole, Field(ge=2, le=10**6)] = 2
     """At least 2: the last whole checkpoint stays until the next one is whole."""
     report_to: str | list[str] = "none"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the block sets nothing but numbers that transformers takes as the recipe does."""
+        return self.model_fields_set <= _PLAIN
 
     @model_validator(mode="after")
     def _no_secret(self) -> "Training":

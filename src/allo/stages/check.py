@@ -1,38 +1,31 @@
 """Find bad input, and what a run will train on, before its first stage costs time."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from allo.artifacts import RunFolder
-from allo.baselines.arguments import trl_arguments
 from allo.console import say
 from allo.endpoint import require_openai
 from allo.errors import UserError
 from allo.hf import templates
-from allo.hf.arguments import training_arguments
 from allo.hf.model_checks import check_positions, num_positions
 from allo.hf.models import Tokenizer, num_weights
 from allo.hf.rewriter import check_rewriter
-from allo.hf.scorers import scorers_of
 from allo.hf.start import check_policy, check_values, date_of, is_ready, load_policy_tokenizer
 from allo.hf.vllm_engine import refuse_other_weights, require_vllm
 from allo.prompts.gold import check_gold
-from allo.recipe import Recipe, Steps
+from allo.recipe import Recipe
 from allo.records import Prompt
 from allo.rounds import data_of_rounds
 from allo.rows import Reading
 from allo.sources import Sources
-from allo.stages import improve, locate
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_judgeable
 from allo.stages.reward import check_reward_model, has_no_answers
 from allo.stages.sample import check_servable, prompt_room
+from allo.stages.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -52,9 +45,9 @@ class Findings:
     disk: Disk
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, sources: Sources | None = None) -> None:
     """Make all checks, and say what became of the rows. Raises `UserError` for the first that fails."""
-    found = findings(recipe)
+    found = findings(recipe, sources)
     for sentence in found.unread:
         say(sentence)
     for key, reading in found.readings.items():
@@ -68,19 +61,20 @@ def check(recipe: Recipe) -> None:
             say(f"{prompts.key}: {prompts.cut} of {len(prompts.ids)} prompts lose their beginning")
 
 
-def findings(recipe: Recipe) -> Findings:
+def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     """Make all checks that need no weights: arguments, functions, the model's files, all rows, the disk.
 
     Nothing is written. Raises `UserError` for the first that fails.
     """
-    _check_settings(recipe)
+    sources = sources or Sources(recipe)
+    check_settings(recipe)
     tokenizer = load_policy_tokenizer(recipe, recipe.model)
     with contextlib.suppress(UserError, OSError, ValueError):
         templates.use_date(tokenizer, date_of(RunFolder(recipe.run_folder)) or templates.today())
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     config = check_policy(recipe, tokenizer)
-    positions, sources = num_positions(config), Sources(recipe)
+    positions = num_positions(config)
     _check_lengths(recipe, positions)
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     disk = check_disk(recipe, weights)
@@ -93,26 +87,6 @@ def findings(recipe: Recipe) -> Findings:
     return Findings(
         tokenizer, weights, list(filter(None, unread)), positions, sources.readings(), trained, prompts, disk
     )
-
-
-def _check_settings(recipe: Recipe) -> None:
-    """Whether all training arguments can be built, and the user's own functions are there and can be called."""
-    if recipe.improve and recipe.improve.trainer != "selected":
-        trl_arguments(recipe, folder=recipe.run_folder, device=torch.device("cpu"))
-    for key, training, lean in _training_blocks(recipe):
-        training_arguments(
-            training,
-            folder=recipe.run_folder,
-            seed=recipe.seed,
-            device=torch.device("cpu"),
-            key=key,
-            lean=lean,
-        )
-    if recipe.locate is not None:
-        locate.check_settings(recipe.locate)
-    if recipe.score is not None:
-        scorers_of(recipe.score)
-    improve.check_settings(recipe)
 
 
 def _models(recipe: Recipe) -> list[str | Path]:
@@ -207,11 +181,3 @@ def _check_backend(recipe: Recipe) -> None:
             refuse_other_weights(start)
     if recipe.sample.backend == "openai":
         require_openai()
-
-
-def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """The recipe's `training` blocks under their keys, and whether they are lean; but for TRL's."""
-    for name in ("sft", "locate", "score", "forget", "improve"):
-        block = getattr(recipe, name)
-        if block is not None and getattr(block, "trainer", "selected") == "selected":
-            yield f"{name}.training", block.training.model_dump(), isinstance(block, Steps) and block.lean

@@ -14,8 +14,7 @@ from allo.recipe import Recipe
 from allo.records import Pair, Prompt
 from allo.sources import Sources
 from allo.stages.pair import with_own_ids
-from allo.stages.right_answers import check_solutions
-from allo.stages.sft import demonstrations
+from allo.stages.right_answers import check_solutions, demonstrations
 
 
 @dataclass(frozen=True)

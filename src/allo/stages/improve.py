@@ -3,35 +3,19 @@
 from typing import Any
 
 from allo.artifacts import RunFolder, read_jsonl
-from allo.core.pair_losses import PairLoss, chosen_loss
 from allo.core.param_mask import ParamMask
-from allo.errors import UserError
 from allo.hf.arguments import training_arguments
 from allo.hf.models import Model, Tokenizer
 from allo.hf.result import located_mask, take_over, train_stage
 from allo.hf.selected_trainer import SelectedTrainer
 from allo.hf.start import load_start
 from allo.hf.trainer import ImproveTrainer, SftTrainer
-from allo.own_code import load_function, own_file
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import SUPERVISED
 from allo.records import Pair
 from allo.stages.compared import train_adapter, train_on_policy
 from allo.stages.right_answers import gold_solutions, right_samples
-
-
-def check_settings(recipe: Recipe) -> None:
-    """Refuse a loss that cannot be trained: a `UserError` that begins with the key."""
-    if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
-        try:
-            chosen_loss(named_loss(recipe.improve), recipe.improve.loss_settings, keep=recipe.improve.keep)
-        except UserError as error:
-            raise UserError(f"improve.{error}") from error
-
-
-def named_loss(improve: Improve) -> str | PairLoss:
-    """The recipe's loss of pairs: its name, or the user's own function."""
-    return load_function(improve.loss, key="loss") if own_file(improve.loss) else improve.loss
+from allo.stages.settings import named_loss
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

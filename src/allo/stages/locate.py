@@ -14,9 +14,8 @@ from allo.core.host_sums import HostSums
 from allo.core.importance_map import ImportanceMap
 from allo.core.param_mask import ParamMask
 from allo.core.selection import PIECE, stable_hash
-from allo.errors import UserError
 from allo.hf.arguments import training_arguments
-from allo.hf.dpo_passes import READ_AT_START, READ_IN_WARMUP, DpoPasses
+from allo.hf.dpo_passes import DpoPasses
 from allo.hf.models import Model, Tokenizer
 from allo.hf.rows import counted_pairs
 from allo.hf.start import load_start, read_start
@@ -26,34 +25,9 @@ from allo.recipe import Locate, Recipe
 from allo.records import Pair
 
 WARMUP_WEIGHTS = "weights.safetensors"
-_SUMMED = {"gradient": importance.gradient, "fisher": importance.fisher, "taylor": importance.taylor}
-# Criteria with passes of their own, and the arguments that these read; the criteria that are not here read none.
-_READ = {"warmup_fused": READ_IN_WARMUP, **dict.fromkeys(_SUMMED, READ_AT_START)}
 Shapes = dict[str, tuple[int, ...]]
 Scores = Callable[[], Iterable[tuple[str, Tensor]]]
 Counts = dict[str, Any]
-
-
-def check_settings(locate: Locate) -> None:
-    """Refuse settings that the criterion would ignore: a `UserError` that begins with the key."""
-    if locate.accumulate != "float32" and locate.criterion not in _SUMMED:
-        raise UserError(
-            f"locate.accumulate: criterion {locate.criterion} accumulates nothing; remove the key, or choose "
-            f"one of {', '.join(_SUMMED)}."
-        )
-    if locate.criterion in ("warmup", "bottom"):
-        return
-    ignored = (locate.training.model_extra or {}).keys() - _READ.get(locate.criterion, frozenset())
-    if ignored:
-        reason = (
-            "has an update rule of its own, inside the backward pass,"
-            if locate.criterion == "warmup_fused"
-            else "trains nothing"
-        )
-        raise UserError(
-            f"locate.training.{min(ignored)}: criterion {locate.criterion} {reason} and would ignore it; "
-            "remove the key."
-        )
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -151,7 +125,7 @@ def _summed(
         passes.take_start_gradients_of_pairs(lambda name, _, gradient: sums.add_squares(name, gradient))
     else:
         passes.take_start_gradients(lambda name, _, gradient: sums.add(name, gradient))
-    score = _SUMMED[locate.criterion]
+    score = getattr(importance, locate.criterion)
 
     def scores() -> Iterator[tuple[str, Tensor]]:
         for name, param in model.named_parameters():

@@ -9,7 +9,20 @@ from allo.errors import UserError
 from allo.recipe import Recipe
 from allo.records import Pair, Prompt, Verdict
 from allo.sources import training_prompts
-from allo.stages.sft import demonstrations
+
+
+def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
+    """Return the solutions of the prompts that have one, as rows for a trainer."""
+    return [
+        {
+            "id": prompt.id,
+            "prompt": prompt.prompt,
+            "template": prompt.template,
+            "completion": prompt.solution,
+        }
+        for prompt in prompts
+        if prompt.solution
+    ]
 
 
 def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Make the starting model: fine-tuned on demonstrations where the recipe says so."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from allo.artifacts import RunFolder, write_jsonl
@@ -11,8 +10,8 @@ from allo.hf.start import give_date, is_ready, load_policy, load_policy_tokenize
 from allo.hf.trainer import SftTrainer
 from allo.hf.training import remove_checkpoints, train
 from allo.recipe import Recipe, Sft
-from allo.records import Prompt
 from allo.sources import prompts_of
+from allo.stages.right_answers import demonstrations
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -31,15 +30,6 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     write_start(run, folder, day=day)
     remove_checkpoints(run.start)
     return counts
-
-
-def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
-    """Return the solutions of the prompts that have one, as rows for a trainer."""
-    return [
-        {"id": prompt.id, "prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
-        for prompt in prompts
-        if prompt.solution
-    ]
 
 
 def _fine_tune(

@@ -1,0 +1,87 @@
+"""Checks of a recipe's training settings, before anything is read; transformers' trainer is loaded only for keys that it alone knows."""
+
+import os
+from collections.abc import Iterator
+
+import torch
+
+from allo.core.pair_losses import PairLoss, chosen_loss
+from allo.errors import UserError
+from allo.hf.scorers import scorers_of
+from allo.own_code import load_function, own_file
+from allo.recipe import Improve, Locate, Recipe, Steps
+from allo.recipe.losses import SUPERVISED
+from allo.recipe.training import Training
+
+SUMMED = ("gradient", "fisher", "taylor")
+"""Criteria that sum something over the pairs."""
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Raise `UserError` unless all training arguments can be built, and the user's own functions are there and can be called."""
+    if recipe.improve is not None and recipe.improve.trainer != "selected":
+        from allo.baselines.arguments import trl_arguments
+
+        trl_arguments(recipe, folder=recipe.run_folder, device=torch.device("cpu"))
+    launched = any(name.startswith("ACCELERATE_") for name in os.environ)  # transformers reads settings there
+    for key, training, lean in _training_blocks(recipe):
+        if training.is_plain and not launched:
+            continue
+        from allo.hf.arguments import training_arguments
+
+        training_arguments(
+            training.model_dump(),
+            folder=recipe.run_folder,
+            seed=recipe.seed,
+            device=torch.device("cpu"),
+            key=key,
+            lean=lean,
+        )
+    if recipe.locate is not None:
+        check_locate(recipe.locate)
+    if recipe.score is not None:
+        scorers_of(recipe.score)
+    if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
+        try:
+            chosen_loss(named_loss(recipe.improve), recipe.improve.loss_settings, keep=recipe.improve.keep)
+        except UserError as error:
+            raise UserError(f"improve.{error}") from error
+
+
+def named_loss(improve: Improve) -> str | PairLoss:
+    """The recipe's loss of pairs: its name, or the user's own function."""
+    return load_function(improve.loss, key="loss") if own_file(improve.loss) else improve.loss
+
+
+def check_locate(locate: Locate) -> None:
+    """Refuse settings that the criterion would ignore: a `UserError` that begins with the key."""
+    if locate.accumulate != "float32" and locate.criterion not in SUMMED:
+        raise UserError(
+            f"locate.accumulate: criterion {locate.criterion} accumulates nothing; remove the key, or choose "
+            f"one of {', '.join(SUMMED)}."
+        )
+    if locate.criterion in ("warmup", "bottom") or not locate.training.model_extra:
+        return
+    from allo.hf.dpo_passes import READ_AT_START, READ_IN_WARMUP
+
+    # Criteria with passes of their own, and the arguments that these read; the other ones read none.
+    read = {"warmup_fused": READ_IN_WARMUP, **dict.fromkeys(SUMMED, READ_AT_START)}
+    ignored = (locate.training.model_extra or {}).keys() - read.get(locate.criterion, frozenset())
+    if ignored:
+        reason = (
+            "has an update rule of its own, inside the backward pass,"
+            if locate.criterion == "warmup_fused"
+            else "trains nothing"
+        )
+        raise UserError(
+            f"locate.training.{min(ignored)}: criterion {locate.criterion} {reason} and would ignore it; "
+            "remove the key."
+        )
+
+
+def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, Training, bool]]:
+    """Yield the recipe's `training` blocks under their keys, and whether they are lean; but for TRL's."""
+    for name in ("sft", "locate", "score", "forget", "improve"):
+        block = getattr(recipe, name)
+        if block is not None and getattr(block, "trainer", "selected") == "selected":
+            yield f"{name}.training", block.training, isinstance(block, Steps) and block.lean
