@@ -50,8 +50,7 @@ def test_a_key_that_nothing_reads_or_a_value_of_another_type_is_refused(
     ("key", "value"),
     [
         *(
-            ("gradient_checkpointing", True),
-            ("gradient_checkpointing", None),
+            ("activation_checkpointing", True),
             ("max_steps", 5),
             ("eval_delay", 1),
         ),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from allo.checkpoints import DENSE, Checkpoint, read_config_json
 from allo.errors import UserError, and_more
@@ -98,9 +99,9 @@ def check_depth(folder: Path, ref: str | Path) -> None:
 def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advice: str) -> None:
     """Raise UserError unless the folder's tensors can be the weights of `model`, which may lie on the meta device.
 
-    Their dtypes are dense floats and shapes are the model's. Where all of the model's weights are there by name, no
-    tensor beside them is left over; where all tensors have names of the model's, with or without the body's prefix, none of its weights is missing
-    (other names may be ones that transformers maps). Copies of a tied weight are equal: these alone are read.
+    Their dtypes are dense floats and shapes are the model's. Each has a name of the model's, with or without the body's
+    prefix, or one that transformers renames; if none is renamed, no weight of the model is missing. Copies of a tied weight
+    are equal: these alone are read.
     """
     checkpoint = Checkpoint.open(folder)
     stored = checkpoint.stored
@@ -110,16 +111,21 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
             raise UserError(
                 f"{ref}: tensor {name} is stored as {str(entry.dtype).removeprefix('torch.')}: quantised weights. {DENSE}"
             )
-    for name in sorted(known.keys() & stored.keys()):
-        if tuple(known[name].shape) != stored[name].shape:
+    places = {name: known.keys() & _variants(name, model) for name in sorted(stored)}
+    for name, place in ((name, place) for name, found in places.items() for place in found):
+        if tuple(known[place].shape) != stored[name].shape:
             raise UserError(
                 f"{ref}: tensor {name} has shape {list(stored[name].shape)} in {stored[name].file.name}, but config.json "
-                f"makes it {list(known[name].shape)}: the two are not of one model; download the folder again."
+                f"makes it {list(known[place].shape)}: the two are not of one model; download the folder again."
             )
-    if {name for name, _ in model.named_parameters()} <= stored.keys():
-        refuse_left_over(stored.keys() - known.keys(), model, ref)
+    renames = get_model_conversion_mapping(model)
+    unplaced = (name for name, found in places.items() if not found)
+    refuse_left_over(
+        {name for name in unplaced if not any(each.rename_source_key(name)[1] for each in renames)},
+        model,
+        ref,
+    )
     tied = _tied_names(model)
-    places = {name: known.keys() & _variants(name, model) for name in stored}
     if all(found or _is_harmless(name, model) for name, found in places.items()):
         present = {name for found in places.values() for name in found}
         optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
