@@ -243,11 +243,13 @@ def note_ignored(notes: Notes, row: Row, *, read: Iterable[str]) -> None:
 def refuse_feedback(row: Row, *, place: str) -> None:
     """Refuse single completions with a label, of which another reader would drop the half, and answers not to be learned."""
     for side in ("chosen", "rejected", "completion", "messages"):
-        last = row[side][-1] if isinstance(row.get(side), list) and row[side] else None
-        for field, usual in WEIGHING.items() if isinstance(last, dict) else ():
-            if last.get(field) not in (None, usual):
+        chat = row.get(side)
+        last = chat[-1] if isinstance(chat, list) and chat else None
+        given = last if isinstance(last, dict) else {}
+        for field, usual in WEIGHING.items():
+            if given.get(field) not in (None, usual):
                 raise UserError(
-                    f"{place}: the last message of `{side}` has `{field}` {shown(last[field])}, and an answer is trained on as "
+                    f"{place}: the last message of `{side}` has `{field}` {shown(given[field])}, and an answer is trained on as "
                     "a whole: remove the field, or drop the row."
                 )
     if "completion" in row and "label" in row and "chosen" not in row:
