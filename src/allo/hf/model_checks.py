@@ -119,14 +119,10 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
                 f"makes it {list(known[place].shape)}: the two are not of one model; download the folder again."
             )
     renames = get_model_conversion_mapping(model)
-    unplaced = (name for name, found in places.items() if not found)
-    refuse_left_over(
-        {name for name in unplaced if not any(each.rename_source_key(name)[1] for each in renames)},
-        model,
-        ref,
-    )
+    unplaced = {name for name, found in places.items() if not found}
+    renamed = {name for name in unplaced if any(each.rename_source_key(name)[1] for each in renames)}
     tied = _tied_names(model)
-    if all(found or _is_harmless(name, model) for name, found in places.items()):
+    if not renamed:
         present = {name for found in places.values() for name in found}
         optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
         absent = [
@@ -135,6 +131,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
             if not present & set(names) and not any(re.search(key, names[0]) for key in optional)
         ]
         refuse_absent(absent, model, ref, advice=advice)
+    refuse_left_over(unplaced - renamed, model, ref)
     for names in tied:
         _refuse_unequal_copies(checkpoint, [name for name in names if name in stored], ref)
 
