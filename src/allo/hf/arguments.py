@@ -49,12 +49,12 @@ def training_arguments(
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"see the fields of {kind_name}."
         raise UserError(f"{key}.{name}: unknown key; {hint}")
-    forms = get_type_hints(kind)
+    forms = get_type_hints(TrainingArguments)  # TRL takes more than its fields say
     for name, value in training.items():
         if name in _OF_SCRIPTS:
             raise UserError(f"{key}.{name}: {_OF_SCRIPTS[name]} Remove the key.")
         try:
-            TypeAdapter(forms[name], config=_STRICT).validate_python(value)
+            TypeAdapter(forms.get(name, Any), config=_STRICT).validate_python(value)
         except ValidationError as error:
             raise UserError(f"{key}.{name}: {value!r}: {error.errors()[0]['msg']}.") from error
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
