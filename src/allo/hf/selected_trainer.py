@@ -108,9 +108,8 @@ class SelectedTrainer(CheckpointedTrainer):
         check_held(args, model, processing_class)
         _require_pad_token(processing_class)
         check_ids_fit(processing_class, model.config, ref=model.name_or_path or type(model).__name__)
-        self.rows_a_step = (
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
-        )
+        self.rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.rows_a_step *= max(args.world_size, 1)
         args.gradient_accumulation_steps = 1  # to the Trainer a step is one batch
         switch_off_dropout(model)
         check_whole(model)
