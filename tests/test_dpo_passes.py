@@ -20,7 +20,7 @@ from allo.hf.dpo_passes import DpoPasses, learning_rates
 from allo.hf.rows import counted_pairs
 from allo.hf.trainer import ImproveTrainer
 from allo.pipeline import run_all
-from allo.stages.locate import check_settings
+from allo.stages.settings import check_locate
 from tiny import NUM_PAIRS, TOKENIZER, arguments, full_mask, logged, model, pairs, shapes, trained
 from tiny_run import tiny
 
@@ -235,7 +235,7 @@ def test_a_criterion_refuses_what_it_would_ignore_before_the_first_stage(
     recipe = tiny(tmp_path, *own)
     assert recipe.locate is not None
     if key.startswith("activation") and criterion in ("warmup_fused", "gradient", "fisher", "taylor"):
-        check_settings(recipe.locate)
+        check_locate(recipe.locate)
         return
     with pytest.raises(UserError, match=rf"^locate.training.{key.partition('=')[0]}: criterion {criterion}"):
-        check_settings(recipe.locate)
+        check_locate(recipe.locate)
