@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.tasks.planted_flaws import demonstrations
 from allo.tasks.planted_stories import LARGEST, Change, Story, work_out, write
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from allo.errors import UserError
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.tasks.planted_stories import (
     LARGEST,
     Change,
