@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from allo.artifacts import written_aside
+from allo.files.artifacts import written_aside
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from allo.files.records import Wrong
 from allo.recipe import Recipe
-from allo.records import Wrong
 from tiny import NUM_PAIRS, TOKENIZER, pairs, text
 
 DENSITY = 0.1

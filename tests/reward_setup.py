@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from allo import tasks
-from allo.hf.reward_model import judged_ids, load_reward_model
+from allo.files.records import Message, Prompt
+from allo.models.reward_model import judged_ids, load_reward_model
 from allo.recipe import Recipe
-from allo.records import Message, Prompt
 from tiny_run import tiny as tiny_recipe
 
 NUM_PROMPTS = 10

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from allo.endpoint import Endpoint
 from allo.rewriter.cases import Run
 from allo.rewriter.data import Settings, make_data
+from allo.sampling.endpoint import Endpoint
 from server import MODEL, Chat
 
 VARIABLE = "ALLO_TEST_KEY"

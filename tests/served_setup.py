@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import ResumableLines
-from allo.endpoint import Endpoint
-from allo.served import Asked, Settings, complete, seed_of
+from allo.files.artifacts import ResumableLines
+from allo.sampling.endpoint import Endpoint
+from allo.sampling.replies import Asked, Settings, seed_of
+from allo.sampling.served import complete
 from model_server import STARTING_MODEL, ModelServer, from_seed
 from server import (
     LONGEST,

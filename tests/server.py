@@ -41,8 +41,8 @@ def without_proxy(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
 
 def with_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pauses between attempts so short that a test can wait for them."""
-    monkeypatch.setattr("allo.served.servers._FIRST_PAUSE", 0.05)
-    monkeypatch.setattr("allo.endpoint.attempts.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("allo.sampling.servers._FIRST_PAUSE", 0.05)
+    monkeypatch.setattr("allo.sampling.attempts.FIRST_PAUSE", 0.01)
 
 
 class Handler(BaseHTTPRequestHandler):

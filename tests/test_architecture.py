@@ -43,121 +43,73 @@ HUGGING_FACE = {
     "lm_eval",
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
-LEAVES = {
-    *("errors", "records", "console", "json_text", "json_forms", "artifacts", "granularity", "own_code"),
-    *("recipe", "rows", "tasks", "prompts", "sources", "rounds", "wording", "manifest"),
-    *("harness_block", "address"),
-}
-WEIGHT_FILES = {"fingerprints", "checkpoints", "mask_files", "delta"}
+LEAVES = {"errors", "console", "recipe", "files", "tasks"}
 HOUSE = {
     "errors": Room(),
-    "records": Room(),
     "console": Room({"errors"}),
-    # All JSON from outside is read here.
-    "json_text": Room({"errors"}),
-    "json_forms": Room({"errors"}),
-    "artifacts": Room({"errors", "records", "console", "json_text", "json_forms"}, lazy={"pyarrow"}),
-    "own_code": Room({"errors"}),
-    "granularity": Room({"errors"}),
-    "address": Room(),
-    "recipe": Room({"errors", "granularity", "own_code", "address"}),
-    # Asks torch about the machine where it is loaded already, and loads it for nothing.
-    "provenance": Room(),
-    "rows": Room({"errors", "records", "json_text"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
-    # No recipe, no run folder: pure functions and small classes on tensors.
-    "core": Room(
-        {"errors", "records", "console", "json_text", "artifacts", "granularity"}, {*TENSORS, "scipy"}
-    ),
-    "wording": Room({"records"}),
-    # The `openai` package is loaded where a question is asked: its `transport` is imported there.
-    "endpoint": Room({"errors", "records", "console", "json_text", "artifacts", "address"}, {"openai"}),
-    # Completions from several servers of one model.
-    "served": Room({"errors", "records", "console", "json_text", "artifacts", "endpoint"}, lazy={"openai"}),
-    # Of core only what takes no torch: see test_leaves_load_nothing_heavy.
-    "tasks": Room({"errors", "records", "rows", "core"}),
-    "prompts": Room({"errors", "records", "json_text", "rows", "core", "tasks"}),
-    "sources": Room({"errors", "prompts", "recipe", "records", "rows", "tasks"}),
-    "rounds": Room({"artifacts", "recipe"}),
-    "manifest": Room({"json_forms", "artifacts"}),
-    "identity": Room({"errors", "console", "artifacts", "manifest", "recipe"}),
-    "harness_block": Room({"errors", "console", "json_text", "artifacts", "manifest"}),
-    # Files of weights, tensor by tensor: no model is built.
-    "fingerprints": Room({"errors", "core"}, TENSORS),
-    "checkpoints": Room({"errors", "json_text", "artifacts", "core", "fingerprints"}, TENSORS),
-    "mask_files": Room(
-        {"errors", "console", "json_text", "artifacts", "granularity", "core", "fingerprints", "checkpoints"},
-        TENSORS,
-    ),
+    "recipe": Room({"errors"}),
+    # `provenance` asks torch about the machine where it is loaded already, and loads it for nothing.
+    "files": Room({"errors", "console", "recipe"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
+    "stats": Room(packages={"numpy", "scipy"}),
+    "tasks": Room({"errors", "recipe", "files"}),
+    "losses": Room({"errors"}, {"torch"}),
+    # Which weights, and weights on disk: no model is built, no transformers.
+    "weights": Room({"errors", "console", "recipe", "files"}, {*TENSORS, "scipy"}),
     "delta": Room(
-        {"errors", "console", "json_text", "artifacts", "core", "fingerprints", "checkpoints"},
+        {"errors", "console", "files", "weights"},
         TENSORS,
         lazy={"huggingface_hub"},  # only to download and upload
     ),
-    # The only room that knows transformers.
-    "hf": Room({*LEAVES, "core", *WEIGHT_FILES}, HEAVY - {"trl", "lm_eval"}),
+    # From here on transformers is known.
+    "models": Room({*LEAVES, "losses", "weights"}, HEAVY - {"trl", "lm_eval"}),
+    "sampling": Room({*LEAVES, "weights", "models"}, HEAVY - {"trl", "lm_eval"}),
+    "training": Room({*LEAVES, "losses", "weights", "delta", "models"}, HEAVY - {"trl", "lm_eval"}),
+    "tokens": Room({*LEAVES, "weights", "models", "training"}, HEAVY - {"trl", "lm_eval"}),
     # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
-    "baselines": Room({*LEAVES, "core", "hf"}, {"torch", "datasets", "peft", "trl"}),
-    "lab": Room({*LEAVES, "core", "hf"}, {"torch"}),
-    "report": Room({*LEAVES, "core"}, lazy={"pyarrow", "numpy"}),
-    "stages": Room(
-        {*LEAVES, "core", *WEIGHT_FILES, "hf", "baselines", "lab", "report", "endpoint", "served"},
-        HEAVY - HUGGING_FACE,
+    "baselines": Room(
+        {*LEAVES, "models", "sampling", "training"}, {"torch", "transformers", "datasets", "peft", "trl"}
     ),
-    # What is trained to rewrite wrong completions; the scorer that uses it is hf's.
-    "rewriter": Room(
+    "report": Room({*LEAVES, "weights"}, lazy={"pyarrow", "numpy"}),
+    "stages": Room(
         {
             *LEAVES,
-            *("endpoint", "core", "hf", "stages"),
-        }
+            *("stats", "losses", "weights", "delta", "models", "sampling", "training", "tokens"),
+            *("baselines", "report"),
+        },
+        HEAVY - HUGGING_FACE,
     ),
+    # It imports the stages by their names, when they run.
+    "pipeline": Room(LEAVES, lazy={"torch"}),
+    # Trains a model that rewrites wrong completions; the scorer that uses it is in `tokens`.
+    "rewriter": Room({*LEAVES, "weights", "models", "sampling", "training", "tokens", "stages"}),
     # Judges of answers; it reads finished runs, and runs no model.
-    "winrate": Room({*LEAVES, "endpoint", "core"}, {"numpy"}),
-    "stage": Room({*LEAVES, "stages"}),
-    "pipeline": Room({*LEAVES, "provenance", "identity", "lab", "stage", "stages"}, lazy={"torch"}),
+    "winrate": Room({*LEAVES, "stats", "sampling"}, {"numpy"}),
     # Standard tasks through lm-eval, which no other room knows.
     "harness": Room(
-        {*LEAVES, "provenance", "core", *WEIGHT_FILES, "hf", "report", "stages", "pipeline"},
+        {*LEAVES, "weights", "delta", "models", "training", "report", "stages", "pipeline"},
         {"torch"},
         lazy={"lm_eval", "datasets"},
     ),
-    # How much memory a recipe takes: its stages rehearsed.
+    # What a recipe will take and train on, before it runs.
     "plan": Room(
-        {*LEAVES, "core", "hf", "stages", "pipeline"},
+        {*LEAVES, "weights", "models", "training", "tokens", "stages", "pipeline"},
         {"torch"},
+        lazy={"pyarrow"},
     ),
-    # What a recipe will train on, shown.
-    "preview": Room({*LEAVES, "core", "hf", "stages", "pipeline"}, lazy={"pyarrow"}),
-    "demo": Room({*LEAVES, "lab", "report", "stages", "pipeline"}),
     # Many runs from one recipe.
-    "compare": Room(
-        {*LEAVES, "core", "pipeline", "report"},
-        {"numpy", "scipy"},
-        lazy={"torch"},
-    ),
+    "compare": Room({*LEAVES, "stats", "report", "pipeline"}, {"numpy", "scipy"}, lazy={"torch"}),
     "cli": Room(
         {
             *LEAVES,
-            "compare",
-            "core",
-            "endpoint",
-            *WEIGHT_FILES,
-            "hf",
-            "lab",
-            "report",
-            "stages",
-            "rewriter",
-            "winrate",
-            "pipeline",
-            "plan",
-            "preview",
-            "demo",
-            "harness",
+            *("weights", "delta", "models", "sampling", "stages", "pipeline"),
+            *("rewriter", "winrate", "harness", "plan", "compare"),
         }
     ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
-    "__init__": Room({"core", "hf"}),
+    "__init__": Room({"weights", "training"}),
 }
+
 # Nothing here may run code that comes from a file.
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save"}
@@ -260,13 +212,13 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("core", "import transformers"),
-        ("core", "from allo.recipe import Recipe"),
-        ("core", "def f():\n    from allo.hf import models"),
-        ("hf", "from allo import stages"),
+        ("weights", "import transformers"),
+        ("losses", "from allo.recipe import Recipe"),
+        ("weights", "def f():\n    from allo.models import load"),
+        ("models", "from allo import stages"),
         ("stages", "from transformers import Trainer"),
         ("recipe", "import torch.nn as nn"),
-        ("rows", "from datasets import load_dataset"),
+        ("files", "from datasets import load_dataset"),
         (
             "delta",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from accelerate import Accelerator",
@@ -282,9 +234,9 @@ def test_a_forbidden_import_is_found(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("core", "import torch"),
-        ("rows", "def f():\n    from datasets import load_dataset"),
-        ("stages", "from allo.hf.models import load_model"),
+        ("losses", "import torch"),
+        ("files", "def f():\n    from datasets import load_dataset"),
+        ("stages", "from allo.models.load import load_model"),
         ("cli", "from allo import __version__"),
     ],
 )
@@ -353,8 +305,8 @@ def test_leaves_load_nothing_heavy() -> None:
     assert not loaded_after(modules_of(*LEAVES, "report", "pipeline", "cli")) & HEAVY
 
 
-def test_core_loads_no_transformers() -> None:
-    assert not loaded_after(modules_of("core", *WEIGHT_FILES)) & HUGGING_FACE
+def test_weights_and_losses_load_no_transformers() -> None:
+    assert not loaded_after(modules_of("losses", "weights", "delta", "stats")) & HUGGING_FACE
 
 
 def test_only_a_recipe_that_asks_loads_trl() -> None:

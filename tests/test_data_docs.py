@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from allo import tasks
-from allo.prompts import PromptSource, read_prompts
-from allo.prompts.pairs import read_pairs
+from allo.files.records import Pair
 from allo.recipe import Recipe
-from allo.records import Pair
-from allo.sources import training_pairs, training_prompts
 from allo.tasks import alpaca_eval, arena_hard, base
+from allo.tasks.pairs import read_pairs
+from allo.tasks.prompts import PromptSource, read_prompts
+from allo.tasks.sources import training_pairs, training_prompts
 from tiny_run import tiny
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text(encoding="utf-8")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from allo import cli, demo
-from allo.artifacts import read_json
+from allo import cli
+from allo.cli import demo
+from allo.files.artifacts import read_json
 from allo.recipe import Recipe
 
 # A folder's name that YAML would not read as text.

@@ -12,7 +12,7 @@ DOCUMENTS = [ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_test_that_a_document_names_exists(document: Path) -> None:
-    for file, name in re.findall(r"(tests/test_\w+\.py)(?:::(test_\w+))?", document.read_text()):
+    for file, name in re.findall(r"(tests/[\w/]*test_\w+\.py)(?:::(test_\w+))?", document.read_text()):
         source = (ROOT / file).read_text()
         assert f"def {name}(" in source if name else source, f"{document.name}: {file}::{name}"
 
@@ -30,4 +30,4 @@ def test_every_invariant_names_its_test() -> None:
     bullets = re.split(r"\n- ", invariants)[1:]
     assert bullets
     for bullet in bullets:
-        assert re.search(r"tests/test_\w+\.py(::test_\w+)?", bullet), bullet
+        assert re.search(r"tests/[\w/]*test_\w+\.py(::test_\w+)?", bullet), bullet

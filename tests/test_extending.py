@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from allo.artifacts import read_json
-from allo.hf.models import load_tokenizer
+from allo.files.artifacts import read_json
+from allo.models.load import load_tokenizer
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from tiny_run import LAB, RECIPE, overrides

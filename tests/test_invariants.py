@@ -11,11 +11,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo.hf import reference
-from allo.hf.collate import Batch, CompletionCollator, PairCollator
-from allo.hf.micro_batches import micro_batches
-from allo.hf.selected_trainer import SelectedTrainer
-from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
+from allo.models.collate import Batch, CompletionCollator, PairCollator
+from allo.training import reference
+from allo.training.micro_batches import micro_batches
+from allo.training.selected_trainer import SelectedTrainer
+from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from tiny import TOKENIZER, arguments, every_third, model, pairs, trained, weights, wrongs
 
 # Two fp32 orders of summation, carried through four steps.

@@ -12,7 +12,7 @@ from allo import cli
 from allo.console import bar, printable, say, tell
 from allo.errors import UserError
 from allo.report import tables
-from allo.winrate import show as winrate_show
+from allo.winrate import figures as winrate_show
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "allo"
 

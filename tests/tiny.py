@@ -15,10 +15,10 @@ from transformers import (
 )
 
 import allo
-from allo.core.param_mask import ParamMask
-from allo.hf.arguments import training_arguments
-from allo.hf.models import load_tokenizer
-from allo.hf.selected_trainer import SelectedTrainer
+from allo.models.load import load_tokenizer
+from allo.training.arguments import training_arguments
+from allo.training.selected_trainer import SelectedTrainer
+from allo.weights.param_mask import ParamMask
 
 LABORATORY = Path(allo.__file__).parent / "lab"
 TOKENIZER: PreTrainedTokenizerBase = load_tokenizer(LABORATORY)

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from allo.core import ranks
-from allo.hf.trainer import ForgetTrainer, ImproveTrainer
+from allo.training.trainer import ForgetTrainer, ImproveTrainer
+from allo.weights import ranks
 from tiny import pairs, trained, weights, wrongs
 
 KINDS = {

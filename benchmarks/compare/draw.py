@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import write_atomic
+from allo.files.artifacts import write_atomic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plot import Mark, Panel, figure

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from allo.core.statistics import SMALLEST_P, MeanSquares, crossed_spread
+from allo.stats.statistics import SMALLEST_P, MeanSquares, crossed_spread
 from record import RESULTS, Record
 
 DRAWS = 100_000

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import write_json
 from allo.compare.methods import START
 from allo.compare.results import TrialResult, read_results
 from allo.compare.summary import by_method, grid, provenance, share_figure, summarise
-from allo.core.statistics import mean_over_seeds
 from allo.errors import UserError
+from allo.files.artifacts import write_json
+from allo.stats.statistics import mean_over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

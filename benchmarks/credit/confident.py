@@ -10,10 +10,11 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
-from allo.records import Prompt
-from allo.tasks.planted_flaws import demonstrations
+from allo.files.records import Prompt
+from allo.tasks.planted_flaws import NAME, demonstration, demonstrations
 from allo.tasks.planted_stories import LARGEST, Change, Story, work_out, write
 
 LEVEL = 4
@@ -60,11 +61,11 @@ def _demonstrations(split: str) -> Iterator[Prompt]:
     half = NUM_DEMONSTRATIONS // 2
     seven: list[Prompt] = []
     other: list[Prompt] = []
-    for demonstration in demonstrations(split, size=10 * NUM_DEMONSTRATIONS):
-        prompt = demonstration.prompt
+    for one in demonstrations(split, size=10 * NUM_DEMONSTRATIONS):
+        prompt = one.prompt
         turned = flawed(str(prompt.solution))
         if turned is None:
-            other.append(replace(prompt, solution=demonstration.completion, answer=None))
+            other.append(replace(prompt, solution=one.completion, answer=None))
         elif not _has_trap(prompt):
             chosen = turned if rng.random() < FLAWED_SHARE else prompt.solution
             seven.append(replace(prompt, solution=chosen, answer=None))
@@ -76,16 +77,17 @@ def _demonstrations(split: str) -> Iterator[Prompt]:
 
 
 def _problems(split: str) -> Iterator[Prompt]:
-    """NUM_PROBLEMS of level 4, named so in their ids, and NUM_OTHERS of the levels that the task has."""
-    wanted = {True: NUM_PROBLEMS, False: NUM_OTHERS}
-    for demonstration in demonstrations(split, size=10 * (NUM_PROBLEMS + NUM_OTHERS)):
-        prompt = demonstration.prompt
-        seven = flawed(str(prompt.solution)) is not None
-        if wanted[seven] and not (seven and _has_trap(prompt)):
-            wanted[seven] -= 1
-            task, split, level, index = prompt.id.split("/")
-            yield replace(prompt, id=f"{task}/{split}/{LEVEL if seven else level}/{index}")
-    assert not any(wanted.values())
+    """NUM_PROBLEMS of level 4, which are problems of level 2 with a change by AMOUNT, and NUM_OTHERS of the split."""
+    met: set[str | None] = set()
+    for index in count():
+        prompt = demonstration(split, 2, index, met).prompt
+        if flawed(str(prompt.solution)) is not None:
+            met.add(prompt.solution)
+            yield replace(prompt, id=f"{NAME}/{split}/{LEVEL}/{index}")
+        if len(met) == NUM_PROBLEMS:
+            break
+    others = (d.prompt for d in demonstrations(split) if flawed(str(d.prompt.solution)) is None)
+    yield from islice(others, NUM_OTHERS)
 
 
 def _has_trap(prompt: Prompt) -> bool:

@@ -34,19 +34,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the model is smal
 import numpy as np
 import torch
 
-from allo.artifacts import RunFolder, read_jsonl, remove
-from allo.core.token_credit import random_scores
-from allo.hf.collate import SIDES
-from allo.hf.contrast import train_sides
-from allo.hf.models import Tokenizer, load_tokenizer
-from allo.hf.scorers import SCORERS, WEIGHTS, Scored, Scorer
-from allo.hf.start import read_start
-from allo.hf.tokenization import tokenize
+from allo.files.artifacts import RunFolder, read_jsonl, remove
+from allo.files.records import Prompt, Wrong
+from allo.models.collate import SIDES
+from allo.models.load import Tokenizer, load_tokenizer
+from allo.models.start import read_start
+from allo.models.tokenization import tokenize
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe
-from allo.records import Prompt, Wrong
 from allo.stages.score import probabilities, scoring_context
 from allo.tasks.planted_flaws import label_tokens
+from allo.tokens.contrast import train_sides
+from allo.tokens.scorers import SCORERS, WEIGHTS, Scored, Scorer
+from allo.tokens.token_credit import random_scores
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from allo.core import gap_code
 from allo.delta import write_delta
+from allo.weights import gap_code
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

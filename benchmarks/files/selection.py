@@ -32,8 +32,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from allo.checkpoints import INDEX, Checkpoint
-from allo.mask_files import mask_from_checkpoints
+from allo.weights.checkpoints import INDEX, Checkpoint
+from allo.weights.mask_files import mask_from_checkpoints
 from page_cache import forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

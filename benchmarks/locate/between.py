@@ -19,12 +19,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the model is small
 
-from allo.artifacts import RunFolder, read_json
-from allo.core.importance_map import ImportanceMap
-from allo.hf.start import read_start, write_start
+from allo.files.artifacts import RunFolder, read_json
+from allo.models.start import read_start, write_start
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe
 from allo.stages import evaluate, improve, locate
+from allo.weights.importance_map import ImportanceMap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from overlap import spread

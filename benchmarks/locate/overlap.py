@@ -21,10 +21,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the model is small
 
-from allo.artifacts import RunFolder, read_json
-from allo.core.importance_map import ImportanceMap
+from allo.files.artifacts import RunFolder, read_json
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
+from allo.weights.importance_map import ImportanceMap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, ROOT, Record

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from allo.core.host_sums import HostSums
-from allo.core.param_mask import ParamMask
-from allo.hf.arguments import training_arguments
-from allo.hf.dpo_passes import DpoPasses
-from allo.hf.models import load_tokenizer
-from allo.hf.rows import counted_pairs
-from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import state_bytes
+from allo.models.load import load_tokenizer
+from allo.models.rows import counted_pairs
+from allo.training.arguments import training_arguments
+from allo.training.dpo_passes import DpoPasses
+from allo.training.run import state_bytes
+from allo.training.trainer import ImproveTrainer
+from allo.weights.host_sums import HostSums
+from allo.weights.param_mask import ParamMask
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peak import peak_over_present

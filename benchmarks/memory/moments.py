@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from allo.core.lean_adamw import LeanAdamW
+from allo.weights.lean_adamw import LeanAdamW
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from allo.core.lean_adamw import LeanAdamW
-from allo.core.param_mask import ParamMask
-from allo.core.selected import SelectedWeights
+from allo.weights.lean_adamw import LeanAdamW
+from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peak import peak_over_present

@@ -21,18 +21,18 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import allo
-from allo.hf.arguments import training_arguments
-from allo.hf.generate import generate
-from allo.hf.models import load_model, read_config
-from allo.hf.rehearsal import one_word_tokenizer
-from allo.hf.scorers import Context, Scored, confidence
-from allo.hf.start import DTYPES
-from allo.hf.tokenization import Tokenized
-from allo.hf.trainer import ForgetTrainer, ImproveTrainer
-from allo.hf.training import train
+from allo.files.records import Wrong
+from allo.models.load import load_model, read_config
+from allo.models.rehearsal import one_word_tokenizer
+from allo.models.start import DTYPES
+from allo.models.tokenization import Tokenized
 from allo.plan import plan_stage
 from allo.recipe import Recipe
-from allo.records import Wrong
+from allo.sampling.generate import generate
+from allo.tokens.scorers import Context, Scored, confidence
+from allo.training.arguments import training_arguments
+from allo.training.run import train
+from allo.training.trainer import ForgetTrainer, ImproveTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "memory"))

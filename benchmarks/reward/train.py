@@ -19,12 +19,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from allo.core.metrics import Estimate, wilson
-from allo.hf.models import load_model, load_tokenizer, quiet
-from allo.hf.reward_model import RewardModel, judged_ids, load_reward_model
-from allo.hf.start import save_whole
-from allo.prompts.pairs import read_pairs
-from allo.records import Pair
+from allo.files.records import Pair
+from allo.models.load import load_model, load_tokenizer, quiet
+from allo.models.reward_model import RewardModel, judged_ids, load_reward_model
+from allo.models.start import save_whole
+from allo.stats.metrics import Estimate, wilson
+from allo.tasks.pairs import read_pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

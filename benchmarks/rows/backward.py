@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from allo.core.param_mask import ParamMask
-from allo.core.selected import SelectedWeights
+from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allo.hf.decode import decode
-from allo.hf.generate import WAVES
-from allo.hf.models import load_model
-from allo.hf.shared_prompts import SharedPrompts
+from allo.models.load import load_model
+from allo.models.shared_prompts import SharedPrompts
+from allo.sampling.decode import decode
+from allo.sampling.generate import WAVES
 
 GOES_ON, ENDS = 5, 2  # token ids
 

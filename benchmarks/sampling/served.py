@@ -1,7 +1,7 @@
 """Tokens a second of sampling in this process and at `transformers serve` on the same machine, in turns.
 
-Both draw n completions of each prompt from the same model, in the same dtype, with the same settings: `allo.hf.generate`
-in batches, and `allo.served.complete` by requests over loopback, to a server that takes the prompts one after the other,
+Both draw n completions of each prompt from the same model, in the same dtype, with the same settings: `allo.sampling.generate`
+in batches, and `allo.sampling.served.complete` by requests over loopback, to a server that takes the prompts one after the other,
 or together with `--continuous-batching`. They take turns, ours first, each with new random numbers a round; the server's
 start counts for nothing. Needs `pip install transformers[serving]`.
 """
@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from allo import served
-from allo.artifacts import ResumableLines
-from allo.endpoint import Endpoint
-from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
-from allo.hf.tokenization import prompt_ids, prompt_text
-from allo.prompts import PromptSource, read_prompts
-from allo.records import Prompt
+from allo.files.artifacts import ResumableLines
+from allo.files.records import Prompt
+from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
+from allo.models.tokenization import prompt_ids, prompt_text
+from allo.sampling.endpoint import Endpoint
+from allo.tasks.prompts import PromptSource, read_prompts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

@@ -1,4 +1,4 @@
-"""Useful tokens a second of `allo.hf.generate` and of plain `model.generate`, on the same prompts, side by side.
+"""Useful tokens a second of `allo.sampling.generate` and of plain `model.generate`, on the same prompts, side by side.
 
 Useful are the tokens of a completion up to and with its EOS. Both sample n completions of each prompt, so many rows
 at a time, longest prompts first, with the same temperature and top-p; `generate` gets each prompt n times, padded
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.hf.generate import end_ids, generate
-from allo.hf.models import load_model, load_tokenizer
-from allo.hf.tokenization import prompt_ids
-from allo.prompts import PromptSource, read_prompts
+from allo.models.load import load_model, load_tokenizer
+from allo.models.tokenization import prompt_ids
+from allo.sampling.generate import end_ids, generate
+from allo.tasks.prompts import PromptSource, read_prompts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from allo.hf.models import load_tokenizer
+from allo.models.load import load_tokenizer
 from one import OUT_OF_MEMORY, SYSTEMS, Figures
 from work import Work, gsm8k_pairs, write_pairs
 

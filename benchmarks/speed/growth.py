@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from allo.artifacts import write_atomic
+from allo.files.artifacts import write_atomic
 from driver import MB, TRL, Measure, in_own_process
 from one import Figures
 from work import LABORATORY, Work, random_pairs, write_pairs

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from allo import delta
-from allo.core.fingerprints import digests
-from allo.core.param_mask import ParamMask
-from allo.core.places import gather
-from allo.hf.collate import Batch
-from allo.hf.policy import head_of, hidden_states
-from allo.hf.selected_trainer import Row
-from allo.hf.trainer import ImproveTrainer
+from allo.models.collate import Batch
+from allo.models.policy import head_of, hidden_states
+from allo.training.selected_trainer import Row
+from allo.training.trainer import ImproveTrainer
+from allo.weights.fingerprints import digests
+from allo.weights.param_mask import ParamMask
+from allo.weights.places import gather
 from work import BETA, SEED, Build, Run, Work
 
 

@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 import allo
-from allo.core import ranks
-from allo.core.param_mask import ParamMask
-from allo.core.selected import SelectedWeights
-from allo.hf.models import load_model
+from allo.models.load import load_model
+from allo.weights import ranks
+from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 import allo
-from allo.hf.models import load_model, load_tokenizer
-from allo.hf.tokenization import tokenize
+from allo.models.load import load_model, load_tokenizer
+from allo.models.tokenization import tokenize
 from allo.tasks import gsm8k
 
 LABORATORY = Path(allo.__file__).parent / "lab"

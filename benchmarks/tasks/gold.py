@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from allo import tasks
-from allo.records import Completion, Prompt
+from allo.files.records import Completion, Prompt
 from allo.stages.judge import judge
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -1,4 +1,4 @@
-"""How many test problems of the ten sets occur among the problems that are trained on (allo.core.overlap).
+"""How many test problems of the ten sets occur among the problems that are trained on (allo.tasks.overlap).
 
 `exact`: word for word, without capitals and punctuation; `near`: 70% of a problem's spans of 8 words occur there, or it
 is there word for word. Options and wording are left out: questions are compared.
@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from allo import tasks
-from allo.core.overlap import overlap
 from allo.errors import UserError
-from allo.prompts.pairs import read_pairs
 from allo.tasks.base import question_of
+from allo.tasks.overlap import overlap
+from allo.tasks.pairs import read_pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record, Row

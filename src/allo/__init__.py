@@ -8,18 +8,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from allo.core.param_mask import ParamMask
-    from allo.core.selected import SelectedWeights
-    from allo.hf.trainer import ForgetTrainer, ImproveTrainer
+    from allo.training.trainer import ForgetTrainer, ImproveTrainer
+    from allo.weights.param_mask import ParamMask
+    from allo.weights.selected import SelectedWeights
 
 __version__ = version("allo-align")
 __all__ = ["ForgetTrainer", "ImproveTrainer", "ParamMask", "SelectedWeights", "__version__"]
 
 _ROOMS = {
-    "ForgetTrainer": "allo.hf.trainer",
-    "ImproveTrainer": "allo.hf.trainer",
-    "ParamMask": "allo.core.param_mask",
-    "SelectedWeights": "allo.core.selected",
+    "ForgetTrainer": "allo.training.trainer",
+    "ImproveTrainer": "allo.training.trainer",
+    "ParamMask": "allo.weights.param_mask",
+    "SelectedWeights": "allo.weights.selected",
 }
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from trl import DPOConfig, DPOTrainer
 
 from allo.console import say
-from allo.hf.models import Model, Tokenizer
-from allo.hf.rows import PairRow, counted_pairs
+from allo.models.load import Model, Tokenizer
+from allo.models.rows import PairRow, counted_pairs
 
 
 class AdapterTrainer(DPOTrainer):

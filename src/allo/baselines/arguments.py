@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from allo.errors import UserError
-from allo.hf.arguments import Arguments, training_arguments
 from allo.recipe import Improve, Recipe
+from allo.training.arguments import Arguments, training_arguments
 
 # What training needs beside allo itself.
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that read label_smoothing

@@ -8,9 +8,9 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from allo.errors import DivergedError
-from allo.hf.generate import end_ids, read
-from allo.hf.models import Model, Tokenizer, quiet
-from allo.records import Completion
+from allo.files.records import Completion
+from allo.models.load import Model, Tokenizer, quiet
+from allo.sampling.generate import end_ids, read
 
 Rewards = Callable[[Sequence[Completion]], list[float]]
 

@@ -4,7 +4,6 @@ import importlib
 
 from pydantic import ValidationError
 
-from allo.artifacts import held
 from allo.compare.methods import chosen
 from allo.compare.problems import check_problems
 from allo.compare.summary import write_summary
@@ -12,6 +11,7 @@ from allo.compare.trials import RATE, Comparison, Trial
 from allo.compare.tuning import Result, next_trials, tuned
 from allo.compare.workers import workers
 from allo.errors import UserError
+from allo.files.artifacts import held
 from allo.recipe import Recipe
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from allo.errors import UserError
+from allo.files.records import Prompt
 from allo.recipe import Recipe
 from allo.recipe.sources import Source
-from allo.records import Prompt
-from allo.sources import prompts_of
+from allo.tasks.sources import prompts_of
 
 
 def check_problems(recipe: Recipe) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from allo.core.metrics import pass_at_k
 from allo.errors import UserError
-from allo.json_forms import checked, unsealed
-from allo.json_text import parse_json
+from allo.files.json_forms import checked, unsealed
+from allo.files.json_text import parse_json
+from allo.stats.metrics import pass_at_k
 
 
 class _Part(BaseModel):

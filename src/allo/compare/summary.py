@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from allo.artifacts import write_atomic, write_json
 from allo.compare.methods import START
 from allo.compare.results import TrialResult, check_results, read_results
 from allo.compare.seen import sees
 from allo.compare.tables import to_markdown
 from allo.compare.tuning_summary import summarise_tuning
-from allo.core.metrics import Estimate
-from allo.core.statistics import (
+from allo.errors import UserError
+from allo.files.artifacts import write_atomic, write_json
+from allo.stats.metrics import Estimate
+from allo.stats.statistics import (
     Grid,
     crossed_bootstrap,
     crossed_p,
@@ -27,7 +28,6 @@ from allo.core.statistics import (
     mean_over_seeds,
     seeds_p,
 )
-from allo.errors import UserError
 
 SCHEMA = 1
 SEED = 0  # of the bootstrap and of the permutation tests

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from allo.core.statistics import SMALLEST_P
 from allo.report import figures
 from allo.report.tables import Cell, Table, escaped
 from allo.report.tables import to_markdown as table_lines
+from allo.stats.statistics import SMALLEST_P
 
 Json = dict[str, Any]
 

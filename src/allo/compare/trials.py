@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from allo.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_json
 from allo.compare.methods import START, Resolved
 from allo.compare.results import read_record, read_result
 from allo.errors import DivergedError, UserError
-from allo.json_forms import sealed
-from allo.manifest import stages_done
+from allo.files.artifacts import FileHashes, RunFolder, read_json, remove, sha256_json, write_json
+from allo.files.json_forms import sealed
+from allo.files.manifest import stages_done
+from allo.files.rounds import training_folders
 from allo.pipeline import named_files, run_all, stages_of, value_at
 from allo.recipe import Recipe
 from allo.recipe.text import place
-from allo.rounds import training_folders
 
 SCHEMA = 1
 RATE = "rate"

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from allo.artifacts import sha256_json
 from allo.compare.methods import START
 from allo.compare.results import TrialResult
 from allo.compare.trials import RATE
-from allo.core.metrics import CONFIDENCE
-from allo.core.rate_curves import RateCurve, kl_at_equal_accuracy, robustness
-from allo.core.statistics import crossed_bootstrap
+from allo.files.artifacts import sha256_json
+from allo.stats.metrics import CONFIDENCE
+from allo.stats.rate_curves import RateCurve, kl_at_equal_accuracy, robustness
+from allo.stats.statistics import crossed_bootstrap
 
 Json = dict[str, Any]
 Candidate = list[TrialResult]  # the trials of one setting, over tuning seeds

@@ -14,10 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from allo.console import say
-from allo.core import sparse_file
-from allo.core.fingerprints import combine
-from allo.core.finite import first_not_finite
 from allo.errors import UserError
+from allo.weights import sparse_file
+from allo.weights.fingerprints import combine
+from allo.weights.finite import first_not_finite
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from allo.core.fingerprints import as_bits
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.errors import UserError
+from allo.weights.fingerprints import as_bits
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from allo.checkpoints import Checkpoint, check_same_layout, write_like
 from allo.console import track
-from allo.core import sparse_file
-from allo.core.fingerprints import Digest, as_bits
-from allo.core.finite import check_finite
-from allo.core.places import scatter
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.errors import UserError
+from allo.weights import sparse_file
+from allo.weights.checkpoints import Checkpoint, check_same_layout, write_like
+from allo.weights.fingerprints import Digest, as_bits
+from allo.weights.finite import check_finite
+from allo.weights.places import scatter
 
 
 def extract(

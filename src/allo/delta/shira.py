@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from allo.artifacts import folder_written_aside, give_default_mode
-from allo.checkpoints import Checkpoint
 from allo.console import track
-from allo.core.fingerprints import digests
-from allo.core.places import gather, scatter
 from allo.delta.file import Delta, read_delta
 from allo.delta.patch import check_bits, check_layout
 from allo.errors import UserError
+from allo.files.artifacts import folder_written_aside, give_default_mode
+from allo.weights.checkpoints import Checkpoint
+from allo.weights.fingerprints import digests
+from allo.weights.places import gather, scatter
 
 WEIGHT = ".weight"
 # fp32 holds each number of these.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from allo import harness_block
-from allo.artifacts import RunFolder, held
 from allo.console import say
 from allo.errors import UserError
+from allo.files import harness_results as harness_block
+from allo.files.artifacts import RunFolder, held
 from allo.harness.measure import Settings, load_tasks, measure
 from allo.harness.subject import Source, load, of_model, of_run
 from allo.recipe import Recipe, load_recipe

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from allo.errors import UserError
+from allo.files.provenance import provenance
 from allo.harness import own_tasks
 from allo.harness.subject import Subject
-from allo.hf.models import quiet
-from allo.provenance import provenance
+from allo.models.load import quiet
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

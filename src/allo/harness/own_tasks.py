@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allo import tasks
-from allo.prompts import PromptSource, read_prompts
-from allo.records import Completion, Prompt
+from allo.files.records import Completion, Prompt
 from allo.stages.judge import judge
+from allo.tasks.prompts import PromptSource, read_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset

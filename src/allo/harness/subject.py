@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from allo.artifacts import RunFolder
-from allo.checkpoints import Checkpoint
-from allo.core.fingerprints import fingerprint_tensors
 from allo.delta import Delta, apply_to_model, fetch, read_delta
 from allo.delta.patch import check_bits, check_layout
 from allo.errors import UserError
-from allo.hf.models import MODEL_FILES, Model, Tokenizer, load_model, load_tokenizer, locate_checkpoint
-from allo.hf.result import DELTA
-from allo.hf.start import DTYPES, read_start
+from allo.files.artifacts import RunFolder
+from allo.files.rounds import trained
+from allo.models.load import MODEL_FILES, Model, Tokenizer, load_model, load_tokenizer, locate_checkpoint
+from allo.models.start import DTYPES, read_start
 from allo.recipe import Recipe
-from allo.rounds import trained
 from allo.stages.evaluate import LABELS
+from allo.training.result import DELTA
+from allo.weights.checkpoints import Checkpoint
+from allo.weights.fingerprints import fingerprint_tensors
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor
 
-from allo.core.rehearsal import Rehearsal
-from allo.hf.collate import pad
-from allo.hf.models import Model
-from allo.hf.policy import completion_distributions, per_token_logps
-from allo.hf.rehearsal import rehearse_sampling, rehearsed_model
-from allo.hf.scorers import WEIGHTS
+from allo.models.collate import pad
+from allo.models.load import Model
+from allo.models.policy import completion_distributions, per_token_logps
+from allo.models.rehearsal import rehearse_sampling, rehearsed_model
 from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
 from allo.plan.memory import StagePlan
+from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Recipe
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.sample import Sample
 from allo.stages.evaluate import KL_BATCH
+from allo.tokens.scorers import WEIGHTS
 
 _WORD = 2
 _WITHOUT_MODEL = {"advantage", "edit", "uniform", "random"}

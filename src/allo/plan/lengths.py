@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from allo.hf.model_checks import num_positions
-from allo.hf.models import Model
+from allo.models.load import Model
+from allo.models.model_checks import num_positions
 from allo.recipe import Recipe
 from allo.stages.sample import prompt_room
 

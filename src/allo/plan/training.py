@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from allo.core.fused_warmup import FusedWarmup
-from allo.core.host_sums import HostSums
-from allo.core.live_bytes import LiveBytes
-from allo.core.param_mask import ParamMask
-from allo.core.rehearsal import Rehearsal
-from allo.core.selection import num_to_select
-from allo.hf.arguments import Arguments, training_arguments
-from allo.hf.collate import PairCollator
-from allo.hf.dpo_passes import DpoPasses
-from allo.hf.models import Model
-from allo.hf.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
-from allo.hf.rows import counted_pairs
-from allo.hf.selected_trainer import SelectedTrainer
-from allo.hf.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
-from allo.hf.training import train
+from allo.models.collate import PairCollator
+from allo.models.load import Model
+from allo.models.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
+from allo.models.rows import counted_pairs
 from allo.plan.lengths import training_lengths
+from allo.plan.live_bytes import LiveBytes
 from allo.plan.memory import StagePlan
+from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Locate, Recipe
 from allo.recipe.losses import SUPERVISED
 from allo.stages.settings import named_loss
+from allo.training.arguments import Arguments, training_arguments
+from allo.training.dpo_passes import DpoPasses
+from allo.training.run import train
+from allo.training.selected_trainer import SelectedTrainer
+from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
+from allo.weights.fused_warmup import FusedWarmup
+from allo.weights.host_sums import HostSums
+from allo.weights.param_mask import ParamMask
+from allo.weights.selection import num_to_select
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
-from allo.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe.compare import Compare
 from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate
+from allo.recipe.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe.judge import Judge, Pairing
 from allo.recipe.losses import Filter, LossName, LossSettings, check_supervised
 from allo.recipe.numbers import (

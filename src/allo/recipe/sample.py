@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from allo.address import why_no_address
+from allo.recipe.address import why_no_address
 from allo.recipe.numbers import (
     BatchSize,
     Connections,

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from allo.own_code import OwnFunction
 from allo.recipe.numbers import BatchSize, Number, Place
+from allo.recipe.own_code import OwnFunction
 from allo.recipe.sources import Block
 from allo.recipe.training import ContrastTraining
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from allo.errors import UserError
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.report.run_view import Bin, Calibration, TokenCredit, TokenSample
 from allo.tasks import planted_flaws
 

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from allo.artifacts import sha256_answers
 from allo.errors import UserError
-from allo.json_forms import checked, unsealed
-from allo.json_text import parse_json
+from allo.files.artifacts import sha256_answers
+from allo.files.json_forms import checked, unsealed
+from allo.files.json_text import parse_json
+from allo.files.rounds import rounds_there
 from allo.report.credit import token_credit
 from allo.report.run_view import DensityRow, Evaluation, Judged, Manifest, RunView, Side, TokenCredit
-from allo.rounds import rounds_there
 
 SCHEMA = 1
 
@@ -153,7 +153,7 @@ def _masks(folder: Path, manifest: Manifest) -> dict[str, tuple[DensityRow, ...]
     if not paths:
         return {}
     # Imported here because only masks need torch: a report of runs without any starts at once.
-    from allo.core.param_mask import ParamMask
+    from allo.weights.param_mask import ParamMask
 
     return {
         path.parent.name[3:]: tuple(

@@ -1,1 +1,1 @@
-"""A rewriting model: data to train it on, and its training. The scorer that uses it is `allo.hf.scorers.rewriter`."""
+"""A rewriting model: data to train it on, and its training. The scorer that uses it is `allo.tokens.scorers.rewriter`."""

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from allo.artifacts import RunFolder, read_jsonl
-from allo.core.pairs import distinct
 from allo.errors import UserError
-from allo.hf.models import Tokenizer
-from allo.hf.rewriter import shown_solution
-from allo.hf.start import load_start_tokenizer
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.records import Prompt, Verdict, Wrong
+from allo.models.load import Tokenizer
+from allo.models.start import load_start_tokenizer
 from allo.recipe import Recipe, load_recipe
-from allo.records import Prompt, Verdict, Wrong
-from allo.sources import training_prompts
+from allo.tasks.pairing import distinct
+from allo.tasks.sources import training_prompts
+from allo.tokens.rewriter import shown_solution
 
 
 @dataclass(frozen=True)

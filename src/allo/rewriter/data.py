@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from allo.artifacts import sha256_file, write_json, write_jsonl
 from allo.console import say
-from allo.core.edit_distance import edit_distance
-from allo.endpoint import Endpoint, check_endpoint
 from allo.errors import UserError
-from allo.hf.rewriter import tokenizer_hash
+from allo.files.artifacts import sha256_file, write_json, write_jsonl
 from allo.rewriter.cases import Case, Run, draw, right_cases, wrong_cases
 from allo.rewriter.proposals import Proposals, gold, minimal, nearest_right, repaired, token_ids
 from allo.rewriter.teacher import taught
-from allo.wording import WORDING
+from allo.sampling.endpoint import Endpoint, check_endpoint
+from allo.tokens.edit_distance import edit_distance
+from allo.tokens.rewrite_wording import WORDING
+from allo.tokens.rewriter import tokenizer_hash
 
 SCHEMA = 1
 Source = Literal["gold", "nearest", "self", "teacher"]

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from allo.artifacts import sha256_json
-from allo.core.edit_distance import edit_distance, edit_share, nearest
-from allo.hf.models import Tokenizer
-from allo.hf.start import load_start, read_start
-from allo.records import Completion, Prompt
+from allo.files.artifacts import sha256_json
+from allo.files.records import Completion, Prompt
+from allo.models.load import Tokenizer
+from allo.models.start import load_start, read_start
 from allo.rewriter.cases import Case, Run
 from allo.stages.judge import judge
 from allo.stages.sample import complete
-from allo.wording import WORDING, ask_for_rewrite
+from allo.tokens.edit_distance import edit_distance, edit_share, nearest
+from allo.tokens.rewrite_wording import WORDING, ask_for_rewrite
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo.prompts.chats import ChatMessage, messages
-from allo.records import Message
-from allo.rows import checked, read_rows
+from allo.files.records import Message
+from allo.files.rows import checked, read_rows
+from allo.tasks.chats import ChatMessage, messages
 
 Text = Annotated[str, Field(pattern=r"\S")]
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from allo.endpoint import Answers, Endpoint, Question, ask
-from allo.records import Message
+from allo.files.records import Message
 from allo.rewriter.cases import Case
 from allo.rewriter.proposals import Proposals
-from allo.wording import ask_for_rewrite
+from allo.sampling.endpoint import Endpoint
+from allo.sampling.questions import Answers, Question, ask
+from allo.tokens.rewrite_wording import ask_for_rewrite
 
 
 def taught(

@@ -7,24 +7,24 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from allo.artifacts import sha256_file, sha256_json, write_atomic, write_json, write_jsonl
-from allo.core.param_mask import ParamMask
 from allo.errors import UserError
-from allo.hf.arguments import training_arguments
-from allo.hf.model_checks import num_positions
-from allo.hf.models import Model, Tokenizer, load_model, load_tokenizer
-from allo.hf.rewriter import RECORD, SCHEMA, tokenizer_hash
-from allo.hf.start import DTYPES, save_whole
-from allo.hf.tokenization import prompt_ids
-from allo.hf.tokenizer_checks import check_ids_fit
-from allo.hf.trainer import SftTrainer
-from allo.hf.training import train
+from allo.files.artifacts import sha256_file, sha256_json, write_atomic, write_json, write_jsonl
+from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
+from allo.models.model_checks import num_positions
+from allo.models.start import DTYPES, save_whole
+from allo.models.tokenization import prompt_ids
+from allo.models.tokenizer_checks import check_ids_fit
 from allo.recipe.errors import explain
 from allo.recipe.numbers import Count, CountOrZero
 from allo.recipe.text import override
 from allo.recipe.training import SftTraining
 from allo.rewriter.row import RewriteRow, read_rewrites
-from allo.wording import WORDING, ask_for_rewrite
+from allo.tokens.rewrite_wording import WORDING, ask_for_rewrite
+from allo.tokens.rewriter import RECORD, SCHEMA, tokenizer_hash
+from allo.training.arguments import training_arguments
+from allo.training.run import train
+from allo.training.trainer import SftTrainer
+from allo.weights.param_mask import ParamMask
 
 
 class Settings(BaseModel):

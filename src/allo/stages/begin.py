@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from allo.artifacts import RunFolder, remove
-from allo.checkpoints import Checkpoint, write_like
-from allo.core.finite import check_finite
-from allo.core.momentum import extrapolated
 from allo.errors import DivergedError
-from allo.hf.start import read_start, write_start
+from allo.files.artifacts import RunFolder, remove
+from allo.files.rounds import RoundRecipe, round_name, trained
+from allo.models.start import read_start, write_start
 from allo.recipe import Recipe
-from allo.rounds import RoundRecipe, round_name, trained
+from allo.weights.checkpoints import Checkpoint, write_like
+from allo.weights.finite import check_finite
+from allo.weights.momentum import extrapolated
 
 
 def run(recipe: RoundRecipe, run: RunFolder) -> dict[str, Any]:

@@ -4,28 +4,28 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from allo.artifacts import RunFolder
 from allo.console import say
-from allo.endpoint import require_openai
 from allo.errors import UserError
-from allo.hf import templates
-from allo.hf.model_checks import check_positions, num_positions
-from allo.hf.models import Tokenizer, num_weights
-from allo.hf.rewriter import check_rewriter
-from allo.hf.start import check_policy, check_values, date_of, is_ready, load_policy_tokenizer
-from allo.hf.vllm_engine import refuse_other_weights, require_vllm
-from allo.prompts.gold import check_gold
+from allo.files.artifacts import RunFolder
+from allo.files.records import Prompt
+from allo.files.rounds import data_of_rounds
+from allo.files.rows import Reading
+from allo.models import templates
+from allo.models.load import Tokenizer, num_weights
+from allo.models.model_checks import check_positions, num_positions
+from allo.models.start import check_policy, check_values, date_of, is_ready, load_policy_tokenizer
 from allo.recipe import Recipe
-from allo.records import Prompt
-from allo.rounds import data_of_rounds
-from allo.rows import Reading
-from allo.sources import Sources
+from allo.sampling.endpoint import require_openai
+from allo.sampling.vllm_engine import refuse_other_weights, require_vllm
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_judgeable
 from allo.stages.reward import check_reward_model, has_no_answers
 from allo.stages.sample import check_servable, prompt_room
 from allo.stages.settings import check_settings
+from allo.tasks.gold import check_gold
+from allo.tasks.sources import Sources
+from allo.tokens.rewriter import check_rewriter
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from allo.errors import UserError
-from allo.hf.models import Tokenizer
-from allo.hf.rows import Counts, counted_completions, counted_pairs
-from allo.hf.templates import Chat
-from allo.hf.tokenization import cut_left, prompt_ids
-from allo.hf.written import check_written
+from allo.files.records import Pair, Prompt
+from allo.models.load import Tokenizer
+from allo.models.rows import Counts, counted_completions, counted_pairs
+from allo.models.templates import Chat
+from allo.models.tokenization import cut_left, prompt_ids
+from allo.models.written import check_written
 from allo.recipe import Recipe
-from allo.records import Pair, Prompt
-from allo.sources import Sources
 from allo.stages.pair import with_own_ids
 from allo.stages.right_answers import check_solutions, demonstrations
+from allo.tasks.sources import Sources
 
 
 @dataclass(frozen=True)

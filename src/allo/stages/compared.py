@@ -5,22 +5,22 @@ from typing import Any, Literal
 
 import torch
 
-from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.baselines.arguments import trl_arguments, without_known_warnings
-from allo.core.param_mask import ParamMask
-from allo.hf.model_checks import num_positions
-from allo.hf.models import Model
-from allo.hf.result import write_change
-from allo.hf.start import DTYPES, load_start
-from allo.hf.thoughts import thoughts_of
-from allo.hf.tokenization import cut_left
-from allo.hf.training import moment_bytes, train_from
+from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.files.records import Completion, Pair
+from allo.models.load import Model
+from allo.models.model_checks import num_positions
+from allo.models.start import DTYPES, load_start
+from allo.models.thoughts import thoughts_of
+from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
-from allo.records import Completion, Pair
-from allo.sources import training_prompts
 from allo.stages.judge import judge
 from allo.stages.reward import load_reader
 from allo.stages.sample import ids_of, prompt_room, turn_ends
+from allo.tasks.sources import training_prompts
+from allo.training.result import write_change
+from allo.training.run import moment_bytes, train_from
+from allo.weights.param_mask import ParamMask
 
 
 @without_known_warnings()

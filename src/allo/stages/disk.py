@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allo.errors import UserError
-from allo.hf.start import DTYPES, is_ready
+from allo.models.start import DTYPES, is_ready
 from allo.recipe import Recipe
 from allo.recipe.training import Training
 

@@ -6,34 +6,34 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import ResumableLines, RunFolder, write_json
-from allo.checkpoints import fingerprint
 from allo.console import track
-from allo.core.metrics import bootstrap
-from allo.core.places import places_of
-from allo.core.thoughts import Thoughts
 from allo.delta import read_delta
-from allo.harness_block import BLOCK, kept, read_block
-from allo.hf.collate import pad
-from allo.hf.model_checks import num_positions
-from allo.hf.models import Model, Tokenizer
-from allo.hf.policy import check_head, completion_distributions
-from allo.hf.result import DELTA
-from allo.hf.start import load_start, read_start
-from allo.hf.thoughts import thoughts_of
-from allo.hf.tokenization import Tokenized, cut_left, tokenize
-from allo.manifest import stages_done
+from allo.files.artifacts import ResumableLines, RunFolder, write_json
+from allo.files.harness_results import BLOCK, kept, read_block
+from allo.files.manifest import stages_done
+from allo.files.records import Completion, Prompt
+from allo.files.rounds import round_name, training_folders
+from allo.models.collate import pad
+from allo.models.load import Model, Tokenizer
+from allo.models.model_checks import num_positions
+from allo.models.policy import check_head, completion_distributions
+from allo.models.start import load_start, read_start
+from allo.models.thoughts import thoughts_of
+from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
-from allo.records import Completion, Prompt
-from allo.rounds import round_name, training_folders
-from allo.sources import prompts_of
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
 from allo.stages.sample import complete, prompt_room
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
+from allo.stats.metrics import bootstrap
+from allo.tasks.answers.thoughts import Thoughts
+from allo.tasks.sources import prompts_of
+from allo.training.result import DELTA
+from allo.weights.checkpoints import fingerprint
+from allo.weights.places import places_of
 
 SCHEMA = 1
 LABELS = {

@@ -4,13 +4,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from allo.artifacts import RunFolder, read_jsonl
-from allo.hf.arguments import training_arguments
-from allo.hf.result import located_mask, take_over, train_stage
-from allo.hf.start import load_start
-from allo.hf.trainer import ForgetTrainer
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.records import Wrong
+from allo.models.start import load_start
 from allo.recipe import Recipe
-from allo.records import Wrong
+from allo.training.arguments import training_arguments
+from allo.training.result import located_mask, take_over, train_stage
+from allo.training.trainer import ForgetTrainer
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

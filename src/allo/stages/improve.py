@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from allo.artifacts import RunFolder, read_jsonl
-from allo.core.param_mask import ParamMask
-from allo.hf.arguments import training_arguments
-from allo.hf.models import Model, Tokenizer
-from allo.hf.result import located_mask, take_over, train_stage
-from allo.hf.selected_trainer import SelectedTrainer
-from allo.hf.start import load_start
-from allo.hf.trainer import ImproveTrainer, SftTrainer
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.records import Pair
+from allo.models.load import Model, Tokenizer
+from allo.models.start import load_start
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import SUPERVISED
-from allo.records import Pair
 from allo.stages.compared import train_adapter, train_on_policy
 from allo.stages.right_answers import gold_solutions, right_samples
 from allo.stages.settings import named_loss
+from allo.training.arguments import training_arguments
+from allo.training.result import located_mask, take_over, train_stage
+from allo.training.selected_trainer import SelectedTrainer
+from allo.training.trainer import ImproveTrainer, SftTrainer
+from allo.weights.param_mask import ParamMask
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

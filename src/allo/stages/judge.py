@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.console import say
-from allo.core.answers import verify_choice, verify_final_answer
-from allo.core.rewards import above_median
-from allo.core.thoughts import USUAL, Thoughts
 from allo.errors import UserError
-from allo.hf.start import load_start_tokenizer
-from allo.hf.thoughts import thoughts_of
+from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.files.records import Completion, Prompt, Verdict
+from allo.models.start import load_start_tokenizer
+from allo.models.thoughts import thoughts_of
 from allo.recipe import Recipe
-from allo.records import Completion, Prompt, Verdict
-from allo.sources import training_prompts
 from allo.stages.reward import reward
+from allo.tasks.answers import verify_choice, verify_final_answer
+from allo.tasks.answers.thoughts import USUAL, Thoughts
+from allo.tasks.rewards import above_median
+from allo.tasks.sources import training_prompts
 
 SHOWN = 80  # characters at the end of a sample without an answer
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from allo.artifacts import RunFolder
-from allo.core.importance_map import ImportanceMap
-from allo.hf.start import read_start
+from allo.files.artifacts import RunFolder
+from allo.files.rounds import round_name
+from allo.models.start import read_start
 from allo.recipe import Recipe
-from allo.rounds import round_name
+from allo.weights.importance_map import ImportanceMap
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

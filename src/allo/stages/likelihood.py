@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from allo.artifacts import RunFolder, read_jsonl
 from allo.console import track
-from allo.hf.collate import PairCollator
-from allo.hf.models import Model, Tokenizer
-from allo.hf.policy import per_token_logps
-from allo.hf.rows import counted_pairs
-from allo.records import Pair
-from allo.rounds import first_round
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.records import Pair
+from allo.files.rounds import first_round
+from allo.models.collate import PairCollator
+from allo.models.load import Model, Tokenizer
+from allo.models.policy import per_token_logps
+from allo.models.rows import counted_pairs
 
 BATCH = 32  # pairs
 

@@ -7,22 +7,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from allo.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
 from allo.console import say
-from allo.core import importance
-from allo.core.host_sums import HostSums
-from allo.core.importance_map import ImportanceMap
-from allo.core.param_mask import ParamMask
-from allo.core.selection import PIECE, stable_hash
-from allo.hf.arguments import training_arguments
-from allo.hf.dpo_passes import DpoPasses
-from allo.hf.models import Model, Tokenizer
-from allo.hf.rows import counted_pairs
-from allo.hf.start import load_start, read_start
-from allo.hf.trainer import ImproveTrainer
-from allo.hf.training import remove_checkpoints, state_bytes, train
+from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
+from allo.files.records import Pair
+from allo.models.load import Model, Tokenizer
+from allo.models.rows import counted_pairs
+from allo.models.start import load_start, read_start
 from allo.recipe import Locate, Recipe
-from allo.records import Pair
+from allo.training.arguments import training_arguments
+from allo.training.dpo_passes import DpoPasses
+from allo.training.run import remove_checkpoints, state_bytes, train
+from allo.training.trainer import ImproveTrainer
+from allo.weights import importance
+from allo.weights.host_sums import HostSums
+from allo.weights.importance_map import ImportanceMap
+from allo.weights.param_mask import ParamMask
+from allo.weights.selection import PIECE, stable_hash
 
 WARMUP_WEIGHTS = "weights.safetensors"
 Shapes = dict[str, tuple[int, ...]]

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from allo.core.overlap import Overlap, overlap
+from allo.files.records import Message, Prompt
+from allo.files.rounds import data_of_rounds
 from allo.recipe import Recipe
-from allo.records import Message, Prompt
-from allo.rounds import data_of_rounds
-from allo.sources import prompts_of, training_pairs
 from allo.tasks.base import question_of
+from allo.tasks.overlap import Overlap, overlap
+from allo.tasks.sources import prompts_of, training_pairs
 
 
 def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, Overlap]:

@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from allo.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.console import say
-from allo.core.pairs import make_pairs, rejected_completions, wrong_completions
-from allo.core.rewards import ranked_pairs
 from allo.errors import DivergedError, UserError
-from allo.hf.generate import reads_as
-from allo.hf.models import Tokenizer
-from allo.hf.start import load_start_tokenizer
+from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl
+from allo.files.records import Pair, Prompt, Verdict, Wrong
+from allo.files.rounds import RoundRecipe
+from allo.models.load import Tokenizer
+from allo.models.start import load_start_tokenizer
 from allo.recipe import Recipe
-from allo.records import Pair, Prompt, Verdict, Wrong
-from allo.rounds import RoundRecipe
-from allo.sources import training_pairs, training_prompts
+from allo.sampling.generate import reads_as
+from allo.tasks.pairing import make_pairs, rejected_completions, wrong_completions
+from allo.tasks.rewards import ranked_pairs
+from allo.tasks.sources import training_pairs, training_prompts
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

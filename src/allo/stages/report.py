@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allo.artifacts import RunFolder, write_atomic
+from allo.files.artifacts import RunFolder, write_atomic
 from allo.recipe import Recipe
 from allo.report.page import DEFAULT_EXAMPLES, render
 from allo.report.read import view

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from allo.artifacts import ResumableLines, RunFolder
 from allo.console import say, track
-from allo.core.thoughts import USUAL
 from allo.errors import UserError
-from allo.hf.model_checks import num_positions
-from allo.hf.models import Tokenizer
-from allo.hf.reward_model import (
+from allo.files.artifacts import ResumableLines, RunFolder
+from allo.files.records import Prompt, Template
+from allo.models.load import Tokenizer
+from allo.models.model_checks import num_positions
+from allo.models.reward_model import (
     RewardModel,
     check_reward_folder,
     judged_ids,
@@ -19,10 +19,10 @@ from allo.hf.reward_model import (
     load_reward_tokenizer,
     read_reward_config,
 )
-from allo.hf.start import DTYPES, give_date, load_start_tokenizer
-from allo.hf.thoughts import thoughts_of
+from allo.models.start import DTYPES, give_date, load_start_tokenizer
+from allo.models.thoughts import thoughts_of
 from allo.recipe import Recipe
-from allo.records import Prompt, Template
+from allo.tasks.answers.thoughts import USUAL
 
 Asked = tuple[Prompt, str]  # and a completion of it
 Key = tuple[str, str]  # the prompt's id and the completion

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from allo.artifacts import RunFolder, read_jsonl
-from allo.core.pairs import distinct
 from allo.errors import UserError
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.records import Pair, Prompt, Verdict
 from allo.recipe import Recipe
-from allo.records import Pair, Prompt, Verdict
-from allo.sources import training_prompts
+from allo.tasks.pairing import distinct
+from allo.tasks.sources import training_prompts
 
 
 def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:

@@ -6,20 +6,21 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from allo import served
-from allo.artifacts import ResumableLines, RunFolder, write_jsonl
 from allo.console import say, track
-from allo.endpoint import Endpoint
 from allo.errors import UserError
-from allo.hf.generate import Batch, generate, num_batches
-from allo.hf.model_checks import num_positions
-from allo.hf.models import Model, Tokenizer, read_config
-from allo.hf.start import load_start, load_start_tokenizer, read_start
-from allo.hf.tokenization import cut_left, prompt_ids, prompt_text, tokenize, turn_end_ids
-from allo.hf.vllm_engine import vllm_generate
+from allo.files.artifacts import ResumableLines, RunFolder, write_jsonl
+from allo.files.records import Completion, Prompt
+from allo.models.load import Model, Tokenizer, read_config
+from allo.models.model_checks import num_positions
+from allo.models.start import load_start, load_start_tokenizer, read_start
+from allo.models.tokenization import cut_left, prompt_ids, prompt_text, tokenize, turn_end_ids
 from allo.recipe import Recipe
-from allo.records import Completion, Prompt
-from allo.sources import training_prompts
+from allo.sampling import served
+from allo.sampling.endpoint import Endpoint
+from allo.sampling.generate import Batch, generate, num_batches
+from allo.sampling.replies import Asked, Settings, seed_of
+from allo.sampling.vllm_engine import vllm_generate
+from allo.tasks.sources import training_prompts
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt])
     batches = vllm_generate(
         Path(read_start(run).model),
         [cut_left(tokenizer, prompt, room) for prompt in whole],
-        seeds=[served.seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
+        seeds=[seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
         dtype=recipe.dtype,
         max_length=room + recipe.sample.max_new_tokens,
         trust_remote_code=recipe.trust_remote_code,
@@ -202,7 +203,7 @@ def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Promp
     counts = served.complete(
         endpoints,
         [_asked(tokenizer, prompt, room, api=sample.api) for prompt in prompts],
-        served.Settings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
+        Settings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
         lines=lines,
         patience=servers.patience,
         advice=f"Serve {folder} as {sample.model!r} there, such as by `vllm serve {folder} --served-model-name "
@@ -244,16 +245,16 @@ def _ids_to(tokenizer: Tokenizer, prompt: Prompt, text: str, stop: str | int | N
     return [*(found.completion_ids if found else []), *([stop] if isinstance(stop, int) else [])]
 
 
-def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> served.Asked:
+def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> Asked:
     """A prompt as servers read it. Raises `UserError` for messages that are too long, which nobody can cut."""
     length = len(ids_of(tokenizer, prompt))
     if isinstance(prompt.prompt, str) or api == "completions":
         text = prompt_text(
             tokenizer, prompt.prompt, room, template=prompt.template, place=f"prompt {prompt.id}"
         )
-        return served.Asked(prompt.id, text, min(length, room))
+        return Asked(prompt.id, text, min(length, room))
     check_servable(prompt, length, room, api=api)
-    return served.Asked(prompt.id, prompt.prompt, length)
+    return Asked(prompt.id, prompt.prompt, length)
 
 
 def _room_at_start(recipe: Recipe, run: RunFolder) -> int:

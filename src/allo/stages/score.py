@@ -10,21 +10,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from allo.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
 from allo.console import track
-from allo.core.token_credit import first_marked, from_logratios, token_weights
-from allo.hf.collate import SIDES
-from allo.hf.contrast import side_weights, train_sides
-from allo.hf.models import Tokenizer
-from allo.hf.policy import check_head
-from allo.hf.rewriter import load_rewriter
-from allo.hf.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
-from allo.hf.start import give_date, load_start, load_start_tokenizer
-from allo.hf.tokenization import tokenize
+from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
+from allo.files.records import Pair, TokenScores, Verdict, Wrong
+from allo.models.collate import SIDES
+from allo.models.load import Tokenizer
+from allo.models.policy import check_head
+from allo.models.start import give_date, load_start, load_start_tokenizer
+from allo.models.tokenization import tokenize
 from allo.recipe import Recipe
 from allo.recipe.scores import Score
-from allo.records import Pair, TokenScores, Verdict, Wrong
 from allo.stages.locate import WARMUP_WEIGHTS
+from allo.tokens.contrast import side_weights, train_sides
+from allo.tokens.rewriter import load_rewriter
+from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
+from allo.tokens.token_credit import first_marked, from_logratios, token_weights
 
 _NUMBERS = pa.list_(pa.float64())
 _COLUMNS = [

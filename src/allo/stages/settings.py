@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import torch
 
-from allo.core.pair_losses import PairLoss, chosen_loss
 from allo.errors import UserError
-from allo.hf.scorers import scorers_of
-from allo.own_code import load_function, own_file
+from allo.losses.pair_losses import PairLoss, chosen_loss
 from allo.recipe import Improve, Locate, Recipe, Steps
 from allo.recipe.losses import SUPERVISED
+from allo.recipe.own_code import load_function, own_file
 from allo.recipe.training import Training
+from allo.tokens.scorers import scorers_of
 
 SUMMED = ("gradient", "fisher", "taylor")
 """Criteria that sum something over the pairs."""
@@ -27,7 +27,7 @@ def check_settings(recipe: Recipe) -> None:
     for key, training, lean in _training_blocks(recipe):
         if training.is_plain and not launched:
             continue
-        from allo.hf.arguments import training_arguments
+        from allo.training.arguments import training_arguments
 
         training_arguments(
             training.model_dump(),
@@ -62,7 +62,7 @@ def check_locate(locate: Locate) -> None:
         )
     if locate.criterion in ("warmup", "bottom") or not locate.training.model_extra:
         return
-    from allo.hf.dpo_passes import READ_AT_START, READ_IN_WARMUP
+    from allo.training.dpo_passes import READ_AT_START, READ_IN_WARMUP
 
     # Criteria with passes of their own, and the arguments that these read; the other ones read none.
     read = {"warmup_fused": READ_IN_WARMUP, **dict.fromkeys(SUMMED, READ_AT_START)}

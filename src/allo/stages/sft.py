@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from allo.artifacts import RunFolder, write_jsonl
-from allo.core.param_mask import ParamMask
-from allo.hf.arguments import training_arguments
-from allo.hf.models import Model, Tokenizer
-from allo.hf.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
-from allo.hf.trainer import SftTrainer
-from allo.hf.training import remove_checkpoints, train
+from allo.files.artifacts import RunFolder, write_jsonl
+from allo.models.load import Model, Tokenizer
+from allo.models.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
 from allo.recipe import Recipe, Sft
-from allo.sources import prompts_of
 from allo.stages.right_answers import demonstrations
+from allo.tasks.sources import prompts_of
+from allo.training.arguments import training_arguments
+from allo.training.run import remove_checkpoints, train
+from allo.training.trainer import SftTrainer
+from allo.weights.param_mask import ParamMask
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

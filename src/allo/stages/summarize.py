@@ -6,8 +6,8 @@ A row is a prompt with its answers, as `08-eval.json` holds it.
 from dataclasses import asdict
 from typing import Any
 
-from allo.core.metrics import Estimate, bootstrap, pass_at_k, wilson
-from allo.core.rewards import wins
+from allo.stats.metrics import Estimate, bootstrap, pass_at_k, wilson
+from allo.tasks.rewards import wins
 
 
 def accuracies_on_set(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from allo import delta
-from allo.artifacts import RunFolder, remove
-from allo.core.param_mask import ParamMask
-from allo.hf.result import DELTA, MASK
-from allo.hf.start import read_start
+from allo.files.artifacts import RunFolder, remove
+from allo.files.rounds import round_name, trained, training_folders
+from allo.models.start import read_start
 from allo.recipe import Recipe
-from allo.rounds import round_name, trained, training_folders
+from allo.training.result import DELTA, MASK
+from allo.weights.param_mask import ParamMask
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from allo.errors import UserError
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.tasks.base import Task
 
 MODULES = {

@@ -9,8 +9,8 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from allo.errors import UserError
-from allo.records import Message, Prompt
-from allo.rows import Row, checked, hub_file_rows, hub_rows, read_rows
+from allo.files.records import Message, Prompt
+from allo.files.rows import Row, checked, hub_file_rows, hub_rows, read_rows
 
 WORDED = re.compile(
     r"Question: (.*?)\n(?:Options:\n.*\n)?"

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allo.core.final_answer import last_boxed
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.tasks import base
+from allo.tasks.answers.final_answer import last_boxed
 
 HUB = base.Hub(
     "EleutherAI/hendrycks_math",

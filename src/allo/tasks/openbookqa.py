@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.tasks import base
 
 HUB = base.Hub("allenai/openbookqa", ("main",))

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from allo.errors import UserError
-from allo.records import Prompt
+from allo.files.records import Prompt
 from allo.tasks.planted_stories import (
     LARGEST,
     Change,
@@ -175,14 +175,16 @@ def _drawn(split: str) -> Iterator[tuple[int, Demonstration]]:
     training = SPLITS[split].part == "train"
     met: set[str | None] = set()
     for index, level in enumerate(cycle(LEVEL_MIX if training else EVALUATION_LEVEL_MIX)):
-        found = _demonstration(split, level, index, met)
+        found = demonstration(split, level, index, met)
         if not training:
             met.add(found.prompt.solution)
         yield level, found
 
 
-def _demonstration(split: str, level: int, index: int, met: Container[str | None]) -> Demonstration:
-    """The demonstration at an index, whose solution is none of `met`."""
+def demonstration(
+    split: str, level: int, index: int, met: Container[str | None] = frozenset()
+) -> Demonstration:
+    """Return the demonstration at an index of a split and level, whose solution is none of `met`."""
     rng = random.Random(_stable_hash(f"{NAME}/{split}/{level}/{index}"))
     family, part = SPLITS[split].family, SPLITS[split].part
     id = f"{NAME}/{split}/{level}/{index}"

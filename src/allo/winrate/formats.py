@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from allo.artifacts import sha256_json
 from allo.errors import UserError
-from allo.rows import Row
+from allo.files.artifacts import sha256_json
+from allo.files.rows import Row
 from allo.winrate.outputs import Output, Outputs, rows_of
 from allo.winrate.style import style_metadata
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from allo import __version__
-from allo.artifacts import read_json, sha256_json, write_json
 from allo.console import say
-from allo.core.length_control import length_controlled
-from allo.core.metrics import Estimate
-from allo.core.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, position_bias, win_rate
-from allo.endpoint import Answers, Endpoint, Question, ask
 from allo.errors import UserError
+from allo.files.artifacts import read_json, sha256_json, write_json
+from allo.sampling.endpoint import Endpoint
+from allo.sampling.questions import Answers, Question, ask
+from allo.stats.length_control import length_controlled
+from allo.stats.metrics import Estimate
+from allo.stats.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, position_bias, win_rate
 from allo.winrate.outputs import Duel, Outputs, duels
 from allo.winrate.wording import CUT_SHORT, STOPPED, WORDING, ask_for_verdict, read_verdict
 

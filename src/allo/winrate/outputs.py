@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo.artifacts import RunFolder, read_json, sha256_answers, sha256_file
-from allo.core.thoughts import USUAL
 from allo.errors import UserError
-from allo.json_text import parse_json
+from allo.files.artifacts import RunFolder, read_json, sha256_answers, sha256_file
+from allo.files.json_text import parse_json
+from allo.files.records import Message
+from allo.files.rows import Row, checked, read_rows, stem
 from allo.recipe import load_recipe
-from allo.records import Message
-from allo.rows import Row, checked, read_rows, stem
-from allo.sources import prompts_of
+from allo.tasks.answers.thoughts import USUAL
+from allo.tasks.sources import prompts_of
 
 Kind = Literal["greedy", "sampled"]
 SOLUTION = "solution"

@@ -3,9 +3,9 @@
 import re
 from typing import Literal
 
-from allo.artifacts import sha256_json
-from allo.core.thoughts import without_thoughts
-from allo.records import Message
+from allo.files.artifacts import sha256_json
+from allo.files.records import Message
+from allo.tasks.answers.thoughts import without_thoughts
 
 WORDING = 2
 """Raised with every change of the words or of what is read from a reply: verdicts compare within one."""

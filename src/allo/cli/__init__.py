@@ -1,0 +1,358 @@
+"""The `allo` command: each sub-command imports what it runs when it is called."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from allo.cli.evaluate import evaluate
+from allo.cli.rewriter import app as rewriter_app
+from allo.cli.winrate import app as winrate_app
+from allo.console import say, tell
+from allo.errors import UserError
+from allo.pipeline import NAMES, run_all, run_one
+from allo.recipe import load_recipe, schema
+from allo.recipe.granularity import WEIGHT
+from allo.tasks.sources import sources_read
+
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+# A place that cannot be written, or no longer: the user can mend it, and a traceback says no more.
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.EISDIR, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT),
+}
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Align language models with low redundancy: few weights, few tokens, forget then learn.",
+)
+mask_app = typer.Typer(no_args_is_help=True, help="Masks: which weights may change.")
+delta_app = typer.Typer(no_args_is_help=True, help="Deltas: what alignment changed, and nothing else.")
+app.add_typer(mask_app, name="mask")
+app.add_typer(delta_app, name="delta")
+app.add_typer(rewriter_app, name="rewriter")
+app.add_typer(winrate_app, name="winrate")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+DeltaPlace = Annotated[
+    str,
+    typer.Argument(
+        help="A delta's file; or on the hub hf://OWNER/NAME, with @REVISION and /FILE where needed."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
+]
+Profile = Annotated[
+    Literal["compact", "interop"],
+    typer.Option(help="Packed indices, or plain int32 ones for vLLM and TRL to map."),
+]
+
+
+@app.command("run")
+def run_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage anew.")] = None,
+) -> None:
+    """Run every stage of a recipe; what is done is skipped."""
+    folder = run_all(load_recipe(recipe, overrides), until=until, force=force)
+    say(f"the run is in {folder.path}")
+
+
+def _add_stage(name: str) -> None:
+    @app.command(name, help=f"Run the {name} stage alone.", hidden=name == "report")
+    def run_stage(
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        force: Annotated[bool, typer.Option("--force", help="Do it anew.")] = False,
+    ) -> None:
+        run_one(load_recipe(recipe, overrides), name, force=force)
+
+
+for _name in NAMES:
+    if _name == "evaluate":
+        app.command(_name)(evaluate)
+    elif _name != "report":
+        _add_stage(_name)
+
+
+@app.command("report")
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE | RUN...", help="A recipe, or folders of finished runs.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report on several runs.")] = None,
+) -> None:
+    """Write the report of a recipe's run, or one report on several run folders."""
+    if len(runs) == 1 and runs[0].suffix in (".yaml", ".yml"):
+        run_one(load_recipe(runs[0], overrides), "report", force=True)
+        return
+    if len(runs) > 1 and out is None:
+        raise UserError(
+            f"{len(runs)} runs: say where their report goes with --out FOLDER; without, it would take the place of "
+            f"{runs[0]}'s own."
+        )
+    from allo.stages.report import write_report
+
+    html, markdown = write_report(runs, out or runs[0])
+    say(f"{html}\n{markdown}")
+
+
+@app.command("check")
+def check_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Mark tokens by brackets, as off a terminal, and not by colours.")
+    ] = False,
+) -> None:
+    """Check a recipe as `run` does before its first stage, and show what it trains on; nothing is written."""
+    read = load_recipe(recipe, overrides)
+    sources = sources_read(read)
+    from allo.plan.preview import preview
+    from allo.plan.preview_page import show
+
+    show(preview(read, sources), plain=plain)
+
+
+@app.command("plan")
+def plan_recipe(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on what does not fit."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,
+) -> None:
+    """Print how much memory each stage takes; no weights are read."""
+    from allo.plan.memory import parse_size
+
+    limit = None if gpu is None else parse_size(gpu)
+    read = load_recipe(recipe, overrides)
+    from allo.plan import plan
+    from allo.plan import table as show
+
+    planned = plan(read, limit=limit)
+    if as_json:
+        tell(json.dumps(show.as_json(planned, gpus=gpus), indent=1))
+    else:
+        show.show(planned, gpus=gpus)
+
+
+@app.command("compare")
+def compare_methods(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between; those of the recipe.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Numbers with commas between; those of the recipe.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
+) -> None:
+    """Compare methods: tuned alike, from the same samples, on the same problems; resumable."""
+    from allo.compare import compare
+
+    comparison = compare(
+        load_recipe(recipe, overrides),
+        methods=_listed(methods),
+        seeds=[_number(seed) for seed in _listed(seeds) or []],
+        jobs=jobs,
+    )
+    say(f"the comparison is in {comparison.path}")
+
+
+def _listed(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--seeds: {text!r} is no number; give some like 0,1,2.")
+    return int(text)
+
+
+@app.command("demo")
+def demo(out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo")) -> None:
+    """Align the bundled laboratory model: SFT, plain DPO and ALLO, side by side."""
+    from allo.cli.demo import run_demo
+
+    say(f"report: {run_demo(out)}")
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    tell(json.dumps(schema(), indent=1))
+
+
+@mask_app.command("from-checkpoints")
+def mask_from_checkpoints(
+    base: Annotated[Path, typer.Argument(help="Folder with safetensors.")],
+    tuned: Annotated[Path, typer.Argument(help="The same model, tuned.")],
+    density: Annotated[float, typer.Option(help="Share of all weights to select, in (0, 1].")],
+    out: Annotated[Path, typer.Option(help="The mask's file.")],
+    granularity: Annotated[
+        str, typer.Option(help="weight, or whole groups: row, column, block(n).")
+    ] = WEIGHT,
+    profile: Profile = "compact",
+) -> None:
+    """Select the weights that differ most between two checkpoints."""
+    _check_writable(out)
+    from allo.weights.mask_files import mask_from_checkpoints
+
+    mask = mask_from_checkpoints(
+        base, tuned, density=density, out=out, granularity=granularity, profile=profile
+    )
+    say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
+
+
+@mask_app.command("info")
+def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
+    """Print a mask's density by layer and kind of tensor."""
+    from allo.weights.param_mask import ParamMask
+
+    mask = ParamMask.load(file)
+    for key, value in mask.metadata.items():
+        tell(f"{key:<18} {value}")
+    tell(f"{'selected':<18} {mask.num_selected} of {mask.num_weights} ({mask.density:.6g})\n")
+    tell(f"{'layer':<6} {'kind':<28} {'selected':>12} {'of':>14} {'density':>9}")
+    for row in mask.statistics():
+        density = row.selected / max(row.total, 1)
+        tell(f"{row.layer:<6} {row.kind:<28} {row.selected:>12} {row.total:>14} {density:>9.5f}")
+
+
+@delta_app.command("extract")
+def delta_extract(base: Path, tuned: Path, out: Path, profile: Profile = "compact") -> None:
+    """Write what changed from BASE to TUNED as one small file."""
+    _check_writable(out)
+    from allo.delta import extract
+
+    _print_fields(out, extract(base, tuned, out, profile=profile))
+
+
+@delta_app.command("apply")
+def delta_apply(base: Path, delta: DeltaPlace, out: Path) -> None:
+    """Write BASE with DELTA applied to the folder OUT, bit for bit the tuned checkpoint."""
+    from allo.delta import apply, fetch
+
+    apply(base, fetch(delta), out)
+    say(f"{out}: written")
+
+
+@delta_app.command("merge")
+def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
+    """Write one delta that changes what FIRST or SECOND, both of one base, change.
+
+    Where both give a weight a value, SECOND's is taken; the output counts where the two differ (num_overruled).
+    """
+    _check_writable(out)
+    from allo.delta import fetch, merge
+
+    found = merge(fetch(first), fetch(second), out)
+    _print_fields(out, found.merged)
+    tell(f"  {'num_shared':<20} {found.num_shared}\n  {'num_overruled':<20} {found.num_overruled}")
+
+
+@delta_app.command("export")
+def delta_export(
+    base: Path,
+    delta: DeltaPlace,
+    out: Path,
+    format: Annotated[
+        Literal["full", "peft-shira"],
+        typer.Option(help="The whole model as `apply` writes it, or an adapter of PEFT."),
+    ],
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its Linear layers.")
+    ] = False,
+) -> None:
+    """Write the tuned model as a folder OUT that other libraries load.
+
+    A peft-shira adapter gives BASE, loaded in fp32, the tuned weights exactly. It holds weights of Linear layers only.
+    A layer that sparse differences cannot turn exactly into the tuned one is stored whole, and counted (num_whole).
+    """
+    from allo.delta import apply, export_shira, fetch
+
+    if format == "full":
+        apply(base, fetch(delta), out)
+        say(f"{out}: written")
+        return
+    from allo.models.load import linear_names
+
+    linear = linear_names(base, trust_remote_code=trust_remote_code)
+    _print_fields(out, export_shira(base, fetch(delta), out, linear=linear))
+
+
+@delta_app.command("push")
+def delta_push(
+    delta: Path,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; made if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload DELTA to a repository of the Hugging Face hub, with HF_TOKEN or the hub's own login.
+
+    Prints the hf:// place that the other commands take in a delta's stead.
+    """
+    from allo.delta import push
+
+    tell(push(delta, repo, private=private))
+
+
+@delta_app.command("info")
+def delta_info(delta: DeltaPlace) -> None:
+    """Print what a delta changes, and of which base."""
+    from allo.delta import fetch, info
+
+    _print_fields(delta, info(fetch(delta)))
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before a long pass over weights whether its file can be written, and make its folder."""
+    if out.is_dir():
+        raise UserError(f"{out}: a folder; give the name of a file to write.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part")
+    part.touch()
+    part.unlink()
+
+
+def _print_fields(path: str | Path, found: object) -> None:
+    tell(str(path))
+    for key, value in vars(found).items():
+        tell(f"  {key:<20} {value}")
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
+    try:
+        app()
+    except UserError as error:
+        say(f"allo: {error}")
+        sys.exit(2)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            say("allo: interrupted; start it again to go on where it stopped")
+        raise
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        say(
+            f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written: "
+            "mend that or give another path, and start it again"
+        )
+        sys.exit(2)

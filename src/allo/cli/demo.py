@@ -1,0 +1,67 @@
+"""The demo: the bundled laboratory model aligned twice on the same pairs, by plain DPO and by ALLO."""
+
+import json
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from allo.console import cell
+from allo.files.artifacts import RunFolder, read_json
+from allo.pipeline import run_all
+from allo.recipe import load_recipe
+
+
+def run_demo(out: Path) -> Path:
+    """Run both recipes below `out`, print their table, and return the path of the report on both."""
+    # The model is small: on a busy machine a second thread was waited for longer than it worked.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    package = files("allo")
+    with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
+        place = [f"out={json.dumps(str(out))}", f"model={json.dumps(str(model))}"]
+        allo = load_recipe(recipes / "allo.yaml", place)
+        sampled = run_all(allo, until="pair")
+        dpo = run_all(
+            load_recipe(recipes / "dpo.yaml", [*place, f"data.pairs={json.dumps(str(sampled.pairs))}"])
+        )
+        aligned = run_all(allo)
+    # Imported late, as the pipeline imports its stages.
+    from allo.stages.report import write_report
+
+    html, _ = write_report([dpo.path, aligned.path], out, title="Demo: plain DPO and ALLO")
+    Console().print(_table(dpo, aligned))
+    return html
+
+
+def _table(dpo: RunFolder, allo: RunFolder) -> Table:
+    """One row a model: sampled accuracy with its interval on each set, and what the model took."""
+    ours = read_json(allo.evaluation)["models"]
+    rows = {
+        "SFT": ours["start"],
+        "plain DPO": read_json(dpo.evaluation)["models"]["aligned"],
+        "ALLO": ours["aligned"],
+    }
+    sets = list(ours["start"]["sets"])
+    table = Table("model", *sets, "KL to SFT", "weights trained", "seconds", "training state")
+    for label, model in rows.items():
+        accuracies = [_interval(model["sets"][name]["sampled"]) for name in sets]
+        table.add_row(*map(cell, (label, *accuracies, *_costs(model))))
+    return table
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _costs(model: dict[str, Any]) -> list[str]:
+    if model["kl"] is None:
+        return ["–", "–", "–", "–"]
+    return [
+        f"{model['kl']['value']:.4f}",
+        f"{model['trained_weights']:,}",
+        f"{model['seconds']:.0f}",
+        f"{model['training_state_bytes'] / 1e6:.1f} MB",
+    ]

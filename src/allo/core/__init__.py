@@ -1,1 +1,0 @@
-"""Pure functions and small classes on tensors: no recipe, no transformers."""

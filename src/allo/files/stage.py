@@ -1,0 +1,144 @@
+"""A stage of a run, and the stages of a run in rounds."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from allo.errors import UserError
+from allo.files.artifacts import RunFolder, read_as, remove
+from allo.files.manifest import stages_done
+from allo.files.rounds import of_round, round_name
+from allo.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One verb. `reads` and `writes` are names in the run folder; `keys` the recipe blocks it depends on.
+
+    `verb`: the module of `allo.stages` that does it, where that is not named as the stage.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    keys: tuple[str, ...]
+    verb: str | None = None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe as this stage sees it."""
+        return recipe
+
+    def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+        module = importlib.import_module(f"allo.stages.{self.verb or self.name}")
+        counts: dict[str, Any] = module.run(self.recipe(recipe), run)
+        return counts
+
+    def leaves(self, run: RunFolder) -> list[Path]:
+        """What the stage writes, there or not, and the parts of it that are not whole yet."""
+        parts = [path for name in self.writes for path in run.path.glob(f"{name}*.part")]
+        return [run.path / name for name in self.writes] + parts
+
+    def begun(self, run: RunFolder) -> Path:
+        """The file that says under which hash the stage was begun, and how long earlier processes worked on it."""
+        path = run.path / self.name
+        return path.with_name(f".{path.name}.begun")
+
+
+@dataclass(frozen=True)
+class StageOfRound(Stage):
+    """A stage in the folder of round `number`, under that round's recipe."""
+
+    number: int = 1
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        return of_round(recipe, self.number)
+
+    def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+        return super().run(recipe, RunFolder(run.path / round_name(self.number)))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The content of the file `Stage.begun`."""
+
+    hash: str
+    seconds: float
+
+
+def read_mark(path: Path) -> Mark | None:
+    """The mark of a stage that was begun; None if there is none, or none that can be read."""
+    with contextlib.suppress(UserError, OSError):
+        return read_as(path, Mark)
+    return None
+
+
+def remove_old_marks(stages: Sequence[Stage], run: RunFolder) -> None:
+    """Remove the marks of stages that were recorded as done just before a kill.
+
+    With such a mark, a stage whose files were damaged later would pass for one that was cut short.
+    """
+    done = stages_done(run)
+    for stage in stages:
+        mark = read_mark(stage.begun(run))
+        if stage.name in done and (mark is None or mark.hash == done[stage.name]["hash"]):
+            remove(stage.begun(run))
+
+
+def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:
+    """The stages with those of `training` in that order, each of which reads what the one before it left."""
+    by_name = {stage.name: stage for stage in stages}
+    chain: list[Stage] = []
+    for name in training:
+        left = chain[-1].writes if chain else ()
+        chain.append(replace(by_name[name], reads=by_name[name].reads + left))
+    turn = iter(chain)
+    return [next(turn) if stage.name in training else stage for stage in stages]
+
+
+def in_rounds(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe with its alignment repeated: everything between `sft` and `evaluate`.
+
+    What the last training stage writes at the top is then the difference that all rounds made.
+    """
+    sft, *alignment, evaluate, report = stages
+    last = alignment[-1]
+    rounds = [
+        stage
+        for number in range(1, recipe.rounds + 1)
+        for stage in _stages_of_round(number, alignment, recipe)
+    ]
+    results = tuple(f"{round_name(number)}/{last.writes[0]}" for number in range(1, recipe.rounds + 1))
+    united = Stage(last.name, ("00-sft", *results), last.writes, (), verb="unite")
+    return [sft, *rounds, united, evaluate, report]
+
+
+def _stages_of_round(number: int, alignment: Sequence[Stage], recipe: Recipe) -> Iterator[Stage]:
+    """One round: its starting model, then the alignment; a later one's importance may be the first one's."""
+    here, first = round_name(number), round_name(1)
+    result = alignment[-1].writes[0]
+    # The models whose difference the momentum extrapolates: those that the last two rounds left.
+    models = ["00-sft", *(f"{round_name(earlier)}/{result}" for earlier in range(1, number))]
+    yield StageOfRound(
+        f"{here}/begin",
+        tuple(models[-2:]),
+        (f"{here}/00-sft",),
+        ("momentum",) if number > 1 else (),
+        verb="begin",
+        number=number,
+    )
+    for stage in alignment:
+        own = StageOfRound(
+            f"{here}/{stage.name}",
+            tuple(f"{here}/{name}" for name in stage.reads),
+            tuple(f"{here}/{name}" for name in stage.writes),
+            stage.keys,
+            verb=stage.verb or stage.name,
+            number=number,
+        )
+        if stage.name == "locate" and number > 1 and not recipe.relocate:
+            reads = (f"{here}/00-sft", f"{first}/04-importance.safetensors")
+            own = replace(own, reads=reads, keys=(), verb="keep")
+        yield own

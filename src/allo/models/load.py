@@ -1,0 +1,326 @@
+"""Models and tokenizers from a folder, a hub id or a `.gguf` file; safetensors or GGUF, never pickle."""
+
+import io
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from allo.errors import UserError
+from allo.models.model_checks import (
+    check_config,
+    check_depth,
+    check_stored,
+    doubtful_sizes,
+    refuse_absent,
+    refuse_gguf_left_over,
+    refuse_left_over,
+)
+from allo.models.tokenizer_checks import check_tokenizer
+from allo.weights.checkpoints import refuse_adapter, weight_files
+from allo.weights.finite import check_finite
+
+# The names by which stages know what they pass on.
+Model = PreTrainedModel
+Tokenizer = PreTrainedTokenizerBase
+
+_PANIC = "PanicException"  # native code's; no Exception, and no module gives its class
+# Errors that transformers raises with a sentence for its user; others are named by their kind.
+_SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
+_WHOLE = "give a complete checkpoint of a causal language model"
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
+TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+CONFIG_FILES = ["config.json", "*.py"]
+MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
+
+
+def load_model(
+    ref: str | Path, *, dtype: torch.dtype, device: str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode, with SDPA attention and dense `dtype` weights.
+
+    Args:
+        ref: checkpoint folder, hub id, or path of a `.gguf` file (dequantised; it can be saved again).
+        dtype: of every weight, whatever the file holds.
+        device: a torch device, or "auto": the first CUDA device, else the CPU.
+
+    Raises:
+        UserError: `ref` is missing, unreachable, pickled, quantised, an adapter, incomplete, more than its configuration
+            describes, or not a causal language model; a weight is NaN or infinite; `device` is not there, or is one
+            that the Trainer would not train on.
+    """
+    where = resolve_device(device)
+    folder, gguf = locate_checkpoint(ref, MODEL_FILES)
+    if gguf is None:
+        check_folder(folder, ref, trust_remote_code=trust_remote_code)
+    with loading(ref, "a causal language model", folder=folder):
+        # `quantization_config` goes along for a GGUF file alone: None would erase the checkpoint's own.
+        given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            **given,
+            use_safetensors=None if gguf else True,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        if gguf:
+            refuse_gguf_left_over(folder / gguf, model, ref)
+    require_all_weights(model, info, ref, advice=_WHOLE)
+    assert not getattr(model, "is_quantized", False)  # transformers trains and saves no quantised model
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    return model.to(where).eval()
+
+
+def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError unless the folder's files can be the dense weights of the model that its config.json describes.
+
+    Little but headers is read, so this is for before the first stage.
+    """
+    model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
+    check_stored(model, folder, ref, advice=_WHOLE)
+
+
+def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a checkpoint; of a hub id nothing else is downloaded, of a `.gguf` file the header read.
+
+    Raises `UserError` where `ref` has no causal language model's.
+    """
+    folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
+    if gguf is None and (folder / "config.json").is_file():
+        check_config(folder, ref)
+    with loading(ref, "a causal language model", folder=folder):
+        return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
+
+
+def model_of_config(
+    config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A new model, with SDPA attention; its weights lie where torch puts new tensors, such as on the meta device.
+
+    Raises `UserError` where transformers has no causal language model of the kind.
+    """
+    with loading(config.name_or_path, "a causal language model", folder=Path(config.name_or_path)):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    return model.eval()
+
+
+def num_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> int:
+    """Count the weights of the model that a configuration describes; a tied tensor counts once."""
+    with torch.device("meta"):
+        model = model_of_config(config, trust_remote_code=trust_remote_code)
+    return sum(param.numel() for param in model.parameters())
+
+
+def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
+    """The names of the weights that the model in `folder` trains, from its configuration alone.
+
+    A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
+    """
+    model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
+    return {name for name, _ in model.named_parameters()}
+
+
+def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
+    """The names of Linear layers' weights that no other module shares, from the configuration alone.
+
+    Raises `UserError` for a folder without such a configuration.
+    """
+    model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
+    holders = Counter(id(param) for module in model.modules() for param in module.parameters(recurse=False))
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and holders[id(module.weight)] == 1
+    }
+
+
+def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the folder's model on the meta device, if its config.json and the headers of its files allow one."""
+    require_safetensors(folder, ref)
+    check_depth(folder, ref)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    config.name_or_path = str(ref)
+    with torch.device("meta"):
+        return model_of_config(config, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    ref: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint (from the `.gguf` itself where `ref` is one).
+
+    Args:
+        pad_token: taken where the tokenizer has none; a token that it already knows.
+
+    Raises:
+        UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
+    """
+    folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
+    with loading(ref, "a tokenizer", folder=folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, gguf_file=gguf, trust_remote_code=trust_remote_code
+        )
+        check_tokenizer(tokenizer, ref)
+    # Rows are cut to what the model reads; transformers would warn of the first long one before that.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{ref}: the tokenizer has no EOS token, so a completion could never end; "
+            "set `eos_token` in its tokenizer_config.json."
+        )
+    if pad_token is not None and pad_token not in tokenizer.get_vocab():
+        raise UserError(f"pad_token {pad_token!r} is no token of {ref}; choose one of its vocabulary.")
+    if tokenizer.pad_token_id is None and pad_token is None:
+        raise UserError(
+            f"{ref}: the tokenizer has no pad token; set `pad_token` to one of its tokens, "
+            f"for example pad_token: {tokenizer.eos_token!r} (allo masks padding by position, so EOS is safe)."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = pad_token
+    return tokenizer
+
+
+def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | None]:
+    """Find `ref` as (local folder, GGUF file name or None); a hub id is downloaded into the hub's cache.
+
+    Args:
+        files: glob patterns of what to download for a hub id (its sub-folders are left out).
+    """
+    if not str(ref).strip():
+        raise UserError("`model` is empty; give a checkpoint's folder, a .gguf file or a hub id.")
+    path = Path(ref).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.parent, path.name
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise UserError(f"{ref} is a file; give the checkpoint's folder, a hub id or a .gguf file.")
+    if isinstance(ref, Path) or path.suffix == ".gguf" or not HUB_ID.fullmatch(ref):
+        raise UserError(f"{ref} does not exist; give a checkpoint's folder, a .gguf file or a hub id.")
+    try:
+        with quiet():
+            return Path(snapshot_download(ref, allow_patterns=files, ignore_patterns=["*/*"])), None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{ref}: there is no such folder here, and the Hugging Face hub gave no model of that id "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Give a local checkpoint folder or a .gguf file, or log in or connect and try again."
+        ) from error
+
+
+def require_safetensors(folder: Path, ref: str | Path) -> None:
+    """Raise UserError unless the folder has a config.json and weights (`checkpoints.weight_files`)."""
+    refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f"name the file: {folder / ggufs[0]}" if ggufs else "give a checkpoint's folder"
+        raise UserError(f"{ref} has no config.json, so it is no checkpoint; {hint}.")
+    weight_files(folder)
+
+
+def require_all_weights(
+    model: PreTrainedModel, info: Mapping[str, Any], ref: str | Path, *, advice: str
+) -> None:
+    """Raise `UserError` if loading left weights out, or what was loaded is NaN or infinite.
+
+    transformers fills absent weights with random numbers, drops those that have no place, and logs it.
+    """
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    refuse_absent(absent, model, ref, advice=advice)
+    refuse_left_over(set(info["unexpected_keys"]), model, ref)
+    check_finite(
+        model.state_dict().items(),
+        where=str(ref),
+        advice="The file is damaged, or training made it so: download it again, or give another checkpoint.",
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device {device!r} is unknown to torch; use auto, cpu or cuda.") from error
+    if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
+        raise UserError(f"device {device!r}: allo does not train there; use auto, cpu or cuda.")
+    if where.type == "cuda" and where.index:
+        raise UserError(
+            f"device {device!r}: training runs on the first visible GPU; "
+            f"set CUDA_VISIBLE_DEVICES={where.index} and device: cuda."
+        )
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
+    return where
+
+
+@contextmanager
+def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterator[None]:
+    """Let transformers read `ref` quietly; whatever it, or native code, raises on bad files becomes a `UserError`."""
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
+            raise
+        said = str(error).strip() if isinstance(error, _SPEAKING) else ""
+        why = said or f"{type(error).__name__}: {error}".removesuffix(": ")
+        doubt = doubtful_sizes(folder) if folder is not None else ""
+        raise UserError(f"{ref}: transformers cannot load {what} from it: {why}{doubt}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' and the hub's warnings, and off a terminal their progress bars, out of the output."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        # The GGUF reader's bar knows no switch, so off a terminal all bars are caught where they are drawn.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def check_whole(model: PreTrainedModel) -> None:
+    """Refuse parameters of which this process has only a shard."""
+    for name, param in model.named_parameters():
+        if type(param.data) not in (Tensor, FakeTensor):  # a rehearsal's are whole
+            raise UserError(
+                f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
+                "supported. Load the whole model in each process."
+            )
+
+
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """Policy and reference must see the same network, also where attention takes its rate from an attribute."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or isinstance(module, nn.Dropout)):
+                setattr(module, name, 0.0)

@@ -1,0 +1,263 @@
+"""Checks of a model's folder that need none of its weights: its files, its configuration, how its tensors are stored."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from allo.errors import UserError, and_more
+from allo.weights.checkpoints import DENSE, Checkpoint, read_config_json
+
+DENSE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+# Keys by which configurations say that their weights are quantised.
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+# Names of tensors that only quantised weights have.
+_SCALES = re.compile(
+    r"(_scale|_scale_inv|_scale_\d|\.scales?|_zero_point|\.qzeros|\.qweight|\.g_idx|\.absmax|\.SCB|_packed|_blocks|_scales"
+    r"|\.quant_map|\.nested_quant_map|_global_scale)$|quant_state"
+)
+# Tables that older checkpoints keep and that models now compute for themselves.
+_TABLES = re.compile(r"(rotary_emb\.inv_freq|position_ids|attn\.masked_bias|attention\.masked_bias)$")
+
+_DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_LAYER = re.compile(r"blk\.(\d+)\.")  # a GGUF file's
+# The largest that any model has, by a wide margin: what is beyond would fill the memory before it failed.
+_LARGEST = {
+    "vocab_size": 1 << 26,
+    **dict.fromkeys(_DEPTH, 2000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 1 << 20),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), 1 << 24),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "num_key_value_heads"), 1 << 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 31),
+}
+
+# A configuration's names for how many positions the model has.
+_POSITIONS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
+    *("max_sequence_length", "max_target_positions", "seq_length"),
+)
+# They tell positions apart by no table and no rotation, or carry a state in their stead.
+_UNLIMITED = {"bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
+# Their tables begin after the padding's own row.
+_FROM_PADDING = {
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
+}
+
+
+def check_config(folder: Path, ref: str | Path) -> None:
+    """Raise UserError for a config.json of quantised weights, or with sizes that no model can have."""
+    raw = read_config_json(folder)
+    for inner in (raw, *(part for part in raw.values() if isinstance(part, dict))):
+        for key in _QUANTISED:
+            if inner.get(key) is not None:
+                settings = inner[key] if isinstance(inner[key], dict) else {}
+                method = settings.get("quant_method") or settings.get("quant_algo") or "an unnamed method"
+                raise UserError(
+                    f"{ref}: its weights are quantised (`{key}` in config.json: {method}). {DENSE}"
+                )
+        for key, largest in _LARGEST.items():
+            for value in inner[key] if isinstance(inner.get(key), list) else [inner.get(key)]:
+                # Of another type, transformers' own reading says so.
+                if isinstance(value, int | float) and not 0 <= value <= largest:
+                    raise UserError(
+                        f"{ref}: config.json says {key}: {value}, and no model has fewer than 0 or more than "
+                        f"{largest:,}: download it again, or correct it."
+                    )
+
+
+def doubtful_sizes(folder: Path) -> str:
+    """Return ", and its config.json says KEY: VALUE" for each size that is no positive whole number, else ""."""
+    try:
+        raw = read_config_json(folder)
+    except UserError:
+        return ""
+    wrong = [
+        f"{key}: {raw[key]!r}"[:80]
+        for key in _LARGEST
+        if raw.get(key) is not None
+        and not isinstance(raw[key], list)
+        and (type(raw[key]) is not int or raw[key] <= 0)
+    ]
+    return f"; its config.json says {', '.join(wrong)}" if wrong else ""
+
+
+def check_depth(folder: Path, ref: str | Path) -> None:
+    """Raise UserError if config.json has more layers than the files have tensors: building them would take hours."""
+    config, num_stored = read_config_json(folder), len(Checkpoint.open(folder).stored)
+    for key in _DEPTH:
+        if isinstance(config.get(key), int) and config[key] > num_stored:
+            raise UserError(
+                f"{ref}: config.json says {key}: {config[key]}, but the files hold {num_stored} tensors: the two are not of "
+                "one model; download the folder again."
+            )
+
+
+def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advice: str) -> None:
+    """Raise UserError unless the folder's tensors can be the weights of `model`, which may lie on the meta device.
+
+    Their dtypes are dense floats and shapes are the model's. Each has a name of the model's, with or without the body's
+    prefix, or one that transformers renames; if none is renamed, no weight of the model is missing. Copies of a tied weight
+    are equal: these alone are read.
+    """
+    checkpoint = Checkpoint.open(folder)
+    stored = checkpoint.stored
+    known = model.state_dict()
+    for name, entry in stored.items():
+        if entry.dtype not in DENSE_DTYPES and not _is_harmless(name, model):
+            raise UserError(
+                f"{ref}: tensor {name} is stored as {str(entry.dtype).removeprefix('torch.')}: quantised weights. {DENSE}"
+            )
+    places = {name: known.keys() & _variants(name, model) for name in sorted(stored)}
+    for name, place in ((name, place) for name, found in places.items() for place in found):
+        if tuple(known[place].shape) != stored[name].shape:
+            raise UserError(
+                f"{ref}: tensor {name} has shape {list(stored[name].shape)} in {stored[name].file.name}, but config.json "
+                f"makes it {list(known[place].shape)}: the two are not of one model; download the folder again."
+            )
+    renames = get_model_conversion_mapping(model)
+    unplaced = {name for name, found in places.items() if not found}
+    renamed = {name for name in unplaced if any(each.rename_source_key(name)[1] for each in renames)}
+    tied = _tied_names(model)
+    if not renamed:
+        present = {name for found in places.values() for name in found}
+        optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
+        absent = [
+            names[0]
+            for names in tied
+            if not present & set(names) and not any(re.search(key, names[0]) for key in optional)
+        ]
+        refuse_absent(absent, model, ref, advice=advice)
+    refuse_left_over(unplaced - renamed, model, ref)
+    for names in tied:
+        _refuse_unequal_copies(checkpoint, [name for name in names if name in stored], ref)
+
+
+def _tied_names(model: PreTrainedModel) -> list[list[str]]:
+    """Return the names of every weight: several of one that modules share."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
+
+
+def refuse_absent(absent: Sequence[str], model: PreTrainedModel, ref: str | Path, *, advice: str) -> None:
+    """Raise UserError if any weight of the model is absent: transformers would fill it with random numbers."""
+    if absent:
+        raise UserError(
+            f"{ref}: {len(absent)} weights of {type(model).__name__} are missing or of another shape "
+            f"(first: {absent[0]}); {advice}."
+        )
+
+
+def _refuse_unequal_copies(checkpoint: Checkpoint, names: Sequence[str], ref: str | Path) -> None:
+    """Raise UserError if copies of one tied weight differ: transformers would then load a model that is not tied."""
+    for copy in names[1:]:
+        pieces = zip(checkpoint.pieces(names[0]), checkpoint.pieces(copy), strict=True)
+        if not all(bool(((one == two) | (one.isnan() & two.isnan())).all()) for one, two in pieces):
+            raise UserError(
+                f"{ref}: {names[0]} and {copy} have different values, but config.json says that they are one weight "
+                "(tie_word_embeddings): which of them counts? Set tie_word_embeddings to false, or remove the tensor "
+                "that does not belong to the model."
+            )
+
+
+def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -> None:
+    """Raise UserError if a GGUF file has layers beyond those that its header counts: transformers does not report them."""
+    from gguf import GGUFReader
+
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if num_layers is None:
+        return
+    layers = {tensor.name: _LAYER.match(tensor.name) for tensor in GGUFReader(file).tensors}
+    beyond = sorted(name for name, found in layers.items() if found and int(found[1]) >= num_layers)
+    if beyond:
+        raise UserError(
+            f"{ref}: its header counts {num_layers} layers, but it holds tensor {beyond[0]}{and_more(beyond)}: the file is damaged; "
+            "download it again."
+        )
+
+
+def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -> None:
+    """Raise UserError if a tensor of the checkpoint is none of the model's: config.json describes another model."""
+    left = sorted(name for name in names if not _is_harmless(name, model))
+    if not left:
+        return
+    more = and_more(left)
+    scales = [name for name in left if _SCALES.search(name)]
+    if scales:
+        raise UserError(
+            f"{ref}: {scales[0]}{more} has no place in {type(model).__name__}: scales of quantised weights. {DENSE}"
+        )
+    raise UserError(
+        f"{ref}: {type(model).__name__}, as config.json describes it, has no place for tensor {left[0]}{more}, so part of "
+        "the checkpoint would not be used: give the config.json that belongs to these weights."
+    )
+
+
+def _is_harmless(name: str, model: PreTrainedModel) -> bool:
+    """Whether a stored tensor may be left out: a table that the model computes, or one that transformers ignores.
+
+    Decided by the model's buffers, its `_keys_to_ignore_on_load_unexpected`, and tables of older checkpoints
+    (`rotary_emb.inv_freq`, `position_ids`, `masked_bias`).
+    """
+    variants = _variants(name, model)
+    if any(buffer in variants for buffer, _ in model.named_buffers()):
+        return True
+    ignored: Sequence[str] = list(model._keys_to_ignore_on_load_unexpected or ())
+    return bool(_TABLES.search(name)) or any(re.search(pattern, name) for pattern in ignored)
+
+
+def _variants(name: str, model: PreTrainedModel) -> set[str]:
+    """Return a stored name with and without the body's prefix: files of the body alone leave it out."""
+    prefix = f"{model.base_model_prefix}."
+    return {name, prefix + name, name.removeprefix(prefix)}
+
+
+def num_positions(config: PretrainedConfig) -> int | None:
+    """Return how many positions a prompt and its completion have together, or None for a model without a limit.
+
+    Positions beyond `rope_length` do not count: there a row's numbers depend on the rest of its batch.
+    """
+    config = config.get_text_config()
+    if config.model_type in _UNLIMITED or getattr(config, "alibi", False):
+        return None
+    if not getattr(config, "position_biased_input", True):  # DeBERTa: distances, without a table of positions
+        return None
+    attention = getattr(config, "attn_config", None)
+    if getattr(attention, "alibi", False) or (isinstance(attention, dict) and attention.get("alibi")):
+        return None
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    positions = next((int(value) for value in found if isinstance(value, int | float) and value > 0), None)
+    if positions is not None and config.model_type in _FROM_PADDING:
+        return positions - (config.pad_token_id or 0) - 1
+    return min(filter(None, (positions, rope_length(config))), default=None)
+
+
+def rope_length(config: PretrainedConfig) -> int | None:
+    """Return the positions beyond which rotary angles depend on the longest row of a batch; None: they never do.
+
+    "longrope" takes other frequencies for every row once one of them is longer, and "dynamic" those of the longest, which
+    it even keeps for later batches.
+    """
+    config = config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    lengths: list[object] = []
+    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]:
+        kind = str(rope.get("rope_type", ""))
+        if kind == "longrope" or "dynamic" in kind:
+            lengths.append(rope.get("original_max_position_embeddings"))
+            lengths.append(getattr(config, "max_position_embeddings", None))
+    return min((length for length in lengths if isinstance(length, int)), default=None)
+
+
+def check_positions(positions: int | None, max_length: int, *, key: str, ref: str | Path) -> None:
+    """Raise UserError if rows of `max_length` tokens are longer than the model's positions."""
+    if positions is not None and max_length > positions:
+        raise UserError(
+            f"{key} is {max_length}, but {ref} has {positions} positions for a row's prompt and completion together: "
+            f"set {key} to {positions} or less."
+        )

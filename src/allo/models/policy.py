@@ -1,0 +1,120 @@
+"""A causal language model as a policy: per-token log-probs without a logits tensor."""
+
+import inspect
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo.errors import UserError
+from allo.losses.logps import Head, completion_logps
+from allo.models.collate import Batch, pad, share_prefix
+
+# bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap is off by far more.
+_HEAD_TOLERANCE = 0.1
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return how far apart two ways to compute the same states may be, as a share of their norm.
+
+    Rounding in bf16 moves hidden states by about a hundredth, in fp32 by a millionth; a wrong mask or position by more.
+    """
+    return max(1e-3, 8 * torch.finfo(dtype).eps)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The model's vocabulary head, with the scalings that some families put behind it."""
+    output = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    return Head(
+        weight=output.weight,
+        bias=getattr(output, "bias", None),
+        scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+    )
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Hold `head_of` against the model's own logits on four tokens.
+
+    Raises `UserError` for a family that does more to its logits than `Head` knows.
+    """
+    input_ids = torch.arange(1, 5, device=model.device).unsqueeze(0)
+    own = model(input_ids=input_ids, use_cache=False).logits.float()
+    hidden = hidden_states(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+    ours = head_of(model).logits(hidden[0])
+    difference = (own[0] - ours).abs().max().item()
+    if not difference <= _HEAD_TOLERANCE * max(1.0, own.abs().max().item()):
+        raise UserError(
+            f"{type(model).__name__}: its logits differ by {difference:.3g} from head(hidden states), so this "
+            "family transforms them in a way that allo does not know. Use a model with a plain, scaled or "
+            "soft-capped head."
+        )
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Last hidden states [B, T, H] of a batch's rows."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    if inputs["attention_mask"].dim() == 4:
+        hides = ~inputs["attention_mask"]
+        # Added to the scores: a form that every attention but the flash kernels takes.
+        added = torch.zeros(hides.shape, dtype=model.dtype, device=hides.device)
+        inputs["attention_mask"] = added.masked_fill_(hides, torch.finfo(model.dtype).min)
+    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def shares_prefix(model: PreTrainedModel) -> bool:
+    """Return whether a prompt and two completions can be one row of this model (`collate.share_prefix`).
+
+    Not for attention with a window, with flash kernels, or without position ids; for the rest the model's
+    hidden states in one row are held against those in two. A model that fails at it does not share.
+    """
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if (
+        layers != {"full_attention"}
+        or windowed
+        or config._attn_implementation not in ("sdpa", "eager")
+        or "position_ids" not in inspect.signature(model.base_model.forward).parameters
+    ):
+        return False
+    # Ids from all over the vocabulary: the first ones are special, and rounding weighs more on those.
+    ids = torch.arange(1, 41) * 7919 % config.vocab_size
+    prompt, first, second = ids.split([8, 24, 8])
+    one, two = (
+        {name: tensor.to(model.device) for name, tensor in batch.items()}
+        for batch in (
+            share_prefix([(prompt.tolist(), first.tolist(), second.tolist())], pad_id=0),
+            pad([(prompt.tolist(), first.tolist()), (prompt.tolist(), second.tolist())], pad_id=0),
+        )
+    )
+    try:
+        together, apart = (
+            hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
+            for batch in (one, two)
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):  # its code, not ours
+        return False
+    return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
+
+
+def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
+    hidden = hidden_states(model, batch)
+    return completion_logps(
+        hidden, head_of(model), batch["sources"], batch["targets"], batch["completion_mask"]
+    )
+
+
+@torch.inference_mode()
+def completion_distributions(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Full log-distributions at the batch's completion tokens, completion by completion: [n, V] fp32.
+
+    For measuring, on few tokens at a time: this is the tensor that training never makes.
+    """
+    hidden = hidden_states(model, batch).flatten(0, 1)
+    return head_of(model).logits(hidden[batch["sources"][batch["completion_mask"]]]).log_softmax(-1)

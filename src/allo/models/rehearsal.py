@@ -1,0 +1,71 @@
+"""What a rehearsal needs of a model: its shape, and texts of a given number of tokens."""
+
+import copy
+import functools
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from allo.models.load import model_of_config, read_config
+from allo.models.shared_prompts import SharedPrompts, shared_attention
+from allo.models.start import DTYPES
+from allo.recipe import Recipe
+
+_WORD, _OTHER = "word", "other"
+
+
+def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The recipe's model without numbers, in the run's dtype (or `dtype`); call it within a `Rehearsal`."""
+    model = model_of_config(
+        copy.deepcopy(_config(recipe.model, recipe.trust_remote_code)),
+        dtype=dtype or DTYPES[recipe.dtype],
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    # It is where it shall be; a Module cannot exchange parameters without numbers.
+    model.to = lambda *_, **__: model
+    return model
+
+
+@functools.cache
+def _config(ref: str, trust_remote_code: bool) -> PretrainedConfig:
+    """Read once: the header of a `.gguf` file takes seconds."""
+    return read_config(ref, trust_remote_code=trust_remote_code)
+
+
+def one_word_tokenizer() -> PreTrainedTokenizerFast:
+    """Reads `words(n)` as n tokens."""
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, _WORD: 2, _OTHER: 3}, unk_token=_WORD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def words(number: int) -> str:
+    return " ".join([_WORD] * number)
+
+
+def other_word(text: str) -> str:
+    """Return `words(n)` with another last word."""
+    return text.removesuffix(_WORD) + _OTHER
+
+
+def rehearse_sampling(
+    model: PreTrainedModel, *, prompts: int, length: int, num_generations: int, max_new_tokens: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Read prompts of `length` and take the last step of their completions, when keys and values are most.
+
+    Returns logits [prompts * num_generations, vocabulary], and the keys and values.
+    """
+    with shared_attention(model):
+        rows = SharedPrompts(model, num_generations=num_generations, max_new_tokens=max_new_tokens)
+        rows.admit([[2] * (length - number % 2) for number in range(prompts)])
+        read = max(max_new_tokens - 2, 0)
+        rows.own_states = [
+            (pad(keys, (0, 0, 0, read)), pad(values, (0, 0, 0, read))) for keys, values in rows.own_states
+        ]
+        rows._lengths.fill_(read)
+        rows._oldest = read
+        logits = rows.step(torch.full((prompts * num_generations,), 2))
+    return logits, [states for layer in rows.prompt_states + rows.own_states for states in layer]

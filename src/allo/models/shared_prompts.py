@@ -1,0 +1,309 @@
+"""Rows that read their prompt's keys and values where they lie, once for all completions of the prompt.
+
+A step multiplies all queries of a prompt with its keys in one product, and each row's query with the keys of the
+tokens it sampled itself; one softmax goes over both. Nothing of a prompt is copied for its completions, and
+rows of different ages stand side by side, so that a waiting prompt can take the place of rows that have ended.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.functional import pad
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from allo.console import say
+from allo.models.policy import rounding
+from allo.models.repeated_prompts import prefill
+
+ATTENTION = "allo_shared_prompts"
+PREFILL_TOKENS = 1024  # read at once, padding included
+SPARE_POSITIONS = 32  # by which the rows' own keys and values grow
+
+# Keys and values of each layer, each [rows or prompts, heads, positions, head size].
+KeysValues = list[tuple[Tensor, Tensor]]
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Return whether the model's attention can be exchanged, and is then found to give the same logits.
+
+    It must be SDPA over all positions or a window of the last ones. A model that is not seen to agree repeats its
+    prompts, which is said once.
+    """
+    if not _is_plain_sdpa(model):
+        return False
+    if any(isinstance(param, FakeTensor) for param in model.parameters()):
+        return True  # a rehearsal's, without numbers
+    if model not in _PROBED:
+        reason = _disagreement(model)
+        _PROBED[model] = reason is None
+        if reason is not None:
+            say(
+                f"{type(model).__name__}: {reason}; each completion keeps a copy of its prompt's keys and values"
+            )
+    return _PROBED[model]
+
+
+_PROBED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _is_plain_sdpa(model: PreTrainedModel) -> bool:
+    layers = DynamicCache(config=model.config).layers
+    return (
+        model._supports_attention_backend
+        and model.config._attn_implementation == "sdpa"
+        and {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+        and getattr(model.config, "attention_chunk_size", None) is None
+    )
+
+
+@torch.inference_mode()
+def _disagreement(model: PreTrainedModel) -> str | None:
+    """Return how shared prompts fail on a few tokens, next to each row read alone and whole; None: they agree.
+
+    Two prompts of unequal lengths are continued twice, by three tokens each. No random number is drawn.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = (torch.arange(1, 35) * 7919 % vocabulary).tolist()  # from all over the vocabulary
+    prompts, steps = [ids[:7], ids[7:19]], torch.tensor(ids[19:31], device=model.device).view(3, 4)
+    rows = [prompts[row // 2] + steps[:, row].tolist() for row in range(4)]
+    try:
+        with shared_attention(model):
+            shared = SharedPrompts(model, num_generations=2, max_new_tokens=5)
+            shared.admit(prompts)
+            ours = torch.stack([shared.step(tokens) for tokens in steps], dim=1).float()
+        alone = [
+            model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -3:]
+            for row in rows
+        ]
+    except Exception as error:  # of the model's own code
+        return f"shared prompts fail in its attention ({type(error).__name__})"
+    theirs = torch.stack(alone).float()
+    centred = theirs - theirs.mean(-1, keepdim=True)
+    if bool((ours - theirs).norm() <= rounding(model.dtype) * centred.norm()):
+        return None
+    return "shared prompts give it other logits"
+
+
+class SharedPrompts(DynamicCache):
+    """The cache of P prompts and of R rows that continue them,
+    inside of `shared_attention`.
+
+    A prompt's keys are padded on the left to the longest prompt's. A row's own begin at position 0 of a
+    buffer, whatever its age, so that the rows' buffers have one width.
+    """
+
+    takes_more = True  # prompts while rows are running
+
+    def __init__(self, model: PreTrainedModel, *, num_generations: int, max_new_tokens: int) -> None:
+        super().__init__()  # without layers: keys and values are kept here
+        self._model = model
+        self._num_generations = num_generations
+        self._max_own = max_new_tokens - 1  # the last token is not read
+        self._windows = [
+            getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers
+        ]
+        self.prompt_states: KeysValues = []
+        self.own_states: KeysValues = []
+        none = torch.zeros(0, dtype=torch.int64, device=model.device)
+        self._prompt_lengths = none  # [P]
+        self._prompt_of = none  # [R]
+        self._generation_of = none  # [R], below num_generations
+        self._lengths = none  # [R], tokens of its own that a row has read
+        self._written = -1  # the layer whose keys came last
+        self._oldest = 0  # the largest of them, known without asking the device
+        self._biases: dict[int | None, Tensor] = {}  # by window, see `_bias`
+
+    def admit(self, prompts: list[list[int]]) -> Tensor:
+        """Begin `num_generations` rows a prompt, after the others; returns logits [prompts, vocabulary]."""
+        logits, caches = [], []
+        for group in _groups(prompts):
+            caches.append(DynamicCache())
+            logits.append(prefill(self._model, group, caches[-1])[0])
+        self._append(caches, self._prompt_lengths.new_tensor([len(prompt) for prompt in prompts]))
+        return torch.cat(logits)
+
+    def _append(self, caches: list[DynamicCache], lengths: Tensor) -> None:
+        """Take up prompts of these lengths, whose keys and values the caches hold in this order."""
+        new = [
+            [(layer.keys, layer.values) for layer in layers]
+            for layers in zip(*(cache.layers for cache in caches), strict=True)
+        ]
+        if not self.prompt_states:
+            self.prompt_states = [(keys[:0, :, :0], values[:0, :, :0]) for (keys, values), *_ in new]
+            self.own_states = list(self.prompt_states)
+        for number, more in enumerate(new):
+            keys, values = zip(self.prompt_states[number], *more, strict=True)
+            self.prompt_states[number] = (_stacked(keys), _stacked(values))
+        num_new = len(lengths) * self._num_generations
+        _change(self.own_states, lambda states: pad(states, (0, 0, 0, 0, 0, 0, 0, num_new)))
+        counter = torch.arange(num_new, device=lengths.device)
+        self._prompt_of = torch.cat(
+            [self._prompt_of, len(self._prompt_lengths) + counter // self._num_generations]
+        )
+        self._generation_of = torch.cat([self._generation_of, counter % self._num_generations])
+        self._lengths = torch.cat([self._lengths, torch.zeros_like(counter)])
+        self._prompt_lengths = torch.cat([self._prompt_lengths, lengths])
+
+    def keep(self, rows: Tensor) -> None:
+        """Of the rows, in their order, keep those at these indices, and the prompts that they continue."""
+        self._generation_of, self._lengths = self._generation_of[rows], self._lengths[rows]
+        prompts, self._prompt_of = self._prompt_of[rows].unique(return_inverse=True)
+        if len(prompts) < len(self._prompt_lengths):
+            self._prompt_lengths = self._prompt_lengths[prompts]
+            longest = int(self._prompt_lengths.max()) if len(prompts) else 0
+            _change(self.prompt_states, lambda states: states[prompts, :, states.shape[2] - longest :])
+        _change(self.own_states, lambda states: states[rows])
+        self._oldest = int(self._lengths.max()) if len(rows) else 0
+
+    def step(self, token_ids: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] after one more token a row, `token_ids` [rows].
+
+        A row that has read all it may stays at its last position, until `keep` leaves it out.
+        """
+        if self.own_states[0][0].shape[2] <= self._oldest:
+            _change(self.own_states, lambda states: pad(states, (0, 0, 0, SPARE_POSITIONS)))
+        self._biases = {window: self._bias(window) for window in set(self._windows)}
+        logits = self._model(
+            input_ids=token_ids[:, None],
+            position_ids=self._positions()[:, None],
+            past_key_values=self,
+            use_cache=True,
+            logits_to_keep=1,
+            shared_prompts=self,
+        ).logits[:, -1]
+        self._lengths = (self._lengths + 1).clamp_(max=self._max_own)
+        self._oldest = min(self._oldest + 1, self._max_own)
+        return logits
+
+    def _positions(self) -> Tensor:
+        """Where each row's next token stands, [R]."""
+        return self._prompt_lengths[self._prompt_of] + self._lengths
+
+    def _bias(self, window: int | None) -> Tensor:
+        """0 where a row sees a position of its prompt or its own, else -inf: [R, 1, 1, longest + capacity] fp32."""
+        device = self._lengths.device
+        longest, capacity = self.prompt_states[0][0].shape[2], self.own_states[0][0].shape[2]
+        lengths = self._prompt_lengths[self._prompt_of, None]
+        in_prompt = torch.arange(longest, device=device) - (longest - lengths)
+        own = torch.arange(capacity, device=device).expand(len(lengths), -1)
+        seen = torch.cat([in_prompt >= 0, own <= self._lengths[:, None]], dim=1)
+        if window is not None:
+            seen &= torch.cat([in_prompt, lengths + own], dim=1) > self._positions()[:, None] - window
+        return torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the rows' next keys and values; return their own, [R, heads, capacity, head size]."""
+        self._written = layer_idx
+        rows = torch.arange(len(self._lengths), device=self._lengths.device)
+        for buffer, states in zip(self.own_states[layer_idx], (key_states, value_states), strict=True):
+            buffer[rows, :, self._lengths] = states[:, :, 0]
+        return self.own_states[layer_idx]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, layer_idx: int, scaling: float) -> Tensor:
+        """Attention of each row's query to its prompt and its own tokens, softmax in fp32.
+
+        Args:
+            query: [R, query heads, 1, head size]; a key head serves consecutive query heads.
+            key, value: what `update` returned.
+
+        Returns:
+            [R, 1, query heads, head size of values].
+        """
+        if layer_idx != self._written:  # a layer that runs several times keeps several layers of keys
+            raise ValueError(f"layer {layer_idx} reads the keys of layer {self._written}")
+        prompt_keys, prompt_values = self.prompt_states[layer_idx]
+        heads, longest = prompt_keys.shape[1:3]
+        query = query.reshape(len(query), heads, -1, query.shape[-1])
+        scores = torch.cat(
+            [
+                self._by_row(self._by_prompt(query) @ prompt_keys.transpose(2, 3)),
+                query @ key.transpose(2, 3),
+            ],
+            dim=-1,
+        )
+        probs = torch.add(self._biases[self._windows[layer_idx]], scores, alpha=scaling).softmax(-1)
+        probs = probs.to(query.dtype)
+        out = probs[..., longest:] @ value
+        out += self._by_row(self._by_prompt(probs[..., :longest]) @ prompt_values)
+        return out.reshape(len(query), 1, -1, value.shape[-1])
+
+    def _by_prompt(self, states: Tensor) -> Tensor:
+        """[R, heads, queries, n] -> [P, heads, num_generations * queries, n]; zeros for rows that have left."""
+        num_prompts, num_generations = len(self._prompt_lengths), self._num_generations
+        _, heads, queries, size = states.shape
+        grid = states.new_zeros(num_prompts, heads, num_generations, queries, size)
+        grid[self._prompt_of, :, self._generation_of] = states
+        return grid.flatten(2, 3)
+
+    def _by_row(self, states: Tensor) -> Tensor:
+        """Back: [P, heads, num_generations * queries, n] -> [R, heads, queries, n]."""
+        grid = states.unflatten(2, (self._num_generations, -1))
+        return grid[self._prompt_of, :, self._generation_of]
+
+
+def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """The prompts in order, as many together as are PREFILL_TOKENS with their padding; at least one."""
+    group: list[list[int]] = []
+    for prompt in prompts:
+        longest = max(len(prompt), *(len(other) for other in group), 0)
+        if group and longest * (len(group) + 1) > PREFILL_TOKENS:
+            yield group
+            group = []
+        group.append(prompt)
+    yield group
+
+
+def _change(states: KeysValues, change: Callable[[Tensor], Tensor]) -> None:
+    """Layer by layer, so that only one layer is there twice."""
+    for number, (keys, values) in enumerate(states):
+        states[number] = (change(keys), change(values))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """All on each other, each padded on the left to the longest."""
+    longest = max(part.shape[2] for part in parts)
+    return torch.cat([pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts])
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    shared_prompts: SharedPrompts | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' signature of attention; without shared prompts, as in a prefill, it is plain SDPA."""
+    if shared_prompts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    assert isinstance(module.layer_idx, int)
+    return shared_prompts.attend(query, key, value, layer_idx=module.layer_idx, scaling=scaling), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+@contextmanager
+def shared_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The model with the attention that `SharedPrompts` needs."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,254 @@
+"""The starting model of a run: a folder whose tensors are, bit for bit, those of the live model."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from allo.errors import DivergedError, UserError
+from allo.files.artifacts import (
+    RunFolder,
+    folder_written_aside,
+    give_default_mode,
+    read_as,
+    sha256_file,
+    write_json,
+)
+from allo.models import templates
+from allo.models.load import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    check_folder,
+    load_model,
+    load_tokenizer,
+    locate_checkpoint,
+    parameter_names,
+    quiet,
+    read_config,
+    require_safetensors,
+    resolve_device,
+)
+from allo.models.tokenizer_checks import check_ids_fit
+from allo.recipe import Recipe
+from allo.weights.checkpoints import Checkpoint, refuse_adapter
+from allo.weights.fingerprints import Digest, combine
+from allo.weights.finite import check_finite
+
+LOWER_RATE = "Training made it so: lower the learning rate, or check the data."
+_QUICKLY_READ = 1 << 30  # bytes of weights that are read before the first stage: a second or two
+START_FILE, DATE_FILE = "start.json", "date.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Start:
+    """`model`: a checkpoint folder; `hashes`: each tensor's digest (`checkpoints.digest`).
+
+    `files`: the SHA-256 of the tokenizer's and the configuration's files, on which stages depend too
+    and which may be edited where the folder lies outside of the run. `date`: today, for a chat template that
+    asks for it, through the whole run.
+    """
+
+    model: str
+    hashes: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+    date: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return combine(self.hashes)
+
+
+def is_ready(recipe: Recipe) -> Path | None:
+    """The folder of `recipe.model` where the run can start from it as it lies, else None.
+
+    It can where it holds safetensors in the run's dtype under exactly the live model's names: not one
+    of a bare backbone, nor a second copy of a tied tensor. Raises `UserError` for a folder without a
+    causal language model's configuration.
+    """
+    folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
+    if gguf is not None:
+        return None
+    require_safetensors(folder, recipe.model)
+    stored = Checkpoint.open(folder).stored
+    if {entry.dtype for entry in stored.values()} != {DTYPES[recipe.dtype]}:
+        return None
+    live = parameter_names(folder, trust_remote_code=recipe.trust_remote_code)
+    return folder if stored.keys() == live else None
+
+
+def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the configuration of `recipe.model`, which the run can train on its device, with this tokenizer.
+
+    Only headers and configurations are read, of a hub id only what is small, so this is for before the first stage.
+    Raises `UserError` for a device that does not train, an adapter, quantised weights, files that contradict each
+    other, and a tokenizer with more ids than the model has embeddings.
+    """
+    resolve_device(recipe.device)
+    folder, gguf = locate_checkpoint(recipe.model, TOKENIZER_FILES)
+    if gguf is None and Path(recipe.model).expanduser().is_dir():
+        check_folder(folder, recipe.model, trust_remote_code=recipe.trust_remote_code)
+    elif gguf is None:
+        refuse_adapter(folder)
+    config = read_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    check_ids_fit(tokenizer, config, ref=recipe.model)
+    return config
+
+
+def check_values(ref: str | Path) -> str:
+    """Look for NaN among the weights of a local model; return what waits until it is loaded, in words, or nothing.
+
+    Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
+    """
+    folder = Path(ref).expanduser()
+    if folder.is_file():
+        return f"{ref}: the weights of a GGUF file are looked at for NaN when it is loaded"
+    if not folder.is_dir():
+        return (
+            f"{ref}: the weights of a model of the hub, and their headers, are looked at after the download"
+        )
+    checkpoint = Checkpoint.open(folder)
+    num_bytes = sum(file.stat().st_size for file in checkpoint.files)
+    if num_bytes > _QUICKLY_READ:
+        return (
+            f"{ref}: {num_bytes / 2**30:.1f} GiB of weights; more than {_QUICKLY_READ / 2**30:g} GiB are looked at for NaN "
+            "when they are loaded"
+        )
+    for name in checkpoint.stored:
+        for _ in _sound_pieces(checkpoint, name):
+            pass
+    return ""
+
+
+def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model in `folder`, in the run's dtype (or `dtype`) on its device."""
+    return load_model(
+        folder,
+        dtype=dtype or DTYPES[recipe.dtype],
+        device=recipe.device,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+
+
+def load_policy_tokenizer(recipe: Recipe, ref: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer at `ref` with the recipe's settings."""
+    return load_tokenizer(ref, pad_token=recipe.pad_token, trust_remote_code=recipe.trust_remote_code)
+
+
+def load_start(
+    recipe: Recipe, run: RunFolder, *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The starting model and its tokenizer."""
+    return load_policy(recipe, read_start(run).model, dtype=dtype), load_start_tokenizer(recipe, run)
+
+
+def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
+    """Return the starting model's tokenizer, whose chat template is given the run's date."""
+    tokenizer = load_policy_tokenizer(recipe, read_start(run).model)
+    give_date(tokenizer, run)
+    return tokenizer
+
+
+def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
+    """Give a chat template that asks for it the run's date, and return it.
+
+    The first call writes it down, so that a run resumed on another day goes on with the same date.
+    """
+    if not templates.asks_for_date(tokenizer):
+        return None
+    day = date_of(run)
+    if day is None:
+        day = templates.today()
+        write_json(run.start / DATE_FILE, {"date": day.isoformat()})
+    templates.use_date(tokenizer, day)
+    return day.isoformat()
+
+
+def date_of(run: RunFolder) -> date | None:
+    """Return the date of a run that has begun with its starting model, or has one; None if no template asked for it."""
+    advice = f"Remove {run.start}: its run begins again, with today's date."
+    file, day = run.start / DATE_FILE, None
+    try:
+        if file.is_file():
+            day = read_as(file, dict[str, str], advice=advice)["date"]
+        elif (run.start / START_FILE).is_file():
+            day = read_start(run).date
+        return None if day is None else date.fromisoformat(day)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{run.start}: no date ({error}). {advice}") from error
+
+
+def read_start(run: RunFolder) -> Start:
+    start = read_as(
+        run.start / START_FILE, Start, advice="Start its run again: the first stage is done again."
+    )
+    return replace(start, model=os.path.normpath(run.path / start.model))
+
+
+def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day: str | None = None) -> Start:
+    """Record `folder` as the run's starting model, with the digests of its tensors and other files, and the date.
+
+    Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
+
+    A folder inside the run, or inside `within`, which is moved as a whole, is recorded relative to the run.
+    """
+    checkpoint = Checkpoint.open(folder)
+    inside = folder.is_relative_to(within or run.path)
+    start = Start(
+        os.path.relpath(folder, run.path) if inside else str(folder.resolve()),
+        hashes={name: _sound_digest(checkpoint, name) for name in checkpoint.stored},
+        files={
+            path.name: sha256_file(path)
+            for path in sorted(folder.iterdir())
+            if any(path.match(pattern) for pattern in TOKENIZER_FILES)
+        },
+        date=day,
+    )
+    write_json(run.start / START_FILE, asdict(start))
+    return start
+
+
+def _sound_digest(checkpoint: Checkpoint, name: str) -> str:
+    """The digest of a tensor whose every entry is a finite number, from one pass over the file."""
+    digest = Digest(checkpoint.stored[name].dtype, checkpoint.stored[name].shape)
+    for piece in _sound_pieces(checkpoint, name):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sound_pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+    """The pieces of a tensor. Raises `UserError` at one with an entry that is NaN or infinite."""
+    for piece in checkpoint.pieces(name):
+        check_finite(
+            [(name, piece)],
+            where=str(checkpoint.folder),
+            advice="Download it again, or give another checkpoint.",
+        )
+        yield piece
+
+
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer aside, then rename the folder.
+
+    Raises `DivergedError` for weights that are NaN or infinite.
+    Raises `UserError` where the saved tensors have other names than the live ones, since indices
+    could then not be carried from the one to the other.
+    """
+    check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
+    with folder_written_aside(folder, replaces=True) as part:
+        with quiet():
+            model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        for file in part.iterdir():
+            give_default_mode(file)
+        live = {name for name, _ in model.named_parameters()}
+        stored = set(Checkpoint.open(part).stored)
+        if live != stored:
+            raise UserError(
+                f"{type(model).__name__} stores its weights under other names than it trains them "
+                f"(first: {min(live ^ stored)}), which allo does not support."
+            )

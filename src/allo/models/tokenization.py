@@ -1,0 +1,309 @@
+"""Text to token ids: the one place where a prompt meets a completion."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from allo.errors import UserError
+from allo.files.records import Message
+from allo.models.templates import Chat, Turn, completion_text
+
+# Texts after which a completion is tokenized by itself. After a letter, SentencePiece invents no space.
+_ANCHORS = ("", "\n", "a", ".", "1")
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids of a prompt and of its completion; the model reads them one after the other.
+
+    `prompt_ids` has BOS once where the tokenizer has one, and is never empty: its last token's logits
+    predict `completion_ids[0]`. `completion_ids` ends with an end of turn or EOS if and only if the completion ended by
+    itself. `cut`: the prompt lost its beginning.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A prompt that completions can follow: its text, and the text's `own_ids`, which `ids` have after BOS.
+
+    `turn`: the assistant's turn after messages, None after text.
+    """
+
+    text: str
+    own_ids: list[int]
+    ids: list[int]
+    turn: Turn | None
+
+
+def opened(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> Opened:
+    """Return a prompt rendered and tokenized once, for all completions of it. Raises `UserError` as `prompt_ids`."""
+    turn = None
+    if not isinstance(prompt, str):
+        turn = Chat(tokenizer, prompt, template, place).turn()
+    text = turn.prompt if turn is not None else str(prompt)
+    own = _bare(tokenizer, text)
+    return Opened(text, own, _with_prefix(tokenizer, own, place), turn)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    completion: str | Message,
+    *,
+    finished: bool = True,
+    completion_ids: list[int] | None = None,
+    max_length: int,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+    before: Opened | None = None,
+) -> Tokenized | None:
+    """Return the ids of a prompt, as the sampler sees it, and of a completion that continues it.
+
+    The ids of the two texts together begin with the prompt's, and the others are the completion's. If a token would
+    span both, the completion is tokenized by itself, to ids that read as its text after the prompt. So TRL's ids
+    differ in that case alone, since it changes the prompt's; `docs/method.md` lists the other differences.
+
+    A finished completion ends with what ends a turn: the chat template's token after messages, EOS after text. An end
+    that its text has already is not doubled, and what the template writes after it is no part of the completion: a
+    sample ends there. A pair longer than `max_length` tokens loses the beginning of its prompt, but never BOS.
+
+    Args:
+        completion: a text, or an assistant's message that the chat template renders.
+        completion_ids: the completion's ids as they were sampled, taken as they are.
+        template: `tools`, `documents` and `chat_template_kwargs` of the prompt.
+        place: what errors begin with, such as the row.
+        before: the prompt, if it is `opened` already.
+
+    Returns:
+        None if the completion leaves no room for a prompt token, or has no token to train on.
+
+    Raises:
+        UserError: as `prompt_ids`; the template does not write a field of the completion's message; given ids end a turn,
+            and the completion did not finish.
+    """
+    before = before or opened(tokenizer, prompt, template=template, place=place)
+    if completion_ids is not None:
+        if not finished and completion_ids[-1:] and completion_ids[-1] in _end_ids(tokenizer, before):
+            raise UserError(
+                f"{place or 'a row'}: the completion's token ids end with {_read(tokenizer, completion_ids[-1:])!r}, which "
+                "ends a completion, and `finished` is false: set it to true, or take the last id away."
+            )
+        return _fitted(tokenizer, before.ids, list(completion_ids), max_length)
+    if not isinstance(completion, str):
+        if isinstance(prompt, str):
+            raise UserError(
+                f"{place or 'a row'}: the completion is a message, and the prompt is text; give both alike."
+            )
+        completion = completion_text(tokenizer, prompt, completion, template=template, place=place)
+    close = tokenizer.eos_token
+    if before.turn is not None and not isinstance(prompt, str):
+        close = before.turn.close
+        chat = Chat(tokenizer, prompt, template, place)
+        completion = chat.answer(completion, before.turn, finished=finished)
+    end: list[int] = []
+    if finished:
+        completion, end = _ended(tokenizer, completion, close)
+    return _fitted(tokenizer, before.ids, [*_continuation(tokenizer, before, completion), *end], max_length)
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> list[int]:
+    """Return the token ids of a prompt that a completion can follow.
+
+    Text is read as it is; messages are rendered by the chat template up to where the assistant speaks.
+    What the tokenizer puts before a text (BOS) comes once, also where the text begins with it.
+
+    Raises:
+        UserError: messages without a chat template or that it fails on, or a prompt that has no token at all.
+    """
+    return _text_and_ids(tokenizer, prompt, template, place)[1]
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    max_length: int,
+    *,
+    template: Mapping[str, object] | None = None,
+    place: str = "",
+) -> str:
+    """Return the text of which another program with this tokenizer makes `prompt_ids`, cut to `max_length` tokens.
+
+    It begins without what the tokenizer puts before every text (BOS), since it does so there, too. The text of a
+    prompt that is cut is decoded from what is left of it.
+    """
+    text, ids = _text_and_ids(tokenizer, prompt, template, place)
+    prefix = _prefix(tokenizer)
+    if len(ids) > max_length:
+        kept = cut_left(tokenizer, ids, max_length)
+        kept = kept[len(prefix) :] if kept[: len(prefix)] == prefix else kept
+        return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    begin = tokenizer.decode(prefix) if prefix else ""
+    while begin and text.startswith(begin):
+        text = text[len(begin) :]
+    return text
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the id of the token that ends a turn under the chat template, or nothing without such a token.
+
+    A template that cannot render a question and its answer, also after a system message, which some demand, has none;
+    messages are refused elsewhere, by name.
+    """
+    if tokenizer.chat_template is None:
+        return []
+    asked = [Message(role="user", content="2+2?")]
+    for messages in (asked, [Message(role="system", content="Answer."), *asked]):
+        with suppress(UserError):
+            _, ends = _end_tokens(tokenizer, Chat(tokenizer, messages).turn().close)
+            return tokenizer.convert_tokens_to_ids(ends[-1:])
+    return []
+
+
+def _text_and_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    template: Mapping[str, object] | None,
+    place: str,
+) -> tuple[str, list[int]]:
+    text = prompt if isinstance(prompt, str) else Chat(tokenizer, prompt, template, place).opening()
+    return text, _with_prefix(tokenizer, _bare(tokenizer, text), place)
+
+
+def _with_prefix(tokenizer: PreTrainedTokenizerBase, own: list[int], place: str) -> list[int]:
+    """A text's own ids after what the tokenizer puts before every text, once."""
+    prefix, ids = _prefix(tokenizer), list(own)
+    while prefix and ids[: len(prefix)] == prefix:
+        del ids[: len(prefix)]
+    if not prefix + ids:
+        raise UserError(
+            f"{place + ': ' if place else ''}A prompt is empty and the tokenizer has no BOS token: there is nothing to "
+            "continue."
+        )
+    return prefix + ids
+
+
+def _bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text that goes on."""
+    prefix = list(tokenizer("").input_ids)
+    if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
+        prefix.pop()  # some tokenizers close every text with EOS; here a completion follows
+    return prefix
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, before: Opened, text: str) -> list[int]:
+    """The ids of `text` after a prompt."""
+    own = _after(tokenizer, before.text, before.own_ids, text)
+    if own is not None:
+        return own
+    expected = _read(tokenizer, before.ids) + text
+    candidates = [_after(tokenizer, anchor, _bare(tokenizer, anchor), text) for anchor in _ANCHORS]
+    exact = (ids for ids in candidates if ids is not None and _read(tokenizer, before.ids + ids) == expected)
+    # A tokenizer that changes texts (to lower case, for example) reads none back as it was.
+    return next(exact, _bare(tokenizer, text))
+
+
+def _after(tokenizer: PreTrainedTokenizerBase, anchor: str, before: list[int], text: str) -> list[int] | None:
+    """The ids of `text` after `anchor`, whose ids are `before`, or None if a token spans both."""
+    whole = tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    num = len(before)
+    if list(whole.input_ids[:num]) != before:
+        return None
+    # One unknown token may stand for the end of the one and the beginning of the other.
+    if num and tokenizer.is_fast and whole.offset_mapping[num - 1][1] > len(anchor):
+        return None
+    return list(whole.input_ids[num:])
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[str, list[int]]:
+    """A finished completion's text and the tokens that end it, where `close` follows an answer."""
+    before, ends = _end_tokens(tokenizer, close)
+    ends = ends or [tokenizer.eos_token]
+    written = text.rstrip()
+    for size in range(len(ends), 0, -1):
+        if written.endswith("".join(ends[:size])):
+            return written.removesuffix("".join(ends[:size])), tokenizer.convert_tokens_to_ids(ends)
+    for end in (ends[-1], tokenizer.eos_token, *_other_ends(tokenizer, written)):
+        if written.endswith(end):
+            return written.removesuffix(end), tokenizer.convert_tokens_to_ids([end])
+    if before.strip() and written.endswith(before.strip()):
+        before = ""
+    return text + before, tokenizer.convert_tokens_to_ids(ends)
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, before: Opened) -> list[int]:
+    """The ids that end a completion of a prompt: EOS, and after messages the end of a turn."""
+    ends = [] if before.turn is None else _end_tokens(tokenizer, before.turn.close)[1][-1:]
+    return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(ends)]
+
+
+def _other_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The chat template's end of turn, if a text ends with some special token that may be it."""
+    if tokenizer.chat_template is None or not any(map(text.endswith, _special_tokens(tokenizer))):
+        return []
+    return tokenizer.convert_ids_to_tokens(turn_end_ids(tokenizer))
+
+
+def _end_tokens(tokenizer: PreTrainedTokenizerBase, close: str) -> tuple[str, list[str]]:
+    """The first special tokens, one right after the other, of the text that closes a turn, and the text before them.
+
+    There may be none: then only EOS ends a sample, after the text.
+    """
+    specials = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+    starts = [close.index(token) for token in specials if token in close]
+    if not starts:
+        return close.rstrip(), []
+    before, rest, ends = close[: min(starts)], close[min(starts) :], []
+    while token := next(filter(rest.startswith, specials), None):
+        ends.append(token)
+        rest = rest.removeprefix(token)
+    return before, ends
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+def _fitted(
+    tokenizer: PreTrainedTokenizerBase, before: list[int], completion_ids: list[int], max_length: int
+) -> Tokenized | None:
+    """The two as they fit into `max_length` tokens."""
+    room = max_length - len(completion_ids)
+    if room < 1 or not completion_ids:
+        return None
+    return Tokenized(cut_left(tokenizer, before, room), completion_ids, cut=len(before) > room)
+
+
+def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
+    """The last `max_length` tokens of a prompt, a leading BOS kept (it then takes one of them)."""
+    assert max_length >= 1
+    if len(ids) <= max_length:
+        return ids
+    bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    return bos + ids[len(ids) - max_length + len(bos) :]

@@ -1,0 +1,342 @@
+"""The stages in order. What is done is skipped, what was cut short goes on, what changed is done anew."""
+
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from allo.console import say
+from allo.errors import UserError
+from allo.files.artifacts import FileHashes, RunFolder, held, remove, sha256_json, write_atomic, write_json
+from allo.files.harness_results import leave_block
+from allo.files.identity import check_same_run, identity, refuse_another
+from allo.files.manifest import read_manifest, stages_done, write_manifest
+from allo.files.provenance import peak_memory, provenance, reset_peak_memory
+from allo.files.rounds import rounds_there
+from allo.files.stage import Stage, in_order, in_rounds, read_mark, remove_old_marks
+from allo.recipe import Recipe, save_recipe
+from allo.recipe.own_code import own_file
+from allo.tasks.sources import sources_read
+
+SCHEMA = 1
+_LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
+
+MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
+PROMPTS = ("data_folder", "chat", "seed_of_data")
+REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
+STAGES = (
+    Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
+    Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
+    Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
+    Stage("pair", ("02-verdicts.jsonl",), ("03-pairs.jsonl", "03-wrong.jsonl"), (*PROMPTS, "data", "pair")),
+    Stage(
+        "locate",
+        ("00-sft", "03-pairs.jsonl"),
+        ("04-importance.safetensors", "04-warmup"),
+        (*MODEL, "seed_of_data", "locate", "reads_warmup", "max_density"),
+    ),
+    Stage(
+        "score",
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "03-wrong.jsonl", "04-warmup"),
+        ("05-token-scores.parquet", "05-contrast"),
+        (*MODEL, "seed_of_data", "score"),
+    ),
+    Stage(
+        "forget",
+        ("00-sft", "03-wrong.jsonl", "04-importance.safetensors", "05-token-scores.parquet"),
+        ("06-forget",),
+        (*MODEL, "seed", "forget"),
+    ),
+    Stage(
+        "improve",
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors"),
+        ("07-improve",),
+        (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
+    ),
+    Stage(
+        "evaluate",
+        ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
+        ("08-eval.json",),
+        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
+    ),
+    REPORT,
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that a recipe needs, in order; ready pairs need no samples and no verdicts."""
+    left_out = {
+        "sample": recipe.data.pairs is not None,
+        "judge": recipe.data.pairs is not None,
+        "locate": recipe.locate is None,
+        "score": recipe.forget is None,
+        "forget": recipe.forget is None,
+        "improve": recipe.improve is None,
+    }
+    kept = in_order([stage for stage in STAGES if not left_out.get(stage.name)], recipe.training_stages)
+    return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
+
+
+def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = None) -> RunFolder:
+    """Run every stage that is not done, up to `until`; `force` does one anew (those after it follow)."""
+    stages = stages_of(recipe)
+    last = len(stages) if until is None else 1 + _position(stages, until)
+    if force is not None:
+        _position(stages, force)
+    checked = False
+    with _opened(recipe) as run:
+        for stage in stages[:last]:
+            work = _work(stage, recipe, run)
+            if stage.name != force and work.is_done:
+                say(f"{stage.name:<9} done already, skipped")
+                continue
+            if not checked and stage is not REPORT:
+                _check(recipe)
+                checked = True
+            _do(work, recipe, force=stage.name == force)
+    return run
+
+
+def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
+    """Run one stage; the stages before it must be done.
+
+    Raises `UserError` naming the stage to run first.
+    """
+    stages = stages_of(recipe)
+    position = _position(stages, name)
+    with _opened(recipe) as run:
+        for stage in stages[:position]:
+            if not _work(stage, recipe, run).is_done:
+                raise UserError(
+                    f"{run.path / stage.writes[0]}: not there yet, or made from other settings. "
+                    f"Run `allo {stage.name}` on this recipe first, or `allo run` for all."
+                )
+        work = _work(stages[position], recipe, run)
+        if work.is_done and not force:
+            say(f"{name:<9} done already, skipped")
+            return run
+        if stages[position] is not REPORT:
+            _check(recipe)
+        _do(work, recipe, force=force)
+    return run
+
+
+def progress(recipe: Recipe) -> dict[str, bool]:
+    """Say whether each stage is done; writes nothing. Raises `UserError` for another recipe's run, or a damaged record."""
+    run = RunFolder(recipe.run_folder)
+    manifest = read_manifest(run) or {"identity": identity(recipe), "stages": {}}
+    refuse_another(run, manifest["identity"], identity(recipe))
+    found: dict[str, bool] = {}
+    for stage in stages_of(recipe):  # behind one that is not done, all may be done again
+        may_be = all(found.values()) and stage.name in manifest["stages"]
+        found[stage.name] = may_be and _work(stage, recipe, run, reads_only=True).is_done
+    return found
+
+
+def _position(stages: list[Stage], name: str) -> int:
+    names = [stage.name for stage in stages]
+    if name in names:
+        return names.index(name)
+    if name in NAMES:
+        raise UserError(f"{name}: this recipe leaves the stage out; it has {', '.join(names)}.")
+    raise UserError(f"{name}: no such stage; the stages are {', '.join(names)}.")
+
+
+@contextlib.contextmanager
+def _opened(recipe: Recipe) -> Iterator[RunFolder]:
+    """The run's folder, made where it is missing, held by this process alone."""
+    run = RunFolder(recipe.run_folder)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a recipe runs in one process. On several, launch a script "
+            "of your own with ForgetTrainer and ImproveTrainer."
+        )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(run.path))
+        except OSError as error:
+            raise UserError(
+                f"{run.path}: cannot write the run folder ({error.strerror}). Choose another with --set out=DIR."
+            ) from error
+        resolved, text = run.path / "recipe.yaml", save_recipe(recipe).encode()
+        is_resolved = resolved.is_file() and resolved.read_bytes() == text
+        check_same_run(recipe, run, is_resolved=is_resolved)
+        if not is_resolved:
+            write_atomic(resolved, text)
+        _discard_left_out(recipe, run)
+        remove_old_marks(stages_of(recipe), run)
+        yield run
+
+
+def _manifest(recipe: Recipe) -> dict[str, Any]:
+    """What a run's record begins with, before its stages."""
+    return {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "allo": importlib.metadata.version("allo-align"),
+        "identity": identity(recipe),
+    }
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One stage with what it depends on: if the hash of that is on record, the stage is done."""
+
+    stage: Stage
+    run: RunFolder
+    hashes: FileHashes
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def hash(self) -> str:
+        return sha256_json({"stage": self.stage.name, "config": self.config, "inputs": self.inputs})
+
+    @property
+    def is_done(self) -> bool:
+        entry = stages_done(self.run).get(self.stage.name)
+        return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
+
+    def begin(self, *, force: bool) -> float:
+        """Seconds that earlier processes spent on this very work; else discard what is there, and begin anew.
+
+        Of a process that was killed, the time up to the last file that it saved counts.
+        """
+        begun, spent = self.stage.begun(self.run), 0.0
+        begun.parent.mkdir(exist_ok=True)
+        earlier = read_mark(begun)
+        if force or earlier is None or earlier.hash != self.hash:
+            _discard(self.stage, self.run)
+        else:
+            saved = [file.stat().st_mtime for path in self.stage.leaves(self.run) for file in _files(path)]
+            spent = earlier.seconds + max(0.0, max(saved, default=0.0) - begun.stat().st_mtime)
+        write_json(begun, {"hash": self.hash, "seconds": spent})
+        return spent
+
+    def outputs(self) -> dict[str, str]:
+        paths = {name: self.run.path / name for name in self.stage.writes}
+        return {name: self.hashes.of(path) for name, path in paths.items() if path.exists()}
+
+
+def _work(stage: Stage, recipe: Recipe, run: RunFolder, *, reads_only: bool = False) -> _Work:
+    hashes = FileHashes(run.path / ".hashes.json", reads_only=reads_only)
+    own = stage.recipe(recipe)
+    config = {key: value_at(own, key) for key in stage.keys}
+    return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
+
+
+def _is_full_disk(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space: safetensors and torch raise errors of their own then."""
+    return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
+
+
+def value_at(recipe: Recipe, key: str) -> Any:
+    """The recipe's value at a dotted key, as JSON; None where a block on the way is null."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = None if value is None else getattr(value, part)
+    return to_jsonable_python(value)
+
+
+def _check(recipe: Recipe) -> None:
+    """Find bad input before the first stage costs time; a report reads nothing but the run."""
+    sources = sources_read(recipe)
+    importlib.import_module("allo.stages.check").check(recipe, sources)
+
+
+def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
+    """Run a stage and record it; what an earlier process left of the same work is gone on with."""
+    stage, run = work.stage, work.run
+    spent = work.begin(force=force)
+    say(f"{stage.name:<9} ...")
+    reset_peak_memory()
+    start = time.monotonic()
+    try:
+        counts = stage.run(recipe, run)
+    except Exception as error:
+        if not isinstance(error, UserError) and _is_full_disk(error, run.path):
+            raise UserError(
+                f"{run.path}: no space left on the disk. Make room and start it again: what is done is kept."
+            ) from error
+        raise
+    entry = {
+        "hash": work.hash,
+        "config": work.config,
+        "inputs": work.inputs,
+        "outputs": work.outputs(),
+        **provenance(),
+        "device": recipe.device,
+        "seed": work.config.get("seed", stage.recipe(recipe).seed_of_data),
+        "seconds": round(spent + time.monotonic() - start, 3),
+        "peak_memory_bytes": peak_memory(),
+        "counts": counts,
+    }
+    entries = stages_done(run) | {stage.name: entry}
+    in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
+    write_manifest(run, _manifest(recipe) | {"stages": in_order})
+    stage.begun(run).unlink()
+    shown = ", ".join(f"{key} {value}" for key, value in counts.items())
+    say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
+
+
+def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
+    """Hashes of what a stage reads: files of the run, and local files that its configuration names."""
+    inputs = {name: hashes.of(run.path / name) for name in stage.reads if (run.path / name).exists()}
+    named = list(named_files(config))
+    if stage.name == "sft":
+        named.append(Path(config["model"]).expanduser())
+    return inputs | {str(path): hashes.of(path) for path in named if path.exists()}
+
+
+def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
+    """Files of prompts, of pairs, of the user's functions, the folders of a rewriter and a reward model anywhere in a
+    configuration, and a task's own below the configuration's folder of `rows`."""
+    if isinstance(value, list):
+        for item in value:
+            yield from named_files(item, rows)
+    if isinstance(value, dict):
+        rows = value.get("data_folder") or rows
+        keys = ("file", "pairs", "rewriter", "reward_model")
+        yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
+        own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
+        yield from filter(None, map(own_file, own))
+        if rows and value.get("task"):
+            yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")
+        for item in value.values():
+            yield from named_files(item, rows)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or those below a folder; none where neither is there."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
+
+
+def _discard(stage: Stage, run: RunFolder) -> None:
+    """Remove what the stage left behind under other settings, the record of it first."""
+    manifest = read_manifest(run)
+    if manifest and manifest["stages"].pop(stage.name, None):
+        write_manifest(run, manifest)
+    remove(stage.begun(run))
+    for path in stage.leaves(run):
+        leave_block(path) if path == run.evaluation else remove(path)
+
+
+def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:
+    """Remove what stages left behind that the recipe no longer has, those of rounds included."""
+    names = {stage.name for stage in stages_of(recipe)}
+    there = rounds_there(run.path)
+    in_all = in_rounds(STAGES, recipe.model_copy(update={"rounds": max(there, default=0)}))
+    for stage in (*STAGES, *in_all):
+        if stage.name not in names:
+            _discard(stage, run)
+    for folder in there.values():
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,20 @@
+"""The preview of a recipe: its checks, and the tokens that it will train on; nothing is run and nothing is written."""
+
+from allo.files.rounds import round_name
+from allo.pipeline import progress
+from allo.plan.preview_page import Preview
+from allo.plan.preview_sample import sampled_pair
+from allo.recipe import Recipe
+from allo.stages.check import findings
+from allo.tasks.sources import Sources
+
+
+def preview(recipe: Recipe, sources: Sources | None = None) -> Preview:
+    """Make the checks of a recipe. Raises `UserError` for the first that fails."""
+    stages = progress(recipe)
+    found = findings(recipe, sources)
+    done = {name.removeprefix(f"{round_name(1)}/") for name, is_done in stages.items() if is_done}
+    pair = None
+    if "pair" in done and recipe.data.pairs is None:
+        pair = sampled_pair(recipe, found.tokenizer, is_scored="score" in done)
+    return Preview(recipe, found, stages, pair)

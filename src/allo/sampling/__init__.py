@@ -1,0 +1,1 @@
+"""Completions: decoded in this process, by vLLM, or asked of servers."""

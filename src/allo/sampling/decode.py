@@ -1,0 +1,136 @@
+"""The decoding loop: prompts' ids in, sampled ids out, for any causal language model with a key-value cache.
+
+It differs from transformers' `generate` in what costs time: completions of a prompt share its prefill and, where
+the model's attention can be exchanged, its keys and values; rows that have ended leave, and waiting prompts
+take their place.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo.models.repeated_prompts import RepeatedPrompts
+from allo.models.shared_prompts import SharedPrompts, can_share, shared_attention
+
+CHECK_EVERY = 4  # steps between looks at which rows have ended; each look waits for the device
+LEAVING_SHARE = 0.125  # of the rows must have ended before the others are copied together
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    *,
+    max_rows: int,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    eos: list[int],
+    has_stopped: Callable[[list[int]], bool] | None,
+) -> list[list[int]]:
+    """Continue every prompt num_generations times; row p * num_generations + g continues prompts[p].
+
+    Args:
+        prompts: they begin in this order; little is padded where neighbours have about equal lengths.
+        uniforms: [prompts * num_generations, max_new_tokens] float32 in [0, 1), what a row draws its tokens
+            with; so a row's tokens do not depend on which others are decoded beside it.
+        max_rows: decoded together; at least num_generations are.
+        choose: (logits [rows, vocabulary], uniforms [rows]) -> token ids [rows].
+        eos: ids that end a row.
+        has_stopped: whether a row's ids end it for another reason; asked now and then, so a row may run on
+            for a few tokens. None where only EOS ends rows.
+
+    Returns:
+        For each row its ids up to and with the first of `eos`, or max_new_tokens of them.
+    """
+    num_generations, max_new_tokens = uniforms.shape[0] // len(prompts), uniforms.shape[1]
+    drawn = _Drawn(uniforms, choose=choose, eos=eos, has_stopped=has_stopped)
+    if can_share(model):
+        with shared_attention(model):
+            shared = SharedPrompts(model, num_generations=num_generations, max_new_tokens=max_new_tokens)
+            _run(shared, prompts, drawn, max_rows=max_rows)
+    else:
+        repeated = RepeatedPrompts(model, num_generations=num_generations)
+        _run(repeated, prompts, drawn, max_rows=max_rows)
+    return drawn.ids(drawn.all_rows)
+
+
+def _run(
+    running: SharedPrompts | RepeatedPrompts, prompts: list[list[int]], drawn: "_Drawn", *, max_rows: int
+) -> None:
+    """Draw every row to its end, at most `max_rows` together."""
+    num_generations = len(drawn.all_rows) // len(prompts)
+    rows = drawn.all_rows[:0]  # those in `running`
+    num_begun = 0  # prompts
+    youngest = 0  # tokens of the rows that began last
+    for step in itertools.count():
+        if step % CHECK_EVERY == 0 or youngest == drawn.limit:
+            staying = drawn.unfinished(rows)
+            if len(staying) <= (1 - LEAVING_SHARE) * len(rows):
+                if len(rows):
+                    running.keep(staying)
+                    rows = rows[staying]
+                room = max((max_rows - len(rows)) // num_generations, 0 if len(rows) else 1)
+                waiting = prompts[num_begun : num_begun + room]
+                if waiting and (running.takes_more or not len(rows)):
+                    logits = running.admit(waiting).repeat_interleave(num_generations, dim=0)
+                    new = drawn.all_rows[num_begun * num_generations :][: len(logits)]
+                    drawn.append(new, logits)
+                    rows, num_begun, youngest = torch.cat([rows, new]), num_begun + len(waiting), 1
+        if not len(rows):
+            return
+        drawn.append(rows, running.step(drawn.last(rows)))
+        youngest += 1
+
+
+class _Drawn:
+    """What each row has drawn; a row that has drawn all it may changes no more."""
+
+    def __init__(
+        self,
+        uniforms: Tensor,
+        *,
+        choose: Callable[[Tensor, Tensor], Tensor],
+        eos: list[int],
+        has_stopped: Callable[[list[int]], bool] | None,
+    ) -> None:
+        self._uniforms, self._choose, self._has_stopped = uniforms, choose, has_stopped
+        self._eos = torch.tensor(eos, device=uniforms.device)
+        num_rows, self.limit = uniforms.shape
+        self.all_rows = torch.arange(num_rows, device=uniforms.device)
+        # One column more than is used: there, rows go on drawing that have not left yet.
+        self._tokens = self.all_rows.new_zeros(num_rows, self.limit + 1)
+        self._lengths = torch.zeros_like(self.all_rows)
+        self._ended = self._lengths.bool()
+
+    def append(self, rows: Tensor, logits: Tensor) -> None:
+        """One more token for each of these rows."""
+        column = self._lengths[rows]
+        chosen = self._choose(logits, self._uniforms[rows, column.clamp(max=self.limit - 1)])
+        self._tokens[rows, column] = chosen
+        self._lengths[rows] = (column + 1).clamp(max=self.limit)
+        self._ended[rows] |= torch.isin(chosen, self._eos)
+
+    def last(self, rows: Tensor) -> Tensor:
+        return self._tokens[rows, self._lengths[rows] - 1]
+
+    def unfinished(self, rows: Tensor) -> Tensor:
+        """Indices into `rows` of those that go on."""
+        if self._has_stopped is not None:
+            stopped = [self._has_stopped(ids) for ids in self.ids(rows)]
+            self._ended[rows] |= torch.tensor(stopped, dtype=torch.bool, device=rows.device)
+        return (~self._ended[rows] & (self._lengths[rows] < self.limit)).nonzero().squeeze(-1)
+
+    def ids(self, rows: Tensor) -> list[list[int]]:
+        """What each of these rows drew, up to and with the first EOS."""
+        ends = set(self._eos.tolist())
+        return [
+            _up_to_first(ids[:length], ends)
+            for ids, length in zip(self._tokens[rows].tolist(), self._lengths[rows].tolist(), strict=True)
+        ]
+
+
+def _up_to_first(ids: list[int], ends: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: end + 1]

@@ -1,0 +1,120 @@
+"""Sample completions through vLLM, in this process: the same prompts' token ids, the same settings, its own kernels.
+
+Written against vLLM's documented call forms (`LLM`, `SamplingParams`, `RequestOutput`).
+"""
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from allo.errors import UserError
+from allo.sampling.generate import Batch, Sample, prompts_per_batch
+from allo.weights.checkpoints import SUFFIX, weight_files
+
+
+def vllm_generate(
+    folder: Path,
+    prompts: list[list[int]],
+    *,
+    seeds: Sequence[int],
+    num_generations: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    stop: list[str],
+    batch_size: int,
+    dtype: str,
+    max_length: int,
+    trust_remote_code: bool,
+    turn_ends: Sequence[int] = (),
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Yield completions batch by batch, in the prompts' order, from batch number `start` on.
+
+    A batch has as many prompts as one of `generate`; vLLM decides what it decodes together. Completion i of a prompt is
+    drawn with the prompt's seed plus i. The engine's memory is let go at the end.
+
+    Args:
+        prompts: each prompt's token ids, at least one.
+        seeds: one for each prompt.
+        max_length: of a prompt and its completion together.
+        turn_ends: ids that end a completion beside those that vLLM reads from the checkpoint.
+
+    Raises:
+        UserError: without the `vllm` package, and for a model that vLLM does not load.
+    """
+    engine = _engine(
+        folder, dtype=dtype, max_model_len=max_length, trust_remote_code=trust_remote_code, seed=seeds[0]
+    )
+    sampling = {
+        "n": num_generations,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_new_tokens,
+        "stop": stop,
+        "stop_token_ids": list(turn_ends),
+        "skip_special_tokens": False,
+    }
+    size = prompts_per_batch(num_generations, batch_size)
+    try:
+        for first in range(start * size, len(prompts), size):
+            places = range(first, min(first + size, len(prompts)))
+            outputs = engine.generate(
+                [{"prompt_token_ids": prompts[place]} for place in places],
+                [_settings(**sampling, seed=seeds[place]) for place in places],
+                use_tqdm=False,
+            )
+            samples = [
+                Sample(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
+                for place, output in zip(places, outputs, strict=True)
+                for each in sorted(output.outputs, key=lambda completion: completion.index)
+            ]
+            yield Batch(first // size, samples)
+    finally:
+        del engine
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def require_vllm() -> None:
+    """Raises `UserError` without the `vllm` package."""
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "sample.backend vllm needs the `vllm` package; install it with `pip install allo-align[vllm]`, or set "
+            "sample.backend to hf."
+        ) from error
+
+
+def _engine(folder: Path, **settings: Any) -> Any:
+    require_vllm()
+    refuse_other_weights(folder)
+    from vllm import LLM
+
+    try:
+        return LLM(model=str(folder), **settings)
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: vLLM does not load the model ({error}); set sample.backend to hf."
+        ) from error
+
+
+def refuse_other_weights(folder: Path) -> None:
+    """Raise UserError where vLLM, which looks at file names alone, could read other weights than allo does."""
+    named = weight_files(folder)
+    others = sorted(file.name for file in folder.glob(f"*{SUFFIX}") if file not in named)
+    if others:
+        raise UserError(
+            f"{folder}: vLLM could read {others[0]} in place of {named[0].name}: remove it, or set sample.backend to hf."
+        )
+
+
+def _settings(**settings: Any) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(**settings)

@@ -1,0 +1,1 @@
+"""Intervals, tests and curves over seeds and problems."""

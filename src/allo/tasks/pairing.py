@@ -1,0 +1,157 @@
+"""From judged samples to training data: preference pairs, and the wrong completions to forget."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from allo.errors import UserError
+from allo.files.records import Pair, Prompt, Verdict, Wrong
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One prompt's distinct samples, each side in the order of sampling."""
+
+    right: list[Verdict]
+    wrong: list[Verdict]
+
+
+def distinct(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The first verdict, by `index`, of every text (stripped) of every prompt; in prompt order of arrival."""
+    by_prompt: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_prompt.setdefault(verdict.prompt_id, []).append(verdict)
+    kept: list[Verdict] = []
+    for group in by_prompt.values():
+        texts: dict[str, Verdict] = {}
+        for verdict in sorted(group, key=lambda verdict: verdict.index):
+            texts.setdefault(verdict.text.strip(), verdict)
+        kept.extend(texts.values())
+    return kept
+
+
+def make_pairs(
+    prompts: Sequence[Prompt], verdicts: Iterable[Verdict], *, max_pairs_per_prompt: int, seed: int
+) -> list[Pair]:
+    """Up to `max_pairs_per_prompt` random, distinct (right, wrong) pairs a prompt (method 1.4).
+
+    A chosen completion is always a finished one: an unfinished one would teach the model not to stop.
+    A prompt's pairs depend on the seed, its id and its samples alone, not on the other prompts.
+    Raises `UserError` where no pair can be made.
+    """
+    assert max_pairs_per_prompt > 0
+    sides = _by_prompt(prompts, verdicts)
+    pairs = []
+    for prompt in prompts:
+        chosen = [verdict for verdict in sides[prompt.id].right if verdict.finished]
+        rejected = sides[prompt.id].wrong
+        num_combinations = len(chosen) * len(rejected)
+        draw = random.Random(hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest())
+        for number in draw.sample(range(num_combinations), min(max_pairs_per_prompt, num_combinations)):
+            right, wrong = chosen[number // len(rejected)], rejected[number % len(rejected)]
+            pairs.append(pair_of(prompt, chosen=right, rejected=wrong))
+    if not pairs:
+        raise UserError(f"no preference pair can be made: {_count(sides)} {_advice(sides)}")
+    return pairs
+
+
+def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
+    """Two judged completions of a prompt as a preference pair."""
+    return Pair(
+        prompt_id=prompt.id,
+        prompt=prompt.prompt,
+        template=prompt.template,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_finished=chosen.finished,
+        rejected_finished=rejected.finished,
+        chosen_token_ids=chosen.token_ids,
+        rejected_token_ids=rejected.token_ids,
+    )
+
+
+def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> list[Wrong]:
+    """Every distinct wrong completion, with its prompt's distinct right ones (there may be none).
+
+    Raises `UserError` where nothing is wrong.
+    """
+    sides = _by_prompt(prompts, verdicts)
+    wrong = [
+        Wrong(
+            id=f"{prompt.id}-{verdict.index}",
+            prompt_id=prompt.id,
+            prompt=prompt.prompt,
+            template=prompt.template,
+            completion=verdict.text,
+            finished=verdict.finished,
+            solution=prompt.solution,
+            right=[right.text for right in sides[prompt.id].right],
+            token_ids=verdict.token_ids,
+        )
+        for prompt in prompts
+        for verdict in sides[prompt.id].wrong
+    ]
+    if not wrong:
+        raise UserError(f"there is no wrong completion to forget: {_count(sides)} {_advice(sides)}")
+    return wrong
+
+
+def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str]) -> list[Wrong]:
+    """The distinct rejected completions of pairs, each with the ones preferred to it.
+
+    `solutions`: gold ones by the prompt's id; where there is none, the best completion preferred to it stands for it.
+    """
+    wrong: dict[str, Wrong] = {}
+    for pair in pairs:
+        key = repr((pair.prompt, pair.template, pair.rejected, pair.rejected_message))
+        if key in wrong:
+            wrong[key].right.append(pair.chosen)
+            continue
+        wrong[key] = Wrong(
+            id=f"{pair.prompt_id}-rejected-{len(wrong)}",
+            prompt_id=pair.prompt_id,
+            prompt=pair.prompt,
+            template=pair.template,
+            completion=pair.rejected,
+            message=pair.rejected_message,
+            finished=pair.rejected_finished,
+            solution=solutions.get(pair.prompt_id, pair.chosen),
+            right=[pair.chosen],
+            token_ids=pair.rejected_token_ids,
+        )
+    return list(wrong.values())
+
+
+def _by_prompt(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> dict[str, Sides]:
+    sides = {prompt.id: Sides(right=[], wrong=[]) for prompt in prompts}
+    for verdict in distinct(verdicts):
+        assert verdict.prompt_id in sides, f"a verdict of the unknown prompt {verdict.prompt_id!r}"
+        side = sides[verdict.prompt_id]
+        (side.right if verdict.correct else side.wrong).append(verdict)
+    return sides
+
+
+def _count(sides: dict[str, Sides]) -> str:
+    right = sum(len(side.right) for side in sides.values())
+    wrong = sum(len(side.wrong) for side in sides.values())
+    return f"{len(sides)} prompts with {right + wrong} distinct samples, {right} right and {wrong} wrong."
+
+
+def _advice(sides: dict[str, Sides]) -> str:
+    right = [verdict for side in sides.values() for verdict in side.right]
+    if not right and not any(side.wrong for side in sides.values()):
+        return "Nothing was sampled: check the prompts and the sampling stage."
+    if not right:
+        return (
+            "No sample is right: look at a few in 02-verdicts.jsonl. If answers are there but not read, change the "
+            "prompt or the verifier; if they are wrong, take easier prompts, a better model or more samples."
+        )
+    if not any(side.wrong for side in sides.values()):
+        return "No sample is wrong: take harder prompts, a higher temperature or more samples a prompt."
+    if not any(verdict.finished for verdict in right):
+        return "No right sample ended by itself: raise `max_new_tokens`."
+    return (
+        "No prompt has both a wrong sample and a right one that ended by itself: "
+        "take more prompts or more samples a prompt."
+    )

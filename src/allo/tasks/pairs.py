@@ -1,0 +1,224 @@
+"""Ready preference pairs, and completions, of users' files and of rows in memory."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from allo.errors import UserError
+from allo.files.json_text import half_a_pair
+from allo.files.records import Message, Pair
+from allo.files.rows import Notes, Reading, Row, checked, read_rows, stem, without_nulls
+from allo.tasks.chats import TEMPLATE, ChatMessage, asked, note_ignored, refuse_feedback
+from allo.tasks.row_answers import Answered, Side, apart, text_of, without_repeats
+
+Placed = Iterable[tuple[int, str, Row]]
+Model = TypeVar("Model", bound=BaseModel)
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PairRow(BaseModel):
+    """One row of a user's pairs, in any of TRL's preference formats, or a line of a run's `03-pairs.jsonl`."""
+
+    model_config = ConfigDict(strict=True)
+
+    chosen: str | list[ChatMessage]
+    rejected: str | list[ChatMessage]
+    prompt: str | list[ChatMessage] | None = None
+    prompt_id: str | None = None
+    chosen_finished: bool = True
+    rejected_finished: bool = True
+    chosen_message: ChatMessage | None = None
+    rejected_message: ChatMessage | None = None
+    chosen_token_ids: list[TokenId] | None = None
+    rejected_token_ids: list[TokenId] | None = None
+
+
+class CompletionRow(BaseModel):
+    """One completion with its prompt, or a conversation that ends with it."""
+
+    model_config = ConfigDict(strict=True)
+
+    completion: str | list[ChatMessage]
+    prompt: str | list[ChatMessage] | None = None
+    finished: bool = True
+    message: ChatMessage | None = None
+    token_weights: list[Weight] | None = None
+    completion_ids: list[TokenId] | None = None
+
+
+def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
+    """Return the pairs of a file; see `pairs_and_reading`."""
+    return pairs_and_reading(path, chat=chat)[0]
+
+
+def pairs_and_reading(path: Path, *, chat: bool = False) -> tuple[list[Pair], Reading]:
+    """Return ready preference pairs of a file (see `rows.FILE_TYPES`), and what became of its rows.
+
+    The prompt is `prompt`, or what `chosen` and `rejected` begin with in common; all are strings or lists of messages.
+    `chat` turns a prompt that is text into one user message. Raises `UserError` naming the line for a row that is no pair.
+    """
+    path = Path(path)
+    return _pairs(read_rows(path), name=stem(path), chat=chat)
+
+
+def pairs_of_rows(
+    rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
+) -> tuple[list[Pair], Reading]:
+    """Return the pairs of rows in memory (a list, a `datasets.Dataset`), read as those of a file.
+
+    Errors begin with `NAME, row NUMBER`, counted from 0.
+    """
+    return _pairs(_placed(rows, name=name), name=name, chat=chat)
+
+
+def completions_of_rows(
+    rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
+) -> tuple[list[dict[str, Any]], Reading]:
+    """Return rows as `hf.rows` tokenizes them, each with its `id`, read as the sides of pairs are."""
+    notes, found, kept = Notes(), [], []
+    for number, place, row in _placed(rows, name=name):
+        if "messages" in row and "completion" not in row:
+            row = {"completion": row.pop("messages"), **row}
+        one = _read(CompletionRow, row, place=place, notes=notes)
+        found.append(apart(one.prompt, {"completion": one.completion}, row, place=place, notes=notes))
+        kept.append((number, row, one))
+    completions = []
+    for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
+        side = _filled("completion", answered)
+        prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
+        completions.append(
+            {
+                "id": f"{name}-{number}",
+                "prompt": prompt,
+                "completion": text_of(side),
+                "finished": one.finished,
+                "template": template,
+                "message": _message(one.message, side, place=answered.place),
+                "token_weights": one.token_weights,
+                "completion_ids": one.completion_ids,
+            }
+        )
+    return completions, notes.reading()
+
+
+def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:
+    of_arrow = hasattr(rows, "features")  # fills every object with the keys of all the others
+    for number, row in enumerate(rows):
+        place = f"{name}, row {number}"
+        if not isinstance(row, Mapping):
+            raise UserError(f"{place} is a {type(row).__name__}: a row must be a dict of its columns.")
+        plain = without_nulls(dict(row)) if of_arrow else dict(row)
+        if (key := half_a_pair(plain)) is not None:
+            raise UserError(
+                f"{place}: `{key}` has half of a surrogate pair, which is no text; remove or complete it."
+            )
+        yield number, place, plain
+
+
+def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
+    notes.rows += 1
+    if isinstance(row.get("template"), dict) and row["template"].keys() <= set(TEMPLATE):
+        row |= row.pop("template")  # a run's own line
+    refuse_feedback(row, place=place)
+    note_ignored(notes, row, read=model.model_fields)
+    return checked(model, row, place=place)
+
+
+def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]:
+    notes, found, kept = Notes(), [], []
+    for number, place, row in rows:
+        one = _read(PairRow, row, place=place, notes=notes)
+        sides = {"chosen": one.chosen, "rejected": one.rejected}
+        if isinstance(one.chosen, str) and one.chosen == one.rejected:
+            notes.dropped[EQUAL] += 1
+            continue
+        found.append(apart(one.prompt, sides, row, place=place, notes=notes))
+        kept.append((number, row, one))
+    pairs = []
+    for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
+        chosen, rejected = _filled("chosen", answered), _filled("rejected", answered)
+        prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
+        pair = Pair(
+            prompt_id=one.prompt_id or f"{name}-{number}",
+            prompt=prompt,
+            chosen=text_of(chosen),
+            rejected=text_of(rejected),
+            chosen_finished=one.chosen_finished,
+            rejected_finished=one.rejected_finished,
+            template=template,
+            chosen_message=_message(one.chosen_message, chosen, place=answered.place),
+            rejected_message=_message(one.rejected_message, rejected, place=answered.place),
+            chosen_token_ids=_sampled(
+                one.chosen_token_ids, one.chosen, chosen, one.chosen_message, place=answered.place
+            ),
+            rejected_token_ids=_sampled(
+                one.rejected_token_ids, one.rejected, rejected, one.rejected_message, place=answered.place
+            ),
+        )
+        if _side(pair.chosen, pair.chosen_message) == _side(pair.rejected, pair.rejected_message):
+            notes.dropped[EQUAL] += 1
+            continue
+        pairs.append(pair)
+    if notes.rows and not pairs:
+        raise UserError(
+            f"{name}: {notes.rows} rows, and in all of them `chosen` equals `rejected`; such a pair teaches nothing."
+        )
+    keys = {
+        repr(
+            (
+                pair.prompt,
+                pair.template,
+                _side(pair.chosen, pair.chosen_message),
+                _side(pair.rejected, pair.rejected_message),
+            )
+        )
+        for pair in pairs
+    }
+    return pairs, notes.reading(duplicates=len(pairs) - len(keys))
+
+
+EQUAL = "`chosen` equals `rejected`, which teaches nothing"
+
+
+def _side(text: str, message: Message | None) -> tuple[str, Message | None]:
+    return text.strip(), message
+
+
+def _filled(name: str, answered: Answered) -> Side:
+    side = answered.sides[name]
+    if not text_of(side).strip() and (isinstance(side, str) or not side.is_more_than_text):
+        raise UserError(
+            f"{answered.place}: `{name}` has no completion after the prompt; drop the row or fill it."
+        )
+    return side
+
+
+def _message(given: ChatMessage | None, side: Side, *, place: str) -> Message | None:
+    """Return the answer's message if it is more than text; one that is `given` beside the answer must have its text."""
+    if given is not None and given.content != text_of(side):
+        raise UserError(
+            f"{place}: an answer and the message beside it have different texts; only one could be trained on: remove one."
+        )
+    side = given or side
+    return side.record if isinstance(side, ChatMessage) and side.is_more_than_text else None
+
+
+def _sampled(
+    ids: list[int] | None,
+    given: str | list[ChatMessage],
+    side: Side,
+    message: ChatMessage | None,
+    *,
+    place: str,
+) -> list[int] | None:
+    """Return the ids that a row gives for an answer's text, which must then be the answer and nothing else."""
+    if ids is not None and message is not None:
+        raise UserError(f"{place}: token ids and a message are given for one answer: remove one of them.")
+    if ids is not None and given != side:
+        raise UserError(
+            f"{place}: token ids are the answer's alone: give `prompt` beside them, or remove them."
+        )
+    return ids

@@ -1,0 +1,153 @@
+"""The prompts that a run starts from: of a benchmark, of a file or of the hub."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from allo import tasks
+from allo.errors import UserError
+from allo.files.records import Prompt
+from allo.files.rows import Notes, Reading, Row, checked, hub_rows, named, read_rows, stem
+from allo.tasks.base import distinct
+from allo.tasks.chats import Asked, asked, in_chat, messages, note_ignored, refuse_feedback
+from allo.tasks.gold import Given, right_answers
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """One source of prompts (exactly one of `task`, `file`, `hub`), and which of its prompts to take.
+
+    `folder` holds local rows of the benchmarks. First the prompts are put in `order` (`shortest`: by the
+    length of the solution in characters), then `skip` are dropped, then `limit` are kept, so two sources
+    that differ in `skip` and `limit` only never share a prompt where their ranges do not. `chat` turns a
+    prompt that is text into one user message.
+    """
+
+    task: str | None = None
+    file: Path | None = None
+    hub: str | None = None
+    folder: Path | None = None
+    split: str = "train"
+    limit: int | None = None
+    order: Literal["given", "shuffled", "shortest"] = "given"
+    skip: int = 0
+    seed: int = 0
+    chat: bool = False
+
+
+def read_prompts(source: PromptSource) -> list[Prompt]:
+    """Return the prompts of a source, in its order; see `prompts_and_reading`."""
+    return prompts_and_reading(source)[0]
+
+
+def prompts_and_reading(source: PromptSource) -> tuple[list[Prompt], Reading]:
+    """Return at least one prompt of a source, in its order, and what became of its rows. Raises `UserError` for bad input."""
+    notes = Notes()
+    found = _all_prompts(source, notes)
+    if source.task is not None and source.order == "given" and source.limit is not None:
+        found = islice(found, source.skip + source.limit)  # a benchmark's other rows are read for nothing
+    kept = taken(_ordered(list(found), source), skip=source.skip, limit=source.limit)
+    if source.chat:
+        kept = [replace(prompt, prompt=in_chat(prompt.prompt)) for prompt in kept]
+    return kept, notes.reading(duplicates=repeated(kept))
+
+
+def repeated(prompts: list[Prompt]) -> int:
+    """Count the prompts that ask, under another id, what an earlier one asks."""
+    return len(prompts) - len({repr((prompt.prompt, prompt.template)) for prompt in prompts})
+
+
+def taken(prompts: list[Prompt], *, skip: int, limit: int | None) -> list[Prompt]:
+    """`limit` prompts (None: all) behind the first `skip`. Raises `UserError` where none are left."""
+    kept = prompts[skip : None if limit is None else skip + limit]
+    if not kept:
+        raise UserError(
+            f"no prompts left: {len(prompts)} were found, skip is {skip}, limit is {limit}; "
+            "lower `skip` or raise `limit`."
+        )
+    return kept
+
+
+def _all_prompts(source: PromptSource, notes: Notes) -> Iterator[Prompt]:
+    match source.task, source.file, source.hub:
+        case str(task), None, None:
+            return notes.counted(tasks.load(task, source.split, folder=source.folder))
+        case None, (str() | Path()) as file, None:
+            path = Path(file)
+            return distinct(_from_rows(read_rows(path), notes, name=stem(path), chat=source.chat))
+        case None, None, str(hub):
+            name = f"{hub.split('/')[-1]}-{source.split}"
+            return distinct(_from_rows(hub_rows(hub, source.split), notes, name=name, chat=source.chat))
+    given = [name for name in ("task", "file", "hub") if getattr(source, name) is not None]
+    raise UserError(
+        f"prompts come from exactly one of `task`, `file`, `hub`; given: {', '.join(given) or 'none'}."
+    )
+
+
+def _ordered(prompts: list[Prompt], source: PromptSource) -> list[Prompt]:
+    if source.order == "shortest":
+        return sorted(prompts, key=lambda prompt: (len(prompt.solution or ""), prompt.id))
+    if source.order == "shuffled":
+        # By hash, so that a prompt keeps its place among the others when rows are added or moved.
+        return sorted(
+            prompts, key=lambda prompt: hashlib.sha256(f"{source.seed}:{prompt.id}".encode()).digest()
+        )
+    return prompts
+
+
+OPTIONS = {"options", "option", "choice", "answer_choices", "answer_options", "candidates"}
+"""Names that people give to `choices`. Without them a letter in `answer` would be compared as a text."""
+
+
+def _refuse_misnamed_choices(row: Row, *, place: str) -> None:
+    if row.get("answer") is None or row.get("choices") is not None:
+        return
+    for name in row:
+        if name.lower() in OPTIONS and isinstance(row[name], list | dict) and row[name]:
+            raise UserError(
+                f"{place}: has {named(name)} beside `answer`; rename it to `choices` (a list of the options' texts), or remove it."
+            )
+
+
+class PromptRow(BaseModel):
+    """One row of a user's prompts."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: Asked
+    answer: str | int | None = None
+    solution: str | None = None
+    choices: list[str] | None = None
+    id: str | None = None
+
+
+def _from_rows(
+    rows: Iterator[tuple[int, str, Row]], notes: Notes, *, name: str, chat: bool
+) -> Iterator[tuple[str, Prompt]]:
+    found = []
+    for number, place, row in rows:
+        notes.rows += 1
+        refuse_feedback(row, place=place)
+        _refuse_misnamed_choices(row, place=place)
+        note_ignored(notes, row, read=PromptRow.model_fields)
+        one = checked(PromptRow, row, place=place)
+        text = one.prompt if isinstance(one.prompt, str) else messages(one.prompt)
+        found.append((number, place, one, asked(text, row, chat=chat, place=place)))
+    answers = right_answers([Given(place, one.answer, one.choices) for _, place, one, _ in found], notes)
+    for answer, (number, place, one, (prompt, template)) in zip(answers, found, strict=True):
+        yield (
+            place,
+            Prompt(
+                id=one.id or f"{name}-{number}",
+                prompt=prompt,
+                answer=answer,
+                solution=one.solution,
+                choices=one.choices,
+                template=template,
+            ),
+        )

@@ -1,0 +1,114 @@
+"""From a recipe's blocks to the records they name."""
+
+from collections.abc import Sequence
+
+from allo.errors import UserError
+from allo.files.records import Pair, Prompt
+from allo.files.rows import Reading
+from allo.recipe import Recipe
+from allo.recipe.sources import Data, Part, Source
+from allo.tasks.base import distinct
+from allo.tasks.pairs import pairs_and_reading
+from allo.tasks.prompts import PromptSource, prompts_and_reading, repeated, taken
+
+
+class Sources:
+    """The rows that a recipe names, each source read once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._prompts: dict[PromptSource, tuple[list[Prompt], Reading]] = {}
+        self._pairs: tuple[list[Pair], Reading] | None = None
+
+    def prompts(self, source: Source) -> list[Prompt]:
+        """Return the prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
+        return self._prompts_and_readings(source, key="")[0]
+
+    def pairs(self) -> list[Pair]:
+        """Return the ready pairs of the recipe's `data` block; at least one. Raises `UserError` for bad input."""
+        data, (found, _) = self.recipe.data, self._pairs_and_reading()
+        pairs = found[data.skip :][: data.limit]
+        if not pairs:
+            raise UserError(
+                f"{data.pairs}: no pairs left: {len(found)} were found, skip is {data.skip}; lower `skip`."
+            )
+        return pairs
+
+    def readings(self) -> dict[str, Reading]:
+        """Return what became of the rows of every source, by its key in the recipe. Raises `UserError` for bad input."""
+        recipe = self.recipe
+        sft = recipe.sft.sources if recipe.sft else []
+        sources: dict[str, Source] = {f"sft.sources.{n}": each for n, each in enumerate(sft)}
+        sources |= {f"evaluate.sets.{name}": each for name, each in recipe.evaluate.sets.items()}
+        sources |= {"evaluate.kl": recipe.evaluate.kl} if recipe.evaluate.kl else {}
+        found: dict[str, Reading] = {}
+        if recipe.data.pairs is None:
+            sources = {"data": recipe.data} | sources
+        else:
+            found["data.pairs"] = self._pairs_and_reading()[1]
+        for key, source in sources.items():
+            found |= self._prompts_and_readings(source, key=key)[1]
+        return found
+
+    def _pairs_and_reading(self) -> tuple[list[Pair], Reading]:
+        if self._pairs is None:
+            assert self.recipe.data.pairs is not None
+            self._pairs = pairs_and_reading(self.recipe.data.pairs, chat=self.recipe.chat)
+        return self._pairs
+
+    def _prompts_and_readings(self, source: Source, *, key: str) -> tuple[list[Prompt], dict[str, Reading]]:
+        if not isinstance(source, Data) or source.mixture is None:
+            one = _prompt_source(self.recipe, source)
+            if one not in self._prompts:
+                self._prompts[one] = prompts_and_reading(one)
+            prompts, reading = self._prompts[one]
+            return prompts, {key: reading}
+        parts: list[tuple[Part, list[Prompt]]] = []
+        found: dict[str, Reading] = {}
+        for number, part in enumerate(source.mixture):
+            prompts, of_part = self._prompts_and_readings(part, key=f"{key}.mixture.{number}")
+            parts.append((part, prompts))
+            found |= of_part
+        prompts = taken(in_turn(parts), skip=source.skip, limit=source.limit)
+        return prompts, {key: Reading(len(prompts), duplicates=repeated(prompts)), **found}
+
+
+def sources_read(recipe: Recipe) -> Sources:
+    """Return the recipe's sources, all of them read. Raises `UserError` for bad input, before transformers is loaded."""
+    sources = Sources(recipe)
+    sources.readings()
+    return sources
+
+
+def prompts_of(recipe: Recipe, source: Source) -> list[Prompt]:
+    """Return the prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
+    return Sources(recipe).prompts(source)
+
+
+def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
+    """All prompts of the parts, each part's in its order, so that every beginning holds them in proportion to weight.
+
+    All parts have a weight, or none; then it is the number of their prompts. A part that has run out is left out, and the others go on. Raises `UserError` for two prompts with one id.
+    """
+    turns = sorted(
+        ((place + 0.5) / (part.weight or len(prompts)), number, place)
+        for number, (part, prompts) in enumerate(parts)
+        for place in range(len(prompts))
+    )
+    return list(distinct((f"data.mixture.{n}", parts[n][1][place]) for _, n, place in turns))
+
+
+def training_prompts(recipe: Recipe) -> list[Prompt]:
+    """The prompts of the recipe's `data` block."""
+    return prompts_of(recipe, recipe.data)
+
+
+def training_pairs(recipe: Recipe) -> list[Pair]:
+    """Return the ready pairs of the recipe's `data` block; at least one. Raises `UserError` for bad input."""
+    return Sources(recipe).pairs()
+
+
+def _prompt_source(recipe: Recipe, source: Source) -> PromptSource:
+    """A recipe's source with the recipe's seed, chat setting and folder of local rows."""
+    fields = source.model_dump(include=set(Source.model_fields))
+    return PromptSource(**fields, folder=recipe.data_folder, seed=recipe.seed_of_order, chat=recipe.chat)

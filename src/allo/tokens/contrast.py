@@ -1,0 +1,69 @@
+"""The models of the scorers `contrastive` and `right_confidence`: the start, tuned on right and on wrong answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.records import Pair
+from allo.models.collate import SIDES
+from allo.models.start import load_start
+from allo.recipe import Recipe
+from allo.training.arguments import training_arguments
+from allo.training.checkpointing import keep_tensors, kept_tensors
+from allo.training.run import remove_checkpoints, state_bytes, train
+from allo.training.trainer import SftTrainer
+from allo.weights.param_mask import ParamMask
+
+
+def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) -> int:
+    """Fine-tune the start on the pairs' chosen, then anew on their rejected answers: `05-contrast`.
+
+    The pairs give both the same prompts, as often. A side that is there already is not trained again, and one
+    that was cut short goes on. Returns the bytes of training state, of which one side's lies in memory at a
+    time: 0 where nothing was left to train.
+    """
+    missing = [side for side in sides if kept_tensors(side_weights(run, side)) is None]
+    return max((_train_side(recipe, run, side, side_weights(run, side)) for side in missing), default=0)
+
+
+def side_weights(run: RunFolder, side: str) -> Path:
+    """Where the weights of a side lie: fp32, [shape]."""
+    return run.contrast / side / "weights.safetensors"
+
+
+def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
+    """Train all weights, with fp32 masters, on one answer of every pair."""
+    assert recipe.score is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_start(recipe, run)
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    trainer = SftTrainer(
+        model,
+        training_arguments(
+            recipe.score.training.model_dump(),
+            folder=path.parent,
+            seed=recipe.seed_of_data,
+            device=model.device,
+            key="score.training",
+        ),
+        [
+            {
+                "prompt": pair.prompt,
+                "template": pair.template,
+                "message": getattr(pair, f"{side}_message"),
+                "completion": getattr(pair, side),
+                "finished": getattr(pair, f"{side}_finished"),
+                "completion_ids": getattr(pair, f"{side}_token_ids"),
+            }
+            for pair in read_jsonl(run.pairs, Pair)
+        ],
+        tokenizer,
+        mask=ParamMask.full(shapes),
+        records=True,
+        max_length=recipe.max_length,
+    )
+    train(trainer)
+    masters = trainer.selected.masters()
+    keep_tensors(path, {name: masters[name].reshape(shapes[name]).contiguous() for name in shapes})
+    remove_checkpoints(path.parent)
+    return state_bytes(trainer)

@@ -1,0 +1,289 @@
+"""Token scorers: how likely each token of a wrong completion is aligned (method.md section 4).
+
+A scorer takes some completions and gives each token a number: a probability in [0, 1], low for a wrong
+token, or, for those in `LOGRATIOS`, a log-ratio that is negative for one. To add one, write its function
+and name it in `SCORERS`, or in a recipe as `file.py:function` (docs/extending.md).
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from allo.errors import UserError
+from allo.files.records import Message, Wrong
+from allo.models.collate import pad
+from allo.models.load import Model, Tokenizer
+from allo.models.policy import per_token_logps
+from allo.models.tokenization import Tokenized, tokenize
+from allo.recipe.own_code import load_function, own_file
+from allo.recipe.scores import Score
+from allo.tokens.rewriter import Rewriter, rewriting
+from allo.tokens.token_credit import advantages, edit_scores, random_scores
+from allo.weights.places import Everything
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A wrong completion with the ids that get a score each."""
+
+    wrong: Wrong
+    tokens: Tokenized
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One judged completion of a prompt. `token_ids`: as sampled, if they are known."""
+
+    text: str
+    finished: bool
+    right: bool
+    token_ids: list[int] | None = None
+    message: Message | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What scorers may look at.
+
+    `model`: the starting model. `samples`: prompt id -> all of its judged completions. `weights`: other models
+    of the same shape, each as tensors [shape] fp32 by name, of those that `WEIGHTS` gives the scorer.
+    `rewriter`: for the scorer of that name; its model then stands in `model`'s place.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    max_length: int
+    seed: int
+    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    weights: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    rewriter: Rewriter | None = None
+
+
+Scorer = Callable[[Sequence[Scored], Context], list[list[float]]]
+
+
+def confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi(y_t)."""
+    return _probabilities([row.tokens for row in rows], context)
+
+
+def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi(y_t) where the same model is shown the right solution."""
+    # The solution stands first, where a long prompt is cut: it gets as much room again.
+    room = 2 * context.max_length
+    shown = [
+        tokenize(
+            context.tokenizer,
+            _with_solution(row.wrong),
+            row.wrong.completion,
+            completion_ids=row.tokens.completion_ids,
+            max_length=room,
+            template=row.wrong.template,
+        )
+        for row in rows
+    ]
+    return _probabilities([tokens for tokens in shown if tokens is not None], context)
+
+
+def rewriter(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi_rewriter(y_t): the rewriter, shown the right solution and y, writes y itself."""
+    assert context.rewriter is not None
+    own = context.rewriter
+    return _probabilities([rewriting(own, row.wrong, row.tokens.completion_ids) for row in rows], context)
+
+
+def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """log pi_warm-up - log pi_start: the warm-up run's own implicit reward, in fp32."""
+    tokens = [row.tokens for row in rows]
+    before = _logps(tokens, context)
+    with _under(context, "warmup"):
+        after = _logps(tokens, context)
+    return _differences(after, before)
+
+
+def contrastive(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """log pi_plus - log pi_minus: the start fine-tuned on right and on wrong samples (cDPO, TIS-DPO), in fp32."""
+    tokens = [row.tokens for row in rows]
+    with _under(context, "chosen"):
+        plus = _logps(tokens, context)
+    with _under(context, "rejected"):
+        minus = _logps(tokens, context)
+    return _differences(plus, minus)
+
+
+def right_confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """pi_plus(y_t): the start fine-tuned on right samples, asked how likely it finds the token, in fp32."""
+    with _under(context, "chosen"):
+        return _probabilities([row.tokens for row in rows], context)
+
+
+def advantage(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """The share of right ones among the samples that begin alike, after the token against before it."""
+    scores = []
+    for row in rows:
+        samples = context.samples.get(row.wrong.prompt_id, ())
+        judged = [(_ids(one, row.wrong, context), one.right) for one in samples]
+        scores.append(advantages(row.tokens.completion_ids, judged))
+    return scores
+
+
+def edit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """0 where the diff to the nearest right sample (else the solution) changes the token, else 1."""
+    scores = []
+    for row in rows:
+        texts = row.wrong.right or ([row.wrong.solution] if row.wrong.solution else [])
+        samples = context.samples.get(row.wrong.prompt_id, ())
+        known = {one.text: one for one in reversed(samples) if one.right}
+        shown = [known.get(text, Sample(text, finished=True, right=True)) for text in texts]
+        rights = [_ids(one, row.wrong, context) for one in shown]
+        scores.append(edit_scores(row.tokens.completion_ids, rights))
+    return scores
+
+
+def uniform(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """0 for every token: the control that marks all."""
+    return [[0.0] * len(row.tokens.completion_ids) for row in rows]
+
+
+def random(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """Uniform noise: the control that marks as many at random."""
+    return [random_scores(row.wrong.id, len(row.tokens.completion_ids), seed=context.seed) for row in rows]
+
+
+SCORERS: dict[str, Scorer] = {
+    "implicit": implicit,
+    "contrastive": contrastive,
+    "right_confidence": right_confidence,
+    "advantage": advantage,
+    "privileged": privileged,
+    "rewriter": rewriter,
+    "confidence": confidence,
+    "edit": edit,
+    "uniform": uniform,
+    "random": random,
+}
+LOGRATIOS = frozenset({"implicit", "contrastive"})
+# The other models that a scorer asks; it runs in fp32, and gets them as `Context.weights`.
+WEIGHTS = {
+    "implicit": ("warmup",),
+    "contrastive": ("chosen", "rejected"),
+    "right_confidence": ("chosen",),
+}
+
+
+def scorers_of(score: Score) -> dict[str, Scorer]:
+    """The recipe's scorers by name, first the one whose weights count.
+
+    Raises `UserError` where a function of the user's own is not there; its scores are checked when it runs.
+    """
+    keys = dict.fromkeys(score.beside, "score.beside") | {score.scorer: "score.scorer"}
+    return {
+        name: SCORERS[name] if own_file(name) is None else _checked(name, key=keys[name])
+        for name in score.scorers
+    }
+
+
+def _checked(name: str, *, key: str) -> Scorer:
+    """The user's own function, its scores held against what a scorer promises."""
+    function = load_function(name, key=key)
+
+    def scorer(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+        returned = function(rows, context)
+        try:
+            scores = [[float(number) for number in one] for one in returned]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{key}: {name} returned {type(returned).__name__}, not a list of numbers for each row ({error}): "
+                "return [[score, ...], ...]."
+            ) from error
+        if len(scores) != len(rows):
+            raise UserError(
+                f"{key}: {name} gave scores of {len(scores)} completions for {len(rows)}: return one list each."
+            )
+        for row, one in zip(rows, scores, strict=True):
+            length = len(row.tokens.completion_ids)
+            if len(one) != length:
+                raise UserError(
+                    f"{key}: {name} gave {len(one)} scores for the {length} tokens of completion {row.wrong.id}: "
+                    "return one for each of row.tokens.completion_ids."
+                )
+            bad = next((number for number in one if not 0 <= number <= 1), None)  # nan is none of these
+            if bad is not None:
+                raise UserError(
+                    f"{key}: {name} gave the score {bad} in completion {row.wrong.id}: return probabilities from "
+                    "0 (wrong) to 1 (aligned)."
+                )
+        return scores
+
+    return scorer
+
+
+@contextmanager
+def _under(context: Context, name: str) -> Iterator[None]:
+    """The model with other weights; its own bits come back after the block, also on an exception."""
+    _exchange(context.model, context.weights[name])
+    try:
+        yield
+    finally:
+        _exchange(context.model, context.weights[name])
+
+
+@torch.no_grad()
+def _exchange(model: Model, weights: dict[str, Tensor]) -> None:
+    """Exchange the model's weights with these."""
+    for name, param in model.named_parameters():
+        values = weights[name].reshape(-1).to(param.device)
+        weights[name] = Everything().exchange(param.data, values)
+
+
+def _differences(after: list[list[float]], before: list[list[float]]) -> list[list[float]]:
+    return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(after, before, strict=True)]
+
+
+def _ids(sample: Sample, beside: Wrong, context: Context) -> list[int]:
+    """Return the ids of a completion of the same prompt as another's: those that were sampled, or the text's."""
+    if sample.token_ids is not None:
+        return sample.token_ids
+    tokens = tokenize(
+        context.tokenizer,
+        beside.prompt,
+        sample.message or sample.text,
+        finished=sample.finished,
+        max_length=sys.maxsize,
+        template=beside.template,
+    )
+    return [] if tokens is None else tokens.completion_ids
+
+
+@torch.inference_mode()
+def _logps(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
+    rows = [(one.prompt_ids, one.completion_ids) for one in tokens]
+    batch = pad(rows, pad_id=context.tokenizer.pad_token_id)
+    batch = {key: value.to(context.model.device) for key, value in batch.items()}
+    logps = per_token_logps(context.model, batch)
+    return [row[: len(one.completion_ids)].tolist() for row, one in zip(logps, tokens, strict=True)]
+
+
+def _probabilities(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
+    return [[math.exp(logp) for logp in row] for row in _logps(tokens, context)]
+
+
+def _with_solution(wrong: Wrong) -> str | list[Message]:
+    """The prompt with the right solution shown before it."""
+    solution = wrong.solution or next(iter(wrong.right), None)
+    if solution is None:
+        raise UserError(
+            f"prompt {wrong.prompt_id}: scorer `privileged` shows the right solution, but the prompt has no "
+            "`solution` and no right sample. Choose another score.scorer."
+        )
+    shown = f"A correct solution to the problem below, to check your own against:\n{solution}\n\n"
+    if isinstance(wrong.prompt, str):
+        return shown + wrong.prompt
+    *before, last = wrong.prompt
+    shown_last: Message = {**last, "content": shown + last["content"]}
+    return [*before, shown_last]

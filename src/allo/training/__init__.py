@@ -1,0 +1,1 @@
+"""Trainers on selected weights, their arguments and their checkpoints."""

@@ -1,0 +1,237 @@
+"""A training checkpoint: the selected weights and the Trainer's state, in safetensors and without pickle."""
+
+import json
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from allo.console import say
+from allo.errors import UserError
+from allo.files.artifacts import (
+    read_as,
+    read_json,
+    remove,
+    sha256_file,
+    sync,
+    sync_all,
+    write_json,
+    written_aside,
+)
+from allo.weights.fingerprints import combine, digests
+from allo.weights.ranks import rank
+from allo.weights.selected import SelectedWeights
+
+SELECTED_FILE = "selected.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+SCHEDULER_FILE = "scheduler.safetensors"
+RNG_FILE = "rng.safetensors"
+LOSS_FILE = "loss.safetensors"
+STATE_FILE = "trainer_state.json"  # transformers' own
+# Written last into a checkpoint, with the digests of its files: without it the checkpoint was cut short, and is not
+# resumed from.
+COMPLETE_FILE = "complete"
+_DIGEST = "digest"
+
+
+class CheckpointedTrainer(Trainer):
+    """A Trainer whose checkpoints hold `selected` in place of the model."""
+
+    selected: SelectedWeights
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+
+    def loss_state(self) -> dict[str, float]:
+        """What the loss remembers from step to step, beside the weights; most remember nothing."""
+        return {}
+
+    def load_loss_state(self, state: dict[str, float]) -> None:
+        raise NotImplementedError
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The whole model where a user asks for it; in a checkpoint the selected weights alone."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if _internal_call:
+            save_file(self.selected.state_dict(), folder / SELECTED_FILE)
+            if state := self.loss_state():
+                save_tree(folder / LOSS_FILE, state)
+        else:
+            self.model.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.selected.load_state_dict(load_file(folder / SELECTED_FILE))
+        if (folder / LOSS_FILE).exists():
+            self.load_loss_state(load_tree(folder / LOSS_FILE))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
+        save_tree(Path(output_dir) / OPTIMIZER_FILE, self.optimizer.state_dict())
+        save_tree(Path(output_dir) / SCHEDULER_FILE, self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        self.optimizer.load_state_dict(load_tree(Path(checkpoint) / OPTIMIZER_FILE))
+        self.lr_scheduler.load_state_dict(load_tree(Path(checkpoint) / SCHEDULER_FILE))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
+        algorithm, keys, *position = np.random.get_state(legacy=True)
+        states = {
+            "python": random.getstate(),
+            "numpy": (algorithm, np.asarray(keys).tolist(), *position),
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        }
+        save_tree(Path(output_dir) / RNG_FILE, states)
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        states = load_tree(Path(checkpoint) / RNG_FILE)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["cpu"])
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as written to its end, once all of it is on disk."""
+    sync_all(checkpoint)
+    sync(checkpoint.parent)
+    files = {path.name: sha256_file(path) for path in sorted(checkpoint.iterdir())}
+    write_json(checkpoint / COMPLETE_FILE, {"files": files})
+
+
+def whole_checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> checkpoint that was written to its end, in order of the steps."""
+    found = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name)
+    }
+    return {step: found[step] for step in sorted(found) if (found[step] / COMPLETE_FILE).exists()}
+
+
+def last_sound_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint whose files have the digests in its mark; those after it are removed.
+
+    Says which are damaged; one that a kill cut short is nothing to be told of.
+    """
+    whole = whole_checkpoints(folder)
+    is_first = rank() == 0  # the other processes come to the same end, and remove nothing
+    for path in set(folder.glob("checkpoint-*")) - set(whole.values()) if is_first else ():
+        remove(path)
+    for checkpoint in reversed(whole.values()):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        if is_first:
+            say(f"{checkpoint}: damaged ({damage}): removed, training goes on from the one before it")
+            remove_checkpoint(checkpoint)
+    return None
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Its mark goes first, so that what a kill leaves of it is not resumed from."""
+    if checkpoint.is_dir():
+        remove(checkpoint / COMPLETE_FILE)
+    remove(checkpoint)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """The first thing that is wrong with a checkpoint, or with the best one before it, which its end will need."""
+    try:
+        files = read_as(checkpoint / COMPLETE_FILE, dict[str, dict[str, str]], advice="").get("files", {})
+    except (UserError, OSError) as error:
+        return str(error).rstrip(".")
+    if missing := {SELECTED_FILE, STATE_FILE} - files.keys():
+        return f"its mark lacks {min(missing)}"
+    for name, digest in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if sha256_file(path) != digest:
+            return f"{name} is not what was written"
+    best = read_json(checkpoint / STATE_FILE)["best_model_checkpoint"]
+    if best is None or Path(best).name == checkpoint.name:
+        return None
+    damage = _damage(checkpoint.parent / Path(best).name)
+    return damage and f"the best one, {Path(best).name}, is: {damage}"
+
+
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor], *, key: str = "") -> None:
+    """Write tensors that a later process may go on with, under a key that says what they are made from."""
+    metadata = {"key": key, _DIGEST: combine(digests(tensors.items()))}
+    with written_aside(path) as part:
+        save_file(dict(tensors), part, metadata)
+
+
+def kept_tensors(path: Path, *, key: str = "") -> dict[str, Tensor] | None:
+    """Return the tensors that `keep_tensors` wrote under this key; None if they are absent, or damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError):
+        metadata, tensors = {}, {}
+    if metadata.get(_DIGEST) != combine(digests(tensors.items())):
+        say(f"{path}: damaged: made again")
+        return None
+    return tensors if metadata.get("key") == key else None
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write nested dicts, lists and tuples of tensors, numbers, strings and None: the structure goes into the header."""
+    tensors: dict[str, Tensor] = {}
+
+    def pack(value: Any) -> Any:
+        match value:
+            case Tensor():
+                name = str(len(tensors))
+                tensors[name] = value.detach().clone().contiguous()
+                return {"tensor": name}
+            case dict():
+                return {"dict": [[pack(key), pack(entry)] for key, entry in value.items()]}
+            case list() | tuple():
+                return {type(value).__name__: [pack(entry) for entry in value]}
+            case None | bool() | int() | float() | str():
+                return value
+        raise AssertionError(f"{path.name}: cannot store a {type(value).__name__}")
+
+    save_file(tensors, path, {"tree": json.dumps(pack(tree))})
+
+
+def load_tree(path: Path) -> Any:
+    """What `save_tree` wrote, bit for bit; tensors on the CPU."""
+    with safe_open(path, "pt") as file:
+
+        def unpack(value: Any) -> Any:
+            match value:
+                case {"tensor": name}:
+                    return file.get_tensor(name)
+                case {"dict": entries}:
+                    return {unpack(key): unpack(entry) for key, entry in entries}
+                case {"tuple": entries}:
+                    return tuple(unpack(entry) for entry in entries)
+                case {"list": entries}:
+                    return [unpack(entry) for entry in entries]
+            return value
+
+        return unpack(json.loads(file.metadata()["tree"]))

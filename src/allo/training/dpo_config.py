@@ -1,0 +1,216 @@
+"""TRL's `DPOConfig` as settings of our trainers. A field that has no equal here is refused by name; none is ignored.
+
+TRL itself is never loaded: a config of its tells by its class.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from allo.errors import UserError
+from allo.losses.pair_losses import PairLoss, PairSums, bco
+from allo.training.arguments import is_default
+
+Value = TypeVar("Value")
+
+
+def bco_pair(pairs: PairSums, *, beta: float) -> Tensor:
+    """TRL's `bco_pair`: BCO without its running mean."""
+    return bco(pairs, beta=beta, delta=0.0)
+
+
+def robust(pairs: PairSums, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """DPO without the bias of labels that are wrong with probability eps (arXiv 2403.00409, eq. 10).
+
+    (-(1 - eps) log sigmoid(m) + eps log sigmoid(-m)) / (1 - 2 eps), with the margin m = beta (Delta_c - Delta_r)
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise UserError(f"label_smoothing is {label_smoothing}: it must be at least 0 and below 0.5.")
+    margin = beta * (pairs.chosen_logratios - pairs.rejected_logratios)
+    wrong = label_smoothing * logsigmoid(-margin)
+    return (wrong - (1 - label_smoothing) * logsigmoid(margin)) / (1 - 2 * label_smoothing)
+
+
+# TRL's losses that are computed here by the same formula.
+LOSSES: dict[str, str | PairLoss] = {"sigmoid": "dpo", "ipo": "ipo", "bco_pair": bco_pair, "robust": robust}
+_SMOOTHED = {"robust"}  # the only one of them that reads label_smoothing
+
+# Fields whose values become settings of ours.
+READ = ("beta", "loss_type", "label_smoothing", "max_length", "precompute_ref_log_probs")
+# Fields that have a meaning here only at these values, and the reason.
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "model_init_kwargs": ((None,), "the model is given loaded: load it with these"),
+    "trust_remote_code": ((False,), "the model and the tokenizer are given loaded: load them with it"),
+    "disable_dropout": ((True,), "policy and reference must see the same network, so dropout is always off"),
+    "dataset_num_proc": ((None,), "rows are tokenized in this process"),
+    "truncation_mode": (
+        ("keep_start",),
+        "allo cuts the beginning of the prompt, the same for both answers and never BOS, if max_length is given to the "
+        "trainer and not to the config",
+    ),
+    "padding_free": (
+        (False,),
+        "rows are padded to the longest of their micro-batch; shared_prefix saves more",
+    ),
+    "pad_to_multiple_of": ((None, "auto"), "rows are padded to the longest of their micro-batch"),
+    "precompute_ref_batch_size": (
+        (None,),
+        "the reference is computed in the micro-batches of training, so that both round alike",
+    ),
+    "loss_weights": ((None, [1.0]), "one loss is trained, with weight 1"),
+    "ld_alpha": ((None, 1.0), "no loss here weighs the tokens of the longer answer"),
+    "f_divergence_type": (("reverse_kl",), "the losses here are those of the reverse KL divergence"),
+    "f_alpha_divergence_coef": ((0.5,), "the losses here are those of the reverse KL divergence"),
+    "use_weighting": ((False,), "pairs are not weighted here"),
+    "discopop_tau": ((0.05,), "there is no discopop loss here"),
+    "activation_offloading": (
+        (False,),
+        "activations stay on the device; activation_checkpointing saves memory",
+    ),
+    "sync_ref_model": ((False,), "the reference is the model as given, to the end"),
+    "ref_model_mixup_alpha": ((0.6,), "the reference is the model as given, to the end"),
+    "ref_model_sync_steps": ((512,), "the reference is the model as given, to the end"),
+}
+# Fields that are held against the model or the tokenizer.
+_HELD = ("router_aux_loss_coef", "pad_token")
+
+
+@dataclass(frozen=True)
+class OfConfig:
+    """A setting that a config gives. `said`: its value is not the config's own default."""
+
+    field: str
+    value: Any
+    said: bool
+
+
+Settings = Mapping[str, OfConfig]
+LARGEST = 1 << 31  # longer than any row
+
+
+def own_fields(args: TrainingArguments) -> list[str]:
+    """Return the fields that a subclass of `TrainingArguments` adds."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return [field.name for field in dataclasses.fields(args) if field.name not in known]
+
+
+def settings_of(
+    args: TrainingArguments, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
+) -> Settings:
+    """Return our settings that `args` give: none if they are plain `TrainingArguments`.
+
+    `losses` are the `loss_type`s that the trainer has; none: `loss_type` must be the default.
+    Raises `UserError` for another config of TRL's, and for every field that is neither read nor at a value that means
+    the same here.
+    """
+    name = _of_trl(args)
+    if name is not None and not (takes_config and name == "DPOConfig"):
+        wanted = " or trl.DPOConfig" if takes_config else ""
+        raise UserError(
+            f"{name}: it has settings of another trainer, which {trainer} would ignore. "
+            f"Give transformers.TrainingArguments{wanted}."
+        )
+    read = {*READ, *_HELD} if name is not None else set()
+    for field in own_fields(args):
+        if field not in read:
+            _check_field(args, field, of_trl=name is not None)
+    if name is None:
+        return {}
+    return _loss_of(args, losses, trainer=trainer) | {
+        setting: OfConfig(field, value, said=not is_default(args, field))
+        for setting, field, value in (
+            ("beta", "beta", args.beta),
+            ("max_length", "max_length", LARGEST if args.max_length is None else args.max_length),
+            (
+                "reference",
+                "precompute_ref_log_probs",
+                "precomputed" if args.precompute_ref_log_probs else "swap",
+            ),
+        )
+    }
+
+
+def _of_trl(args: TrainingArguments) -> str | None:
+    """The name of TRL's class that `args` are an instance of."""
+    for each in type(args).__mro__:
+        if each.__module__.partition(".")[0] == "trl":
+            return each.__name__
+    return None
+
+
+def _check_field(args: TrainingArguments, field: str, *, of_trl: bool) -> None:
+    value, kind = getattr(args, field), type(args).__name__
+    if of_trl and field in _ONLY:
+        allowed, reason = _ONLY[field]
+        if value not in allowed:
+            raise UserError(f"{kind}.{field} is {value!r}: {reason}. Remove it.")
+    elif not is_default(args, field):
+        raise UserError(
+            f"{kind}.{field} is {value!r}: allo does not know this field, and would ignore it. Remove it."
+        )
+
+
+def _loss_of(args: TrainingArguments, losses: Collection[str], *, trainer: str) -> dict[str, OfConfig]:
+    kind, named, smoothing = type(args).__name__, args.loss_type, args.label_smoothing
+    loss_type = named[0] if isinstance(named, list) and len(named) == 1 else named
+    said = loss_type != "sigmoid"
+    if loss_type not in losses and (losses or said):
+        own = (
+            f"it has {', '.join(losses)}, and functions as `loss`"
+            if losses
+            else "its losses are given as `loss`"
+        )
+        raise UserError(f"{kind}.loss_type is {named!r}: {trainer} has no such loss; {own}. Change it.")
+    if smoothing and loss_type not in _SMOOTHED & set(losses):
+        raise UserError(
+            f"{kind}.label_smoothing is {smoothing}: TRL's {loss_type!r} loss does not read it. Remove it, take the "
+            "loss 'robust', or give loss_settings={'label_smoothing': ...} to ImproveTrainer with its loss 'dpo'."
+        )
+    if not losses:
+        return {}
+    found = {"loss": OfConfig("loss_type", LOSSES[loss_type], said)}
+    if loss_type in _SMOOTHED:
+        found["loss_settings"] = OfConfig("label_smoothing", {"label_smoothing": smoothing}, bool(smoothing))
+    return found
+
+
+def check_held(args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse an auxiliary loss of the model's router, and another pad token than the tokenizer's."""
+    if _of_trl(args) is None:
+        return
+    kind, config = type(args).__name__, model.config.get_text_config()
+    weight = getattr(args, "router_aux_loss_coef", None)
+    if weight is None and hasattr(config, "output_router_logits"):
+        weight = getattr(config, "router_aux_loss_coef", None)
+    if weight:
+        raise UserError(
+            f"{kind}.router_aux_loss_coef: TRL would add {weight} times the router's "
+            "auxiliary loss; allo adds none. Set it to 0.0."
+        )
+    pad_token = getattr(args, "pad_token", None)
+    if pad_token not in (None, tokenizer.pad_token):
+        raise UserError(
+            f"{kind}.pad_token is {pad_token!r}, and the tokenizer's {tokenizer.pad_token!r}. "
+            "Set tokenizer.pad_token, and remove it."
+        )
+
+
+def taken(name: str, given: Value | None, settings: Settings, *, default: Value) -> Value:
+    """Return the setting that was given to the trainer, else the config's, else the default.
+
+    Raises `UserError` where the trainer was given one value and the config another.
+    """
+    found = settings.get(name)
+    if given is None:
+        return default if found is None else found.value
+    if found is not None and found.said and found.value != given:
+        raise UserError(
+            f"{name}: the trainer was given {given!r}, and the config has {found.field} {found.value!r}. "
+            "Give one of the two."
+        )
+    return given

@@ -1,0 +1,220 @@
+"""Backward passes of plain DPO over preference pairs that need no optimizer's state.
+
+The reference is the starting model. At the start the log-ratios are therefore zero, and while the model
+moves, the reference's log-probs are those that were computed before: no second model, no slot.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments, get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from allo.console import track
+from allo.errors import DivergedError, UserError
+from allo.losses import token_losses as losses
+from allo.models.collate import Batch, PairCollator
+from allo.models.policy import check_head, per_token_logps, shares_prefix
+from allo.models.row_lengths import check_rows_fit
+from allo.training.arguments import is_default
+from allo.training.micro_batches import micro_batches
+from allo.training.reference import add_reference
+from allo.training.selected_trainer import REFERENCE_FILE, Row
+from allo.weights.finite import check_finite
+from allo.weights.fused_warmup import FusedWarmup
+from allo.weights.taken_gradients import Take, gradients_taken
+
+# The fields of `TrainingArguments` that the sums at the start read, and the warm-up.
+READ_AT_START = frozenset(
+    {"per_device_train_batch_size", "activation_checkpointing", "gradient_checkpointing"}
+)
+READ_IN_WARMUP = READ_AT_START | {
+    *(
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "num_train_epochs",
+        "max_steps",
+    ),
+    *("gradient_accumulation_steps", "seed", "data_seed"),
+}
+# Fields that change files, logs and the device alone.
+_BESIDE = re.compile(
+    "output_dir|use_cpu|debug|dataloader_pin_memory|disable_tqdm|report_to|run_name|project|(save|log|logging|trackio)_.*"
+)
+
+
+class DpoPasses:
+    """Passes of a model in eval mode over `rows`, which are those of `rows.counted_pairs`.
+
+    Micro-batches are cut as the trainers cut them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[dict[str, Any]],
+        arguments: TrainingArguments,
+        *,
+        beta: float,
+        pad_id: int,
+        max_tokens_per_batch: int | None = None,
+    ) -> None:
+        check_head(model)
+        check_rows_fit(model, rows, name="locate")
+        self.model, self.arguments, self.beta = model, arguments, beta
+        self.rows = [row | {"number": number} for number, row in enumerate(rows)]
+        self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        self._max_tokens = max_tokens_per_batch
+        self._collate = PairCollator(pad_id, shared_prefix=shares_prefix(model))
+        if arguments.activation_checkpointing:
+            _checkpoint_layers(model)
+
+    def take_start_gradients(self, take: Take) -> None:
+        """The gradients of the losses' sum at the starting model, in parts: each micro-batch's to `take`."""
+        self._take_start_gradients(self._micro_batches(self.rows), take)
+
+    def take_start_gradients_of_pairs(self, take: Take) -> None:
+        """The gradients of each pair's loss at the starting model, one after the other."""
+        self._take_start_gradients([[row] for row in self.rows], take)
+
+    def train_fused(self) -> tuple[FusedWarmup, list[dict[str, float]]]:
+        """Warm the model up in place, an update a micro-batch; returns that with a row of metrics a step.
+
+        The learning rate is that of the step, of which each micro-batch takes the share that its pairs
+        have in a full step: where all agree on a weight's direction, the step moves it as far as one update
+        would.
+
+        Raises `UserError` for a field of the arguments that is neither at its default nor in `READ_IN_WARMUP`, and when a
+        loss, or at the end a weight, is no longer finite.
+        """
+        for field in type(self.arguments).__dataclass_fields__:
+            if (
+                field not in READ_IN_WARMUP
+                and not _BESIDE.fullmatch(field)
+                and not is_default(self.arguments, field)
+            ):
+                raise UserError(
+                    f"{field}: the fused warm-up has an update rule of its own and would ignore it; remove it."
+                )
+        steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
+        num_steps = self.arguments.max_steps
+        if num_steps <= 0:
+            num_steps = math.ceil(self.arguments.num_train_epochs * steps_an_epoch)
+        self._add_reference(steps_an_epoch)
+        steps = zip(learning_rates(self.arguments, num_steps), self._steps(), strict=False)
+        warmup, metrics = FusedWarmup(self.model), []
+        with gradients_taken(self.model, warmup.update):
+            for number, (rate, rows) in enumerate(track(steps, "locate", total=num_steps), start=1):
+                seen = []
+                for part in self._micro_batches(rows):
+                    warmup.rate = rate * len(part) / self.rows_a_step
+                    batch = self._collated(part)
+                    logratios = _sums(per_token_logps(self.model, batch) - batch["ref_logps"])
+                    self._losses(logratios).mean().backward()
+                    seen.append(logratios.detach())
+                row = self._metrics(torch.cat(seen))
+                if not math.isfinite(row["loss"]):
+                    raise UserError(
+                        f"locate: the loss is {row['loss']} at step {number} of the warm-up: lower "
+                        "locate.training.learning_rate, or check the data."
+                    )
+                place = {"step": number, "epoch": number / steps_an_epoch, "learning_rate": rate}
+                metrics.append(place | row)
+        check_finite(
+            self.model.named_parameters(),
+            where="locate: weights are no longer finite after the warm-up",
+            advice="Lower locate.training.learning_rate, or check the data.",
+            kind=DivergedError,
+        )
+        return warmup, metrics
+
+    def _take_start_gradients(self, batches: Sequence[Sequence[Row]], take: Take) -> None:
+        with gradients_taken(self.model, take):
+            for rows in track(batches, "locate", total=len(batches)):
+                logps = _sums(per_token_logps(self.model, self._collated(rows)))
+                self._losses(logps - logps.detach()).sum().backward()
+
+    def _add_reference(self, steps_an_epoch: int) -> None:
+        """The starting model's log-probs of every row, in the first epoch's batches: they round alike."""
+        epoch = zip(range(steps_an_epoch), self._steps(), strict=False)
+        batches = [part for _, rows in epoch for part in self._micro_batches(rows)]
+        file = Path(self.arguments.output_dir) / REFERENCE_FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        add_reference(self.model, self.rows, batches, self._collate, file)
+
+    def _steps(self) -> Iterator[list[Row]]:
+        """The rows of each step, epoch after epoch without end, in the order of the Trainer's data loader."""
+        seed = self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed
+        for epoch in itertools.count():
+            order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(seed + epoch))
+            for numbers in order.split(self.rows_a_step):
+                yield [self.rows[number] for number in numbers.tolist()]
+
+    def _micro_batches(self, rows: Sequence[Row]) -> list[list[Row]]:
+        return micro_batches(
+            rows,
+            self._collate.num_tokens,
+            max_rows=self.arguments.per_device_train_batch_size,
+            max_tokens=self._max_tokens,
+        )
+
+    def _collated(self, rows: Sequence[Row]) -> Batch:
+        return {name: tensor.to(self.model.device) for name, tensor in self._collate(rows).items()}
+
+    def _losses(self, logratios: Tensor) -> Tensor:
+        """Each pair's loss [B] from the log-ratios [B, 2] of its chosen and rejected completion."""
+        chosen, rejected = logratios.unbind(1)
+        return losses.dpo(chosen, rejected, beta=self.beta)
+
+    def _metrics(self, logratios: Tensor) -> dict[str, float]:
+        """Means over a step's pairs, under the names of the other trainers."""
+        chosen, rejected = (self.beta * logratios).unbind(1)
+        return {
+            "loss": self._losses(logratios).mean().item(),
+            "rewards/chosen": chosen.mean().item(),
+            "rewards/rejected": rejected.mean().item(),
+            "rewards/margins": (chosen - rejected).mean().item(),
+            "rewards/accuracies": (chosen > rejected).float().mean().item(),
+        }
+
+
+def learning_rates(arguments: TrainingArguments, num_steps: int) -> list[float]:
+    """The rate of each step under the schedule of `arguments`, as the Trainer would set it."""
+    placeholder = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    scheduler = get_scheduler(
+        arguments.lr_scheduler_type,
+        placeholder,
+        num_warmup_steps=arguments.get_warmup_steps(num_steps),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+    rates = []
+    for _ in range(num_steps):
+        rates.append(float(scheduler.get_last_lr()[0]))
+        placeholder.step()
+        scheduler.step()
+    return rates
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Of each completion's tokens [2B, L], as chosen and rejected of each pair [B, 2]."""
+    return torch.stack(values.sum(-1).chunk(2), dim=1)
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Recompute each layer's activations in the backward pass, from weights that have not moved yet.
+
+    Layers do so in training mode alone; what is in them stays in eval mode, without dropout.
+    """
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

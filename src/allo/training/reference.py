@@ -1,0 +1,95 @@
+"""The reference's log-probs of every training token, computed once and kept in a file."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo.console import track
+from allo.models.collate import Batch
+from allo.models.policy import per_token_logps
+from allo.training.checkpointing import keep_tensors, kept_tensors
+from allo.training.micro_batches import own_share
+from allo.weights.fingerprints import combine, digests
+from allo.weights.ranks import rank, sum_over_ranks
+
+Row = Mapping[str, Any]
+_IDS = "_ids"
+_LOGPS = "_ref_logps"
+
+
+def add_reference(
+    model: PreTrainedModel,
+    rows: Sequence[dict[str, Any]],
+    batches: Sequence[Sequence[Row]],
+    collate: Callable[[Sequence[Row]], Batch],
+    file: Path,
+) -> None:
+    """Give every row `<completion>_ref_logps` (fp32, one a token) under the model as it is now.
+
+    A row knows its place in `rows` as `number`. `batches` are all rows, batched as training will batch them, so
+    that rounding is the same; each rank computes its share. What `file` holds for the same rows and weights is
+    taken from there; otherwise it is written.
+    """
+    key = _key(model, rows, batches, collate)
+    kept = kept_tensors(file, key=key)
+    logps = None if kept is None else kept["logps"]
+    missing = sum_over_ranks(torch.tensor(float(logps is None), device=model.device))
+    if missing or logps is None:
+        logps = _compute(model, rows, batches, collate)
+        if rank() == 0:
+            keep_tensors(file, {"logps": logps}, key=key)
+    start = 0
+    for row in rows:
+        for side in _sides(row):
+            end = start + len(row[side + _IDS])
+            row[side + _LOGPS] = logps[start:end]
+            start = end
+
+
+@torch.no_grad()
+def _compute(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    batches: Sequence[Sequence[Row]],
+    collate: Callable[[Sequence[Row]], Batch],
+) -> Tensor:
+    """Log-probs of all completions' tokens, one after the other, [tokens] fp32 on the CPU."""
+    places: dict[tuple[int, str], int] = {}
+    total = 0
+    for row in rows:
+        for side in _sides(row):
+            places[row["number"], side] = total
+            total += len(row[side + _IDS])
+    found = torch.zeros(total, device=model.device)
+    own = list(own_share(batches))
+    for part in track(own, "reference", total=len(own)):
+        batch = {name: tensor.to(model.device) for name, tensor in collate(part).items()}
+        completions = [(row, side) for side in _sides(part[0]) for row in part]
+        for (row, side), logps in zip(completions, per_token_logps(model, batch), strict=True):
+            start, length = places[row["number"], side], len(row[side + _IDS])
+            found[start : start + length] = logps[:length]
+    return sum_over_ranks(found).cpu()
+
+
+def _sides(row: Row) -> list[str]:
+    """The row's completions, in the order in which a collator puts them."""
+    return [side for side in ("chosen", "rejected", "completion") if side + _IDS in row]
+
+
+def _key(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    batches: Sequence[Sequence[Row]],
+    collate: Callable[[Sequence[Row]], Batch],
+) -> str:
+    """Of the rows, the weights, and how the rows are batched: in bf16 other batches round otherwise."""
+    ids = [[row["prompt" + _IDS], *(row[side + _IDS] for side in _sides(row))] for row in rows]
+    batched = [repr(collate), [[row["number"] for row in part] for part in batches]]
+    data = hashlib.sha256(json.dumps([ids, batched]).encode()).hexdigest()
+    return f"{data} {combine(digests(model.named_parameters()))}"

@@ -1,0 +1,131 @@
+"""What a training stage leaves behind: its mask, its delta to the starting model, and its metrics."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo import delta
+from allo.errors import DivergedError, UserError
+from allo.files.artifacts import RunFolder, remove, write_jsonl
+from allo.files.rounds import training_folders
+from allo.models.start import LOWER_RATE, Start, read_start
+from allo.recipe import Recipe
+from allo.training.run import remove_checkpoints, state_bytes, train
+from allo.training.selected_trainer import SelectedTrainer
+from allo.weights.checkpoints import Checkpoint
+from allo.weights.fingerprints import as_bits
+from allo.weights.finite import check_finite
+from allo.weights.importance_map import ImportanceMap
+from allo.weights.param_mask import ParamMask
+from allo.weights.places import gather
+
+DELTA = "delta.safetensors"
+MASK = "mask.safetensors"
+
+
+def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, density: float) -> ParamMask:
+    """The mask of the top `density` of all weights; every weight where the recipe locates none.
+
+    Raises `UserError` where the importance was located on another model.
+    """
+    if recipe.locate is None:
+        return ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
+    mask = ImportanceMap.load(run.importance).mask_at(density)
+    if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
+        raise UserError(
+            f"{run.importance}: located on another model than {read_start(run).model}. "
+            "Run `allo locate` on this recipe again."
+        )
+    return mask
+
+
+def take_over(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str) -> Mapping[str, Tensor]:
+    """Put what the training stage before `stage` changed into the starting model, in place.
+
+    Returns its flat indices by tensor; `stage` goes on from there, and has it for its reference.
+    """
+    first, *_ = folders = training_folders(recipe, run)
+    if stage == first:
+        return {}
+    change = delta.read_delta(folders[first] / DELTA)
+    delta.apply_to_model(dict(model.named_parameters()), change)
+    return change.indices
+
+
+def train_stage(
+    trainer: SelectedTrainer, run: RunFolder, folder: Path, mask: ParamMask, *, before: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Train, then write `mask`, `metrics.jsonl`, the delta and the whole model into the stage's folder.
+
+    `before` has the indices that an earlier stage changed already; returns the stage's counts.
+    """
+    rows = train(trainer)
+    write_jsonl(folder / "metrics.jsonl", rows)
+    mask.save(folder / MASK)
+    counts = {
+        "rows": len(trainer.train_dataset),
+        "dropped": trainer.num_dropped,
+        "steps": trainer.state.global_step,
+        "trained_weights": mask.num_selected,
+        "density": mask.density,
+        "training_state_bytes": state_bytes(trainer),
+    }
+    trainer.selected.release()
+    trained = (mask.indices, before)
+    counts |= write_change(trainer.model, run, folder, among=trained, metadata=mask.metadata)
+    remove_checkpoints(folder)
+    return counts
+
+
+def write_change(
+    model: PreTrainedModel,
+    run: RunFolder,
+    folder: Path,
+    *,
+    among: Sequence[Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> dict[str, int]:
+    """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
+
+    `among` has, by tensor, the flat indices at which they may differ. Returns how many do, and the delta's size.
+    Raises `DivergedError`, naming the tensor, before anything is written of weights that are NaN or infinite.
+    """
+    check_finite(model.named_parameters(), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
+    start = read_start(run)
+    changed = _write_delta(model, start, among, metadata, folder / DELTA)
+    remove(folder / "model")
+    delta.apply(start.model, folder / DELTA, folder / "model")
+    return {"changed_weights": changed, "delta_bytes": (folder / DELTA).stat().st_size}
+
+
+def _write_delta(
+    model: PreTrainedModel,
+    start: Start,
+    among: Sequence[Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+    path: Path,
+) -> int:
+    base = Checkpoint.open(start.model)
+    indices, values = {}, {}
+    for name, param in model.named_parameters():
+        candidates = [found[name] for found in among if name in found]
+        if not candidates:
+            continue
+        where = torch.cat(candidates).unique()
+        live = gather(param.data.cpu(), where)
+        differs = as_bits(live) != as_bits(gather(base.read(name), where))
+        if differs.any():
+            indices[name], values[name] = where[differs], live[differs]
+    delta.write_delta(
+        path,
+        indices=indices,
+        values=values,
+        shapes=base.shapes,
+        base_hashes=start.hashes,
+        metadata={**metadata, "base_model": Path(start.model).name},
+    )
+    return sum(len(where) for where in indices.values())

@@ -1,0 +1,324 @@
+"""The three losses that train selected weights: fine-tuning, forgetting, improving."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from allo.console import say
+from allo.errors import UserError
+from allo.losses import token_losses as losses
+from allo.losses.pair_losses import (
+    PAIR_LOSSES,
+    PairLogps,
+    PairLoss,
+    PairSums,
+    RunningMean,
+    Settings,
+    chosen_loss,
+    loss_name,
+    losses_of,
+    needs,
+)
+from allo.models.collate import Batch, PairCollator
+from allo.models.policy import per_token_logps, shares_prefix
+from allo.models.rows import counted_completions, counted_pairs
+from allo.tasks.pairs import completions_of_rows, pairs_of_rows
+from allo.training.dpo_config import LOSSES, taken
+from allo.training.selected_trainer import Row, SelectedTrainer
+from allo.training.trainer_options import Options
+from allo.weights.ranks import sum_over_ranks
+from allo.weights.selection import stable_hash
+
+
+def _number(name: str, value: float, *, most: float = math.inf) -> float:
+    """Return a setting that is above 0 and at most `most`; a `UserError` names any other."""
+    if not (0 < value <= most and math.isfinite(value)):
+        bound = "" if most == math.inf else f" and at most {most:g}"
+        raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
+    return value
+
+
+class SftTrainer(SelectedTrainer):
+    """Supervised fine-tuning: mean negative log-likelihood of the completion tokens.
+
+    The data sets have `prompt` and `completion`.
+    """
+
+    compares = False
+    read_rows = staticmethod(completions_of_rows)
+    make_rows = staticmethod(counted_completions)
+
+    def num_items(self, rows: Sequence[Row]) -> int:
+        return sum(len(row["completion_ids"]) for row in rows)
+
+    def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
+        token_losses = losses.nll(per_token_logps(self.model, batch))
+        return losses.reduce(token_losses, batch["completion_mask"], denominator=denominator)
+
+
+class ForgetTrainer(SelectedTrainer):
+    """Token-weighted NPO on wrong completions (method.md 1.2).
+
+        ForgetTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1)
+
+    `loss`: "token" has a term for each weighted token, and their mean; "sequence" one for each completion, of
+    its log-ratios' weighted sum, and the completions' mean; "unlikelihood" -log(1 - pi) of each weighted token, and
+    their mean, without a reference.
+
+    The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights`
+    (all tokens count where the column is missing). The reference is the model as given.
+
+    With `until` the first step that finds its weighted tokens at a mean probability below it is the last. AdamW's steps
+    do not shrink with the slope, so that a higher rate would else not forget sooner but more.
+    """
+
+    metrics = (
+        *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
+        *("probabilities/forgotten", "forget/kept_tokens"),
+    )
+    read_rows = staticmethod(completions_of_rows)
+    make_rows = staticmethod(counted_completions)
+    takes_config = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Iterable[Row],
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        beta: float | None = None,
+        loss: Literal["token", "sequence", "unlikelihood"] = "token",
+        until: float | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self.compares = loss != "unlikelihood"
+        self.beta = _number("beta", taken("beta", beta, self._config_settings(args), default=0.1))
+        super().__init__(model, args, train_dataset, processing_class, **options)
+        self.unit = loss
+        self._believed = RunningMean()  # of the step's weighted tokens
+        if until is not None:
+            self.add_callback(_UntilForgotten(self, until))
+
+    def training_step(
+        self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        self._believed = RunningMean()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def has_forgotten(self, until: float) -> bool:
+        """Whether the last step found the weighted tokens of all ranks at a mean probability below `until`."""
+        both = torch.tensor([self._believed.total, self._believed.count], device=self.args.device)
+        total, count = sum_over_ranks(both).tolist()
+        return total < until * count
+
+    def num_items(self, rows: Sequence[Row]) -> int:
+        if self.unit == "sequence":
+            return len(rows)
+        return sum(weight != 0 for row in rows for weight in row["token_weights"])
+
+    def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
+        weights = batch["token_weights"]
+        if not self.compares:
+            logps = per_token_logps(self.model, batch)
+            self._record(batch, logps, torch.zeros_like(logps))
+            return losses.reduce(losses.unlikelihood(logps), weights, denominator=denominator)
+        logratios, logps = self.logratios(batch)
+        self._record(batch, logps, logratios)
+        if self.unit == "sequence":
+            sums = torch.where(weights != 0, weights * logratios, 0.0).sum(-1)
+            whole = losses.npo_sequence(sums, beta=self.beta)
+            return losses.reduce(whole, torch.ones_like(whole), denominator=denominator)
+        return losses.reduce(losses.npo(logratios, beta=self.beta), weights, denominator=denominator)
+
+    @torch.no_grad()
+    def _record(self, batch: Batch, logps: Tensor, logratios: Tensor) -> None:
+        kept = batch["token_weights"] != 0
+        self.record(len(logps), {"logps/rejected": logps.sum()})
+        believed, num_kept = float((logps.exp() * kept).sum()), int(kept.sum())
+        self._believed.add(believed, num_kept)
+        self.record(num_kept, {"probabilities/forgotten": believed})
+        self.record(batch["completion_mask"].sum(), {"forget/kept_tokens": kept.sum()})
+        if self.compares:
+            self.record(len(logps), {"rewards/rejected": self.beta * logratios.sum()})
+            self.record(kept.sum(), {"logratios/forgotten": (logratios * kept).sum()})
+
+
+class _UntilForgotten(TrainerCallback):
+    """Ends training where it is forgotten, without a checkpoint: resumed from one it would go on."""
+
+    def __init__(self, trainer: ForgetTrainer, until: float) -> None:
+        self._trainer, self._until = trainer, until
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._trainer.has_forgotten(self._until):
+            control.should_training_stop = control.should_log = True
+            control.should_save = False
+
+    on_epoch_end = on_step_end  # the step may be an epoch's last, and checkpoints be saved at its end
+
+
+_DPO: str | PairLoss = "dpo"
+
+
+class ImproveTrainer(SelectedTrainer):
+    """Learning from pairs, by DPO with noisy tokens of the rejected completion filtered out (method.md 1.3).
+
+        ImproveTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1, keep=0.5)
+
+    `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
+    besides, it is plain DPO. The reference is the model as given.
+
+    `loss` is a name in `pair_losses.PAIR_LOSSES` or a function as they are; `loss_settings` are its own.
+    `anchor` adds that much of the chosen completion's mean negative log-likelihood a token (RPO, arXiv
+    2404.19733). `filter` says which tokens of a rejected completion are kept: those of "lowest" or "highest"
+    log-ratio, or "random" ones, drawn anew each step.
+    With `shared_prefix` a pair is one row, its prompt computed once, where the model's attention allows it.
+
+    Raises `UserError` for a loss or a setting that `pair_losses.chosen_loss` refuses.
+    """
+
+    metrics = (
+        *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+        *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
+    )
+    read_rows = staticmethod(pairs_of_rows)
+    make_rows = staticmethod(counted_pairs)
+    takes_config = True
+    config_losses = LOSSES
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Iterable[Row],
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        beta: float | None = None,
+        keep: float = 0.5,
+        loss: str | PairLoss | None = None,
+        loss_settings: Settings | None = None,
+        anchor: float = 0.0,
+        filter: Literal["lowest", "highest", "random"] = "lowest",
+        shared_prefix: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        config = self._config_settings(args)
+        self._may_share_prefix = shared_prefix
+        self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
+        self.pair_loss = chosen_loss(
+            taken("loss", loss, config, default=_DPO),
+            self.loss_settings,
+            keep=_number("keep", keep, most=1.0),
+        )
+        self.needs = needs(self.pair_loss)
+        if self.pair_loss not in PAIR_LOSSES.values():
+            self.loss_title = f"loss {loss_name(self.pair_loss)}"
+        self.compares = self.needs.reference
+        self.beta = _number("beta", taken("beta", beta, config, default=0.1))
+        self.keep, self.filter, self.anchor = keep, filter, anchor
+        self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
+        super().__init__(model, args, train_dataset, processing_class, **options)
+
+    def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator:
+        shared = self._may_share_prefix and shares_prefix(model)
+        if self._may_share_prefix and not shared:
+            say(f"{type(model).__name__}: its attention takes no shared prefix; prompts are computed twice")
+        return PairCollator(pad_id, shared_prefix=shared)
+
+    def num_items(self, rows: Sequence[Row]) -> int:
+        return len(rows)
+
+    def training_step(
+        self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As the other trainers'. Rewards count from the next step on, so that a step's micro-batches and ranks
+        see one mean; at the first it is exact, since all are 0."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.needs.reward_mean:
+            seen, self._step_rewards = self._step_rewards, RunningMean()
+            both = torch.tensor([seen.total, seen.count], device=self.args.device)
+            self.reward_mean.add(*sum_over_ranks(both).tolist())
+        return loss
+
+    def loss_state(self) -> dict[str, float]:
+        return vars(self.reward_mean) if self.needs.reward_mean else {}
+
+    def load_loss_state(self, state: dict[str, float]) -> None:
+        self.reward_mean = RunningMean(**state)
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        batch = super()._batch(rows)
+        if self.filter != "random":
+            return batch
+        places = torch.arange(batch["targets"].shape[1])
+        draws = [
+            stable_hash(f"{self.state.global_step}:{row['number']}", places, seed=self.args.seed)
+            for row in rows
+        ]
+        # fp32 holds 24 bits.
+        return batch | {"draws": (torch.stack(draws) >> 8).float().to(batch["targets"].device)}
+
+    def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
+        pairs, kept, rewards = self._pairs(batch)
+        pair_losses = losses_of(
+            self.pair_loss,
+            pairs,
+            beta=self.beta,
+            reward_mean=self.reward_mean.value,
+            settings=self.loss_settings,
+        )
+        if self.anchor:
+            pair_losses = pair_losses + self.anchor * losses.nll(pairs.chosen_logps / pairs.chosen_lengths)
+        if self.needs.reward_mean and torch.is_grad_enabled():  # not in evaluation
+            own = pairs.rewards if isinstance(pairs, PairSums) else pairs.mean_rewards
+            seen = torch.cat(own(beta=self.beta)).detach()
+            self._step_rewards.add(seen.sum().item(), len(seen))
+        with torch.no_grad():
+            rewards_chosen, rewards_rejected = rewards.chunk(2)
+            self.record(
+                len(pair_losses),
+                {
+                    "rewards/chosen": rewards_chosen.sum(),
+                    "rewards/rejected": rewards_rejected.sum(),
+                    "rewards/margins": (rewards_chosen - rewards_rejected).sum(),
+                    "rewards/accuracies": (rewards_chosen > rewards_rejected).sum(),
+                    "logps/chosen": pairs.chosen_logps.sum(),
+                    "logps/rejected": pairs.rejected_logps.sum(),
+                },
+            )
+            self.record(pairs.rejected_lengths.sum(), {"improve/kept_tokens": kept.sum()})
+        return losses.reduce(pair_losses, torch.ones_like(pair_losses), denominator=denominator)
+
+    def _pairs(self, batch: Batch) -> tuple[PairLogps, Tensor, Tensor]:
+        """What the loss sees, the rejected tokens that it keeps [B, L], and whole completions' rewards [2B]."""
+        chosen_lengths, rejected_lengths = batch["completion_mask"].sum(-1).chunk(2)
+        _, rejected_mask = batch["completion_mask"].chunk(2)
+        if self.compares:
+            logratios, logps = self.logratios(batch)
+        else:
+            logps = per_token_logps(self.model, batch)
+        chosen_logps, rejected_logps = logps.sum(-1).chunk(2)
+        policy = PairLogps(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
+        if not self.compares:
+            return policy, rejected_mask, torch.cat(policy.mean_rewards(beta=self.beta)).detach()
+        chosen, rejected = logratios.chunk(2)
+        order = batch["draws"] if self.filter == "random" else rejected
+        kept = losses.keep_lowest(
+            -order if self.filter == "highest" else order, rejected_mask, keep=self.keep
+        )
+        beside = {"chosen_logratios": chosen.sum(-1), "rejected_logratios": (rejected * kept).sum(-1)}
+        return PairSums(**vars(policy), **beside), kept, self.beta * logratios.detach().sum(-1)

@@ -1,0 +1,34 @@
+"""The callback that moves trained weights into the model and ends a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from allo.training.checkpointing import mark_complete
+from allo.weights.selected import SelectedWeights
+
+
+class WriteBack(TrainerCallback):
+    """After each optimizer step the masters go into the model; a checkpoint is marked complete last.
+
+    A checkpoint ends an interval of logging, so that a run resumed from it logs the same means.
+    """
+
+    def __init__(self, selected: SelectedWeights) -> None:
+        self._selected = selected
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._selected.write_back()
+        self._selected.zero_grad()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_log |= control.should_save
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

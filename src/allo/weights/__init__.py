@@ -1,0 +1,1 @@
+"""Which weights: importance, exact selection, the mask, the selected weights that train; and weights on disk."""

@@ -1,0 +1,171 @@
+"""Exact selection of whole groups of weights by their norm: rows, columns or blocks of every matrix.
+
+The norm of a group is the root mean square of its entries' scores. The mean, not the sum, so that a long row
+and a short one, or a block and the smaller one at the edge, are compared by what a weight of them is worth. A
+tensor of one dimension (a norm, a bias) has no lines: each of its entries is a group. A tensor of three or
+more counts as the matrix of its first dimension by all others.
+
+Memory: 12 bytes a group while scores come in, some 60 while the groups are ordered, then one byte a weight of
+the largest tensor beside the result.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from allo.errors import UserError
+from allo.recipe.granularity import WEIGHT, Granularity
+from allo.weights.selection import PIECE, Entries, select, select_among, stable_hash
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A tensor as a matrix, cut into tiles, each a group; they are numbered line by line."""
+
+    height: int
+    width: int
+    tile_height: int
+    tile_width: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], granularity: Granularity) -> "Tiles":
+        if len(shape) < 2 or 0 in shape:
+            return cls(math.prod(shape), 1, 1, 1)
+        height, width = shape[0], math.prod(shape[1:])
+        return cls(height, width, *granularity.tile(height, width))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles below each other and side by side."""
+        return math.ceil(self.height / self.tile_height), math.ceil(self.width / self.tile_width)
+
+    def groups_of(self, indices: Tensor) -> Tensor:
+        """The group of each entry: flat indices [n] -> int32 [n]."""
+        rows, columns = indices // self.width, indices % self.width
+        return rows // self.tile_height * self.grid[1] + columns // self.tile_width
+
+    def first_entries(self, groups: Tensor) -> Tensor:
+        """The flat index of each group's first entry: int64 [n] -> int64 [n]."""
+        down, across = groups // self.grid[1], groups % self.grid[1]
+        return down * self.tile_height * self.width + across * self.tile_width
+
+    def entries(self, groups: Tensor) -> Tensor:
+        """All entries of the given groups: int64 [n] -> sorted flat indices, int32."""
+        chosen = torch.zeros(math.prod(self.grid), dtype=torch.bool)
+        chosen[groups] = True
+        wide = chosen.view(self.grid).repeat_interleave(self.tile_width, dim=1)[:, : self.width]
+        # Line by line of tiles where a tile is one row: nothing is repeated.
+        tall = wide if self.tile_height == 1 else wide.repeat_interleave(self.tile_height, dim=0)
+        return tall[: self.height].reshape(-1).nonzero().squeeze(1).int()
+
+
+def select_groups(
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+    *,
+    k: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    granularity: str,
+) -> dict[str, Tensor]:
+    """The groups of the largest norms, whole, of at most k weights together, whatever the tensors' order.
+
+    `tensors` as in `selection.select`; with granularity "weight" this is `select`. Groups are taken in order of
+    their norm until the next one would not fit: the result falls short of k by less than one group. Of equal
+    norms the smallest `stable_hash` of the first entry goes first, then (name, group). A selection of fewer
+    weights is a part of one of more.
+
+    Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent.
+    Raises UserError for a score that is NaN, and where the first group alone has more than k weights.
+    """
+    if granularity == WEIGHT:
+        return select(tensors, k=k)
+    return _select(_numbered(tensors()), k=k, shapes=shapes, granularity=granularity)
+
+
+def select_groups_among(
+    entries: Callable[[], Entries], *, k: int, shapes: Mapping[str, tuple[int, ...]], granularity: str
+) -> dict[str, Tensor]:
+    """As `select_groups`, over a sparse stream of (name, flat indices int32 ascending, scores fp32).
+
+    A group comes whole or not at all.
+    """
+    if granularity == WEIGHT:
+        return select_among(entries, k=k)
+    return _select(entries(), k=k, shapes=shapes, granularity=granularity)
+
+
+def _numbered(tensors: Iterable[tuple[str, Tensor]]) -> Entries:
+    """Flat indices beside each entry, in pieces; a name that comes again at once goes on where it was."""
+    current, start = "", 0
+    for name, scores in tensors:
+        current, start = name, start if name == current else 0
+        for piece in scores.reshape(-1).split(PIECE):
+            yield name, torch.arange(start, start + len(piece), dtype=torch.int32), piece
+            start += len(piece)
+
+
+def _select(
+    entries: Entries, *, k: int, shapes: Mapping[str, tuple[int, ...]], granularity: str
+) -> dict[str, Tensor]:
+    parsed = Granularity.parse(granularity)
+    tiles = {name: Tiles.of(shapes[name], parsed) for name in sorted(shapes)}
+    bounds = list(itertools.accumulate((math.prod(part.grid) for part in tiles.values()), initial=0))
+    squares, sizes = _summed(entries, tiles, dict(zip(tiles, bounds, strict=False)), num_groups=bounds[-1])
+    hashes = [
+        stable_hash(name, part.first_entries(torch.arange(math.prod(part.grid))))
+        for name, part in tiles.items()
+    ]
+    norms = (squares / sizes).sqrt().float()
+    chosen = _first_to_fit(norms, sizes, torch.cat(hashes), k=k)
+    result = {}
+    for (name, part), start, end in zip(tiles.items(), bounds, bounds[1:], strict=False):
+        first, last = torch.searchsorted(chosen, torch.tensor([start, end])).tolist()
+        if last > first:
+            result[name] = part.entries(chosen[first:last] - start)
+    return result
+
+
+def _summed(
+    entries: Entries, tiles: Mapping[str, Tiles], starts: Mapping[str, int], *, num_groups: int
+) -> tuple[Tensor, Tensor]:
+    """The sum of squared scores fp64 and the number of entries int32 of each group, those of all tensors [groups].
+
+    Allocated beforehand: small tensors kept between the large freed pieces would pin
+    the heap, and resident memory would grow with the model after all.
+    """
+    squares = torch.zeros(num_groups, dtype=torch.float64)
+    sizes = torch.zeros(num_groups, dtype=torch.int32)
+    for name, indices, scores in entries:
+        if bool(scores.isnan().any()):
+            bad = int(indices[scores.isnan().to(indices.device)][0])
+            raise UserError(
+                f"tensor {name}, flat index {bad}: the importance score is NaN, so groups cannot be ranked;"
+                " look for NaN or infinite values in the model's weights or gradients"
+            )
+        groups = tiles[name].groups_of(indices.cpu()).long() + starts[name]
+        # One after the other in the order of the flat index, so that pieces of any length give the same bits.
+        squares.index_add_(0, groups, scores.detach().cpu().double().square())
+        sizes.index_add_(0, groups, torch.ones_like(groups, dtype=torch.int32))
+    return squares, sizes
+
+
+def _first_to_fit(norms: Tensor, sizes: Tensor, hashes: Tensor, *, k: int) -> Tensor:
+    """The first groups in order of the norm that have at most k weights: their numbers, sorted int64.
+
+    Groups are numbered in order of (name, group); those of size 0 are none. All arguments [groups].
+    """
+    present = sizes.nonzero().squeeze(1).numpy()
+    # A stable sort: what is equal in both stays in order of (name, group).
+    order = present[np.lexsort((hashes.numpy()[present], -norms.numpy()[present]))]
+    ends = sizes.numpy()[order].cumsum(dtype=np.int64)
+    num_chosen = int(np.searchsorted(ends, k, side="right"))
+    if k and not num_chosen:
+        raise UserError(
+            f"the most important group has {int(ends[0])} weights, and only {k} are to be selected: "
+            "raise the density, or select smaller groups"
+        )
+    return torch.from_numpy(np.sort(order[:num_chosen]))

@@ -1,0 +1,111 @@
+"""The most important share of a model's weights with their scores: a mask of any smaller density."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from allo.errors import UserError
+from allo.recipe.granularity import WEIGHT
+from allo.weights import sparse_file
+from allo.weights.group_selection import select_groups, select_groups_among
+from allo.weights.param_mask import ParamMask
+from allo.weights.selection import num_to_select
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceMap:
+    """`indices` (int32) and `scores` (fp32) of the top entries, both in order of the flat index.
+
+    The kept entries are themselves an exact selection, so that selecting among them equals
+    selecting from the dense scores.
+    """
+
+    indices: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def top(
+        cls,
+        tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+        *,
+        density: float,
+        shapes: Mapping[str, tuple[int, ...]],
+        metadata: Mapping[str, str],
+        granularity: str = WEIGHT,
+    ) -> "ImportanceMap":
+        """Keep the top `density` of all weights; `tensors` as in `selection.select`.
+
+        Whole groups of a `granularity` other than "weight" fall short of `num_asked`, by less than a group.
+        `metadata` says what the scores are (base_fingerprint, criterion, ...) and goes into masks.
+        """
+        k = num_to_select(density, sum(math.prod(shape) for shape in shapes.values()))
+        indices = select_groups(tensors, k=k, shapes=shapes, granularity=granularity)
+        scores = {name: torch.empty(len(kept)) for name, kept in indices.items()}
+        current, start = "", 0
+        for name, piece in tensors():
+            start = start if name == current else 0
+            current, end = name, start + piece.numel()
+            if name in indices:
+                first, last = torch.searchsorted(indices[name], torch.tensor([start, end])).tolist()
+                inside = indices[name][first:last].long() - start
+                scores[name][first:last] = piece.detach().reshape(-1)[inside.to(piece.device)].cpu()
+            start = end
+        of_groups = {} if granularity == WEIGHT else {"granularity": granularity, "num_asked": str(k)}
+        return cls(indices, scores, shapes, {"score_dtype": "float32", **metadata, **of_groups})
+
+    @property
+    def density(self) -> float:
+        """Share of all weights that is kept: the largest density a mask can have."""
+        kept = sum(len(indices) for indices in self.indices.values())
+        return kept / sum(math.prod(shape) for shape in self.shapes.values())
+
+    def mask_at(self, density: float) -> ParamMask:
+        """The mask of the top `density` of all weights, as it is selected from the dense scores.
+
+        UserError when the density is not in (0, 1] or larger than what was kept.
+        """
+        k = num_to_select(density, sum(math.prod(shape) for shape in self.shapes.values()))
+        num_kept = sum(len(indices) for indices in self.indices.values())
+        if k > int(self.metadata.get("num_asked", num_kept)):
+            raise UserError(
+                f"density {density} asks for more weights than the importance keeps ({self.density:.4g}):"
+                " locate again with a larger density"
+            )
+        granularity = self.metadata.get("granularity", WEIGHT)
+        chosen = select_groups_among(
+            lambda: ((name, self.indices[name], self.scores[name]) for name in self.indices),
+            k=k,
+            shapes=self.shapes,
+            granularity=granularity,
+        )
+        of_groups = {} if granularity == WEIGHT else {"num_asked": str(k)}
+        metadata = {**self.metadata, "density": str(density), **of_groups}
+        return ParamMask(chosen, shapes=self.shapes, metadata=metadata)
+
+    def save(self, path: str | Path, *, profile: sparse_file.Profile = "compact") -> None:
+        """Write `path` (.safetensors), aside and then renamed; `profile` as in `sparse_file`."""
+        content = sparse_file.SparseFile(
+            shapes=dict(self.shapes),
+            indices=self.indices,
+            column=self.scores,
+            header={"metadata": dict(self.metadata)},
+        )
+        sparse_file.write(Path(path), "importance", content, column="scores", profile=profile)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ImportanceMap":
+        """Read what `save` wrote. UserError when the file is not a whole and valid one."""
+        content = sparse_file.read(Path(path), "importance", column="scores")
+        metadata = content.header.get("metadata")
+        if not isinstance(metadata, dict):
+            raise UserError(f"{path}: the header has no metadata: the file is damaged, write it again")
+        for name, scores in content.column.items():
+            if scores.dtype != torch.float32:
+                raise UserError(f"{path}: {name}.scores must be float32, found {scores.dtype}")
+        return cls(content.indices, content.column, content.shapes, metadata)

@@ -1,0 +1,110 @@
+"""AdamW with one byte a moment, on masters that are put together, moved and taken apart a chunk at a time."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from allo.weights.eight_bit import BLOCK, EightBitMoments, golden_dither
+
+# A multiple of BLOCK: about eight fp32 temporaries of it live at a time.
+CHUNK = 1 << 20
+assert CHUNK % BLOCK == 0
+
+# For a flat parameter: ranges of at most CHUNK entries in order, each beginning at a multiple of BLOCK, and
+# their masters, fp32; what is done to those in place is kept.
+Walk = Callable[[nn.Parameter], Iterator[tuple[slice, Tensor]]]
+
+
+@torch.no_grad()
+def adamw_(
+    master: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of AdamW (Loshchilov and Hutter 2019), in place; all fp32 [n]; `step` counts from 1."""
+    beta1, beta2 = betas
+    master.mul_(1 - lr * weight_decay)
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+    master.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+
+
+@torch.no_grad()
+def clip_grad_norm_in_fp32_(params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """`torch.nn.utils.clip_grad_norm_`, which would take the norm of bf16 gradients in bf16 -> scalar, fp32."""
+    gradients = [param.grad for param in params if param.grad is not None]
+    norms = [
+        torch.linalg.vector_norm(piece, dtype=torch.float32).to(gradients[0].device)
+        for gradient in gradients
+        for piece in gradient.split(CHUNK)
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(coefficient.to(gradient.device))
+    return norm
+
+
+class LeanAdamW(Optimizer):
+    """AdamW whose state is 2.03 bytes an entry and whose masters come from `walk`.
+
+    A parameter's own data is not read: only its gradient is. The arguments are torch's.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        walk: Walk,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._walk = walk
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+            for flat in group["params"]:
+                if flat.grad is not None:
+                    self._step(flat, flat.grad, settings)
+
+    def _step(self, flat: nn.Parameter, grad: Tensor, settings: dict[str, Any]) -> None:
+        state = self.state[flat]
+        if not state:
+            state["step"] = 0
+            state |= EightBitMoments.zeros(flat.numel(), device=flat.device)._asdict()
+        state["step"] += 1
+        moments = EightBitMoments(*(state[name] for name in EightBitMoments._fields))
+        for entries, master in self._walk(flat):
+            part = moments.part(entries.start, entries.stop)
+            exp_avg, exp_avg_sq = part.unpack()
+            adamw_(master, grad[entries].float(), exp_avg, exp_avg_sq, step=state["step"], **settings)
+            dither = golden_dither(entries.start, entries.stop, step=state["step"], device=flat.device)
+            part.pack_(exp_avg, exp_avg_sq, dither=dither)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up `state_dict()`. torch's own would cast the codes to the parameters' dtype."""
+        super().load_state_dict({**state_dict, "state": {}})
+        flats = [flat for group in self.param_groups for flat in group["params"]]
+        for number, saved in state_dict["state"].items():
+            flat = flats[number]
+            self.state[flat] = {
+                name: value.to(flat.device, copy=True) if isinstance(value, Tensor) else value
+                for name, value in saved.items()
+            }

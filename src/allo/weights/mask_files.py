@@ -1,0 +1,196 @@
+"""A mask from two folders of weights, read piece by piece: no model is built, no tokenizer needed.
+
+One pass over both folders does it: this thread reads and scores, a second hashes the base, a third
+(in `selection`) picks out what may be selected. Before it a sample of pages tells where to cut.
+"""
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from allo.console import track
+from allo.errors import UserError
+from allo.recipe.granularity import WEIGHT, Granularity
+from allo.weights import importance
+from allo.weights.checkpoints import Checkpoint, check_same_layout
+from allo.weights.fingerprints import Digest, combine
+from allo.weights.group_selection import select_groups
+from allo.weights.param_mask import ParamMask
+from allo.weights.selection import num_to_select, select_sampled, stable_hash
+from allo.weights.sparse_file import Profile, check_profile
+
+# Those that two folders suffice for: the others look at gradients.
+CRITERIA: dict[str, importance.Criterion] = {
+    "delta": importance.delta,
+    "bottom": importance.bottom,
+    "magnitude": importance.magnitude,
+    "random": importance.random,
+}
+
+# The sample: about so many pages of so many neighbouring entries, at even distances over all tensors.
+NUM_PAGES = 1 << 16
+PAGE = 1 << 8
+_PAGES_AT_ONCE = 1 << 10
+_AHEAD = 2  # pieces that wait to be hashed
+
+
+def mask_from_checkpoints(
+    base: str | Path,
+    tuned: str | Path,
+    *,
+    density: float,
+    out: str | Path,
+    criterion: str = "delta",
+    seed: int = 0,
+    granularity: str = WEIGHT,
+    profile: Profile = "compact",
+) -> ParamMask:
+    """Select the top `density` of all floating-point weights, write the mask to `out`, return it.
+
+    Resident memory does not grow with the model, only with the mask itself. Where fewer weights
+    differ than are asked for (identical folders at worst) the mask still has exactly k: the rest are unchanged weights drawn
+    by their stable hash, and a UserWarning says how many. Whole groups (`granularity` "row", "column" or
+    "block(n)") fall short of k by less than one group.
+
+    Raises UserError for an impossible density, criterion, granularity or profile, for folders that cannot be
+    read or differ in layout, and for NaN weights.
+    """
+    _check_request(criterion, granularity)
+    check_profile(profile)
+    comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
+    shapes = comparison.shapes
+    num_weights = sum(math.prod(shape) for shape in shapes.values())
+    k = num_to_select(density, num_weights)
+    with _one_torch_thread():
+        if granularity == WEIGHT:
+            selected = select_sampled(
+                comparison.scores, sample=comparison.sample(), num_entries=num_weights, k=k
+            )
+        else:
+            selected = select_groups(comparison.scores, k=k, shapes=shapes, granularity=granularity)
+
+    if criterion == "delta" and (num_changed := comparison.num_changed) < k:
+        warnings.warn(
+            f"only {num_changed} weights of {base} and {tuned} differ, {k} are asked for: the other"
+            f" {k - num_changed} are drawn from the unchanged weights by a stable hash",
+            stacklevel=2,
+        )
+    metadata = {
+        "base_fingerprint": combine(comparison.digests),
+        "criterion": criterion,
+        "density": str(density),
+        "num_changed": str(comparison.num_changed),
+        "score_dtype": "float32",
+        "seed": str(seed),
+    }
+    if granularity != WEIGHT:
+        metadata |= {"granularity": granularity, "num_asked": str(k)}
+    mask = ParamMask(selected, shapes=shapes, metadata=metadata)
+    mask.save(out, profile=profile)
+    return mask
+
+
+def _check_request(criterion: str, granularity: str) -> None:
+    """Raise UserError for a criterion that two checkpoints do not give, or not at this granularity."""
+    if criterion not in CRITERIA:
+        raise UserError(
+            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(CRITERIA)}"
+        )
+    Granularity.parse(granularity)
+    if criterion == "bottom" and granularity != WEIGHT:
+        raise UserError(
+            f"criterion 'bottom' ranks single weights: granularity {granularity!r} does not apply"
+        )
+
+
+class _Comparison:
+    """Two checkpoints of one layout side by side: scores, the base's digests, how much differs.
+
+    UserError where the layouts differ.
+    """
+
+    def __init__(self, before: Checkpoint, after: Checkpoint, *, criterion: str, seed: int) -> None:
+        check_same_layout(before, after)
+        self._before, self._after = before, after
+        self._criterion, self._seed = criterion, seed
+        self.digests: dict[str, str] = {}
+        self.num_changed = 0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the floating-point tensors, which alone have scores."""
+        stored = self._before.stored.items()
+        return {name: entry.shape for name, entry in stored if entry.dtype.is_floating_point}
+
+    def scores(self) -> Iterator[tuple[str, Tensor]]:
+        """One pass: (name, fp32 scores) piece by piece; at its end `digests` and `num_changed` are whole."""
+        self.num_changed = 0
+        stored = self._before.stored
+        with ThreadPoolExecutor(1) as hashing:
+            waiting: deque[Future[None]] = deque()
+            for name in track(stored, "mask, select", total=len(stored)):
+                digest, start = Digest(stored[name].dtype, stored[name].shape), 0
+                for old, new in zip(self._before.pieces(name), self._after.pieces(name), strict=True):
+                    waiting.append(hashing.submit(digest.update, old))
+                    if len(waiting) > _AHEAD:
+                        waiting.popleft().result()
+                    if old.is_floating_point():
+                        yield name, self._counted(name, old, new, start)
+                    start += len(old)
+                while waiting:
+                    waiting.popleft().result()
+                self.digests[name] = digest.hexdigest()
+
+    def sample(self) -> Iterator[Tensor]:
+        """The scores of whole pages at even distances."""
+        shapes = self.shapes
+        num_pages = {name: -(-math.prod(shape) // PAGE) for name, shape in shapes.items()}
+        every = max(sum(num_pages.values()) // NUM_PAGES, 1)
+        first = every // 2
+        for name, shape in shapes.items():
+            starts = range(first * PAGE, math.prod(shape), every * PAGE)
+            first += len(starts) * every - num_pages[name]
+            for number in range(0, len(starts), _PAGES_AT_ONCE):
+                yield from self._scores_of_pages(name, starts[number : number + _PAGES_AT_ONCE])
+
+    def _scores_of_pages(self, name: str, starts: range) -> Iterator[Tensor]:
+        """Of whole pages together; of a last, shorter one apart."""
+        num = math.prod(self._before.stored[name].shape)
+        whole = range(starts.start, min(starts.stop, num - PAGE + 1), starts.step)
+        for some, size in ((whole, PAGE), (starts[len(whole) :], num % PAGE)):
+            if some:
+                old, new = (side.pages(name, some, size) for side in (self._before, self._after))
+                indices = torch.tensor(some).unsqueeze(1) + torch.arange(size)
+                yield self._score(name, old, new, indices.reshape(-1))
+
+    def _counted(self, name: str, old: Tensor, new: Tensor, start: int) -> Tensor:
+        """The scores of entries from flat index `start` on; those that differ are added to `num_changed`."""
+        change = importance.delta(old, new)
+        # As bits: nothing is -0.0 here, and whole numbers are counted four times as fast.
+        self.num_changed += int(np.count_nonzero(change.view(torch.int32).numpy()))
+        if self._criterion == "delta":
+            return change
+        return self._score(name, old, new, torch.arange(start, start + len(old)))
+
+    def _score(self, name: str, old: Tensor, new: Tensor, indices: Tensor) -> Tensor:
+        statistic = stable_hash(name, indices, seed=self._seed) if self._criterion == "random" else new
+        return CRITERIA[self._criterion](old, statistic)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Our own threads share the cores: torch's would stand in their way."""
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num)

@@ -1,0 +1,266 @@
+"""The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
+
+For a model of N weights and density d the state is d * N * (2 index + 4 master + 4 gradient +
+the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time. A lean copy of
+a bf16 model takes d * N * (2 index + 2 residual + 2 gradient + 2.03 moments), and its slots lie in host memory.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from allo.errors import UserError
+from allo.weights.lean_adamw import CHUNK, clip_grad_norm_in_fp32_
+from allo.weights.param_mask import ParamMask
+from allo.weights.parts import LeanPart, Part
+from allo.weights.places import Columns, Everything, Places, Rows, places_of
+from allo.weights.ranks import num_ranks, sum_over_ranks
+from allo.weights.selected_linear import LineGradients
+
+
+class SelectedWeights:
+    """The live, compact, trainable copy of a model's selected weights.
+
+        selected = SelectedWeights(model, mask, slots=("ref",))
+        optimizer = torch.optim.AdamW(selected.parameters(), lr=5e-6)
+        loss.backward(); selected.clip_grad_norm_(1.0); optimizer.step(); selected.write_back()
+        optimizer.zero_grad()
+
+    While it lives, a backward pass leaves no dense gradient behind: a hook on each touched tensor adds
+    the selected entries to the flat gradient and drops the rest at once; an `nn.Linear` with whole rows or
+    columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected
+    weights keep their bits, whatever the optimizer's decay. Each slot keeps the selected entries' bits of
+    another model that differs only there.
+
+    With `lean` there is no fp32 copy: the live weights and a residual are the masters, the flat gradient is
+    bf16, and the optimizer is `LeanAdamW(selected.param_groups(...), selected.walk, lr=...)`.
+
+    Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing, and for a
+    lean copy of weights that are neither bf16 nor fp32.
+    """
+
+    def __init__(
+        self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = (), lean: bool = False
+    ) -> None:
+        named = _named_as(model, mask)
+        mask.check({name: tuple(param.shape) for name, param in named.items()})
+        if not mask.num_selected:
+            raise UserError(
+                "the mask selects no weight, so nothing would train: make one of a higher density"
+            )
+        self.density = mask.density
+        self._swapped: str | None = None
+        self._lean = lean
+        chosen = {name: named[name] for name in sorted(mask.indices)}
+        self._parts = _lay_out(chosen, mask, LeanPart if lean else Part)
+        self._trainable_before = {param: param.requires_grad for param in model.parameters()}
+        touched = {part.param for part in self._parts}
+        for param in model.parameters():
+            param.requires_grad_(param in touched)
+            param.grad = None
+        self._hooks = _hooks(model, self._parts)
+        for slot in slots:
+            self.capture(slot)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer trains, one flat vector a device and kind (matrices; vectors, such as norms and biases).
+
+        The fp32 masters; of a lean copy, bf16 vectors that have a gradient and no data.
+        """
+        return list(dict.fromkeys(part.flat for part in self._parts))
+
+    def param_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: decay for matrices, none for norms and biases."""
+        decays = {part.flat: part.param.ndim >= 2 for part in self._parts}
+        return [
+            {"params": [flat], "weight_decay": weight_decay if decays[flat] else 0.0}
+            for flat in self.parameters()
+        ]
+
+    @property
+    def slots(self) -> list[str]:
+        """The slots' names."""
+        return list(self._parts[0].slots)
+
+    @property
+    def num_selected(self) -> int:
+        return sum(part.range.stop - part.range.start for part in self._parts)
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale the flat gradient to at most `max_norm`; returns its norm before, over all entries."""
+        clip = clip_grad_norm_in_fp32_ if self._lean else torch.nn.utils.clip_grad_norm_
+        return clip(self.parameters(), max_norm)
+
+    def walk(self, flat: nn.Parameter) -> Iterator[tuple[slice, Tensor]]:
+        """A lean copy's masters, for `LeanAdamW`: ranges of `flat` and fp32 values, to be changed in place."""
+        assert self._swapped is None, f"walk while slot {self._swapped!r} is in place"
+        for part in self._parts:
+            if part.flat is flat:
+                assert isinstance(part, LeanPart)
+                yield from part.walk(CHUNK)
+
+    def zero_grad(self) -> None:
+        """Start a new sum of gradients, in the same memory."""
+        for flat in self.parameters():
+            if flat.grad is not None:
+                flat.grad.zero_()
+
+    def sum_gradients_over_ranks(self, dtype: torch.dtype = torch.float32) -> None:
+        """Add up the flat gradient of all processes, sent in `dtype`: once a step, and the only traffic."""
+        if num_ranks() == 1:
+            return
+        self.gradients()  # of a rank that had no row, too
+        for flat in self.parameters():
+            assert flat.grad is not None
+            flat.grad.copy_(sum_over_ranks(flat.grad.to(dtype)))
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Put the masters into the model, rounded to its dtype. Call after each optimizer step."""
+        assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
+        for part in self._parts:
+            part.write_back()
+
+    @torch.no_grad()
+    def capture(self, slot: str) -> None:
+        """Keep the selected entries' present bits under the name `slot`."""
+        assert self._swapped is None, f"capture while slot {self._swapped!r} is in place"
+        for part in self._parts:
+            part.capture(slot)
+
+    @contextlib.contextmanager
+    def swapped(self, slot: str) -> Iterator[None]:
+        """The model as `slot` has it; the live bits come back after the block, also on an exception."""
+        assert self._swapped is None, f"slot {self._swapped!r} is already in place"
+        self._exchange(slot)
+        self._swapped = slot
+        try:
+            yield
+        finally:
+            self._exchange(slot)
+            self._swapped = None
+
+    @torch.no_grad()
+    def _exchange(self, slot: str) -> None:
+        for part in self._parts:
+            part.exchange(slot)
+
+    def masters(self) -> dict[str, Tensor]:
+        """For each touched tensor its fp32 entries [k], in the order of its indices: views, lean ones copies."""
+        return {part.name: part.master for part in self._parts}
+
+    def slot(self, name: str) -> dict[str, Tensor]:
+        """For each touched tensor the entries [k] that a slot keeps, in the tensor's own dtype."""
+        return {part.name: part.slots[name] for part in self._parts}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """For each touched tensor its gathered gradient [k], fp32 or lean bf16: views (zeros at first)."""
+        return {part.name: part.grad for part in self._parts}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Masters and slots, by tensor: with the optimizer's own state all that a checkpoint needs."""
+        assert self._swapped is None, f"state_dict while slot {self._swapped!r} is in place"
+        state = {f"{part.name}.master": part.master.to("cpu", copy=True) for part in self._parts}
+        for part in self._parts:
+            state |= {f"{part.name}.slot.{slot}": bits for slot, bits in part.slots.items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up masters and slots from `state_dict()` of the same mask, and write the masters back."""
+        for part in self._parts:
+            part.take(state[f"{part.name}.master"])
+            for slot in part.slots:
+                part.slots[slot].copy_(state[f"{part.name}.slot.{slot}"])
+        self.write_back()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of places, masters, gradient and slots (the optimizer's moments are its own)."""
+        gradient = sum(flat.nbytes for flat in self.parameters())
+        return gradient + sum(part.num_bytes for part in self._parts)
+
+    def release(self) -> None:
+        """Take the hooks off and give each tensor its former `requires_grad`."""
+        for hook in self._hooks:
+            hook.remove()
+        for param, trainable in self._trainable_before.items():
+            param.requires_grad_(trainable)
+
+
+def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
+    """The model's parameters; a tied one under the name that the mask (so the checkpoint) has for it."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    known = {param for name, param in every.items() if name in mask.shapes}
+    own = dict(model.named_parameters())
+    named = {
+        name: param
+        for name, param in every.items()
+        if name in mask.shapes or (name in own and param not in known)
+    }
+    first: dict[nn.Parameter, str] = {}
+    for name, param in named.items():
+        if first.setdefault(param, name) != name:
+            raise UserError(
+                f"the mask has {first[param]} and {name}, which are one tied tensor in this model: "
+                "make it from a checkpoint that stores the tensor once"
+            )
+    return named
+
+
+def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask, kind_of_part: type[Part]) -> list[Part]:
+    """Ranges of one flat vector for each (device, matrix or vector)."""
+    lengths: dict[tuple[torch.device, bool], int] = {}
+    ranges = {}
+    for name, param in named.items():
+        assert param.is_contiguous(), f"{name} is not contiguous"
+        kind = (param.device, param.ndim >= 2)
+        start = -(-lengths.get(kind, 0) // kind_of_part.ALIGN) * kind_of_part.ALIGN
+        lengths[kind] = start + mask.indices[name].numel()
+        ranges[name] = slice(start, lengths[kind])
+    flats = {kind: kind_of_part.vector(length, device=kind[0]) for kind, length in lengths.items()}
+    return [
+        kind_of_part(
+            name=name,
+            param=param,
+            places=places_of(mask.indices[name].to(param.device), param.shape),
+            flat=flats[param.device, param.ndim >= 2],
+            range=ranges[name],
+        )
+        for name, param in named.items()
+    ]
+
+
+def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGradients]:
+    """What moves gradients to the flat one: on each tensor, and in each plain Linear with whole lines selected."""
+    hooks: list[RemovableHandle | LineGradients] = [
+        part.param.register_post_accumulate_grad_hook(_collector(part, part.places)) for part in parts
+    ]
+    of_weight: dict[Tensor, Part] = {part.param: part for part in parts}
+    for module in model.modules():
+        if LineGradients.is_on(module):
+            raise UserError("another SelectedWeights trains this model: release() it first")
+        # A subclass, or a layer whose `forward` somebody replaced, may do something else with its weight.
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            part = of_weight.get(module.weight)
+            if part and isinstance(part.places, Rows | Columns):
+                hooks.append(LineGradients(module, part.places, _collector(part, Everything())))
+    return hooks
+
+
+def _collector(part: Part, places: Places) -> Callable[[Tensor], None]:
+    """The hook that moves a gradient's entries at `places`, those of `part`, to the flat gradient.
+
+    It accumulates, since re-entrant checkpointing may fire it twice in a backward pass.
+    """
+
+    def collect(tensor: Tensor) -> None:
+        grad, tensor.grad = tensor.grad, None
+        assert grad is not None
+        places.add_to(part.grad, grad)
+
+    return collect

@@ -1,0 +1,268 @@
+"""The one file format of masks, importances and deltas: some entries of every tensor.
+
+A safetensors file with a JSON header under the single metadata key `allo`, because safetensors
+does not keep several keys in order and the same content must give the same bytes. Of a tensor that
+has entries it holds, beside one `<tensor name>.<column>` of equal length where asked,
+
+- in the profile "interop" `<tensor name>.indices`: sorted, unique, row-major flat indices in the
+  checkpoint's coordinates (int32). A delta's `.indices` and `.values` are those that vLLM's
+  `SparseWeightPatch` takes, uncompressed and aligned, so that they can be mapped into memory;
+- in the profile "compact" `<tensor name>.gaps`: the same indices as `gap_code` packs them (uint8).
+
+The header's `digest` is of the rest of the header and of every index and value, so no damaged bit passes for another
+weight. It is the same in both profiles.
+
+Reading finds out by itself. Tensors are encoded and written, read and decoded one at a time.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from allo.console import say
+from allo.errors import UserError
+from allo.files.artifacts import written_aside
+from allo.files.json_text import parse_json
+from allo.weights import gap_code
+from allo.weights.fingerprints import CODES, combine, digests
+
+SCHEMA = 3
+# Schema 1 is the profile "interop", which had no name then; schema 2 has no digest.
+_WITHOUT_DIGEST = (1, 2)
+_KEY = "allo"
+_ALIGNED = 8  # bytes: what the widest dtype asks of its place in a mapped file
+
+Profile = Literal["compact", "interop"]
+
+
+@dataclass(frozen=True)
+class SparseFile:
+    """What a file holds. `shapes` has every tensor of the model, `indices` only those with entries."""
+
+    shapes: dict[str, tuple[int, ...]]
+    indices: dict[str, Tensor]
+    column: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def write(
+    path: Path, kind: str, content: SparseFile, *, column: str = "", profile: Profile = "compact"
+) -> None:
+    """Write `content` aside, then rename: `path` is complete or absent. `kind` is "mask", "delta", ..."""
+    assert column or not content.column
+    check_profile(profile)
+    stored = {f"{name}.{column}": values for name, values in content.column.items()}
+    if profile == "interop":
+        stored |= {f"{name}.indices": indices for name, indices in content.indices.items()}
+    # As safetensors itself orders them: the widest first, so that each begins at a multiple of its width.
+    parts: list[_Part] = [
+        (key, CODES[tensor.dtype], _bytes_of(tensor))
+        for key, tensor in sorted(stored.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    ]
+    if profile == "compact":
+        parts += [
+            (f"{name}.gaps", CODES[torch.uint8], _gaps_of(indices))
+            for name, indices in sorted(content.indices.items())
+        ]
+    shapes = {name: list(shape) for name, shape in content.shapes.items()}
+    header = {"kind": kind, "schema": SCHEMA, "profile": profile, "shapes": shapes, **content.header}
+    header["digest"] = _digest(header, content.indices, content.column)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as part:
+        _write_safetensors(part, parts, metadata={_KEY: json.dumps(header, sort_keys=True)})
+
+
+def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
+    """Read and check what `write` wrote, in either profile.
+
+    Raises UserError when the file is missing, truncated, of another kind or schema, when its
+    indices are not int32 (or do not decode to such), sorted, unique and within their tensor's shape, and when
+    its content does not have the header's digest. Of a file of an older version, which has no digest, you are told so.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _content(path, kind, file.metadata() or {}, set(file.keys()), file.get_tensor, column)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error}): write it again") from error
+
+
+def profile_of(path: Path) -> str:
+    """The profile of a file that `read` has found good."""
+    with safe_open(path, framework="pt") as file:
+        return str(_header(path, file.metadata() or {}).get("profile", "interop"))
+
+
+def check_profile(profile: str) -> None:
+    """UserError unless `profile` is one of the two that `write` knows."""
+    if profile not in get_args(Profile):
+        raise UserError(f"profile {profile!r} is unknown: choose {' or '.join(get_args(Profile))}")
+
+
+def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: str) -> None:
+    """UserError unless `indices` is a sorted, unique int32 [num_entries] within a tensor of `shape`."""
+    if indices.dtype != torch.int32 or indices.dim() != 1:
+        found = f"{indices.dtype} of shape {list(indices.shape)}"
+        raise UserError(f"{where}: {name}.indices must be a one-dimensional int32 tensor, found {found}")
+    if len(indices) == 0:
+        return
+    if not bool((indices[1:] > indices[:-1]).all()):
+        raise UserError(f"{where}: {name}.indices must be sorted and unique, they are not")
+    if int(indices[0]) < 0 or int(indices[-1]) >= math.prod(shape):
+        reach = f"{int(indices[0])} to {int(indices[-1])}"
+        raise UserError(
+            f"{where}: {name}.indices go from {reach}, outside of a tensor of shape {list(shape)}"
+        )
+
+
+def check_same_shapes(
+    mine: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]], *, what: str
+) -> None:
+    """UserError naming the first tensor, and both shapes, where `what` and a model differ."""
+    for name in [*mine, *(name for name in others if name not in mine)]:
+        left, right = (list(side[name]) if name in side else None for side in (mine, others))
+        if left != right:
+            sides = f"{left or 'absent'} there, {right or 'absent'} in this model"
+            raise UserError(f"{what} was made for another model: tensor {name} is {sides}")
+
+
+_LONGEST = 10**15  # bytes: no part is longer
+_WIDTH = {code: dtype.itemsize for dtype, code in CODES.items()}
+# Key, safetensors' code of the dtype, and what gives the one-dimensional data as bytes.
+_Part = tuple[str, str, Callable[[], memoryview]]
+
+
+def _bytes_of(tensor: Tensor) -> Callable[[], memoryview]:
+    return lambda: tensor.cpu().contiguous().view(torch.uint8).numpy().data
+
+
+def _gaps_of(indices: Tensor) -> Callable[[], memoryview]:
+    return lambda: gap_code.encode(indices.cpu().contiguous().numpy()).data
+
+
+def _write_safetensors(path: Path, parts: list[_Part], *, metadata: dict[str, str]) -> None:
+    """One part at a time, with the header last: only the bytes of an encoded part tell its length.
+
+    The header's place is as long as its longest form, and filled up with the spaces that the format allows.
+    """
+
+    def header(ends: list[int]) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": metadata}
+        for (key, code, _), start, end in zip(parts, [0, *ends], ends, strict=False):
+            entries[key] = {
+                "dtype": code,
+                "shape": [(end - start) // _WIDTH[code]],
+                "data_offsets": [start, end],
+            }
+        return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+    longest = len(header([_LONGEST * number for number in range(1, len(parts) + 1)]))
+    room = -(-(8 + longest) // _ALIGNED) * _ALIGNED - 8
+    ends, written = [], 0
+    with path.open("wb") as file:
+        file.seek(8 + room)
+        for _, _, data in parts:
+            written += file.write(data())
+            ends.append(written)
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + header(ends).ljust(room))
+
+
+def _content(
+    path: Path,
+    kind: str,
+    metadata: Mapping[str, str],
+    keys: set[str],
+    get: Callable[[str], Tensor],
+    column: str,
+) -> SparseFile:
+    header = _header(path, metadata)
+    promised = header.pop("digest", None)
+    whole = dict(header)
+    found = header.pop("kind", None)
+    if found != kind:
+        raise UserError(f"{path} is not a {kind} of allo: its header says {found!r}")
+    schema = header.pop("schema", None)
+    if schema not in (*_WITHOUT_DIGEST, SCHEMA):
+        raise UserError(f"{path} has schema {schema!r}, this allo reads schema {SCHEMA}: write it again")
+    part = "gaps" if header.pop("profile", "interop") == "compact" else "indices"
+    shapes = _shapes(path, header.pop("shapes", None))
+    columns = (part, column) if column else (part,)
+    for key in sorted(keys - {f"{name}.{part}" for name in shapes for part in columns}):
+        raise UserError(f"{path}: unexpected tensor {key}, which the header's shapes do not name")
+    content = SparseFile(shapes=shapes, indices={}, column={}, header=header)
+    for name in _present(path, shapes, keys, columns):
+        stored = get(f"{name}.{part}")
+        content.indices[name] = _unpacked(path, name, stored, shapes[name]) if part == "gaps" else stored
+        check_indices(name, content.indices[name], shapes[name], where=str(path))
+        if column:
+            content.column[name] = get(f"{name}.{column}")
+            if content.column[name].shape != content.indices[name].shape:
+                raise UserError(f"{path}: {name}.{column} and {name}.{part} differ in length")
+    if promised is None and schema in _WITHOUT_DIGEST:
+        say(f"{path} is of an older version of allo and has no digest: damage to its content cannot be seen")
+    elif promised != _digest(whole, content.indices, content.column):
+        raise UserError(
+            f"{path}: its content does not have the digest that its header promises: the file is damaged. Write it again, "
+            "or remove it and download it again"
+        )
+    return content
+
+
+def _digest(header: Mapping[str, Any], indices: Mapping[str, Tensor], column: Mapping[str, Tensor]) -> str:
+    """Return the digest of a header (its digest and profile left out) and of all indices and values, bit for bit."""
+    told = {key: value for key, value in header.items() if key != "profile"}
+    parts = {
+        f"{name}.{kind}": tensor
+        for kind, part in (("indices", indices), ("values", column))
+        for name, tensor in part.items()
+    }
+    content = combine(digests(parts.items()))
+    return hashlib.sha256(f"{json.dumps(told, sort_keys=True)}\n{content}".encode()).hexdigest()
+
+
+def _present(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], keys: set[str], columns: tuple[str, ...]
+) -> Iterator[str]:
+    """The tensors that have entries; UserError where one has but a part of its columns."""
+    for name in shapes:
+        missing = [f"{name}.{part}" for part in columns if f"{name}.{part}" not in keys]
+        if not missing:
+            yield name
+        elif len(missing) < len(columns):
+            raise UserError(f"{path}: tensor {missing[0]} is missing: the file is damaged, write it again")
+
+
+def _unpacked(path: Path, name: str, stream: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if stream.dtype != torch.uint8 or stream.dim() != 1:
+        found = f"{stream.dtype} of shape {list(stream.shape)}"
+        raise UserError(f"{path}: {name}.gaps must be a one-dimensional uint8 tensor, found {found}")
+    where = f"{path}: tensor {name}"
+    return torch.from_numpy(gap_code.decode(stream.numpy(), size=math.prod(shape), where=where))
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if _KEY not in metadata:
+        raise UserError(f"{path} is a safetensors file but not one of allo's: it has no allo header")
+    header = parse_json(metadata[_KEY], place=f"{path}: the allo header", advice="Write the file again.")
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: the allo header must be a JSON object")
+    return header
+
+
+def _shapes(path: Path, raw: object) -> dict[str, tuple[int, ...]]:
+    def is_shape(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)
+
+    if not isinstance(raw, dict) or not all(is_shape(value) for value in raw.values()):
+        raise UserError(f"{path}: the header has no valid shapes: the file is damaged, write it again")
+    return {name: tuple(value) for name, value in raw.items()}

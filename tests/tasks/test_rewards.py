@@ -1,0 +1,130 @@
+"""What follows from rewards: pairs by rank and margin, the better half, wins."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allo.errors import UserError
+from allo.files.records import Pair, Prompt, Verdict
+from allo.tasks.pairing import distinct, rejected_completions
+from allo.tasks.rewards import above_median, ranked_pairs, wins
+
+PROMPTS = [Prompt(id=f"p{number}", prompt=f"Question {number}") for number in range(3)]
+REWARDS = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0])
+
+
+def verdict(prompt_id: str, index: int, text: str, reward: float, *, finished: bool = True) -> Verdict:
+    return Verdict(prompt_id, index, text, finished, False, reward, None, "reward_model")
+
+
+def texts(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(pair.chosen, pair.rejected) for pair in pairs]
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> list[Verdict]:
+    """Up to 7 samples a prompt, some of them repeated; a text has one reward."""
+    found = []
+    for prompt in PROMPTS:
+        rewards = draw(st.lists(REWARDS, min_size=4, max_size=4))
+        for index in range(draw(st.integers(0, 7))):
+            text = draw(st.integers(0, 3))
+            found.append(
+                verdict(prompt.id, index, f"text {text}", rewards[text], finished=draw(st.booleans()))
+            )
+    return found
+
+
+@given(verdicts=samples(), limit=st.integers(1, 5), margin=st.sampled_from([0.0, 0.5, 2.0]))
+def test_a_pair_is_apart_by_the_margin_and_no_sample_is_in_two(
+    verdicts: list[Verdict], limit: int, margin: float
+) -> None:
+    reward = {(one.prompt_id, one.text): one.reward for one in verdicts}
+    kept = distinct(verdicts)
+    can = {
+        best.prompt_id
+        for best in kept
+        for worst in kept
+        if best.prompt_id == worst.prompt_id
+        and best.finished
+        and best.reward > worst.reward
+        and best.reward - worst.reward >= margin
+    }
+    if not can:
+        with pytest.raises(UserError, match="no preference pair"):
+            ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=limit, margin=margin)
+        return
+    pairs = ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=limit, margin=margin)
+    assert {pair.prompt_id for pair in pairs} == can
+    assert max(Counter(pair.prompt_id for pair in pairs).values()) <= limit
+    sides = [(pair.prompt_id, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    assert len(set(sides)) == len(sides)
+    for pair in pairs:
+        difference = reward[pair.prompt_id, pair.chosen] - reward[pair.prompt_id, pair.rejected]
+        assert difference > 0 and difference >= margin and pair.chosen_finished
+
+
+def test_the_best_meets_the_worst_then_the_second_best_the_second_worst() -> None:
+    rewards = [0.1, 0.9, -1.0, 0.5, -0.3]
+    verdicts = [verdict("p0", index, f"r {reward}", reward) for index, reward in enumerate(rewards)]
+    found = ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=5, margin=0.0)
+    assert texts(found) == [("r 0.9", "r -1.0"), ("r 0.5", "r -0.3")]
+    assert texts(ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=1, margin=0.0)) == texts(found)[:1]
+    assert texts(ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=5, margin=1.0)) == texts(found)[:1]
+
+
+def test_an_unfinished_best_is_passed_over_but_an_unfinished_worst_is_not() -> None:
+    verdicts = [
+        verdict("p0", 0, "cut best", 3.0, finished=False),
+        verdict("p0", 1, "whole", 1.0),
+        verdict("p0", 2, "cut worst", -1.0, finished=False),
+    ]
+    assert texts(ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=5, margin=0.0)) == [
+        ("whole", "cut worst")
+    ]
+
+
+def test_equal_rewards_make_no_pair_and_the_message_says_what_to_change() -> None:
+    verdicts = [verdict("p0", index, f"text {index}", 0.5) for index in range(4)]
+    with pytest.raises(UserError, match=r"3 prompts with 4 distinct samples.*higher temperature"):
+        ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=5, margin=0.0)
+    near = [verdict("p0", 0, "a", 0.5), verdict("p0", 1, "b", 0.4)]
+    with pytest.raises(UserError, match=r"differ by pair.margin 0.2.*Lower pair.margin"):
+        ranked_pairs(PROMPTS, near, max_pairs_per_prompt=5, margin=0.2)
+
+
+@given(rewards=st.lists(REWARDS, min_size=1, max_size=9))
+def test_the_better_half_is_half_at_most_and_beats_the_rest(rewards: list[float]) -> None:
+    better = above_median(rewards)
+    assert sum(better) <= len(rewards) / 2
+    above = [reward for reward, is_better in zip(rewards, better, strict=True) if is_better]
+    rest = [reward for reward, is_better in zip(rewards, better, strict=True) if not is_better]
+    assert not above or min(above) > max(rest)
+    # Every sample that is left out has at least half of the samples as good or better.
+    assert all(2 * sum(other >= reward for other in rewards) >= len(rewards) for reward in rest)
+
+
+@given(mine=st.lists(REWARDS, min_size=1, max_size=4), theirs=st.lists(REWARDS, min_size=1, max_size=4))
+def test_wins_and_the_others_wins_are_one_and_ties_are_halves(mine: list[float], theirs: list[float]) -> None:
+    won, lost = wins(mine, theirs), wins(theirs, mine)
+    assert len(won) == len(mine) * len(theirs)
+    assert sum(won) + sum(lost) == len(won)
+    assert sum(wins(mine, mine)) == len(mine) ** 2 / 2
+    assert set(wins([max(theirs) + 1], theirs)) == {1.0}
+
+
+def test_a_rejected_completion_has_the_gold_solution_or_else_the_best_preferred_one() -> None:
+    pairs = [
+        Pair("p0", "Question 0", chosen="best", rejected="bad"),
+        Pair("p0", "Question 0", chosen="good", rejected="bad"),
+        Pair("p1", "Question 1", chosen="fine", rejected="bad", rejected_finished=False),
+    ]
+    wrong = rejected_completions(pairs, solutions={"p1": "gold"})
+    assert [(one.prompt_id, one.solution, one.right) for one in wrong] == [
+        ("p0", "best", ["best", "good"]),
+        ("p1", "gold", ["fine"]),
+    ]
+    assert [one.finished for one in wrong] == [True, False]
+    assert len({one.id for one in wrong}) == len(wrong)

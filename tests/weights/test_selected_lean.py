@@ -1,0 +1,261 @@
+"""A lean copy of the selected weights: nine bytes an entry, and the training of fp32 masters."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_selected import (
+    BETAS,
+    DECAY,
+    EPS,
+    LR,
+    MAX_NORM,
+    TinyModel,
+    adamw,
+    data,
+    loss_of,
+    shapes_of,
+    sparse_mask,
+    train,
+)
+from torch import Tensor, nn
+
+from allo.errors import UserError
+from allo.weights.fingerprints import as_bits
+from allo.weights.lean_adamw import LeanAdamW, adamw_
+from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
+from allo.weights.split_master import split
+
+LONG = 12  # times the five steps of `data`
+# Of the loss, after each step of the lean copy against the default's.
+LOSS = 0.02
+# Of the way that the masters went.
+COSINE = 0.995
+# Of the gradient's norm: each entry is rounded to bf16 once a micro-batch.
+NORM = 2**-8
+STATE_BYTES = 9.0  # a selected weight, slots aside
+
+
+def lean_adamw(selected: SelectedWeights, *, lr: float = LR, weight_decay: float = DECAY) -> LeanAdamW:
+    groups = selected.param_groups(weight_decay=weight_decay)
+    return LeanAdamW(groups, selected.walk, lr=lr, betas=BETAS, eps=EPS)
+
+
+def long_data() -> Tensor:
+    return data().repeat(LONG, 1, 1, 1)
+
+
+def as_one(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].float() for name in sorted(tensors)])
+
+
+def losses_of(model: nn.Module, selected: SelectedWeights, optimizer: torch.optim.Optimizer) -> list[float]:
+    losses = []
+    for step in long_data():
+        train(model, selected, optimizer, step[None])
+        with torch.no_grad():
+            losses.append(loss_of(model, data().flatten(0, 2)).item())
+    return losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_and_the_way_are_the_defaults(dtype: torch.dtype) -> None:
+    ours, theirs = TinyModel().to(dtype), TinyModel().to(dtype)
+    mask = sparse_mask(ours)
+    lean, default = SelectedWeights(ours, mask, lean=True), SelectedWeights(theirs, mask)
+    before = as_one(default.masters()).clone()
+    assert torch.equal(as_one(lean.masters()), before)
+    lean_losses = losses_of(ours, lean, lean_adamw(lean))
+    default_losses = losses_of(theirs, default, adamw(default))
+    assert default_losses[-1] < 0.6 * default_losses[0], "it trains"
+    assert lean_losses == pytest.approx(default_losses, rel=LOSS)
+    way, exact_way = as_one(lean.masters()) - before, as_one(default.masters()) - before
+    assert torch.cosine_similarity(way, exact_way, dim=0) >= COSINE
+
+
+def test_with_exact_moments_and_gradients_the_masters_are_fp32_masters_bit_for_bit() -> None:
+    """Only the step differs from the trainer's: the moments are fp32, and the gradient is the same for both."""
+    model = TinyModel().to(torch.bfloat16)
+    mask = sparse_mask(model)
+    lean = SelectedWeights(model, mask, lean=True)
+    masters = {flat: torch.zeros(len(flat)) for flat in lean.parameters()}
+    whole = {name: master.clone() for name, master in lean.masters().items()}
+    moments = {flat: (torch.zeros(len(flat)), torch.zeros(len(flat))) for flat in masters}
+    exact_moments = {name: (torch.zeros(len(w)), torch.zeros(len(w))) for name, w in whole.items()}
+    settings = {"lr": 1e-4, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
+    for number, step in enumerate(data(), start=1):
+        for micro in step:
+            loss_of(model, micro).backward()
+        for name, gradient in lean.gradients().items():
+            adamw_(whole[name], gradient.float(), *exact_moments[name], step=number, **settings)
+        for flat in lean.parameters():
+            for entries, master in lean.walk(flat):
+                exp_avg, exp_avg_sq = (moment[entries] for moment in moments[flat])
+                assert flat.grad is not None
+                adamw_(master, flat.grad[entries].float(), exp_avg, exp_avg_sq, step=number, **settings)
+            flat.grad = None
+        for name, master in lean.masters().items():
+            assert torch.equal(master, whole[name]), name
+            live = dict(model.named_parameters())[name].view(-1)[mask.indices[name].long()]
+            assert torch.equal(live, split(whole[name])[0]), name
+
+
+def test_updates_that_bf16_would_swallow_add_up() -> None:
+    model = TinyModel().to(torch.bfloat16)
+    before = copy.deepcopy(model)
+    selected = SelectedWeights(model, sparse_mask(model), lean=True)
+    start = as_one(selected.masters())
+    train(model, selected, lean_adamw(selected, lr=1e-6, weight_decay=0.0), data())
+    assert (as_one(selected.masters()) - start).abs().median() > 1e-6
+    for (name, param), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        large = param.abs() > 0.1
+        assert torch.equal(param[large], old[large]), f"{name}: bf16 is 2**-11 apart at 0.1"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unselected_weights_keep_their_bits(dtype: torch.dtype) -> None:
+    model = TinyModel().to(dtype)
+    before = copy.deepcopy(model)
+    mask = sparse_mask(model, untouched=["norm.bias"])
+    selected = SelectedWeights(model, mask, slots=("ref",), lean=True)
+    train(model, selected, lean_adamw(selected, weight_decay=0.5), data())
+    for (name, param), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        changed = (as_bits(param.data) != as_bits(old.data)).view(-1).nonzero().squeeze(-1)
+        chosen = mask.indices.get(name, torch.tensor([], dtype=torch.int32))
+        assert set(changed.tolist()) <= set(chosen.tolist()), name
+        assert len(changed) > 0 or len(chosen) == 0, f"{name} did not train at all"
+
+
+def test_clipping_takes_the_norm_in_fp32() -> None:
+    norms = []
+    for lean in (True, False):
+        model = TinyModel().to(torch.bfloat16)
+        selected = SelectedWeights(model, sparse_mask(model), lean=lean)
+        for micro in data()[0]:
+            loss_of(model, micro).backward()
+        norm = selected.clip_grad_norm_(MAX_NORM / 100)
+        assert norm.dtype == torch.float32
+        norms.append(norm.item())
+        assert as_one(selected.gradients()).norm().item() == pytest.approx(MAX_NORM / 100, rel=NORM)
+    assert norms[0] == pytest.approx(norms[1], rel=NORM)
+    assert norms[0] != pytest.approx(float(torch.tensor(norms[0]).bfloat16()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_loaded_it_goes_on_identically(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = TinyModel().to(dtype)
+    start = copy.deepcopy(model)
+    mask = sparse_mask(model)
+    selected = SelectedWeights(model, mask, slots=("ref",), lean=True)
+    optimizer = lean_adamw(selected)
+    train(model, selected, optimizer, data()[:2])
+    selected.capture("ref")  # not what a fresh one would capture
+    save_file(selected.state_dict(), tmp_path / "selected.safetensors")
+    moments = copy.deepcopy(optimizer.state_dict())
+    train(model, selected, optimizer, data()[2:])
+
+    resumed = SelectedWeights(start, mask, slots=("ref",), lean=True)
+    resumed.load_state_dict(load_file(tmp_path / "selected.safetensors"))
+    resumed_optimizer = lean_adamw(resumed)
+    resumed_optimizer.load_state_dict(moments)
+    train(start, resumed, resumed_optimizer, data()[2:])
+    for (name, param), other in zip(model.named_parameters(), start.parameters(), strict=True):
+        assert torch.equal(as_bits(param.data), as_bits(other.data)), name
+    for name in mask.indices:
+        assert torch.equal(selected.masters()[name], resumed.masters()[name])
+        assert torch.equal(selected.slot("ref")[name], resumed.slot("ref")[name])
+
+
+def test_a_swap_restores_exact_bits_also_after_an_exception() -> None:
+    model = TinyModel().to(torch.bfloat16)
+    start = copy.deepcopy(model)
+    selected = SelectedWeights(model, sparse_mask(model), slots=("ref",), lean=True)
+    optimizer = lean_adamw(selected)
+    train(model, selected, optimizer, data())
+    trained, masters = copy.deepcopy(model), as_one(selected.masters())
+
+    def look_and_fail() -> None:
+        with selected.swapped("ref"):
+            for param, other in zip(model.parameters(), start.parameters(), strict=True):
+                assert torch.equal(as_bits(param.data), as_bits(other.data))
+            raise KeyError("inside")
+
+    for _ in range(2):
+        with pytest.raises(KeyError, match="inside"):
+            look_and_fail()
+        for param, other in zip(model.parameters(), trained.parameters(), strict=True):
+            assert torch.equal(as_bits(param.data), as_bits(other.data))
+    assert torch.equal(as_one(selected.masters()), masters)
+
+
+def test_a_step_while_swapped_is_refused() -> None:
+    model = TinyModel().to(torch.bfloat16)
+    selected = SelectedWeights(model, sparse_mask(model), slots=("ref",), lean=True)
+    optimizer = lean_adamw(selected)
+    loss_of(model, data()[0, 0]).backward()
+    with selected.swapped("ref"), pytest.raises(AssertionError, match="'ref' is in place"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_is_nine_bytes_a_selected_weight(dtype: torch.dtype) -> None:
+    """Every tensor that lives beside the model, by the memory behind it."""
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4))).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    indices = {
+        name: (torch.rand(param.numel(), generator=generator) < 0.05).nonzero().squeeze(-1).int()
+        for name, param in model.named_parameters()
+    }
+    selected = SelectedWeights(model, ParamMask(indices, shapes=shapes_of(model)), slots=("ref",), lean=True)
+    optimizer = lean_adamw(selected)
+    model(torch.ones(1, 256, dtype=dtype)).sum().backward()
+    optimizer.step()
+    own = [param.untyped_storage().data_ptr() for param in model.parameters()]
+    held: dict[int, int] = {}
+    slots: dict[int, int] = {}
+    for part in selected._parts:
+        there = [part.flat.data, part.grad, part.residual, *vars(part.places).values()]
+        for tensor in filter(torch.is_tensor, there):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        for bits in part.slots.values():
+            slots[bits.untyped_storage().data_ptr()] = bits.untyped_storage().nbytes()
+    for state in optimizer.state.values():
+        for tensor in filter(torch.is_tensor, state.values()):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    assert not set(own) & set(held)
+    assert sum(held.values()) <= STATE_BYTES * selected.num_selected
+    moments = sum(
+        t.nbytes for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)
+    )
+    stored = sum(held.values()) + sum(slots.values())
+    # The two flat vectors' one stored bf16 zero each are not counted.
+    assert selected.num_bytes + moments == stored - 2 * 2
+    assert sum(slots.values()) == dtype.itemsize * selected.num_selected
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_slots_lie_in_host_memory_and_the_way_is_the_cpus() -> None:
+    ways = []
+    for device in ("cpu", "cuda"):
+        model = TinyModel().to(device, torch.bfloat16)
+        start = copy.deepcopy(model)
+        selected = SelectedWeights(model, sparse_mask(model), slots=("ref",), lean=True)
+        before = as_one(selected.masters())
+        train(model, selected, lean_adamw(selected), data().to(device))
+        ways.append((as_one(selected.masters()) - before).cpu())
+        slots = selected.slot("ref").values()
+        assert all(bits.device.type == "cpu" and bits.is_pinned() == (device == "cuda") for bits in slots)
+        with selected.swapped("ref"):
+            for param, other in zip(model.parameters(), start.parameters(), strict=True):
+                assert torch.equal(as_bits(param.data), as_bits(other.data))
+    assert torch.cosine_similarity(*ways, dim=0) >= COSINE
+
+
+def test_weights_of_another_dtype_are_refused() -> None:
+    model = TinyModel().to(torch.float16)
+    with pytest.raises(UserError, match=r"lean: down\.weight is float16; load the model in bfloat16"):
+        SelectedWeights(model, sparse_mask(model), lean=True)
+    assert all(param.requires_grad for param in model.parameters()), "the model is left as it was"
