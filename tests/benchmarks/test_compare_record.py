@@ -135,6 +135,7 @@ def test_a_sweep_is_in_the_order_of_its_key(scripts: SimpleNamespace, tmp_path: 
     assert scripts.record.main([str(tmp_path), "--table", "x", "--over", "improve.keep"]) == 2
 
 
+@pytest.mark.invariant("Tuning trials enter no result; uncommitted ones make no record.")
 def test_trials_of_two_commits_are_listed_and_dirty_ones_refused(
     scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

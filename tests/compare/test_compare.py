@@ -70,6 +70,9 @@ def test_every_method_has_its_budget_and_every_seed_its_test(finished: Compariso
     assert {one["seed"] for one in found if one["purpose"] == "tune"} == {9}
 
 
+@pytest.mark.invariant(
+    "Every method has the same number of trials, none of them on problems that are tested on."
+)
 def test_what_is_tuned_on_is_not_tested_on_and_all_meet_the_same_problems(finished: Comparison) -> None:
     found = trials(finished).values()
     assert {tuple(one["sets"]) for one in found if one["purpose"] == "tune"} == {("validation",)}
@@ -273,6 +276,9 @@ def test_a_method_without_settings_tries_further_rates(
     assert {settings[RATE] for settings in tried[1]} == further
 
 
+@pytest.mark.invariant(
+    "Every method has the same number of trials, none of them on problems that are tested on."
+)
 def test_both_waves_are_the_budget_whatever_the_settings() -> None:
     accuracies = {1.0: 0.1, 2.0: 0.5, 4.0: 0.2}
     block = block_of(rates=list(accuracies), extra_trials=3)

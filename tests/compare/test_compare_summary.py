@@ -113,6 +113,7 @@ def test_a_start_that_was_evaluated_once_stands_beside_every_seed(few: Path) -> 
     assert summarise(few)["methods"]["start"]["against"]["seeds"] == 2
 
 
+@pytest.mark.invariant("Tuning trials enter no result; uncommitted ones make no record.")
 def test_tuning_trials_enter_no_result(few: Path) -> None:
     before = summarise(few)
     for path in few.glob("trials/*/tune-*.json"):

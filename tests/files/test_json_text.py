@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from allo.errors import UserError
 from allo.files.json_text import DEEPEST, MOST_DIGITS, parse_json
 
+pytestmark = pytest.mark.invariant("JSON from outside goes through one bounded reader.")
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()

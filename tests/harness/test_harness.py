@@ -79,6 +79,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
+@pytest.mark.invariant(
+    "lm-eval measures our tasks as a run's evaluation does, and a delta on its base as the merged model."
+)
 @needs_lm_eval
 def test_lm_eval_measures_what_a_runs_own_evaluation_does(
     trained_run: tuple[Any, RunFolder], heard: list[str]
@@ -104,6 +107,9 @@ def test_lm_eval_measures_what_a_runs_own_evaluation_does(
     assert {key: value for key, value in content.items() if key != "harness"} == ours, "only added to"
 
 
+@pytest.mark.invariant(
+    "lm-eval measures our tasks as a run's evaluation does, and a delta on its base as the merged model."
+)
 @needs_lm_eval
 def test_a_delta_on_its_base_measures_as_the_merged_model(
     tuned: Path, change: Path, tmp_path: Path, heard: list[str]

@@ -122,6 +122,9 @@ def added(short_run: tuple[Path, RunFolder]) -> Iterator[tuple[Path, RunFolder]]
     return short_run
 
 
+@pytest.mark.invariant(
+    "A harness's results outlive reruns that leave the weights, and are dropped aloud when the weights change."
+)
 def test_results_outlive_every_rerun_that_leaves_the_weights(
     added: tuple[Path, RunFolder], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +143,9 @@ def test_results_outlive_every_rerun_that_leaves_the_weights(
     assert view(run.path).evaluation.models["aligned"].sets["test"].num_prompts == 3
 
 
+@pytest.mark.invariant(
+    "A harness's results outlive reruns that leave the weights, and are dropped aloud when the weights change."
+)
 def test_results_of_other_weights_are_dropped_and_that_is_said(
     added: tuple[Path, RunFolder], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,6 +132,7 @@ def leaves(value: Any) -> list[float]:
     ]
 
 
+@pytest.mark.invariant("Model text reaches the report escaped.")
 def test_page_is_well_formed_and_runs_nothing_of_the_models(run: Path) -> None:
     html, _ = render([view(run)])
     page = Page(html)

@@ -216,12 +216,14 @@ def _cases(rules: dict[str, tuple[Cases, Cases]]) -> list[tuple[str, str, str, b
 CHOICE_CASES = {rule: (right, wrong) for rule, (_, right, wrong) in CHOICE.items()}
 
 
+@pytest.mark.invariant("Every rule of a final answer has cases that it takes and that it refuses.")
 @pytest.mark.parametrize(("rule", "said", "answer", "correct"), _cases(CHOICE_CASES))
 def test_options(rule: str, said: str, answer: str, correct: bool) -> None:
     completion = f"Let us see. The answer is {said}"
     assert verify_choice(completion, answer, CHOICE[rule][0]).correct == correct
 
 
+@pytest.mark.invariant("Every rule of a final answer has cases that it takes and that it refuses.")
 @pytest.mark.parametrize(("rule", "said", "answer", "correct"), _cases(FREE_FORM))
 def test_free_form(rule: str, said: str, answer: str, correct: bool) -> None:
     del rule

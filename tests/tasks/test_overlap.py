@@ -75,6 +75,7 @@ def _write(path: Path, *questions: str) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.invariant("Questions of every source, round and pair count as trained on.")
 def test_questions_of_every_source_and_round_count(tmp_path: Path) -> None:
     _write(tmp_path / "gsm8k" / "train.jsonl", "A?", "B?", "C?", "D?")
     _write(tmp_path / "mawps" / "train.jsonl", "E?", "F?")
@@ -94,6 +95,7 @@ def test_questions_of_every_source_and_round_count(tmp_path: Path) -> None:
     assert overlaps(recipe.model_copy(update={"sft": None}), sets)["test"].exact == 1
 
 
+@pytest.mark.invariant("Questions of every source, round and pair count as trained on.")
 def test_ready_pairs_count(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": word("A?", None), "chosen": "a", "rejected": "b"}) + "\n")

@@ -37,6 +37,7 @@ def samples(draw: st.DrawFn) -> list[Verdict]:
     return found
 
 
+@pytest.mark.invariant("A pair is apart by the margin, and no sample is in two.")
 @given(verdicts=samples(), limit=st.integers(1, 5), margin=st.sampled_from([0.0, 0.5, 2.0]))
 def test_a_pair_is_apart_by_the_margin_and_no_sample_is_in_two(
     verdicts: list[Verdict], limit: int, margin: float
