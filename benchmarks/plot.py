@@ -14,10 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 340, 46, 196  # of the plot in it
 MARGIN = 0.04  # of a logarithmic axis, beyond its first and last point
 NEAREST = 28  # pixels between the marks of a logarithmic axis
 LEGEND, ENTRY = 24, 150  # height of a row of the legend, width of an entry
-# Blue, vermilion, green, purple, ochre, grey: apart for colour-blind readers too, the later three also by dashes.
-LIGHT = ("#0067a8", "#c04c00", "#00775a", "#8a3f97", "#7a6200", "#59626c")
-DARK = ("#5cb3ec", "#f0904e", "#4fc3a1", "#cf8fda", "#cdb24a", "#a0a8b1")
-DASHES = ("", "", "", "6 3", "2 3", "8 3 2 3")
+# Blue, vermilion, green, purple, ochre, grey, crimson, violet: apart for colour-blind readers too, the later ones by dashes.
+LIGHT = ("#0067a8", "#c04c00", "#00775a", "#8a3f97", "#7a6200", "#59626c", "#b3003c", "#5a4bd1")
+DARK = ("#5cb3ec", "#f0904e", "#4fc3a1", "#cf8fda", "#cdb24a", "#a0a8b1", "#ff7a9c", "#a79bff")
+DASHES = ("", "", "", "6 3", "2 3", "8 3 2 3", "1 3", "12 4")
 
 
 def _colours(colours: Sequence[str]) -> str:

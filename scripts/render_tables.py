@@ -2,7 +2,7 @@
 
 A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is
 one JSON file (see benchmarks/README.md); the records of one table are put below each other in the order of
-their file names. The table `targets` is made of them all (targets.py). Tables whose name begins with `published-` hold
+their file names. The table `NAME-headline` shows at most five columns of `NAME-short`. The table `targets` is made of them all (targets.py). Tables whose name begins with `published-` hold
 figures of a paper, from benchmarks/published. `<!-- plot:NAME -->` shows docs/plots/NAME.svg. `--check` writes nothing
 and exits with 1 if a document is not up to date.
 """
@@ -29,6 +29,7 @@ PLOT = re.compile(
 KEYS = {"schema", "table", "date", "commit", "dirty", "machine", "command", "columns", "rows"}
 PUBLISHED_KEYS = {"schema", "table", "source", "note", "columns", "rows"}
 PUBLISHED = "published-"
+HEADLINE = "-headline"
 EMPTY = "No result has been recorded yet.\n"
 NOT_DRAWN = "No plot has been drawn yet.\n"
 
@@ -108,6 +109,16 @@ def render(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headline(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a short record's view of at most five columns: the method, sampled accuracy first and last, and KL."""
+    names = record["columns"]
+    sampled = [name for name in names if name.endswith(", sampled")]
+    wanted = {"method", "sees", sampled[0], sampled[-1], "KL to start, nats a token"}
+    kept = [place for place, name in enumerate(names) if name in wanted]
+    rows = [[row[place] for place in kept] for row in record["rows"]]
+    return record | {"columns": [names[place] for place in kept], "rows": rows}
+
+
 def render_published(table: dict[str, Any]) -> str:
     """A paper's table as it was printed, and where it stands."""
     figures = [cell for row in table["rows"] for cell in row if not isinstance(cell, str)]
@@ -146,6 +157,9 @@ def fill(document: str, tables: dict[str, list[dict[str, Any]]], published: dict
             content = "\n".join(grid(*targets.rows(tables))) + "\n"
         elif name in published:
             content = render_published(published[name])
+        elif name.endswith(HEADLINE):
+            records = tables.get(name.removesuffix(HEADLINE) + "-short", [])
+            content = render(list(map(headline, records))) if records else EMPTY
         else:
             content = render(tables[name]) if name in tables else EMPTY
         return place["open"] + content + place["close"]

@@ -1,4 +1,4 @@
-"""The plots of sweeps, of learning rates and of losses, from their records alone: docs/plots/TABLE.svg.
+"""The plots of sweeps, learning rates, losses and of accuracy against KL, from records alone: docs/plots/TABLE.svg.
 
 python benchmarks/compare/draw.py benchmarks/results/lab-sweep-density.json benchmarks/results/lab-rates.json
 """
@@ -29,6 +29,8 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     """Accuracy and KL beside each other; lines are the sets of a sweep, or the methods of a tuning. Or losses."""
     if "step" in rows[0]:
         return _losses(rows)
+    if "seconds" in rows[0]:
+        return _prices(rows)
     return _rates(rows) if "rate" in rows[0] else _sweep(rows)
 
 
@@ -39,6 +41,21 @@ def _losses(rows: Sequence[Row]) -> list[Panel]:
         if name != "step"
     }
     return [Panel("loss", "optimizer step", lines, y_from=None)]
+
+
+def _prices(rows: Sequence[Row]) -> list[Panel]:
+    """Sampled accuracy against KL, a panel a set: further up is better, further left is nearer to the start."""
+    sets = [name for name in rows[0] if name.endswith(", sampled")]
+    return [
+        Panel(
+            name,
+            KL,
+            {row["method"]: [mark(mark(0, row[KL]).y, row[name])] for row in rows if row[KL] is not None},
+            x_scale="log",
+            y_from=None,
+        )
+        for name in sets
+    ]
 
 
 def _sweep(rows: Sequence[Row]) -> list[Panel]:

@@ -8,7 +8,7 @@
     python benchmarks/compare/record.py FOLDER --table lab-rates --methods allo,dpo --rates
     python benchmarks/compare/record.py FOLDER --table study-losses --methods top,full --losses improve
 
-FOLDER is what `allo compare` wrote. The record's commit and machine are those of the trials, not of the recording; a
+FOLDER is what `allo compare` wrote, or what `keep.py` kept of it. The record's commit and machine are those of the trials, not of the recording; a
 trial made from uncommitted changes is refused. `draw.py` makes the plots of sweeps, rates and losses from the records.
 """
 
@@ -18,6 +18,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from allo.compare.methods import START
@@ -26,6 +27,9 @@ from allo.compare.summary import by_method, grid, provenance, share_figure, summ
 from allo.errors import UserError
 from allo.files.artifacts import write_json
 from allo.stats.statistics import mean_over_seeds
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from keep import SUFFIX, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -294,7 +298,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     path = options.output or RESULTS / f"{options.table}.json"
     try:
-        content = made(options)
+        with TemporaryDirectory() as folder:
+            if options.folder.is_file():
+                unpacked = Path(folder) / options.folder.name.removesuffix(SUFFIX)
+                unpack(options.folder, unpacked)
+                options.folder = unpacked
+            content = made(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
