@@ -60,7 +60,7 @@ def on_policy_trainer(
 ) -> RLOOTrainer | GRPOTrainer:
     """Build TRL's trainer of all of `model`'s weights, which samples from it while training.
 
-    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: further ids besides EOS that end a
+    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids other than EOS that end a
     completion. If `args.beta` is above 0, the reference is read from the model's own folder.
     """
     own_ends = model.generation_config.eos_token_id

@@ -122,9 +122,7 @@ def _speaking_of(place: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause and the remedy. Of an answer only the status is shown: its text and address may hold
-    signatures.
-    """
+    """Return the cause and the remedy, with only an answer's status: its text and address may hold signatures."""
     from huggingface_hub import errors
 
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):

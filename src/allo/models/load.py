@@ -103,8 +103,7 @@ def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = Fal
 
 
 def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Return a checkpoint's configuration. Of a hub id nothing else is downloaded; of a `.gguf` file only the header
-    is read.
+    """Return a checkpoint's configuration; download nothing else, and read only the header of a `.gguf` file.
 
     Raises `UserError` if `ref` has no configuration of a causal language model.
     """

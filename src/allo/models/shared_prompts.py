@@ -1,8 +1,8 @@
 """Rows that read their prompt's keys and values in place, stored once for all completions of the prompt.
 
-A step multiplies all queries of a prompt with its keys in one product, and each row's query with the keys of its own
-sampled tokens. One softmax covers both. Completions copy nothing of their prompt. Rows of different ages run side by
-side, so a waiting prompt can replace finished rows.
+A step multiplies all queries of a prompt with its keys in one product. Each row's query is also multiplied with the
+keys of its own sampled tokens. One softmax covers both. Completions copy nothing of their prompt. Rows of different
+ages run side by side, so a waiting prompt can replace finished rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ def can_share(model: PreTrainedModel) -> bool:
     """Return True if the model's attention can be replaced, with the same logits on a few tokens.
 
     It must be SDPA over all positions or a sliding window. Any other model repeats its prompts; if its logits differ,
-    you are told once.
+    a message says so once.
     """
     if not _is_plain_sdpa(model):
         return False
@@ -187,10 +187,7 @@ class SharedPrompts(DynamicCache):
         return self._prompt_lengths[self._prompt_of] + self._lengths
 
     def _bias(self, window: int | None) -> Tensor:
-        """Return 0 at the positions that a row sees, its prompt's and its own, otherwise -inf.
-
-        [R, 1, 1, longest + capacity] fp32.
-        """
+        """Return 0 at the positions that a row sees, otherwise -inf: [R, 1, 1, longest + capacity] fp32."""
         device = self._lengths.device
         longest, capacity = self.prompt_states[0][0].shape[2], self.own_states[0][0].shape[2]
         lengths = self._prompt_lengths[self._prompt_of, None]

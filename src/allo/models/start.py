@@ -84,8 +84,8 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     """Return the configuration of `recipe.model`, checked for training on the run's device with this tokenizer.
 
     It reads headers and configurations, of a hub id only small files, so it can run before the first stage. Raises
-    `UserError` for a device that does not train, an adapter, quantised weights, contradictory files, and a tokenizer
-    with more ids than the model has embeddings.
+    `UserError` for a device that does not train, an adapter, quantised weights and contradictory files. Also for a
+    tokenizer with more ids than the model has embeddings.
     """
     resolve_device(recipe.device)
     folder, gguf = locate_checkpoint(recipe.model, TOKENIZER_FILES)
@@ -234,7 +234,7 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Save model and tokenizer to a temporary folder, then rename it.
 
     Raises `DivergedError` for weights that are NaN or infinite, and `UserError` if saved and live tensors have
-    different names, since indices then could not be transferred between them.
+    different names. Indices then could not be transferred between them.
     """
     check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
     with folder_written_aside(folder, replaces=True) as part:

@@ -154,9 +154,7 @@ class Chat:
         return found.lead + completion if is_own else completion
 
     def check_fields(self) -> None:
-        """Refuse fields that the template does not write. It may know a message's field and omit it, as for old
-        thoughts.
-        """
+        """Refuse fields that the template does not write. It may know a field and omit it, as for old thoughts."""
         source, place = str(self.tokenizer.chat_template), f"{self.place}: " if self.place else ""
         given = _arguments(self.template or {}, place)
         fields = {key for message in self.messages for key, value in message.items() if value} - _PLAIN_FIELDS

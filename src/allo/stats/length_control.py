@@ -1,7 +1,7 @@
 """The win rate at equal length: a judge's preferences if both answers were equally long.
 
-The idea is AlpacaEval 2's (arXiv 2404.04475, section 3): a logistic model of the preference with a term for the model
-and a term for the difference in length, evaluated at a difference of zero. Here
+The idea is AlpacaEval 2's (arXiv 2404.04475, section 3). A logistic model of the preference has a term for the model
+and a term for the difference in length. It is evaluated at a difference of zero. Here
 
     P(the model's answer is preferred) = sigmoid(theta + phi * tanh(difference / sd(difference)))
 

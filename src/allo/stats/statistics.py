@@ -60,14 +60,14 @@ def crossed_spread(squares: MeanSquares, *, doubt: float) -> tuple[Grid, Grid]:
     """Return the variance of a grid's mean over other seeds and other problems, and its degrees of freedom.
 
     Crossed random effects: variance = (MS_seeds + max(MS_problems - MS_interaction, 0)) / size. The seeds' mean
-    square always counts. It rests on few seeds, so Satterthwaite's rule (1946) for the degrees of freedom is applied
-    at its upper confidence limit, not at its estimate, following Berger and Boos (JASA 89 (1994) 1012):
+    square always counts, but rests on few seeds. Satterthwaite's rule (1946) for the degrees of freedom is therefore
+    applied at the upper confidence limit, not at the estimate. This follows Berger and Boos (JASA 89 (1994) 1012):
 
         limit = MS_seeds * (S - 1) / chi2.ppf(doubt, S - 1);  share = limit / (limit + the problems' term)
         freedom = (S - 1) / share^2
 
     With few seeds this is S - 1. It grows with many seeds, or if problems vary far more than seeds. At the estimate
-    itself, a mean square that is small by chance would turn Student's t into a normal. p would then be too small in
+    itself, a mean square that is small by chance would turn Student's t into a normal. Then p would be too small in
     the tail that Holm's correction uses.
 
     Args:

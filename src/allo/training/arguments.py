@@ -1,4 +1,4 @@
-"""`transformers.TrainingArguments` from a recipe's block, and checks for fields that would be ignored or wrong."""
+"""Conversion of a recipe's block to `transformers.TrainingArguments`, refusing fields that would be ignored or wrong."""
 
 import copy
 import dataclasses

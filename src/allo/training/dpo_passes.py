@@ -91,7 +91,7 @@ class DpoPasses:
         Each micro-batch gets the share of the step's learning rate that its pairs have in a full step. If all agree
         on a weight's direction, the step moves it as far as one update would.
 
-        Raises `UserError` for a field that is neither at its default nor in `READ_IN_WARMUP`, and if a loss or, at
+        Raises `UserError` for a field that is neither at its default nor in `READ_IN_WARMUP`. Also if a loss or, at
         the end, a weight is not finite.
         """
         for field in type(self.arguments).__dataclass_fields__:

@@ -65,8 +65,8 @@ class EightBitMoments(NamedTuple):
 def quantize_signed(values: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize fp32 [n] to codes int8 [n] and each block's maximum magnitude fp32 [ceil(n / BLOCK)].
 
-    The error is at most 1 / 127 of the block's maximum and smaller for small values: |error| <= scale * (sqrt(|value|
-    / scale) / 127 + 1 / 254**2).
+    The error is at most 1 / 127 of the block's maximum and smaller for small values:
+    |error| <= scale * (sqrt(|value| / scale) / 127 + 1 / 254**2).
     """
     blocks = _blocks(values)
     roots = blocks.abs()
@@ -84,8 +84,8 @@ def dequantize_signed(codes: Tensor, scale: Tensor) -> Tensor:
 def quantize_positive(values: Tensor, *, dither: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize non-negative fp32 [n] to codes uint8 [n] and each block's maximum fp32 [ceil(n / BLOCK)].
 
-    A value between two levels is rounded up if its logarithmic distance from the lower level, as a share of the step,
-    plus `dither` [n] in [0, 1] is at least 1. A dither of 0.5 rounds to nearest. Values below the lowest level,
+    Levels are logarithmic. A value is rounded up if its distance from the level below, in steps, plus `dither` [n] in
+    [0, 1] is at least 1. A dither of 0.5 rounds to nearest. Values below the lowest level,
     2**-OCTAVES of the maximum, get the lowest level.
     """
     blocks = _blocks(values)

@@ -24,7 +24,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class FusedWarmup:
-    """The rule above for every weight of a model; `update` takes gradients from `gradients_taken`.
+    """The module's update rule for every weight of a model; `update` takes gradients from `gradients_taken`.
 
         warmup = FusedWarmup(model)
         with gradients_taken(model, warmup.update):

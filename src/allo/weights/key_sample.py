@@ -2,7 +2,7 @@
 
 `selection` orders entries by key = rank of the score << 32 | a uniform hash. A sample of ranks therefore gives the
 key at any position: its rank from the sample, its hash from the share of that rank's entries. `selection` detects a
-wrong guess, so its result never depends on this one.
+wrong guess, which costs it time but leaves its result exact.
 """
 
 import math

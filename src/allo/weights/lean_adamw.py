@@ -14,8 +14,8 @@ from allo.weights.eight_bit import BLOCK, EightBitMoments, golden_dither
 CHUNK = 1 << 20
 assert CHUNK % BLOCK == 0
 
-# For a flat parameter, yields ranges of at most CHUNK entries in order, each starting at a multiple of BLOCK, and
-# their master weights in fp32. In-place changes to those are kept.
+# For a flat parameter, yields ranges of at most CHUNK entries, in order and starting at multiples of BLOCK. With each
+# come its master weights in fp32; in-place changes to those are kept.
 Walk = Callable[[nn.Parameter], Iterator[tuple[slice, Tensor]]]
 
 

@@ -1,8 +1,9 @@
-"""The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
+"""The selected weights: one compact fp32 copy that any stock optimizer trains, without touching any other weight.
 
-For a model of N weights and density d the state takes d * N * (2 index + 4 master + 4 gradient + the optimizer's
-moments + 2 or 4 per slot) bytes, plus one tensor's dense gradient at a time. A lean copy of a bf16 model takes d * N
-* (2 index + 2 residual + 2 gradient + 2.03 moments) bytes, and its slots are in host memory.
+Bytes of state for a model of N weights and density d, beside one tensor's dense gradient at a time:
+
+    d * N * (2 index + 4 master + 4 gradient + the optimizer's moments + 2 or 4 per slot)
+    d * N * (2 index + 2 residual + 2 gradient + 2.03 moments)    a lean copy of a bf16 model; slots in host memory
 """
 
 import contextlib
@@ -38,7 +39,7 @@ class SelectedWeights:
     With `lean` there is no fp32 copy: the live weights and a residual form the master weights. The flat gradient is
     bf16, and the optimizer is `LeanAdamW(selected.param_groups(...), selected.walk, lr=...)`.
 
-    Raises `UserError` if the mask selects nothing or its names or shapes are not the model's, and for a lean copy of
+    Raises `UserError` if the mask selects nothing or its names or shapes are not the model's. Also for a lean copy of
     weights that are neither bf16 nor fp32.
     """
 

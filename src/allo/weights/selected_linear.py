@@ -17,8 +17,7 @@ from allo.weights.places import Columns, Rows
 
 
 class LineGradients:
-    """A patch of `linear` that computes only the weight gradient of `lines` and sends it to `collect`, until
-    `remove()`.
+    """A patch of `linear`, until `remove()`: only the weight gradient of `lines` is computed and sent to `collect`.
 
     `collect` is a post-accumulate hook: it gets a tensor and takes its `.grad`, [rows, in] or [out, columns] in the
     weight's dtype. Output, gradients of input and bias, and names stay the same. The weight itself still gets a dense
