@@ -69,8 +69,7 @@ def adapter_config(kind: Literal["lora", "shira"], *, rank: int, seed: int) -> P
 
 
 def adapter_rank(model: Model, *, density: float) -> int:
-    """Return the r at which r * (rows + columns), summed over the adapted layers, is nearest to `density` of all
-    weights.
+    """Return the r at which r * (rows + columns) over the adapted layers is nearest to `density` of all weights.
 
     The rank is at least 1, and no adapter has more entries than its layer.
     """

@@ -206,7 +206,7 @@ def _bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer puts before every text, if the text continues."""
+    """Return the ids that the tokenizer puts before every text, without a closing EOS."""
     prefix = list(tokenizer("").input_ids)
     if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
         prefix.pop()  # some tokenizers end every text with EOS, but here a completion follows

@@ -27,9 +27,7 @@ class Outcomes:
 
 
 def win_rate(scores: Scores, *, seed: int) -> Estimate:
-    """Return the mean score: a tie is half a win. The interval is over prompts (percentile bootstrap), both orders as
-    one.
-    """
+    """Return the mean score, with a percentile bootstrap interval over prompts; a tie is half a win."""
     return bootstrap(scores.tolist(), seed=seed)
 
 

@@ -147,7 +147,7 @@ def last_sound_checkpoint(folder: Path) -> Path | None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove the mark first, so that a kill cannot leave a partial checkpoint that looks complete."""
+    """Remove a checkpoint, its mark first, so that a kill cannot leave a part that looks complete."""
     if checkpoint.is_dir():
         remove(checkpoint / COMPLETE_FILE)
     remove(checkpoint)

@@ -1,5 +1,4 @@
-"""TRL's `DPOConfig` as settings of our trainers. Fields without an equivalent here are refused by name, never
-ignored.
+"""TRL's `DPOConfig` as settings of our trainers. Fields without an equivalent are refused by name, never ignored.
 
 TRL itself is never imported: a config is recognised by its class.
 """
