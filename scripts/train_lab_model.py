@@ -1,4 +1,4 @@
-"""Make the laboratory's SFT model: `python scripts/train_lab_model.py` writes `src/allo/lab/` again.
+"""The laboratory's SFT model: `python scripts/train_lab_model.py` writes `src/allo/lab/` again.
 
 It is a Llama of 0.63M weights and a word-level tokenizer, trained from scratch on `planted_flaws` demonstrations.
 Half of them are flawed, and each is seen once. Training is seeded: the same versions on one thread of the same kind

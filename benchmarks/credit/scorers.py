@@ -84,7 +84,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """A scorer's cost beside the starting model, for the whole case.
+    """A scorer's cost in addition to the starting model's, for the whole case.
 
     `training`: CPU seconds, None if unknown. `scoring`: CPU seconds. `size`: bytes, the maximum of training state and
     other models' weights.

@@ -39,7 +39,7 @@ class Figures:
     seconds, optimizer_seconds, losses: one per step; losses begins with the warm-up step's, whose seconds are left out.
     setup_seconds: from the loaded policy to the first step: a second model, a mask, a reference pass.
     peak_bytes: beyond the loaded policy, from then to the last step's end.
-    stored_bytes: stored to keep the result, beside the base.
+    stored_bytes: stored to keep the result, in addition to the base.
     num_tokens: of the measured steps' pairs, prompt counted with each completion, no padding.
     """
 

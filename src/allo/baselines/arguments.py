@@ -14,7 +14,7 @@ from allo.recipe import Improve, Recipe
 from allo.training.arguments import Arguments, training_arguments
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that read label_smoothing
-# Packages that each trainer needs beside allo itself.
+# Packages that each trainer needs besides allo itself.
 PACKAGES = {"lora": ("trl", "peft"), "shira": ("trl", "peft"), "rloo": ("trl",), "grpo": ("trl",)}
 
 

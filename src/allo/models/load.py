@@ -61,7 +61,7 @@ def load_model(
 
     Args:
         ref: checkpoint folder, hub id, or path of a `.gguf` file (dequantised; it can be saved again).
-        dtype: of every weight, whatever the file holds.
+        dtype: of every weight, for any dtype in the file.
         device: a torch device, or "auto": the first CUDA device, otherwise the CPU.
 
     Raises:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-# Entries updated together, which bounds the fp32 scratch beside one dense gradient.
+# Entries updated together, which bounds the fp32 scratch.
 _PIECE = 1 << 20
 _DECAY = 0.8
 _SMALLEST = torch.finfo(torch.float32).tiny

@@ -6,7 +6,7 @@ norm, a bias) each entry is a group. A tensor of three or more dimensions is tre
 dimension by all others.
 
 Memory: 12 bytes per group while scores arrive and about 60 while groups are sorted. Then one byte per weight of the
-largest tensor, beside the result.
+largest tensor, in addition to the result.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """The selected weights: one compact fp32 copy that any stock optimizer trains, without touching any other weight.
 
-Bytes of state for a model of N weights and density d, beside one tensor's dense gradient at a time:
+Bytes of state for a model of N weights and density d, in addition to one tensor's dense gradient at a time:
 
     d * N * (2 index + 4 master + 4 gradient + the optimizer's moments + 2 or 4 per slot)
     d * N * (2 index + 2 residual + 2 gradient + 2.03 moments)    a lean copy of a bf16 model; slots in host memory

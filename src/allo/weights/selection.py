@@ -6,7 +6,7 @@ flat index).
 
 A sample gives two keys between which the k-th nearly always lies. One pass over the stream keeps entries below both,
 sets aside those in between, and counts, which detects a wrong guess. After a wrong guess, a radix selection finds the
-k-th key, 16 bits per pass. Beside the result, memory holds at most the sample, `IN_MEMORY` entries set aside and a
+k-th key, 16 bits per pass. Apart from the result, memory holds at most the sample, `IN_MEMORY` entries set aside and a
 few pieces of a tensor.
 """
 
