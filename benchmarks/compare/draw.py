@@ -26,7 +26,7 @@ def mark(x: float, cell: Any) -> Mark:
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Return panels of accuracy and KL, of losses or of prices; lines are a sweep's sets or a tuning's methods."""
+    """Return a record's panels; their lines are a sweep's sets, or the methods of a tuning or comparison."""
     if "step" in rows[0]:
         return _losses(rows)
     if "seconds" in rows[0]:
@@ -44,7 +44,7 @@ def _losses(rows: Sequence[Row]) -> list[Panel]:
 
 
 def _prices(rows: Sequence[Row]) -> list[Panel]:
-    """Sampled accuracy against KL, a panel a set: further up is better, further left is nearer to the start."""
+    """Plot sampled accuracy against KL, one panel per set: higher is better, left is nearer to the start."""
     sets = [name for name in rows[0] if name.endswith(", sampled")]
     return [
         Panel(
