@@ -155,7 +155,7 @@ class ForgetTrainer(SelectedTrainer):
 
 
 class _UntilForgotten(TrainerCallback):
-    """A callback that stops training once the tokens are forgotten, without a checkpoint to resume from."""
+    """A callback that stops training once tokens are forgotten, without a checkpoint: a resumed run would train on."""
 
     def __init__(self, trainer: ForgetTrainer, until: float) -> None:
         self._trainer, self._until = trainer, until

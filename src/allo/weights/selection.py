@@ -127,7 +127,7 @@ def _select(entries: Callable[[], _Pieces], guessed: tuple[int, int], *, k: int)
 def _emit(
     entries: Callable[[], _Pieces], bounds: tuple[int, int], *, k: int, room: int
 ) -> dict[str, Tensor] | None:
-    """Return the k smallest keys in one pass, or None if the bounds do not enclose the k-th.
+    """Return the k smallest keys in one pass, or None if the bounds do not enclose the k-th or `room` is too small.
 
     Indices go into arrays allocated beforehand. Small tensors kept from every piece would pin the heap between large
     freed ones, and resident memory would grow with the model. Entries chosen among those set aside are merged in
