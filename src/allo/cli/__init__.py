@@ -1,4 +1,4 @@
-"""The `allo` command: each sub-command imports what it runs when it is called."""
+"""The `allo` command; each sub-command imports its code when it is called."""
 
 import errno
 import json
@@ -18,8 +18,8 @@ from allo.recipe import load_recipe, schema
 from allo.recipe.granularity import WEIGHT
 from allo.tasks.sources import sources_read
 
-INTERRUPTED = 130  # what typer makes of Ctrl-C
-# A place that cannot be written, or no longer: the user can mend it, and a traceback says no more.
+INTERRUPTED = 130  # typer's exit code for Ctrl-C
+# Places that cannot be written: the user can fix them, and a traceback would not help.
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
     *(errno.EISDIR, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT),
@@ -60,9 +60,9 @@ def run_recipe(
     recipe: RecipeFile,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage anew.")] = None,
+    force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
 ) -> None:
-    """Run every stage of a recipe; what is done is skipped."""
+    """Run every stage of a recipe; finished stages are skipped."""
     folder = run_all(load_recipe(recipe, overrides), until=until, force=force)
     say(f"the run is in {folder.path}")
 
@@ -72,7 +72,7 @@ def _add_stage(name: str) -> None:
     def run_stage(
         recipe: RecipeFile,
         overrides: Overrides = None,
-        force: Annotated[bool, typer.Option("--force", help="Do it anew.")] = False,
+        force: Annotated[bool, typer.Option("--force", help="Do it again.")] = False,
     ) -> None:
         run_one(load_recipe(recipe, overrides), name, force=force)
 
@@ -115,7 +115,7 @@ def check_recipe(
         bool, typer.Option("--plain", help="Mark tokens by brackets, as off a terminal, and not by colours.")
     ] = False,
 ) -> None:
-    """Check a recipe as `run` does before its first stage, and show what it trains on; nothing is written."""
+    """Check a recipe as `run` does before its first stage, and show what it trains on. Nothing is written."""
     read = load_recipe(recipe, overrides)
     sources = sources_read(read)
     from allo.plan.preview import preview
@@ -254,9 +254,9 @@ def delta_apply(base: Path, delta: DeltaPlace, out: Path) -> None:
 
 @delta_app.command("merge")
 def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
-    """Write one delta that changes what FIRST or SECOND, both of one base, change.
+    """Write one delta with the changes of both FIRST and SECOND, which have the same base.
 
-    Where both give a weight a value, SECOND's is taken; the output counts where the two differ (num_overruled).
+    If both set a weight, SECOND's is taken; num_overruled counts the weights where they differ.
     """
     _check_writable(out)
     from allo.delta import fetch, merge
@@ -281,8 +281,8 @@ def delta_export(
 ) -> None:
     """Write the tuned model as a folder OUT that other libraries load.
 
-    A peft-shira adapter gives BASE, loaded in fp32, the tuned weights exactly. It holds weights of Linear layers only.
-    A layer that sparse differences cannot turn exactly into the tuned one is stored whole, and counted (num_whole).
+    A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. A layer
+    whose tuned weights sparse differences cannot reach exactly is stored whole, and counted (num_whole).
     """
     from allo.delta import apply, export_shira, fetch
 
@@ -306,7 +306,7 @@ def delta_push(
 ) -> None:
     """Upload DELTA to a repository of the Hugging Face hub, with HF_TOKEN or the hub's own login.
 
-    Prints the hf:// place that the other commands take in a delta's stead.
+    Prints the hf:// place that other commands accept as a delta.
     """
     from allo.delta import push
 
@@ -315,14 +315,14 @@ def delta_push(
 
 @delta_app.command("info")
 def delta_info(delta: DeltaPlace) -> None:
-    """Print what a delta changes, and of which base."""
+    """Print a delta's changes and its base."""
     from allo.delta import fetch, info
 
     _print_fields(delta, info(fetch(delta)))
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before a long pass over weights whether its file can be written, and make its folder."""
+    """Check before a long pass over weights that its file can be written, and make its folder."""
     if out.is_dir():
         raise UserError(f"{out}: a folder; give the name of a file to write.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def _print_fields(path: str | Path, found: object) -> None:
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
+    """Run the command. Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
     try:
         app()
     except UserError as error:

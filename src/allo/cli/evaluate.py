@@ -1,4 +1,4 @@
-"""`allo evaluate`: a recipe's stage; with `--harness`, standard tasks on any model. What it runs is imported late."""
+"""`allo evaluate`: a recipe's stage or, with `--harness`, standard tasks on any model. Imports are late."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a recipe's key, such as evaluate.greedy=false."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="The stage alone: do it anew.")]
+Force = Annotated[bool, typer.Option("--force", help="The stage alone: do it again.")]
 Harness = Annotated[
     Literal["lm_eval"] | None, typer.Option(help="Measure standard tasks through EleutherAI's lm-eval.")
 ]
@@ -92,12 +92,12 @@ def evaluate(
     pad_token: PadToken = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Run the evaluate stage alone; or, with --harness, standard tasks on a run's result or any model."""
+    """Run the evaluate stage alone or, with --harness, standard tasks on a run's result or any model."""
     if harness is None:
         run_one(load_recipe(_recipe_of_the_stage(place, context), overrides), "evaluate", force=force)
         return
     if force:
-        raise UserError("--force is for the stage alone: with --harness every task is measured anew.")
+        raise UserError("--force is for the stage alone: with --harness every task is measured again.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
     names = _names(tasks)
@@ -132,7 +132,7 @@ def evaluate(
 
 
 def _recipe_of_the_stage(place: Path | None, context: typer.Context) -> Path:
-    """The recipe. Raises `UserError` without one, and for an option that the stage has no use for."""
+    """Return the recipe. Raises `UserError` without one, and for an option that the stage does not use."""
     alien = [option for name, option in _given(context).items() if name not in _OF_THE_STAGE]
     if place is None or alien:
         raise UserError(
@@ -150,7 +150,7 @@ def _names(tasks: str | None) -> list[str]:
 
 
 def _given(context: typer.Context) -> dict[str, str]:
-    """The parameters on the command line, by name, each as its option is called."""
+    """Return the parameters given on the command line: their names and options."""
     return {
         param.name: param.opts[0]
         for param in context.command.params

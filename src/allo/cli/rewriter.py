@@ -1,4 +1,4 @@
-"""`allo rewriter data` and `allo rewriter train`; what they run is imported when they are called."""
+"""`allo rewriter data` and `allo rewriter train`; their code is imported when they are called."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,7 +100,7 @@ def train(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the rewriter goes.")],
     overrides: Overrides = None,
 ) -> None:
-    """Fine-tune a small model on rewrites; keys are a recipe's training block, max_length, dtype, device and seed."""
+    """Fine-tune a small model on rewrites. Keys are a recipe's training block, max_length, dtype, device and seed."""
     from allo.rewriter.train import read_settings, train_rewriter
 
     counts = train_rewriter(data, model, out, read_settings(overrides or []))

@@ -1,4 +1,4 @@
-"""`allo winrate judge` and `allo winrate export`; what they run is imported when they are called."""
+"""`allo winrate judge` and `allo winrate export`; their code is imported when they are called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -94,7 +94,7 @@ def export_answers(
         typer.Option(help="That project's own file of questions; the exact texts and ids are taken from it."),
     ] = None,
 ) -> None:
-    """Write a model's answers as AlpacaEval or Arena-Hard has them, for their tools to judge."""
+    """Write a model's answers in the format of AlpacaEval or Arena-Hard, for their tools to judge."""
     from allo.winrate import formats
     from allo.winrate.outputs import of_run
 
@@ -115,7 +115,7 @@ def export_answers(
 def _pairs(
     place: Path, against: str, *, of: str, set: str | None, answers: "Kind"
 ) -> list[tuple[Path, "Outputs", "Outputs"]]:
-    """The folder for the result, the answers and the baseline's, of each set of a run or of a file."""
+    """Return for each set of a run, or for a file: the result's folder, the answers, and the baseline's answers."""
     from allo.winrate.outputs import SOLUTION, models_of_run, of_file, of_run, sets_of_run, solutions
 
     if not place.exists():
