@@ -11,8 +11,7 @@ from allo.tasks.sources import prompts_of, training_pairs
 
 
 def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, Overlap]:
-    """Count each evaluation set's questions that fine-tuning or alignment has seen, whatever the wording around them.
-    """
+    """Count each evaluation set's questions that fine-tuning or alignment has seen, whatever the wording around them."""
     trained = [question_of(prompt) for prompt in _trained_on(recipe)]
     return {
         name: overlap([question_of(prompt.prompt) for prompt in prompts], trained)
