@@ -32,7 +32,7 @@ app = typer.Typer(
     help="Align language models with low redundancy: few weights, few tokens, forget then learn.",
 )
 mask_app = typer.Typer(no_args_is_help=True, help="Masks: which weights may change.")
-delta_app = typer.Typer(no_args_is_help=True, help="Deltas: what alignment changed, and nothing else.")
+delta_app = typer.Typer(no_args_is_help=True, help="Deltas: only the weights that alignment changed.")
 app.add_typer(mask_app, name="mask")
 app.add_typer(delta_app, name="delta")
 app.add_typer(rewriter_app, name="rewriter")
@@ -41,9 +41,7 @@ app.add_typer(winrate_app, name="winrate")
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
 DeltaPlace = Annotated[
     str,
-    typer.Argument(
-        help="A delta's file; or on the hub hf://OWNER/NAME, with @REVISION and /FILE where needed."
-    ),
+    typer.Argument(help="A delta file, or hf://OWNER/NAME on the hub, with @REVISION and /FILE if needed."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -98,7 +96,7 @@ def report(
         return
     if len(runs) > 1 and out is None:
         raise UserError(
-            f"{len(runs)} runs: say where their report goes with --out FOLDER; without, it would take the place of "
+            f"{len(runs)} runs: give a folder for their report with --out FOLDER; otherwise it would replace "
             f"{runs[0]}'s own."
         )
     from allo.stages.report import write_report
@@ -112,7 +110,7 @@ def check_recipe(
     recipe: RecipeFile,
     overrides: Overrides = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Mark tokens by brackets, as off a terminal, and not by colours.")
+        bool, typer.Option("--plain", help="Mark tokens with brackets instead of colours, as off a terminal.")
     ] = False,
 ) -> None:
     """Check a recipe as `run` does before its first stage, and show what it trains on. Nothing is written."""
@@ -130,10 +128,10 @@ def plan_recipe(
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on what does not fit."),
+        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Print how much memory each stage takes; no weights are read."""
     from allo.plan.memory import parse_size
@@ -154,12 +152,8 @@ def plan_recipe(
 def compare_methods(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Names with commas between; those of the recipe.")
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Numbers with commas between; those of the recipe.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated names. Default: the recipe's.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated numbers. Default: the recipe's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
 ) -> None:
     """Compare methods: tuned alike, from the same samples, on the same problems; resumable."""
@@ -353,6 +347,6 @@ def main() -> None:
             raise
         say(
             f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written: "
-            "mend that or give another path, and start it again"
+            "fix this or give another path, and start again"
         )
         sys.exit(2)

@@ -32,11 +32,11 @@ Tasks = Annotated[
         metavar="NAME,NAME", help="Tasks of lm-eval, or allo's own: allo_ecqa, allo_math and the like."
     ),
 ]
-Base = Annotated[str | None, typer.Option(help="A model's folder or hub id, in MODEL's stead.")]
+Base = Annotated[str | None, typer.Option(help="A model's folder or hub id, instead of MODEL.")]
 DeltaPlace = Annotated[
     str | None, typer.Option(metavar="FILE", help="A delta to --base; also hf://OWNER/NAME.")
 ]
-Start = Annotated[bool, typer.Option("--start", help="A run: its starting model too, to compare.")]
+Start = Annotated[bool, typer.Option("--start", help="For a run: also measure its starting model.")]
 Output = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="JSON to add the results to. Default: the run's 08-eval.json."),
@@ -48,7 +48,7 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest completion. Default: the task's; of allo's own tasks, the run's."),
 ]
-Device = Annotated[str | None, typer.Option(help="Default: the run's, else the first GPU or the CPU.")]
+Device = Annotated[str | None, typer.Option(help="Default: the run's, otherwise the first GPU or the CPU.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Default: that of the stored weights.")
 ]
@@ -57,11 +57,15 @@ IncludePath = Annotated[
 ]
 DataFolder = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="allo's own tasks: local rows. Default: the run's, else the hub."),
+    typer.Option(
+        metavar="FOLDER", help="allo's own tasks: local rows. Default: the run's, otherwise the hub."
+    ),
 ]
 ChatTemplate = Annotated[
     bool | None,
-    typer.Option("--apply-chat-template/--no-chat-template", help="Default: as the run's `chat`, else none."),
+    typer.Option(
+        "--apply-chat-template/--no-chat-template", help="Default: the run's `chat`, otherwise none."
+    ),
 ]
 PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has none, such as its EOS.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]

@@ -8,7 +8,9 @@ import typer
 from allo.console import say
 from allo.sampling.endpoint import Endpoint
 
-app = typer.Typer(no_args_is_help=True, help="Rewriters: which tokens of a wrong completion are wrong.")
+app = typer.Typer(
+    no_args_is_help=True, help="Rewriters: models that show which tokens of a wrong completion are wrong."
+)
 
 Overrides = Annotated[
     list[str] | None,
@@ -22,7 +24,7 @@ Identity = Annotated[
 MaxDistance = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Largest share of edited tokens. Default: 0.5 of self and teacher, else 1."
+        min=0, max=1, help="Largest share of edited tokens. Default: 0.5 for self and teacher, otherwise 1."
     ),
 ]
 Generations = Annotated[
@@ -42,12 +44,14 @@ Timeout = Annotated[float, typer.Option(min=0.1, help="teacher: seconds of silen
 Retries = Annotated[int, typer.Option(min=0, help="teacher: further attempts at a request.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=1, max=2**24, help="teacher: of a reply. Default: the recipe's sample.max_new_tokens."),
+    typer.Option(
+        min=1, max=2**24, help="teacher: tokens of a reply. Default: the recipe's sample.max_new_tokens."
+    ),
 ]
 PriceIn = Annotated[
-    float | None, typer.Option(min=0, help="teacher: of a million prompt tokens, to count costs.")
+    float | None, typer.Option(min=0, help="teacher: price of a million prompt tokens, to count costs.")
 ]
-PriceOut = Annotated[float | None, typer.Option(min=0, help="teacher: of a million completion tokens.")]
+PriceOut = Annotated[float | None, typer.Option(min=0, help="teacher: price of a million completion tokens.")]
 
 
 @app.command("data")
@@ -63,7 +67,7 @@ def make_data(
     overrides: Overrides = None,
     identity: Identity = 0.2,
     max_distance: MaxDistance = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of right completions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for drawing right completions.")] = 0,
     num_generations: Generations = 1,
     temperature: Temperature = None,
     base_url: BaseUrl = None,

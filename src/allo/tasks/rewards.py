@@ -28,7 +28,7 @@ def ranked_pairs(
     if not pairs:
         num = sum(map(len, samples.values()))
         raise UserError(
-            f"no preference pair can be made: {len(prompts)} prompts with {num} distinct samples, and nowhere two whose "
+            f"no preference pair can be made: {len(prompts)} prompts with {num} distinct samples, and no prompt has two whose "
             f"rewards differ{f' by pair.margin {margin:g}' if margin else ''}, the better of which ended by itself. "
             f"{'Lower pair.margin, take' if margin else 'Take'} more samples a prompt or a higher temperature, or raise "
             "sample.max_new_tokens."

@@ -141,8 +141,8 @@ def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
         found.append(Duel(row.id or others[key].id or str(number), instruction, *answers))
     if not found:
         raise UserError(
-            f"{baseline.name} answers nothing that {model.name} answers: of {len(others)} and {len(own)} answers no "
-            f"two have one {'id' if with_ids else 'instruction'}."
+            f"{baseline.name} and {model.name} share no prompt: none of {len(others)} and {len(own)} answers have "
+            f"the same {'id' if with_ids else 'instruction'}."
         )
     return found, len(own) - len(found)
 
