@@ -37,7 +37,7 @@ def run_demo(out: Path) -> Path:
 
 
 def _table(dpo: RunFolder, allo: RunFolder) -> Table:
-    """Return a table with one row a model: sampled accuracy with its interval on each set, and the costs."""
+    """Return a table with one row per model: sampled accuracy with its interval on each set, and the costs."""
     ours = read_json(allo.evaluation)["models"]
     rows = {
         "SFT": ours["start"],

@@ -27,7 +27,7 @@ class Sampled(_Part):
 
 
 class SetResult(_Part):
-    """A model's answers on one set: one entry a prompt, in the prompts' order."""
+    """A model's answers on one set: one entry per prompt, in the prompts' order."""
 
     prompts: list[str] = Field(min_length=1)
     greedy: list[Literal[0, 1]] | None
@@ -53,12 +53,12 @@ class SetResult(_Part):
         return self
 
     def right(self) -> NDArray[np.float64]:
-        """Return the share of right samples a prompt; without samples, the greedy result."""
+        """Return the share of right samples per prompt; without samples, the greedy result."""
         rows = self.rows()
         return rows["sampled" if self.sampled is not None else "greedy"]
 
     def rows(self) -> dict[str, NDArray[np.float64]]:
-        """Return each kind of accuracy as one value a prompt: greedy, sampled, and pass@2, pass@4, ... of the
+        """Return each kind of accuracy as one value per prompt: greedy, sampled, and pass@2, pass@4, ... of the
         samples."""
         found = {}
         if self.sampled is not None:
@@ -78,7 +78,7 @@ def _passes(num_samples: int, k: int) -> NDArray[np.float64]:
 
 
 class Kl(_Part):
-    """KL to the start in nats a token on `set`, with its interval over that set's prompts."""
+    """KL to the start in nats per token on `set`, with its interval over that set's prompts."""
 
     set: str
     value: float
@@ -119,7 +119,7 @@ class TrialResult(_Part):
     kl: Kl | None
     chosen_drop: float | None
     losses: dict[str, list[float]] = {}
-    """One list a training stage, in order: one value a logged step."""
+    """One list per training stage, in order: one value per logged step."""
     path: Path = Field(default=Path(), exclude=True)
 
     def recipe_value(self, key: str) -> Any:

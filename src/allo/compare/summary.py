@@ -148,7 +148,7 @@ def _set_figures(trials: list[TrialResult], name: str) -> Json:
 
 
 def _scalar(trials: list[TrialResult], of: Callable[[TrialResult], float | None]) -> Json | None:
-    """Return a figure with one value a seed and Student's interval; a single seed has no interval."""
+    """Return a figure with one value per seed and Student's interval; a single seed has no interval."""
     values = [value for trial in trials if (value := of(trial)) is not None]
     if len(values) < len(trials):
         return None

@@ -14,7 +14,7 @@ CERTAIN = 0.01  # the corrected p below which a difference is stated
 
 
 def to_markdown(summary: Json) -> str:
-    """Return the claims, then a table a set, the costs, and the tuning trials. No model text occurs."""
+    """Return the claims, then a table per set, the costs, and the tuning trials. No model text occurs."""
     made = summary["made_with"]
     lines = ["# Comparison", "", *(f"- {escaped(claim)}" for claim in claims(summary)), ""]
     lines += [table_lines(table) for table in tables(summary)]

@@ -82,7 +82,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The folder of a comparison: `trials/` has one JSON file a trial, `shared/` has the trials' common stages."""
+    """The folder of a comparison: `trials/` has one JSON file per trial, `shared/` has the trials' common stages."""
 
     path: Path
 

@@ -125,7 +125,7 @@ def read_as(path: Path, form: type[Record], *, advice: str = START_AGAIN) -> Rec
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write one JSON object a line; dataclass records are written field by field."""
+    """Write one JSON object per line; dataclass records are written field by field."""
     write_atomic(path, "".join(dump_json(_fields(record), path) + "\n" for record in records))
 
 

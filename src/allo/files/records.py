@@ -1,4 +1,4 @@
-"""Records that pass between stages: frozen, one a line of a run's files.
+"""Records that pass between stages: frozen, one per line of a run's files.
 
 A record's `token_ids` are the ids that the policy sampled, including the token that ended the completion: EOS, an end
 of turn, or the one that completed a stop string. Every stage trains on and scores these ids. `text` is for people and
@@ -124,7 +124,7 @@ class Wrong:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per-token scores of one wrong completion; each list has one entry a completion token.
+    """Per-token scores of one wrong completion; each list has one entry per completion token.
 
     `token_ids` include EOS if the completion finished. `scores` are the probabilities in [0, 1] that a token is
     aligned (low: wrong). `weights` multiply the tokens' losses. `beside` holds other scorers' probabilities by name.

@@ -82,7 +82,7 @@ def load_tasks(names: list[str], settings: Settings) -> Tasks:
 
 
 def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list[dict[str, Any]]]:
-    """Yield the records of each requested name: one a task, and one for a group.
+    """Yield the records of each requested name: one per task, and one for a group.
 
     lm-eval's cache is off, because it would be pickled.
     """

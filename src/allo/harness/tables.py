@@ -1,4 +1,4 @@
-"""Harness results for readers: one table a task."""
+"""Harness results for readers: one table per task."""
 
 from collections.abc import Iterable
 

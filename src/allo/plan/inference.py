@@ -49,7 +49,7 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
 
 
 def plan_evaluation(recipe: Recipe) -> StagePlan:
-    """Plan greedy answers (one row a prompt), samples, or KL to the start, whichever takes most."""
+    """Plan greedy answers (one row per prompt), samples, or KL to the start, whichever takes most."""
     evaluate = recipe.evaluate
     numbers = {evaluate.generations(name) for name in evaluate.sets} | ({1} if evaluate.greedy else set())
     with torch.inference_mode(), Rehearsal() as rehearsal:

@@ -66,9 +66,9 @@ class Locate(Block):
     layers also make the backward pass cheaper."""
     beta: Positive = 0.1
     accumulate: Literal["float32", "bfloat16"] = "float32"
-    """The type of the sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
+    """The type of the sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes per weight."""
     max_tokens_per_batch: Tokens | None = None
-    """As in forget and improve; `fisher` always takes single pairs, and `warmup_fused` updates once a micro-batch."""
+    """As in forget and improve; `fisher` always takes single pairs, and `warmup_fused` updates once per micro-batch."""
     training: Training = Training()
 
     @model_validator(mode="after")
@@ -88,10 +88,10 @@ class Steps(Block):
     """Tokens of a micro-batch, padding included, instead of `per_device_train_batch_size` rows. A step still covers
     `per_device_train_batch_size * gradient_accumulation_steps` rows."""
     reference: Literal["swap", "precomputed"] = "swap"
-    """`swap` puts the reference's weights in place once a step, for a pass over its rows. `precomputed` computes its
+    """`swap` puts the reference's weights in place once per step, for a pass over its rows. `precomputed` computes its
     log-probs once, which pays from the second epoch on, or if its slot is too large."""
     lean: bool = False
-    """Training state takes 8 bytes a trained weight instead of 20: AdamW's moments in one byte each, a 16-bit
+    """Training state takes 8 bytes per trained weight instead of 20: AdamW's moments in one byte each, a 16-bit
     residual instead of an fp32 master, a bf16 gradient, and the reference's weights in host memory. Results are the
     same up to rounding."""
 
@@ -136,7 +136,7 @@ class Improve(Steps):
     beta: Positive = 0.1
     """`simpo` needs 2.0 to 2.5; `sft` and `rft` have none."""
     anchor: NotNegative = 0.0
-    """The factor of an added term, the chosen answer's mean negative log-likelihood a token (RPO; its paper takes 1).
+    """The factor of an added term, the chosen answer's mean negative log-likelihood per token (RPO; its paper takes 1).
     """
     shared_prefix: bool = True
     """Compute a pair's prompt once, with both answers in one row, if the model's attention allows it."""

@@ -20,7 +20,7 @@ from allo.recipe.sources import Block, EvaluationSet, Kl
 class Evaluate(Block):
     sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
     num_generations: GenerationsOrZero = 4
-    """Sampled completions a prompt; 0 measures greedy accuracy alone."""
+    """Sampled completions per prompt; 0 measures greedy accuracy alone."""
     greedy: bool = True
     temperature: Positive = 0.7
     top_p: Share = 0.95
@@ -47,7 +47,7 @@ class Evaluate(Block):
         return self
 
     def generations(self, name: str) -> int:
-        """Return the number of sampled completions a prompt of a set."""
+        """Return the number of sampled completions per prompt of a set."""
         own = self.sets[name].num_generations
         return self.num_generations if own is None else own
 

@@ -72,7 +72,7 @@ def interval_span(panels: Sequence[Sequence[Whisker]]) -> float:
 
 
 def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float, axis: str = "accuracy") -> Markup:
-    """Draw a dot and whisker a model: sampled answers filled, greedy ones hollow, with their intervals."""
+    """Draw a dot and whisker per model: sampled answers filled, greedy ones hollow, with their intervals."""
     width, row, top = 360, 44, 6
     longest = max((len(whisker.label) for whisker in whiskers), default=0)
     left, right = min(132.0, 14 + CHARACTER * longest), width - 14.0

@@ -11,7 +11,7 @@ COLUMNS = ("Model", "Metric", "Value", "Problems", "Examples shown", "Chat templ
 
 
 def harness_tables(models: Iterable[HarnessModel]) -> list[Table]:
-    """Return one table a task: a row a model and metric, with the standard error and the measurement's settings."""
+    """Return one table per task: a row per model and metric, with the standard error and the measurement's settings."""
     known = list(models)
     tasks = dict.fromkeys(result.task for model in known for result in model.results)
     return [_table(task, known) for task in tasks]

@@ -18,7 +18,7 @@ REMARK = (
 
 
 def win_rate_tables(runs: Sequence[RunView]) -> list[Table]:
-    """Return one table with a row a judged model, set, baseline and judge; none if no judge was asked.
+    """Return one table with a row per judged model, set, baseline and judge; none if no judge was asked.
 
     Records of answers that the run has since replaced are named, but not shown.
     """

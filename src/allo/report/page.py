@@ -98,7 +98,7 @@ def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table]
 
 
 def _intervals(rows: Sequence[tables.Model]) -> list[tuple[str, Markup]]:
-    """Draw a chart an evaluation set: accuracies, or wins against the start, which itself wins half."""
+    """Draw a chart per evaluation set: accuracies, or wins against the start, which itself wins half."""
     names = tables.set_names(rows)
     found = [[(row, row.result.sets[name]) for row in rows if name in row.result.sets] for name in names]
     panels = [[_whisker(row, result) for row, result in known] for known in found]
@@ -184,7 +184,7 @@ def _curves(run: RunView) -> list[StageCurves]:
 
 
 def _calibration(run: RunView) -> list[tuple[str, str, Markup]]:
-    """Return a chart a scorer, if the truth is known: (scorer, its error, SVG)."""
+    """Return a chart per scorer, if the truth is known: (scorer, its error, SVG)."""
     found = []
     for each in run.credit.calibration if run.credit else ():
         name = figures.name(each.scorer or "scores")

@@ -68,7 +68,7 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL to the start model in nats a token, with its interval, on the prompts of `set`."""
+    """KL to the start model in nats per token, with its interval, on the prompts of `set`."""
 
     set: str
     value: float
@@ -195,7 +195,7 @@ class DensityRow:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """A wrong completion, token by token; every list has one entry a token.
+    """A wrong completion, token by token; every list has one entry per token.
 
     `beside` holds other scorers' probabilities by name; `wrong` says which tokens truly are, if that is known.
     """

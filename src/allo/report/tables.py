@@ -88,7 +88,7 @@ def set_names(rows: Sequence[Model]) -> list[str]:
 
 
 def result_tables(rows: Sequence[Model]) -> list[Table]:
-    """Return one table an evaluation set: a row a model, accuracies or rewards with intervals, pass@k, mean tokens."""
+    """Return one table per evaluation set: a row per model, accuracies or rewards with intervals, pass@k, mean tokens."""
     found = []
     for name in set_names(rows):
         known = [(row, row.result.sets[name]) for row in rows if name in row.result.sets]

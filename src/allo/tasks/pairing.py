@@ -34,7 +34,7 @@ def distinct(verdicts: Iterable[Verdict]) -> list[Verdict]:
 def make_pairs(
     prompts: Sequence[Prompt], verdicts: Iterable[Verdict], *, max_pairs_per_prompt: int, seed: int
 ) -> list[Pair]:
-    """Return up to `max_pairs_per_prompt` random, distinct (right, wrong) pairs a prompt (method 1.4).
+    """Return up to `max_pairs_per_prompt` random, distinct (right, wrong) pairs per prompt (method 1.4).
 
     A chosen completion is always finished, since an unfinished one would teach the model not to stop. A prompt's
     pairs depend only on the seed, its id and its samples, not on other prompts. Raises `UserError` if no pair can be

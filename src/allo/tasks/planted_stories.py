@@ -21,7 +21,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Story:
-    """A first number and its changes, one a step."""
+    """A first number and its changes, one per step."""
 
     start: int
     changes: tuple[Change, ...]
