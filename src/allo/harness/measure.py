@@ -196,7 +196,7 @@ def _manager(names: list[str], settings: Settings) -> "TaskManager":
 
 
 def _fit(task: "Task", settings: Settings) -> None:
-    """Replace the task's own settings by those requested; a task that deliberately shows no examples keeps none."""
+    """Replace the task's own settings with those requested; a task that deliberately shows no examples keeps none."""
     generation: dict[str, Any] = {}
     if own_tasks.is_own(task.task_name):
         generation = {"until": list(settings.stop), "max_gen_toks": settings.own_max_new_tokens}

@@ -77,7 +77,7 @@ class Rehearsal(LiveBytes):
 
 
 def _as_places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Replace masks among indices by the indices of their true entries, while they are known."""
+    """Replace masks among indices with the indices of their true entries, while they are known."""
     places: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype != torch.bool:

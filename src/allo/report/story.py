@@ -251,7 +251,7 @@ def tokens(sample: TokenSample) -> list[Token]:
 
 
 def token_map(sample: TokenSample, scorer: str) -> list[MapRow]:
-    """Return the tokens once a scorer, shaded by its probability that they are wrong; none for a single row.
+    """Return the tokens once per scorer, shaded by its probability that they are wrong; none for a single row.
 
     The truth comes first if it is known.
     """

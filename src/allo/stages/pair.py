@@ -26,7 +26,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[Wrong]]:
-    """Return the pairs and the wrong completions. Raises `UserError` if there are none."""
+    """Return the pairs and the wrong completions. Raises `UserError` if either is empty."""
     if recipe.data.pairs is not None:
         ready = with_own_ids(recipe, training_pairs(recipe), lambda: load_start_tokenizer(recipe, run))
         return ready, rejected_completions(ready, solutions={})

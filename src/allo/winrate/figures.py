@@ -14,7 +14,7 @@ _ABSENT = "–"
 
 
 def show(records: Sequence[dict[str, Any]]) -> None:
-    """Print one row a record to standard output, and below it the unread replies."""
+    """Print one row per record to standard output, and below it the unread replies."""
     console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
     table = Table(box=SIMPLE_HEAD)
     for name in ("set", "model", "against"):

@@ -64,7 +64,7 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
 
 
 def _lettered(sentence: str, choices: Sequence[str]) -> str:
-    """Replace an option's number at the start by its letter: "option 2", "the second one", "(2) fish".
+    """Replace an option's number at the start with its letter: "option 2", "the second one", "(2) fish".
 
     A bare number may be a result, so it stays. A bracketed one also stays if any option holds a digit.
     """
