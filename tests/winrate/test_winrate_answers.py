@@ -111,7 +111,10 @@ def test_a_file_of_either_project_is_a_baseline(name: str, content: str, run: Pa
             "row 1: `messages` must end with",
         ),
         ('[{"instruction": "x", "output": "1"}, {"instruction": "x ", "output": "2"}]', "two answers to 'x'"),
-        ('[{"instruction": "other", "output": "1"}]', "share no prompt: none of .* have the same instruction"),
+        (
+            '[{"instruction": "other", "output": "1"}]',
+            "share no prompt: none of .* have the same instruction",
+        ),
     ],
 )
 def test_a_file_that_cannot_serve_is_named(content: str, said: str, run: Path, tmp_path: Path) -> None:
