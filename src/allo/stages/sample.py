@@ -1,4 +1,4 @@
-"""Sample completions of the starting model: in this process, or at servers that have it."""
+"""The sampling of the starting model's completions, in this process or at servers."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -57,7 +57,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 class Completed:
     """Completions in the prompts' order; `num_cut` prompts lost their beginning.
 
-    `lines` is the part file, to be discarded once the completions are written; `counts` what else there is to tell.
+    `lines` is the part file, to discard once the completions are written; `counts` holds further counts to report.
     """
 
     completions: list[Completion]
@@ -79,7 +79,7 @@ def complete(
     batch_size: int,
     **settings: Any,
 ) -> Completed:
-    """Complete the prompts, each cut to `prompt_room`, going on where an earlier process stopped."""
+    """Complete the prompts, each cut to `prompt_room`, resuming where an earlier process stopped."""
     lines = ResumableLines(path)
     room = prompt_room(num_positions(model.config), max_length=max_length, max_new_tokens=max_new_tokens)
     whole = [ids_of(tokenizer, prompt) for prompt in prompts]
@@ -137,10 +137,7 @@ def ids_of(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def check_servable(prompt: Prompt, length: int, room: int, *, api: str) -> None:
-    """Refuse a prompt that a server's chat API cannot be given: one of more tokens than `room`, or with settings.
-
-    Raises `UserError`.
-    """
+    """Raise `UserError` for a prompt that a chat API cannot take: longer than `room` tokens, or with settings."""
     if isinstance(prompt.prompt, str) or api == "completions":
         return
     if prompt.template:
@@ -156,7 +153,7 @@ def check_servable(prompt: Prompt, length: int, room: int, *, api: str) -> None:
 
 
 def turn_ends(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[int]:
-    """Return the ids that end a completion of these prompts beside EOS: the end of a turn if there are messages."""
+    """Return the ids besides EOS that end these prompts' completions: the end of a turn if there are messages."""
     has_messages = any(not isinstance(prompt.prompt, str) for prompt in prompts)
     return turn_end_ids(tokenizer) if has_messages else []
 
@@ -229,7 +226,7 @@ def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Promp
 
 
 def _ids_to(tokenizer: Tokenizer, prompt: Prompt, text: str, stop: str | int | None) -> list[int] | None:
-    """The ids of a server's completion up to the stop string or token that ended it; None if the model's own end did."""
+    """Return a server's completion as ids, up to the stop string or token; None if the model ended it."""
     if stop is None or (isinstance(stop, int) and not 0 <= stop < len(tokenizer)):
         return None
     is_token = isinstance(stop, int)
@@ -246,7 +243,7 @@ def _ids_to(tokenizer: Tokenizer, prompt: Prompt, text: str, stop: str | int | N
 
 
 def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> Asked:
-    """A prompt as servers read it. Raises `UserError` for messages that are too long, which nobody can cut."""
+    """Return a prompt for servers. Raises `UserError` for messages that are too long, which cannot be cut."""
     length = len(ids_of(tokenizer, prompt))
     if isinstance(prompt.prompt, str) or api == "completions":
         text = prompt_text(
@@ -258,7 +255,7 @@ def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> Aske
 
 
 def _room_at_start(recipe: Recipe, run: RunFolder) -> int:
-    """Tokens of a prompt, by the starting model's configuration alone."""
+    """Return the most tokens of a prompt, from the starting model's configuration alone."""
     config = read_config(read_start(run).model, trust_remote_code=recipe.trust_remote_code)
     return prompt_room(
         num_positions(config), max_length=recipe.max_length, max_new_tokens=recipe.sample.max_new_tokens
@@ -266,9 +263,9 @@ def _room_at_start(recipe: Recipe, run: RunFolder) -> int:
 
 
 def prompt_room(positions: int | None, *, max_length: int, max_new_tokens: int) -> int:
-    """Tokens of a prompt that is to be completed: `max_length`, or what the model's positions leave.
+    """Return the most tokens of a prompt to complete: `max_length`, or what the model's positions leave.
 
-    Raises `UserError` where they leave nothing.
+    Raises `UserError` if they leave nothing.
     """
     if positions is None:
         return max_length
