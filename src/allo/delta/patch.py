@@ -118,7 +118,6 @@ def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta)
     patch_of(named_parameters, delta).exchange()
 
 
-
 def patch_of(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> Patch:
     """Return what puts a delta into live tensors and takes it out again; the caller has loaded the right base.
 
