@@ -29,7 +29,9 @@ def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> li
 
     The diff is difflib's: it keeps the longest common runs, which need not be the fewest edits.
     An insertion marks the token before which it comes, since that is where the completion went wrong.
-    The nearest is the right sample with the highest share of matching ids; all ones where there is none.
+    The nearest is the right sample with the highest share of matching ids by this diff, which need not be the one of
+    the fewest edits (`edit_distance.nearest`): in the demo, 2 of 650 completions are scored differently. All ones if
+    there is no right sample.
     """
     matchers = [difflib.SequenceMatcher(None, completion, other, autojunk=False) for other in right]
     if not matchers:
