@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
+from allo.recipe.backends import BACKENDS
 from allo.recipe.compare import Compare
 from allo.recipe.criteria import CRITERIA, CriterionName
 from allo.recipe.errors import explain
@@ -259,9 +260,10 @@ class Recipe(Block):
             return self
         if self.data.pairs is not None:
             raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
-        if self.sample.backend == "openai":
+        if BACKENDS[self.sample.backend].asks_servers:
+            others = " or ".join(each.name for each in BACKENDS.values() if not each.asks_servers)
             raise ValueError(
-                "rounds sample from models that no server has yet: set sample.backend to hf or vllm, or rounds to 1"
+                f"rounds sample from models that no server has yet: set sample.backend to {others}, or rounds to 1"
             )
         if self.round_prompts == "next" and self.data.limit is None:
             raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")

@@ -1,7 +1,7 @@
 """The criteria of importance, one record each: recipe, checks, planner and stage derive what they say from here."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from allo.errors import UserError
 from allo.recipe.choice import OneOf
@@ -72,7 +72,7 @@ def criterion_of(name: str) -> Criterion:
     """
     if own_file(name) is None:
         return CRITERIA[name]
-    needs = getattr(load_function(name, key="locate.criterion"), "needs", "gradients")
+    needs: Any = getattr(load_function(name, key="locate.criterion"), "needs", "gradients")
     if needs not in get_args(Needs):
         raise UserError(
             f"locate.criterion: {name} needs {needs!r}, which is no statistic; choose one of {', '.join(get_args(Needs))}."

@@ -57,8 +57,16 @@ def scoring_of(criterion: Criterion) -> Scoring:
             )
         return scores
 
-    checked(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 0.0, -1.0]))
+    checked(*_example(criterion.needs))
     return checked
+
+
+def _example(needs: Needs) -> tuple[Tensor, Tensor]:
+    """Return three weights and their statistic."""
+    theta, change = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 0.0, -1.0])
+    if needs in ("weights", "layers", "hashes"):
+        return theta, statistic_of(needs, "layers.0", theta, torch.arange(3), seed=0)
+    return theta, change.square() if needs == "squared gradients" else change
 
 
 def statistic_of(needs: Needs, name: str, theta: Tensor, indices: Tensor, *, seed: int) -> Tensor:
