@@ -12,13 +12,12 @@ from allo.files.rounds import data_of_rounds
 from allo.files.rows import Reading
 from allo.models import templates
 from allo.models.load import Tokenizer, num_weights
-from allo.models.model_checks import check_positions, num_positions
+from allo.models.model_checks import check_positions, num_positions, prompt_room
 from allo.models.start import check_policy, check_values, date_of, load_policy_tokenizer
 from allo.recipe import Recipe
 from allo.recipe.backends import BACKENDS
 from allo.recipe.own_code import function_of
 from allo.sampling.at_servers import check_servable
-from allo.sampling.completions import prompt_room
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_judgeable
