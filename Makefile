@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow gpu lint mutants tables
+.PHONY: help install demo test slow gpu lint mutants invariants tables
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see w
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
+
+invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers
+	$(BIN)/python scripts/render_invariants.py
 
 tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
 	$(BIN)/python scripts/render_tables.py

@@ -204,6 +204,7 @@ def test_every_room_is_in_the_house_and_imports_only_rooms_above_it() -> None:
         above.add(name)
 
 
+@pytest.mark.invariant("Imports run one way: cli, pipeline, stages, hf, core.")
 @every_file
 def test_imports_run_one_way(path: Path) -> None:
     assert forbidden_imports(path.read_text(encoding="utf-8"), name=room_of(path)) == []
@@ -244,6 +245,7 @@ def test_an_allowed_import_is_not_reported(name: str, source: str) -> None:
     assert forbidden_imports(source, name=name) == []
 
 
+@pytest.mark.invariant("Nothing is pickled, by us or by the trainer's checkpoints.")
 @every_file
 def test_nothing_is_pickled(path: Path) -> None:
     assert pickling(path.read_text(encoding="utf-8")) == []
@@ -289,6 +291,7 @@ except SystemExit as end:
 """
 
 
+@pytest.mark.invariant("`import allo`, `allo --help` and the recipe load no torch.")
 @pytest.mark.parametrize("statement", ["import allo", HELP], ids=["import allo", "allo --help"])
 def test_the_front_door_loads_nothing_heavy(statement: str) -> None:
     assert not loaded_after(statement) & HEAVY
@@ -309,6 +312,7 @@ def test_weights_and_losses_load_no_transformers() -> None:
     assert not loaded_after(modules_of("losses", "weights", "delta", "stats")) & HUGGING_FACE
 
 
+@pytest.mark.invariant("Only a recipe that asks loads TRL.")
 def test_only_a_recipe_that_asks_loads_trl() -> None:
     """transformers itself loads peft where it is installed."""
     assert "trl" not in loaded_after(modules_of("stages", "pipeline"))

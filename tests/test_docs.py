@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import render_invariants
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,9 +26,33 @@ def test_every_function_of_the_methods_table_exists() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-def test_every_invariant_names_its_test() -> None:
-    invariants = (ROOT / "ARCHITECTURE.md").read_text().split("## Invariants")[1].split("\n## ")[0]
-    bullets = re.split(r"\n- ", invariants)[1:]
-    assert bullets
-    for bullet in bullets:
-        assert re.search(r"tests/[\w/]*test_\w+\.py(::test_\w+)?", bullet), bullet
+def test_the_page_of_invariants_is_what_the_tests_say() -> None:
+    assert render_invariants.PAGE.read_text(encoding="utf-8") == render_invariants.page()
+
+
+def test_a_marker_on_a_test_and_on_a_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_invariants, "ROOT", tmp_path)
+    (tmp_path / "test_x.py").write_text(
+        'pytestmark = pytest.mark.invariant("whole")\n@pytest.mark.invariant("one")\ndef test_y(): ...\ndef test_z(): ...\n'
+    )
+    assert list(render_invariants.marked(tmp_path / "test_x.py")) == [
+        ("whole", "test_x.py"),
+        ("one", "test_x.py::test_y"),
+    ]
+
+
+def test_every_room_stands_in_the_architecture() -> None:
+    rooms = {
+        path.name
+        for path in (ROOT / "src" / "allo").iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    named = set(re.findall(r"`(\w+)/", (ROOT / "ARCHITECTURE.md").read_text()))
+    assert rooms <= named, rooms - named
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    names = re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "ARCHITECTURE.md").read_text())
+    assert names
+    for name in names:
+        assert (ROOT / name).is_file() or (ROOT / "src" / "allo" / name).is_file(), name

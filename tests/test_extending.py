@@ -68,6 +68,7 @@ def test_the_pages_tests_can_fail(file: str, right: str, wrong: str, folder: Pat
         run_tests(f"test_{file}")
 
 
+@pytest.mark.invariant("What docs/extending.md shows runs.")
 def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
     own = {
         f"{block}.{key}": value

@@ -49,6 +49,7 @@ def assert_same_run(run: SelectedTrainer, other: SelectedTrainer, **tolerance: f
     assert any((ours[name] - start[name]).abs().max() > 1e-3 for name in ours), "nothing was learnt"
 
 
+@pytest.mark.invariant("Neither accumulation nor padding changes the loss.")
 @pytest.mark.parametrize("kind", DATA)
 def test_accumulation_equals_one_batch(kind: type[SelectedTrainer], tmp_path: Path) -> None:
     whole = run(kind, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
@@ -113,6 +114,7 @@ def moved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return run(request.param, tmp_path_factory.mktemp("moved"))
 
 
+@pytest.mark.invariant("Neither accumulation nor padding changes the loss.")
 def test_padding_changes_nothing(moved: SelectedTrainer) -> None:
     rows = moved.train_dataset[:4]
     loss, gradient = gradient_of(moved, [moved.data_collator(rows)])
@@ -139,6 +141,9 @@ def test_the_order_of_rows_inside_a_step_is_irrelevant(moved: SelectedTrainer) -
     torch.testing.assert_close(other_gradient, gradient, **ONE_STEP)
 
 
+@pytest.mark.invariant(
+    "A shared prefix, a token budget, a precomputed reference and activation checkpointing change no loss."
+)
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.filterwarnings(
     "ignore:None of the inputs have requires_grad:UserWarning"
@@ -179,6 +184,9 @@ def test_dropout_is_off_in_policy_and_reference(tmp_path: Path) -> None:
     assert torch.equal(trainer.logratios(batch)[1], logps)
 
 
+@pytest.mark.invariant(
+    "A shared prefix, a token budget, a precomputed reference and activation checkpointing change no loss."
+)
 @pytest.mark.parametrize("kind", DATA)
 def test_a_token_budget_changes_no_loss(kind: type[SelectedTrainer], tmp_path: Path) -> None:
     whole = run(kind, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
@@ -203,6 +211,9 @@ def test_a_token_budget_holds_with_its_padding(tmp_path: Path) -> None:
     assert all(collate(part)["input_ids"].numel() <= budget for part in parts[1:])
 
 
+@pytest.mark.invariant(
+    "A shared prefix, a token budget, a precomputed reference and activation checkpointing change no loss."
+)
 @pytest.mark.parametrize("kind", [ForgetTrainer, ImproveTrainer])
 def test_a_precomputed_reference_is_the_swapped_one(kind: type[SelectedTrainer], tmp_path: Path) -> None:
     swapped = run(kind, tmp_path / "swapped")

@@ -1,4 +1,4 @@
-"""The README is executed. Each fenced block has a language of this table, and nothing is skipped:
+"""The README and the guides of GUIDES are executed. Each fenced block has a language of this table; none is skipped:
 
 | block | what is done with it |
 |---|---|
@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Executed in this order, in one folder and one namespace: what a page makes, the next may use.
+GUIDES = ("docs/masks-and-deltas.md", "README.md", "docs/library.md", "docs/runs.md")
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)")
@@ -40,6 +42,7 @@ GROUPS = {"mask", "delta", "winrate"}
 class Block:
     language: str
     text: str
+    page: str
     line: int
 
     @property
@@ -51,8 +54,9 @@ class Block:
 
 def blocks() -> list[Block]:
     return [
-        Block(match["language"], match["text"], README.count("\n", 0, match.start()) + 1)
-        for match in FENCE.finditer(README)
+        Block(match["language"], match["text"], page, text.count("\n", 0, match.start()) + 1)
+        for page, text in TEXTS.items()
+        for match in FENCE.finditer(text)
     ]
 
 
@@ -78,7 +82,7 @@ def allo(arguments: list[str], *, folder: Path) -> str:
         text=True,
         timeout=SECONDS,
     )
-    assert run.returncode == 0, f"allo {shlex.join(arguments)} (in README.md):\n{run.stdout}{run.stderr}"
+    assert run.returncode == 0, f"allo {shlex.join(arguments)} (in a guide):\n{run.stdout}{run.stderr}"
     return ANSI.sub("", run.stdout)
 
 
@@ -91,7 +95,9 @@ def help_words(*names: str) -> set[str]:
 def test_every_block_and_command_has_a_way_to_be_checked() -> None:
     assert blocks()
     assert {block.language for block in blocks()} <= {"bash", "yaml", "python"}
-    assert README.count("```") == 2 * len(blocks()), "a fence that FENCE does not match"
+    assert sum(text.count("```") for text in TEXTS.values()) == 2 * len(blocks()), (
+        "a fence that FENCE does not match"
+    )
     programs = {words[0] for block in blocks() if block.language == "bash" for words in block.commands}
     assert programs <= {"make", "allo"}, "a program that no test here runs"
 
@@ -157,7 +163,7 @@ def save_tiny_models(folder: Path) -> None:
 
 
 def provided() -> dict[str, Any]:
-    """The names that the README's Python leaves to the reader."""
+    """The names that the guides' Python leaves to the reader."""
     import torch
 
     def my_loss(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
@@ -173,9 +179,8 @@ def run_document(folder: Path, namespace: dict[str, Any]) -> None:
     """Everything that is cheap, in the order of the document."""
     for block in blocks():
         if block.language == "python":
-            # Line numbers of a traceback are those of README.md.
-            source = "\n" * block.line + block.text
-            exec(compile(source, str(ROOT / "README.md"), "exec"), namespace)
+            source = "\n" * block.line + block.text  # a traceback's line numbers are those of the page
+            exec(compile(source, str(ROOT / block.page), "exec"), namespace)
         elif block.language == "bash":
             for words in block.commands:
                 if words[0] == "allo" and words[1] in EXECUTED:
@@ -214,8 +219,8 @@ def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest
     assert namespace["trainer"].state.global_step == 2
 
 
-def test_links_lead_to_files() -> None:
-    targets = {match["target"] for match in LINK.finditer(README)}
+@pytest.mark.parametrize("page", GUIDES)
+def test_links_lead_to_files(page: str) -> None:
+    targets = {match["target"] for match in LINK.finditer(TEXTS[page])}
     local = {target for target in targets if "://" not in target}
-    assert local
-    assert {target for target in local if not (ROOT / target).exists()} == set()
+    assert {target for target in local if not (ROOT / page).parent.joinpath(target).exists()} == set()

@@ -98,6 +98,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.invariant("TRL and PEFT get our token ids, and the written model is the trained one.")
 @pytest.mark.parametrize(
     ("trainer", "dtype"),
     [
@@ -189,6 +190,7 @@ def test_merging_changes_no_logit_but_for_rounding_and_every_layer_has_an_adapte
     torch.testing.assert_close(merged, with_adapter, atol=MERGED, rtol=MERGED)
 
 
+@pytest.mark.invariant("TRL and PEFT get our token ids, and the written model is the trained one.")
 def test_pairs_reach_trl_in_our_token_ids(tmp_path: Path) -> None:
     rows = [dict(row) for row in pairs()]
     rows[0] |= {"chosen_finished": False, "rejected_finished": False}

@@ -41,6 +41,7 @@ def scripts() -> Iterator[SimpleNamespace]:
         patch.setattr(statistics, "FLIPS", 199)
         yield SimpleNamespace(
             record=load("benchmarks/compare/record.py"),
+            keep=load("benchmarks/compare/keep.py"),
             draw=load("benchmarks/compare/draw.py"),
             plot=load("benchmarks/plot.py"),
             tables=load("scripts/render_tables.py"),
@@ -114,6 +115,35 @@ def test_the_short_record_says_what_the_long_ones_say(
         assert one.items() <= (accuracies | cost).items() and "seconds" in one
 
 
+def test_the_headline_has_five_columns_of_the_short_record_and_is_drawn_against_kl(
+    scripts: SimpleNamespace, folder: Path, tmp_path: Path
+) -> None:
+    record = recorded(scripts, folder, tmp_path / "r.json", "--table", "t", "--short")
+    headline, short = scripts.tables.headline(record), rows(record)
+    assert len(headline["columns"]) == 5
+    for one, other in zip(rows(headline), short, strict=True):
+        assert one.items() <= other.items()
+    panel, *_ = scripts.draw.panels(short)
+    dpo = next(row for row in short if row["method"] == "dpo")
+    (drawn,) = panel.lines["dpo"]
+    assert (drawn.x, drawn.y) == (dpo[scripts.draw.KL]["value"], dpo[panel.title]["value"])
+    assert "start" not in panel.lines, "it has no distance to itself"
+
+
+def test_kept_trials_give_the_same_record_as_their_folder(
+    scripts: SimpleNamespace, folder: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "lab.jsonl.xz"
+    assert scripts.keep.main([str(folder), "--output", str(kept)]) == 0
+    whole, again = (recorded(scripts, place, tmp_path / "r.json", "--table", "t") for place in (folder, kept))
+    assert again["rows"] == whole["rows"] and again["commit"] == whole["commit"]
+    scripts.keep.unpack(kept, tmp_path / "back")
+    trials = sorted((folder / "trials").rglob("*.json"))
+    assert [path.read_bytes() for path in trials] == [
+        (tmp_path / "back" / path.relative_to(folder)).read_bytes() for path in trials
+    ]
+
+
 def test_methods_are_chosen_and_ordered(scripts: SimpleNamespace, folder: Path, tmp_path: Path) -> None:
     record = recorded(scripts, folder, tmp_path / "r.json", "--table", "few", "--methods", "simpo,allo")
     assert [row["method"] for row in rows(record)] == ["simpo", "allo"]
@@ -135,6 +165,7 @@ def test_a_sweep_is_in_the_order_of_its_key(scripts: SimpleNamespace, tmp_path: 
     assert scripts.record.main([str(tmp_path), "--table", "x", "--over", "improve.keep"]) == 2
 
 
+@pytest.mark.invariant("Tuning trials enter no result; uncommitted ones make no record.")
 def test_trials_of_two_commits_are_listed_and_dirty_ones_refused(
     scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +259,7 @@ def test_a_plot_brings_colours_for_dark_pages_and_refuses_more_lines_than_it_has
     for number, colours in enumerate(zip(plot.LIGHT, plot.DARK, strict=True)):
         for half, colour in zip((light, dark), colours, strict=True):
             assert re.search(rf"\.line{number} {{ stroke: {colour};", half)
-    with pytest.raises(ValueError, match="7 lines"):
+    with pytest.raises(ValueError, match="9 lines"):
         plot.figure([plot.Panel("title", "x", lines | {"more": [plot.Mark(1, 1)]})])
 
 

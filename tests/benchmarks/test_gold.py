@@ -83,10 +83,12 @@ def test_chance_is_that_of_two_different_problems() -> None:
     assert gold.same_by_chance(prompts) == pytest.approx(same / len(pairs))
 
 
+@pytest.mark.invariant("Every set with right answers passes its gold check, and none is forgotten.")
 def test_every_benchmark_with_right_answers_is_checked() -> None:
     assert set(gold.SPLITS) == set(TASKS) - {"alpaca_eval", "arena_hard", "planted_flaws"}
 
 
+@pytest.mark.invariant("Every set with right answers passes its gold check, and none is forgotten.")
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"needs the benchmark rows in {SHARED_DATA}")
 @pytest.mark.parametrize("task", gold.SPLITS)
 def test_a_real_set_passes(task: str) -> None:

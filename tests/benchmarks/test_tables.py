@@ -138,6 +138,7 @@ def test_a_published_table_is_shown_as_printed_and_says_whose_it_is(
     assert "Published, not measured here: a paper. One run." in text
 
 
+@pytest.mark.invariant("Published and measured figures do not mix.")
 def test_published_and_measured_figures_do_not_mix(tables: ModuleType, project: Path) -> None:
     publish(project, table="demo")
     assert tables.main([], root=project) == 2

@@ -54,6 +54,9 @@ def assert_same_bits(folder: Path, tensors: dict[str, Tensor]) -> None:
         assert read.dtype == tensor.dtype and torch.equal(as_bits(read), as_bits(tensor)), name
 
 
+@pytest.mark.invariant(
+    "A delta applied to its base is the tuned checkpoint, bit for bit; another base is refused."
+)
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("piece", [5, 1 << 20])
 def test_applying_what_was_extracted_gives_the_tuned_bits(
@@ -119,6 +122,9 @@ def left_behind(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {"base", "tuned", "other", "delta.safetensors"}
 
 
+@pytest.mark.invariant(
+    "A delta applied to its base is the tuned checkpoint, bit for bit; another base is refused."
+)
 @pytest.mark.parametrize("name", ["bfloat16", "untouched"])
 def test_another_base_is_refused_even_where_the_delta_touches_nothing(tmp_path: Path, name: str) -> None:
     base, tuned = models()

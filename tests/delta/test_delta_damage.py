@@ -16,6 +16,10 @@ from allo.weights.importance_map import ImportanceMap
 from allo.weights.param_mask import ParamMask
 from allo.weights.sparse_file import Profile
 
+pytestmark = pytest.mark.invariant(
+    "Every flipped byte of a mask, an importance or a delta is refused or changes nothing."
+)
+
 SHAPES = {"a": (3, 4), "b": (5,)}
 
 

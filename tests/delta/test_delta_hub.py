@@ -324,6 +324,7 @@ def allo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return run
 
 
+@pytest.mark.invariant("A token is written nowhere.")
 def test_the_commands_push_and_apply_over_http_and_the_token_is_written_nowhere(hub: Hub, made: Path) -> None:
     pushed = allo("push", "mine.safetensors", REPO, folder=made)
     place = pushed.stdout.strip()

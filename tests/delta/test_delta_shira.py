@@ -188,6 +188,7 @@ def test_the_rank_fits_as_many_layers_as_any_and_is_the_lowest_that_does(
 # PEFT as the oracle
 
 
+@pytest.mark.invariant("An exported adapter gives the tuned logits in PEFT.")
 @pytest.mark.parametrize("num_hidden_layers", [1, 4])
 def test_peft_gives_the_tuned_logits(tmp_path: Path, num_hidden_layers: int) -> None:
     changed(tmp_path, lambda _, tensor: sixteenth(tensor), num_hidden_layers=num_hidden_layers)

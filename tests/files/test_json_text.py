@@ -1,4 +1,4 @@
-"""JSON from outside: what is read, and what is refused with a reason."""
+"""JSON from outside: accepted texts, and texts refused with a reason."""
 
 import json
 import math
@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from allo.errors import UserError
 from allo.files.json_text import DEEPEST, MOST_DIGITS, parse_json
+
+pytestmark = pytest.mark.invariant("JSON from outside goes through one bounded reader.")
 
 VALUES = st.recursive(
     st.none()

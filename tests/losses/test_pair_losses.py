@@ -168,6 +168,7 @@ def test_gradients_are_those_of_finite_differences_and_finite_far_out(loss: str)
         assert found.isfinite().all() and all(grad.isfinite().all() for grad in grads if grad is not None)
 
 
+@pytest.mark.invariant("Every pair loss is its formula, and TRL's where TRL has it.")
 @pytest.mark.filterwarnings("ignore::Warning")  # what TRL's experimental module says of itself
 def test_simpo_is_trls() -> None:
     cpo = pytest.importorskip("trl.experimental.cpo", reason="TRL is the oracle; install the extra `trl`")

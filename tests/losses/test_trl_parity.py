@@ -80,6 +80,7 @@ def theirs(
 
 
 # TRL 1.16 reads a name that transformers 5.23 has deprecated.
+@pytest.mark.invariant("With every weight and no filter, ALLO is TRL's DPO, step by step.")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("loss", "their_loss"), [("dpo", "sigmoid"), ("ipo", "ipo"), (bco_without_shift, "bco_pair")]

@@ -15,6 +15,7 @@ def test_it_is_what_it_says() -> None:
     assert torch.allclose(unlikelihood(logps), -torch.log(torch.tensor([0.9, 0.5, 0.1])), atol=CLOSE)
 
 
+@pytest.mark.invariant("Unlikelihood's slope on a token's logit is the token's probability.")
 def test_its_slope_on_the_logit_is_the_probability() -> None:
     """Of a token against one other: NPO's is largest where the token is least likely, this one's where it is most."""
     logits = LOGITS.clone().requires_grad_()

@@ -155,6 +155,9 @@ def test_distributions_hold_the_log_probs_of_the_tokens() -> None:
 PAIRS = [([2, 3, 4], [5, 6, 7, 1], [8, 1]), ([9], [1], [10, 11, 12, 13, 1]), ([14, 15], [16, 1], [17, 1])]
 
 
+@pytest.mark.invariant(
+    "A shared prefix, a token budget, a precomputed reference and activation checkpointing change no loss."
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
 def test_a_shared_prefix_changes_no_log_prob_and_no_gradient(family: str, attention: str) -> None:

@@ -45,6 +45,9 @@ def rows(judge: RewardModel) -> list[list[int]]:
     ]
 
 
+@pytest.mark.invariant(
+    "A reward depends on neither batch nor padding, and one answer has one reward under every model."
+)
 def test_a_reward_depends_on_neither_batch_nor_padding(judge: RewardModel) -> None:
     ids = rows(judge)
     alone = [judge.rewards([row])[0] for row in ids]

@@ -37,6 +37,8 @@ from tokenizers_of_kinds import (
     sentence_piece,
 )
 
+pytestmark = pytest.mark.invariant("A completion's ids read as its text, after any prompt.")
+
 ASKED = [{"role": "user", "content": "Name a tree."}]
 KINDS: dict[str, Callable[[str], PreTrainedTokenizerBase]] = {
     "byte level": byte_level,

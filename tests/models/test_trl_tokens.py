@@ -26,6 +26,10 @@ from tokenizers_of_kinds import (
     sentence_piece,
 )
 
+pytestmark = pytest.mark.invariant(
+    "Token ids are TRL's for every kind of row, or differ for a documented reason."
+)
+
 trl = pytest.importorskip("trl", reason="TRL is the oracle; install the extra `trl`")
 disable_progress_bars()
 

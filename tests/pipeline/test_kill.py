@@ -49,6 +49,7 @@ def kill(out: Path, stage: str, after: float) -> bool:
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.invariant("A killed run, started again, ends as one that was not killed.")
 @pytest.mark.slow
 def test_twenty_killed_runs_end_as_one_that_was_not_killed(tmp_path: Path) -> None:
     """Every stage is hit, at random moments of its duration, some runs several times."""

@@ -46,6 +46,7 @@ def skipped(said: str) -> list[str]:
     return [line.split()[0] for line in said.splitlines() if line.endswith("done already, skipped")]
 
 
+@pytest.mark.invariant("A second run does nothing; the same seed gives the same bytes.")
 def test_a_second_run_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in finished.rglob("*")}
     run_all(tiny(finished.parent))
@@ -62,6 +63,7 @@ def test_the_evaluation_counts_prompts_that_training_has_seen(tmp_path: Path) ->
     assert sets["unseen"]["overlap"]["exact"] == 0
 
 
+@pytest.mark.invariant("Runs that differ in their seed alone share what comes before training.")
 def test_runs_that_differ_in_seed_alone_share_what_comes_before_training(tmp_path: Path) -> None:
     first = run_all(tiny(tmp_path / "first", "data_seed=0", "evaluate.num_generations=0"))
     shutil.copytree(first.path, tmp_path / "second" / first.path.name)
@@ -72,6 +74,7 @@ def test_runs_that_differ_in_seed_alone_share_what_comes_before_training(tmp_pat
     assert stages[1]["forget"]["seed"] == 1
 
 
+@pytest.mark.invariant("A second run does nothing; the same seed gives the same bytes.")
 def test_the_same_seed_gives_the_same_bytes_elsewhere(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +95,7 @@ def test_no_part_is_left_and_all_files_have_the_umasks_mode(finished: Path) -> N
     assert not leftovers and not list(finished.glob("*/checkpoint-*"))
 
 
+@pytest.mark.invariant("A resumed stage counts all its seconds.")
 def test_seconds_count_what_a_killed_process_did(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes are killed, 60 s after their beginning and, an hour later, 30 s after theirs."""
     run, recipe = copied / "tiny", tiny(copied, "pair.max_pairs_per_prompt=2")

@@ -93,6 +93,9 @@ def test_the_first_round_is_a_run_of_one_round(two: Path, tmp_path: Path) -> Non
     assert read_json(one / "manifest.json") == before
 
 
+@pytest.mark.invariant(
+    "All rounds are one delta to the first start; killed ones end with the same bytes; momentum is its formula."
+)
 def test_the_next_round_begins_beyond_the_last_by_the_momentum(two: Path) -> None:
     start = weights(Path(read_start(RunFolder(two)).model))
     left = weights(two / "round-1" / "07-improve" / "model")
@@ -142,6 +145,9 @@ def test_the_second_round_samples_the_model_that_it_begins_with(two: Path, tmp_p
     assert rows != texts(two / "round-1")
 
 
+@pytest.mark.invariant(
+    "All rounds are one delta to the first start; killed ones end with the same bytes; momentum is its formula."
+)
 def test_the_rounds_are_one_delta_to_the_first_start(two: Path, tmp_path: Path) -> None:
     start = Path(read_start(RunFolder(two)).model)
     delta.apply(start, two / "07-improve" / "delta.safetensors", tmp_path / "applied")
@@ -189,6 +195,9 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it and go on."""
 
 
+@pytest.mark.invariant(
+    "All rounds are one delta to the first start; killed ones end with the same bytes; momentum is its formula."
+)
 def test_killed_again_and_again_it_ends_as_if_it_had_not_been(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

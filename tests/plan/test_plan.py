@@ -58,6 +58,7 @@ def policy(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Any:
     return load_model(checkpoint, dtype=dtype, device="cpu")
 
 
+@pytest.mark.invariant("A plan is the live step's peak to the byte.")
 @pytest.mark.parametrize(
     ("stage", "dtype", "settings"),
     [

@@ -172,6 +172,7 @@ def filtered(handler: Handler) -> None:
     choose(handler, finish_reason="content_filter")
 
 
+@pytest.mark.invariant("A reply without text is kept, paid for and unread, and not asked for again.")
 @pytest.mark.parametrize(
     ("silent", "ended"),
     [
@@ -229,6 +230,7 @@ def test_replies_kept_before_their_end_was_recorded_are_read(chat: Chat, tmp_pat
     assert again.asked == 0 and again.replies["q0"].ended is None and again.replies["q0"].is_cut_short
 
 
+@pytest.mark.invariant("A server is asked nothing twice, and its key is shown nowhere.")
 def test_nothing_is_asked_twice_and_other_settings_are_another_question(chat: Chat, tmp_path: Path) -> None:
     asked(chat, tmp_path)
     again = asked(chat, tmp_path)
@@ -308,6 +310,7 @@ def test_a_wrong_key_ends_it_at_once_and_is_shown_nowhere(
     )
 
 
+@pytest.mark.invariant("A server is asked nothing twice, and its key is shown nowhere.")
 def test_the_key_is_nowhere_even_if_the_server_repeats_it(
     chat: Chat, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

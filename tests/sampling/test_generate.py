@@ -181,6 +181,7 @@ def test_a_resumed_run_yields_what_an_uninterrupted_one_does(
     assert [(s.prompt, s.index) for s in samples(whole)] == [(p, i) for p in range(7) for i in range(3)]
 
 
+@pytest.mark.invariant("A sample does not depend on what is decoded beside it.")
 @pytest.mark.parametrize("kind", ["lab", "llama", "gpt2", "sliding"])
 @pytest.mark.parametrize(("shared", "batch_size"), [(True, 1), (True, 9), (False, 6), (False, 21)])
 def test_a_sample_does_not_depend_on_what_is_decoded_beside_it(

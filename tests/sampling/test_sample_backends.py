@@ -90,6 +90,7 @@ def test_a_run_samples_at_servers_and_records_how_fast(served: ModelServer, tmp_
     assert not list(run.glob("*.part"))
 
 
+@pytest.mark.invariant("Other servers are the same run; the key is nowhere in it.")
 def test_other_servers_are_the_same_run_and_another_model_or_setting_is_not(
     served: ModelServer, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_other_servers_are_the_same_run_and_another_model_or_setting_is_not(
         assert len(moved.asked) == 3 * PROMPTS
 
 
+@pytest.mark.invariant("Other servers are the same run; the key is nowhere in it.")
 def test_the_key_is_nowhere_in_the_run(
     served: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,9 @@ def test_messages_go_to_chat(servers: list[ModelServer], tmp_path: Path) -> None
     assert run.texts["a", 2] == f"How many? -> {seed_of(SEED, 'a', 0) + 2}"
 
 
+@pytest.mark.invariant(
+    "Every completion arrives once, whatever fails, and depends on neither servers nor order, where the servers give as many a request."
+)
 @pytest.mark.parametrize(("num_servers", "concurrency", "step"), [(1, 1, 1), (2, 4, 1), (2, 3, -1)])
 def test_completions_depend_on_neither_servers_nor_order(
     servers: list[ModelServer], tmp_path: Path, num_servers: int, concurrency: int, step: int
@@ -142,6 +145,9 @@ def test_a_server_that_gives_more_is_taken_by_its_word_no_further(
     assert sampled(servers[:1], tmp_path).texts == expected()
 
 
+@pytest.mark.invariant(
+    "Every completion arrives once, whatever fails, and depends on neither servers nor order, where the servers give as many a request."
+)
 @pytest.mark.parametrize(
     "failure",
     [status(429), status(500), status(503), garbage, page, half, stall],

@@ -55,6 +55,7 @@ def test_a_throttled_server_is_waited_for_and_stays_in(servers: list[ModelServer
     assert len(servers[0].requests) == len(servers[0].asked) + 1, "it was not probed again"
 
 
+@pytest.mark.invariant("A dead server's work is done elsewhere; back again, it is asked again.")
 def test_a_server_that_dies_midway_is_left_out_and_the_other_does_its_work(
     servers: list[ModelServer], tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def until_death(
     return choose
 
 
+@pytest.mark.invariant("A dead server's work is done elsewhere; back again, it is asked again.")
 def test_a_server_that_comes_back_is_asked_again(
     servers: list[ModelServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def test_without_weights_every_prompt_comes_once_and_all_parts_end_together() ->
             assert abs(names(mixed[:end]).count(name) - share * end) < 1  # as near as whole numbers come
 
 
+@pytest.mark.invariant("Every beginning of a mixture holds its parts in proportion to weight.")
 def test_weights_hold_for_every_beginning_until_a_part_runs_out() -> None:
     mixed = names(in_turn([part("a", 20, 1.0), part("b", 20, 3.0)]))
     for end in range(1, 26):

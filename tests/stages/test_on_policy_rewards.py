@@ -45,6 +45,9 @@ def on_policy(inputs: Path, finished: RunFolder, out: Path, trainer: str, *more:
     return run_all(ranked(inputs, out, *own, "improve.training.logging_steps=1", *more), until="improve")
 
 
+@pytest.mark.invariant(
+    "Each round ranks fresh samples of the model that it begins with; what RLOO and GRPO sample has the reward that the judge stage gives."
+)
 @needs_trl
 @pytest.mark.parametrize("trainer", ["rloo", "grpo"])
 def test_what_an_on_policy_trainer_samples_has_the_reward_that_the_judge_stage_gives(
@@ -134,6 +137,7 @@ def test_a_reward_model_is_part_of_what_an_on_policy_trainer_holds_and_depends_o
     assert all(str(inputs / "judge") in entry["inputs"] for entry in entries)
 
 
+@pytest.mark.invariant("Ready pairs run whole, as text or chat.")
 @pytest.mark.parametrize("chat", [False, True])
 def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
     inputs: Path, finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], chat: bool

@@ -47,6 +47,9 @@ def improved_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_all(recipe(tmp_path_factory.mktemp("swapped"), "evaluate.forgotten=true")).path
 
 
+@pytest.mark.invariant(
+    "In either order the second training starts from the first's model, has it as reference, and leaves the run's result."
+)
 def test_the_last_delta_applied_to_the_start_is_the_last_model(improved_first: Path, tmp_path: Path) -> None:
     start = Path(read_start(RunFolder(improved_first)).model)
     improved, last = (improved_first / name for name in ("07-improve", "06-forget"))
@@ -65,6 +68,9 @@ def test_the_last_delta_applied_to_the_start_is_the_last_model(improved_first: P
     assert kept > 0 and forgotten > 0
 
 
+@pytest.mark.invariant(
+    "In either order the second training starts from the first's model, has it as reference, and leaves the run's result."
+)
 def test_forgetting_starts_from_what_improving_left_and_has_it_for_reference(
     improved_first: Path, tmp_path: Path
 ) -> None:

@@ -105,6 +105,9 @@ def test_open_sets_are_measured_by_rewards_and_wins_and_others_as_ever(finished:
         assert all("reward" not in row["greedy"] for row in completions[name]["test"])
 
 
+@pytest.mark.invariant(
+    "A reward depends on neither batch nor padding, and one answer has one reward under every model."
+)
 def test_the_same_answer_has_one_reward_under_every_model(finished: RunFolder) -> None:
     completions = read_json(finished.evaluation)["completions"]
     found: dict[tuple[str, str], set[float]] = {}
@@ -115,6 +118,9 @@ def test_the_same_answer_has_one_reward_under_every_model(finished: RunFolder) -
     assert all(len(rewards) == 1 for rewards in found.values())
 
 
+@pytest.mark.invariant(
+    "Judging cut short reads nothing twice; another reward model in the folder is another run."
+)
 def test_another_reward_model_in_its_place_is_judged_by_anew(
     inputs: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +136,9 @@ def test_another_reward_model_in_its_place_is_judged_by_anew(
     assert done(capsys.readouterr().err)[0] == "judge"
 
 
+@pytest.mark.invariant(
+    "Judging cut short reads nothing twice; another reward model in the folder is another run."
+)
 def test_judging_cut_short_goes_on_and_reads_nothing_twice(
     inputs: Path, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +198,9 @@ def test_tools_that_a_reward_model_is_not_shown_are_said(
     assert ("`tools` or `documents` of 1 of 2 prompts" in capsys.readouterr().err) == said
 
 
+@pytest.mark.invariant(
+    "Each round ranks fresh samples of the model that it begins with; what RLOO and GRPO sample has the reward that the judge stage gives."
+)
 def test_each_round_ranks_fresh_samples_of_the_model_it_begins_with(inputs: Path, tmp_path: Path) -> None:
     run = run_all(ranked(inputs, tmp_path, *MOVING, "rounds=2")).path
     first, second = (RunFolder(run / f"round-{number}") for number in (1, 2))

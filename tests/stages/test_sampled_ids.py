@@ -27,6 +27,8 @@ from allo.tasks.answers import Judgement
 from tiny_chat import chat_tokenizer, save_chat_model
 from tiny_run import tiny
 
+pytestmark = pytest.mark.invariant("Every stage trains on and scores the ids that were sampled.")
+
 ENDOFTEXT, IM_END = 0, 2
 ENDS = [ENDOFTEXT, IM_END, *range(10, 400, 5)]  # many, so that about half of the samples end
 BESIDE = ["contrastive", "right_confidence", "advantage", "privileged", "confidence", "edit"]

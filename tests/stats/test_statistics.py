@@ -47,6 +47,7 @@ def grids(
     )
 
 
+@pytest.mark.invariant("Intervals over seeds and problems cover; p is uniform under the null.")
 @pytest.mark.parametrize("num_seeds", [3, 5])
 @pytest.mark.parametrize(
     ("seeds", "problems", "rest"), [(0.0, 1.0, 1.0), (0.3, 1.0, 1.0), (1.0, 0.3, 0.3), (0.1, 0.5, 3.0)]
@@ -160,6 +161,7 @@ def test_drawn_signs_agree_with_enumerated_ones(monkeypatch: pytest.MonkeyPatch)
     assert sign_flip_p(values, seed=0) == pytest.approx(exact, abs=MONTE_CARLO)
 
 
+@pytest.mark.invariant("Intervals over seeds and problems cover; p is uniform under the null.")
 @pytest.mark.parametrize("size", [EXACT_UP_TO - 2, EXACT_UP_TO + 4])
 def test_under_the_null_p_is_uniform(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "FLIPS", 999)

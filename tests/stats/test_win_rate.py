@@ -47,6 +47,9 @@ def test_ties_are_half_a_win_and_say_nothing_of_positions() -> None:
     assert win_rate(mixed, seed=0).value == pytest.approx(4 / 6, abs=EXACT)
 
 
+@pytest.mark.invariant(
+    "Both orders of a prompt are one unit; the rate at equal length is the planted one where the judge likes length."
+)
 def test_both_orders_of_a_prompt_are_one_unit() -> None:
     """The second order repeats the first here, so that it must not make the interval narrower."""
     wins = np.random.default_rng(0).integers(2, size=200).astype(float)
@@ -70,6 +73,9 @@ def planted(
     return rng.binomial(2, chances) / 2, differences
 
 
+@pytest.mark.invariant(
+    "Both orders of a prompt are one unit; the rate at equal length is the planted one where the judge likes length."
+)
 @pytest.mark.parametrize(("theta", "longer"), [(0.0, 1.0), (-0.8, 1.0), (0.6, -1.0), (0.0, 2.0)])
 def test_the_planted_rate_comes_back_where_the_judge_likes_length_and_the_raw_rate_does_not(
     theta: float, longer: float

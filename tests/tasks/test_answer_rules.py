@@ -1,4 +1,4 @@
-"""The rules by which a final answer is judged: of each rule, completions that are right and that are wrong."""
+"""The rules for judging a final answer, each with right and wrong completions."""
 
 import pytest
 
@@ -216,12 +216,14 @@ def _cases(rules: dict[str, tuple[Cases, Cases]]) -> list[tuple[str, str, str, b
 CHOICE_CASES = {rule: (right, wrong) for rule, (_, right, wrong) in CHOICE.items()}
 
 
+@pytest.mark.invariant("Every rule of a final answer has cases that it takes and that it refuses.")
 @pytest.mark.parametrize(("rule", "said", "answer", "correct"), _cases(CHOICE_CASES))
 def test_options(rule: str, said: str, answer: str, correct: bool) -> None:
     completion = f"Let us see. The answer is {said}"
     assert verify_choice(completion, answer, CHOICE[rule][0]).correct == correct
 
 
+@pytest.mark.invariant("Every rule of a final answer has cases that it takes and that it refuses.")
 @pytest.mark.parametrize(("rule", "said", "answer", "correct"), _cases(FREE_FORM))
 def test_free_form(rule: str, said: str, answer: str, correct: bool) -> None:
     del rule

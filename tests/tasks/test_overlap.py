@@ -1,4 +1,4 @@
-"""Evaluation problems among the training problems: counted as they are, and nearly so."""
+"""Evaluation problems among the training problems, counted as exact and near matches."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def test_capitals_punctuation_and_spaces_make_no_difference() -> None:
     assert overlap(["How many in all: 5 hens."], ["How many in all: 6 hens."]) == Overlap(1, 0, 0)
 
 
-def test_a_problem_is_near_from_the_share_of_its_spans_on() -> None:
+def test_a_problem_is_near_if_enough_of_its_spans_occur() -> None:
     spans = len(LONG.split()) - SPAN + 1
     for kept in range(len(LONG.split()) + 1):
         beginning = " ".join(LONG.split()[:kept])
@@ -76,6 +76,7 @@ def _write(path: Path, *questions: str) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.invariant("Questions of every source, round and pair count as trained on.")
 def test_questions_of_every_source_and_round_count(tmp_path: Path) -> None:
     _write(tmp_path / "gsm8k" / "train.jsonl", "A?", "B?", "C?", "D?")
     _write(tmp_path / "mawps" / "train.jsonl", "E?", "F?")
@@ -95,6 +96,7 @@ def test_questions_of_every_source_and_round_count(tmp_path: Path) -> None:
     assert overlaps(recipe.model_copy(update={"sft": None}), sets)["test"].exact == 1
 
 
+@pytest.mark.invariant("Questions of every source, round and pair count as trained on.")
 def test_ready_pairs_count(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": word("A?", None), "chosen": "a", "rejected": "b"}) + "\n")

@@ -80,6 +80,9 @@ def dense_logps(policy: Any, prompt: str, completion: str) -> torch.Tensor:
     return logps[len(before) - 1 : -1].gather(1, torch.tensor(after).unsqueeze(1)).squeeze(1)
 
 
+@pytest.mark.invariant(
+    "A rewriter's loss is that of the rewrite's tokens alone; another tokenizer is refused."
+)
 def test_the_loss_is_that_of_the_rewrites_tokens_alone(run: Run, out: Path, tmp_path: Path) -> None:
     made(run, out, "gold")
     policy, own = model(max_position_embeddings=160), read_rewrites(out)[:8]
@@ -252,6 +255,9 @@ def changed(rewriter: Path, folder: Path, **record: Any) -> Path:
     return folder
 
 
+@pytest.mark.invariant(
+    "A rewriter's loss is that of the rewrite's tokens alone; another tokenizer is refused."
+)
 def test_another_tokenizer_is_refused_naming_both_and_what_differs(rewriter: Path, tmp_path: Path) -> None:
     own = json.loads((rewriter / "tokenizer.json").read_text())
     words = own["model"]["vocab"]

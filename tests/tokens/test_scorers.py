@@ -103,6 +103,9 @@ def dense_logps(policy: Any, prompt: str, completion: str) -> torch.Tensor:
     return logps[len(before) - 1 : -1].gather(1, torch.tensor(after).unsqueeze(1)).squeeze(1)
 
 
+@pytest.mark.invariant(
+    "Contrast is the log-ratio of two dense fine-tunings; scorers beside leave the weights alone."
+)
 def test_contrastive_is_the_log_ratio_of_two_models_tuned_on_either_side(run: RunFolder) -> None:
     score.run(recipe("contrastive"), run)
     ratios = []
@@ -289,6 +292,9 @@ def test_a_missing_function_is_found_before_the_first_stage(tmp_path: Path) -> N
 # Side by side.
 
 
+@pytest.mark.invariant(
+    "Contrast is the log-ratio of two dense fine-tunings; scorers beside leave the weights alone."
+)
 def test_scorers_beside_leave_the_weights_alone_and_add_their_own_columns(run: RunFolder) -> None:
     names = [name for name in NAMES if name != "confidence"]
     alone = {}

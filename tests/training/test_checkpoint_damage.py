@@ -11,6 +11,8 @@ from test_checkpointing import assert_same_state, improver, interrupted
 from allo.training.checkpointing import keep_tensors, kept_tensors, last_sound_checkpoint, mark_complete
 from allo.training.run import remove_checkpoints, train
 
+pytestmark = pytest.mark.invariant("A damaged checkpoint is known, and the one before it is taken.")
+
 FILES = (
     *("selected.safetensors", "optimizer.safetensors", "scheduler.safetensors", "rng.safetensors"),
     *("trainer_state.json", "complete"),

@@ -18,6 +18,10 @@ from allo.training import dpo_config
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from tiny import EIGHT_STEPS, SEED, TOKENIZER, full_mask, model, pairs, weights, wrongs
 
+pytestmark = pytest.mark.invariant(
+    "A field of TRL's `DPOConfig` or of `TrainingArguments` is honoured or refused."
+)
+
 trl = pytest.importorskip("trl", reason="TRL is the oracle; install the extra `trl`")
 
 TOLERANCE = 1e-5  # fp32 over eight steps, see test_trl_parity

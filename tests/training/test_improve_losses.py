@@ -70,6 +70,7 @@ def test_each_loss_lowers_itself_and_prefers_the_chosen(loss: Any, tmp_path: Pat
 # What BCO remembers.
 
 
+@pytest.mark.invariant("BCO's shift is the mean reward of the steps before, and survives a resume.")
 def test_the_shift_of_a_step_is_the_mean_reward_of_those_before(tmp_path: Path) -> None:
     trainer = improver(tmp_path, settings={}, loss="bco", keep=1.0)
     seen: list[float] = []
@@ -112,6 +113,7 @@ def test_neither_micro_batches_nor_evaluation_move_the_shift(tmp_path: Path) -> 
     assert watched.reward_mean == one.reward_mean
 
 
+@pytest.mark.invariant("BCO's shift is the mean reward of the steps before, and survives a resume.")
 @pytest.mark.parametrize("stop", [3, 5])
 def test_interrupted_and_resumed_with_its_shift_ends_as_not_interrupted(stop: int, tmp_path: Path) -> None:
     settings = SAVING | {"logging_steps": 2}
@@ -129,6 +131,7 @@ def test_interrupted_and_resumed_with_its_shift_ends_as_not_interrupted(stop: in
 # What SimPO does without.
 
 
+@pytest.mark.invariant("A loss without a reference pays for none.")
 def test_a_loss_without_reference_pays_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImproveTrainer, "_ref_logps", None)  # called, it would fail
     for reference in ("swap", "precomputed"):

@@ -47,6 +47,7 @@ def lean_improver(
     )
 
 
+@pytest.mark.invariant("A lean run stopped and resumed ends bit-equal.")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop", [3, 5])
 def test_interrupted_and_resumed_ends_as_not_interrupted(

@@ -30,6 +30,7 @@ def run(folder: Path, kind: str, *, num_ranks: int, size: int, reference: str = 
     return load_file(folder / "found.safetensors")
 
 
+@pytest.mark.invariant("Two processes are one with twice the batch, and send the flat gradient once a step.")
 @pytest.mark.parametrize(
     ("kind", "reference"),
     [("improve", "swap"), ("forget", "swap"), ("improve", "precomputed"), ("bco", "swap")],

@@ -306,6 +306,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.invariant("No tensor of batch x length x vocabulary is made.")
 def test_a_step_makes_no_tensor_of_batch_length_vocabulary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,10 @@ from allo.training.arguments import check_arguments
 from allo.training.trainer import ImproveTrainer, SftTrainer
 from tiny import NUM_PAIRS, TOKENIZER, arguments, full_mask, logged, model, pairs, trained, weights, wrongs
 
+pytestmark = pytest.mark.invariant(
+    "A field of TRL's `DPOConfig` or of `TrainingArguments` is honoured or refused."
+)
+
 # Read by our step, optimizer, loaders or loops.
 OURS = {
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),

@@ -29,6 +29,7 @@ def between(folder: Path, step: int) -> float:
     return (found[step - 1] + min(found[: step - 1])) / 2
 
 
+@pytest.mark.invariant("The first step that finds it forgotten is the last, also of a run that was killed.")
 @pytest.mark.parametrize("step", [3, 5])
 def test_the_first_step_that_finds_it_forgotten_is_the_last(step: int, tmp_path: Path) -> None:
     until = between(tmp_path, step)
@@ -64,6 +65,7 @@ def forgetter(folder: Path, until: float, *callbacks: TrainerCallback, **setting
     )
 
 
+@pytest.mark.invariant("The first step that finds it forgotten is the last, also of a run that was killed.")
 @pytest.mark.parametrize("own", [{}, {"logging_steps": 2}, {"save_strategy": "epoch"}])
 def test_interrupted_and_resumed_ends_as_not_interrupted(own: dict[str, Any], tmp_path: Path) -> None:
     """Also where it is killed after its last step, with all its checkpoints there."""

@@ -68,6 +68,9 @@ def plainly(model: nn.Module, rates: list[float]) -> dict[str, Tensor]:
     return dict(zip(names, deltas, strict=True))
 
 
+@pytest.mark.invariant(
+    "The fused warm-up is its rule; no gradient outlives its turn while gradients are added up on the host."
+)
 def test_it_is_the_rule_written_plainly() -> None:
     model, other = Small(), Small()
     warmup, expected = warmed_up(model, RATES), plainly(other, RATES)

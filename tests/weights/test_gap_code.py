@@ -34,6 +34,7 @@ def rows(num: int, width: int, every: int) -> np.ndarray:
     return np.add.outer(np.arange(0, num, every) * width, np.arange(width)).ravel().astype(np.int32)
 
 
+@pytest.mark.invariant("Gap-coded indices come back, and damage is found.")
 @given(
     indices=st.sets(st.integers(0, LARGEST - 1) | st.integers(0, 200), max_size=300),
     block=st.sampled_from([1, 3, 64, 1 << 15]),
@@ -107,6 +108,7 @@ def test_one_huge_gap_does_not_blow_up_its_block() -> None:
     np.testing.assert_array_equal(back(indices, LARGEST), indices)
 
 
+@pytest.mark.invariant("Gap-coded indices come back, and damage is found.")
 @pytest.mark.parametrize("indices", [drawn(0.1, 3000), rows(30, 40, 3)], ids=["entries", "runs"])
 def test_damage_anywhere_is_found(indices: np.ndarray) -> None:
     stream = gap_code.encode(indices)

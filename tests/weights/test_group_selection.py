@@ -103,6 +103,7 @@ def test_it_is_the_greedy_selection(tensors: dict[str, Tensor], granularity: str
         assert selected(tensors, k, granularity) == greedy_answer(tensors, k, granularity)
 
 
+@pytest.mark.invariant("Groups stay whole, and less than one group is missing.")
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 12), st.integers(1, 12), st.integers(0, 100), st.sampled_from([*GRANULARITIES, "block(3)"])

@@ -109,6 +109,9 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert not torch.equal(bits(1), bits(2))
 
 
+@pytest.mark.invariant(
+    "The fused warm-up is its rule; no gradient outlives its turn while gradients are added up on the host."
+)
 def test_no_gradient_outlives_its_turn() -> None:
     model = Tied()
     taken: list[weakref.ref[Tensor]] = []

@@ -22,6 +22,8 @@ from allo.weights.checkpoints import ADAPTER, Checkpoint, fingerprint, weight_fi
 from allo.weights.mask_files import mask_from_checkpoints
 from model_folders import INDEX, WEIGHTS, copy_of, edit, shards, tensors_of, write
 
+pytestmark = pytest.mark.invariant("One function decides which files of a folder hold its weights.")
+
 Damage = Callable[[Path], None]
 
 

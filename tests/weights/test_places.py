@@ -46,6 +46,9 @@ def test_a_selection_has_the_cheapest_description(kind: str) -> None:
     assert type(places_of(indices, MATRIX)) is expected
 
 
+@pytest.mark.invariant(
+    "Every description of a selection takes out and puts back the entries that its flat indices name."
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_description_does_what_the_indices_say(kind: str, dtype: torch.dtype) -> None:

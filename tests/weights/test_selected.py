@@ -178,6 +178,9 @@ def test_a_full_mask_is_torchs_adamw_on_the_dense_model() -> None:
 
 
 # The gradient of whole lines in bf16 is rounded in another order: tests/weights/test_selected_linear.py bounds it.
+@pytest.mark.invariant(
+    "Training the selected entries equals dense AdamW under that mask, with accumulation, clipping, decay and tied embeddings."
+)
 @pytest.mark.parametrize(
     ("dtype", "kind"),
     [(torch.float32, kind) for kind in MASKS] + [(torch.bfloat16, "entries")],
@@ -195,6 +198,7 @@ def test_a_sparse_mask_is_dense_adamw_under_that_mask(dtype: torch.dtype, kind: 
         torch.testing.assert_close(param, other, rtol=torch.finfo(dtype).eps, atol=1e-6, msg=name)
 
 
+@pytest.mark.invariant("Unselected weights keep their bits.")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("max_norm", [1e-3, 1e9])
@@ -211,6 +215,7 @@ def test_unselected_weights_keep_their_bits(dtype: torch.dtype, weight_decay: fl
         assert len(changed) > 0 or len(chosen) == 0, f"{name} did not train at all"
 
 
+@pytest.mark.invariant("Optimizer state has k entries a moment.")
 def test_the_optimizers_state_has_one_entry_a_selected_weight_and_moment() -> None:
     model = TinyModel()
     mask = sparse_mask(model)
@@ -223,6 +228,7 @@ def test_the_optimizers_state_has_one_entry_a_selected_weight_and_moment() -> No
     assert {param.dtype for param in selected.parameters()} == {torch.float32}
 
 
+@pytest.mark.invariant("No dense gradient outlives its tensor's turn in the backward pass.")
 def test_a_backward_pass_leaves_no_dense_gradient_and_holds_one_at_a_time() -> None:
     model = TinyModel()
     living: list[int] = []

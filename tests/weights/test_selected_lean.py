@@ -76,6 +76,9 @@ def test_the_loss_and_the_way_are_the_defaults(dtype: torch.dtype) -> None:
     assert torch.cosine_similarity(way, exact_way, dim=0) >= COSINE
 
 
+@pytest.mark.invariant(
+    "Lean: a master put together from weight and residual has the bits that were taken apart; with exact moments the masters are fp32 masters bit for bit; at most 9 bytes a selected weight."
+)
 def test_with_exact_moments_and_gradients_the_masters_are_fp32_masters_bit_for_bit() -> None:
     """Only the step differs from the trainer's: the moments are fp32, and the gradient is the same for both."""
     model = TinyModel().to(torch.bfloat16)
@@ -200,6 +203,9 @@ def test_a_step_while_swapped_is_refused() -> None:
         optimizer.step()
 
 
+@pytest.mark.invariant(
+    "Lean: a master put together from weight and residual has the bits that were taken apart; with exact moments the masters are fp32 masters bit for bit; at most 9 bytes a selected weight."
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_state_is_nine_bytes_a_selected_weight(dtype: torch.dtype) -> None:
     """Every tensor that lives beside the model, by the memory behind it."""

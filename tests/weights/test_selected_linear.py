@@ -126,6 +126,9 @@ class Shapes(TorchDispatchMode):
         return out
 
 
+@pytest.mark.invariant(
+    "A Linear with whole lines selected makes no dense weight gradient, and every other use of its weight counts too."
+)
 @pytest.mark.parametrize("lines", LINES)
 def test_no_dense_weight_gradient_is_made(lines: str) -> None:
     model, x = build(), inputs(6)
@@ -224,6 +227,9 @@ class Fused(nn.Module):
         return self.doubled(nn.functional.linear(hidden, self.inner.weight))
 
 
+@pytest.mark.invariant(
+    "A Linear with whole lines selected makes no dense weight gradient, and every other use of its weight counts too."
+)
 @pytest.mark.parametrize("lines", LINES)
 def test_every_use_of_a_weight_counts(lines: str) -> None:
     model, x = Fused(), inputs(6)

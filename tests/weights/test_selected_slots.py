@@ -74,6 +74,7 @@ def test_swapping_restores_exact_bits_on_both_sides() -> None:
         assert same({name: as_bits(values) for name, values in selected.slot("ref").items()}, ref)
 
 
+@pytest.mark.invariant("A swap restores exact bits, also after an exception.")
 def test_the_live_bits_come_back_after_an_exception() -> None:
     model = build()
     selected = SelectedWeights(model, mask_of(model), slots=("ref",))

@@ -95,6 +95,7 @@ def test_any_scores_give_exactly_the_sorted_k(scores: list[float], share: float,
         assert selected(tensors, k) == sorted_answer(tensors, k)
 
 
+@pytest.mark.invariant("Exactly k weights, whatever the ties; the order of tensors is irrelevant.")
 def test_exactly_k_with_hundreds_of_thousands_of_bf16_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "IN_MEMORY", 1000)
     generator = torch.Generator().manual_seed(0)
@@ -112,6 +113,7 @@ def test_exactly_k_with_hundreds_of_thousands_of_bf16_ties(monkeypatch: pytest.M
         assert row[chosen].min() >= threshold >= row[~chosen].max()
 
 
+@pytest.mark.invariant("Exactly k weights, whatever the ties; the order of tensors is irrelevant.")
 @pytest.mark.usefixtures("_in_memory")
 def test_the_order_of_tensors_is_irrelevant() -> None:
     tensors = {name: torch.arange(100).remainder(3).float() for name in ("x", "a", "m")}
@@ -195,6 +197,7 @@ print((peak() - before) << 10)
 """
 
 
+@pytest.mark.invariant("Memory does not grow with the model.")
 def test_memory_does_not_grow_with_the_model() -> None:
     """48 more pieces of the stream are 192 MiB of scores; the allocator's noise is a third of that."""
     peaks = []
@@ -205,6 +208,7 @@ def test_memory_does_not_grow_with_the_model() -> None:
     assert peaks[1] - peaks[0] < 64 << 20
 
 
+@pytest.mark.invariant("A bad sample changes nothing but the time.")
 @pytest.mark.parametrize("case", ADVERSARIAL)
 @pytest.mark.parametrize(
     "sample",

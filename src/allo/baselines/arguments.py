@@ -13,22 +13,22 @@ from allo.errors import UserError
 from allo.recipe import Improve, Recipe
 from allo.training.arguments import Arguments, training_arguments
 
-# What training needs beside allo itself.
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that read label_smoothing
+# Packages that each trainer needs besides allo itself.
 PACKAGES = {"lora": ("trl", "peft"), "shira": ("trl", "peft"), "rloo": ("trl",), "grpo": ("trl",)}
 
 
 def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Arguments:
-    """The config of the recipe's trainer: `improve.training`, and what other keys say.
+    """Build the config of the recipe's trainer from `improve.training` and other keys.
 
-    Raises `UserError` where TRL or PEFT is not installed, and for a key or value that TRL refuses.
+    Raises `UserError` if TRL or PEFT is not installed, and for a key or value that TRL refuses.
     """
     improve, sample = recipe.improve, recipe.sample
     assert improve is not None
     require_packages(improve.trainer)
     from trl import DPOConfig, GRPOConfig, RLOOConfig
 
-    # Nothing is saved on the way: TRL's checkpoints are pickles. A killed run starts the stage anew.
+    # Nothing is saved during training: TRL's checkpoints are pickles. A killed run starts the stage again.
     settings: dict[str, Any] = {"beta": improve.beta, "save_strategy": "no", "eval_strategy": "no"}
     settings["disable_dropout"] = True
     if improve.has_adapter:
@@ -40,7 +40,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
             "top_p": sample.top_p,
             "max_completion_length": sample.max_new_tokens,
         }
-    # TRL's own defaults are mixed precision and checkpointed activations.
+    # By default TRL uses mixed precision and activation checkpointing.
     plain = {"bf16": False}
     if "gradient_checkpointing" not in (improve.training.model_extra or {}):
         plain["activation_checkpointing"] = False
@@ -71,7 +71,7 @@ def _label_smoothing(improve: Improve) -> float:
 
 
 def require_packages(trainer: str) -> None:
-    """Raises `UserError` for a trainer whose packages are not installed."""
+    """Raise `UserError` if the trainer's packages are not installed."""
     absent = [package for package in PACKAGES[trainer] if find_spec(package) is None]
     if absent:
         raise UserError(
@@ -82,10 +82,10 @@ def require_packages(trainer: str) -> None:
 
 @contextmanager
 def without_known_warnings() -> Iterator[None]:
-    """Without those that the libraries' own code causes, and no user can change."""
+    """Suppress warnings that the libraries' own code causes and users cannot avoid."""
     with warnings.catch_warnings():
         # TRL 1.16 reads a name that transformers 5.23 has deprecated.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        # PEFT's SHiRA makes a sparse tensor without saying whether it wants it checked.
+        # PEFT's SHiRA makes a sparse tensor without choosing whether to check it.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
         yield

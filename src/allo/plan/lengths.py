@@ -1,4 +1,4 @@
-"""How long the rows of a run can be, as far as its recipe says."""
+"""The longest rows of a run that its recipe allows."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from allo.recipe import Recipe
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest rows: a prompt, and what follows it."""
+    """Tokens of the longest rows: a prompt, and its continuation."""
 
     prompt: int
     completion: int
@@ -20,14 +20,14 @@ class Lengths:
 
 
 def training_lengths(recipe: Recipe) -> Lengths:
-    """A row of `max_length` with the longest completion that is sampled; of ready pairs half is prompt."""
+    """Return a row of `max_length` with the longest sampled completion; for ready pairs, half is prompt."""
     sampled = recipe.sample.max_new_tokens if recipe.data.pairs is None else recipe.max_length // 2
     completion = max(1, min(sampled, recipe.max_length - 1))
     return Lengths(recipe.max_length - completion, completion)
 
 
 def scoring_lengths(recipe: Recipe) -> Lengths:
-    """As in training; `privileged` and `rewriter`, taken to be as large as the policy, have as much room again."""
+    """Return the lengths in training; `privileged` and `rewriter`, assumed as large as the policy, double the row."""
     assert recipe.score is not None
     lengths = training_lengths(recipe)
     more = recipe.max_length if {"privileged", "rewriter"} & set(recipe.score.scorers) else 0
@@ -35,7 +35,7 @@ def scoring_lengths(recipe: Recipe) -> Lengths:
 
 
 def sampling_lengths(recipe: Recipe, model: Model, max_new_tokens: int) -> Lengths:
-    """A prompt as long as the recipe and the model's positions allow, and its longest completion."""
+    """Return the longest prompt that the recipe and the model's positions allow, and its longest completion."""
     room = prompt_room(
         num_positions(model.config), max_length=recipe.max_length, max_new_tokens=max_new_tokens
     )
