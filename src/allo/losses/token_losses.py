@@ -39,7 +39,7 @@ def npo_sequence(logratios: Tensor, *, beta: float) -> Tensor:
     return (2 / beta) * npo(logratios, beta=beta)
 
 
-def dpo(
+def dpo_of_logratios(
     chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
     """DPO of each pair from summed log-ratios (arXiv 2305.18290, eq. 7): [B], [B] -> [B].

@@ -28,10 +28,13 @@ def training_lengths(recipe: Recipe) -> Lengths:
 
 
 def scoring_lengths(recipe: Recipe) -> Lengths:
-    """As in training; `privileged` and `rewriter`, taken to be as large as the policy, have as much room again."""
+    """Return the lengths of training; prompts that show the solution have as much room again.
+
+    A rewriter is taken to be as large as the policy.
+    """
     assert recipe.score is not None
     lengths = training_lengths(recipe)
-    more = recipe.max_length if {"privileged", "rewriter"} & set(recipe.score.scorers) else 0
+    more = recipe.max_length if any(one.prompts_with_solution for one in recipe.score.entries) else 0
     return Lengths(lengths.prompt + more, lengths.completion)
 
 

@@ -9,7 +9,7 @@ from allo.files.records import Wrong
 from allo.models.start import load_start
 from allo.recipe import Recipe
 from allo.training.arguments import training_arguments
-from allo.training.result import located_mask, take_over, train_stage
+from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.trainer import ForgetTrainer
 
 
@@ -18,7 +18,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.forget.density)
-    before = take_over(recipe, run, model, stage="forget")
+    before = apply_previous_stage(recipe, run, model, stage="forget")
     trainer = ForgetTrainer(
         model,
         training_arguments(

@@ -19,11 +19,11 @@ from allo.models.policy import check_head
 from allo.models.start import give_date, load_start, load_start_tokenizer
 from allo.models.tokenization import tokenize
 from allo.recipe import Recipe
-from allo.recipe.scores import Score
+from allo.recipe.scores import Score, scorer_entry
 from allo.stages.locate import WARMUP_WEIGHTS
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
-from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
+from allo.tokens.scorers import Context, Sample, Scored, ScoringFunction, scorers_of
 from allo.tokens.token_credit import first_marked, from_logratios, token_weights
 
 _NUMBERS = pa.list_(pa.float64())
@@ -71,7 +71,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _scored(
-    name: str, scorer: Scorer, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
+    name: str, scorer: ScoringFunction, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
 ) -> Iterable[list[dict[str, Any]]]:
     """One scorer's raw scores of the batches that are not done, a batch at a time."""
     context = scoring_context(recipe, run, name)
@@ -88,9 +88,10 @@ def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
 
     In its place the rewriter, where the scorer is `rewriter`.
     """
-    if scorer == "rewriter":
+    entry = scorer_entry(scorer)
+    if "rewriter" in entry.needs:
         return _rewriting_context(recipe, run)
-    names = WEIGHTS.get(scorer, ())
+    names = entry.weights
     train_sides(recipe, run, [name for name in names if name in SIDES])
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
     check_head(model)
@@ -182,7 +183,7 @@ def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[flo
 def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
     """A scorer's numbers for all completions, one after the other, in [0, 1]: [tokens] fp32."""
     flat = torch.tensor([number for row in scores for number in row], dtype=torch.float32)
-    if scorer not in LOGRATIOS:
+    if not scorer_entry(scorer).logratios:
         return flat
     scale = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny).item()
     return from_logratios(flat, scale=scale)

@@ -20,7 +20,7 @@ from allo.models.collate import pad
 from allo.models.load import Model, Tokenizer
 from allo.models.policy import per_token_logps
 from allo.models.tokenization import Tokenized, tokenize
-from allo.recipe.own_code import load_function, own_file
+from allo.recipe.own_code import function_of, load_function, own_file
 from allo.recipe.scores import Score
 from allo.tokens.rewriter import Rewriter, rewriting
 from allo.tokens.token_credit import advantages, edit_scores, random_scores
@@ -64,7 +64,7 @@ class Context:
     rewriter: Rewriter | None = None
 
 
-Scorer = Callable[[Sequence[Scored], Context], list[list[float]]]
+ScoringFunction = Callable[[Sequence[Scored], Context], list[list[float]]]
 
 
 def confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
@@ -155,40 +155,21 @@ def random(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     return [random_scores(row.wrong.id, len(row.tokens.completion_ids), seed=context.seed) for row in rows]
 
 
-SCORERS: dict[str, Scorer] = {
-    "implicit": implicit,
-    "contrastive": contrastive,
-    "right_confidence": right_confidence,
-    "advantage": advantage,
-    "privileged": privileged,
-    "rewriter": rewriter,
-    "confidence": confidence,
-    "edit": edit,
-    "uniform": uniform,
-    "random": random,
-}
-LOGRATIOS = frozenset({"implicit", "contrastive"})
-# The other models that a scorer asks; it runs in fp32, and gets them as `Context.weights`.
-WEIGHTS = {
-    "implicit": ("warmup",),
-    "contrastive": ("chosen", "rejected"),
-    "right_confidence": ("chosen",),
-}
+def scorers_of(score: Score) -> dict[str, ScoringFunction]:
+    """Return the recipe's scorers by name, first the one whose weights count.
 
-
-def scorers_of(score: Score) -> dict[str, Scorer]:
-    """The recipe's scorers by name, first the one whose weights count.
-
-    Raises `UserError` where a function of the user's own is not there; its scores are checked when it runs.
+    Raises `UserError` if a function of the user's own cannot be loaded; its scores are checked when it runs.
     """
     keys = dict.fromkeys(score.beside, "score.beside") | {score.scorer: "score.scorer"}
     return {
-        name: SCORERS[name] if own_file(name) is None else _checked(name, key=keys[name])
-        for name in score.scorers
+        one.name: _checked(one.name, key=keys[one.name])
+        if own_file(one.name)
+        else function_of(one.function, key=keys[one.name])
+        for one in score.entries
     }
 
 
-def _checked(name: str, *, key: str) -> Scorer:
+def _checked(name: str, *, key: str) -> ScoringFunction:
     """The user's own function, its scores held against what a scorer promises."""
     function = load_function(name, key=key)
 

@@ -43,7 +43,9 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     return mask
 
 
-def take_over(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str) -> Mapping[str, Tensor]:
+def apply_previous_stage(
+    recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str
+) -> Mapping[str, Tensor]:
     """Put what the training stage before `stage` changed into the starting model, in place.
 
     Returns its flat indices by tensor; `stage` goes on from there, and has it for its reference.
