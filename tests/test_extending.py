@@ -1,6 +1,7 @@
-"""docs/extending.md, carried out: its files are written, its tests pass, and a run takes its scorer and its loss."""
+"""docs/extending.md, carried out: its files are written, its tests pass, and a run takes its scorer and its losses."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -42,14 +43,18 @@ def run_tests(file: str) -> int:
     return len(names)
 
 
-@pytest.mark.parametrize("file", ["test_my_scorer.py", "test_my_loss.py"])
+@pytest.mark.parametrize("file", ["test_my_scorer.py", "test_my_loss.py", "test_my_forgetting_loss.py"])
 def test_the_pages_tests_pass(file: str, folder: Path) -> None:
     assert run_tests(file) == 1
 
 
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
-    [("my_scorer.py", "str.isdigit", "str.isalpha"), ("my_loss.py", ".clamp(min=0)", ".abs()")],
+    [
+        ("my_scorer.py", "str.isdigit", "str.isalpha"),
+        ("my_loss.py", ".clamp(min=0)", ".abs()"),
+        ("my_forgetting_loss.py", ".clamp(min=0)", ".abs()"),
+    ],
 )
 def test_the_pages_tests_can_fail(file: str, right: str, wrong: str, folder: Path) -> None:
     assert right in FILES[file]
@@ -62,7 +67,7 @@ def test_the_pages_tests_can_fail(file: str, right: str, wrong: str, folder: Pat
 def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
     own = {
         f"{block}.{key}": value
-        for file, block in (("score.yaml", "score"), ("improve.yaml", "improve"))
+        for file, block in (("score.yaml", "score"), ("improve.yaml", "improve"), ("forget.yaml", "forget"))
         for key, value in yaml.safe_load(FILES[file])[block].items()
     }
     settings = [
@@ -81,8 +86,15 @@ def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
             number = any(map(str.isdigit, tokenizer.decode([token])))
             assert score == pytest.approx(doubt if number else 1.0)
     assert read_json(run.manifest)["stages"]["improve"]["config"]["improve"]["loss"] == "my_loss.py:hinge"
+    believed = [json.loads(line) for line in (run.forget / "metrics.jsonl").read_text().splitlines()]
+    assert believed and all("logratios/forgotten" not in row for row in believed)  # without a reference
+    stages = read_json(run.manifest)["stages"]
+    assert stages["forget"]["config"]["forget"]["loss"] == "my_forgetting_loss.py:down_to_a_tenth"
     # The file is part of what the stage was made from: edited, it is run anew.
     before = read_json(run.manifest)["stages"]["score"]["hash"]
     (folder / "my_scorer.py").write_text(FILES["my_scorer.py"] + "\n# edited\n")
     run_all(recipe, until="score")
     assert read_json(run.manifest)["stages"]["score"]["hash"] != before
+    (folder / "my_forgetting_loss.py").write_text(FILES["my_forgetting_loss.py"].replace("0.1", "0.2"))
+    run_all(recipe, until="forget")
+    assert read_json(run.manifest)["stages"]["forget"]["hash"] != stages["forget"]["hash"]
