@@ -15,7 +15,7 @@ from allo.losses.needs import pair_loss
 
 @dataclass(frozen=True)
 class PairLogps:
-    """What the policy says of B pairs: summed log-probs, fp32 [B], and completion tokens (EOS too), int64 [B]."""
+    """Sums over B pairs under the policy: log-probs, fp32 [B], and numbers of completion tokens with EOS, int64 [B]."""
 
     chosen_logps: Tensor
     rejected_logps: Tensor
@@ -23,7 +23,7 @@ class PairLogps:
     rejected_lengths: Tensor
 
     def mean_rewards(self, *, beta: float) -> tuple[Tensor, Tensor]:
-        """beta times each completion's mean log-prob (SimPO, eq. 4)."""
+        """Return beta times each completion's mean log-prob (SimPO, eq. 4)."""
         chosen, rejected = (
             self.chosen_logps / self.chosen_lengths,
             self.rejected_logps / self.rejected_lengths,
@@ -33,9 +33,9 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class PairSums(PairLogps):
-    """And beside the reference: summed log-ratios Delta, fp32 [B].
+    """The same sums, and summed log-ratios Delta to the reference, fp32 [B].
 
-    The rejected ones are over the tokens that the filter keeps (method.md 1.3); log-probs and lengths are
+    Rejected log-ratios are summed over the tokens that the filter keeps (method.md 1.3); log-probs and lengths are
     those of whole completions.
     """
 
@@ -43,12 +43,12 @@ class PairSums(PairLogps):
     rejected_logratios: Tensor
 
     def rewards(self, *, beta: float) -> tuple[Tensor, Tensor]:
-        """beta Delta of each completion (DPO, eq. 5)."""
+        """Return beta Delta of each completion (DPO, eq. 5)."""
         return beta * self.chosen_logratios, beta * self.rejected_logratios
 
 
 def dpo(pairs: PairSums, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """DPO (arXiv 2305.18290, eq. 7), of summed log-ratios."""
+    """Return DPO of each pair (arXiv 2305.18290, eq. 7)."""
     if not 0 <= label_smoothing < 0.5:
         raise UserError(f"label_smoothing is {label_smoothing}: it must be at least 0 and below 0.5.")
     return losses.dpo_of_logratios(
@@ -57,23 +57,23 @@ def dpo(pairs: PairSums, *, beta: float, label_smoothing: float = 0.0) -> Tensor
 
 
 def r_dpo(pairs: PairSums, *, beta: float, alpha: float = 0.05) -> Tensor:
-    """DPO of a reward that costs alpha a token (R-DPO, arXiv 2403.19159).
+    """Return DPO under a reward that costs alpha a token (R-DPO, arXiv 2403.19159).
 
         -log sigmoid(beta (Delta_c - Delta_r) + alpha (length_c - length_r))
 
-    The best policy for reward - alpha * length has reward = beta * log-ratio + alpha * length + const: of a
-    chosen answer, length explains a part already. The paper's alpha depends on the data; 0.05 is the least of
-    those that the SimPO paper tries.
+    The best policy for reward - alpha * length has reward = beta * log-ratio + alpha * length + const. So a longer
+    chosen answer has less left to win. The paper's alpha depends on the data; 0.05 is the smallest that the SimPO paper
+    tries.
     """
     margin = beta * (pairs.chosen_logratios - pairs.rejected_logratios)
     return -logsigmoid(margin + alpha * (pairs.chosen_lengths - pairs.rejected_lengths))
 
 
 def ipo(pairs: PairSums, *, beta: float, length_average: bool = True) -> Tensor:
-    """IPO (arXiv 2310.12036, eq. 17; beta is its tau): (h - 1 / (2 beta))^2.
+    """Return IPO of each pair, (h - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17; beta is its tau).
 
-    h is the difference of the log-ratios' means over the completions' tokens, as its authors ran it, or of
-    their sums, as the paper writes it.
+    h is the difference of the completions' mean log-ratios, as the authors ran it. Without `length_average` it is the
+    difference of the sums, as the paper writes it.
     """
     chosen, rejected = pairs.chosen_logratios, pairs.rejected_logratios
     if length_average:
@@ -83,11 +83,11 @@ def ipo(pairs: PairSums, *, beta: float, length_average: bool = True) -> Tensor:
 
 @pair_loss(needs_reward_mean=True)
 def bco(pairs: PairSums, *, beta: float, delta: float) -> Tensor:
-    """BCO (arXiv 2404.04656): a classifier of single completions by their reward r = beta Delta.
+    """Return BCO of each pair (arXiv 2404.04656), which classifies single completions by their reward r = beta Delta.
 
         -log sigmoid(r_c - delta) - log sigmoid(-(r_r - delta))
 
-    `delta` is the mean of the two mean rewards, so that neither side's classes are all on one side.
+    `delta` is the mean of all rewards so far, so that chosen and rejected rewards lie on different sides of it.
     """
     chosen, rejected = pairs.rewards(beta=beta)
     return -logsigmoid(chosen - delta) - logsigmoid(delta - rejected)
@@ -95,7 +95,7 @@ def bco(pairs: PairSums, *, beta: float, delta: float) -> Tensor:
 
 @pair_loss(needs_reference=False)
 def simpo(pairs: PairLogps, *, beta: float, gamma: float = 1.0) -> Tensor:
-    """SimPO (arXiv 2405.14734, eq. 6): mean log-probs, a target margin gamma, no reference.
+    """Return SimPO of each pair (arXiv 2405.14734, eq. 6): mean log-probs and a target margin gamma, no reference.
 
         -log sigmoid(beta / length_c log pi(c) - beta / length_r log pi(r) - gamma)
 
@@ -107,7 +107,7 @@ def simpo(pairs: PairLogps, *, beta: float, gamma: float = 1.0) -> Tensor:
 
 @dataclass
 class RunningMean:
-    """The mean of all that was added; 0 before."""
+    """The mean of all values that were added; 0 before the first."""
 
     total: float = 0.0
     count: float = 0.0

@@ -1,4 +1,4 @@
-"""The recipe's block `score`: which scorers, and how their scores become weights."""
+"""The recipe's block `score`, and the table of scorers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,29 +75,29 @@ WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 
 
 class Score(Block):
-    """Which tokens of wrong completions are wrong (method.md 1.2 and 4)."""
+    """The scorers of tokens, and the weights that follow from their scores (method.md 1.2 and 4)."""
 
     scorer: ScorerName = "implicit"
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
     beside: list[ScorerName] = []
-    """Other scorers of the same completions, to compare with; they weigh nothing."""
+    """Other scorers of the same completions, to compare with; the weights do not depend on them."""
     rewriter: Place | None = None
     """The folder that `allo rewriter train` wrote, for the scorer `rewriter` (docs/rewriter.md)."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
-    """`indicator` marks tokens whose aligned probability lies below it."""
+    """`indicator` marks tokens whose probability of being aligned is below this."""
     marked: Literal["all", "first"] = "all"
-    """Which marked tokens of a completion keep their weight: all, or the first alone, the cause of what follows."""
+    """The marked tokens of a completion that keep their weight: all, or only the first, which causes what follows."""
     solutions: bool = True
-    """Whether scorers are shown gold solutions; if not, they know right samples alone."""
+    """Show gold solutions to the scorers; otherwise they only see right samples."""
     batch_size: BatchSize = 16
     training: ContrastTraining = ContrastTraining()
-    """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one
-    on the rejected."""
+    """How to train the two models that `contrastive` asks: one on the pairs' chosen answers, which `right_confidence`
+    asks too, and one on the rejected."""
 
     @property
     def scorers(self) -> list[str]:
-        """The scorer whose weights count, then those beside it."""
+        """The scorer that decides the weights, then those beside it."""
         return [self.scorer, *self.beside]
 
     @property

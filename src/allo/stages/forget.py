@@ -14,7 +14,7 @@ from allo.training.trainer import ForgetTrainer
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `06-forget`: token-weighted NPO on the top weights of the start, or of what improving left."""
+    """Write `06-forget`: train the located weights by the forgetting loss, from the start or from what improving left."""
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.forget.density)

@@ -25,7 +25,10 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `07-improve` by filtered DPO. It begins at the start or at what forgetting left, its reference too."""
+    """Write `07-improve`: train the located weights by `improve.loss`, from the start or from what forgetting left.
+
+    The model that training begins from is the reference, too.
+    """
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.improve.density)

@@ -72,9 +72,9 @@ class ForgetTrainer(SelectedTrainer):
 
         ForgetTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1)
 
-    `loss`: "token" has a term for each weighted token, and their mean; "sequence" one for each completion, of
-    its log-ratios' weighted sum, and the completions' mean; "unlikelihood" -log(1 - pi) of each weighted token, and
-    their mean, without a reference.
+    `loss` names one of `allo.recipe.losses.FORGETTING_LOSSES`, or is a function like theirs. "token" is NPO of each
+    weighted token. "sequence" is NPO of each completion, from the weighted sum of its log-ratios. "unlikelihood" is
+    -log(1 - pi) of each weighted token, without a reference. The trainer takes the mean over tokens or completions.
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights`
     (all tokens count where the column is missing). The reference is the model as given.
@@ -183,13 +183,13 @@ class ImproveTrainer(SelectedTrainer):
     `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
     besides, it is plain DPO. The reference is the model as given.
 
-    `loss` is a name in `pair_losses.PAIR_LOSSES` or a function as they are; `loss_settings` are its own.
+    `loss` names one of `allo.recipe.losses.PAIR_LOSSES`, or is a function like theirs; `loss_settings` are its own.
     `anchor` adds that much of the chosen completion's mean negative log-likelihood a token (RPO, arXiv
     2404.19733). `filter` says which tokens of a rejected completion are kept: those of "lowest" or "highest"
     log-ratio, or "random" ones, drawn anew each step.
     With `shared_prefix` a pair is one row, its prompt computed once, where the model's attention allows it.
 
-    Raises `UserError` for a loss or a setting that `pair_losses.chosen_loss` refuses.
+    Raises `UserError` for a loss or a setting that `chosen_losses.chosen_pair_loss` refuses.
     """
 
     metrics = (
