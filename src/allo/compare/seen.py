@@ -4,26 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from allo.compare.methods import START
+from allo.recipe.criteria import CRITERIA
 from allo.recipe.kinds import KINDS, PAIRS, SOLUTIONS, WRONG
 from allo.recipe.losses import kinds_seen_by
 from allo.recipe.scores import scorer_entry
 from allo.recipe.trainers import TRAINERS
-
-_WITHOUT_DATA = ("magnitude", "last", "random")
 
 
 def sees(method: str, recipe: Mapping[str, Any]) -> list[str]:
     """Return the kinds that the training stages of a trial's recipe read, in the order of `KINDS`.
 
     Right and wrong samples of ready pairs are their chosen and rejected answers. A scorer of the user's own may read
-    all that is known of a completion.
+    all that is known of a completion, and a criterion the pairs.
     """
     locate, score, forget, improve = (recipe.get(key) for key in ("locate", "score", "forget", "improve"))
     found: set[str] = set()
     if method == START:
         return []
-    if locate is not None and locate.get("criterion") not in _WITHOUT_DATA:
-        found |= PAIRS
+    if locate is not None:
+        criterion = CRITERIA.get(locate.get("criterion", "warmup"))
+        found |= set() if criterion and not criterion.sees_pairs else PAIRS
     if forget is not None and score is not None:
         shown = scorer_entry(score.get("scorer", "implicit")).sees
         found |= {WRONG} | (shown if score.get("solutions", True) else shown - {SOLUTIONS})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from allo.models.load import Model
 from allo.models.model_checks import num_positions
 from allo.recipe import Recipe
-from allo.stages.sample import prompt_room
+from allo.sampling.completions import prompt_room
 
 
 @dataclass(frozen=True)

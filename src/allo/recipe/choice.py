@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from allo.recipe.own_code import PATTERN, own_file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a type is hashed, and a table is none that can be
 class OneOf:
     """One of the table's names when the recipe is read; with `or_own` also `file.py:function`.
 

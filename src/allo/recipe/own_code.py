@@ -98,7 +98,9 @@ def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Cal
 def _raised(error: BaseException, path: Path) -> str:
     """Return the error in words, and the last line of the file that led to it."""
     lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path.absolute())
     ]
     where = f" in line {lines[-1]}" if lines else ""
     return f"{where}: {type(error).__name__}: {error}"

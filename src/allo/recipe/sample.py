@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.recipe.address import why_no_address
+from allo.recipe.backends import BACKENDS, BackendName
 from allo.recipe.numbers import (
     BatchSize,
     Connections,
@@ -66,7 +67,7 @@ class Sample(Block):
     batch_size: BatchSize = 128
     """Completions decoded together by `hf`; `vllm` is handed four times as many at a time. Of no account to servers."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    backend: Literal["hf", "vllm", "openai"] = "hf"
+    backend: BackendName = "hf"
     """`hf`: in this process, through transformers. `vllm`: in this process, through vLLM (extra `vllm`). `openai`:
     OpenAI-compatible servers of the starting model (extra `server`; docs/sampling.md)."""
     model: Name | None = None
@@ -90,9 +91,9 @@ class Sample(Block):
     @model_validator(mode="after")
     def _keys_are_the_backends(self) -> "Sample":
         given: dict[str, Any] = {"model": self.model, "servers": self.servers}
-        if self.backend == "openai":
+        if BACKENDS[self.backend].asks_servers:
             if missing := [key for key, value in given.items() if value is None]:
-                raise ValueError(f"backend openai asks servers: give {' and '.join(missing)}")
+                raise ValueError(f"backend {self.backend} asks servers: give {' and '.join(missing)}")
             if own := sorted(_OWN & self.extra_body.keys()):
                 raise ValueError(f"extra_body: each request says {', '.join(own)} by itself: remove it there")
             return self
@@ -112,7 +113,7 @@ class Sample(Block):
     @property
     def settings(self) -> dict[str, Any]:
         """Return what the completions depend on: not where servers are, nor how they are asked."""
-        if self.backend == "openai":
+        if BACKENDS[self.backend].asks_servers:
             # An earlier version trained on the end of a turn after a sample that a stop string had ended.
             keeps = {"keeps": "stop"} if self.stop else {}
             return self.model_dump(exclude={"servers", "batch_size"}) | keeps

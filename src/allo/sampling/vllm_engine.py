@@ -11,8 +11,46 @@ from typing import Any
 import torch
 
 from allo.errors import UserError
-from allo.sampling.generate import Batch, Sample, prompts_per_batch
+from allo.files.artifacts import ResumableLines, RunFolder
+from allo.files.records import Prompt
+from allo.models.start import is_ready, load_start_tokenizer, read_start
+from allo.models.tokenization import cut_left
+from allo.recipe import Recipe
+from allo.sampling.completions import Completed, ids_of, read_completed, record, room_at_start, turn_ends
+from allo.sampling.generate import Batch, Sample, num_batches, prompts_per_batch
+from allo.sampling.replies import seed_of
 from allo.weights.checkpoints import SUFFIX, weight_files
+
+
+def check_vllm(recipe: Recipe) -> None:
+    """Raise `UserError` without the `vllm` package, or if vLLM could read other weights than allo does."""
+    require_vllm()
+    local = recipe.sft is None and Path(recipe.model).expanduser().is_dir()
+    if local and (start := is_ready(recipe)):
+        refuse_other_weights(start)
+
+
+def complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
+    """Complete the prompts in this process, through vLLM."""
+    tokenizer, room = load_start_tokenizer(recipe, run), room_at_start(recipe, run)
+    lines = ResumableLines(run.completions)
+    whole = [ids_of(tokenizer, prompt) for prompt in prompts]
+    batches = vllm_generate(
+        Path(read_start(run).model),
+        [cut_left(tokenizer, prompt, room) for prompt in whole],
+        seeds=[seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
+        dtype=recipe.dtype,
+        max_length=room + recipe.sample.max_new_tokens,
+        trust_remote_code=recipe.trust_remote_code,
+        turn_ends=turn_ends(tokenizer, prompts),
+        start=len(lines.batches),
+        **recipe.sample.decoding,
+    )
+    total = num_batches(
+        len(prompts), num_generations=recipe.sample.num_generations, batch_size=recipe.sample.batch_size
+    )
+    record(batches, lines, prompts, description="sample", total=total)
+    return read_completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
 
 
 def vllm_generate(

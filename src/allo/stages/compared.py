@@ -15,9 +15,9 @@ from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
 from allo.recipe.own_code import function_of
+from allo.sampling.completions import ids_of, prompt_room, turn_ends
 from allo.stages.judge import judge
 from allo.stages.reward import load_reader
-from allo.stages.sample import ids_of, prompt_room, turn_ends
 from allo.tasks.sources import training_prompts
 from allo.training.result import write_change
 from allo.training.run import moment_bytes, train_from

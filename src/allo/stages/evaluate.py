@@ -22,11 +22,11 @@ from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
+from allo.sampling.completions import complete, prompt_room
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
-from allo.stages.sample import complete, prompt_room
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 from allo.stats.metrics import bootstrap
 from allo.tasks.answers.thoughts import Thoughts

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 import torch
 
 from allo.errors import UserError
-from allo.recipe import Locate, Recipe, Steps, trains_here
+from allo.recipe import NEEDS_WARMUP, Locate, Recipe, Steps, trains_here
+from allo.recipe.criteria import CRITERIA, criterion_of
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.training import Training
 from allo.tokens.scorers import scorers_of
 from allo.training.chosen_losses import chosen_forgetting_loss, chosen_pair_loss
-
-SUMMED = ("gradient", "fisher", "taylor")
-"""Criteria that sum something over the pairs."""
+from allo.weights.importance import scoring_of
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -39,6 +38,8 @@ def check_settings(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         check_locate(recipe.locate)
+        if recipe.reads_warmup and not criterion_of(recipe.locate.criterion).trains:
+            raise UserError(f"locate.criterion: {NEEDS_WARMUP}")
     if recipe.score is not None:
         scorers_of(recipe.score)
     if recipe.forget is not None:
@@ -61,22 +62,25 @@ def _below(block: str) -> Iterator[None]:
 
 def check_locate(locate: Locate) -> None:
     """Refuse settings that the criterion would ignore: a `UserError` that begins with the key."""
-    if locate.accumulate != "float32" and locate.criterion not in SUMMED:
+    criterion = criterion_of(locate.criterion)
+    scoring_of(criterion)
+    if locate.accumulate != "float32" and not criterion.sums:
+        summed = [each.name for each in CRITERIA.values() if each.sums]
         raise UserError(
             f"locate.accumulate: criterion {locate.criterion} accumulates nothing; remove the key, or choose "
-            f"one of {', '.join(SUMMED)}."
+            f"one of {', '.join(summed)}."
         )
-    if locate.criterion in ("warmup", "bottom") or not locate.training.model_extra:
+    if criterion.needs == "warm-up" or not locate.training.model_extra:
         return
     from allo.training.dpo_passes import READ_AT_START, READ_IN_WARMUP
 
-    # Criteria with passes of their own, and the arguments that these read; the other ones read none.
-    read = {"warmup_fused": READ_IN_WARMUP, **dict.fromkeys(SUMMED, READ_AT_START)}
-    ignored = (locate.training.model_extra or {}).keys() - read.get(locate.criterion, frozenset())
+    # Criteria with passes of their own read these arguments; the other ones read none.
+    read = READ_IN_WARMUP if criterion.trains else READ_AT_START if criterion.sums else frozenset()
+    ignored = (locate.training.model_extra or {}).keys() - read
     if ignored:
         reason = (
             "has an update rule of its own, inside the backward pass,"
-            if locate.criterion == "warmup_fused"
+            if criterion.trains
             else "trains nothing"
         )
         raise UserError(
