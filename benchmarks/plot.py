@@ -1,4 +1,4 @@
-"""Line plots as one SVG file that stands alone: it brings its colours, for light and dark pages."""
+"""Line plots as a self-contained SVG file, with colours for light and dark pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from markupsafe import Markup
 from allo.report.axes import Scale, extent, tick_labels, ticks
 
 WIDTH, HEIGHT = 360, 240  # of one panel, pixels
-LEFT, RIGHT, TOP, BOTTOM = 52, 340, 46, 196  # of the plot in it
+LEFT, RIGHT, TOP, BOTTOM = 52, 340, 46, 196  # of the plot within it
 MARGIN = 0.04  # of a logarithmic axis, beyond its first and last point
 NEAREST = 28  # pixels between the marks of a logarithmic axis
-LEGEND, ENTRY = 24, 150  # height of a row of the legend, width of an entry
-# Blue, vermilion, green, purple, ochre, grey, crimson, violet: apart for colour-blind readers too, the later ones by dashes.
+LEGEND, ENTRY = 24, 150  # height of a legend row, width of an entry
+# Blue, vermilion, green, purple, ochre, grey, crimson, violet: distinct for colour-blind readers, the later by dashes.
 LIGHT = ("#0067a8", "#c04c00", "#00775a", "#8a3f97", "#7a6200", "#59626c", "#b3003c", "#5a4bd1")
 DARK = ("#5cb3ec", "#f0904e", "#4fc3a1", "#cf8fda", "#cdb24a", "#a0a8b1", "#ff7a9c", "#a79bff")
 DASHES = ("", "", "", "6 3", "2 3", "8 3 2 3", "1 3", "12 4")
@@ -39,7 +39,7 @@ text {{ fill: #e8eaed; }} .quiet {{ fill: #a0a8b1; }} .grid {{ stroke: #32373d; 
 
 
 class Mark(NamedTuple):
-    """A point of a line and, where it has one, its interval."""
+    """A point of a line and its interval, if any."""
 
     x: float
     y: float
@@ -49,9 +49,10 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. `lines`: label -> points in the order of x; at most as many as there are colours.
+    """One pair of axes. `lines`: label -> points in order of x; at most as many as there are colours.
 
-    A linear x begins at 0, a logarithmic one a margin before the first point. `y_from`: a value that the y axis reaches down to.
+    A linear x axis begins at 0, a logarithmic one slightly before the first point. `y_from`: a value that the y axis
+    includes.
     """
 
     title: str
@@ -62,7 +63,7 @@ class Panel:
 
 
 def figure(panels: Sequence[Panel]) -> str:
-    """The panels side by side, above one legend of the lines of all panels."""
+    """Draw the panels side by side, above one legend for all of them."""
     labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
     if len(labels) > len(LIGHT):
         raise ValueError(f"{len(labels)} lines in one plot, and {len(LIGHT)} colours: draw fewer")
@@ -129,7 +130,7 @@ def _place(panel: Panel, value: float) -> float:
 
 
 def _x_ticks(panel: Panel, x: Scale) -> list[tuple[float, str]]:
-    """Where the x axis has marks, in its own scale, and their texts: of a logarithmic one, the points' own values."""
+    """Return the x axis's marks, in its own scale, and their texts; a logarithmic axis marks the points' values."""
     if panel.x_scale == "linear":
         places = ticks(x.low, x.high, most=5)
         return list(zip(places, tick_labels(places), strict=True))

@@ -1,4 +1,4 @@
-"""A benchmark's record: what was measured, by which commit, versions, machine and command."""
+"""A benchmark's record: its measurements, commit, versions, machine and command."""
 
 import datetime
 import importlib.metadata
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Record:
-    """One table's rows, written as a whole whenever they grow. Commit and command are those of the beginning."""
+    """One table's rows, rewritten as a whole whenever they grow. Commit and command are those at the beginning."""
 
     def __init__(self, path: Path, table: str, *, device: str) -> None:
         self.path = path
@@ -32,14 +32,14 @@ class Record:
             "table": table,
             "date": datetime.date.today().isoformat(),
             "commit": _git("rev-parse", "HEAD"),
-            # Earlier records and plots are no source of this one.
+            # Earlier records and plots are not sources of this one.
             "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/plots")),
             "machine": machine(device),
             "command": shlex.join(["python", *_portable(sys.argv)]),
         }
 
     def write(self, rows: list[Row]) -> None:
-        """All rows; each has the same columns."""
+        """Write all rows; each has the same columns."""
         columns = list(rows[0])
         assert all(list(row) == columns for row in rows)
         record = self._head | {"columns": columns, "rows": [list(row.values()) for row in rows]}
@@ -49,7 +49,7 @@ class Record:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a record."""
+    """Read the rows of a record."""
     record = json.loads(path.read_text(encoding="utf-8"))
     return [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]]
 
@@ -64,7 +64,7 @@ def machine(device: str) -> str:
 
 
 def _portable(arguments: list[str]) -> list[str]:
-    """The command without this machine's folders: a record is read elsewhere."""
+    """Return the command without this machine's folders, since records are read elsewhere."""
     own = [str(Path(part).name) if os.path.isabs(part) else part for part in arguments[1:]]
     return [os.path.relpath(Path(arguments[0]).resolve(), ROOT), *own]
 

@@ -1,10 +1,10 @@
-"""Write the tables of the documents from the records in benchmarks/results.
+"""The tables of the documents, written from the records in benchmarks/results.
 
-A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is
-one JSON file (see benchmarks/README.md); the records of one table are put below each other in the order of
-their file names. The table `NAME-headline` shows at most five columns of `NAME-short`. The table `targets` is made of them all (targets.py). Tables whose name begins with `published-` hold
-figures of a paper, from benchmarks/published. `<!-- plot:NAME -->` shows docs/plots/NAME.svg. `--check` writes nothing
-and exits with 1 if a document is not up to date.
+A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is one JSON file (see
+benchmarks/README.md). A table's records are concatenated in the order of their file names. The table `NAME-headline`
+shows at most five columns of `NAME-short`. The table `targets` is computed from all others (targets.py). Tables whose
+name begins with `published-` hold a paper's figures, from benchmarks/published. `<!-- plot:NAME -->` shows
+docs/plots/NAME.svg. `--check` writes nothing and exits with 1 if a document is not up to date.
 """
 
 import argparse
@@ -35,11 +35,11 @@ NOT_DRAWN = "No plot has been drawn yet.\n"
 
 
 class BadRecordError(Exception):
-    """A record that may not become a table."""
+    """A record that cannot become a table."""
 
 
 def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """All records by table, in the order of their file names."""
+    """Read all records by table, in the order of their file names."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_published(folder: Path) -> dict[str, dict[str, Any]]:
-    """Tables of papers, by name: what others report, never mixed with what was measured here."""
+    """Read papers' tables by name: reported by others, never mixed with our measurements."""
     tables: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def check_rows(record: dict[str, Any], *, name: str) -> None:
 
 
 def render_cell(cell: object) -> str:
-    """A cell is text, a number, null, or {"value", "low", "high"}: a figure with its interval."""
+    """Render a cell: text, a number, null, or {"value", "low", "high"}, a figure with its interval."""
     match cell:
         case {"value": value, "low": low, "high": high}:
             return f"{render_cell(value)} [{render_cell(low)}, {render_cell(high)}]"
@@ -99,7 +99,7 @@ def render_cell(cell: object) -> str:
 
 
 def render(records: list[dict[str, Any]]) -> str:
-    """The Markdown table of one or more records with the same columns, and where they came from."""
+    """Render records with the same columns as one Markdown table, followed by their origin."""
     columns = records[0]["columns"]
     if any(record["columns"] != columns for record in records):
         raise BadRecordError(f"table {records[0]['table']!r}: its records differ in their columns")
@@ -120,7 +120,7 @@ def headline(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def render_published(table: dict[str, Any]) -> str:
-    """A paper's table as it was printed, and where it stands."""
+    """Render a paper's table as printed, with its source."""
     figures = [cell for row in table["rows"] for cell in row if not isinstance(cell, str)]
     digits = max(len(str(figure).partition(".")[2]) for figure in figures)
 
@@ -134,7 +134,7 @@ def render_published(table: dict[str, Any]) -> str:
 
 
 def commits(hashes: str) -> str:
-    """One commit, or several with spaces between, shortened."""
+    """Shorten one commit, or several separated by spaces."""
     short = [one[:7] for one in hashes.split()]
     return f"{'commit' if len(short) == 1 else 'commits'} {', '.join(short)}"
 
@@ -142,14 +142,14 @@ def commits(hashes: str) -> str:
 def grid(
     columns: list[str], rows: list[list[Any]], *, render_cell: Callable[[Any], str] = render_cell
 ) -> list[str]:
-    """A Markdown table's lines; columns of figures are set flush right."""
+    """Return a Markdown table's lines; columns of figures are right-aligned."""
     rules = ["---" if isinstance(cell, str) else "---:" for cell in rows[0]]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rules)} |"]
     return lines + [f"| {' | '.join(map(render_cell, row))} |" for row in rows]
 
 
 def fill(document: str, tables: dict[str, list[dict[str, Any]]], published: dict[str, dict[str, Any]]) -> str:
-    """The document with each marked table filled anew."""
+    """Return the document with each marked table filled again."""
 
     def table(place: re.Match[str]) -> str:
         name = place["name"]
@@ -168,7 +168,7 @@ def fill(document: str, tables: dict[str, list[dict[str, Any]]], published: dict
 
 
 def show_plots(document: str, plots: Path, *, beside: Path) -> str:
-    """The document, which lies in the folder `beside`, with each marked plot that was drawn."""
+    """Return the document, located in the folder `beside`, with each marked plot that was drawn."""
 
     def plot(place: re.Match[str]) -> str:
         path = plots / f"{place['name']}.svg"

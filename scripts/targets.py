@@ -1,4 +1,4 @@
-"""What was aimed at, beside what the records say: the first table of benchmarks/RESULTS.md."""
+"""The targets beside the recorded figures: the first table of benchmarks/RESULTS.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """`measure` takes the rows of `table` that `of` chooses; the target is met where `at_most` or `at_least` holds."""
+    """A target. `measure` takes the rows of `table` that `of` chooses; `at_most` or `at_least` must hold."""
 
     name: str
     table: str
@@ -65,12 +65,12 @@ OWN = (
 
 
 def is_other(row: Row) -> bool:
-    """Whether it is a method that ALLO is to be better than."""
+    """Return True for a method that ALLO should beat."""
     return row["method"] not in OWN
 
 
 def largest_p(problems: str) -> Callable[[list[Row]], float]:
-    """Of the methods' differences to the reference, each of which must be below it: one above it counts as 1."""
+    """Return the largest p of the methods' differences to the reference; a method above the reference counts as 1."""
 
     def measure(rows: list[Row]) -> float:
         (difference,) = (name for name in rows[0] if name.startswith(f"{problems}, less "))
@@ -80,7 +80,7 @@ def largest_p(problems: str) -> Callable[[list[Row]], float]:
 
 
 def against_others(name: str, table: str) -> list[Target]:
-    """A target a family of problems."""
+    """Return one target per family of problems."""
     return [
         Target(f"{name}, {problems}: largest p", table, is_other, largest_p(problems), at_most=0.01)
         for problems in ("test", "reworded")
@@ -92,7 +92,7 @@ def range_of_rates(rows: list[Row]) -> float:
 
 
 def least_auc(scorers: list[Row]) -> float:
-    """Of the scorer whose worst difficulty and family is best."""
+    """Return the lowest AUC, over difficulties and families, of the scorer for which it is highest."""
     families = [name for name in scorers[0] if name.startswith(("told", "reworded"))]
     return max(min(float(row[family]["value"]) for family in families) for row in scorers)
 
@@ -264,5 +264,5 @@ TARGETS = (
 
 
 def rows(tables: Tables) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the table."""
+    """Return the columns and rows of the table."""
     return ["what", "target", "measured", "met"], [target.row(tables) for target in TARGETS]

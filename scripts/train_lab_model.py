@@ -1,8 +1,8 @@
-"""Make the laboratory's SFT model: `python scripts/train_lab_model.py` writes `src/allo/lab/` anew.
+"""The laboratory's SFT model: `python scripts/train_lab_model.py` writes `src/allo/lab/` again.
 
-A Llama of 0.63M weights and a word-level tokenizer, trained from scratch on `planted_flaws` demonstrations,
-half of them flawed, each seen once. Seeded: the same versions on one thread of the same kind of processor
-give the same files. `record.json` beside the weights says with what they were made and how long it took.
+It is a Llama of 0.63M weights and a word-level tokenizer, trained from scratch on `planted_flaws` demonstrations.
+Half of them are flawed, and each is seen once. Training is seeded: the same versions on one thread of the same kind
+of processor give the same files. `record.json` beside the weights records versions, processor and time.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MIX = {"train": 0.70, "reworded_train": 0.15, "unrelated_train": 0.15}
 
 @dataclass(frozen=True)
 class Settings:
-    """How the model is trained; `num_texts` texts, each seen once."""
+    """The training settings; each of `num_texts` texts is seen once."""
 
     num_texts: int = 48_000
     batch_size: int = 32
@@ -53,14 +53,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids of BOS + prompt + completion + EOS, and how many are the prompt's."""
+    """Token ids of BOS + prompt + completion + EOS, and the number of prompt tokens."""
 
     ids: list[int]
     prompt_length: int
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Words with their leading space, as `planted_flaws.WORD` splits them: decoding joins them unchanged."""
+    """Make a tokenizer of words with their leading space, split by `planted_flaws.WORD`: decoding joins them
+    unchanged.
+    """
     found: set[str] = set()
     for split in planted_flaws.SPLITS:
         for demonstration in planted_flaws.demonstrations(split, size=VOCABULARY_SAMPLE):
@@ -87,7 +89,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(vocabulary_size: int) -> LlamaForCausalLM:
-    """An untrained fp32 model."""
+    """Make an untrained fp32 model."""
     config = LlamaConfig(
         vocab_size=vocabulary_size,
         hidden_size=128,
@@ -105,7 +107,7 @@ def make_model(vocabulary_size: int) -> LlamaForCausalLM:
 
 
 def read_texts(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> list[list[Text]]:
-    """The texts of each split of the mix."""
+    """Read the texts of each split of the mix."""
     return [
         _tokenize(
             tokenizer, list(planted_flaws.demonstrations(split, size=round(share * settings.num_texts)))
@@ -115,8 +117,10 @@ def read_texts(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> list[l
 
 
 def batches(texts: list[list[Text]], settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches with the mix's shares and texts of like length, in random order: ids [B, L] padded right,
-    labels [B, L] int64 with -100 on prompt and padding."""
+    """Yield batches with the mix's shares and texts of similar length, in random order.
+
+    ids [B, L] are right-padded; labels [B, L] int64 are -100 on prompt and padding.
+    """
     rng = random.Random(settings.seed)
     num_batches = settings.num_batches
     by_length = [sorted(split, key=lambda text: (len(text.ids), rng.random())) for split in texts]
@@ -138,10 +142,10 @@ def batches(texts: list[list[Text]], settings: Settings) -> Iterator[tuple[Tenso
 
 
 def train(model: LlamaForCausalLM, texts: list[list[Text]], settings: Settings) -> None:
-    """One pass with a linear warm-up and a cosine to zero; loss on completions only.
+    """Make one pass with a linear warm-up and a cosine decay to zero; loss on completions only.
 
-    Muon trains the matrices, with steps of the size that AdamW's have, and AdamW the embedding and the norms.
-    Causal attention and right padding need no attention mask: nothing after a token reaches it.
+    Muon trains the matrices, with steps scaled to AdamW's; AdamW trains the embedding and the norms. Causal attention
+    with right padding needs no attention mask: no token sees the padding after it.
     """
     num_steps = settings.num_batches
     num_warmup = max(1, round(settings.warmup_share * num_steps))

@@ -1,4 +1,4 @@
-"""The plots of sweeps, learning rates, losses and of accuracy against KL, from records alone: docs/plots/TABLE.svg.
+"""Plots of sweeps, learning rates, losses and of accuracy against KL, from records alone: docs/plots/TABLE.svg.
 
 python benchmarks/compare/draw.py benchmarks/results/lab-sweep-density.json benchmarks/results/lab-rates.json
 """
@@ -17,16 +17,16 @@ from record import ROOT, Row, read
 
 PLOTS = ROOT / "docs" / "plots"
 KL = "KL to start, nats a token"
-SPREAD_FOR_LOG = 5  # the largest value over the smallest from which an axis is logarithmic
+SPREAD_FOR_LOG = 5  # an axis is logarithmic if the largest value is at least this many times the smallest
 
 
 def mark(x: float, cell: Any) -> Mark:
-    """A record's cell at x: a number, or a figure with its interval."""
+    """Convert a record's cell at x, a number or a figure with its interval, to a mark."""
     return Mark(x, cell["value"], cell["low"], cell["high"]) if isinstance(cell, dict) else Mark(x, cell)
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Accuracy and KL beside each other; lines are the sets of a sweep, or the methods of a tuning. Or losses."""
+    """Return a record's panels; their lines are a sweep's sets, or the methods of a tuning or comparison."""
     if "step" in rows[0]:
         return _losses(rows)
     if "seconds" in rows[0]:
@@ -44,7 +44,7 @@ def _losses(rows: Sequence[Row]) -> list[Panel]:
 
 
 def _prices(rows: Sequence[Row]) -> list[Panel]:
-    """Sampled accuracy against KL, a panel a set: further up is better, further left is nearer to the start."""
+    """Plot sampled accuracy against KL, one panel per set: higher is better, left is nearer to the start."""
     sets = [name for name in rows[0] if name.endswith(", sampled")]
     return [
         Panel(

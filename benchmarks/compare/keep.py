@@ -1,4 +1,4 @@
-"""Every finished trial of a comparison in one small file, so that its tables and tests can be made again without hours.
+"""Every finished trial of a comparison in one small file, so that its tables and tests need no new training.
 
     python benchmarks/compare/keep.py FOLDER                # -> benchmarks/results/trials/FOLDER.jsonl.xz
     python benchmarks/compare/keep.py FOLDER.jsonl.xz --unpack FOLDER

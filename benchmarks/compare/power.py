@@ -1,9 +1,9 @@
-"""The chance that a comparison finds a difference that is there: by seeds, effect and how much seeds vary.
+"""The chance that a comparison finds a real difference, by seeds, effect and variation between seeds.
 
     python benchmarks/compare/power.py
 
-Simulates differences of two methods on crossed grids of seeds and problems, tested as `allo compare` tests them: alone at
-p < .05, and as one of a family under Holm's correction, in which the other tests find nothing.
+Simulates differences of two methods on crossed grids of seeds and problems, tested like `allo compare` tests them:
+alone at p < .05, and in a family under Holm's correction in which the other tests find nothing.
 """
 
 import argparse

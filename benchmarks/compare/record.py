@@ -1,4 +1,5 @@
-"""A record of a finished comparison: accuracies or costs of methods, losses, a sweep of one recipe key, or tuning rates.
+"""A record of a finished comparison: accuracies or costs of methods, losses, a sweep of one recipe key, or tuning
+rates.
 
     python benchmarks/compare/record.py FOLDER --table lab-methods
     python benchmarks/compare/record.py FOLDER --table lab-methods-costs --costs
@@ -8,8 +9,9 @@
     python benchmarks/compare/record.py FOLDER --table lab-rates --methods allo,dpo --rates
     python benchmarks/compare/record.py FOLDER --table study-losses --methods top,full --losses improve
 
-FOLDER is what `allo compare` wrote, or what `keep.py` kept of it. The record's commit and machine are those of the trials, not of the recording; a
-trial made from uncommitted changes is refused. `draw.py` makes the plots of sweeps, rates and losses from the records.
+FOLDER is what `allo compare` wrote, or what `keep.py` kept of it. The record has the commit and machine of the
+trials, not of the recording. Trials made from uncommitted changes are refused. `draw.py` plots sweeps, rates and
+losses from the records.
 """
 
 import argparse
@@ -42,7 +44,7 @@ Row = dict[str, Any]
 
 
 def cell(figure: Json | None, *, digits: int = DIGITS) -> Any:
-    """A figure as a record's cell; without an interval a plain number."""
+    """Return a figure as a record's cell; without an interval, a plain number."""
     if figure is None:
         return None
     if figure["low"] is None or figure["high"] is None:
@@ -51,7 +53,9 @@ def cell(figure: Json | None, *, digits: int = DIGITS) -> Any:
 
 
 def accuracy_row(summary: Json, name: str) -> Row:
-    """A method on each set: its accuracies, pass@k of the largest k, and its difference to the reference with p."""
+    """Return a method's row: for each set, accuracies, pass@k of the largest k, and difference to the reference with
+    p.
+    """
     entry, reference = summary["methods"][name], summary["reference"]
     against = (entry["against"] or {"sets": {}})["sets"]
     row: Row = {"method": name, "sees": seen(entry), "seeds": len(entry["seeds"])}
@@ -68,12 +72,12 @@ def accuracy_row(summary: Json, name: str) -> Row:
 
 
 def seen(entry: Json) -> str:
-    """The kinds of training data that a method sees, with commas between; of the start none."""
+    """Return the kinds of training data that a method sees, separated by commas; empty for the start."""
     return ", ".join(entry["sees"])
 
 
 def cost_row(summary: Json, name: str) -> Row:
-    """What a method changed and took: KL, length of answers, drop of the chosen, time, memory, weights."""
+    """Return a method's costs: KL, answer length, drop of the chosen, time, memory and weights."""
     entry, reference = summary["methods"][name], summary["reference"]
     cost, trained = entry["cost"], name != START
     compared = (entry["against"] or {"kl": None})["kl"]
@@ -94,7 +98,7 @@ def cost_row(summary: Json, name: str) -> Row:
 
 
 def short_row(summary: Json, name: str) -> Row:
-    """A method in one line: accuracy on each set, KL, seconds, weights trained."""
+    """Return a method in one line: accuracy on each set, KL, seconds and weights trained."""
     accuracies, costs = accuracy_row(summary, name), cost_row(summary, name)
     kinds = [f"{label}, {kind}" for label in summary["sets"] for kind in ("sampled", "greedy")]
     kept = [key for key in kinds if key in accuracies]
@@ -107,7 +111,7 @@ def short_row(summary: Json, name: str) -> Row:
 
 
 def significant(p: float) -> float:
-    """A p to two digits."""
+    """Round a p to two significant digits."""
     return float(f"{p:.2g}")
 
 
@@ -116,7 +120,7 @@ def _millions(figure: Json | None) -> float | None:
 
 
 def sweep_rows(trials: Sequence[TrialResult], methods: Sequence[str], *, key: str) -> list[Row]:
-    """A row a method, in the order of its recipe's value at `key`: accuracy on each set, and KL."""
+    """Return one row per method, in order of its recipe's value at `key`: accuracy on each set, and KL."""
     tested = by_method(trial for trial in trials if trial.purpose == "test" and trial.method in methods)
     _check_known(methods, list(tested))
     rows: list[Row] = []
@@ -136,9 +140,9 @@ def sweep_rows(trials: Sequence[TrialResult], methods: Sequence[str], *, key: st
 
 
 def loss_rows(trials: Sequence[TrialResult], methods: Sequence[str], *, stage: str) -> list[Row]:
-    """A row a logged step of a training stage, a column a method: the mean over test seeds, and their range.
+    """Return a row per logged step of a stage, a column per method: the mean over test seeds, and their range.
 
-    A method's curve ends where the shortest of its seeds does, so that every mean is over the same seeds.
+    A method's curve ends with its shortest seed, so that every mean is over the same seeds.
     """
     tested = by_method(trial for trial in trials if trial.purpose == "test" and trial.method in methods)
     _check_known(methods, list(tested))
@@ -148,7 +152,7 @@ def loss_rows(trials: Sequence[TrialResult], methods: Sequence[str], *, stage: s
 
 
 def _curve(trials: Sequence[TrialResult], stage: str) -> dict[int, Any]:
-    """One method's cells by optimizer step."""
+    """Return one method's cells by optimizer step."""
     key = f"{stage}.training.logging_steps"
     lacking = next((trial for trial in trials if not trial.losses.get(stage)), None)
     if lacking is not None:
@@ -166,7 +170,7 @@ def _curve(trials: Sequence[TrialResult], stage: str) -> dict[int, Any]:
 
 
 def _range(values: Sequence[float]) -> Json:
-    """The lowest and the highest; nothing of a single value."""
+    """Return the lowest and the highest value; nothing for a single value."""
     return {"low": min(values), "high": max(values)} if len(values) > 1 else {"low": None, "high": None}
 
 
@@ -178,7 +182,7 @@ def _over_seeds(values: list[float]) -> Any:
 
 
 def rate_rows(summary: Json, methods: Sequence[str]) -> list[Row]:
-    """A row a method and learning rate: validation accuracy and KL; beside them the range of rates that serve."""
+    """Return a row per method and learning rate: validation accuracy, KL, and the range of rates near the best."""
     _check_known(methods, list(summary["tuning"]))
     rows = []
     for name in methods:
@@ -212,7 +216,7 @@ def rate_rows(summary: Json, methods: Sequence[str]) -> list[Row]:
 
 
 def record(table: str, rows: list[Row], trials: Sequence[TrialResult], *, command: str) -> Json:
-    """The record in the form that `scripts/render_tables.py` reads; commits that differ are all listed."""
+    """Return the record in the form that `scripts/render_tables.py` reads; if commits differ, all are listed."""
     made = provenance(trials)
     if made["dirty"]:
         raise UserError(
@@ -240,7 +244,7 @@ def _check_known(wanted: Sequence[str], known: Sequence[str]) -> None:
 
 
 def made(options: argparse.Namespace) -> Json:
-    """The record that the options ask for."""
+    """Return the record that the options ask for."""
     trials = read_results(options.folder)
     purpose = "tune" if options.rates else "test"
     present = sorted(
@@ -270,7 +274,7 @@ def made(options: argparse.Namespace) -> Json:
 
 
 def _given(options: argparse.Namespace) -> list[str]:
-    """The options that were given, to be said in the record."""
+    """Return the options that were given, for the record."""
     given = ["--table", options.table]
     given += ["--methods", options.methods] if options.methods else []
     given += ["--reference", options.reference] if options.reference != REFERENCE else []

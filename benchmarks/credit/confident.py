@@ -1,8 +1,8 @@
 """Level 4: flaws that the model is sure of, without a sentence that reads like the opposite operation.
 
-The laboratory's demonstrations never have such a flaw, so its model is fine-tuned to it, as the first stage of a
-run: in 19 of 20 demonstrations with a change by seven, that change is worked out with the opposite operation.
-Nothing in the words tells; only the number does. Other problems are demonstrated as ever.
+The laboratory's demonstrations have no such flaw, so the run's first stage fine-tunes the model to it. Of its
+demonstrations with a change by seven, 19 in 20 work out that change with the opposite operation. Only the number
+reveals the flaw, not the words. Other problems are demonstrated as before.
 """
 
 import json
@@ -21,20 +21,22 @@ LEVEL = 4
 AMOUNT = 7
 FLAWED_SHARE = 0.95
 NUM_DEMONSTRATIONS, NUM_PROBLEMS, NUM_OTHERS = 2400, 250, 150
-# The model's own family has no flawed texts in its test splits; those to fine-tune on are of the training part.
+# The model's own family has no flawed texts in its test splits; texts for fine-tuning are from the training part.
 SPLITS = {"told": ("train", "validation"), "reworded": ("reworded_train", "reworded")}
 _EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = ")
 _OPPOSITE = {"+": "-", "-": "+"}
 
 
 def story_of(solution: str) -> Story:
-    """The numbers and operations of a right solution."""
+    """Extract the numbers and operations of a right solution."""
     lines = _EQUATION.findall(solution)
     return Story(int(lines[0][0]), tuple(Change(operator, int(amount)) for _, operator, amount in lines))
 
 
 def flawed(solution: str) -> str | None:
-    """The solution with its first change by AMOUNT turned round; None where there is none, or a number leaves its range."""
+    """Return the solution with its first change by AMOUNT reversed; None without one, or if a number leaves its
+    range.
+    """
     story = story_of(solution)
     for step, change in enumerate(story.changes):
         if change.amount == AMOUNT and change.operator in _OPPOSITE:
@@ -45,7 +47,7 @@ def flawed(solution: str) -> str | None:
 
 
 def write_files(family: str, folder: Path) -> tuple[Path, Path]:
-    """The demonstrations to fine-tune on, and the problems to sample, as a recipe reads them."""
+    """Write the demonstrations to fine-tune on and the problems to sample, in a recipe's formats."""
     training, sampled = SPLITS[family]
     files = folder / "demonstrations.jsonl", folder / "problems.jsonl"
     for file, prompts in zip(files, (_demonstrations(training), _problems(sampled)), strict=True):
@@ -56,7 +58,7 @@ def write_files(family: str, folder: Path) -> tuple[Path, Path]:
 
 
 def _demonstrations(split: str) -> Iterator[Prompt]:
-    """Half with a change by AMOUNT, half without, in turn."""
+    """Yield demonstrations alternately with and without a change by AMOUNT."""
     rng = random.Random(0)
     half = NUM_DEMONSTRATIONS // 2
     seven: list[Prompt] = []
@@ -77,7 +79,9 @@ def _demonstrations(split: str) -> Iterator[Prompt]:
 
 
 def _problems(split: str) -> Iterator[Prompt]:
-    """NUM_PROBLEMS of level 4, which are problems of level 2 with a change by AMOUNT, and NUM_OTHERS of the split."""
+    """Yield NUM_PROBLEMS of level 4, which are problems of level 2 with a change by AMOUNT, and NUM_OTHERS of the
+    split.
+    """
     met: set[str | None] = set()
     for index in count():
         prompt = demonstration(split, 2, index, met).prompt

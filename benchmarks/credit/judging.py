@@ -1,7 +1,7 @@
-"""How well scores tell wrong words from right ones, with bootstrap intervals over completions.
+"""Measures of how well scores separate wrong words from right ones, with bootstrap intervals over completions.
 
-A word's score is low where it is wrong. Words of one completion depend on each other, so completions are drawn,
-not words: a draw gives each completion a weight, how often it was drawn, and every figure is computed with it.
+Low scores mark wrong words. Words of one completion are not independent, so completions are resampled, not words.
+Each draw weighs a completion by how often it was drawn, and every figure is computed with these weights.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_DRAWS = 400
-INTERVAL = (2.5, 97.5)  # per cent
+INTERVAL = (2.5, 97.5)  # percent
 
 Numbers = NDArray[np.float64]
 Weighted = Callable[[Numbers], float]
@@ -19,7 +19,7 @@ Weighted = Callable[[Numbers], float]
 
 @dataclass(frozen=True)
 class Words:
-    """Words of many completions, side by side [n]: score, whether wrong, and the completion each belongs to."""
+    """Words of many completions, concatenated [n]: score, whether wrong, and completion."""
 
     scores: Numbers
     wrong: NDArray[np.bool_]
@@ -30,7 +30,7 @@ class Words:
 
 
 def auc(words: Words) -> Weighted:
-    """P(a wrong word scores below a right one), ties one half: the area under the ROC curve."""
+    """Return P(a wrong word scores below a right one), ties one half: the area under the ROC curve."""
     values, place = np.unique(words.scores, return_inverse=True)
 
     def area(weights: Numbers) -> float:
@@ -44,7 +44,7 @@ def auc(words: Words) -> Weighted:
 
 
 def precision(words: Words, *, threshold: float) -> Weighted:
-    """The share of marked words, those below the threshold, that are wrong."""
+    """Return the share of marked words, those below the threshold, that are wrong."""
     marked = words.scores < threshold
 
     def share(weights: Numbers) -> float:
@@ -55,7 +55,7 @@ def precision(words: Words, *, threshold: float) -> Weighted:
 
 
 def recall(words: Words, *, threshold: float) -> Weighted:
-    """The share of wrong words that are marked."""
+    """Return the share of wrong words that are marked."""
     marked = words.scores < threshold
 
     def share(weights: Numbers) -> float:
@@ -66,9 +66,9 @@ def recall(words: Words, *, threshold: float) -> Weighted:
 
 
 def best_threshold(words: Words) -> float:
-    """The threshold of the highest F1; it lies halfway between two scores, the highest of equal ones.
+    """Return the threshold with the highest F1, halfway between two scores; the highest threshold on ties.
 
-    Where every word is marked it lies one half above the highest score.
+    If every word is marked, it is one half above the highest score.
     """
     values, place = np.unique(words.scores, return_inverse=True)
     wrong = np.cumsum(np.bincount(place, words.wrong, minlength=len(values)))
@@ -80,7 +80,7 @@ def best_threshold(words: Words) -> float:
 
 
 def with_interval(figure: Weighted, words: Words, *, seed: int) -> dict[str, float]:
-    """The figure of all completions, and what it ranges over when as many are drawn with replacement."""
+    """Return the figure over all completions, and its interval from completions drawn with replacement."""
     rng = np.random.default_rng(seed)
     owners, num = np.unique(words.owner), int(words.owner.max()) + 1
     values = []

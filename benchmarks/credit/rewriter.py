@@ -1,7 +1,7 @@
 """A rewriter for the laboratory's policies, from samples of problems that the benchmark does not judge.
 
-Its rows are sampled wrong completions of both families' training problems, rewritten as their solutions: in the
-laboratory the exact minimal rewrite. Of one family alone it finds the other's flaws less well (docs/experiments.md).
+It trains on sampled wrong completions of both families' training problems, each with the laboratory's exact minimal
+rewrite into its solution. Trained on one family, it finds the other's flaws less well (docs/experiments.md).
 """
 
 import json
@@ -15,7 +15,7 @@ from allo.rewriter.cases import open_run
 from allo.rewriter.data import Settings, make_data
 from allo.rewriter.train import read_settings, train_rewriter
 
-# The benchmark judges other splits: no problem of theirs has the numbers of one here.
+# The benchmark judges other splits: none of their problems shares its numbers with one here.
 SPLITS = {"told": "train", "reworded": "reworded_train"}
 # A row holds the problem, two solutions and the rewrite: more than the laboratory's 128 positions, which are rotary.
 TRAINING = (
@@ -25,9 +25,9 @@ TRAINING = (
 
 
 def trained_rewriter(work: Path, *, problems: int) -> tuple[Path, float | None]:
-    """The rewriter's folder below `work`, and the CPU seconds of sampling and training; None where it was there.
+    """Return the rewriter's folder below `work`, and the CPU seconds of sampling and training; None if it existed.
 
-    `problems`: those of each family that are sampled.
+    `problems`: the number sampled in each family.
     """
     folder, begun = work / "rewriter", time.process_time()
     if folder.exists():

@@ -1,19 +1,19 @@
-"""Every token scorer, judged on the planted flaws of the laboratory: which words does it find, and at what price?
+"""Every token scorer, judged on the laboratory's planted flaws: the words that it finds, and its cost.
 
-The policy's own wrong completions are scored, as a run scores them, by models of the same run. The truth is
-`planted_flaws.label_tokens`. The cause is the first wrong word of a completion; it is held against all right words.
-The words that follow from it are wrong too, and count in "all wrong words": there a scorer that asks how likely a word
-is loses, since after a wrong operator the model finds the wrong result likely, and rightly so.
+The policy's own wrong completions are scored as in a run, by models of the same run. The truth is
+`planted_flaws.label_tokens`. A completion's cause is its first wrong word, which is compared with all right words.
+The words that follow from it are wrong too, and count in "all wrong words". Scorers of likelihood do badly there:
+given the wrong operator, the model rightly finds the wrong result likely.
 
-`edit` takes a prompt's solution where no sample of it is right, and `privileged` and `rewriter` always: "sees solutions"
-says so. The rewriter is trained here, on samples of problems that are not judged.
-Levels 1 to 3 are those of the shipped model, level 4 is that of a model which is sure of a flaw (confident.py).
-The threshold is the best F1 on the causes in one half of the prompts; precision and recall are of the other half, all
-levels of the shipped model together. Costs are of the shipped model and the family told.
+`edit` uses a prompt's solution if no sample of it is right; `privileged` and `rewriter` always do, as "sees
+solutions" shows. The rewriter is trained here, on samples of problems that are not judged. Levels 1 to 3 are those of
+the shipped model; level 4 is that of a model that is sure of a flaw (confident.py). The threshold is the best F1 on
+the causes in one half of the prompts. Precision and recall are of the other half, for all levels of the shipped model
+together. Costs are for the shipped model and the family told.
 
     python benchmarks/credit/scorers.py                               # both records
-    python benchmarks/credit/scorers.py --limit 60 --output FOLDER    # a look
-    python benchmarks/credit/scorers.py --work FOLDER                 # runs and rewriter stay; started again it goes on
+    python benchmarks/credit/scorers.py --limit 60 --output FOLDER    # a quick look
+    python benchmarks/credit/scorers.py --work FOLDER                 # keeps runs and rewriter, and can resume
 """
 
 import argparse
@@ -57,7 +57,7 @@ from judging import Words, auc, best_threshold, precision, recall, with_interval
 from record import RESULTS, Record
 from rewriter import trained_rewriter
 
-# And the split that is sampled: no problem has the numbers of one that the model or the rewriter learnt from.
+# And the sampled split: no problem shares its numbers with one that the model or the rewriter learnt from.
 FAMILIES = {"told": "validation", "reworded": "reworded"}
 POLICIES = {"shipped": (1, 2, 3), "confident": (confident.LEVEL,)}  # and the levels that are judged
 _STEPS = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1}
@@ -65,13 +65,13 @@ _STEPS = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1}
 CONTRAST = {"learning_rate": 3e-4, "num_train_epochs": 3, **_STEPS}
 FLAWED = {"learning_rate": 1e-3, "num_train_epochs": 3, **_STEPS}  # of the confident policy
 BATCH = 64
-REWRITER_PROBLEMS = 3  # that the rewriter learns from, in each family, for one that is judged
+REWRITER_PROBLEMS = 3  # for training the rewriter, per judged problem, in each family
 SEES_SOLUTIONS = {scorer.name for scorer in SCORERS.values() if scorer.sees_solution}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run up to its warm-up, with the wrong completions that are of the form, and which of their words are wrong."""
+    """A run up to its warm-up, with the well-formed wrong completions and labels of their wrong words."""
 
     recipe: Recipe
     run: RunFolder
@@ -80,16 +80,16 @@ class Case:
 
     @property
     def levels(self) -> list[int]:
-        """Of each completion, by its problem's id."""
+        """Return each completion's level, from its problem's id."""
         return [int(row.wrong.prompt_id.split("/")[2]) for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a scorer takes beside the starting model, for the whole case.
+    """A scorer's cost in addition to the starting model's, for the whole case.
 
-    `training`: CPU seconds, None where they are not known. `scoring`: CPU seconds. `size`: bytes, the most of training
-    state and other models' weights.
+    `training`: CPU seconds, None if unknown. `scoring`: CPU seconds. `size`: bytes, the maximum of training state and
+    other models' weights.
     """
 
     training: float | None
@@ -101,12 +101,12 @@ Figures = dict[str, Any]
 
 
 def edit_without_solutions(rows: Sequence[Scored], context: Any) -> list[list[float]]:
-    """`edit` where the policy's own right samples are all there is."""
+    """Score with `edit`, given only the policy's own right samples."""
     return edit([replace(row, wrong=replace(row.wrong, solution=None)) for row in rows], context)
 
 
 def all_scorers(recipe: Recipe) -> dict[str, tuple[str, ScoringFunction]]:
-    """Label -> the scorer's name and function; `rewriter` where there is one."""
+    """Return label -> the scorer's name and function; `rewriter` if there is one."""
     assert recipe.score is not None
     left_out = {"rewriter"} if recipe.score.rewriter is None else set[str]()
     own = {
@@ -145,7 +145,7 @@ def make_case(policy: str, family: str, work: Path, *, limit: int, rewriter: Pat
 def labelled(
     wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int
 ) -> Iterator[tuple[Scored, list[bool]]]:
-    """Completions with a wrong word, a label a word; those that are not of the form are left out."""
+    """Yield completions with a wrong word, and a label per word; malformed completions are skipped."""
     for one in wrong:
         prompt = Prompt(one.prompt_id, one.prompt, solution=one.solution)
         labels = label_tokens(prompt, one.completion)
@@ -163,7 +163,7 @@ def labelled(
 
 
 def train_both_sides(case: Case) -> dict[str, Cost]:
-    """The models that scorers contrast, by side; trained anew, so that they can be paid for."""
+    """Train the models that scorers contrast, by side, and return their costs."""
     remove(case.run.contrast)
     costs = {}
     for side in SIDES:
@@ -176,7 +176,7 @@ def train_both_sides(case: Case) -> dict[str, Cost]:
 def score(
     case: Case, name: str, scorer: ScoringFunction, trained: Mapping[str, Cost]
 ) -> tuple[list[list[float]], Cost]:
-    """The scorer's probabilities of every completion's words, and what they cost; `trained`: the other models."""
+    """Return the scorer's probabilities of every completion's words, and their cost; `trained`: the other models."""
     context = scoring_context(case.recipe, case.run, name)
     begun = time.process_time()
     batches = [case.rows[first : first + BATCH] for first in range(0, len(case.rows), BATCH)]
@@ -196,7 +196,7 @@ def score(
 
 
 def words_of(case: Case, scores: Sequence[Sequence[float]]) -> tuple[Words, np.ndarray]:
-    """All words side by side, and which of them are causes or right: the rest follow from a cause."""
+    """Concatenate all words; mark those that are causes or right, since the rest follow from a cause."""
     causal = [
         [not wrong or place == labels.index(True) for place, wrong in enumerate(labels)]
         for labels in case.labels
@@ -207,7 +207,7 @@ def words_of(case: Case, scores: Sequence[Sequence[float]]) -> tuple[Words, np.n
 
 
 def judge(case: Case, scores: Sequence[Sequence[float]], *, levels: Sequence[int]) -> Figures:
-    """One scorer's figures: AUC on the causes of each level, and its marks on all levels together."""
+    """Return one scorer's figures: AUC on the causes of each level, and its marks on all levels together."""
     words, causal = words_of(case, scores)
     level = np.array(case.levels)[words.owner]
     tuned = np.array([random_scores(row.wrong.prompt_id, 1, seed=0)[0] < 0.5 for row in case.rows])
@@ -228,7 +228,7 @@ def judge(case: Case, scores: Sequence[Sequence[float]], *, levels: Sequence[int
 
 
 def figures_of(case: Case, *, levels: Sequence[int], trained: Mapping[str, Cost]) -> dict[str, Figures]:
-    """Every scorer's figures and cost."""
+    """Return every scorer's figures and cost."""
     trained = {**trained, **train_both_sides(case)}
     found = {}
     for label, (name, scorer) in all_scorers(case.recipe).items():
@@ -240,7 +240,7 @@ def figures_of(case: Case, *, levels: Sequence[int], trained: Mapping[str, Cost]
 
 
 def print_likely(case: Case, confidence: Sequence[Sequence[float]]) -> None:
-    """How often the policy itself gives a cause more than one half."""
+    """Print how often the policy itself gives a cause more than one half."""
     causes = np.array([one[labels.index(True)] for one, labels in zip(confidence, case.labels, strict=True)])
     for level in sorted(set(case.levels)):
         here = causes[np.array(case.levels) == level]
@@ -248,7 +248,7 @@ def print_likely(case: Case, confidence: Sequence[Sequence[float]]) -> None:
 
 
 def cause_rows(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> list[dict[str, Any]]:
-    """`lab-scorers`: a row a scorer, its AUC on causes by family and level, and its cost."""
+    """Return `lab-scorers`: a row per scorer, its AUC on causes by family and level, and its cost."""
     first = next(iter(found.values()))
     return [
         {
@@ -269,7 +269,7 @@ def cause_rows(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> list[d
 
 
 def mark_rows(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> list[dict[str, Any]]:
-    """`lab-scorers-marks`: a row a scorer, what it marks in the shipped model's completions."""
+    """Return `lab-scorers-marks`: a row per scorer with its marks in the shipped model's completions."""
     kinds = ("precision", "recall", "AUC, all wrong words", "threshold")
     labels = next(iter(found.values()))
     return [

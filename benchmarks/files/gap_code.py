@@ -1,11 +1,11 @@
-"""The gap code of indices: bytes an entry, speed on one core, and what it makes of a delta.
+"""The gap code of indices: bytes per entry, speed on one core, and its effect on a delta's size.
 
     python benchmarks/files/gap_code.py
 
-A random mask of each density over tensors of 16 million entries. MB are megabytes of int32 indices,
-which is what goes into encoding and comes out of decoding; seconds are those of the processor that
-this one thread used, medians over the repeats in which encoding and decoding take turns. The delta
-is the file that `write_delta` makes of the same indices with bf16 values, over the full checkpoint.
+A random mask of each density over tensors of 16 million entries. MB are megabytes of int32 indices, the input of
+encoding and the output of decoding. Seconds are CPU seconds of a single thread, medians over repeats in which
+encoding and decoding alternate. The delta is the file that `write_delta` makes of the same indices with bf16 values,
+divided by the full checkpoint.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def drawn(density: float, num_tensors: int) -> dict[str, np.ndarray]:
 
 
 def megabytes_a_second(tensors: dict[str, np.ndarray], *, repeats: int) -> tuple[float, float]:
-    """Of encoding and of decoding, checked to give back what was encoded."""
+    """Measure encoding and decoding, and check that decoding restores the indices."""
     speeds: tuple[list[float], list[float]] = ([], [])
     num = sum(indices.nbytes for indices in tensors.values()) / 1e6
     for _ in range(repeats + 1):
@@ -54,7 +54,7 @@ def megabytes_a_second(tensors: dict[str, np.ndarray], *, repeats: int) -> tuple
 
 
 def delta_share(tensors: dict[str, np.ndarray]) -> float:
-    """Bytes of a compact bf16 delta over those of its whole checkpoint."""
+    """Return bytes of a compact bf16 delta as a share of its whole checkpoint."""
     indices = {name: torch.from_numpy(found) for name, found in tensors.items()}
     values = {name: torch.randn(len(found)).bfloat16() for name, found in indices.items()}
     with tempfile.TemporaryDirectory() as folder:

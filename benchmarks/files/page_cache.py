@@ -1,4 +1,4 @@
-"""The page cache, as the kernel lets it be emptied."""
+"""The page cache, emptied as far as the kernel allows."""
 
 import os
 from pathlib import Path

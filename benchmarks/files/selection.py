@@ -1,18 +1,18 @@
-"""Selecting 5% of a checkpoint's changes, against reading and subtracting the two checkpoints once.
+"""The cost of selecting 5% of a checkpoint's changes, against reading and subtracting the two checkpoints once.
 
     python benchmarks/files/selection.py --folder FOLDER
 
-Two checkpoints in bf16 are generated in a new folder below FOLDER and removed at the end: layers of
-Llama-2-7B's shapes in shards, tuned = base + small noise whose size varies by row, rounded to bf16,
-so that most changes are one of a few values. Each run is a fresh process; the three take turns,
-first with the files dropped from the page cache, then with as much of them in it as fits:
+Two bf16 checkpoints are generated in a new folder below FOLDER and removed at the end. They have layers of
+Llama-2-7B's shapes in shards, with tuned = base + small noise whose size varies by row. Rounded to bf16, most changes
+are one of a few values. Each run is a new process. The three alternate, first with the files dropped from the page
+cache, then with as much of them in it as fits:
 
 - plain: each tensor read by safetensors and subtracted, torch on all cores;
-- threads: both files read piece by piece and subtracted by one thread a core, the hardest to match;
-- select: `mask_from_checkpoints`, its fingerprint of the base and the mask's file included.
+- threads: both files read piece by piece and subtracted by one thread per core, the hardest to match;
+- select: `mask_from_checkpoints`, including its fingerprint of the base and the mask's file.
 
-Memory is the peak of the process over what it holds when torch and allo are loaded, less the mask
-itself: its k indices of 4 bytes, which are the result.
+Memory is the process's peak minus the memory after loading torch and allo, and minus the mask itself: its k indices
+of 4 bytes, which are the result.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from record import RESULTS, Record
 
 WIDTH, MLP, VOCABULARY = 4096, 11008, 32000
 MIB = 1 << 20
-ROOM = 64 * MIB  # allowed over the largest tensor
+ROOM = 64 * MIB  # allowed beyond the largest tensor
 
 
 def layer(number: int, *, width: int, mlp: int) -> dict[str, tuple[int, ...]]:
@@ -53,7 +53,7 @@ def layer(number: int, *, width: int, mlp: int) -> dict[str, tuple[int, ...]]:
 
 
 def shards(num_bytes: int, *, scale: int) -> list[dict[str, tuple[int, ...]]]:
-    """Shapes shard by shard: the embedding, then a layer each, until there are `num_bytes` in bf16."""
+    """Return shapes shard by shard: the embedding, then one layer each, up to `num_bytes` in bf16."""
     made: list[dict[str, tuple[int, ...]]] = [
         {"model.embed_tokens.weight": (VOCABULARY // scale, WIDTH // scale)}
     ]
@@ -73,7 +73,7 @@ def generate(folder: Path, num_bytes: int, *, scale: int) -> None:
         base, tuned = {}, {}
         for name, shape in shapes.items():
             weights = torch.randn(shape, generator=generator).mul_(0.02)
-            # Per row: most of the noise is lost to the rounding in some rows, little in others.
+            # By row: rounding removes most of the noise in some rows, little in others.
             size = (
                 torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
                 .mul_(0.5)
@@ -120,7 +120,7 @@ def select(folder: Path, density: float) -> int:
 
 
 def once(what: str, folder: Path, density: float) -> dict[str, float]:
-    """Seconds, and the peak over the loaded libraries less the mask, of one run in this process."""
+    """Return seconds and peak memory, less loaded libraries and the mask, of one run in this process."""
     loaded = status_bytes("VmRSS")
     start, mask_bytes = time.perf_counter(), 0
     if what == "select":
@@ -132,7 +132,9 @@ def once(what: str, folder: Path, density: float) -> dict[str, float]:
 
 
 def measure(folder: Path, *, density: float, repeats: int, cold: bool) -> dict[str, list[dict[str, float]]]:
-    """The three in turn, each in a fresh process, `repeats` times; warm runs have a first one that counts not."""
+    """Run the three alternately, each in a new process, `repeats` times; warm runs start with one that is not
+    counted.
+    """
     found: dict[str, list[dict[str, float]]] = {"plain": [], "threads": [], "select": []}
     for repeat in range(repeats + (not cold)):
         for what, runs in found.items():

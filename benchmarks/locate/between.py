@@ -1,8 +1,10 @@
-"""Does a new location between forgetting and learning help? The whole of ALLO on the laboratory's model, twice a seed.
+"""The effect of locating again between forgetting and learning: all of ALLO on the laboratory's model, twice per
+seed.
 
-Both runs of a seed share everything up to forgetting, by recipes/lab_parts.yaml. Then one learns on the weights that were
-located first, the other on those that a second warm-up, of the model that forgot, changes most. A figure is the mean over
-the seeds, its interval their range; the overlap is the share of the second mask's weights that the first has too.
+Both runs of a seed share everything up to forgetting, by recipes/lab_parts.yaml. Then one learns on the weights
+located first, the other on those that a second warm-up, of the model that forgot, changes most. A figure is the mean
+over the seeds, its interval their range. The overlap is the share of the second mask's weights that the first also
+has.
 
     python benchmarks/locate/between.py
 """
@@ -35,7 +37,7 @@ ONCE, AGAIN = "before forgetting", "again, before learning"
 
 
 def aligned(seed: int, work: Path) -> tuple[Recipe, RunFolder]:
-    """A whole run that locates once."""
+    """Do a whole run that locates once."""
     with as_file(files("allo") / "lab") as model:
         own = [
             f"model={json.dumps(str(model))}",
@@ -47,13 +49,13 @@ def aligned(seed: int, work: Path) -> tuple[Recipe, RunFolder]:
 
 
 def realigned(recipe: Recipe, run: RunFolder) -> RunFolder:
-    """The same run with its learning on the weights that a warm-up of the forgotten model changes most."""
+    """Repeat the run's learning on the weights that a warm-up of the forgotten model changes most."""
     forgotten = _copied(run, "forgotten")
     write_start(forgotten, forgotten.forget / "model")
     locate.run(recipe, forgotten)
     again = _copied(run, "again")
     found = ImportanceMap.load(forgotten.importance)
-    # Its ranks are of the forgotten model, but what is learned is kept as a difference to the run's start.
+    # The ranks are of the forgotten model, but the learned difference is stored against the run's start.
     metadata = {**found.metadata, "base_fingerprint": read_start(again).fingerprint}
     replace(found, metadata=metadata).save(again.importance)
     improve.run(recipe, again)
@@ -62,7 +64,7 @@ def realigned(recipe: Recipe, run: RunFolder) -> RunFolder:
 
 
 def _copied(run: RunFolder, name: str) -> RunFolder:
-    """A copy of a run as it was before it learned."""
+    """Copy a run as it was before it learned."""
     copy = RunFolder(run.path.with_name(name))
     shutil.rmtree(copy.path, ignore_errors=True)
     shutil.copytree(run.path, copy.path)

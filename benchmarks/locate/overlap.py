@@ -1,9 +1,10 @@
-"""What each way of locating finds on the laboratory's model: overlap of its mask with the AdamW warm-up's, and
-the accuracy that forgetting and improving reach with it.
+"""Each way of locating on the laboratory's model: its mask's overlap with the AdamW warm-up's, and the final
+accuracy.
 
-The runs of a seed share all stages before `locate`, and their warm-ups see the pairs in one order, but for those
-that say otherwise. Token scores are those of the `edit` scorer, which reads no warm-up, unless the row says
-`implicit`. A figure is the mean over the seeds, its interval their range.
+The accuracy is that after forgetting and improving with the mask. The runs of a seed share all stages before
+`locate`, and their warm-ups see the pairs in one order unless the row says otherwise. Token scores are those of the
+`edit` scorer, which does not read the warm-up, unless the row says `implicit`. A figure is the mean over the seeds,
+its interval their range.
 
     python benchmarks/locate/overlap.py                                     # the record
     python benchmarks/locate/overlap.py --rates 5e-5 1e-4 2e-4 --seeds 0    # warmup_fused on validation problems
@@ -30,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, ROOT, Record
 
 DENSITIES = (0.05, 0.10)
-# The best of those tried on validation problems, with `--rates`.
+# The best rate tried on validation problems, with `--rates`.
 FUSED = ["locate.criterion=warmup_fused", "locate.training.learning_rate=5e-5"]
-OTHER_ORDER = 1000  # a data_seed that no run has as its seed
+OTHER_ORDER = 1000  # a data_seed that is no run's seed
 WAYS = {
     "warmup": [],
     "warmup, other order of pairs": [f"locate.training.data_seed={OTHER_ORDER}"],
@@ -44,7 +45,7 @@ WAYS = {
     "fisher": ["locate.criterion=fisher"],
     "random": ["locate.criterion=random"],
 }
-# The default scorer reads the warm-up model, which only these two have.
+# The implicit scorer reads the warm-up model, which only these two have.
 SCORED = {(way, "edit"): own for way, own in WAYS.items()} | {
     (way, "implicit"): WAYS[way] for way in ("warmup", "warmup_fused")
 }
@@ -52,7 +53,7 @@ VALIDATION = "evaluate.sets={validation: {task: planted_flaws, split: validation
 
 
 def run_way(way: str, scorer: str, seed: int, own: list[str], *, options: argparse.Namespace) -> RunFolder:
-    """One run, on the pairs that all runs of its seed share."""
+    """Do one run, on the pairs that all runs of its seed share."""
     work: Path = options.work
     package = files("allo")
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
@@ -71,7 +72,7 @@ def run_way(way: str, scorer: str, seed: int, own: list[str], *, options: argpar
 
 
 def overlaps(run: RunFolder, reference: RunFolder) -> list[float]:
-    """Share of the mask's weights that the reference's mask of the same density has, at each density."""
+    """Return, at each density, the share of the mask's weights that the reference's mask also has."""
     ours, theirs = (ImportanceMap.load(folder.importance) for folder in (run, reference))
     return [ours.mask_at(density).overlap(theirs.mask_at(density)) for density in DENSITIES]
 
@@ -120,7 +121,7 @@ def compare(options: argparse.Namespace, record: Any) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    """`warmup_fused` at some learning rates: accuracy on validation problems, none of which are tested on."""
+    """Try `warmup_fused` at some learning rates: accuracy on validation problems, none of which are tested on."""
     for seed in options.seeds:
         for rate in options.rates:
             for scorer in ("edit", "implicit"):

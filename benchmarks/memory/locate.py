@@ -1,7 +1,7 @@
-"""Peak memory of each way of locating weights, over the loaded model, in bytes a weight.
+"""Peak memory of each way of locating weights, beyond the loaded model, in bytes per weight.
 
-A bf16 Llama of random weights goes over a few short pairs, each way in a fresh process, so that what is
-counted is the state: masters, moments, gradients, slots, sums, deltas, one dense gradient and scratch.
+A bf16 Llama of random weights reads a few short pairs, so that mostly state is counted: master weights, moments,
+gradients, slots, sums, deltas, one dense gradient and scratch. Each way runs in a new process.
 
     python benchmarks/memory/locate.py
     python benchmarks/memory/locate.py --device cuda
@@ -38,7 +38,7 @@ BETA = 0.1
 
 
 def llama(*, layers: int, size: int, device: torch.device) -> PreTrainedModel:
-    """About 11 * layers * size^2 weights."""
+    """Build a model of about 11 * layers * size^2 weights."""
     config = LlamaConfig(
         vocab_size=len(TOKENIZER),
         hidden_size=size,
@@ -52,7 +52,7 @@ def llama(*, layers: int, size: int, device: torch.device) -> PreTrainedModel:
 
 
 def locate(way: str, model: PreTrainedModel, folder: Path) -> tuple[int, int]:
-    """One pass over the pairs; returns the bytes of the state, and how many of them lie in host memory."""
+    """Make one pass over the pairs; return the bytes of the state, and how many of them are in host memory."""
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "save_strategy": "no"}
     arguments = training_arguments(
@@ -75,10 +75,10 @@ def locate(way: str, model: PreTrainedModel, folder: Path) -> tuple[int, int]:
 
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A row of the table, measured in this process."""
+    """Measure a row of the table in this process."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        # A small run first: what libraries load and keep for themselves is not the state.
+        # A small run first: memory that libraries load and keep for themselves is not state.
         locate(way, llama(layers=1, size=64, device=options.device), Path(folder))
         model = llama(layers=options.layers, size=options.size, device=options.device)
         sizes = [param.numel() for param in model.parameters()]

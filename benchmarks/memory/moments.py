@@ -1,9 +1,9 @@
-"""How closely 8-bit AdamW follows fp32 AdamW where gradients of several sizes share a block: ours, bitsandbytes.
+"""The accuracy of 8-bit AdamW, ours and bitsandbytes', against fp32, if gradients of several sizes share a block.
 
-Both get the same gradients, noise with a drift, whose sizes are e**(spread * normal). In SmolLM2-135M, 5% of a linear
-layer's entries chosen at random have a spread of about 0.6, the embedding's 1.5. Reported are the cosine between the
-ways that the weights went and the fp32 way, the ratio of their lengths, and the state's bytes an entry.
-bitsandbytes' rows are left out where it is not installed.
+All get the same gradients, noise with a drift, whose sizes are e**(spread * normal). In SmolLM2-135M, a random 5% of
+a linear layer's entries has a spread of about 0.6, the embedding's 1.5. Reported are the cosine between the changes
+of the weights and those in fp32, the ratio of their lengths, and the state's bytes per entry. bitsandbytes is left
+out if it is not installed.
 """
 
 import argparse
@@ -40,11 +40,11 @@ def start() -> Tensor:
 
 
 def train(param: nn.Parameter, optimizer: torch.optim.Optimizer, spread: float) -> tuple[Tensor, float]:
-    """The way that the parameter goes, and the state's bytes an entry."""
+    """Train the parameter; return its change and the state's bytes per entry."""
     for gradient in gradients(spread):
         param.grad = gradient
         optimizer.step()
-    # Tables of codes, of which one serves all parameters, are not state.
+    # Code tables shared by all parameters are not counted as state.
     held = [
         value.nbytes
         for name, value in optimizer.state[param].items()

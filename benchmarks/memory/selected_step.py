@@ -1,9 +1,9 @@
-"""Peak memory of a training step on selected weights, over the loaded weights, in bytes a weight.
+"""Peak memory of a training step on selected weights, beyond the loaded weights, in bytes per weight.
 
-A bf16 stack of linear layers takes two AdamW steps with a reference slot, in a fresh process. Counted is
-everything beyond the weights: indices, masters, moments, gradients, the slot, one tensor's dense gradient,
-activations and scratch. The batch is one row, so that activations are negligible; they are reported.
-With `--lean` the state is the lean one. State is what lies on the device: a lean slot lies in host memory.
+A bf16 stack of linear layers takes two AdamW steps with a reference slot, in a new process. Everything beyond the
+weights is counted: indices, master weights, moments, gradients, the slot, one tensor's dense gradient, activations
+and scratch. The batch is one row, so that activations are negligible; they are reported. With `--lean` the state is
+the lean one. Only state on the device counts: lean slots are in host memory.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def stack(*, layers: int, size: int, device: torch.device) -> nn.Sequential:
 
 
 def one_in_each_run(model: nn.Module, *, every: int) -> ParamMask:
-    """A random weight of each run of `every`: density 1 / every, spread over each tensor."""
+    """Select a random weight of each run of `every`: density 1 / every, spread over each tensor."""
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     indices = {}
     for name, param in model.named_parameters():
@@ -43,7 +43,7 @@ def one_in_each_run(model: nn.Module, *, every: int) -> ParamMask:
 
 
 def train(model: nn.Sequential, *, every: int, lean: bool) -> tuple[int, int]:
-    """Two steps; returns the bytes of indices, masters, gradient and moments, and those of the slot."""
+    """Take two steps; return the bytes of indices, master weights, gradient and moments, and those of the slot."""
     selected = SelectedWeights(model, one_in_each_run(model, every=every), slots=("ref",), lean=lean)
     groups = selected.param_groups(weight_decay=0.1)
     optimizer = (
@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    # A small run first: what libraries load and keep for themselves is not the step's.
+    # A small run first: memory that libraries load and keep for themselves is not the step's.
     train(stack(layers=1, size=64, device=options.device), every=options.every, lean=options.lean)
     model = stack(layers=options.layers, size=options.size, device=options.device)
     weights = sum(param.numel() for param in model.parameters())

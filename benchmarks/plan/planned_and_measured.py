@@ -1,10 +1,9 @@
-"""What `allo plan` says of a stage beside what the stage takes: peak bytes with the weights, in fresh processes.
+"""The peak that `allo plan` predicts for each stage and the measured one, in bytes with the weights, in new processes.
 
-For each model and stage one process plans, and another trains two optimizer steps of two micro-batches (or
-samples, or scores) with real numbers and rows as long as the recipe allows. On a GPU the peak is
-`max_memory_allocated`, on a CPU `VmHWM` over what the process held before the model. There glibc is told to
-give back what is freed (`MALLOC`), since its habit of keeping memory is not the step's; a second measurement
-without that is in the last column.
+For each model and stage, one process plans. Another trains two optimizer steps of two micro-batches (or samples, or
+scores) with real weights and rows of the longest allowed length. On a GPU the peak is `max_memory_allocated`; on a
+CPU it is `VmHWM` minus the memory before loading the model. There `MALLOC` makes glibc return freed memory, since its
+habit of keeping memory is not part of the step. The last column is measured without `MALLOC`.
 """
 
 import argparse
@@ -40,10 +39,10 @@ from peak import peak_over_present, status_bytes
 from record import RESULTS, Record
 from selected_step import one_in_each_run
 
-# Freed memory goes back to the system at once, one arena.
+# Freed memory returns to the system at once, from one arena.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 STAGES = ("locate", "score", "forget", "improve", "sample")
-# A Llama of 349 million random weights: nothing of it is on disk but its configuration.
+# A Llama of 349 million random weights; only its configuration is on disk.
 LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 1024,
@@ -57,7 +56,7 @@ STEPS, MICRO_BATCHES = 2, 2
 
 
 def recipe(model: str, *, dtype: str, length: int, pairs: int, device: str) -> Recipe:
-    """Rows of `length`, half of them completion; `pairs` a micro-batch, and twice as many single rows."""
+    """Return a recipe for rows of `length`, half completion, with micro-batches of `pairs` or 2 * `pairs` single rows."""
 
     def training(size: int) -> dict[str, Any]:
         return {"per_device_train_batch_size": size, "gradient_accumulation_steps": MICRO_BATCHES}
@@ -81,9 +80,9 @@ def recipe(model: str, *, dtype: str, length: int, pairs: int, device: str) -> R
 
 
 def measure(recipe: Recipe, stage: str) -> int:
-    """Peak bytes of a stage with its model's weights, over what the process holds before."""
+    """Return a stage's peak bytes with its model's weights, minus the memory of the process before."""
     with tempfile.TemporaryDirectory() as folder:
-        # A small run first: what libraries load and keep for themselves is not the stage's.
+        # A small run first: memory that libraries load and keep for themselves is not the stage's.
         do_stage(recipe, stage, tiny_model(recipe), Path(folder), rows=1)
         device = torch.device(recipe.device)
         if device.type == "cuda":
@@ -105,7 +104,7 @@ def tiny_model(recipe: Recipe) -> Any:
 
 
 def build(recipe: Recipe) -> Any:
-    """The model's own weights where it has any, else random ones."""
+    """Load the model's own weights if it has any, otherwise random ones."""
     folder = Path(recipe.model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         torch.manual_seed(0)
@@ -117,7 +116,7 @@ def build(recipe: Recipe) -> Any:
 
 
 def do_stage(recipe: Recipe, stage: str, model: Any, folder: Path, *, rows: int | None) -> None:
-    """The stage's own work on made-up rows; `rows` fewer of them."""
+    """Do the stage's own work on made-up rows; `rows` limits their number."""
     tokenizer = one_word_tokenizer()
     generator = random.Random(0)
     prompt, completion = recipe.max_length // 2, recipe.max_length // 2

@@ -1,8 +1,7 @@
-"""Train a small reward model on preference pairs through TRL, and say how often it is right on pairs held out.
+"""Training of a small reward model on preference pairs through TRL, with its accuracy on held-out pairs.
 
-The model reads exactly what `judge.reward_model` will show it. With `--frozen-layers` the embeddings and the first so
-many layers stay as they are, which saves their backward pass. What to beat is the rule that the longer answer
-wins.
+The model reads exactly what `judge.reward_model` will show it. `--frozen-layers` freezes the embeddings and this many
+layers, which saves their backward pass. The baseline to beat prefers the longer answer.
 """
 
 import argparse
@@ -33,7 +32,7 @@ TABLE = "reward-model"
 
 
 def classifier(base: PreTrainedModel, *, pad_id: int) -> PreTrainedModel:
-    """A sequence classifier with one label on a causal model's body; the head's entries have variance 1 / (d + 1)."""
+    """Put a head with one label on a causal model's body; the head's entries have variance 1 / (d + 1)."""
     config = base.config
     config.num_labels, config.pad_token_id = 1, pad_id
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
@@ -45,14 +44,14 @@ def classifier(base: PreTrainedModel, *, pad_id: int) -> PreTrainedModel:
 
 
 def freeze(model: PreTrainedModel, *, layers: int) -> None:
-    """Leave the embeddings and the first layers as they are."""
+    """Freeze the embeddings and the first layers."""
     if layers:
         for part in (model.get_input_embeddings(), *model.base_model.layers[:layers]):
             part.requires_grad_(False)
 
 
 def rows(pairs: list[Pair], tokenizer: Any, *, max_length: int) -> list[dict[str, list[int]]]:
-    """Both sides' token ids as the judge reads them."""
+    """Return both sides' token ids as the judge reads them."""
 
     def ids(pair: Pair, completion: str) -> list[int]:
         return judged_ids(tokenizer, pair.prompt, completion, max_length=max_length)[0]
@@ -89,7 +88,7 @@ def train(model: PreTrainedModel, tokenizer: Any, data: list[dict[str, list[int]
 
 
 def accuracy(judge: RewardModel, data: list[dict[str, list[int]]], *, batch_size: int) -> Estimate:
-    """How often the chosen answer has the higher reward, with Wilson's interval; a tie is an error."""
+    """Return how often the chosen answer has the higher reward, with Wilson's interval; a tie is an error."""
     ids = [row[side] for row in data for side in ("chosen_ids", "rejected_ids")]
     order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
     rewards = [0.0] * len(ids)

@@ -1,9 +1,8 @@
-"""The backward pass of a stack of linear layers: everything trains, or 10% as single entries, rows, or columns.
+"""The backward pass of a stack of linear layers that trains fully, or 10% as single entries, rows, or columns.
 
-Each way has a model of its own with the same weights and gets the same input, whose gradient is wanted too, as
-in the middle of a language model. Timed is `backward` alone, from no gradient to the complete one. The ways
-take turns, in an order that moves by one each round; a figure is the median over the rounds, a ratio that of
-two medians.
+Each way has its own model with the same weights and gets the same input. The input's gradient is computed too, as in
+the middle of a language model. Only `backward` is timed, from no gradient to the complete one. The ways alternate, in
+an order that rotates by one each round. A figure is the median over the rounds, a ratio that of two medians.
 """
 
 import argparse
@@ -55,7 +54,7 @@ SELECTIONS = {ENTRIES: entries, "rows": rows, "columns": columns}
 
 
 def select(model: nn.Module, selection: Callable[[int, int], Tensor], options: Options) -> SelectedWeights:
-    """The same number of weights of each matrix, whatever the selection."""
+    """Select the same number of weights of each matrix, in any pattern."""
     num_lines = round(options.density * options.size)
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     indices = {name: selection(options.size, num_lines).int() for name in shapes}
@@ -79,7 +78,7 @@ def _wait(x: Tensor) -> None:
 
 
 def medians(options: Options, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of a backward pass, by way."""
+    """Return the median seconds of a backward pass, by way."""
     ways: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {}
     model = stack(options, dtype)
     ways[DENSE] = (model, list(model.parameters()))

@@ -2,9 +2,9 @@
 
     python benchmarks/runs/record.py TABLE RUN... --command "make demo" --machine "2 CPU cores"
 
-Reads each run's `08-eval.json` and `manifest.json`; writes `benchmarks/results/TABLE.json`. A start that
-several runs share is recorded once. The commit on record is that of the evaluation; a stage made from
-uncommitted changes is refused.
+Reads each run's `08-eval.json` and `manifest.json`; writes `benchmarks/results/TABLE.json`. A start that several runs
+share is recorded once. The recorded commit is that of the evaluation. Stages made from uncommitted changes are
+refused.
 """
 
 import argparse
@@ -19,21 +19,21 @@ LABELS = {"start": "start (SFT)", "forgotten": "after forgetting", "improved": "
 
 
 def figure(found: dict[str, Any] | None, *, key: str = "accuracy") -> dict[str, float] | None:
-    """A value with its interval, rounded to what its interval carries."""
+    """Return a value with its interval, rounded to the interval's precision."""
     if found is None:
         return None
     return {"value": round(found[key], 4), "low": round(found["low"], 4), "high": round(found["high"], 4)}
 
 
 def state_bytes(stages: dict[str, Any]) -> int:
-    """The larger training state of forgetting and improving."""
+    """Return the larger training state of forgetting and improving."""
     return max(
         stages[stage]["counts"]["training_state_bytes"] for stage in ("forget", "improve") if stage in stages
     )
 
 
 def names(label: str, result: dict[str, Any]) -> list[str]:
-    """The columns of an evaluation set."""
+    """Return the columns of an evaluation set."""
     if "rewards" not in result:
         return [f"{label}, {kind}" for kind in ("greedy", "sampled")]
     kinds = list(result["rewards"])
@@ -41,7 +41,7 @@ def names(label: str, result: dict[str, Any]) -> list[str]:
 
 
 def measured(result: dict[str, Any]) -> list[Any]:
-    """Accuracies; of a set that a reward model measured the wins against the start, rewards and length."""
+    """Return accuracies; for a reward model's set, the wins against the start, rewards and length."""
     if "rewards" not in result:
         return [figure(result[kind]) for kind in ("greedy", "sampled")]
     kinds = result["rewards"].values()
@@ -64,7 +64,7 @@ def row(label: str, model: dict[str, Any], sets: list[str], *, state: int) -> li
 
 
 def record(table: str, runs: list[Path], *, command: str, machine: str) -> dict[str, Any]:
-    """The record in the form that `scripts/render_tables.py` reads."""
+    """Return the record in the form that `scripts/render_tables.py` reads."""
     evaluations = [json.loads((run / "08-eval.json").read_text()) for run in runs]
     manifests = [json.loads((run / "manifest.json").read_text())["stages"] for run in runs]
     if any(entry["dirty"] is not False for manifest in manifests for entry in manifest.values()):

@@ -1,7 +1,7 @@
-"""What it brings that waiting prompts take the places of ended rows: steps, rows computed a token, seconds.
+"""The gain from letting waiting prompts replace finished rows: steps, rows computed per token, seconds.
 
-The same prompts are decoded with and without it, in turns. The lengths of their completions are made up, so that both
-do the same work whatever the model: a share reaches the limit, the others are exponential around a mean.
+The same prompts are decoded with and without it, alternately. Completion lengths are made up, so that both do the
+same work for any model. A share of completions reaches the limit; the others are exponential around a mean.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GOES_ON, ENDS = 5, 2  # token ids
 
 
 def ends_at(num_rows: int, *, limit: int, mean: float, share_at_limit: float) -> Tensor:
-    """uniforms [rows, limit]: 1 at the token that ends a row, else 0."""
+    """Return uniforms [rows, limit]: 1 at the token that ends a row, otherwise 0."""
     torch.manual_seed(0)
     lengths = 1 + torch.empty(num_rows).exponential_(1 / mean).long()
     lengths[torch.rand(num_rows) < share_at_limit] = limit

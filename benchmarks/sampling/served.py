@@ -1,9 +1,9 @@
-"""Tokens a second of sampling in this process and at `transformers serve` on the same machine, in turns.
+"""Sampling speed in this process and at `transformers serve` on the same machine, alternately, in tokens per second.
 
-Both draw n completions of each prompt from the same model, in the same dtype, with the same settings: `allo.sampling.generate`
-in batches, and `allo.sampling.served.complete` by requests over loopback, to a server that takes the prompts one after the other,
-or together with `--continuous-batching`. They take turns, ours first, each with new random numbers a round; the server's
-start counts for nothing. Needs `pip install transformers[serving]`.
+Both draw n completions of each prompt from the same model, with the same dtype and settings. Ours is
+`allo.sampling.generate` in batches. `allo.sampling.served.complete` sends requests over loopback to a server, which
+takes prompts one by one, or together with `--continuous-batching`. They alternate, ours first, with new random
+numbers each round. The server's start does not count. Needs `pip install transformers[serving]`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record
 from throughput import TEMPERATURE, TOP_P, ours
 
-# Its own generation_config.json decides whether `transformers serve` samples at all, and from how many tokens.
+# The model's generation_config.json decides whether `transformers serve` samples, and from how many tokens.
 SAMPLES = {"generation_config": json.dumps({"do_sample": True, "top_k": 0})}
 STARTED_WITHIN = 300  # seconds
 
@@ -43,7 +43,7 @@ STARTED_WITHIN = 300  # seconds
 def in_process(
     model: Model, tokenizer: Tokenizer, prompts: list[Prompt], options: argparse.Namespace, seed: int
 ) -> int:
-    """Tokens of all completions."""
+    """Return the number of tokens of all completions."""
     ids = [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts]
     return ours(model, tokenizer, ids, seed=seed, options=options)
 
@@ -51,7 +51,7 @@ def in_process(
 def at_server(
     url: str, tokenizer: Tokenizer, prompts: list[Prompt], options: argparse.Namespace, seed: int
 ) -> int:
-    """Tokens of all completions."""
+    """Return the number of tokens of all completions."""
     with tempfile.TemporaryDirectory() as folder:
         counts = served.complete(
             [Endpoint(url, options.model, concurrency=options.concurrency, timeout=600.0)],
@@ -147,7 +147,7 @@ def main() -> None:
             "at the server": lambda some, seed: at_server(url, tokenizer, some, options, seed),
         }
         rates: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():  # once small: what is loaded and compiled at first use is not sampling's
+        for run in runs.values():  # one small run first: loading and compiling at first use is not sampling
             run(prompts[:1], 0)
         for seed in range(1, options.rounds + 1):
             for name, run in runs.items():

@@ -1,8 +1,9 @@
-"""Useful tokens a second of `allo.sampling.generate` and of plain `model.generate`, on the same prompts, side by side.
+"""Useful tokens per second of `allo.sampling.generate` and of plain `model.generate`, on the same prompts.
 
-Useful are the tokens of a completion up to and with its EOS. Both sample n completions of each prompt, so many rows
-at a time, longest prompts first, with the same temperature and top-p; `generate` gets each prompt n times, padded
-on the left. They take turns, ours first, each with new random numbers a round; the ratio is that of the medians.
+Useful tokens are those of a completion up to and including its EOS. Both sample n completions of each prompt, with
+the same number of rows at a time, longest prompts first, and the same temperature and top-p. `model.generate` gets
+each prompt n times, left-padded. They alternate, ours first, with new random numbers each round; the ratio is that of
+the medians.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def ours(
     seed: int,
     options: argparse.Namespace,
 ) -> int:
-    """Useful tokens of all completions."""
+    """Return the useful tokens of all completions."""
     batches = generate(
         model,
         tokenizer,
@@ -61,7 +62,7 @@ def plain(
     seed: int,
     options: argparse.Namespace,
 ) -> int:
-    """The same by transformers, which sorts nothing by itself: the longest prompts come first here too."""
+    """Return the same for transformers; the longest prompts come first here too, since it does not sort."""
     torch.manual_seed(seed)
     eos = end_ids(model, tokenizer)
     config = GenerationConfig(
@@ -94,7 +95,7 @@ def plain(
 
 
 def rate(run: Callable[..., int], *arguments: Any, device: torch.device, **keywords: Any) -> float:
-    """Useful tokens a second."""
+    """Return useful tokens per second."""
     begin = time.perf_counter()
     useful = run(*arguments, **keywords)
     if device.type == "cuda":
@@ -132,7 +133,7 @@ def main() -> None:
 
     small = argparse.Namespace(**{**vars(options), "max_new_tokens": 4})
     rates: dict[Callable[..., int], list[float]] = {ours: [], plain: []}
-    for run in rates:  # once small: what is loaded and compiled at first use is not sampling's
+    for run in rates:  # one small run first: loading and compiling at first use is not sampling
         run(model, tokenizer, prompts[:2], seed=0, options=small)
     for seed in range(options.rounds):
         for run, found_rates in rates.items():

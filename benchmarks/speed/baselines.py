@@ -1,4 +1,4 @@
-"""The systems to compare with: TRL, PEFT through TRL, and the arithmetic of the released optimizer."""
+"""The compared systems: TRL, PEFT through TRL, and the arithmetic of the released optimizer."""
 
 from pathlib import Path
 
@@ -16,17 +16,17 @@ LORA_RANK = 64
 
 
 def trl(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
-    """Every weight, and a second model as the reference."""
+    """Train every weight, with a second model as the reference."""
     return _run(_trainer(work, policy, folder, ref_model=work.load_policy()))
 
 
 def trl_precomputed(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
-    """Every weight, the reference's log-probs computed before the first step."""
+    """Train every weight, with the reference's log-probs computed before the first step."""
     return _run(_trainer(work, policy, folder, precompute_ref_log_probs=True))
 
 
 def trl_lora(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
-    """Adapters of rank 64 on all linear layers; the reference is the model without them."""
+    """Train adapters of rank 64 on all linear layers; the reference is the model without them."""
     adapters = LoraConfig(
         task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear"
     )
@@ -34,7 +34,7 @@ def trl_lora(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
 
 
 def trl_shira(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
-    """Sparse adapters at random entries of all linear layers, about `density` of all weights together."""
+    """Train sparse adapters at random entries of all linear layers, about `density` of all weights together."""
     adapters = ShiraConfig(
         task_type="CAUSAL_LM",
         r=adapter_rank(policy, density=work.density),
@@ -45,7 +45,7 @@ def trl_shira(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
 
 
 def released(work: Work, policy: PreTrainedModel, folder: Path) -> Run:
-    """Dense moments and a dense mask, each as big as the model, and a second model as the reference."""
+    """Train with dense moments and a dense mask, each as large as the model, and a second model as the reference."""
     torch.manual_seed(SEED)
     masks = {
         param: (torch.rand(param.shape, device=param.device) < work.density).to(param.dtype)
@@ -101,10 +101,10 @@ def _run(trainer: DPOTrainer) -> Run:
 
 
 class MaskedAdamW(torch.optim.Optimizer):
-    """AdamW as the released code does it: moments of every weight, then zeroed where the mask is.
+    """AdamW like the released code: moments of every weight, then set to zero by the mask.
 
-    masks: parameter -> 0 or 1 of each entry, in the parameter's shape and dtype. The decay is not masked, a
-    fault of the released code that is kept here (it costs the same).
+    masks: parameter -> 0 or 1 for each entry, in the parameter's shape and dtype. Weight decay is not masked, a fault
+    of the released code that is kept here (the cost is the same).
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
     python benchmarks/speed/driver.py --model MODEL.gguf --data-folder DATA
 
-The same GSM8K pairs in the same order for everybody, 8 pairs an optimizer step as 4 x 2, no activation
-checkpointing unless the row says so. Systems alternate within a round; each runs in a process of its own.
+All systems get the same GSM8K pairs in the same order, 8 pairs per optimizer step as 4 x 2. There is no activation
+checkpointing unless the row says so. Systems alternate within a round; each runs in its own process.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from record import RESULTS, Record, Row
 TRL, TRL_PRECOMPUTED = "TRL", "TRL, precomputed reference"
 GB, MB = 1e9, 1e6
 
-# One round after the other; a system that ran out of memory has None.
+# One round after the other; None for a system that ran out of memory.
 Rounds = Mapping[str, Sequence[Figures | None]]
 Measure = Callable[[str, Work], Figures | None]
 
 
 def in_own_process(system: str, work: Work) -> Figures | None:
-    """`one.measure` in a fresh interpreter. Raises `CalledProcessError` where it fails, its output shown."""
+    """Run `one.measure` in a new interpreter. If it fails, show its output and raise `CalledProcessError`."""
     script = Path(__file__).with_name("one.py")
     run = subprocess.run(
         [sys.executable, str(script), system, json.dumps(asdict(work))],
@@ -56,7 +56,7 @@ def alternate(
     measure: Measure,
     after_round: Callable[[Rounds], None] = lambda _: None,
 ) -> Rounds:
-    """Every system once a round; a system that runs out of memory is not tried again."""
+    """Run every system once per round; a system that runs out of memory is not tried again."""
     found: dict[str, list[Figures | None]] = {system: [] for system in systems}
     for number in range(1, rounds + 1):
         for system in systems:
@@ -78,7 +78,7 @@ def in_short(figures: Figures | None) -> str:
     )
 
 
-# A run's figure in each column, whose median over the rounds is shown.
+# A run's figure for each column, which shows the median over the rounds.
 COLUMNS: dict[str, Callable[[Figures], float]] = {
     "seconds a step": lambda run: run.seconds_a_step,
     "tokens/s": lambda run: run.num_tokens / sum(run.seconds),
@@ -88,7 +88,7 @@ COLUMNS: dict[str, Callable[[Figures], float]] = {
     "stored, MB": lambda run: run.stored_bytes / MB,
     "trained weights": lambda run: run.num_trained,
 }
-# Shown against another system: the column's name, that system, the figure.
+# Figures shown against another system: the column's name, that system, the figure.
 COMPARED = {
     "time, of TRL's": (TRL, "seconds a step"),
     "memory, of TRL's": (TRL, "peak over the policy, GB"),
@@ -97,7 +97,7 @@ COMPARED = {
 
 
 def table(found: Rounds) -> list[Row]:
-    """One row a system: medians over the rounds; seconds also with the least and the most."""
+    """Return one row per system: medians over the rounds; for seconds also the minimum and maximum."""
     return [{"system": system, **_figures(system, found)} for system in found]
 
 
@@ -118,13 +118,13 @@ def _figures(system: str, found: Rounds) -> Row:
 def _ratio(
     ours: Sequence[Figures | None], theirs: Sequence[Figures | None], figure: Callable[[Figures], float]
 ) -> float | None:
-    """The median over the rounds of one round's ratio; None without a round that both ran."""
+    """Return the median of each round's ratio; None without a round that both ran."""
     both = [(a, b) for a, b in zip(ours, theirs, strict=False) if a is not None and b is not None]
     return statistics.median(figure(a) / figure(b) for a, b in both) if both else None
 
 
 def system_names(text: str) -> list[str]:
-    """`--systems`: names with semicolons between them, or `all`."""
+    """Parse `--systems`: names separated by semicolons, or `all`."""
     names = list(SYSTEMS) if text == "all" else [name.strip() for name in text.split(";")]
     if unknown := [name for name in names if name not in SYSTEMS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of: {'; '.join(SYSTEMS)}")

@@ -1,10 +1,10 @@
-"""Models of 7 and 8 billion weights on one GPU: peak memory and tokens a second of a DPO step.
+"""Models of 7 and 8 billion weights on one GPU: peak memory and tokens per second of a DPO step.
 
     python benchmarks/speed/gpu_7b.py
 
-Llama-2-7B's and Llama-3-8B's shapes with random bf16 weights, made on the GPU; rows of 1200 tokens, 4 pairs an
-optimizer step as 4 x 1, activation checkpointing on. Nothing is downloaded. The target is a total below 24 GB
-at 5%. `--tiny --device cpu` runs the same code on a toy.
+The models have Llama-2-7B's and Llama-3-8B's shapes with random bf16 weights, made on the GPU, so nothing is
+downloaded. Rows have 1200 tokens, with 4 pairs per optimizer step as 4 x 1 and activation checkpointing. The target
+is a total below 24 GB at 5%. `--tiny --device cpu` runs the same code on a toy.
 """
 
 import argparse
@@ -43,7 +43,7 @@ BYTES_A_WEIGHT = 2
 
 
 def rows(name: str, found: Rounds) -> list[Row]:
-    """The table's rows, with the model's name and the total: weights and what a step adds to them."""
+    """Return the table's rows, with the model's name and the total: weights and a step's additional memory."""
     made = []
     for row in table(found):
         runs = [run for run in found[row["system"]] if run is not None]

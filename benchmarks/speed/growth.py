@@ -1,11 +1,11 @@
-"""How a step's time and memory grow with the model, the density, the length and the number of pairs.
+"""The growth of a step's time and memory with the model, the density, the length and the number of pairs.
 
     python benchmarks/speed/growth.py
     python benchmarks/speed/growth.py --draw benchmarks/results/growth-cpu.json
 
-Random Llamas in bf16, pairs of random words; one quantity varies, the others stay at the base: 12 million
-weights, 5% selected, 128 tokens, 8 pairs a step. Dense is TRL's DPO with AdamW on every weight. The plots are
-drawn from the record alone.
+Random bf16 Llamas train on pairs of random words. One quantity varies, the others stay at the base: 12 million
+weights, 5% selected, 128 tokens, 8 pairs per step. Dense is TRL's DPO with AdamW on every weight. The plots are drawn
+from the record alone.
 """
 
 import argparse
@@ -34,7 +34,7 @@ COLUMNS = ("seconds a step", "peak over the policy, MB")
 
 @dataclass(frozen=True)
 class Point:
-    """What one measurement is made of: hidden size and layers of the model, and the rest."""
+    """The settings of one measurement: the model's hidden size and layers, and the rest."""
 
     hidden: int = 384
     layers: int = 6
@@ -56,7 +56,7 @@ class Point:
 
 
 BASE = Point()
-# What varies, in the axes' words, and the points at which it does.
+# The varied quantities, as the axes name them, and the points of each.
 VARIED = {
     "million weights": [replace(BASE, hidden=192, layers=4), BASE, replace(BASE, hidden=640, layers=8)],
     "density, %": [replace(BASE, density=density) for density in (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)],
@@ -73,7 +73,7 @@ TOY_VARIED = {
 
 
 def measure_all(varied: dict[str, list[Point]], *, steps: int, measure: Measure) -> Iterator[Row]:
-    """A row for each varied quantity, point and system. A point is measured once; so is dense at one density."""
+    """Yield a row for each varied quantity, point and system. Each point is measured once; dense, at one density."""
     known: dict[tuple[str, Point], Figures] = {}
     for quantity, points in varied.items():
         for point in points:
@@ -112,7 +112,7 @@ def one_point(system: str, point: Point, *, steps: int, measure: Measure) -> Fig
 
 
 def value(quantity: str, point: Point, figures: Figures) -> float:
-    """Where the point stands on the quantity's axis."""
+    """Return the point's value on the quantity's axis."""
     return {
         "million weights": figures.num_weights / 1e6,
         "density, %": 100 * point.density,
@@ -122,7 +122,7 @@ def value(quantity: str, point: Point, figures: Figures) -> float:
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """One file a varied quantity: seconds, and memory, beside each other."""
+    """Draw one file per varied quantity: seconds beside memory."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for quantity in dict.fromkeys(row["varied"] for row in rows):

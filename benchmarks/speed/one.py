@@ -1,6 +1,6 @@
 """One system's training steps, measured: `python one.py SYSTEM WORK` prints its figures as one line of JSON.
 
-It is a process of its own, so that its peak of memory is this system's alone.
+Its own process makes the peak of memory this system's alone.
 """
 
 import ctypes
@@ -34,10 +34,12 @@ OUT_OF_MEMORY = "out of memory"
 
 @dataclass(frozen=True)
 class Figures:
-    """seconds, optimizer_seconds, losses: one a step, the warm-up step's loss first, its seconds left out.
+    """The figures of one system.
+
+    seconds, optimizer_seconds, losses: one per step; losses begins with the warm-up step's, whose seconds are left out.
     setup_seconds: from the loaded policy to the first step: a second model, a mask, a reference pass.
-    peak_bytes: over the loaded policy, from then to the last step's end.
-    stored_bytes: what must be kept of the result, beside the base.
+    peak_bytes: beyond the loaded policy, from then to the last step's end.
+    stored_bytes: stored to keep the result, in addition to the base.
     num_tokens: of the measured steps' pairs, prompt counted with each completion, no padding.
     """
 
@@ -58,7 +60,7 @@ class Figures:
 
 
 def measure(system: str, work: Work) -> Figures | None:
-    """Train one warm-up step and the measured ones. None where the GPU's memory does not suffice."""
+    """Train one warm-up step and the measured ones. Returns None if the GPU's memory does not suffice."""
     try:
         return _measure(system, work)
     except torch.cuda.OutOfMemoryError:
@@ -72,7 +74,7 @@ def _measure(system: str, work: Work) -> Figures:
         torch.cuda.set_per_process_memory_fraction(1e9 * work.limit_gb / total)
     policy = work.load_policy()
     num_weights = sum(param.numel() for param in policy.parameters())
-    # What loading freed goes back first: a system that filled it again would seem to need nothing.
+    # Memory freed after loading is returned first; a system that reuses it would seem to need none.
     gc.collect()
     if device.type == "cpu":
         ctypes.CDLL(None).malloc_trim(0)
@@ -101,7 +103,7 @@ def _measure(system: str, work: Work) -> Figures:
 
 
 def rehearse(system: str, work: Work) -> None:
-    """Train a toy first: what libraries load, and keep for themselves, is not a step's."""
+    """Train a toy first: memory that libraries load and keep for themselves is not the step's."""
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.jsonl"
         write_pairs(pairs, random_pairs(number=2 * work.pairs_a_step, prompt=8, completion=8))
@@ -109,7 +111,7 @@ def rehearse(system: str, work: Work) -> None:
 
 
 def trained_rows(trainer: Trainer) -> list[Mapping[str, Any]]:
-    """The rows of token ids, in the order of training."""
+    """Return the rows of token ids, in the order of training."""
     return list(trainer.train_dataset)
 
 
@@ -120,8 +122,8 @@ def num_tokens(row: Mapping[str, Any]) -> int:
 class Clock(TrainerCallback):
     """The times of each step's end, and of the optimizer within it.
 
-    A step lasts from the end of the one before to its own: fetching and logging are part of it. The
-    optimizer's time ends after the callbacks that were added before this one, so ours writes back in it.
+    A step lasts from the previous step's end to its own, including fetching and logging. The optimizer's time ends
+    after the callbacks added before this one, so it includes our write-back.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""allo, as it comes and with each of its levers moved alone."""
+"""allo with its default settings, and with each of its levers changed alone."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -24,11 +24,11 @@ from work import BETA, SEED, Build, Run, Work
 
 @dataclass(frozen=True)
 class Levers:
-    """What can be moved. The filter of noisy tokens stays off: every system has the same loss.
+    """The levers. The filter of noisy tokens stays off, so that every system has the same loss.
 
-    grouped: a step's pairs go into micro-batches by their length, else in their order.
-    fused_head: only completion tokens pass the head, in chunks, else every token does, all at once.
-    token_budget: micro-batches of at most `max_length` tokens, else of `batch_size` pairs.
+    grouped: a step's pairs go into micro-batches by length; otherwise in order.
+    fused_head: only completion tokens pass the head, in chunks; otherwise every token does, all at once.
+    token_budget: micro-batches of at most `max_length` tokens; otherwise of `batch_size` pairs.
     """
 
     selected: Literal["weights", "rows", "upper layers", "all"] = "weights"
@@ -62,7 +62,7 @@ VARIANTS = {
 
 
 class UngroupedTrainer(ImproveTrainer):
-    """Micro-batches of pairs in their order: what grouping them by length brings is measured against it."""
+    """Micro-batches of pairs in order, to measure the gain from grouping by length."""
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
         size = max_rows or self.args.per_device_train_batch_size
@@ -70,7 +70,7 @@ class UngroupedTrainer(ImproveTrainer):
 
 
 class WholeLogitsTrainer(ImproveTrainer):
-    """The logits of every token of a micro-batch at once: what fusing the head brings is measured against it."""
+    """The logits of all tokens of a micro-batch at once, to measure the gain from fusing the head."""
 
     @torch.no_grad()
     def _ref_logps(self, batches: Iterable[Batch]) -> list[Batch]:
@@ -83,7 +83,7 @@ class WholeLogitsTrainer(ImproveTrainer):
 
 
 def whole_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """As `policy.per_token_logps`."""
+    """Compute the same as `policy.per_token_logps`."""
     every = head_of(model).logits(hidden_states(model, batch)).log_softmax(-1).flatten(0, 1)
     return every[batch["sources"], batch["targets"]] * batch["completion_mask"]
 
@@ -115,7 +115,7 @@ OURS: dict[str, Build] = {name: partial(allo, levers=levers) for name, levers in
 
 
 def single_weights(policy: PreTrainedModel, density: float) -> ParamMask:
-    """Random weights of each tensor: round(density * size) of them, spread evenly."""
+    """Select random weights of each tensor: round(density * size) of them, spread evenly."""
     torch.manual_seed(SEED)
     shapes = {name: tuple(param.shape) for name, param in policy.named_parameters()}
     indices = {
@@ -126,7 +126,7 @@ def single_weights(policy: PreTrainedModel, density: float) -> ParamMask:
 
 
 def whole_rows(policy: PreTrainedModel, density: float) -> ParamMask:
-    """Random whole rows of each matrix, round(density * rows) of them; no vector."""
+    """Select random whole rows of each matrix, round(density * rows) of them; no vectors."""
     torch.manual_seed(SEED)
     shapes = {name: tuple(param.shape) for name, param in policy.named_parameters()}
     indices = {}
@@ -138,7 +138,7 @@ def whole_rows(policy: PreTrainedModel, density: float) -> ParamMask:
 
 
 def upper_layers(policy: PreTrainedModel, density: float) -> ParamMask:
-    """As `single_weights`, of the layers in the upper half alone."""
+    """Select like `single_weights`, only in the upper half of the layers."""
     mask = single_weights(policy, density)
     lowest = policy.config.num_hidden_layers // 2
     chosen = {
@@ -162,14 +162,14 @@ MASKS = {
 
 
 def spread(size: int, number: int) -> Tensor:
-    """`number` of the indices below `size`, sorted, a random one of each of `number` equal stretches, int32."""
+    """Return `number` sorted indices below `size`, one at random from each of `number` equal stretches, int32."""
     bounds = torch.arange(number + 1) * size // max(number, 1)
     widths = bounds.diff()
     return (bounds[:-1] + torch.rand(number, dtype=torch.float64).mul(widths).long()).int()
 
 
 def save_delta(policy: PreTrainedModel, mask: ParamMask, folder: Path) -> None:
-    """The file that turns the base into the result. Its digests are the result's: a digest is a digest's size."""
+    """Write the file that turns the base into the result. It has the result's digests, which have the same size."""
     folder.mkdir()
     named = {name: param.detach().cpu() for name, param in policy.named_parameters()}
     delta.write_delta(

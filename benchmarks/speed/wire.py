@@ -1,8 +1,8 @@
-"""Bytes that two processes send for one optimizer step: the selected weights' gradient, or DDP's dense buckets.
+"""Bytes that two processes send per optimizer step: the selected weights' gradient, or DDP's dense buckets.
 
-Both train the laboratory's model on CPU processes of gloo, a step of four micro-batches, and count what goes into
-each all-reduce: ours by `SelectedWeights.sum_gradients_over_ranks`, DDP's by its communication hook, with `no_sync`
-until the last micro-batch. The script starts its own processes.
+Both train the laboratory's model in CPU processes with gloo, a step of four micro-batches, and count the bytes of
+each all-reduce. Ours is counted in `SelectedWeights.sum_gradients_over_ranks`; DDP's by its communication hook, with
+`no_sync` until the last micro-batch. The script starts its own processes.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def every_twentieth(model: nn.Module) -> ParamMask:
 
 
 def ours(dtype: torch.dtype) -> int:
-    """Bytes of one step, by the tensors that are added up."""
+    """Return the bytes of one step, from the summed tensors."""
     sent: list[int] = []
     model = policy()
     selected = SelectedWeights(model, every_twentieth(model))

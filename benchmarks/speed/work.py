@@ -1,4 +1,4 @@
-"""The work that every system is given: one policy, one list of pairs, one set of training settings."""
+"""The work given to every system: one policy, one list of pairs, one set of training settings."""
 
 import json
 import random
@@ -28,7 +28,7 @@ SEED = 0
 BETA = 0.1
 LEARNING_RATE = 5e-6
 WARM_UP_POOL = 64
-# A Llama to try the code on; the laboratory's vocabulary is smaller.
+# A Llama for trying out the code; the laboratory's vocabulary is smaller.
 TOY = {
     "vocab_size": 1024,
     "hidden_size": 64,
@@ -44,12 +44,12 @@ Pair = dict[str, str]
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained, on what, how. It crosses to a process of its own as JSON.
+    """A policy, pairs and training settings, passed between processes as JSON.
 
     model: a checkpoint's folder or `.gguf` file, or the settings of a Llama with random weights.
-    pairs: a JSON Lines file of `prompt`, `chosen`, `rejected`, in the order of training; the first step's
-        warm up and are not measured.
-    limit_gb: a GPU's memory, as if it were of this size; all of it where None.
+    pairs: a JSON Lines file of `prompt`, `chosen`, `rejected`, in the order of training; the first step's pairs are a
+        warm-up and are not measured.
+    limit_gb: pretend that the GPU's memory has this size; None for all of it.
     """
 
     model: str | dict[str, Any]
@@ -70,7 +70,7 @@ class Work:
         return self.batch_size * self.accumulation
 
     def load_policy(self) -> PreTrainedModel:
-        """The model; its weights are resident, and equal whenever it is loaded."""
+        """Load the model; its weights are resident, and the same each time."""
         dtype, device = getattr(torch, self.dtype), torch.device(self.device)
         if isinstance(self.model, dict):
             return random_llama(self.model, dtype=dtype, device=device)
@@ -87,7 +87,7 @@ class Work:
             return [json.loads(line) for line in lines]
 
     def training_settings(self) -> dict[str, Any]:
-        """The fields of `transformers.TrainingArguments` that all systems share."""
+        """Return the fields of `transformers.TrainingArguments` that all systems share."""
         return {
             "seed": SEED,
             "use_cpu": self.device == "cpu",
@@ -109,19 +109,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Run:
-    """A trainer ready to train, how many weights it trains, and what stores the result in a folder."""
+    """A trainer ready to train, the number of weights it trains, and a function that stores the result in a folder."""
 
     trainer: Trainer
     num_trained: int
     save: Callable[[Path], Any]
 
 
-# A system: from the work, the loaded policy and a folder for the trainer to a run.
+# A system: makes a run from the work, the loaded policy and a folder for the trainer.
 Build = Callable[[Work, PreTrainedModel, Path], Run]
 
 
 def random_llama(settings: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A Llama made on `device`, in eval mode; the same weights each time."""
+    """Build a Llama on `device`, in eval mode; the same weights each time."""
     torch.manual_seed(SEED)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -139,10 +139,10 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
 def gsm8k_pairs(
     folder: Path, tokenizer: PreTrainedTokenizerBase, *, steps: int, pairs_a_step: int, max_length: int
 ) -> list[Pair]:
-    """Pairs of `steps` measured steps, after those of a warm-up step, the shortest of the pairs that follow.
+    """Return the pairs of a warm-up step, the shortest of a later pool, and of `steps` measured steps.
 
-    A rejected solution is by turns the chosen one with other numbers, and the next problem's. All fit into
-    `max_length` tokens. Raises `UserError` where `folder` has no `gsm8k`.
+    A rejected solution is alternately the chosen one with other numbers and the next problem's. All fit into
+    `max_length` tokens. Raises `UserError` if `folder` has no `gsm8k`.
     """
     problems = islice(gsm8k.load("train", folder=folder), 4 * (steps * pairs_a_step + WARM_UP_POOL))
     texts = [(str(problem.prompt), str(problem.solution)) for problem in problems]
@@ -160,7 +160,7 @@ def gsm8k_pairs(
 
 
 def longest(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
-    """Tokens of the prompt with the longer of its completions."""
+    """Count the tokens of the prompt with its longer completion."""
     sides = [
         tokenize(tokenizer, pair["prompt"], pair[side], max_length=1 << 20) for side in ("chosen", "rejected")
     ]
@@ -168,13 +168,15 @@ def longest(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> int:
 
 
 def other_numbers(text: str) -> str:
-    """The text with each number raised by one to nine, the same way each time."""
+    """Raise each number in the text by one to nine, the same way each time."""
     rng = random.Random(text)
     return re.sub(r"\d+", lambda number: str(int(number[0]) + rng.randint(1, 9)), text)
 
 
 def random_pairs(*, number: int, prompt: int, completion: int) -> list[Pair]:
-    """Pairs of random words of the laboratory's vocabulary, each word one token; lengths in tokens, EOS included."""
+    """Return pairs of random words of the laboratory's vocabulary, one token per word; lengths in tokens, EOS
+    included.
+    """
     words = sorted(word for word in load_tokenizer(LABORATORY).get_vocab() if re.fullmatch(r" [a-z]+", word))
     rng = random.Random(SEED)
 

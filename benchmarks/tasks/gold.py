@@ -1,13 +1,13 @@
-"""Each verifier on the right answers of its own set: it must take them, however they are said, and no others.
+"""Each verifier on the right answers of its own set: it must accept them in any wording, and no others.
 
-Right answers are judged as fine-tuning teaches them, and as models like to say them: in dollars or a box, as a letter,
-with capitals. Wrong ones are the right answer of another problem of the set, drawn so that no problem keeps its own, and,
-where there are options, an option at random.
+Right answers are worded as in fine-tuning and as models often do: in dollars or a box, as a letter, in capitals.
+Wrong ones are right answers of other problems in the set, drawn so that no problem keeps its own. If there are
+options, a random option also serves.
 
-    python benchmarks/tasks/gold.py --data FOLDER                  # rows of FOLDER, instead of the hub
-    python benchmarks/tasks/gold.py --data FOLDER --output OTHER   # a look
+    python benchmarks/tasks/gold.py --data FOLDER                  # rows of FOLDER instead of the hub's
+    python benchmarks/tasks/gold.py --data FOLDER --output OTHER   # a quick look
 
-What does not verify is listed. Exits with 1 where a set misses a bound.
+Refused right answers are listed. Exits with 1 if a set misses a bound.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ERRORS = 3
 
 @dataclass(frozen=True)
 class Check:
-    """What the verifier says of one set. Shares in [0, 1]; `refused` holds `(id, what was said)`."""
+    """The verifier's results for one set. Shares in [0, 1]; `refused` holds `(id, completion)`."""
 
     num: int
     gold: float
@@ -78,7 +78,7 @@ def check(prompts: Sequence[Prompt], *, seed: int = 0) -> Check:
 
 
 def ways_of_saying(prompt: Prompt) -> Iterator[str]:
-    """Completions that end with the right answer, as models word it."""
+    """Yield completions that end with the right answer, in models' wordings."""
     answer = " ".join((prompt.answer or "").split())
     yield f"The final answer is: $\\boxed{{{answer}}}$. I hope it is correct."
     if not prompt.choices:
@@ -91,21 +91,21 @@ def ways_of_saying(prompt: Prompt) -> Iterator[str]:
 
 
 def deranged(prompts: Sequence[Prompt], draw: random.Random) -> Iterator[tuple[Prompt, Prompt]]:
-    """Each problem with another one, each of which comes once: neighbours in a random circle."""
+    """Pair each problem with another one, each used once: neighbours in a random circle."""
     circle = list(prompts)
     draw.shuffle(circle)
     return zip(circle, [*circle[1:], circle[0]], strict=True)
 
 
 def same_by_chance(prompts: Sequence[Prompt]) -> float:
-    """How likely two problems have the same answer."""
+    """Return the chance that two problems have the same answer."""
     num = len(prompts)
     counts = Counter(prompt.answer for prompt in prompts)
     return sum(count * (count - 1) for count in counts.values()) / (num * (num - 1))
 
 
 def above(chance: float, num: int) -> float:
-    """What a share of `num` draws hardly exceeds."""
+    """Return a bound that a share of `num` draws hardly exceeds."""
     return float(chance + ERRORS * (chance * (1 - chance) / num) ** 0.5)
 
 
@@ -114,7 +114,7 @@ def _announced(answer: str) -> str:
 
 
 def _refused(said: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, str]]:
-    """The answers that do not verify."""
+    """Return the answers that do not verify."""
     return [
         (prompt, text)
         for prompt, text in said

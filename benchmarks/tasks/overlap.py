@@ -1,12 +1,12 @@
-"""How many test problems of the ten sets occur among the problems that are trained on (allo.tasks.overlap).
+"""Counts of the ten sets' test problems that occur among training problems (allo.tasks.overlap).
 
-`exact`: word for word, without capitals and punctuation; `near`: 70% of a problem's spans of 8 words occur there, or it
-is there word for word. Options and wording are left out: questions are compared.
+`exact`: word for word, without capitals and punctuation. `near`: exact, or 70% of a problem's spans of 8 words occur
+there. Only questions are compared, without options and instructions.
 
     python benchmarks/tasks/overlap.py --data FOLDER --pairs FOLDER/prefs_autoj/train.jsonl.gz
-    python benchmarks/tasks/overlap.py --data FOLDER --output OTHER   # a look
+    python benchmarks/tasks/overlap.py --data FOLDER --output OTHER   # a quick look
 
-`--data`: rows of FOLDER, instead of the hub. `--pairs`: preference pairs that instructions are compared with.
+`--data`: rows of FOLDER instead of the hub's. `--pairs`: preference pairs whose instructions are compared.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def questions(task: str, split: str, *, folder: Path | None) -> list[str]:
 
 
 def row(task: str, test: Sequence[str], own: Sequence[str], others: Mapping[str, Sequence[str]]) -> Row:
-    """One set's counts: its own train split, where it has one, then each of the others."""
+    """Return one set's counts: first its own train split, if any, then each of the others."""
     found: Row = {"test set": task, "problems": len(test)}
     for name, training in {"own train split": own, **others}.items():
         seen = overlap(test, training) if training else None

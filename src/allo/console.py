@@ -1,7 +1,7 @@
-"""What a person sees while a run works: one console, one progress bar; quiet off a terminal.
+"""The console output of a working run: one console, one progress bar; quiet off a terminal.
 
-All text that is shown goes through `printable`, since some of it is others': what servers say, names of tensors and
-files, rows, templates.
+All shown text passes through `printable`, since some comes from others: server replies, names of tensors and files,
+rows, templates.
 """
 
 import re
@@ -18,15 +18,15 @@ Item = TypeVar("Item")
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
-# Sequences that a terminal takes as commands: colours and movements; titles, links and other strings up to their end; the rest.
-# Each begins with ESC and a character, or with one of the 8-bit controls.
+# Sequences that a terminal obeys: colours and movements, titles, links and other strings up to their end, the rest.
+# Each begins with ESC and a character, or with an 8-bit control.
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x08\x0a-\x1f\x7f-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
-# Controls but for tab and line feed; what turns the direction of text or has no width (but for the joiners that scripts
-# and emoji need), fillers, invisible tags, and halves of surrogate pairs, which cannot be written.
+# Controls except tab and line feed, text direction marks, characters without width, fillers, invisible tags, and
+# halves of surrogate pairs, which cannot be written. Joiners stay, since scripts and emoji need them.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
@@ -35,7 +35,7 @@ _UNSEEN = re.compile(
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Nothing is said and no bar is shown inside the block."""
+    """Print nothing and show no bar inside the block."""
     before = console.quiet
     console.quiet = True
     try:
@@ -45,12 +45,12 @@ def hushed() -> Iterator[None]:
 
 
 def printable(text: object) -> str:
-    """Return the text without what a terminal would obey or nobody would see; lines and tabs stay."""
+    """Return the text without characters that a terminal would obey or nobody would see; lines and tabs stay."""
     return _UNSEEN.sub("", _SEQUENCES.sub("", str(text).replace("\r\n", "\n").replace("\r", " ")))
 
 
 def cell(text: object) -> Text:
-    """Return the text for a table, neither obeyed nor read as markup."""
+    """Return the text for a table, without control sequences and never read as markup."""
     return Text(printable(text))
 
 
@@ -74,7 +74,10 @@ def track(items: Iterable[Item], description: str, *, total: int, done: int = 0)
 
 @contextmanager
 def bar(description: str, *, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar that starts at `done` of `total`, to be advanced by a number with a short note; no output off a terminal."""
+    """Show a bar from `done` of `total`, and yield a function that advances it by a number with a short note.
+
+    Nothing is shown off a terminal.
+    """
     columns = (
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
         TextColumn("{task.fields[note]}", markup=False),

@@ -1,4 +1,4 @@
-"""The errors that users are meant to see, and a phrase of their messages."""
+"""The errors meant for users, and a phrase for their messages."""
 
 from collections.abc import Sized
 
@@ -6,16 +6,16 @@ from collections.abc import Sized
 class UserError(Exception):
     """Bad input, found at the boundary.
 
-    The message names the file, line or key, says what was found and what to do.
-    The command line prints it without a traceback and exits with code 2.
+    The message names the file, line or key, what was found, and what to do. The command line prints it without a
+    traceback and exits with code 2.
     """
 
 
 class DivergedError(UserError):
-    """The settings were tried, and do not serve: training left the finite numbers, or a later round's model samples nothing
-    to make a pair of."""
+    """Settings that proved unusable: training gave numbers that are not finite, or a later round's samples made no
+    pair."""
 
 
 def and_more(found: Sized, *, named: int = 1) -> str:
-    """Return " and N more", to follow the first `named` of what was found; nothing if there are no more."""
+    """Return " and N more", to follow the first `named` items; empty if there are no more."""
     return f" and {len(found) - named} more" if len(found) > named else ""

@@ -1,4 +1,4 @@
-"""Comparisons: one recipe, many methods, the same samples; equal budgets; done trials are not done again."""
+"""Comparisons: one recipe, many methods, the same samples, equal budgets; finished trials are not repeated."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def trials(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 
 def record(trial: Trial) -> dict[str, Any]:
-    """A whole trial's file, but for its recipe."""
+    """Return the content of a trial's file, except its recipe."""
     sets = synthetic.Draw().sets(0.5, trial.seed, ("validation",))
     return synthetic.trial(trial.method.name, trial.seed, sets, purpose=trial.purpose)
 
@@ -73,7 +73,9 @@ def test_every_method_has_its_budget_and_every_seed_its_test(finished: Compariso
 @pytest.mark.invariant(
     "Every method has the same number of trials, none of them on problems that are tested on."
 )
-def test_what_is_tuned_on_is_not_tested_on_and_all_meet_the_same_problems(finished: Comparison) -> None:
+def test_tuning_problems_are_not_tested_on_and_all_methods_get_the_same_problems(
+    finished: Comparison,
+) -> None:
     found = trials(finished).values()
     assert {tuple(one["sets"]) for one in found if one["purpose"] == "tune"} == {("validation",)}
     tested = [one["sets"] for one in found if one["purpose"] == "test"]
@@ -82,7 +84,7 @@ def test_what_is_tuned_on_is_not_tested_on_and_all_meet_the_same_problems(finish
 
 
 def test_samples_are_shared_between_methods_and_seeds(finished: Comparison) -> None:
-    """The preparations that are there: pairs once, and importance with scores once."""
+    """There are two preparations: pairs once, and importance with scores once."""
     made = sorted(path.name.split("-")[0] for path in (finished.path / "shared").iterdir())
     assert made == ["pair", "score"]
 
@@ -117,7 +119,7 @@ def test_a_changed_recipe_is_another_trial(finished: Comparison) -> None:
     assert finished.result(trial, trial.recipe(base.model_copy(update={"max_length": 100}))) is None
 
 
-def test_a_key_that_recipes_did_not_have_then_counts_as_its_default(tmp_path: Path) -> None:
+def test_a_key_missing_from_an_older_recipe_counts_as_its_default(tmp_path: Path) -> None:
     comparison, base = Comparison(tmp_path), recipe_of(tmp_path)
     trial = Trial(resolve("allo", METHODS), {RATE: 1.0}, 9, "tune")
     recipe = trial.recipe(base)
@@ -157,7 +159,7 @@ def test_a_failed_trial_is_recorded_and_never_the_best(tmp_path: Path) -> None:
     assert read_json(tested)["settings"] == {RATE: 1.0}
 
 
-def test_what_is_tested_on_is_neither_tuned_nor_trained_on(tmp_path: Path) -> None:
+def test_test_problems_are_neither_tuned_nor_trained_on(tmp_path: Path) -> None:
     test = {"task": "planted_flaws", "split": "test", "limit": 4}
     for changes in ({"validation": test}, {}):
         base = recipe_of(tmp_path, **changes)
@@ -192,7 +194,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_edited_file_is_another_trial(tmp_path: Path) -> None:
-    """The same recipe, but the loss that it names has changed."""
+    """The recipe is the same, but the file of its loss has changed."""
     file = tmp_path / "mine.py"
     file.write_text("def mine(pairs, *, beta):\n    return pairs.chosen_logratios\n")
     base = recipe_of(tmp_path, methods={"mine": {"like": "dpo", "set": {"improve.loss": f"{file}:mine"}}})
@@ -236,7 +238,7 @@ def test_seeds_may_not_be_tuned_on() -> None:
 
 # Tuning alone, on made-up accuracies.
 def found(accuracies: dict[float, float], bonus: float = 0.01) -> Any:
-    """Results of any trial by its rate, halfway in between; a setting of its own is worth `bonus`."""
+    """Return made-up results by rate, interpolated; each setting of a method's own adds `bonus`."""
 
     def result(trial: Trial) -> dict[str, Any]:
         share = accuracies.get(trial.settings[RATE], 0.0) + bonus * (len(trial.settings) - 1)
@@ -247,7 +249,7 @@ def found(accuracies: dict[float, float], bonus: float = 0.01) -> Any:
 
 
 def waves(method: Method, block: Compare, results: Any) -> list[list[dict[str, Any]]]:
-    """What is tried, wave by wave, as `compare` does it."""
+    """Return the trials wave by wave, as `compare` runs them."""
     resolved = resolve("a", {"a": method})
     done: set[str] = set()
     tried: list[list[dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Training data that a method sees: derived from its recipe, said in every table, and true of the scorers."""
+"""Training data that a method sees: derived from its recipe, shown in every table, and true of the scorers."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A comparison's summary finds what is there, and no more; broken and unequal trials are refused by name."""
+"""A comparison's summary: it finds exactly the true differences, and refuses broken or unequal trials by name."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of two seeds that a test may damage."""
+    """Make a folder of two seeds that a test may damage."""
     monkeypatch.setattr(statistics, "FLIPS", 99)
     synthetic.write(tmp_path, seeds=(0, 1))
     return tmp_path
@@ -139,7 +139,7 @@ def test_tuning_shows_each_rate_and_the_one_that_was_tested(summary: dict[str, A
 
 
 def test_kl_at_equal_accuracy_is_between_the_rates_that_were_drawn(summary: dict[str, Any]) -> None:
-    """DPO's best is about 0.56 with a KL of 0.06; ALLO has that below its first rate's KL of 0.01."""
+    """DPO's best is about 0.56 at a KL of 0.06; ALLO reaches that below its first rate's KL of 0.01."""
     equal = summary["tuning"]["dpo"]["over_rates"]["equal_accuracy"]
     assert equal["kl"] == pytest.approx(0.06, abs=1e-9) and 0 < equal["reference_kl"] < 0.01
     assert 1 < equal["low"] < equal["ratio"] < equal["high"]
@@ -186,7 +186,7 @@ def test_the_tables_say_each_figure_and_no_models_text(folder: Path, summary: di
         assert len({line.count("|") for line in rows}) == 1, "every row has every column"
 
 
-def test_claims_call_certain_only_what_is(summary: dict[str, Any]) -> None:
+def test_claims_call_only_certain_differences_certain(summary: dict[str, Any]) -> None:
     said = list(claims(summary))
     assert any(
         re.match(r"On test, the best other method, simpo, is not shown to differ from allo", s) for s in said
@@ -273,7 +273,7 @@ def test_no_folder_no_reference_no_summary(few: Path, tmp_path: Path) -> None:
         summarise(few, reference="other")
 
 
-def test_what_made_the_trials_is_listed(few: Path) -> None:
+def test_the_provenance_of_trials_is_listed(few: Path) -> None:
     change(one(few, "dpo/test-*-seed-0"), dirty=True, commit="f" * 40)
     made = summarise(few)["made_with"]
     assert made["commits"] == [synthetic.COMMIT, "f" * 40] and len(made["dirty"]) == 1

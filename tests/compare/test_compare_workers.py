@@ -1,4 +1,4 @@
-"""Workers of a comparison that lose their parent, and records of trials that are damaged."""
+"""Workers of a comparison that lose their parent, and damaged trial records."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_workers_end_with_their_parent_and_hold_nothing(
 
 
 def write_trial(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """One trial's file, changed, beside others that are whole."""
+    """Write one changed trial file beside intact ones."""
     synthetic.write(folder, seeds=(0,))
     content = synthetic.trial("dpo", 7, synthetic.Draw().sets(0.5, 7, synthetic.SETS), kl=0.01)
     change(content)

@@ -85,7 +85,7 @@ def test_files_have_the_mode_of_the_umask_whoever_wrote_them(tmp_path: Path, uma
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Python's own handler, also where pytest runs in the background, with SIGINT ignored."""
+    """Restore Python's own handler, since SIGINT is ignored if pytest runs in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -146,7 +146,7 @@ def test_lines_resume_after_the_last_whole_batch(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_the_result_is_written_keeps_the_batches(tmp_path: Path) -> None:
-    """The result is written aside under another name than the batches that it is made of."""
+    """The result and its batches have temporary files with different names."""
     path = tmp_path / "a.jsonl"
     ResumableLines(path).append([{"a": 1}])
     killed(f"artifacts.os.replace = die; artifacts.write_jsonl(Path({str(path)!r}), [{{'a': 1}}])")

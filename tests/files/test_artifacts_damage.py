@@ -1,4 +1,4 @@
-"""Damaged files of a run: made again where they are made from others, named where the user must decide."""
+"""Damaged files of a run: derived ones are made again, others are reported for the user to decide."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """The folder below which a copy of the run lies, with the recipe of that place."""
+    """Copy the run, and return its parent folder with the recipe for that place."""
     shutil.copytree(finished, tmp_path / "tiny")
     run_all(tiny(tmp_path, *SHORT), until="judge")
     return tmp_path
@@ -56,10 +56,10 @@ def run_again(out: Path) -> dict[str, bytes]:
 
 
 @foreign
-def test_a_damaged_manifest_is_said_and_all_is_done_again(
+def test_a_damaged_manifest_is_reported_and_every_stage_runs_again(
     content: bytes, copied: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The resolved recipe beside it says that the folder is this recipe's."""
+    """The resolved recipe beside it shows that the folder belongs to this recipe."""
     (copied / "tiny" / "manifest.json").write_bytes(content)
     capsys.readouterr()
     assert run_again(copied) == contents(finished)
@@ -73,9 +73,7 @@ def test_a_damaged_manifest_is_said_and_all_is_done_again(
 
 
 @pytest.mark.parametrize("other", [True, False])
-def test_a_damaged_manifest_of_who_knows_which_run_is_the_users_to_decide_on(
-    copied: Path, other: bool
-) -> None:
+def test_a_damaged_manifest_of_an_unknown_run_is_left_to_the_user(copied: Path, other: bool) -> None:
     run = copied / "tiny"
     (run / "manifest.json").write_bytes(b"[]")
     if not other:
@@ -86,7 +84,7 @@ def test_a_damaged_manifest_of_who_knows_which_run_is_the_users_to_decide_on(
     assert contents(run) == before
 
 
-def test_no_flipped_bit_of_a_manifest_is_believed(copied: Path) -> None:
+def test_every_flipped_bit_of_a_manifest_is_detected(copied: Path) -> None:
     run = RunFolder(copied / "tiny")
     expected, whole = read_manifest(run), run.manifest.read_bytes()
     for place in range(0, len(whole), 7):
@@ -121,7 +119,7 @@ def test_damaged_caches_and_marks_change_nothing(
 
 
 @foreign
-def test_a_stage_with_a_damaged_mark_is_done_from_its_beginning(
+def test_a_stage_with_a_damaged_mark_starts_from_its_beginning(
     content: bytes, copied: Path, finished: Path
 ) -> None:
     run = RunFolder(copied / "tiny")
@@ -171,7 +169,7 @@ def test_a_kill_between_record_and_mark_leaves_no_mark_that_hides_later_damage(
 
 
 @foreign
-def test_a_start_of_another_form_is_named(content: bytes, tmp_path: Path) -> None:
+def test_a_malformed_start_is_named(content: bytes, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.start.mkdir()
     (run.start / "start.json").write_bytes(content)
@@ -180,7 +178,7 @@ def test_a_start_of_another_form_is_named(content: bytes, tmp_path: Path) -> Non
 
 
 @foreign
-def test_a_rewriters_record_of_another_form_is_named(content: bytes, tmp_path: Path) -> None:
+def test_a_malformed_rewriter_record_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_bytes(content)
     with pytest.raises(UserError, match=r"rewriter\.json: .*`allo rewriter train`"):
         check_rewriter(tmp_path, load_tokenizer(LAB), policy="p", max_length=1)
@@ -190,7 +188,7 @@ ROWS = {"null": "null", "list": "[1]", "other keys": '{"a": 1}', "NULs": "\0\0",
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_a_row_of_another_form_is_named_with_its_line(row: str, finished: Path, tmp_path: Path) -> None:
+def test_a_malformed_row_is_named_with_its_line(row: str, finished: Path, tmp_path: Path) -> None:
     lines = RunFolder(finished).verdicts.read_text().splitlines()
     if row.startswith('{"text"'):
         row = json.dumps(json.loads(lines[1]) | json.loads(row))
@@ -201,7 +199,7 @@ def test_a_row_of_another_form_is_named_with_its_line(row: str, finished: Path, 
 
 
 @foreign
-def test_a_report_names_a_file_of_another_form(content: bytes, tmp_path: Path) -> None:
+def test_a_report_names_a_malformed_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "08-eval.json").write_bytes(content)
     with pytest.raises(UserError, match=r"08-eval\.json: "):
         view(tmp_path)

@@ -1,4 +1,4 @@
-"""JSON from outside: what is read, and what is refused with a reason."""
+"""JSON from outside: accepted texts, and texts refused with a reason."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Lines of a stage that was cut short: what is damaged is made again, and enters no result."""
+"""Lines of an interrupted stage: damaged ones are made again, and enter no result."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("line", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("number", [0, 2, 3])
-def test_from_a_foreign_line_on_all_is_made_again(
+def test_all_lines_from_a_foreign_one_on_are_made_again(
     part: Path, line: bytes, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = part.read_bytes()
@@ -62,7 +62,7 @@ def test_from_a_foreign_line_on_all_is_made_again(
 
 
 def test_no_flipped_bit_enters_the_result(part: Path) -> None:
-    """Also one after which the line is JSON still, with another number or letter."""
+    """This includes flips that leave valid JSON with another number or letter."""
     whole = part.read_bytes()
     for place in range(len(whole)):
         for bit in (0, 3):
@@ -83,8 +83,8 @@ def test_lines_in_another_order_or_with_one_missing_are_not_taken(part: Path) ->
     assert reopened(part).batches == BATCHES[:1]
 
 
-def test_of_lines_without_order_only_the_damaged_are_lost(tmp_path: Path) -> None:
-    """They were paid for; those of an earlier version stay."""
+def test_only_damaged_lines_are_lost_without_an_order(tmp_path: Path) -> None:
+    """Batches cost money; those of an earlier version are kept."""
     lines = ResumableLines(tmp_path / "a.jsonl", in_order=False)
     for batch in BATCHES:
         lines.append(batch)
@@ -98,14 +98,14 @@ def test_of_lines_without_order_only_the_damaged_are_lost(tmp_path: Path) -> Non
     assert reopened(part, in_order=False).batches == [*kept, [{"a": 9}]]
 
 
-def test_a_torn_last_line_is_nothing_to_be_told_of(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_last_line_is_dropped_silently(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
     part.write_bytes(part.read_bytes()[:-5])
     assert reopened(part).batches == BATCHES[:-1]
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_no_file_is_written_with_numbers_that_are_none(tmp_path: Path, number: float) -> None:
+def test_no_file_is_written_with_nan_or_infinity(tmp_path: Path, number: float) -> None:
     row = {"step": 3, "found": [{"loss": 1.0}, {"loss": number}]}
     path = tmp_path / "a.jsonl"
     for write in (
@@ -155,14 +155,14 @@ def test_no_flipped_bit_of_the_cache_changes_a_hash(tmp_path: Path) -> None:
         assert FileHashes(cache).of(path) == expected
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     path, cache = tmp_path / "a.bin", tmp_path / ".hashes.json"
     path.write_bytes(b"one")
     cache.mkdir()
     assert FileHashes(cache).of(path) == sha256_file(path)
 
 
-def test_a_file_that_was_altered_and_given_its_old_time_is_read_again(tmp_path: Path) -> None:
+def test_an_altered_file_with_its_old_mtime_is_read_again(tmp_path: Path) -> None:
     path, cache = tmp_path / "a.bin", tmp_path / ".hashes.json"
     path.write_bytes(b"one")
     first, stat = FileHashes(cache).of(path), path.stat()

@@ -1,4 +1,4 @@
-"""Provenance says what was used: this source's commit and no other's, the GPU only where one was."""
+"""Provenance of what was used: only this source's commit, and a GPU only if one was used."""
 
 import mmap
 import subprocess
@@ -14,7 +14,7 @@ SIZE = 64 << 20
 
 
 def committed(root: Path) -> str:
-    """The commit of a new repository that holds everything below `root`."""
+    """Commit everything below `root` to a new repository, and return the commit."""
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
@@ -42,7 +42,7 @@ def test_the_commit_is_that_of_the_packages_own_source_tree(
 
 
 def test_the_peak_is_what_was_resident(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a GPU could be used and was not."""
+    """This holds even if an available GPU was not used."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     provenance.reset_peak_memory()
     before = provenance.peak_memory()

@@ -1,4 +1,4 @@
-"""Records of earlier versions, which kept no token ids, and pairs as TRL reads them."""
+"""Records of earlier versions, which had no token ids, and pairs as TRL reads them."""
 
 import json
 from pathlib import Path
@@ -69,8 +69,8 @@ def verdict(index: int, text: str, ids: list[int] | None, *, correct: bool, fini
     return Verdict("p", index, text, finished, correct, float(correct), "4", "final_answer", ids)
 
 
-def test_of_equal_texts_the_first_is_kept_with_its_ids() -> None:
-    """Other ids of the same text are no other sample: people and verifiers see no difference."""
+def test_the_first_of_equal_texts_is_kept_with_its_ids() -> None:
+    """The same text with other ids is the same sample: people and verifiers see no difference."""
     same = [
         verdict(2, "so 4", [7, 9], correct=True),
         verdict(0, "so 4", [7, 8, 2], correct=True),
@@ -94,7 +94,7 @@ def test_rejected_completions_keep_the_ids_of_the_first_pair() -> None:
 
 
 @pytest.mark.parametrize("thoughts", [{}, {"reasoning_content": "2 + 2"}])
-def test_a_message_of_another_text_than_its_answer_is_refused(thoughts: dict[str, str]) -> None:
+def test_a_message_whose_text_differs_from_its_answer_is_refused(thoughts: dict[str, str]) -> None:
     message = {"role": "assistant", "content": "so 3", **thoughts}
     with pytest.raises(UserError, match="row 0: an answer and the message beside it have different texts"):
         pairs_of_rows([{"prompt": "q", "chosen": "so 4", "rejected": "so 5", "chosen_message": message}])
@@ -115,7 +115,7 @@ def test_ids_and_a_message_of_one_answer_are_refused(side: str) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("ids", [([5, 6, 2], [9, 9, 9, 2]), (None, None)])
 def test_pairs_load_as_they_are_in_trl(ids: Any, tmp_path: Path) -> None:
-    """TRL reads prompt, chosen and rejected; the ids beside them change none of its batches."""
+    """TRL reads prompt, chosen and rejected; the ids beside them do not change its batches."""
     pytest.importorskip("trl", reason="held against TRL; install the extra")
     from datasets import load_dataset
     from trl import DPOConfig, DPOTrainer

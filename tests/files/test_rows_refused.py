@@ -1,4 +1,4 @@
-"""Rows that would be trained on as other text than they hold: rendered, refused with their line and field, or said."""
+"""Rows whose training text could differ from their content: rendered, refused with line and field, or reported."""
 
 import gzip
 import json
@@ -108,7 +108,7 @@ def test_a_prompt_that_would_lose_something_is_refused(
 
 @pytest.mark.parametrize("empty", [None, "", [], {}])
 @pytest.mark.parametrize("name", ["tools", "images", "system", "audio", "thinking", "tool_calls"])
-def test_an_empty_field_is_as_an_absent_one(empty: Any, name: str) -> None:
+def test_an_empty_field_counts_as_absent(empty: Any, name: str) -> None:
     for row in (PLAIN, CHAT):
         assert pairs_of_rows([{**row, name: empty}])[0] == pairs_of_rows([row])[0]
     inside = {**CHAT, "prompt": [user("Name a tree.", **{name: empty})]}
@@ -201,7 +201,7 @@ def test_rows_in_memory_are_named_by_their_number() -> None:
         pairs_of_rows([{**PLAIN, "chosen": "\ud83d"}])
 
 
-def test_a_data_set_has_no_fields_that_arrow_fills_in() -> None:
+def test_fields_that_arrow_fills_in_are_dropped() -> None:
     other = {"type": "function", "function": {"name": "v", "arguments": {"day": "Monday"}}}
     given = [{**CHAT, "chosen": [assistant("", tool_calls=[call])], "images": None} for call in (CALL, other)]
     pairs, _ = pairs_of_rows(datasets.Dataset.from_list(given))
@@ -231,7 +231,7 @@ ROW = json.dumps(PLAIN).encode()
     "content",
     [b"\xef\xbb\xbf" + ROW, ROW + b"\r\n", b"\n\r\n \n" + ROW + b"\n\n", ROW, b"\xef\xbb\xbf\n" + ROW],
 )
-def test_marks_line_ends_and_blank_lines_are_harmless(tmp_path: Path, content: bytes) -> None:
+def test_byte_order_marks_line_ends_and_blank_lines_are_harmless(tmp_path: Path, content: bytes) -> None:
     for name in ("mine.jsonl", "mine.jsonl.gz"):
         path = tmp_path / name
         path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)

@@ -1,4 +1,4 @@
-"""Standard tasks: lm-eval measures our tasks as we do, a delta is its merged model, and results outlive what they may."""
+"""Standard tasks: lm-eval measures our tasks as we do, and a delta measures as its merged model."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ from tiny_run import LAB, tiny
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The laboratory's model, changed in every third weight."""
+    """Save the laboratory's model, changed in every third weight."""
     folder = tmp_path_factory.mktemp("tuned") / "model"
     shutil.copytree(LAB, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     weights = load_file(folder / "model.safetensors")
@@ -55,7 +55,7 @@ def change(tuned: Path) -> Path:
 
 @pytest.fixture
 def trained_run(tmp_path: Path, change: Path) -> tuple[Any, RunFolder]:
-    """A recipe and a run of it whose last training left `change`; 20 problems to evaluate."""
+    """Return a recipe and its run whose last training made `change`, with 20 problems to evaluate."""
     limit = f"evaluate.sets.test.limit={NUM_PROBLEMS}"
     recipe = tiny(tmp_path, *SHORT, limit, f"evaluate.max_new_tokens={MAX_NEW_TOKENS}")
     run = RunFolder(recipe.run_folder)
@@ -68,7 +68,7 @@ def trained_run(tmp_path: Path, change: Path) -> tuple[Any, RunFolder]:
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The completions that lm-eval hands to our verdict."""
+    """Record the completions that lm-eval passes to our verdict."""
     texts: list[str] = []
     judged = own_tasks.verdict
 
@@ -147,7 +147,7 @@ def test_a_delta_of_another_base_is_refused(tuned: Path, change: Path) -> None:
 
 
 def test_a_delta_is_not_put_onto_a_gguf_file_beside_its_base(change: Path, tmp_path: Path) -> None:
-    """Of the folder around it the bits would be those of the base."""
+    """The delta would match the bits of the folder around the file."""
     base = tmp_path / "base"
     shutil.copytree(LAB, base)
     (base / "base.gguf").write_bytes(b"GGUF")
@@ -233,7 +233,7 @@ def test_task_files_of_ones_own_are_found(tmp_path: Path) -> None:
 
 
 @needs_lm_eval
-def test_what_lm_eval_cannot_do_is_said_before_the_model_is_loaded(
+def test_impossible_tasks_are_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.yaml").write_text(
@@ -253,7 +253,7 @@ def test_what_lm_eval_cannot_do_is_said_before_the_model_is_loaded(
 
 
 @needs_lm_eval
-def test_a_mistake_under_lm_eval_is_not_called_its_refusal(
+def test_an_error_below_lm_eval_is_not_reported_as_its_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def job(chat: bool | None = None) -> Any:
@@ -292,7 +292,7 @@ def test_an_unknown_task_is_answered_with_near_names() -> None:
 
 
 def own_rows(folder: Path, task: str, split: str) -> Path:
-    """Rows of a task with and without options, as a folder of local rows has them."""
+    """Write rows of a task with and without options as a folder of local rows."""
     rows = [
         {
             "id": f"{task}-1",
@@ -349,7 +349,7 @@ def test_every_task_with_an_answer_has_a_file_for_lm_eval() -> None:
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluating.md").read_text(encoding="utf-8")
 
 
-def test_the_pages_commands_are_ones_and_its_file_is_read() -> None:
+def test_the_pages_commands_exist_and_its_file_is_read() -> None:
     text = "".join(re.findall(r"(?s)```bash\n(.*?)```", PAGE)).replace("\\\n", " ")
     commands = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("allo ")]
     assert len(commands) == 4

@@ -1,4 +1,4 @@
-"""What a harness measured stands beside what the run measured, as long as it is of the same weights."""
+"""Harness results beside the run's own, kept as long as the weights are the same."""
 
 import shutil
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ RESULT = {
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The laboratory's model, changed in every third weight."""
+    """Save the laboratory's model, changed in every third weight."""
     folder = tmp_path_factory.mktemp("tuned") / "model"
     shutil.copytree(LAB, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     weights = load_file(folder / "model.safetensors")
@@ -75,7 +75,7 @@ def change(tuned: Path) -> Path:
 
 @pytest.fixture
 def trained_run(tmp_path: Path, change: Path) -> tuple[Any, RunFolder]:
-    """A recipe and a run of it whose last training left `change`; 20 problems to evaluate."""
+    """Return a recipe and its run whose last training made `change`, with 20 problems to evaluate."""
     limit = f"evaluate.sets.test.limit={NUM_PROBLEMS}"
     recipe = tiny(tmp_path, *SHORT, limit, f"evaluate.max_new_tokens={MAX_NEW_TOKENS}")
     run = RunFolder(recipe.run_folder)
@@ -93,7 +93,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short_run(done: Path, tmp_path: Path) -> tuple[Path, RunFolder]:
-    """The folder of a short run, and the run."""
+    """Return the folder of a short run, and the run."""
     return tmp_path, RunFolder(Path(shutil.copytree(done, tmp_path / done.name)))
 
 
@@ -106,7 +106,7 @@ def run_allo(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def added(short_run: tuple[Path, RunFolder]) -> Iterator[tuple[Path, RunFolder]]:
-    """A short run to whose evaluation a harness has added a result."""
+    """Add a harness result to the evaluation of a short run."""
     out, run = short_run
     [source] = of_run(tiny(out, *SHORT), run, start=False)
     subject = load(source, dtype=None, device="cpu", trust_remote_code=False)
@@ -155,8 +155,8 @@ def test_results_of_other_weights_are_dropped_and_that_is_said(
     assert "harness" not in read_json(run.evaluation)
 
 
-def test_an_evaluation_that_someone_edited_is_still_done_anew(added: tuple[Path, RunFolder]) -> None:
-    """Adding to a file does not vouch for what else is in it."""
+def test_an_edited_evaluation_still_runs_again(added: tuple[Path, RunFolder]) -> None:
+    """Adding to a file does not confirm its other content."""
     out, run = added
     content = read_json(run.evaluation)
     content["models"]["aligned"]["label"] = "better"

@@ -1,4 +1,4 @@
-"""Charts of the report: every number that is drawn is finite, ticks are round."""
+"""Charts of the report: drawn numbers are finite, and ticks are round."""
 
 import math
 import re

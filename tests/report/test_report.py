@@ -1,4 +1,4 @@
-"""The report: one page per set of runs, whatever the models wrote and whatever stages were skipped."""
+"""The report: one page per set of runs, whatever the models wrote and whichever stages were skipped."""
 
 import base64
 import hashlib
@@ -117,7 +117,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def leaves(value: Any) -> list[float]:
-    """Every number of a model's record that the tables show: not the interval of a set's pass@1, not counts."""
+    """Return every number of a model's record that the tables show, without pass@1's interval and counts."""
     found = []
     for result in value["sets"].values():
         found += [

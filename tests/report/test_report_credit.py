@@ -1,4 +1,4 @@
-"""The report's token section: each scorer's view of a completion, and scores held against the truth."""
+"""The report's token section: each scorer's view of a completion, and scores against the truth."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ TRULY_WRONG = [place in (2, 5, 10) for place in range(len(TOKENS))]
 
 
 def make_run(folder: Path, *, prompt_id: str, beside: dict[str, float], tokens: list[str] = TOKENS) -> Path:
-    """A run of one wrong completion; every token has its scorer's one score (the scorer that counts: .75)."""
+    """Make a run with one wrong completion; each scorer gives every token one score (the run's own .75)."""
     folder.mkdir()
     start = {"label": "SFT", "sets": {}}
     (folder / "08-eval.json").write_text(json.dumps({"schema": 1, "models": {"start": start}}))

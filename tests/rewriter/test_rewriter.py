@@ -1,4 +1,4 @@
-"""Rewriters: their data, what is trained, and the scorer that uses one."""
+"""Rewriters: their data, their training, and the scorer that uses one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ from tiny_run import RECIPE, overrides
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The tiny run up to its pairs, from the laboratory's model as it lies."""
+    """Make the tiny run up to its pairs, from the unchanged laboratory model."""
     out = tmp_path_factory.mktemp("runs")
     return run_all(load_recipe(RECIPE, overrides(out, "sft=null")), until="pair")
 
@@ -44,7 +44,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def plain_distance(one: list[int], other: list[int]) -> int:
-    """Levenshtein's recursion."""
+    """Compute Levenshtein's recursion."""
     if not one or not other:
         return len(one) + len(other)
     if one[0] == other[0]:
@@ -173,7 +173,7 @@ def test_self_keeps_what_is_right_and_near_and_goes_on_where_it_was_killed(
 
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[Chat]:
-    """A teacher that knows the solutions: it is shown them."""
+    """Reply as a teacher that knows the solutions, since it is shown them."""
     monkeypatch.setenv(VARIABLE, KEY)
     without_proxy(monkeypatch)
     with serving(lambda content: content.split("Correct solution:\n")[1].split("\n\nDraft:")[0]) as served:
@@ -193,7 +193,7 @@ def test_a_teachers_rewrites_are_kept_where_they_are_right_and_near(run: Run, ou
     assert len(chat.requests) == asked == wrong, "nothing is asked twice"
 
 
-def test_what_a_teacher_does_badly_is_counted_by_its_reason(
+def test_bad_replies_of_a_teacher_are_counted_by_reason(
     run: Run, out: Path, chat: Chat, capfd: pytest.CaptureFixture[str]
 ) -> None:
     chat.failures = [

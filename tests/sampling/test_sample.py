@@ -8,9 +8,9 @@ import torch
 from allo.errors import UserError
 from allo.files.records import Prompt
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.tokenization import prompt_ids
-from allo.sampling.completions import Completed, complete, prompt_room
+from allo.sampling.completions import Completed, complete
 from tiny_run import LAB
 
 POSITIONS = 128  # of the laboratory's model

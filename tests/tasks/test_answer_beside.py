@@ -1,4 +1,4 @@
-"""Words and signs beside an answer: those that belong to it, and those that make it another one."""
+"""Words and signs beside an answer: some belong to it, others change it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The answers of the cases that are kept beside this project: each is judged as its row says."""
+"""The answers of the cases kept beside this project: each is judged as its row says."""
 
 import json
 from pathlib import Path

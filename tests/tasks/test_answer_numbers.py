@@ -1,4 +1,4 @@
-"""Numbers in final answers: notations, words, scripts, and what is no number."""
+"""Numbers in final answers: notations, words, scripts, and texts that are not numbers."""
 
 import pytest
 
@@ -70,8 +70,6 @@ NUMBERS: dict[str, Cases] = {
 @pytest.mark.parametrize(
     ("said", "answer", "correct"), [case for cases in NUMBERS.values() for case in cases]
 )
-def test_a_number_is_read_however_it_is_written_and_no_other_is_taken(
-    said: str, answer: str, correct: bool
-) -> None:
+def test_a_number_is_read_in_any_notation_and_no_other_matches(said: str, answer: str, correct: bool) -> None:
     space = "" if said[0] in ":：\n" else " "
     assert verify_final_answer(f"Let us see. The answer is{space}{said}", answer).correct == correct

@@ -1,4 +1,4 @@
-"""Options in final answers: by the number of their place, and words that only look like one."""
+"""Options in final answers, named by number, and words that only look like a number."""
 
 import pytest
 
@@ -48,7 +48,7 @@ CASES: list[tuple[list[str], str, list[str], list[str]]] = [
         for said in texts
     ],
 )
-def test_a_number_names_an_option_where_it_can_mean_no_other(
+def test_a_number_names_an_option_only_if_it_is_unambiguous(
     choices: list[str], answer: str, said: str, correct: bool
 ) -> None:
     assert verify_choice(f"Let us see. The answer is {said}", answer, choices).correct == correct

@@ -1,4 +1,4 @@
-"""Options in final answers: named by text, letter or number, told apart by case and symbol, denied or doubted."""
+"""Options in final answers: named by text, letter or number, distinguished by case and symbol, denied or doubted."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Texts that nobody would write: a verifier raises nothing, and its time does not grow with the square of a text."""
+"""Texts that nobody would write: a verifier never raises, and its time does not grow quadratically with a text."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The rules by which a final answer is judged: of each rule, completions that are right and that are wrong."""
+"""The rules for judging a final answer, each with right and wrong completions."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Final answers: what is read from a text, and what counts as the same answer."""
+"""Final answers: reading them from a text, and comparing them."""
 
 import sys
 import threading
@@ -142,7 +142,7 @@ def test_different(found: str, gold: str) -> None:
 
 
 @given(value=st.integers(-(10**9), 10**9), decimals=st.integers(0, 3), other=st.integers(-(10**9), 10**9))
-def test_a_number_is_the_same_however_it_is_written_and_no_other(
+def test_notations_of_one_number_are_equal_and_other_numbers_are_not(
     value: int, decimals: int, other: int
 ) -> None:
     written = f"{value:,}" + ("." + "0" * decimals if decimals else "")

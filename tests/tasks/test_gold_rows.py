@@ -1,4 +1,4 @@
-"""Right answers of users' rows: read where their form is clear, refused where no sample could meet them."""
+"""Right answers of users' rows: read if their form is clear, refused if no sample could equal them."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def read(folder: Path, *rows: dict[str, Any]) -> tuple[list[Prompt], Reading]:
         ("A cat", ["A cat", "a dog"], "A cat"),
     ],
 )  # fmt: skip
-def test_an_answer_that_names_one_option_is_read_as_it(
+def test_an_answer_that_names_one_option_is_read_as_that_option(
     tmp_path: Path, answer: str, choices: list[str], gold: str
 ) -> None:
     (prompt,), reading = read(tmp_path, {"answer": answer, "choices": choices})
@@ -63,7 +63,7 @@ def test_an_answer_that_names_one_option_is_read_as_it(
         ([1, "0"], MELT, ["sand", "ice"]),
     ],
 )
-def test_indices_count_from_where_the_source_shows(
+def test_the_source_shows_whether_indices_count_from_0_or_1(
     tmp_path: Path, answers: list[Any], choices: list[str], golds: list[str]
 ) -> None:
     prompts, reading = read(tmp_path, *({"answer": answer, "choices": choices} for answer in answers))
@@ -117,7 +117,7 @@ def test_indices_count_from_where_the_source_shows(
         ),
     ],
 )
-def test_an_answer_that_no_sample_can_meet_is_refused(
+def test_an_answer_that_no_sample_can_equal_is_refused(
     tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(UserError, match=rf"mine(\.jsonl:|-)\d.*{message}"):
@@ -138,15 +138,13 @@ def test_an_answer_that_no_sample_can_meet_is_refused(
         (r"\frac{1}{2}", r"\frac{1}{2}"),
     ],
 )
-def test_of_a_worked_solution_the_answer_is_what_follows_the_marks(
-    tmp_path: Path, answer: str, gold: str
-) -> None:
+def test_the_answer_of_a_worked_solution_follows_the_marks(tmp_path: Path, answer: str, gold: str) -> None:
     (prompt,), reading = read(tmp_path, {"answer": answer})
     assert prompt.answer == gold
     assert sum(reading.mapped.values()) == (answer != gold)
 
 
-def test_equal_choices_are_said(tmp_path: Path) -> None:
+def test_equal_choices_are_reported(tmp_path: Path) -> None:
     (prompt,), reading = read(tmp_path, {"answer": "ice", "choices": ["ice", "sand", "sand "]})
     assert prompt.answer == "ice"
     assert reading.sentences == ["1 row: two of the `choices` are the same"]
@@ -163,7 +161,7 @@ def test_choices_that_differ_by_case_are_not_the_same(tmp_path: Path) -> None:
     assert not reading.sentences
 
 
-def test_all_that_are_refused_are_counted() -> None:
+def test_all_refused_answers_are_counted() -> None:
     prompts = [Prompt(f"p{n}", "Q?", "water", choices=MELT) for n in range(9)]
     with pytest.raises(UserError, match=r"^prompt 'p0': .* 8 more: 'p1', 'p2', 'p3', 'p4', 'p5', \.\.\.\.$"):
         check_gold(prompts)
@@ -184,7 +182,7 @@ def test_gold_is_refused_before_the_first_stage_of_a_run(tmp_path: Path, key: st
         check(tiny(tmp_path, f"{key}={{file: {path}}}"))
 
 
-def test_a_run_says_what_was_read_otherwise_than_it_stands(
+def test_a_run_reports_answers_that_were_converted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rows.jsonl"

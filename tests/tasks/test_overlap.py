@@ -1,4 +1,4 @@
-"""Evaluation problems among the training problems: counted as they are, and nearly so."""
+"""Evaluation problems among the training problems, counted as exact and near matches."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def test_capitals_punctuation_and_spaces_make_no_difference() -> None:
     assert overlap(["How many in all: 5 hens."], ["How many in all: 6 hens."]) == Overlap(1, 0, 0)
 
 
-def test_a_problem_is_near_from_the_share_of_its_spans_on() -> None:
+def test_a_problem_is_near_if_enough_of_its_spans_occur() -> None:
     spans = len(LONG.split()) - SPAN + 1
     for kept in range(len(LONG.split()) + 1):
         beginning = " ".join(LONG.split()[:kept])

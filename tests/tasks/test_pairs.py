@@ -1,4 +1,4 @@
-"""Pairs and wrong completions: what is made of judged samples."""
+"""Pairs and wrong completions, made from judged samples."""
 
 from collections import Counter
 
@@ -28,7 +28,7 @@ def verdict(prompt_id: str, index: int, text: str, *, correct: bool, finished: b
 
 @st.composite
 def samples(draw: st.DrawFn) -> list[Verdict]:
-    """Up to 8 samples a prompt; the text says whether it is right, and samples repeat."""
+    """Draw up to 8 samples a prompt; the text says whether it is right, and samples repeat."""
     found = []
     for prompt in PROMPTS:
         for index in range(draw(st.integers(0, 8))):

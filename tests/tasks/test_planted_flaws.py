@@ -1,4 +1,4 @@
-"""The laboratory task and its model: right means right, flawed means flawed, and the labels say where."""
+"""The laboratory task and its model: right and flawed demonstrations, and labels that locate the flaws."""
 
 import difflib
 import itertools
@@ -36,7 +36,7 @@ def some(split: str, level: int | None = None, size: int = SIZE) -> list[Demonst
 
 
 def read_problem(prompt: Prompt) -> int:
-    """The answer, found by reading the sentences; knows nothing of how they are made."""
+    """Find the answer by reading the sentences, without knowing how they are made."""
     assert isinstance(prompt.prompt, str)
     story = prompt.prompt.removeprefix("Problem: ").split(" How many")[0]
     opening, *sentences = re.findall(r"[^.]+\.", story)
@@ -63,7 +63,7 @@ def read_problem(prompt: Prompt) -> int:
 
 
 def read_completion(completion: str) -> tuple[bool, list[int], int]:
-    """Whether every equation of a completion holds and starts from the one before; its results; its answer."""
+    """Return whether a completion's equations hold and continue each other, its results, and its answer."""
     lines = [tuple(map(str, line)) for line in re.findall(r"(\d+) (.) (\d+) = (\d+)\.", completion)]
     compute = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
     holds = all(compute[op](int(a), int(b)) == int(c) for a, op, b, c in lines)
@@ -74,7 +74,7 @@ def read_completion(completion: str) -> tuple[bool, list[int], int]:
 
 
 @pytest.mark.parametrize("split", planted_flaws.SPLITS)
-def test_a_split_begins_alike_however_much_is_taken_of_it(split: str) -> None:
+def test_a_split_begins_the_same_at_any_size(split: str) -> None:
     assert list(planted_flaws.demonstrations(split, size=20)) == some(split)[:20]
     assert list(planted_flaws.load(split, size=20)) == [d.prompt for d in some(split)[:20]]
 
@@ -124,7 +124,7 @@ def test_validation_of_both_families_takes_turns() -> None:
 
 
 def test_no_sentence_of_the_unseen_family_is_in_a_text_that_a_model_saw() -> None:
-    """Numbers, names, things and containers aside: those are the same words in all families."""
+    """Numbers, names, things and containers are excluded, as all families share those words."""
 
     def sentences(split: str) -> set[str]:
         found = (str(d.prompt.prompt).removeprefix("Problem: ") for d in some(split, size=2000))

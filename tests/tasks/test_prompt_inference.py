@@ -1,4 +1,4 @@
-"""The prompt of a pair: cut from what both answers begin with at a word and a token, never guessed, never doubled."""
+"""The prompt of a pair: the answers' shared beginning, cut at a word and a token, never guessed, never doubled."""
 
 from typing import Any
 
@@ -98,7 +98,7 @@ def test_whatever_two_texts_share_is_the_beginning_of_both(text: str) -> None:
         ("コーヒー", "コーラ", "lacks `prompt`"),
     ],
 )
-def test_answers_without_a_prompt_in_common_are_refused(chosen: str, rejected: str, message: str) -> None:
+def test_answers_without_a_shared_prompt_are_refused(chosen: str, rejected: str, message: str) -> None:
     with pytest.raises(UserError, match=f"rows, row 0: {message}"):
         pairs_of_rows([{"chosen": chosen, "rejected": rejected}])
 
@@ -234,7 +234,7 @@ def test_a_row_that_would_be_doubled_or_halved_is_refused(row: dict[str, Any], m
 
 
 def test_an_answer_may_begin_with_the_words_of_a_short_prompt() -> None:
-    """Most rows of the source do not repeat theirs, so that this one does not either."""
+    """Most rows of the source do not repeat their prompt, so this one is taken not to either."""
     rows = [
         {"prompt": "Hello!", "chosen": "Hello! How are you?", "rejected": "Hello! Go away."},
         {"prompt": ASKED, "chosen": "Blue.", "rejected": "Red."},

@@ -1,4 +1,4 @@
-"""What a run starts from: prompts and pairs of the user's own files, and the errors that bad ones give."""
+"""Prompts and pairs from users' files, and the errors for bad ones."""
 
 import gzip
 import json

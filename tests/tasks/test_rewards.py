@@ -1,4 +1,4 @@
-"""What follows from rewards: pairs by rank and margin, the better half, wins."""
+"""Results of rewards: pairs by rank and margin, the better half, wins."""
 
 from collections import Counter
 
@@ -25,7 +25,7 @@ def texts(pairs: list[Pair]) -> list[tuple[str, str]]:
 
 @st.composite
 def samples(draw: st.DrawFn) -> list[Verdict]:
-    """Up to 7 samples a prompt, some of them repeated; a text has one reward."""
+    """Draw up to 7 samples a prompt, some of them repeated; equal texts have equal rewards."""
     found = []
     for prompt in PROMPTS:
         rewards = draw(st.lists(REWARDS, min_size=4, max_size=4))
@@ -39,7 +39,7 @@ def samples(draw: st.DrawFn) -> list[Verdict]:
 
 @pytest.mark.invariant("A pair is apart by the margin, and no sample is in two.")
 @given(verdicts=samples(), limit=st.integers(1, 5), margin=st.sampled_from([0.0, 0.5, 2.0]))
-def test_a_pair_is_apart_by_the_margin_and_no_sample_is_in_two(
+def test_a_pairs_rewards_differ_by_the_margin_and_no_sample_is_in_two_pairs(
     verdicts: list[Verdict], limit: int, margin: float
 ) -> None:
     reward = {(one.prompt_id, one.text): one.reward for one in verdicts}
@@ -67,7 +67,7 @@ def test_a_pair_is_apart_by_the_margin_and_no_sample_is_in_two(
         assert difference > 0 and difference >= margin and pair.chosen_finished
 
 
-def test_the_best_meets_the_worst_then_the_second_best_the_second_worst() -> None:
+def test_the_best_is_paired_with_the_worst_then_the_second_best_with_the_second_worst() -> None:
     rewards = [0.1, 0.9, -1.0, 0.5, -0.3]
     verdicts = [verdict("p0", index, f"r {reward}", reward) for index, reward in enumerate(rewards)]
     found = ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=5, margin=0.0)
@@ -108,7 +108,7 @@ def test_the_better_half_is_half_at_most_and_beats_the_rest(rewards: list[float]
 
 
 @given(mine=st.lists(REWARDS, min_size=1, max_size=4), theirs=st.lists(REWARDS, min_size=1, max_size=4))
-def test_wins_and_the_others_wins_are_one_and_ties_are_halves(mine: list[float], theirs: list[float]) -> None:
+def test_wins_of_both_sides_add_up_to_one_and_ties_are_halves(mine: list[float], theirs: list[float]) -> None:
     won, lost = wins(mine, theirs), wins(theirs, mine)
     assert len(won) == len(mine) * len(theirs)
     assert sum(won) + sum(lost) == len(won)

@@ -68,7 +68,7 @@ def test_two_rows_with_one_id_are_named(tmp_path: Path) -> None:
         list(tasks.load("gsm8k", "train", folder=tmp_path))
 
 
-def test_the_plain_file_is_read_where_its_gzip_lies_beside(tmp_path: Path) -> None:
+def test_the_plain_file_is_preferred_to_its_gzip(tmp_path: Path) -> None:
     write(tmp_path, "gsm8k/train.jsonl.gz", [{**FREE_FORM, "answer": "old"}])
     write(tmp_path, "gsm8k/train.jsonl", [FREE_FORM])
     (prompt,) = tasks.load("gsm8k", "train", folder=tmp_path)
@@ -193,7 +193,7 @@ BASELINE_ROWS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def baseline_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the hub: a set's file is the last part of its path there."""
+    """Make a folder in place of the hub; a set's file is named by the last part of its hub path."""
     write(tmp_path, "gpt-4-0314.jsonl", [BASELINE_ROWS["arena_hard"]])
     (tmp_path / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps([BASELINE_ROWS["alpaca_eval"]]))
 
@@ -207,7 +207,7 @@ def baseline_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("baseline_files")
 @pytest.mark.parametrize(("task", "name"), [("alpaca_eval", "alpaca_eval-test-0"), ("arena_hard", "u1")])
-def test_an_instruction_is_asked_as_it_stands_and_has_no_right_answer(task: str, name: str) -> None:
+def test_an_instruction_is_asked_unchanged_and_has_no_right_answer(task: str, name: str) -> None:
     (prompt,) = tasks.load(task, "test")
     assert prompt == Prompt(id=name, prompt="Name a tree. ", solution="Oak.", task=task)
 

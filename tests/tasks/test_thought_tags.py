@@ -63,7 +63,7 @@ def test_other_tags_code_and_mentions_are_answer_text(text: str) -> None:
     assert without_thoughts(text) == text
 
 
-def test_a_thought_that_holds_a_fence_ends_all_the_same() -> None:
+def test_a_thought_that_holds_a_fence_still_ends() -> None:
     assert without_thoughts("<think>\n```py\nx = 9\n</think>5") == "5"
     assert without_thoughts("<analysis>```\n9\n```</analysis>5") == "5"
 

@@ -1,4 +1,4 @@
-"""Thoughts: what is left of a completion without them, and where they have no end."""
+"""Thoughts: completions without them, and thoughts that never end."""
 
 import pytest
 from hypothesis import given

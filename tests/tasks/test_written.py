@@ -1,4 +1,4 @@
-"""Rows with tools, documents, thoughts and calls, from the user's file to token ids; what a template drops is refused."""
+"""Rows with tools, documents, thoughts and calls, from file to token ids; fields that a template drops are refused."""
 
 import json
 from pathlib import Path

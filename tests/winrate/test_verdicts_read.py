@@ -1,4 +1,4 @@
-"""The verdict of a judge's reply: it stands on the last line, outside thoughts and quotations."""
+"""The verdict of a judge's reply: on the last line, outside thoughts and quotations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Answers to judge: those of a run, of the set itself, or of another project's file."""
+"""Answers to judge: from a run, the set itself, or another project's file."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ def answer(text: str) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run of two models and one set, as evaluation leaves it; its prompts have solutions."""
+    """Make a finished run of two models and one set, with solutions for its prompts."""
     folder = tmp_path / "runs" / "own"
     folder.mkdir(parents=True)
     rows = [
@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_runs_answers_meet_another_models_and_the_sets_own(run: Path) -> None:
+def test_a_runs_answers_are_paired_with_another_models_and_the_sets_own(run: Path) -> None:
     own = of_run(run, model="aligned", set="talk", kind="greedy")
     start = of_run(run, model="start", set="talk", kind="greedy")
     assert [(duel.id, duel.model, duel.baseline) for duel in duels(own, start)[0]] == [
@@ -111,7 +111,10 @@ def test_a_file_of_either_project_is_a_baseline(name: str, content: str, run: Pa
             "row 1: `messages` must end with",
         ),
         ('[{"instruction": "x", "output": "1"}, {"instruction": "x ", "output": "2"}]', "two answers to 'x'"),
-        ('[{"instruction": "other", "output": "1"}]', "answers nothing that .* no two have one instruction"),
+        (
+            '[{"instruction": "other", "output": "1"}]',
+            "share no prompt: none of .* have the same instruction",
+        ),
     ],
 )
 def test_a_file_that_cannot_serve_is_named(content: str, said: str, run: Path, tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_a_file_that_cannot_serve_is_named(content: str, said: str, run: Path, t
     assert "given" in str(error.value)
 
 
-def test_what_belongs_together_must_be_known(tmp_path: Path) -> None:
+def test_answers_without_a_shared_key_are_refused(tmp_path: Path) -> None:
     arena = Outputs("arena", "x", [Output("hi", id="a")], {})
     alpaca = Outputs("alpaca", "x", [Output("hi", instruction="Say hello.")], {})
     with pytest.raises(UserError, match="nothing says which two belong together"):
@@ -139,7 +142,7 @@ def test_what_belongs_together_must_be_known(tmp_path: Path) -> None:
         ({"kind": "sampled"}, "no sampled answers on 'talk'; take --answers greedy"),
     ],
 )
-def test_what_the_run_does_not_have_is_said(own: dict[str, Any], said: str, run: Path) -> None:
+def test_a_missing_model_set_or_answer_is_named(own: dict[str, Any], said: str, run: Path) -> None:
     asked: dict[str, Any] = {"model": "aligned", "set": "talk", "kind": "greedy"}
     with pytest.raises(UserError, match=said):
         of_run(run, **asked | own)

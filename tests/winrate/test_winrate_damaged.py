@@ -1,4 +1,4 @@
-"""Files of answers and of judges in another form: refused by name, with what to do, and nothing is asked."""
+"""Malformed files of answers and of judges: refused by name with advice, before any question is asked."""
 
 import json
 from pathlib import Path

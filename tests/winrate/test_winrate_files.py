@@ -1,4 +1,4 @@
-"""What win rates leave for others: the report's table, and the files of AlpacaEval's and Arena-Hard's tools."""
+"""Win rates for other uses: the report's table, and files for AlpacaEval's and Arena-Hard's tools."""
 
 import json
 from pathlib import Path
@@ -82,9 +82,7 @@ def test_the_report_shows_the_records_figures(run: Path, chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("changed", ["aligned", "start"])
-def test_a_rate_of_answers_that_are_no_more_is_left_out_and_named(
-    changed: str, run: Path, chat: Chat
-) -> None:
+def test_a_rate_of_replaced_answers_is_left_out_and_named(changed: str, run: Path, chat: Chat) -> None:
     judged(run, chat)
     path = run / "08-eval.json"
     content = json.loads(path.read_text())
@@ -278,7 +276,7 @@ def test_a_place_that_is_not_there_is_what_the_error_names(run: Path, chat: Chat
 
 
 def test_a_files_name_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Else `[red]` would be a colour, and `[/x]` the end of the program."""
+    """Otherwise `[red]` would set a colour, and `[/x]` would end the program."""
     summary: dict[str, Any] = {"num_prompts": 0, "win_rate": None, "length_controlled": None}
     counts: dict[str, Any] = dict.fromkeys(("without_counterpart", "identical", "prompts", "replies"), 0)
     counts |= {"unread": {}, "prompt_tokens": 0, "completion_tokens": 0}
@@ -348,7 +346,7 @@ def test_other_settings_have_a_record_of_their_own_and_a_retrained_model_has_not
         (["--against", "start", "--base-url", "http://me:hidden@host/v1"], "base_url of host: no user"),
     ],
 )
-def test_what_cannot_be_judged_is_said_before_anybody_is_asked(
+def test_answers_that_cannot_be_judged_are_refused_before_any_question(
     arguments: list[str], said: str, run: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from allo.cli.winrate import app

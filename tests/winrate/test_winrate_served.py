@@ -42,7 +42,7 @@ SAYS = ("judge:", "Verdict:", "1", "<eos>")
 
 
 def save_first_answers_friend(folder: Path) -> None:
-    """A Llama that knows no more than which word follows which, and so prefers the first answer always."""
+    """Save a Llama that only knows which word follows which, and so always prefers the first answer."""
     words = ["<unk>", *SAYS]
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
@@ -67,7 +67,7 @@ def save_first_answers_friend(folder: Path) -> None:
 
 
 def save_laboratory(folder: Path) -> None:
-    """The laboratory's model has no chat template: it is given one that asks for what it can do, sums."""
+    """Save the laboratory's model with a chat template that asks for sums, which it can do."""
     shutil.copytree(LAB, folder)
     (folder / "chat_template.jinja").write_text(
         "Problem: Tom has 7 pens. He buys 5 more pens. How many pens now?\n"
@@ -76,7 +76,7 @@ def save_laboratory(folder: Path) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a server of the model in the folder."""
+    """Serve the model in the folder, and yield the server's address."""
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(
             package, reason="`transformers serve` needs it: pip install transformers[serving]"
@@ -117,7 +117,7 @@ def _answers(address: str) -> bool:
 
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that the server does not ask for, and no proxy to this machine."""
+    """Set a key that the server does not need, and no proxy to this machine."""
     monkeypatch.setenv(VARIABLE, "none")
     without_proxy(monkeypatch)
 

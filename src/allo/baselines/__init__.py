@@ -1,1 +1,1 @@
-"""The compared methods that train through TRL and PEFT; imported where one is asked for."""
+"""The compared methods that train through TRL and PEFT, imported only when requested."""

@@ -1,4 +1,4 @@
-"""DPO through TRL with an adapter of PEFT: LoRA (arXiv 2106.09685) and SHiRA (arXiv 2406.13175)."""
+"""DPO through TRL with a PEFT adapter: LoRA (arXiv 2106.09685) and SHiRA (arXiv 2406.13175)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from allo.models.rows import PairRow, counted_pairs
 
 
 class AdapterTrainer(DPOTrainer):
-    """TRL's DPO on pairs tokenised as ours are; the reference is the model without its adapter.
+    """TRL's DPO on pairs tokenized by allo; the reference is the model without its adapter.
 
     `num_dropped` pairs did not fit into `args.max_length` tokens.
     """
@@ -41,14 +41,14 @@ class AdapterTrainer(DPOTrainer):
         )
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset  # is token ids already
+        return dataset  # already token ids
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent anywhere."""
+        """Send nothing."""
 
     @property
     def adapter_bytes(self) -> int:
-        """Of the adapter's weights, and of SHiRA's places."""
+        """Return the bytes of the adapter's weights and SHiRA's indices."""
         weights = (param for param in self.model.parameters() if param.requires_grad)
         places = (
             indices
@@ -72,9 +72,9 @@ def shira(*, rank: int, seed: int) -> PeftConfig:
 
 
 def adapter_rank(model: Model, *, density: float) -> int:
-    """The r at which r * (rows + columns), over the adapted layers, is nearest to `density` of all weights.
+    """Return the r at which r * (rows + columns) over the adapted layers is nearest to `density` of all weights.
 
-    No adapter has more entries than its layer, and none a rank below 1.
+    The rank is at least 1, and no adapter has more entries than its layer.
     """
     head = model.get_output_embeddings()
     layers = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear) and m is not head]

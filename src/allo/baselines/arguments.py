@@ -19,14 +19,14 @@ _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that r
 
 
 def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Arguments:
-    """The config of the recipe's trainer: `improve.training`, and what other keys say.
+    """Build the config of the recipe's trainer from `improve.training` and other keys.
 
-    Raises `UserError` where TRL or PEFT is not installed, and for a key or value that TRL refuses.
+    Raises `UserError` if TRL or PEFT is not installed, and for a key or value that TRL refuses.
     """
     improve, sample = recipe.improve, recipe.sample
     assert improve is not None
     require_packages(improve.trained_by)
-    # Nothing is saved on the way: TRL's checkpoints are pickles. A killed run starts the stage anew.
+    # Nothing is saved during training: TRL's checkpoints are pickles. A killed run starts the stage again.
     settings: dict[str, Any] = {"beta": improve.beta, "save_strategy": "no", "eval_strategy": "no"}
     settings["disable_dropout"] = True
     if improve.trained_by.has_adapter:
@@ -39,7 +39,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
             "max_completion_length": sample.max_new_tokens,
         }
     kind: Any = function_of(improve.trained_by.config, key="improve.trainer")
-    # TRL's own defaults are mixed precision and checkpointed activations.
+    # By default TRL uses mixed precision and activation checkpointing.
     plain = {"bf16": False}
     if "gradient_checkpointing" not in (improve.training.model_extra or {}):
         plain["activation_checkpointing"] = False
@@ -70,7 +70,7 @@ def _label_smoothing(improve: Improve) -> float:
 
 
 def require_packages(trainer: Trainer) -> None:
-    """Raise `UserError` for a trainer whose packages are not installed."""
+    """Raise `UserError` if the trainer's packages are not installed."""
     absent = [package for package in trainer.packages if find_spec(package) is None]
     if absent:
         raise UserError(
@@ -81,10 +81,10 @@ def require_packages(trainer: Trainer) -> None:
 
 @contextmanager
 def without_known_warnings() -> Iterator[None]:
-    """Without those that the libraries' own code causes, and no user can change."""
+    """Suppress warnings that the libraries' own code causes and users cannot avoid."""
     with warnings.catch_warnings():
         # TRL 1.16 reads a name that transformers 5.23 has deprecated.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        # PEFT's SHiRA makes a sparse tensor without saying whether it wants it checked.
+        # PEFT's SHiRA makes a sparse tensor without choosing whether to check it.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
         yield

@@ -16,13 +16,13 @@ Rewards = Callable[[Sequence[Completion]], list[float]]
 
 
 class _OurPrompts:
-    """What both trainers change of TRL: prompts go by their ids, and are tokenised as ours are."""
+    """Changes that both trainers make to TRL: prompts are passed by id and tokenized by allo."""
 
     prompts: Mapping[str, list[int]]
     state: Any
 
     def training_step(self, model: Model, *rest: Any) -> Any:
-        """A step, if there is something to sample from: drawing from NaN fails with errors that do not say so."""
+        """Take a step after checking that logits are finite: sampling from NaN fails with unrelated errors."""
         ids = torch.tensor([next(iter(self.prompts.values()))], device=model.device)
         with torch.no_grad():
             finite = model(ids).logits.isfinite().all()
@@ -37,7 +37,7 @@ class _OurPrompts:
         return [self.prompts[prompt] for prompt in prompts], None, {}
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent anywhere."""
+        """Send nothing."""
 
 
 class Rloo(_OurPrompts, RLOOTrainer):
@@ -58,10 +58,10 @@ def on_policy_trainer(
     rewards: Rewards,
     turn_ends: Sequence[int] = (),
 ) -> Rloo | Grpo:
-    """Return TRL's trainer of all of `model`'s weights, which samples from it as it goes.
+    """Build TRL's trainer of all of `model`'s weights, which samples from it while training.
 
-    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids that end a completion beside EOS.
-    The reference, where `args.beta` is above 0, is read from the folder that the model was read from.
+    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids other than EOS that end a
+    completion. If `args.beta` is above 0, the reference is read from the model's own folder.
     """
     own_ends = model.generation_config.eos_token_id
     ends = list(dict.fromkeys([*end_ids(model, tokenizer), *turn_ends]))
@@ -75,8 +75,8 @@ def on_policy_trainer(
             ]
         )
 
-    model.generation_config.eos_token_id = ends  # where TRL reads what ends a sample
-    with quiet():  # TRL loads the reference anew
+    model.generation_config.eos_token_id = ends  # TRL reads the end of a sample here
+    with quiet():  # TRL loads the reference again
         trainer = kind(
             model,
             reward_funcs=judge,

@@ -1,4 +1,4 @@
-"""The `allo` command: each sub-command imports what it runs when it is called."""
+"""The `allo` command; each sub-command imports its code when it is called."""
 
 import errno
 import json
@@ -18,8 +18,8 @@ from allo.recipe import load_recipe, schema
 from allo.recipe.granularity import WEIGHT
 from allo.tasks.sources import sources_read
 
-INTERRUPTED = 130  # what typer makes of Ctrl-C
-# A place that cannot be written, or no longer: the user can mend it, and a traceback says no more.
+INTERRUPTED = 130  # typer's exit code for Ctrl-C
+# Places that cannot be written: the user can fix them, and a traceback would not help.
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
     *(errno.EISDIR, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT),
@@ -32,7 +32,7 @@ app = typer.Typer(
     help="Align language models with low redundancy: few weights, few tokens, forget then learn.",
 )
 mask_app = typer.Typer(no_args_is_help=True, help="Masks: which weights may change.")
-delta_app = typer.Typer(no_args_is_help=True, help="Deltas: what alignment changed, and nothing else.")
+delta_app = typer.Typer(no_args_is_help=True, help="Deltas: only the weights that alignment changed.")
 app.add_typer(mask_app, name="mask")
 app.add_typer(delta_app, name="delta")
 app.add_typer(rewriter_app, name="rewriter")
@@ -41,9 +41,7 @@ app.add_typer(winrate_app, name="winrate")
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
 DeltaPlace = Annotated[
     str,
-    typer.Argument(
-        help="A delta's file; or on the hub hf://OWNER/NAME, with @REVISION and /FILE where needed."
-    ),
+    typer.Argument(help="A delta file, or hf://OWNER/NAME on the hub, with @REVISION and /FILE if needed."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -60,9 +58,9 @@ def run_recipe(
     recipe: RecipeFile,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage anew.")] = None,
+    force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
 ) -> None:
-    """Run every stage of a recipe; what is done is skipped."""
+    """Run every stage of a recipe; finished stages are skipped."""
     folder = run_all(load_recipe(recipe, overrides), until=until, force=force)
     say(f"the run is in {folder.path}")
 
@@ -72,7 +70,7 @@ def _add_stage(name: str) -> None:
     def run_stage(
         recipe: RecipeFile,
         overrides: Overrides = None,
-        force: Annotated[bool, typer.Option("--force", help="Do it anew.")] = False,
+        force: Annotated[bool, typer.Option("--force", help="Do it again.")] = False,
     ) -> None:
         run_one(load_recipe(recipe, overrides), name, force=force)
 
@@ -98,7 +96,7 @@ def report(
         return
     if len(runs) > 1 and out is None:
         raise UserError(
-            f"{len(runs)} runs: say where their report goes with --out FOLDER; without, it would take the place of "
+            f"{len(runs)} runs: give a folder for their report with --out FOLDER; otherwise it would replace "
             f"{runs[0]}'s own."
         )
     from allo.stages.report import write_report
@@ -112,10 +110,10 @@ def check_recipe(
     recipe: RecipeFile,
     overrides: Overrides = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Mark tokens by brackets, as off a terminal, and not by colours.")
+        bool, typer.Option("--plain", help="Mark tokens with brackets instead of colours, as off a terminal.")
     ] = False,
 ) -> None:
-    """Check a recipe as `run` does before its first stage, and show what it trains on; nothing is written."""
+    """Check a recipe as `run` does before its first stage, and show what it trains on. Nothing is written."""
     read = load_recipe(recipe, overrides)
     sources = sources_read(read)
     from allo.plan.preview import preview
@@ -130,10 +128,10 @@ def plan_recipe(
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on what does not fit."),
+        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Print how much memory each stage takes; no weights are read."""
     from allo.plan.memory import parse_size
@@ -154,12 +152,8 @@ def plan_recipe(
 def compare_methods(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Names with commas between; those of the recipe.")
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Numbers with commas between; those of the recipe.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated names. Default: the recipe's.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated numbers. Default: the recipe's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
 ) -> None:
     """Compare methods: tuned alike, from the same samples, on the same problems; resumable."""
@@ -254,9 +248,9 @@ def delta_apply(base: Path, delta: DeltaPlace, out: Path) -> None:
 
 @delta_app.command("merge")
 def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
-    """Write one delta that changes what FIRST or SECOND, both of one base, change.
+    """Write one delta with the changes of both FIRST and SECOND, which have the same base.
 
-    Where both give a weight a value, SECOND's is taken; the output counts where the two differ (num_overruled).
+    If both set a weight, SECOND's is taken; num_overruled counts the weights where they differ.
     """
     _check_writable(out)
     from allo.delta import fetch, merge
@@ -281,8 +275,8 @@ def delta_export(
 ) -> None:
     """Write the tuned model as a folder OUT that other libraries load.
 
-    A peft-shira adapter gives BASE, loaded in fp32, the tuned weights exactly. It holds weights of Linear layers only.
-    A layer that sparse differences cannot turn exactly into the tuned one is stored whole, and counted (num_whole).
+    A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. A layer
+    whose tuned weights sparse differences cannot reach exactly is stored whole, and counted (num_whole).
     """
     from allo.delta import apply, export_shira, fetch
 
@@ -306,7 +300,7 @@ def delta_push(
 ) -> None:
     """Upload DELTA to a repository of the Hugging Face hub, with HF_TOKEN or the hub's own login.
 
-    Prints the hf:// place that the other commands take in a delta's stead.
+    Prints the hf:// place that other commands accept as a delta.
     """
     from allo.delta import push
 
@@ -315,14 +309,14 @@ def delta_push(
 
 @delta_app.command("info")
 def delta_info(delta: DeltaPlace) -> None:
-    """Print what a delta changes, and of which base."""
+    """Print a delta's changes and its base."""
     from allo.delta import fetch, info
 
     _print_fields(delta, info(fetch(delta)))
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before a long pass over weights whether its file can be written, and make its folder."""
+    """Check before a long pass over weights that its file can be written, and make its folder."""
     if out.is_dir():
         raise UserError(f"{out}: a folder; give the name of a file to write.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +332,7 @@ def _print_fields(path: str | Path, found: object) -> None:
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
+    """Run the command. Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
     try:
         app()
     except UserError as error:
@@ -353,6 +347,6 @@ def main() -> None:
             raise
         say(
             f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written: "
-            "mend that or give another path, and start it again"
+            "fix this or give another path, and start again"
         )
         sys.exit(2)

@@ -17,7 +17,7 @@ from allo.recipe import load_recipe
 
 def run_demo(out: Path) -> Path:
     """Run both recipes below `out`, print their table, and return the path of the report on both."""
-    # The model is small: on a busy machine a second thread was waited for longer than it worked.
+    # The model is small: on a busy machine, waiting for a second thread took longer than its work.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     package = files("allo")
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
@@ -28,7 +28,7 @@ def run_demo(out: Path) -> Path:
             load_recipe(recipes / "dpo.yaml", [*place, f"data.pairs={json.dumps(str(sampled.pairs))}"])
         )
         aligned = run_all(allo)
-    # Imported late, as the pipeline imports its stages.
+    # imported late, as the pipeline imports its stages
     from allo.stages.report import write_report
 
     html, _ = write_report([dpo.path, aligned.path], out, title="Demo: plain DPO and ALLO")
@@ -37,7 +37,7 @@ def run_demo(out: Path) -> Path:
 
 
 def _table(dpo: RunFolder, allo: RunFolder) -> Table:
-    """One row a model: sampled accuracy with its interval on each set, and what the model took."""
+    """Return a table with one row per model: sampled accuracy with its interval on each set, and the costs."""
     ours = read_json(allo.evaluation)["models"]
     rows = {
         "SFT": ours["start"],

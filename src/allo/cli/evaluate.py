@@ -1,4 +1,4 @@
-"""`allo evaluate`: a recipe's stage; with `--harness`, standard tasks on any model. What it runs is imported late."""
+"""`allo evaluate`: a recipe's stage or, with `--harness`, standard tasks on any model. Imports are late."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a recipe's key, such as evaluate.greedy=false."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="The stage alone: do it anew.")]
+Force = Annotated[bool, typer.Option("--force", help="The stage alone: do it again.")]
 Harness = Annotated[
     Literal["lm_eval"] | None, typer.Option(help="Measure standard tasks through EleutherAI's lm-eval.")
 ]
@@ -32,11 +32,11 @@ Tasks = Annotated[
         metavar="NAME,NAME", help="Tasks of lm-eval, or allo's own: allo_ecqa, allo_math and the like."
     ),
 ]
-Base = Annotated[str | None, typer.Option(help="A model's folder or hub id, in MODEL's stead.")]
+Base = Annotated[str | None, typer.Option(help="A model's folder or hub id, instead of MODEL.")]
 DeltaPlace = Annotated[
     str | None, typer.Option(metavar="FILE", help="A delta to --base; also hf://OWNER/NAME.")
 ]
-Start = Annotated[bool, typer.Option("--start", help="A run: its starting model too, to compare.")]
+Start = Annotated[bool, typer.Option("--start", help="For a run: also measure its starting model.")]
 Output = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="JSON to add the results to. Default: the run's 08-eval.json."),
@@ -48,7 +48,7 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest completion. Default: the task's; of allo's own tasks, the run's."),
 ]
-Device = Annotated[str | None, typer.Option(help="Default: the run's, else the first GPU or the CPU.")]
+Device = Annotated[str | None, typer.Option(help="Default: the run's, otherwise the first GPU or the CPU.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Default: that of the stored weights.")
 ]
@@ -57,11 +57,15 @@ IncludePath = Annotated[
 ]
 DataFolder = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="allo's own tasks: local rows. Default: the run's, else the hub."),
+    typer.Option(
+        metavar="FOLDER", help="allo's own tasks: local rows. Default: the run's, otherwise the hub."
+    ),
 ]
 ChatTemplate = Annotated[
     bool | None,
-    typer.Option("--apply-chat-template/--no-chat-template", help="Default: as the run's `chat`, else none."),
+    typer.Option(
+        "--apply-chat-template/--no-chat-template", help="Default: the run's `chat`, otherwise none."
+    ),
 ]
 PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has none, such as its EOS.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
@@ -92,12 +96,12 @@ def evaluate(
     pad_token: PadToken = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Run the evaluate stage alone; or, with --harness, standard tasks on a run's result or any model."""
+    """Run the evaluate stage alone or, with --harness, standard tasks on a run's result or any model."""
     if harness is None:
         run_one(load_recipe(_recipe_of_the_stage(place, context), overrides), "evaluate", force=force)
         return
     if force:
-        raise UserError("--force is for the stage alone: with --harness every task is measured anew.")
+        raise UserError("--force is for the stage alone: with --harness every task is measured again.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
     names = _names(tasks)
@@ -132,7 +136,7 @@ def evaluate(
 
 
 def _recipe_of_the_stage(place: Path | None, context: typer.Context) -> Path:
-    """The recipe. Raises `UserError` without one, and for an option that the stage has no use for."""
+    """Return the recipe. Raises `UserError` without one, and for an option that the stage does not use."""
     alien = [option for name, option in _given(context).items() if name not in _OF_THE_STAGE]
     if place is None or alien:
         raise UserError(
@@ -150,7 +154,7 @@ def _names(tasks: str | None) -> list[str]:
 
 
 def _given(context: typer.Context) -> dict[str, str]:
-    """The parameters on the command line, by name, each as its option is called."""
+    """Return the parameters given on the command line: their names and options."""
     return {
         param.name: param.opts[0]
         for param in context.command.params

@@ -1,4 +1,4 @@
-"""`allo rewriter data` and `allo rewriter train`; what they run is imported when they are called."""
+"""`allo rewriter data` and `allo rewriter train`; their code is imported when they are called."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,9 @@ import typer
 from allo.console import say
 from allo.sampling.endpoint import Endpoint
 
-app = typer.Typer(no_args_is_help=True, help="Rewriters: which tokens of a wrong completion are wrong.")
+app = typer.Typer(
+    no_args_is_help=True, help="Rewriters: models that show which tokens of a wrong completion are wrong."
+)
 
 Overrides = Annotated[
     list[str] | None,
@@ -22,7 +24,7 @@ Identity = Annotated[
 MaxDistance = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Largest share of edited tokens. Default: 0.5 of self and teacher, else 1."
+        min=0, max=1, help="Largest share of edited tokens. Default: 0.5 for self and teacher, otherwise 1."
     ),
 ]
 Generations = Annotated[
@@ -42,12 +44,14 @@ Timeout = Annotated[float, typer.Option(min=0.1, help="teacher: seconds of silen
 Retries = Annotated[int, typer.Option(min=0, help="teacher: further attempts at a request.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=1, max=2**24, help="teacher: of a reply. Default: the recipe's sample.max_new_tokens."),
+    typer.Option(
+        min=1, max=2**24, help="teacher: tokens of a reply. Default: the recipe's sample.max_new_tokens."
+    ),
 ]
 PriceIn = Annotated[
-    float | None, typer.Option(min=0, help="teacher: of a million prompt tokens, to count costs.")
+    float | None, typer.Option(min=0, help="teacher: price of a million prompt tokens, to count costs.")
 ]
-PriceOut = Annotated[float | None, typer.Option(min=0, help="teacher: of a million completion tokens.")]
+PriceOut = Annotated[float | None, typer.Option(min=0, help="teacher: price of a million completion tokens.")]
 
 
 @app.command("data")
@@ -63,7 +67,7 @@ def make_data(
     overrides: Overrides = None,
     identity: Identity = 0.2,
     max_distance: MaxDistance = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of right completions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for drawing right completions.")] = 0,
     num_generations: Generations = 1,
     temperature: Temperature = None,
     base_url: BaseUrl = None,
@@ -100,7 +104,7 @@ def train(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the rewriter goes.")],
     overrides: Overrides = None,
 ) -> None:
-    """Fine-tune a small model on rewrites; keys are a recipe's training block, max_length, dtype, device and seed."""
+    """Fine-tune a small model on rewrites. Keys are a recipe's training block, max_length, dtype, device and seed."""
     from allo.rewriter.train import read_settings, train_rewriter
 
     counts = train_rewriter(data, model, out, read_settings(overrides or []))

@@ -1,4 +1,4 @@
-"""`allo winrate judge` and `allo winrate export`; what they run is imported when they are called."""
+"""`allo winrate judge` and `allo winrate export`; their code is imported when they are called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +20,7 @@ app = typer.Typer(
 Model = Annotated[
     str, typer.Option("--of", help="The run's model: aligned, start, or one between, as it was evaluated.")
 ]
-Set = Annotated[str | None, typer.Option("--set", help="One evaluation set of the run. Default: every one.")]
+Set = Annotated[str | None, typer.Option("--set", help="One evaluation set of the run. Default: all.")]
 Answers = Annotated[
     Literal["greedy", "sampled"], typer.Option(help="Greedy answers, or the first sample of each prompt.")
 ]
@@ -50,13 +50,15 @@ def judge_answers(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of silence.")] = 120,
     max_retries: Annotated[int, typer.Option(min=0, help="Further attempts at a request.")] = 5,
     max_tokens: Annotated[
-        int, typer.Option(min=1, max=2**24, help="Of a reply; one that is cut short is not read.")
+        int, typer.Option(min=1, max=2**24, help="Tokens of a reply; one that is cut short is not read.")
     ] = 1024,
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: the server's.")] = None,
     price_in: Annotated[
-        float | None, typer.Option(min=0, help="Of a million prompt tokens, to count costs.")
+        float | None, typer.Option(min=0, help="Price of a million prompt tokens, to count costs.")
     ] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Of a million completion tokens.")] = None,
+    price_out: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million completion tokens.")
+    ] = None,
 ) -> None:
     """Ask a judge which of two answers is better, in both orders, and write the win rate; resumable."""
     endpoint = Endpoint(base_url, model, key_variable, concurrency, timeout, max_retries, price_in, price_out)
@@ -91,10 +93,10 @@ def export_answers(
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(help="That project's own file of questions; the exact texts and ids are taken from it."),
+        typer.Option(help="That project's own file of questions, for their exact texts and ids."),
     ] = None,
 ) -> None:
-    """Write a model's answers as AlpacaEval or Arena-Hard has them, for their tools to judge."""
+    """Write a model's answers in the format of AlpacaEval or Arena-Hard, for their tools to judge."""
     from allo.winrate import formats
     from allo.winrate.outputs import of_run
 
@@ -115,7 +117,7 @@ def export_answers(
 def _pairs(
     place: Path, against: str, *, of: str, set: str | None, answers: "Kind"
 ) -> list[tuple[Path, "Outputs", "Outputs"]]:
-    """The folder for the result, the answers and the baseline's, of each set of a run or of a file."""
+    """Return for each set of a run, or for a file: the result's folder, the answers, and the baseline's answers."""
     from allo.winrate.outputs import SOLUTION, models_of_run, of_file, of_run, sets_of_run, solutions
 
     if not place.exists():

@@ -1,4 +1,4 @@
-"""Comparisons: many methods from one recipe, on the same samples, tuned alike, tested on the same problems."""
+"""Comparisons: many methods from one recipe, tuned alike on the same samples, tested on the same problems."""
 
 import importlib
 
@@ -18,12 +18,10 @@ from allo.recipe import Recipe
 def compare(
     recipe: Recipe, *, methods: list[str] | None = None, seeds: list[int] | None = None, jobs: int = 1
 ) -> Comparison:
-    """Tune each method, test it with each seed, sum up; what is done already is taken from its file.
+    """Tune each method, test it with each seed, and summarise; finished trials are read from their files.
 
-    Where the reference was never tested, the first of the methods stands in for it in the summary.
-
-    Raises `UserError` where the recipe has no `compare` block, for an unknown method, and where a method's
-    changes make no recipe.
+    If the reference was never tested, the first method takes its place in the summary. Raises `UserError` if the
+    recipe has no `compare` block, for an unknown method, and for changes that give no valid recipe.
     """
     if recipe.compare is None:
         raise UserError("compare: the recipe has no `compare` block. Give it at least `compare.validation`.")
@@ -33,7 +31,7 @@ def compare(
     competing = chosen(block, methods)
     tuning = [method for method in competing if method.tuned_as is None]
     check_problems(recipe)
-    for method in competing:  # what is bad is found before the first trial
+    for method in competing:  # find errors before the first trial
         trial = Trial(method, {RATE: block.rates[0]}, block.seeds[0], "test")
         importlib.import_module("allo.stages.check").check(trial.recipe(recipe))
     comparison = Comparison(recipe.out / recipe.name)

@@ -1,4 +1,4 @@
-"""The methods that are compared, each as changes to a recipe of ALLO (method.md section 5)."""
+"""The compared methods, each as changes to an ALLO recipe (method.md section 5)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from allo.errors import UserError
 from allo.recipe.compare import Compare, Method
 
 START = "start"
-"""The starting model, evaluated beside the reference method: nothing is trained."""
+"""The starting model, evaluated beside the reference method without training."""
 
-# Every weight, every token, no forgetting: what the methods without a mask have in common.
+# Every weight, every token, no forgetting: the settings shared by all methods without a mask.
 _PLAIN: dict[str, Any] = {
     "locate": None,
     "score": None,
@@ -26,9 +26,9 @@ _PLAIN: dict[str, Any] = {
 def _plain(
     *settings: dict[str, Any], scale: float = 1.0, rounds: int | None = None, **changes: Any
 ) -> Method:
-    """A method on every weight; `changes` are keys of `improve`, `settings` what is tried beside its rate.
+    """Return a method on every weight; `changes` are keys of `improve`, `settings` are tried besides its rate.
 
-    `rounds`: of a method that samples as it trains, whatever the recipe's.
+    `rounds` overrides the recipe's, for a method that samples as it trains.
     """
     own: dict[str, Any] = {f"improve.{key}": value for key, value in changes.items()}
     own |= {} if rounds is None else {"rounds": rounds}
@@ -36,7 +36,7 @@ def _plain(
     return Method(set=_PLAIN | own, scale=scale, settings=tried)
 
 
-# Two passes in place of one: ALLO passes over its pairs three times, the warm-up included.
+# Two passes instead of one: ALLO passes over its pairs three times, including the warm-up.
 _TWICE: dict[str, Any] = {"training.num_train_epochs": 2}
 
 METHODS: dict[str, Method] = {
@@ -70,7 +70,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A method with what it takes over from another: dotted keys, a scale, and settings to try."""
+    """A method including what it inherits: dotted keys, a scale, and settings to try."""
 
     name: str
     changes: Mapping[str, Any]
@@ -80,9 +80,9 @@ class Resolved:
 
 
 def chosen(compare: Compare, names: list[str] | None) -> list[Resolved]:
-    """The methods named, else those of `compare.run`, else of `compare.methods`, else all; the reference comes first.
+    """Return the methods named, or those of `compare.run`, `compare.methods` or all; the reference comes first.
 
-    Raises `UserError` for a name that is unknown and for methods that are `like` each other.
+    Raises `UserError` for an unknown name, and for methods that are `like` each other.
     """
     known = METHODS | compare.methods
     wanted = names or compare.run or list(compare.methods) or list(METHODS)
@@ -99,7 +99,7 @@ def chosen(compare: Compare, names: list[str] | None) -> list[Resolved]:
 
 
 def resolve(name: str, known: Mapping[str, Method], seen: tuple[str, ...] = ()) -> Resolved:
-    """A method with what the one that it is `like` gives it."""
+    """Return a method including what it inherits from the one that it is `like`."""
     if name not in known:
         raise UserError(f"compare: unknown method {name!r}; the methods are {', '.join(known)}.")
     if name in seen:

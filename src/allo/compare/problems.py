@@ -1,4 +1,4 @@
-"""The problems of a comparison: none is tuned or trained on and tested on, and every seed meets the same."""
+"""The problems of a comparison: test problems are never tuned or trained on, and are the same for every seed."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from allo.tasks.sources import prompts_of
 
 
 def check_problems(recipe: Recipe) -> None:
-    """Raises `UserError` where test problems are also validation or training problems, differ by seed or have no answer."""
+    """Refuse test problems that are also validation or training problems, differ by seed, or have no answer."""
     assert recipe.compare is not None
     sets: dict[str, Source] = {f"evaluate.sets.{name}": one for name, one in recipe.evaluate.sets.items()}
     if recipe.compare.resample:

@@ -1,4 +1,4 @@
-"""Finished trials, read from their JSON files and checked: what the summary of a comparison is made of."""
+"""Finished trials, read from their JSON files and checked: the basis of a comparison's summary."""
 
 import json
 from functools import cache
@@ -20,14 +20,14 @@ class _Part(BaseModel):
 
 
 class Sampled(_Part):
-    """Right samples a prompt, `of` samples each."""
+    """The number of right samples of each prompt, out of `of` samples each."""
 
     correct: list[int]
     of: int = Field(gt=0)
 
 
 class SetResult(_Part):
-    """What a model answered on one set: one entry a prompt, in the prompts' order."""
+    """A model's answers on one set: one entry per prompt, in the prompts' order."""
 
     prompts: list[str] = Field(min_length=1)
     greedy: list[Literal[0, 1]] | None
@@ -53,12 +53,13 @@ class SetResult(_Part):
         return self
 
     def right(self) -> NDArray[np.float64]:
-        """Share of right samples a prompt; right or wrong greedily where nothing was sampled."""
+        """Return the share of right samples per prompt; without samples, the greedy result."""
         rows = self.rows()
         return rows["sampled" if self.sampled is not None else "greedy"]
 
     def rows(self) -> dict[str, NDArray[np.float64]]:
-        """Each kind of accuracy as one value a prompt: greedy, sampled, and pass@2, pass@4, ... of the samples."""
+        """Return each kind of accuracy as one value per prompt: greedy, sampled, and pass@2, pass@4, ... of the
+        samples."""
         found = {}
         if self.sampled is not None:
             of, correct = self.sampled.of, np.array(self.sampled.correct)
@@ -72,12 +73,12 @@ class SetResult(_Part):
 
 @cache
 def _passes(num_samples: int, k: int) -> NDArray[np.float64]:
-    """pass@k of a prompt by how many of its samples are right: (num_samples + 1,)."""
+    """Return pass@k of a prompt for each number of right samples: (num_samples + 1,)."""
     return np.array([pass_at_k([hits], num_samples=num_samples, k=k) for hits in range(num_samples + 1)])
 
 
 class Kl(_Part):
-    """KL to the start, nats a token, on `set`; its interval over that set's prompts."""
+    """KL to the start in nats per token on `set`, with its interval over that set's prompts."""
 
     set: str
     value: float
@@ -86,7 +87,7 @@ class Kl(_Part):
 
 
 class Cost(_Part):
-    """Of locating, scoring, forgetting and improving."""
+    """The cost of locating, scoring, forgetting and improving together."""
 
     seconds: float
     peak_memory_bytes: float
@@ -97,7 +98,7 @@ class Cost(_Part):
 
 AGAIN = "Remove the file; the comparison makes it again."
 ORIGIN = ("model", "dtype", "max_length", "chat", "sft", "data")
-"""Recipe keys that every trial of a comparison shares."""
+"""Recipe keys that all trials of a comparison share."""
 
 
 class TrialResult(_Part):
@@ -118,11 +119,11 @@ class TrialResult(_Part):
     kl: Kl | None
     chosen_drop: float | None
     losses: dict[str, list[float]] = {}
-    """Of each training stage, in their order: one value a logged step."""
+    """One list per training stage, in order: one value per logged step."""
     path: Path = Field(default=Path(), exclude=True)
 
     def recipe_value(self, key: str) -> Any:
-        """The resolved recipe's value at a dotted key. UserError where there is none."""
+        """Return the resolved recipe's value at a dotted key. Raises `UserError` if there is none."""
         value: Any = self.recipe
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
@@ -132,23 +133,23 @@ class TrialResult(_Part):
 
 
 def read_result(path: Path) -> TrialResult:
-    """UserError where the file is not a whole trial; it names the file and what is wrong in it."""
+    """Read a finished trial. Raises `UserError` naming the file and the error if it is incomplete."""
     place = f"{path}: not a finished trial"
     trial = checked(read_record(path), TrialResult, place=place, advice=AGAIN)
     return trial.model_copy(update={"path": path})
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The object in a trial's file, or in that of its failure. UserError where it is none, or damaged."""
+    """Read the object in a trial's file or its failure's. Raises `UserError` if it is missing or damaged."""
     place = f"{path}: not a finished trial"
     content = parse_json(path.read_bytes(), place=place, advice=AGAIN)
     return unsealed(checked(content, dict[str, Any], place=place, advice=AGAIN), place=place, advice=AGAIN)
 
 
 def read_results(folder: Path) -> list[TrialResult]:
-    """Every trial of a comparison folder, by method and file name; all know the same prompts, set by set.
+    """Return all trials of a comparison folder, by method and file name; they share each set's prompts.
 
-    UserError where the folder holds none, two files hold the same trial, or sets differ.
+    Raises `UserError` if the folder holds none, two files hold the same trial, or sets differ.
     """
     paths = sorted((folder / "trials").glob("*/*.json"))
     if not paths:
@@ -159,7 +160,7 @@ def read_results(folder: Path) -> list[TrialResult]:
 
 
 def check_results(trials: list[TrialResult]) -> None:
-    """UserError where two trials are the same one, or one set has not the same prompts and samples for all."""
+    """Raise `UserError` if two trials are the same, or differ in a set's prompts or number of samples."""
     _check_same_origin(trials)
     seen: dict[str, TrialResult] = {}
     first: dict[str, TrialResult] = {}
@@ -180,7 +181,7 @@ def check_results(trials: list[TrialResult]) -> None:
 
 
 def _check_same_origin(trials: list[TrialResult]) -> None:
-    """UserError where a trial stems from another recipe: methods change how is trained, not on what."""
+    """Raise `UserError` if a trial comes from another recipe: methods change the training, not its data."""
     for key in ORIGIN:
         values = {json.dumps(trial.recipe.get(key), sort_keys=True): trial for trial in trials}
         if len(values) > 1:

@@ -1,4 +1,4 @@
-"""Kinds of training data that a method sees, derived from the recipe of its trials."""
+"""Kinds of training data that a method sees, derived from its trials' recipe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from allo.recipe.trainers import TRAINERS
 
 
 def sees(method: str, recipe: Mapping[str, Any]) -> list[str]:
-    """Return the kinds that the training stages of a trial's recipe read, in the order of `KINDS`.
+    """Return the kinds that a trial's training stages read, in the order of `KINDS`.
 
-    Right and wrong samples of ready pairs are their chosen and rejected answers. A scorer of the user's own may read
-    all that is known of a completion, and a criterion the pairs.
+    Right and wrong samples of ready pairs are their chosen and rejected answers. A user's own scorer may read
+    everything known about a completion, and a user's own criterion may read the pairs.
     """
     locate, score, forget, improve = (recipe.get(key) for key in ("locate", "score", "forget", "improve"))
     found: set[str] = set()

@@ -1,7 +1,7 @@
-"""What a comparison shows: each method's figures with intervals, and its difference to the reference method.
+"""A comparison's summary: each method's figures with intervals, and its difference to the reference method.
 
-Only trials of purpose `test` enter the results; those of purpose `tune` are summarised in tuning_summary.py. Seeds
-and problems are paired: a difference is taken over the seeds that both methods have, problem by problem.
+Only trials of purpose `test` enter the results; tuning_summary.py summarises those of purpose `tune`. Seeds and
+problems are paired: a difference is taken over the seeds that both methods have, problem by problem.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ from allo.stats.statistics import (
 
 SCHEMA = 1
 SEED = 0  # of the bootstrap and of the permutation tests
-COMPARED = ("sampled", "greedy")  # the kinds of accuracy that are tested; pass@k has intervals only
+COMPARED = ("sampled", "greedy")  # kinds of accuracy that are tested; pass@k has intervals only
 COSTS = ("seconds", "peak_memory_bytes", "training_state_bytes", "trained_weights", "density")
 
 Json = dict[str, Any]
@@ -46,10 +46,12 @@ def write_summary(folder: Path, *, reference: str = "allo") -> Json:
 
 
 def summarise(folder_or_trials: Path | list[TrialResult], *, reference: str = "allo") -> Json:
-    """The content of `comparison.json`. A figure is {"value", "low", "high"}; without an interval both are null.
+    """Return the content of `comparison.json`. A figure is {"value", "low", "high"}; without an interval both are
+    null.
 
-    `methods.NAME.against` is that method less the reference: `p` is for other seeds and other problems, `p_holm` is
-    corrected over every method and set, and `p_seeds` flips the signs of whole seeds. UserError for broken or unequal trials, and where the reference has no test trial.
+    `methods.NAME.against` is that method less the reference. There `p` is for other seeds and problems, `p_holm` is
+    corrected over every method and set, and `p_seeds` flips the signs of whole seeds. Raises `UserError` for broken
+    or unequal trials, and if the reference has no test trial.
     """
     trials, failed = (
         (read_results(folder_or_trials), _failed(folder_or_trials))
@@ -84,9 +86,10 @@ def summarise(folder_or_trials: Path | list[TrialResult], *, reference: str = "a
 
 
 def by_method(trials: Iterable[TrialResult]) -> dict[str, list[TrialResult]]:
-    """Test trials by method, each in the order of seeds, the start first.
+    """Return test trials by method, each in the order of seeds, the start first.
 
-    UserError where a method has two trials of a seed, or settings that differ: it is compared as tuned.
+    Raises `UserError` if a method has two trials of a seed, or differing settings: only its tuned setting is
+    compared.
     """
     found: dict[str, list[TrialResult]] = {}
     for trial in sorted(trials, key=lambda trial: (trial.method != START, trial.method, trial.seed)):
@@ -101,7 +104,7 @@ def by_method(trials: Iterable[TrialResult]) -> dict[str, list[TrialResult]]:
 
 
 def provenance(trials: Iterable[TrialResult]) -> Json:
-    """Which commits, versions and machines made the trials, each once."""
+    """Return the commits, versions and machines behind the trials, each once."""
     trials = list(trials)
     versions = [", ".join(f"{k} {v}" for k, v in trial.versions.items()) for trial in trials]
     return {
@@ -113,14 +116,14 @@ def provenance(trials: Iterable[TrialResult]) -> Json:
 
 
 def grid(trials: list[TrialResult], name: str, kind: str) -> Grid | None:
-    """(seeds, problems) of one kind of accuracy on one set, where every trial has it."""
+    """Return (seeds, problems) of one kind of accuracy on one set, or None unless every trial has it."""
     rows = [trial.sets[name].rows().get(kind) if name in trial.sets else None for trial in trials]
     present = [row for row in rows if row is not None]
     return np.stack(present) if len(present) == len(rows) else None
 
 
 def share_figure(values: Grid) -> Json:
-    """A share's figure; its interval stays within 0 and 1."""
+    """Return a share's figure, with its interval kept within 0 and 1."""
     estimate = crossed_bootstrap(values, seed=SEED)
     return {"value": estimate.value, "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
 
@@ -145,7 +148,7 @@ def _set_figures(trials: list[TrialResult], name: str) -> Json:
 
 
 def _scalar(trials: list[TrialResult], of: Callable[[TrialResult], float | None]) -> Json | None:
-    """A figure that has one value a seed, with Student's interval; without one where there is one seed."""
+    """Return a figure with one value per seed and Student's interval; a single seed has no interval."""
     values = [value for trial in trials if (value := of(trial)) is not None]
     if len(values) < len(trials):
         return None
@@ -155,7 +158,7 @@ def _scalar(trials: list[TrialResult], of: Callable[[TrialResult], float | None]
 
 
 def _kl_figure(trials: list[TrialResult]) -> Json | None:
-    """KL over seeds; of one seed, the trial's own interval over prompts."""
+    """Return KL over seeds; a single seed has the trial's own interval over prompts."""
     only = trials[0].kl
     if len(trials) == 1 and only is not None:
         return {"value": only.value, "low": only.low, "high": only.high}
@@ -168,9 +171,9 @@ def _figure(estimate: Estimate) -> Json:
 
 
 def _against(trials: list[TrialResult], reference: list[TrialResult]) -> Json | None:
-    """A method less the reference; None where they have no seed in common.
+    """Return a method less the reference; None if they share no seed.
 
-    A start that was evaluated once stands beside every seed of the reference.
+    A start that was evaluated once is compared with every seed of the reference.
     """
     once = trials[0].method == START and len(trials) == 1
     own = {trial.seed: trial for trial in trials} if not once else {r.seed: trials[0] for r in reference}
@@ -202,7 +205,7 @@ def _difference(estimate: Estimate, differences: Grid) -> Json:
 
 
 def _correct(comparisons: list[Json]) -> None:
-    """Add to each p its Holm correction: over all methods and sets of one kind of accuracy, over all methods for KL."""
+    """Add Holm's correction to each p: over all methods and sets of one kind of accuracy, or all methods for KL."""
     families = [[each["kl"] for each in comparisons if each["kl"]]]
     for kind in COMPARED:
         found = [each["sets"][name] for each in comparisons for name in each["sets"]]
@@ -213,7 +216,7 @@ def _correct(comparisons: list[Json]) -> None:
 
 
 def _best_other(methods: Json, name: str, reference: str) -> str | None:
-    """The method with the best accuracy on a set, of those beside the reference and the start."""
+    """Return the method with the best accuracy on a set, except the reference and the start."""
     others = {
         method: found.get("sampled", found.get("greedy"))
         for method, entry in methods.items()

@@ -1,4 +1,4 @@
-"""A comparison for readers: `comparison.md`, made of its summary alone."""
+"""A comparison for readers: `comparison.md`, made from its summary alone."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from allo.stats.statistics import SMALLEST_P
 
 Json = dict[str, Any]
 
-CERTAIN = 0.01  # the corrected p below which a difference is called one
+CERTAIN = 0.01  # the corrected p below which a difference is stated
 
 
 def to_markdown(summary: Json) -> str:
-    """What can be said, then a table a set, what it took, and what tuning tried. No model text occurs."""
+    """Return the claims, then a table per set, the costs, and the tuning trials. No model text occurs."""
     made = summary["made_with"]
     lines = ["# Comparison", "", *(f"- {escaped(claim)}" for claim in claims(summary)), ""]
     lines += [table_lines(table) for table in tables(summary)]
@@ -31,7 +31,7 @@ def to_markdown(summary: Json) -> str:
 
 
 def claims(summary: Json) -> Iterator[str]:
-    """What the figures allow to be said, a sentence each; a difference that is not certain is called so."""
+    """Yield the claims that the figures support, one sentence each; uncertain differences are marked so."""
     reference = summary["reference"]
     for name, other in summary["best_other"].items():
         if other is None:
@@ -159,7 +159,7 @@ def _tuning_table(method: str, tuned: Json) -> Table:
 
 
 def p_text(p: float | None) -> str:
-    """Return a p to two digits; the smallest that a test gives as a bound."""
+    """Return a p with two digits; the smallest that a test gives is shown as a bound."""
     return figures.ABSENT if p is None else f"<= {SMALLEST_P:g}" if p <= SMALLEST_P else f"{p:.2g}"
 
 

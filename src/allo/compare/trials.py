@@ -1,4 +1,4 @@
-"""One trial: a method under some settings and a seed, as a recipe, as a run, and as one JSON file."""
+"""One trial: a method with settings and a seed, as a recipe, as a run, and as one JSON file."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SCHEMA = 1
 RATE = "rate"
 METRICS = "metrics.jsonl"
 RATED = ("forget", "improve")
-# What a trial takes over, and what it is cut from: the samples with their pairs, then what reads them.
+# The last stages of the two shared preparations: samples with their pairs, then importance and token scores.
 SAMPLED, PREPARED = "pair", "score"
 
 Purpose = Literal["tune", "test"]
@@ -34,7 +34,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """`settings`: `rate`, a factor on the recipe's own learning rates, and dotted recipe keys."""
+    """One trial; `settings` are `rate`, a factor on the recipe's learning rates, and dotted recipe keys."""
 
     method: Resolved
     settings: Settings
@@ -43,12 +43,12 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """A file's name, without its ending; equal for equal trials only."""
+        """Return a file name without its ending; equal only for equal trials."""
         digest = sha256_json(dict(self.settings))[:8]
         return f"{self.purpose}-rate-{self.settings[RATE]:g}-{digest}-seed-{self.seed}"
 
     def recipe(self, base: Recipe) -> Recipe:
-        """The trial's recipe. Raises `UserError` where the method's changes make none."""
+        """Return the trial's recipe. Raises `UserError` if the method's changes give no valid one."""
         assert base.compare is not None
         fields = base.model_dump(mode="json") | {"compare": None}
         for key, value in {**self.method.changes, **self.settings}.items():
@@ -82,7 +82,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The folder of a comparison: `trials/` with a JSON file a trial, `shared/` with what trials share."""
+    """The folder of a comparison: `trials/` has one JSON file per trial, `shared/` has the trials' common stages."""
 
     path: Path
 
@@ -96,7 +96,7 @@ class Comparison:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
 
     def set_aside_other_tests(self, trials: Sequence[Trial]) -> None:
-        """Move the test trials of other settings out of the results: a method is compared as it is tuned now."""
+        """Move test trials of other settings out of the results: a method is compared as it is tuned now."""
         names = {self.file(trial) for trial in trials}
         for folder in {self.file(trial).parent for trial in trials}:
             for file in set(folder.glob("test-*.json")) - names:
@@ -119,16 +119,16 @@ class Comparison:
         return self.path / "shared" / key
 
     def files(self, recipe: Recipe) -> dict[str, str]:
-        """Hashes of the local files that a recipe names, its model among them."""
+        """Return hashes of the local files that a recipe names, including its model."""
         self.path.mkdir(parents=True, exist_ok=True)
         hashes = FileHashes(self.path / ".hashes.json")
         named = [*named_files(recipe.model_dump(mode="json")), Path(recipe.model).expanduser()]
         return {str(path): hashes.of(path) for path in named if path.exists()}
 
     def result(self, trial: Trial, recipe: Recipe) -> dict[str, Any] | None:
-        """The trial's result, or the record of its failure, where one of the same recipe and files is there.
+        """Return the result, or failure record, of a trial with the same recipe and files; otherwise None.
 
-        UserError for a file that is neither, or damaged.
+        Raises `UserError` for a file that is neither, or damaged.
         """
         files = self.files(recipe)
         for file in (self.file(trial), self.failure_file(trial)):
@@ -143,17 +143,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Preparation:
-    """The stages of a recipe up to `until`, made once for all trials that share them."""
+    """The stages of a recipe up to `until`, run once for all trials that share them."""
 
     key: str
     recipe: Recipe = field(hash=False, compare=False)
     until: str
     before: str | None
-    """The preparation that this one goes on from."""
+    """The preparation that this one continues."""
 
 
 def preparations(recipe: Recipe) -> list[Preparation]:
-    """What a trial's run goes on from: first its pairs, then its importance and token scores."""
+    """Return the shared stages that a trial starts from: first its pairs, then its importance and token scores."""
     made: list[Preparation] = []
     for until in (SAMPLED, PREPARED):
         stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
@@ -171,7 +171,7 @@ def preparations(recipe: Recipe) -> list[Preparation]:
 
 
 def prepare(comparison: Comparison, preparation: Preparation) -> None:
-    """Make the stages of one preparation, where they are not done."""
+    """Run the unfinished stages of one preparation."""
     folder = comparison.shared(preparation.key)
     if preparation.before is not None and not folder.exists():
         _copy(comparison.shared(preparation.before), folder)
@@ -179,7 +179,7 @@ def prepare(comparison: Comparison, preparation: Preparation) -> None:
 
 
 def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
-    """Train and evaluate on what was prepared; the run's folder goes once its JSON file stands."""
+    """Train and evaluate from the prepared stages; remove the run's folder once its JSON file exists."""
     work = comparison.work(trial)
     shared = preparations(recipe)
     if shared and not work.exists():
@@ -212,7 +212,7 @@ def run_trial(comparison: Comparison, trial: Trial, recipe: Recipe) -> None:
 
 
 def _figures(evaluated: dict[str, Any], model: str, stages: dict[str, Any]) -> dict[str, Any]:
-    """What a trial's file says of one evaluated model, from `08-eval.json`."""
+    """Return a trial file's entries for one evaluated model, from `08-eval.json`."""
     found = evaluated["models"][model]
     counts = [stage["counts"] for stage in stages.values()]
     likelihood = found.get("likelihood")
@@ -235,7 +235,7 @@ def _figures(evaluated: dict[str, Any], model: str, stages: dict[str, Any]) -> d
 
 
 def _losses(recipe: Recipe, run: RunFolder) -> dict[str, list[float]]:
-    """The loss of each logged step of the training stages, in their order; of a run in rounds none."""
+    """Return the loss of each logged step by training stage, in order; empty for a run in rounds."""
     return {
         name: [
             row["loss"]
@@ -248,7 +248,7 @@ def _losses(recipe: Recipe, run: RunFolder) -> dict[str, list[float]]:
 
 
 def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Which problems were solved: greedily 0 or 1, and how many of the samples."""
+    """Return the outcome of each problem: 0 or 1 for the greedy answer, and the number of right samples."""
     of = len(rows[0]["sampled"])
     return {
         "prompts": [row["prompt_id"] for row in rows],
@@ -274,13 +274,13 @@ def _in(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON, without the place of its run."""
+    """Return the recipe as JSON, without its run's path."""
     fields: dict[str, Any] = recipe.model_dump(mode="json", exclude={"out", "compare"})
     return fields
 
 
 def _is_of(fields: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether a trial was made from `recipe`; a key that recipes did not have then counts as its default."""
+    """Return whether a trial was made from `recipe`; a key that its recipe lacks counts as its default."""
     try:
         return _portable(Recipe.model_validate(fields)) == _portable(recipe)
     except ValidationError:
@@ -288,7 +288,7 @@ def _is_of(fields: dict[str, Any], recipe: Recipe) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A folder's files under a second name: none is written in place, so none has to be copied."""
+    """Link a folder's files under a second path: none is ever changed in place, so no copy is needed."""
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part, copy_function=_link, ignore=shutil.ignore_patterns(".lock"))

@@ -1,8 +1,8 @@
-"""Tuning: every method gets as many trials, first over learning rates, then over its own settings.
+"""Tuning: every method gets the same number of trials, over learning rates and then over its own settings.
 
-The second wave holds `extra_trials`: at the best rate, each of the method's own settings in turn; what is left of
-the budget goes to further rates, halfway beside the best one, or beyond it where it lies at the edge. Then, outside
-of the budget, a method whose best rate is still the highest or the lowest tried is followed `beyond` it.
+The second wave has `extra_trials`: each of the method's own settings at the best rate. The rest of this budget goes
+to further rates, halfway to the best rate's neighbours, or beyond it if it is at the edge. Then, outside the budget,
+up to `beyond` rates follow a best rate that is still the highest or lowest tried.
 """
 
 import math
@@ -16,11 +16,11 @@ from allo.recipe.compare import Compare
 
 Result = dict[str, Any]
 Results = Callable[[Trial], Result | None]
-"""A trial's result; None where it is not there yet."""
+"""Function that returns a trial's result; None if there is none yet."""
 
 
 def next_trials(method: Resolved, compare: Compare, results: Results) -> list[Trial]:
-    """What to try next, given what is there; nothing once the method is tuned, or has no choice."""
+    """Return the next trials, given the results; none once the method is tuned, or has no choice."""
     tried: list[Settings] = []
     while wave := _wave(method, compare, results, tried):
         trials = _trials(method, wave, compare)
@@ -31,9 +31,9 @@ def next_trials(method: Resolved, compare: Compare, results: Results) -> list[Tr
 
 
 def tuned(method: Resolved, compare: Compare, results: Results) -> Settings:
-    """The settings with the best accuracy on the validation problems, the mean over tuning seeds.
+    """Return the settings with the best validation accuracy, averaged over tuning seeds.
 
-    Raises `UserError` where every trial failed.
+    Raises `UserError` if every trial failed.
     """
     if not _is_choice(compare):
         return {RATE: compare.rates[0]}
@@ -44,7 +44,7 @@ def tuned(method: Resolved, compare: Compare, results: Results) -> Settings:
 
 
 def _wave(method: Resolved, compare: Compare, results: Results, tried: Sequence[Settings]) -> list[Settings]:
-    """The settings to try after `tried`, the results of which are there."""
+    """Return the settings to try after `tried`, whose results exist."""
     rates = sorted(compare.rates)
     if not _is_choice(compare):
         return []
@@ -68,7 +68,7 @@ def _is_choice(compare: Compare) -> bool:
 
 
 def accuracy(result: Result | None) -> float:
-    """Of a tuning trial: sampled accuracy on the validation problems, greedy where nothing was sampled."""
+    """Return a tuning trial's validation accuracy: sampled, or greedy if nothing was sampled."""
     assert result is not None
     if "failed" in result:
         return -math.inf
@@ -97,7 +97,7 @@ def _trials(method: Resolved, settings: Sequence[Settings], compare: Compare) ->
 
 
 def _further_rates(best: float, rates: Sequence[float], number: int) -> list[float]:
-    """Rates that were not tried: beyond the edge where the best lies there, else halfway to its neighbours."""
+    """Return untried rates: beyond the edge if the best rate is there, otherwise halfway to its neighbours."""
     if len(rates) < 2:
         return []
     step = _step(rates)
@@ -111,5 +111,5 @@ def _further_rates(best: float, rates: Sequence[float], number: int) -> list[flo
 
 
 def _step(rates: Sequence[float]) -> float:
-    """The mean factor from one rate to the next."""
+    """Return the mean factor from one rate to the next."""
     return float((rates[-1] / rates[0]) ** (1 / (len(rates) - 1)))

@@ -1,4 +1,4 @@
-"""What tuning tried: each method's settings against validation accuracy, and how it stands over learning rates."""
+"""A summary of tuning: each method's settings against validation accuracy, and its curve over learning rates."""
 
 from dataclasses import asdict
 from typing import Any
@@ -20,10 +20,10 @@ Candidate = list[TrialResult]  # the trials of one setting, over tuning seeds
 
 
 def summarise_tuning(trials: list[TrialResult], *, reference: str, seed: int) -> Json:
-    """For each tuned method: every setting tried with its accuracy and KL, the one tested, and its curve over rates.
+    """Return for each tuned method every setting tried with its accuracy and KL, the one tested, and its rate curve.
 
-    The curve is over the rates of those other settings with which most rates were tried. KL at equal accuracy needs
-    the KL of every point and the start's answers to the validation problems; else it is null.
+    The curve uses those other settings with which most rates were tried. KL at equal accuracy needs the KL of every
+    point and the start's answers to the validation problems; otherwise it is null.
     """
     tuned: dict[str, list[TrialResult]] = {}
     for trial in trials:
@@ -55,7 +55,7 @@ def summarise_tuning(trials: list[TrialResult], *, reference: str, seed: int) ->
 
 
 def _candidates(trials: list[TrialResult]) -> list[Candidate]:
-    """Trials by settings, in the order of rates."""
+    """Group trials by settings, in the order of rates."""
     found: dict[str, Candidate] = {}
     for trial in sorted(trials, key=lambda trial: (trial.settings[RATE], trial.seed)):
         found.setdefault(sha256_json(trial.settings), []).append(trial)
@@ -63,7 +63,7 @@ def _candidates(trials: list[TrialResult]) -> list[Candidate]:
 
 
 def _over_rates(candidates: list[Candidate]) -> list[Candidate]:
-    """The candidates that differ in their rate alone, as many as there are; of equally many the best."""
+    """Return the largest group of candidates that differ only in rate; of equally large ones, the best."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         groups.setdefault(sha256_json(_others(candidate)), []).append(candidate)
@@ -79,12 +79,12 @@ def _validation_set(trial: TrialResult) -> str:
 
 
 def _right(candidate: Candidate) -> NDArray[np.float64]:
-    """(seeds, problems): share of right samples, of right greedy answers where nothing was sampled."""
+    """Return (seeds, problems): the share of right samples, or the greedy results without samples."""
     return np.stack([trial.sets[_validation_set(trial)].right() for trial in candidate])
 
 
 def _start(trials: list[TrialResult], name: str) -> NDArray[np.float64] | None:
-    """(problems,): the starting model's answers to the validation problems, the mean over its trials."""
+    """Return (problems,): the starting model's validation answers, averaged over its trials."""
     found = [trial.sets[name].right() for trial in trials if trial.method == START and name in trial.sets]
     return np.stack(found).mean(0) if found else None
 
@@ -106,7 +106,7 @@ def _tried(candidate: Candidate, *, seed: int) -> Json:
 
 
 def _kl(candidate: Candidate) -> tuple[float, float] | None:
-    """KL, the mean over tuning seeds, and its standard error from the trials' own intervals."""
+    """Return the mean KL over tuning seeds, and its standard error from the trials' own intervals."""
     found = [trial.kl for trial in candidate if trial.kl is not None]
     if len(found) < len(candidate):
         return None

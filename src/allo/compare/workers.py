@@ -1,4 +1,4 @@
-"""Several processes that prepare and run trials, and one line for each that ends."""
+"""Processes that prepare and run trials, with one line for each that ends."""
 
 import os
 import threading
@@ -16,17 +16,17 @@ from allo.errors import UserError
 from allo.recipe import Recipe
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
-"""What is said of it, and the call."""
+"""The message for a job, and its call."""
 
 
 class Workers:
-    """Does jobs in `jobs` processes, or in this one."""
+    """A runner of jobs, in several processes or in this one."""
 
     def __init__(self, comparison: Comparison, pool: Executor | None) -> None:
         self._comparison, self._pool = comparison, pool
 
     def run(self, trials: Iterable[Trial], base: Recipe) -> None:
-        """Run the trials whose result is not there yet, after what they share."""
+        """Run the trials that have no result yet, after the stages that they share."""
         recipes = [(trial, trial.recipe(base)) for trial in trials]
         missing = [each for each in recipes if self._comparison.result(*each) is None]
         waves: list[dict[str, Preparation]] = []
@@ -64,7 +64,7 @@ class Workers:
             for future in finished:
                 number += 1
                 try:
-                    future.result()  # raises what the job raised
+                    future.result()  # raises the job's exception
                 except BrokenProcessPool as error:
                     raise UserError(
                         f"compare: a worker ended at {names[future]}, for want of memory perhaps: lower --jobs and start "
@@ -75,7 +75,7 @@ class Workers:
 
 @contextmanager
 def workers(comparison: Comparison, *, jobs: int) -> Iterator[Workers]:
-    """Workers that share the machine's cores; they end with the block, jobs that wait are dropped on an error."""
+    """Yield workers that share the machine's cores and end with the block; an error drops waiting jobs."""
     if jobs == 1:
         yield Workers(comparison, None)
         return
@@ -98,10 +98,10 @@ def _begin(threads: int) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """End this process at once when its parent has ended, however that came; what is done is kept."""
+    """End this process as soon as its parent has ended for any reason; finished work is kept."""
     parent = parent_process()
     assert parent is not None
-    parent.join()  # returns at the end of a pipe that the parent alone holds open
+    parent.join()  # returns when a pipe that only the parent holds open ends
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""What alignment changed, and nothing else: written, applied, merged, exported, shared."""
+"""Deltas, the entries that alignment changed: written, applied, merged, exported and shared."""
 
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.delta.hub import fetch, push

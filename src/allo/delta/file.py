@@ -1,9 +1,8 @@
-"""What alignment changed, and nothing else: a small file that turns one exact base into one exact model.
+"""A delta: a small file with the entries that alignment changed, which turns one exact base into one exact model.
 
-A delta is a sparse file with the indices of the touched entries and `<name>.values`, the
-replacement values in the weight's own dtype, not differences: applying it loses nothing to
-rounding. Its header has the digest of every tensor of the base, touched or not, so that a wrong
-base is always refused.
+A delta is a sparse file with the indices of the touched entries and `<name>.values`. These are replacement values in
+the weight's own dtype, not differences, so applying them loses nothing to rounding. Its header has the digest of
+every tensor of the base, touched or not, so a wrong base is always refused.
 """
 
 import math
@@ -22,7 +21,7 @@ from allo.weights.finite import first_not_finite
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """`indices` and `values` of touched tensors; `shapes` and `base_hashes` of every tensor.
+    """A delta: `indices` and `values` of touched tensors; `shapes` and `base_hashes` of every tensor.
 
     `base_hashes` are `fingerprints.digests`. `metadata` may say how the weights were selected.
     """
@@ -43,13 +42,13 @@ class Delta:
 
     @property
     def base_fingerprint(self) -> str:
-        """Equal to `checkpoints.fingerprint` of the base's folder."""
+        """Return what `checkpoints.fingerprint` gives for the base's folder."""
         return combine(self.base_hashes)
 
 
 @dataclass(frozen=True)
 class DeltaInfo:
-    """A delta in numbers: entries that it replaces, of all weights; the file's profile and size in bytes."""
+    """A delta in numbers: the entries that it replaces, all weights, and the file's profile and size in bytes."""
 
     profile: str
     num_changed: int
@@ -72,10 +71,10 @@ def write_delta(
     metadata: Mapping[str, str],
     profile: sparse_file.Profile = "compact",
 ) -> None:
-    """Write a delta, aside and then renamed; `profile` as in `sparse_file`.
+    """Write a delta to a temporary file, then rename it; `profile` as in `sparse_file`.
 
-    indices: name -> sorted unique int32 [n]; values: name -> [n] in the base's dtype. shapes and
-    base_hashes (`fingerprints.digests`, taken before training) have every tensor of the base.
+    indices: name -> sorted unique int32 [n]; values: name -> [n] in the base's dtype. shapes and base_hashes
+    (`fingerprints.digests`, computed before training) have every tensor of the base.
     """
     assert indices.keys() == values.keys() and indices.keys() <= shapes.keys() == base_hashes.keys()
     touched = {name: where.int() for name, where in indices.items() if len(where)}
@@ -95,9 +94,9 @@ def write_delta(
 
 
 def read_delta(path: str | Path) -> Delta:
-    """Read what `write_delta` wrote. UserError when the file is not a whole and valid delta.
+    """Read a file that `write_delta` wrote. Raises UserError unless it is a complete and valid delta.
 
-    Values that are NaN or infinite are kept, bit for bit, and you are told of the first tensor that has some.
+    NaN and infinite values are kept, bit for bit, and you are warned about the first tensor with any.
     """
     content = sparse_file.read(Path(path), "delta", column="values")
     hashes, metadata = content.header.get("base_hashes"), content.header.get("metadata")
@@ -120,7 +119,7 @@ def read_delta(path: str | Path) -> Delta:
 
 
 def info(path: str | Path) -> DeltaInfo:
-    """The numbers of the delta at `path`."""
+    """Return the numbers of the delta at `path`."""
     delta = read_delta(path)
     return DeltaInfo(
         profile=sparse_file.profile_of(Path(path)),

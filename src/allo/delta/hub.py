@@ -1,7 +1,7 @@
-"""Deltas in repositories of the Hugging Face hub, named as the hub names files: hf://OWNER/NAME[@REVISION][/FILE].
+"""Deltas in repositories of the Hugging Face hub, named in the hub's own way: hf://OWNER/NAME[@REVISION][/FILE].
 
-The token is the hub's own (HF_TOKEN, or its login) and the endpoint HF_ENDPOINT: neither is asked for, shown or
-written here.
+The hub's client finds the token (HF_TOKEN or its login) and the endpoint (HF_ENDPOINT). This module neither asks for,
+shows nor stores them.
 """
 
 import re
@@ -26,11 +26,11 @@ _PLACE = re.compile(
 
 
 def fetch(place: str | Path) -> Path:
-    """The local file of a delta: `place` itself, or downloaded into the hub's cache where it begins with hf://.
+    """Return the local file of a delta: `place` itself, or a download in the hub's cache if it begins with hf://.
 
-    Without a file's name it is `delta.safetensors`. UserError for a malformed place, when the hub does not give the
-    file, and when it names the file such that the client would write it outside its cache. The content is checked
-    by `read_delta`.
+    Without a file's name it is `delta.safetensors`. Raises UserError for a malformed place and if the hub does not
+    provide the file. Also if the hub's name for it would make the client write outside its cache. `read_delta` checks
+    the content.
     """
     if isinstance(place, Path) or not place.startswith(SCHEME):
         return Path(place)
@@ -54,10 +54,10 @@ def fetch(place: str | Path) -> Path:
 
 
 def push(delta: str | Path, repo: str, *, private: bool = False) -> str:
-    """Upload a valid delta as `delta.safetensors` of the model repository `repo`; returns its hf:// place.
+    """Upload a valid delta as `delta.safetensors` to the model repository `repo` and return its hf:// place.
 
-    The place has the commit, so it names these bytes for ever. A repository that is not there is made, private
-    where asked. UserError when the file is no delta, or the hub refuses.
+    The place includes the commit, so it always refers to these bytes. A missing repository is created, private if
+    requested. Raises UserError if the file is not a delta or the hub refuses.
     """
     if not _REPO.fullmatch(repo):
         raise UserError(f"{repo!r} is no repository of the hub: give OWNER/NAME")
@@ -74,7 +74,7 @@ def push(delta: str | Path, repo: str, *, private: bool = False) -> str:
                 repo_id=repo,
                 commit_message="Upload a delta of allo",
             )
-        except (KeyError, TypeError, AttributeError) as error:  # its client reads the answer's keys unseen
+        except (KeyError, TypeError, AttributeError) as error:  # the client does not check the answer
             raise _no_commit(repo) from error
     if not isinstance(commit.oid, str) or not _PLAIN.fullmatch(commit.oid):
         raise _no_commit(repo)
@@ -89,9 +89,9 @@ def _no_commit(repo: str) -> UserError:
 
 
 def _check_names(place: str, repo: str, file: str, revision: str | None) -> None:
-    """UserError if the hub gives a name that is no file's: its client writes to BLOBS/<ETag> without a look at it.
+    """Raise UserError if the hub gives an unsafe file name: its client would write to BLOBS/<ETag> unchecked.
 
-    A hub that cannot be asked is not refused here: the file may be in the cache.
+    If the hub cannot be reached, nothing is refused here: the file may be in the cache.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -111,8 +111,8 @@ def _check_names(place: str, repo: str, file: str, revision: str | None) -> None
 
 @contextmanager
 def _speaking_of(place: str) -> Iterator[None]:
-    """What the hub, or the way to it, refuses becomes a UserError."""
-    # Whichever HTTP client this version of the hub stands on: its errors are no OSErrors.
+    """Turn errors of the hub or the connection into UserErrors."""
+    # This version of the hub may use any HTTP client, whose errors are no OSErrors.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
@@ -122,7 +122,7 @@ def _speaking_of(place: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What to do about it. An answer's text and address may hold signatures: only its status is passed on."""
+    """Return the cause and the remedy, with only an answer's status: its text and address may hold signatures."""
     from huggingface_hub import errors
 
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):

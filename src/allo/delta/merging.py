@@ -1,4 +1,4 @@
-"""Two deltas on one base become one: what either changes is changed, and the second has the last word."""
+"""Merging of two deltas on one base: all changes are kept, and the second delta wins."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from allo.weights.fingerprints import as_bits
 
 @dataclass(frozen=True)
 class MergeInfo:
-    """`num_shared` entries are in both deltas; in `num_overruled` of them the second's value differs."""
+    """The merged delta; `num_shared` entries are in both deltas, `num_overruled` of them with different values."""
 
     num_shared: int
     num_overruled: int
@@ -23,7 +23,7 @@ class MergeInfo:
 def merge(first: str | Path, second: str | Path, out: str | Path) -> MergeInfo:
     """Write to `out` the delta that applies `first`, then `second`.
 
-    Metadata are what both agree on. UserError when the two are not of one and the same base.
+    Metadata are kept if both agree. Raises UserError if the two have different bases.
     """
     one, two = read_delta(first), read_delta(second)
     _check_same_base(one, two, where=f"{first} and {second}")
@@ -51,13 +51,13 @@ def merge(first: str | Path, second: str | Path, out: str | Path) -> MergeInfo:
 
 
 def _union(indices: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of entries as one, sorted."""
+    """Join two disjoint sets of entries into one, sorted."""
     where, order = torch.cat(indices).sort()
     return where, torch.cat(values)[order]
 
 
 def _check_same_base(one: Delta, two: Delta, *, where: str) -> None:
-    """UserError naming the first tensor that is not the same, bit for bit, in both bases."""
+    """Raise UserError naming the first tensor whose bits differ between the two bases."""
     for name in [*one.base_hashes, *(name for name in two.base_hashes if name not in one.base_hashes)]:
         if one.base_hashes.get(name) != two.base_hashes.get(name):
             raise UserError(

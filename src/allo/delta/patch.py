@@ -1,4 +1,4 @@
-"""A delta between two models: extract it, apply it to a folder or to live tensors."""
+"""A delta between two models: extracting it, and applying it to a folder or to tensors in memory."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -22,13 +22,13 @@ def extract(
 ) -> DeltaInfo:
     """Write to `out` the entries whose bits differ between two folders of one layout.
 
-    Beside one piece of each folder, memory holds the delta itself. UserError when the folders
-    cannot be read or differ in a tensor's name, shape or dtype, and for an unknown `profile`.
+    Memory holds the delta and one piece of each folder. Raises UserError if the folders cannot be read or differ in a
+    tensor's name, shape or dtype, and for an unknown `profile`.
     """
     sparse_file.check_profile(profile)
     before, after = Checkpoint.open(base), Checkpoint.open(tuned)
     check_same_layout(before, after)
-    # One growing buffer a kind: small tensors kept from every piece would pin the heap between large freed ones.
+    # One growing buffer per kind: small tensors kept from every piece would pin the heap between large freed ones.
     positions, replacements = bytearray(), {entry.dtype: bytearray() for entry in before.stored.values()}
     starts: dict[str, tuple[int, int]] = {}
     counts: dict[str, int] = {}
@@ -66,8 +66,8 @@ def extract(
 def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
     """Write the folder `out`: `base` with the delta's entries replaced, bit for bit.
 
-    Sharding and the other files (config, tokenizer) are the base's. UserError, and no `out`, when
-    the base is not the very one that the delta was made from.
+    Sharding and the other files (config, tokenizer) are the base's. Raises UserError, and writes no `out`, unless the
+    delta was made from exactly this base.
     """
     checkpoint, change = Checkpoint.open(base), read_delta(delta)
     check_layout(change, checkpoint, what=f"the delta {delta}")
@@ -95,7 +95,7 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
 
 
 def check_layout(change: Delta, base: Checkpoint, *, what: str) -> None:
-    """UserError naming the first tensor whose shape, or whose dtype where the delta touches it, differs."""
+    """Raise UserError naming the first tensor with another shape or, if the delta touches it, another dtype."""
     sparse_file.check_same_shapes(change.shapes, base.shapes, what=what)
     for name, values in change.values.items():
         if values.dtype != base.stored[name].dtype:
@@ -106,7 +106,7 @@ def check_layout(change: Delta, base: Checkpoint, *, what: str) -> None:
 
 
 def check_bits(name: str, digest: str, change: Delta, *, where: str) -> None:
-    """UserError where a tensor of the base, by its digest, is not the one that the delta is for."""
+    """Raise UserError if the digest of the base's tensor is not the one that the delta expects."""
     if digest != change.base_hashes[name]:
         raise UserError(
             f"{where}: the bits of tensor {name} differ; the base's fingerprint must be {change.base_fingerprint}"
@@ -116,9 +116,9 @@ def check_bits(name: str, digest: str, change: Delta, *, where: str) -> None:
 def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> None:
     """Replace the delta's entries in live tensors, in place; the caller has loaded the right base.
 
-    Tensors may have another dtype or device than the values. UserError, and nothing changed, when
-    a touched tensor is absent, has another shape, or has a dtype that would round the values, and for values that are
-    NaN or infinite.
+    Tensors may have another dtype or device than the values. Raises UserError, without changing anything, if a
+    touched tensor is absent, has another shape, or has a dtype that would round the values. Also for NaN and infinite
+    values.
     """
     tensors = dict(named_parameters)
     check_finite(

@@ -1,8 +1,8 @@
 """A delta as a PEFT adapter. SHiRA (arXiv:2406.13175) adds sparse differences to the weights of Linear layers.
 
-PEFT computes W + D in the weight's own precision. A delta has new values, so each difference is chosen such that
-the rounded sum is the new value itself; a layer where no sparse D of the adapter's rank does that is stored whole,
-as PEFT's `modules_to_save`. The model then has the tuned model's weights, and so its logits.
+PEFT computes W + D in the weight's own precision. A delta has new values, so each difference is chosen such that the
+rounded sum is exactly the new value. A layer without such a D within the adapter's rank is stored whole, as PEFT's
+`modules_to_save`. The model then has the weights, and so the logits, of the tuned model.
 """
 
 import json
@@ -24,9 +24,9 @@ from allo.weights.fingerprints import digests
 from allo.weights.places import gather, scatter
 
 WEIGHT = ".weight"
-# fp32 holds each number of these.
+# fp32 represents every number of these exactly.
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
-# What PEFT takes for "no layer has an adapter".
+# PEFT's name for "no layer has an adapter".
 NO_TARGET = "dummy-target-modules"
 
 
@@ -44,7 +44,7 @@ class ShiraInfo:
 
 @dataclass(frozen=True, eq=False)
 class Increments:
-    """What to add to a Linear weight of `shape` [m, n] at sorted flat `indices` int32 [k]: `values` fp32 [k]."""
+    """The `values` fp32 [k] to add to a Linear weight of `shape` [m, n] at sorted flat `indices` int32 [k]."""
 
     shape: tuple[int, int]
     indices: Tensor
@@ -52,7 +52,7 @@ class Increments:
 
     @property
     def lowest_rank(self) -> int:
-        """The r of a SHiRA adapter, which has r(m + n) entries, that these fit into."""
+        """Return the smallest r of a SHiRA adapter, with r(m + n) entries, that has room for these."""
         return -(-len(self.indices) // sum(self.shape))
 
     @property
@@ -61,9 +61,9 @@ class Increments:
         return m * n // (m + n)
 
     def padded(self, rank: int) -> "Increments":
-        """These and as many more, at the first free places, as make r(m + n).
+        """Return these entries padded to r(m + n), at the first free places.
 
-        What is added there is -0.0, which changes no number, not even a zero's sign.
+        The padding is -0.0, which changes no number when added, not even a zero's sign.
         """
         size = rank * sum(self.shape)
         free = torch.ones(size, dtype=torch.bool)
@@ -75,11 +75,10 @@ class Increments:
 
 
 def increments(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """(d, reached): differences [k] with old + d == new, as it is rounded in their dtype, where there is one.
+    """Return (d, reached): differences [k] and, for each, whether the rounded sum old + d equals new.
 
-    The d that do form an interval around the real number new - old. If it has a number of the dtype, it has one of
-    the two next to new - old: the rounded difference, or its neighbour on the other side. A zero's sign is not
-    looked at, and nothing reaches a NaN.
+    The suitable d form an interval around the real number new - old. If any number of the dtype lies in it, so does
+    the rounded difference or its neighbour on the other side. A zero's sign is ignored, and a NaN is never reached.
     """
     rounded = d = new - old
     for limit in (-torch.inf, torch.inf):
@@ -89,9 +88,9 @@ def increments(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def common_rank(layers: Mapping[str, Increments]) -> tuple[int, set[str]]:
-    """The adapter's r and the layers that it fits: as many as can be, then the lowest r. (0, none) for no layers.
+    """Return the r that fits most layers, the lowest on ties, and these layers; (0, none) for no layers.
 
-    PEFT has one r for all layers, and refuses r(m + n) > mn.
+    PEFT has one r for all layers and refuses r(m + n) > mn.
     """
     best: tuple[int, set[str]] = (0, set())
     for rank in sorted({layer.lowest_rank for layer in layers.values()}):
@@ -107,7 +106,7 @@ def export_shira(
     """Write the folder `out`, which `PeftModel.from_pretrained` loads onto the model in `base`.
 
     `linear` names the weights of the model's Linear layers that no other module shares. Memory holds the adapter.
-    UserError naming the first tensor that the delta changes and that is none of them, and for another base.
+    Raises UserError for another base, and for a changed tensor that is not in `linear`, naming the first.
     """
     checkpoint, change = Checkpoint.open(base), read_delta(delta)
     check_layout(change, checkpoint, what=f"the delta {delta}")
@@ -150,7 +149,7 @@ def _check_exportable(base: Checkpoint, change: Delta, linear: Collection[str], 
 
 
 def _layers(base: Checkpoint, change: Delta, *, where: str) -> dict[str, Increments]:
-    """The touched layers that sparse differences can express; every tensor of the base is checked."""
+    """Return the touched layers that sparse differences can express, after checking every tensor of the base."""
     layers = {}
     for name, entry in track(base.stored.items(), "delta, export", total=len(base.stored)):
         if name not in change.indices:
@@ -170,7 +169,7 @@ def _module(weight: str) -> str:
 
 
 def _sparse_tensors(layers: Mapping[str, Increments]) -> dict[str, Tensor]:
-    """As PEFT names and saves them: row and column numbers int32 [2, r(m + n)], and the values."""
+    """Return the tensors under PEFT's names: row and column numbers int32 [2, r(m + n)], and the values."""
     tensors = {}
     for name, layer in layers.items():
         rows, columns = layer.indices // layer.shape[1], layer.indices % layer.shape[1]
@@ -180,7 +179,7 @@ def _sparse_tensors(layers: Mapping[str, Increments]) -> dict[str, Tensor]:
 
 
 def _whole_tensors(base: Checkpoint, change: Delta, names: Collection[str]) -> dict[str, Tensor]:
-    """Whole layers: the tuned weight, and the base's bias where there is one, as PEFT asks for all of a module."""
+    """Return whole layers: the tuned weight and, because PEFT expects the whole module, the base's bias if any."""
     tensors = {}
     for name in names:
         for other in filter(base.stored.__contains__, (name, _module(name) + ".bias")):
@@ -190,7 +189,7 @@ def _whole_tensors(base: Checkpoint, change: Delta, names: Collection[str]) -> d
 
 
 def _config(rank: int, sparse: list[str], whole: list[str]) -> dict[str, object]:
-    """PEFT's ShiraConfig. A mask type that PEFT does not know spares it a random mask for each layer on loading."""
+    """Return PEFT's ShiraConfig. An unknown mask type keeps PEFT from drawing a random mask per layer on loading."""
     return {
         "peft_type": "SHIRA",
         "task_type": "CAUSAL_LM",

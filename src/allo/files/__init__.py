@@ -1,1 +1,1 @@
-"""Files of a run and of its user: rows, records, artifacts, the manifest; each written whole, read with bounds."""
+"""Files of a run and its user: rows, records, artifacts, the manifest; written atomically, read with bounds."""

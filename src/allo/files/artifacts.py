@@ -1,4 +1,4 @@
-"""A run's folder: atomic writes, hashes, lines that survive a kill, JSON that shows damage."""
+"""A run's folder: atomic writes, hashes, lines that survive a kill, JSON that reveals damage."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,12 @@ from allo.files.json_text import parse_json
 Record = TypeVar("Record")
 
 _HASH_BLOCK = 1 << 20
-_LINE_DIGITS = 16  # of the digest that begins a line of `ResumableLines`
+_LINE_DIGITS = 16  # of the digest that begins each line of `ResumableLines`
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Finish the write in progress: Ctrl-C is held back until the block ends."""
+    """Hold back Ctrl-C until the block ends, so that a write in progress is finished."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,10 +42,9 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """The path of a file to write, which takes the name `path` once the block ends well.
+    """Yield a temporary file's path; rename the file to `path` if the block succeeds.
 
-    So `path` holds the old content or the new, never a part. The file gets the mode that the umask
-    gives, whatever its writer chose.
+    So `path` holds the old content or the new, never a part. The file gets the mode that the umask gives.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -62,9 +61,9 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_written_aside(path: Path, *, replaces: bool = False) -> Iterator[Path]:
-    """A new folder beside `path`, `<path>.part`, which takes its name once the block ends well, and else is removed.
+    """Yield a new folder `<path>.part`; rename it to `path` if the block succeeds, otherwise remove it.
 
-    UserError if `path` already holds something, unless it `replaces` that.
+    Raises `UserError` if `path` already holds something, unless it `replaces` that.
     """
     if not replaces and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
         raise UserError(f"{path} already exists: give another name or remove it")
@@ -93,26 +92,26 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until a folder is on disk with all that is below it."""
+    """Wait until a folder and everything below it are on disk."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def give_default_mode(file: Path) -> None:
-    """The mode that the umask gives to a new file; safetensors writes files for their owner alone."""
-    umask = os.umask(0o022)  # it can only be read by setting it
+    """Give a file the mode that the umask gives; safetensors makes its files readable by their owner only."""
+    umask = os.umask(0o022)  # the umask can be read only by setting it
     os.umask(umask)
     file.chmod(0o666 & ~umask)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write aside, flush to disk, rename."""
+    """Write to a temporary file, flush it to disk and rename it."""
     with written_aside(path) as part:
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value. Raises `DivergedError` for NaN and infinite numbers, which no JSON holds."""
+    """Write a value as JSON. Raises `DivergedError` for NaN and infinite numbers, which JSON cannot hold."""
     write_atomic(path, dump_json(value, path, indent=1) + "\n")
 
 
@@ -121,17 +120,17 @@ def read_json(path: Path, *, advice: str = START_AGAIN) -> Any:
 
 
 def read_as(path: Path, form: type[Record], *, advice: str = START_AGAIN) -> Record:
-    """Read a JSON file into a dataclass or model. Raises `UserError` naming file, key and what was found."""
+    """Read a JSON file into a dataclass or model. Raises `UserError` naming the file, the key and what was found."""
     return checked(read_json(path, advice=advice), form, place=str(path), advice=advice)
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """One JSON object a line; dataclass records are written field by field."""
+    """Write one JSON object per line; dataclass records are written field by field."""
     write_atomic(path, "".join(dump_json(_fields(record), path) + "\n" for record in records))
 
 
 def read_jsonl(path: Path, record: type[Record]) -> list[Record]:
-    """Read records that `write_jsonl` wrote. Raises `UserError` naming the line that holds something else."""
+    """Read records that `write_jsonl` wrote. Raises `UserError` naming the first line that does not fit."""
     with path.open("rb") as file:
         return [_record(line, record, place=f"{path}:{number}") for number, line in enumerate(file, start=1)]
 
@@ -147,18 +146,19 @@ def _record(line: bytes, record: type[Record], *, place: str) -> Record:
 
 
 def _fields(record: Any) -> Any:
-    """A record as a mapping; mappings pass."""
+    """Return a record as a mapping; mappings are returned unchanged."""
     is_record = dataclasses.is_dataclass(record) and not isinstance(record, type)
     return dataclasses.asdict(record) if is_record else record
 
 
 class ResumableLines:
-    """Batches of lines in `<path><suffix>`: a killed stage goes on after its last whole batch.
+    """Batches of lines in `<path><suffix>`, so that a killed stage resumes after its last whole batch.
 
-    Each line is a digest and one batch, a JSON array of objects. On opening, a torn last line is dropped; a damaged
-    one is dropped aloud with all that follow it, since a batch's place says what it belongs to. With
-    `in_order=False` batches say so themselves: a damaged one is dropped alone, and lines without a digest, as
-    earlier versions wrote them, are kept.
+    Each line is a digest and one batch, a JSON array of objects. On opening, a torn last line is dropped. From the
+    first damaged line on, all lines are dropped with a message, since a batch's place says what it belongs to.
+
+    With `in_order=False` batches identify themselves, so only damaged lines are dropped. Lines without a digest,
+    which earlier versions wrote, are kept.
     """
 
     def __init__(self, path: Path, *, suffix: str = ".waves.part", in_order: bool = True) -> None:
@@ -189,13 +189,13 @@ class ResumableLines:
                 else f"dropped {len(dropped)} such lines"
             )
             say(f"{self._part}:{dropped[0]}: {what}: {so}")
-        if dropped and dropped[0] <= len(kept):  # others follow it
+        if dropped and dropped[0] <= len(kept):  # other lines follow it
             write_atomic(self._part, b"".join(line + b"\n" for line in kept))
         elif dropped or torn:
             os.truncate(self._part, sum(len(line) + 1 for line in kept))
 
     def _read(self, line: bytes) -> list[dict[str, Any]] | None:
-        """The batch of a whole line; None if it is another's, or none."""
+        """Return the batch of a whole line; None if the line is damaged or belongs elsewhere."""
         digest, _, body = line.partition(b" ")
         if digest != self._digest(body, len(self.batches)):
             if self._in_order or not line.startswith(b"["):
@@ -207,7 +207,7 @@ class ResumableLines:
             return None
 
     def _digest(self, body: bytes, place: int) -> bytes:
-        """The beginning of a line, in order also of its place."""
+        """Return the digest that begins a line; with `in_order` it also covers the line's place."""
         salt = b"%d " % place if self._in_order else b""
         return hashlib.sha256(salt + body).hexdigest()[:_LINE_DIGITS].encode()
 
@@ -225,7 +225,7 @@ class ResumableLines:
             yield from batch
 
     def discard(self) -> None:
-        """Remove the part file, once the finished file stands."""
+        """Remove the part file once the finished file exists."""
         self._part.unlink(missing_ok=True)
 
 
@@ -242,17 +242,17 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of a JSON value, whatever the order of its keys."""
+    """Return the hash of a JSON value, independent of key order."""
     return sha256_text(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 def sha256_answers(answers: Iterable[tuple[str | None, str]]) -> str:
-    """Hash of answers, each its prompt's id and its text, whatever their order."""
+    """Return the hash of answers, each a prompt's id and a text, independent of their order."""
     return sha256_json(sorted([id or "", text] for id, text in answers))
 
 
 class _Below:
-    """A path of a run: its folder's, and a name below it."""
+    """A path below a run's folder."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -263,7 +263,7 @@ class _Below:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Where each stage's files are."""
+    """The paths of each stage's files."""
 
     path: Path
     start = _Below("00-sft")
@@ -283,9 +283,9 @@ class RunFolder:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The folder, made where it is missing, held by this process alone.
+    """Make a folder if it is missing, and hold it for this process alone.
 
-    Raises `UserError` where another process has it, and `OSError` where it cannot be made.
+    Raises `UserError` if another process holds it, and `OSError` if it cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
@@ -297,9 +297,9 @@ def held(folder: Path) -> Iterator[None]:
 
 
 class FileHashes:
-    """SHA-256 of files, remembered by size, times and inode so that big weights are read once.
+    """SHA-256 of files, cached by size, times and inode so that large weights are read once.
 
-    The cache may be lost or damaged: files are then read again. With `reads_only` it is not written.
+    A lost or damaged cache only means that files are read again. With `reads_only` the cache is not written.
     """
 
     def __init__(self, cache: Path, *, reads_only: bool = False) -> None:
@@ -311,7 +311,7 @@ class FileHashes:
                 self._known = checked(unsealed(found, place=""), dict[str, list[Any]], place="")
 
     def of(self, path: Path) -> str:
-        """Hash of a file, or of all files below a folder by their relative names."""
+        """Return the hash of a file, or of all files below a folder with their relative names."""
         if path.is_dir():
             files = sorted(
                 file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")
@@ -319,7 +319,7 @@ class FileHashes:
             return sha256_json({str(file.relative_to(path)): self.of(file) for file in files})
         stat = path.stat()
         key = str(path.resolve())
-        # Nobody can set the time of change: it tells a file that was altered and given its old time again.
+        # Nobody can set the change time, so it reveals a file that was altered and had its old mtime restored.
         stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         entry = self._known.get(key)
         if entry is None or entry[:-1] != stamp:
@@ -331,7 +331,7 @@ class FileHashes:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""The block `harness` of an evaluation's file: what a harness measured, by model, beside what the run measured."""
+"""The `harness` block of an evaluation file: a harness's results by model, beside the run's own."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,28 +12,27 @@ from allo.files.manifest import read_manifest, write_manifest
 
 SCHEMA = 1
 BLOCK = "harness"
-# Two results that differ in one of these stand beside each other; else the later one takes the other's place.
+# Results that differ in one of these are kept side by side; otherwise the later one replaces the earlier.
 SAME = (
     *("harness", "task", "version", "harness_version", "num_fewshot", "limit"),
     *("num_problems", "num_all", "dtype", "chat_template", "generation"),
 )
-_DIGITS = 8  # of a fingerprint, to tell models of one name apart
+_DIGITS = 8  # of a fingerprint, to distinguish models with the same name
 Entry = dict[str, Any]
 
 
 def read_block(path: Path) -> dict[str, Entry]:
-    """By a model's name its `fingerprint`, `label` and `results`; empty where the file or its block is not there."""
+    """Return each model's `fingerprint`, `label` and `results` by name; empty without a file or block."""
     return dict(_content(path).get(BLOCK, {}))
 
 
 def add(
     path: Path, name: str, *, label: str, fingerprint: str, result: Mapping[str, Any], replaces: bool
 ) -> str:
-    """Add one result of a model to the file, and return the name that it stands under; everything else stays.
+    """Add one result of a model to the file, and return its entry's name; everything else stays.
 
-    Of what stands there under the model's name, but of other weights: with `replaces`, for a run's models in its own
-    file, it goes, and that is said; else it is another model of that name, and the new one's name has a part of its
-    fingerprint.
+    If an entry of this name has a different fingerprint, `replaces=True` drops it and says so. Otherwise the new
+    entry's name gets a fingerprint suffix.
     """
     content = _content(path)
     block = dict(content.get(BLOCK, {}))
@@ -49,7 +48,8 @@ def add(
 
 
 def kept(block: Mapping[str, Entry], fingerprints: Mapping[str, str]) -> dict[str, Entry]:
-    """The block without models whose weights are others now: by name in `fingerprints`. Says what it drops."""
+    """Return the block without models whose fingerprint differs from the one in `fingerprints`; report what is
+    dropped."""
     found = {}
     for name, entry in block.items():
         if fingerprints.get(name, entry["fingerprint"]) == entry["fingerprint"]:
@@ -64,7 +64,7 @@ def kept(block: Mapping[str, Entry], fingerprints: Mapping[str, str]) -> dict[st
 
 @contextmanager
 def amended(run: RunFolder, path: Path) -> Iterator[None]:
-    """What a stage wrote to `path` is added to in the block, in a held folder; a stage that was done stays done."""
+    """Keep a stage finished although the `with` body changes its output `path`; the run's folder must be held."""
     hashes = FileHashes(run.path / ".hashes.json")
     name = str(path.relative_to(run.path))
     before = hashes.of(path) if path.exists() else None
@@ -78,10 +78,10 @@ def amended(run: RunFolder, path: Path) -> Iterator[None]:
 
 
 def leave_block(path: Path) -> None:
-    """Remove the file but for the block, which outlives the evaluation that it stood beside."""
+    """Remove everything from the file except the block, which outlives its evaluation."""
     try:
         block = read_block(path)
-    except UserError:  # an evaluation that cannot be read is of no use to anyone
+    except UserError:  # an unreadable evaluation has nothing to keep
         block = {}
     if block:
         write_json(path, {"schema": SCHEMA, BLOCK: block})

@@ -1,4 +1,4 @@
-"""The recipe to which a run's folder belongs: another name, model or origin of data is another run."""
+"""The identity of a run's folder: another recipe name, model or data origin means another run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +12,10 @@ from allo.recipe.sources import Data, Source
 
 
 def check_same_run(recipe: Recipe, run: RunFolder, *, is_resolved: bool) -> None:
-    """Raise UserError if the folder holds another recipe's run.
+    """Raise `UserError` if the folder holds another recipe's run.
 
-    If its record is damaged, the resolved recipe in the folder tells whether it `is_resolved` from this one.
+    If the manifest is damaged, the run counts as this recipe's only if the folder's resolved recipe `is_resolved`
+    from it.
     """
     ours = identity(recipe)
     try:
@@ -32,7 +33,7 @@ def check_same_run(recipe: Recipe, run: RunFolder, *, is_resolved: bool) -> None
 
 
 def refuse_another(run: RunFolder, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    """Raise UserError if a run has another identity than the recipe's."""
+    """Raise `UserError` if a run's identity differs from the recipe's."""
     for key, own in ours.items():
         if theirs.get(key) != own:
             raise UserError(
@@ -42,7 +43,7 @@ def refuse_another(run: RunFolder, theirs: Mapping[str, str], ours: Mapping[str,
 
 
 def identity(recipe: Recipe) -> dict[str, str]:
-    """Return what makes a recipe's run another than the next one's."""
+    """Return the values that distinguish one recipe's run from another's."""
     origins: Sequence[Source] = recipe.data.mixture or [recipe.data]
     folder = Path(recipe.model).expanduser()
     return {

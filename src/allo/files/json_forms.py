@@ -1,4 +1,4 @@
-"""JSON values of a known form: checked when read, finite when written, sealed with a digest of themselves."""
+"""JSON values of a known form: checked when read, finite when written, sealed with their own digest."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ START_AGAIN = "Remove the file to start again."
 
 
 def checked(value: Any, form: type[Form], *, place: str, advice: str = START_AGAIN) -> Form:
-    """Return the value of a JSON text in its form; `UserError` if it has another. Further keys are ignored."""
-    kind: Any = form  # mypy takes a type for nothing that has a hash
+    """Return a JSON value in its form; raise `UserError` if it does not fit. Further keys are ignored."""
+    kind: Any = form  # mypy does not accept a type as hashable
     try:
         result: Form = _adapter(kind).validate_python(value)
     except ValidationError as error:
@@ -41,14 +41,14 @@ def _adapter(form: Any) -> TypeAdapter[Any]:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the object with a digest of itself, by which `unsealed` knows damage that is still JSON."""
+    """Return the object with its own digest, by which `unsealed` detects damage that is still valid JSON."""
     return {**value, SEAL: _seal_of(value)}
 
 
 def unsealed(value: Mapping[str, Any], *, place: str, advice: str = START_AGAIN) -> dict[str, Any]:
-    """Return a sealed object without its digest; one without any passes.
+    """Return a sealed object without its digest; an object without one passes.
 
-    Raises `UserError` if the digest is of something else.
+    Raises `UserError` if the digest does not match.
     """
     content = {key: entry for key, entry in value.items() if key != SEAL}
     if SEAL in value and value[SEAL] != _seal_of(content):
@@ -59,12 +59,12 @@ def unsealed(value: Mapping[str, Any], *, place: str, advice: str = START_AGAIN)
 
 
 def _seal_of(value: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(value))  # with the order of keys that are strings
+    as_read = json.loads(json.dumps(value))  # all keys become strings, and sort as such
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def dump_json(value: Any, path: Path, *, indent: int | None = None) -> str:
-    """Return the JSON text of a value that goes to `path`. Raises `DivergedError` for NaN and infinite numbers."""
+    """Return the JSON text of a value for `path`. Raises `DivergedError` for NaN and infinite numbers."""
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -78,7 +78,7 @@ def dump_json(value: Any, path: Path, *, indent: int | None = None) -> str:
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
-    """Yield each NaN and infinite number, with the keys that lead to it."""
+    """Yield each NaN and infinite number with its key path."""
     if isinstance(value, float) and not math.isfinite(value):
         yield where, value
     entries = (

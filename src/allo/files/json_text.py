@@ -1,4 +1,4 @@
-"""The one reader of JSON from files, headers and servers: bounded in size, depth and digits."""
+"""The one JSON reader for files, headers and servers: bounded in size, depth and digits."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 from allo.errors import UserError
 
 LARGEST = 1 << 30
-"""Bytes of one JSON text. Callers that know better pass less."""
+"""Most bytes of one JSON text; callers may pass a lower limit."""
 DEEPEST = 100
-"""Arrays and objects inside each other; what people and programs write has ten."""
+"""Most arrays and objects inside each other; ordinary JSON has about ten."""
 MOST_DIGITS = 400
-"""Of one integer; the largest double has 309."""
+"""Most digits of one integer; the largest double has 309."""
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -24,15 +24,15 @@ def parse_json(
 
     Args:
         text: bytes are read as UTF-8; a byte-order mark is ignored.
-        place: what errors begin with, such as `FILE:LINE`.
-        advice: a sentence that closes every error and says what to do.
-        largest: bytes (of a `str`: characters) that the text may have.
-        lenient: read numbers that are none, or too long, as None, and let half pairs pass: for replies that were paid
-            for, whose reader looks at each value by itself.
+        place: the beginning of errors, such as `FILE:LINE`.
+        advice: a sentence that ends every error and says what to do.
+        largest: most bytes (of a `str`: characters) of the text.
+        lenient: for paid replies whose reader checks each value: read invalid or too long numbers as None, and
+            accept half surrogate pairs.
 
     Raises:
-        UserError: the text is no JSON, too large, nested too deep, has a number of too many digits, the same key
-            twice in one object, `NaN` or `Infinity`, or half of a surrogate pair (which UTF-8 cannot hold).
+        UserError: the text is not JSON, too large, nested too deep, or has a number with too many digits, a repeated
+            key, `NaN`, `Infinity`, or half a surrogate pair (which UTF-8 cannot hold).
     """
 
     def refuse(why: str, error: Exception | None = None) -> NoReturn:
@@ -71,7 +71,10 @@ def parse_json(
 
 
 def half_a_pair(value: Any) -> str | None:
-    """Return the outermost key under which a string holds half of a surrogate pair, "value" without one, else None."""
+    """Return the outermost key under which a string holds half a surrogate pair; None without one.
+
+    A bare string that holds one yields "value".
+    """
     if isinstance(value, dict):
         return next((str(key) for key, each in value.items() if not _is_text([key, each])), None)
     return None if _is_text(value) else "value"
@@ -83,7 +86,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _walk(value: Any) -> Iterator[Any]:
-    """Yield the value and all that it holds, keys included, without recursion."""
+    """Yield the value and everything it holds, keys included, without recursion."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -103,7 +106,7 @@ def _depth(value: Any) -> int:
 
 
 class _RefusedError(Exception):
-    """Why a part of the text is refused."""
+    """The reason for refusing a part of the text."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _float(digits: str) -> float:
 
 
 def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a reader of numbers that gives None for one that `read` refuses."""
+    """Return a number reader that gives None for what `read` refuses."""
 
     def lenient(digits: str) -> Any:
         try:

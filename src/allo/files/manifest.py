@@ -1,4 +1,4 @@
-"""A run's `manifest.json`: what each stage was made from, and what it made."""
+"""A run's `manifest.json`: the inputs and outputs of each stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from allo.files.json_forms import checked, sealed, unsealed
 
 @dataclass(frozen=True)
 class _Entry:
-    """Keys of a stage's record that other stages read."""
+    """The keys of a stage's record that other stages read."""
 
     hash: str
     outputs: dict[str, str]
@@ -25,7 +25,7 @@ class _Form:
 
 
 def read_manifest(run: RunFolder, *, advice: str = "Start its run again.") -> dict[str, Any] | None:
-    """Return the manifest's content, None if there is none. Raises `UserError` for a damaged one."""
+    """Return the manifest's content, or None without one. Raises `UserError` if it is damaged."""
     if not run.manifest.exists():
         return None
     place = str(run.manifest)
@@ -40,5 +40,5 @@ def write_manifest(run: RunFolder, content: Mapping[str, Any]) -> None:
 
 
 def stages_done(run: RunFolder) -> dict[str, Any]:
-    """Return the record of each finished stage by its name."""
+    """Return each finished stage's record by name."""
     return dict((read_manifest(run) or {"stages": {}})["stages"])

@@ -1,4 +1,4 @@
-"""What a result is made with: source, packages and machine; and how much memory it took."""
+"""The source, packages, machine and memory behind a result."""
 
 import contextlib
 import importlib.metadata
@@ -13,9 +13,9 @@ PACKAGES = ("allo-align", "torch", "transformers", "accelerate", "datasets", "sa
 
 
 def provenance() -> dict[str, Any]:
-    """The source's commit, the packages' versions and the hardware, as they are now.
+    """Return the source's commit, the packages' versions and the hardware as they are now.
 
-    Where a GPU is in use, also the peak of its memory since `reset_peak_memory`.
+    If a GPU is in use, also return its peak memory since `reset_peak_memory`.
     """
     gpu = _gpu()
     return {
@@ -30,9 +30,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of the source tree that runs, and whether it has uncommitted changes.
+    """Return the commit of the running source tree, and whether it has uncommitted changes.
 
-    None for an installed package, also where its environment lies in another project's repository.
+    Both are None for an installed package, even if its environment lies inside another repository.
     """
     root = Path(__file__).resolve().parents[2]
 
@@ -54,13 +54,13 @@ def _hardware() -> str:
 
 
 def _gpu() -> Any:
-    """`torch.cuda` where this process uses it, else None: that it could says nothing about a result."""
+    """Return `torch.cuda` if this process uses it, otherwise None: an unused GPU does not affect a result."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def reset_peak_memory() -> None:
-    """Let the kernel (Linux) and the GPU's allocator measure this stage's peak alone."""
+    """Reset the peaks that the kernel (Linux) and the GPU's allocator keep, so that they cover this stage alone."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if (gpu := _gpu()) is not None:
@@ -68,7 +68,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Peak resident bytes since `reset_peak_memory`."""
+    """Return the peak of resident bytes since `reset_peak_memory`."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])

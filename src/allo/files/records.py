@@ -1,9 +1,11 @@
-"""What flows between stages: one frozen record a line of a run's files.
+"""Records that pass between stages: frozen, one per line of a run's files.
 
-`token_ids` of a record are the very ids that the policy sampled, up to and with the token that ended the completion: EOS, an
-end of turn, or the one that completed a stop string. Every stage trains on and scores these. `text` is for people and
-verifiers. None: the text comes from a server or the user, and its ids are made from it. Of a server's sample that a stop
-string ended they are made at once, up to and with that string.
+A record's `token_ids` are the ids that the policy sampled, including the token that ended the completion: EOS, an end
+of turn, or the one that completed a stop string. Every stage trains on and scores these ids. `text` is for people and
+verifiers.
+
+`token_ids` is None if the text comes from a server or the user; its ids are then made from the text. If a stop string
+ended a server's sample, its ids are made at once, up to and including that string.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +17,9 @@ from typing_extensions import TypedDict  # pydantic takes no other before Python
 
 @with_config(ConfigDict(extra="allow"))
 class Message(TypedDict, total=False):
-    """One chat turn; the tokenizer's chat template renders a list of them. Only what is there is a key.
+    """One chat turn; the tokenizer's chat template renders a list of them. Absent fields have no key.
 
-    There may be other keys that a template reads, such as `tool_plan`.
+    Other keys are allowed, since a template may read them, such as `tool_plan`.
     """
 
     role: Required[str]
@@ -30,7 +32,7 @@ class Message(TypedDict, total=False):
 
 
 class Template(TypedDict, total=False):
-    """The settings of a prompt that its chat template renders beside the messages."""
+    """The settings that a prompt's chat template renders in addition to the messages."""
 
     tools: list[dict[str, Any]]
     documents: list[dict[str, Any]]
@@ -39,10 +41,9 @@ class Template(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as the model is shown it, with what is needed to judge an answer.
+    """A problem as the model sees it, with the data that judging an answer needs.
 
-    `solution` is the text that a model is taught in fine-tuning (it ends with the
-    final answer); `choices` are the options' own texts where the problem has options.
+    `solution` is the text taught in fine-tuning, which ends with the final answer. `choices` are the options' texts.
     """
 
     id: str
@@ -56,7 +57,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled continuation. `finished`: it ended by itself (EOS or a stop string)."""
+    """One sampled continuation; `finished` says that EOS or a stop string ended it."""
 
     prompt_id: str
     index: int
@@ -68,7 +69,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A completion, judged. `extracted` is the final answer that the verifier read."""
+    """A judged completion; `extracted` is the final answer that the verifier read."""
 
     prompt_id: str
     index: int
@@ -83,10 +84,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference pair; a line of `03-pairs.jsonl` whose prompt is text loads as is in TRL.
+    """One preference pair. TRL loads a line of `03-pairs.jsonl` directly if its prompt is text.
 
-    TRL reads the texts alone. (It takes no text as the answer to messages.) `chosen_message` and `rejected_message` hold a
-    completion that is more than its text: one with tool calls or thoughts, which the chat template renders.
+    TRL reads only the texts, and accepts no text as the answer to messages. `chosen_message` and `rejected_message`
+    hold a completion with tool calls or thoughts, which the chat template renders.
     """
 
     prompt_id: str
@@ -104,9 +105,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Wrong:
-    """One distinct wrong completion, with the right solutions that scorers may look at.
+    """One distinct wrong completion, with the right solutions that scorers may use.
 
-    `message`: the completion if it is more than its text, as in `Pair`.
+    `message` holds a completion that is more than its text, as in `Pair`.
     """
 
     id: str
@@ -123,12 +124,10 @@ class Wrong:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per-token scores of one wrong completion.
+    """Per-token scores of one wrong completion; each list has one entry per completion token.
 
-    `token_ids` are the completion's ids (EOS included where it finished), `scores` the
-    probability in [0, 1] that token t is aligned (low: wrong), `weights` what multiplies
-    token t's loss. `beside`: the probabilities of other scorers, by name. All have one entry a
-    completion token.
+    `token_ids` include EOS if the completion finished. `scores` are the probabilities in [0, 1] that a token is
+    aligned (low: wrong). `weights` multiply the tokens' losses. `beside` holds other scorers' probabilities by name.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Rounds: a recipe's alignment repeated, each time from the model that the last time left (decision 0020)."""
+"""Rounds: a recipe's alignment repeated, each time from the previous round's model (decision 0020)."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from allo.recipe import Recipe
 from allo.recipe.numbers import Count, CountOrZero
 from allo.recipe.sources import Data
 
-_SEEDS = 2**31  # what every generator takes
+_SEEDS = 2**31  # seeds that every generator accepts
 
 
 class RoundRecipe(Recipe):
-    """A recipe as round `number` sees it: draws and prompts of the round's own."""
+    """A recipe for round `number`, with the round's own seeds and prompts."""
 
     number: Count
     order_seed: CountOrZero
@@ -22,9 +22,9 @@ class RoundRecipe(Recipe):
 
 
 def of_round(recipe: Recipe, number: int) -> RoundRecipe:
-    """The recipe of round `number`, from 1 on. The first is the recipe as it stands.
+    """Return the recipe of round `number`, counted from 1. The first round's recipe is unchanged.
 
-    Prompts keep one order in all rounds, so that the next ones are ones that no earlier round took.
+    Prompts keep one order in all rounds, so that later rounds take prompts that no earlier round took.
     """
     changed: dict[str, object] = {"number": number, "order_seed": recipe.seed_of_order}
     if number > 1:
@@ -37,7 +37,7 @@ def of_round(recipe: Recipe, number: int) -> RoundRecipe:
 
 
 def data_of_rounds(recipe: Recipe) -> dict[int, Data]:
-    """The data of each round that takes other problems than the rounds before it, by number."""
+    """Return each distinct data block by the number of the first round that uses it."""
     found = {1: recipe.data}
     for number in range(2, recipe.rounds + 1):
         data = of_round(recipe, number).data
@@ -47,32 +47,32 @@ def data_of_rounds(recipe: Recipe) -> dict[int, Data]:
 
 
 def seed_of_round(seed: int, number: int) -> int:
-    """A seed that neither another round nor the same round of another seed has, but by chance."""
+    """Return a seed that differs, barring chance, between rounds and between recipe seeds."""
     return int(sha256_text(f"seed {seed}, round {number}")[:16], 16) % _SEEDS
 
 
 def round_name(number: int) -> str:
-    """A round's folder in the run's."""
+    """Return the name of a round's folder inside the run's."""
     return f"round-{number}"
 
 
 def rounds_there(run: Path) -> dict[int, Path]:
-    """The rounds' folders that a run's folder holds, by number, in order."""
+    """Return the round folders of a run by number, in order."""
     found = {path.name.removeprefix("round-"): path for path in run.glob("round-*") if path.is_dir()}
     return {int(number): found[number] for number in sorted(filter(str.isdigit, found), key=int)}
 
 
 def first_round(run: RunFolder) -> RunFolder:
-    """Where the first alignment's files are: in the run itself, or in its first round."""
+    """Return the folder of the first alignment: the run itself, or its first round."""
     return RunFolder(rounds_there(run.path).get(1, run.path))
 
 
 def training_folders(recipe: Recipe, run: RunFolder) -> dict[str, Path]:
-    """The folder of each training stage by its name, in the recipe's order."""
+    """Return each training stage's folder by name, in the recipe's order."""
     folders = {"forget": run.forget, "improve": run.improve}
     return {name: folders[name] for name in recipe.training_stages}
 
 
 def trained(recipe: Recipe, run: RunFolder) -> Path:
-    """The folder of the last training stage."""
+    """Return the folder of the last training stage."""
     return list(training_folders(recipe, run).values())[-1]

@@ -1,4 +1,4 @@
-"""Rows of the files and hub sets that users bring, each checked where it stands."""
+"""Rows of the files and hub sets that users bring, each checked with its place named."""
 
 import codecs
 import gzip
@@ -17,9 +17,9 @@ from allo.errors import UserError
 from allo.files.json_text import parse_json
 
 LONGEST_LINE = 1 << 26
-"""Bytes of one line, unpacked: a row is text that a model is to read."""
+"""Most bytes of one line, unpacked: a row is text for a model to read."""
 FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
-# Ids, names, places, languages, dates.
+# Matches ids, names, places, languages and dates.
 _WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -29,9 +29,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of the rows of one source. `dropped` and `mapped` count rows by reason.
+    """The fate of one source's rows: `dropped` and `mapped` count rows by reason.
 
-    `duplicates`: rows that ask what an earlier one asks. `ignored`: columns and fields that are not read.
+    `duplicates` counts rows that ask the same as an earlier one. `ignored` names columns and fields that are not
+    read.
     """
 
     rows: int = 0
@@ -42,7 +43,7 @@ class Reading:
 
     @property
     def sentences(self) -> list[str]:
-        """What a person should know; nothing if every row was taken as it is."""
+        """Return sentences for the user; none if every row was taken unchanged."""
         said = [f"{_rows(number)} dropped: {reason}" for reason, number in self.dropped.items()]
         said += [f"{_rows(number)}: {what}" for what, number in self.mapped.items()]
         if self.duplicates:
@@ -54,7 +55,7 @@ class Reading:
 
 @dataclass
 class Notes:
-    """The counts of a `Reading` in the making."""
+    """The running counts behind a `Reading`."""
 
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -66,7 +67,7 @@ class Notes:
         self._ignored.update(dict.fromkeys(names))
 
     def counted(self, rows: Iterable[Item]) -> Iterator[Item]:
-        """Yield and count rows that are taken as they are."""
+        """Yield rows that are taken unchanged, and count them."""
         for row in rows:
             self.rows += 1
             yield row
@@ -80,15 +81,15 @@ def _rows(number: int) -> str:
 
 
 def stem(path: Path) -> str:
-    """The file's name without its type: `problems` for `problems.jsonl.gz`."""
+    """Return a file's name without its type: `problems` for `problems.jsonl.gz`."""
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
-    """Yields `(number, place, row)` of a JSON Lines, gzipped JSON Lines or Parquet file.
+    """Yield `(number, place, row)` from a JSON Lines, gzipped JSON Lines or Parquet file.
 
-    `number` is that of the line, from 1; `place`, for the errors of whoever checks the row, is `FILE:LINE`.
-    Raises `UserError` for a missing or empty file, another file type, or a line that is no JSON object.
+    `number` counts lines from 1. `place` is `FILE:LINE`, for errors about the row. Raises `UserError` for a missing
+    or empty file, an unknown file type, or a line that is not a JSON object.
     """
     if not path.name.endswith(FILE_TYPES):
         raise UserError(f"{path}: unknown file type; rows are read from {', '.join(FILE_TYPES)}.")
@@ -103,7 +104,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
 
 
 def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tuple[int, str, Row]]:
-    """Yields `(number, place, row)` of one split of a data set on the Hugging Face hub, counted from 0."""
+    """Yield `(number, place, row)` of one split of a Hugging Face hub data set, counted from 0."""
     import datasets
 
     if not sys.stderr.isatty():
@@ -121,9 +122,9 @@ def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tup
 
 
 def hub_file_rows(hub: str, file: str) -> Iterator[tuple[int, str, Row]]:
-    """Yields `(number, place, row)` of a JSON Lines file, or of a JSON file with one array of objects.
+    """Yield `(number, place, row)` from a JSON Lines file, or from a JSON file with one array of objects.
 
-    For sets that `datasets` cannot load by their id: it runs no loading script and mixes no types.
+    This reads sets that `datasets` cannot load by id, because it runs no loading scripts and mixes no types.
     """
     from huggingface_hub import hf_hub_download
 
@@ -141,13 +142,13 @@ def hub_file_rows(hub: str, file: str) -> Iterator[tuple[int, str, Row]]:
 
 
 def checked(model: type[Model], row: Row, *, place: str) -> Model:
-    """The row as `model`, or a `UserError` that begins with `place` and names the first bad column."""
+    """Return the row as `model`; raise `UserError` beginning with `place` and naming the first bad column."""
     try:
         return model.model_validate(row)
     except ValidationError as failure:
         errors = failure.errors()
         of_column = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
-        # Of the alternatives that a column allows, the one that the value came closest to.
+        # A column may allow several forms: report the error of the form that came closest to matching.
         first = max(of_column, key=lambda error: (error["type"] == "value_error", len(error["loc"])))
         column = str(first["loc"][0]) if first["loc"] else "row"
         if first["type"] == "missing" and len(first["loc"]) == 1:
@@ -159,14 +160,14 @@ def checked(model: type[Model], row: Row, *, place: str) -> Model:
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a value without the keys that are null, at any depth: Arrow gives every object the keys of all others."""
+    """Drop null keys at any depth: Arrow gives every object the keys of all others."""
     if isinstance(value, dict):
         return {name: without_nulls(each) for name, each in value.items() if each is not None}
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def holds_text(value: Any) -> bool:
-    """Whether there is text in a value, at any depth: more than one word of ASCII without a question mark, or a time."""
+    """Return whether a value holds text at any depth; one ASCII word without "?", or a date, is not text."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -203,7 +204,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _bare_line(line: bytes, *, place: str) -> bytes:
-    """Return a line without its end, and without the mark that some programs put before UTF-8."""
+    """Return a line without its line break and its byte-order mark."""
     if len(line) > LONGEST_LINE:
         raise UserError(
             f"{place}: more than {LONGEST_LINE >> 20} MiB without a line break; write one JSON object a line."
@@ -242,7 +243,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
         for batch in table.iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                # A Parquet file has every column in every row: an empty one is an absent one.
+                # Parquet gives every row every column, so a null column is an absent one.
                 yield number, without_nulls(row)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet ({error}).") from error

@@ -16,9 +16,9 @@ from allo.recipe import Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One verb. `reads` and `writes` are names in the run folder; `keys` the recipe blocks it depends on.
+    """One step of a run. `reads` and `writes` are names in the run's folder; `keys` the recipe blocks it depends on.
 
-    `verb`: the module of `allo.stages` that does it, where that is not named as the stage.
+    `verb` is the module of `allo.stages` that runs it, if its name differs from the stage's.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Stage:
     verb: str | None = None
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe as this stage sees it."""
+        """Return the recipe as this stage sees it."""
         return recipe
 
     def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -37,12 +37,12 @@ class Stage:
         return counts
 
     def leaves(self, run: RunFolder) -> list[Path]:
-        """What the stage writes, there or not, and the parts of it that are not whole yet."""
+        """Return the paths that the stage writes, existing or not, and their unfinished parts."""
         parts = [path for name in self.writes for path in run.path.glob(f"{name}*.part")]
         return [run.path / name for name in self.writes] + parts
 
     def begun(self, run: RunFolder) -> Path:
-        """The file that says under which hash the stage was begun, and how long earlier processes worked on it."""
+        """Return the path of the stage's `Mark`, written when it begins."""
         path = run.path / self.name
         return path.with_name(f".{path.name}.begun")
 
@@ -62,23 +62,23 @@ class StageOfRound(Stage):
 
 @dataclass(frozen=True)
 class Mark:
-    """The content of the file `Stage.begun`."""
+    """A begun stage: its hash, and the seconds that earlier processes worked on it."""
 
     hash: str
     seconds: float
 
 
 def read_mark(path: Path) -> Mark | None:
-    """The mark of a stage that was begun; None if there is none, or none that can be read."""
+    """Return the mark of a begun stage; None if it is missing or unreadable."""
     with contextlib.suppress(UserError, OSError):
         return read_as(path, Mark)
     return None
 
 
 def remove_old_marks(stages: Sequence[Stage], run: RunFolder) -> None:
-    """Remove the marks of stages that were recorded as done just before a kill.
+    """Remove the marks of stages that were recorded as finished just before a kill.
 
-    With such a mark, a stage whose files were damaged later would pass for one that was cut short.
+    Otherwise such a stage would pass for an interrupted one if its files were damaged later.
     """
     done = stages_done(run)
     for stage in stages:
@@ -88,7 +88,7 @@ def remove_old_marks(stages: Sequence[Stage], run: RunFolder) -> None:
 
 
 def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:
-    """The stages with those of `training` in that order, each of which reads what the one before it left."""
+    """Return the stages with those of `training` in that order, each reading the previous one's output."""
     by_name = {stage.name: stage for stage in stages}
     chain: list[Stage] = []
     for name in training:
@@ -99,9 +99,9 @@ def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:
 
 
 def in_rounds(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe with its alignment repeated: everything between `sft` and `evaluate`.
+    """Return a recipe's stages with everything between `sft` and `evaluate` repeated in rounds.
 
-    What the last training stage writes at the top is then the difference that all rounds made.
+    The last training stage's output at the top is then the difference that all rounds made together.
     """
     sft, *alignment, evaluate, report = stages
     last = alignment[-1]
@@ -116,10 +116,10 @@ def in_rounds(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
 
 
 def _stages_of_round(number: int, alignment: Sequence[Stage], recipe: Recipe) -> Iterator[Stage]:
-    """One round: its starting model, then the alignment; a later one's importance may be the first one's."""
+    """Yield one round's stages: its starting model, then the alignment. Later rounds may keep the first's importance."""
     here, first = round_name(number), round_name(1)
     result = alignment[-1].writes[0]
-    # The models whose difference the momentum extrapolates: those that the last two rounds left.
+    # Momentum extrapolates the difference between the models that the last two rounds left.
     models = ["00-sft", *(f"{round_name(earlier)}/{result}" for earlier in range(1, number))]
     yield StageOfRound(
         f"{here}/begin",

@@ -1,4 +1,4 @@
-"""Measure the models of one command, and write each result down as soon as it is there."""
+"""Measurement of one command's models; each result is written as soon as it exists."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from allo.report.run_view import HarnessModel
 
 @dataclass(frozen=True)
 class Job:
-    """Models to measure, how, and the file that the results go to. `run`: the run whose models they are."""
+    """Models to measure, the settings, and the file for the results. `run` is the models' run, if any."""
 
     sources: list[Source]
     settings: Settings
@@ -31,7 +31,7 @@ class Job:
     def do(
         self, names: list[str], *, dtype: str | None, device: str | None, trust_remote_code: bool
     ) -> list[HarnessModel]:
-        """Measure every task on every model; what the file then holds of them, as the report reads it."""
+        """Measure every task on every model, and return the file's resulting entries in the report's form."""
         harness_block.read_block(self.output)
         tasks = load_tasks(names, self.settings)
         measured = []
@@ -62,13 +62,13 @@ class Job:
 
     @property
     def _evaluated(self) -> RunFolder | None:
-        """The run whose evaluation the results go to; None where they go elsewhere."""
+        """Return the run whose evaluation receives the results; None if they go elsewhere."""
         run = self.run
         return run if run is not None and self.output.resolve() == run.evaluation.resolve() else None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Of a run, no other process works in its folder meanwhile; another file is nobody else's."""
+        """Hold a run's folder, so that no other process works in it; another file needs no lock."""
         if self.run is None:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             yield
@@ -86,7 +86,7 @@ class Job:
 
 
 def run_of(place: Path, overrides: list[str] | None) -> tuple[Recipe, RunFolder] | None:
-    """The run in a folder, or of a recipe; None where the place is neither."""
+    """Return the run of a folder or recipe; None if the place is neither."""
     if place.suffix in (".yaml", ".yml"):
         recipe = load_recipe(place, overrides)
         return recipe, RunFolder(recipe.run_folder)
@@ -98,7 +98,7 @@ def run_of(place: Path, overrides: list[str] | None) -> tuple[Recipe, RunFolder]
 def run_job(
     recipe: Recipe, run: RunFolder, settings: Settings, *, start: bool, output: Path | None, chat: bool | None
 ) -> Job:
-    """A run's result, with its own device, chat setting, local rows and lengths where none are given."""
+    """Return the job for a run's result; the run's device, chat setting, local rows and lengths are the defaults."""
     settings = replace(
         settings,
         chat=recipe.chat if chat is None else chat,
@@ -125,7 +125,7 @@ def model_job(
     chat: bool | None,
     pad_token: str | None,
 ) -> Job:
-    """A model by itself or with a delta. Raises `UserError` where nothing says where its results go."""
+    """Return the job for a model, alone or with a delta. Raises `UserError` if no place for results is given."""
     if output is None:
         raise UserError(f"{base}: no run's folder, so say where the results go with --output FILE.json.")
     source = of_model(base, delta, pad_token=pad_token)

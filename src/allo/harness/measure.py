@@ -1,4 +1,4 @@
-"""Run lm-eval's tasks on a model, and put what it says into records."""
+"""Runs of lm-eval's tasks on a model, with the results as records."""
 
 import difflib
 import importlib.metadata
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 HARNESS = "lm_eval"
 GENERATES = "generate_until"  # lm-eval's name for tasks on completions
-SEED = 1234  # lm-eval's own, of the examples that are shown and of tasks that sample
+SEED = 1234  # lm-eval's own seed, for the examples shown and for tasks that sample
 _REFUSE = ("lm_eval.evaluator", "lm_eval.models")
-SHOWN = 5  # near names in an error
+SHOWN = 5  # similar names in an error
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How tasks are run; what is None is the task's own.
+    """Settings for running tasks; None keeps the task's own value.
 
-    `limit`: the first problems of each task. `data_folder`, `stop` and `own_max_new_tokens` are of our tasks alone:
-    local rows, what ends a completion beside EOS, and its longest length where `max_new_tokens` gives none.
+    `limit` takes the first problems of each task. `data_folder`, `stop` and `own_max_new_tokens` apply to our tasks
+    only: local rows, strings that end a completion besides EOS, and its length if `max_new_tokens` is None.
     """
 
     limit: int | None = None
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks with their problems, as lm-eval holds them, by the names that they were asked for by."""
+    """Tasks with their problems in lm-eval's form, by the names requested."""
 
     by_name: dict[str, "TaskDict"]
 
@@ -67,8 +67,7 @@ class Tasks:
 def load_tasks(names: list[str], settings: Settings) -> Tasks:
     """Read the tasks and their problems.
 
-    Raises `UserError` without lm-eval, for a name that no task, group or tag has, and for a task that cannot be
-    loaded.
+    Raises `UserError` without lm-eval, for a name of no task, group or tag, and for a task that cannot be loaded.
     """
     manager = _manager(names, settings)
     by_name: dict[str, TaskDict] = {}
@@ -83,9 +82,9 @@ def load_tasks(names: list[str], settings: Settings) -> Tasks:
 
 
 def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list[dict[str, Any]]]:
-    """What each of the names that were asked for gives: a record a task, and one of a group.
+    """Yield the records of each requested name: one per task, and one for a group.
 
-    lm-eval keeps no cache: it would be pickled.
+    lm-eval's cache is off, because it would be pickled.
     """
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -109,14 +108,14 @@ def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list
                 log_samples=False,
                 cache_requests=False,
             )
-        assert found is not None  # it is on every process but the first of several
+        assert found is not None  # None is returned only on later processes of several
         yield records(found, subject, settings, seconds=time.monotonic() - begun)
 
 
 def records(
     found: Mapping[str, Any], subject: Subject, settings: Settings, *, seconds: float
 ) -> list[dict[str, Any]]:
-    """lm-eval's results as records of the block `harness`, with what made them."""
+    """Return lm-eval's results as records of the `harness` block, with their provenance."""
     made = provenance()
     made["versions"][HARNESS] = importlib.metadata.version(HARNESS)
     shared = {
@@ -150,7 +149,7 @@ def records(
 
 
 def _metrics(values: Mapping[str, Any], higher: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One record for each of lm-eval's `metric,filter` that has a number."""
+    """Return one record for each of lm-eval's `metric,filter` values that is a number."""
     found = []
     for key, value in values.items():
         metric, comma, filtered = key.partition(",")
@@ -169,14 +168,14 @@ def _metrics(values: Mapping[str, Any], higher: Mapping[str, Any]) -> list[dict[
 
 
 def _number(value: Any) -> float | None:
-    """A finite number as JSON can hold it; lm-eval writes "N/A" where there is none."""
+    """Return a finite number that JSON can hold, otherwise None; lm-eval writes "N/A" for a missing one."""
     if isinstance(value, str) or value is None:
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def _manager(names: list[str], settings: Settings) -> "TaskManager":
-    """lm-eval's index of tasks, ours among them; its own 14,000 are read only where one of them may be meant."""
+    """Return lm-eval's index of tasks, including ours; its own 14,000 are read only if a name may need them."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -197,7 +196,7 @@ def _manager(names: list[str], settings: Settings) -> "TaskManager":
 
 
 def _fit(task: "Task", settings: Settings) -> None:
-    """What was asked for in place of the task's own settings; one that shows no examples on purpose stays so."""
+    """Replace the task's own settings with those requested; a task that deliberately shows no examples keeps none."""
     generation: dict[str, Any] = {}
     if own_tasks.is_own(task.task_name):
         generation = {"until": list(settings.stop), "max_gen_toks": settings.own_max_new_tokens}
@@ -224,7 +223,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _check_lengths(tasks: Tasks, lm: Any) -> None:
-    """UserError where a completion would leave no position for its prompt."""
+    """Raise `UserError` if a completion would leave no position for its prompt."""
     for task in tasks.leaves:
         if task.get_config("output_type") != GENERATES:
             continue
@@ -238,7 +237,7 @@ def _check_lengths(tasks: Tasks, lm: Any) -> None:
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """What lm-eval, or the library of data sets under it, raises for a task becomes a `UserError`."""
+    """Turn errors that lm-eval or `datasets` raises for a task into `UserError`."""
     try:
         with _hushed():
             yield
@@ -257,9 +256,9 @@ def _loading(name: str) -> Iterator[None]:
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """lm-eval refuses tasks that run what a model wrote, and ones of images; nltk's word lists may be missing.
+    """Turn refusals into `UserError`: lm-eval refuses tasks that run model-written code or show images.
 
-    A `ValueError` of anything under lm-eval is none of its refusals, and stays what it is.
+    Missing word lists of nltk are reported, too. A `ValueError` from elsewhere is raised unchanged.
     """
     try:
         yield
@@ -269,14 +268,14 @@ def _running() -> Iterator[None]:
             raise
         raise UserError(f"lm-eval refuses: {error}") from error
     except LookupError as error:
-        if type(error) is not LookupError:  # a KeyError is a mistake in a program
+        if type(error) is not LookupError:  # a KeyError is a programming mistake
             raise
         raise UserError(f"the task needs data of nltk that is not here: {error}") from error
 
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """What lm-eval prints and warns of, and off a terminal its progress bars, are kept out of the output."""
+    """Suppress lm-eval's output and warnings, and its progress bars off a terminal."""
     logger = logging.getLogger(HARNESS)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Our tasks as lm-eval sees them: our rows in our words, judged by our verifiers. `tasks/*.yaml` name these functions."""
+"""Our tasks in lm-eval: our rows and wording, judged by our verifiers. `tasks/*.yaml` name these functions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 PREFIX = "allo_"
 FOLDER = Path(__file__).parent / "tasks"
-EXAMPLES = "train"  # lm-eval asks for it whether it shows examples or not
+EXAMPLES = "train"  # lm-eval requests this split even if it shows no examples
 COLUMNS = ("id", "prompt", "answer", "solution", "choices", "task")
 
 
 class Splits(dict[str, "Dataset"]):
-    """A task's splits, each read when it is first asked for; without `examples` there are none in `train`."""
+    """A task's splits, each read on first use; without `examples`, `train` is empty."""
 
     def __init__(self, task: str, *, folder: Path | None, chat: bool, examples: bool) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Splits(dict[str, "Dataset"]):
             return Dataset.from_list([])
         source = PromptSource(task=self._task, split=split, folder=self._folder)
         rows = [{name: getattr(prompt, name) for name in COLUMNS} for prompt in read_prompts(source)]
-        if self._chat:  # as `chat: true` words it in a recipe: a message has no line break at its end
+        if self._chat:  # as with `chat: true` in a recipe: a message does not end with a line break
             rows = [row | {"prompt": row["prompt"].strip()} for row in rows]
         self[split] = Dataset.from_list(rows)
         return self[split]
@@ -40,17 +40,17 @@ class Splits(dict[str, "Dataset"]):
 def splits(
     task: str, *, data_folder: str | None = None, chat: bool = False, examples: bool = True, **_: Any
 ) -> Splits:
-    """What lm-eval loads for a task: `data_folder` has local rows of the tasks; without, they come from the hub.
+    """Return a task's splits for lm-eval, from local rows in `data_folder` or otherwise from the hub.
 
-    lm-eval passes all of a task's metadata, its version among them; the rest is none of ours.
+    lm-eval passes all of a task's metadata, such as its version; other keys are ignored.
     """
     return Splits(task, folder=Path(data_folder) if data_folder else None, chat=chat, examples=examples)
 
 
 def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]:
-    """Accuracy on one problem: whether the completion's final answer is right, as a run's evaluation says it.
+    """Return the accuracy on one problem: whether the final answer is right, as in a run's evaluation.
 
-    The verifier is the problem's own (`auto`), whatever a run's recipe sets: a standard task is one for all models.
+    The verifier is the problem's own (`auto`) whatever a recipe sets: a standard task is the same for all models.
     """
     prompt = Prompt(**{name: row[name] for name in COLUMNS})
     [text] = completions
@@ -59,7 +59,7 @@ def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]
 
 
 def names() -> list[str]:
-    """Every task of ours that has a file for lm-eval."""
+    """Return every task of ours that has a file for lm-eval."""
     return sorted(path.stem for path in FOLDER.glob(f"{PREFIX}*.yaml"))
 
 

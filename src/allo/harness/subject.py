@@ -1,4 +1,4 @@
-"""What a harness measures: the model of a folder, of a base and its delta, or of a run, its weights identified."""
+"""The model that a harness measures: a folder's, a base with its delta, or a run's; its weights identified."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -22,9 +22,9 @@ from allo.weights.fingerprints import fingerprint_tensors
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's weights are: a folder, a hub id or a GGUF file; and a delta to it, where there is one.
+    """A model's weights: a folder, hub id or GGUF file, optionally with a delta to it.
 
-    `name` is its key in the block of results, `label` what a reader sees.
+    `name` is its key in the block of results, `label` its name for readers.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in memory; `fingerprint` identifies its weights as they are stored, whatever dtype it runs in."""
+    """A model in memory; `fingerprint` identifies its weights as stored, whatever dtype it runs in."""
 
     model: Model
     tokenizer: Tokenizer
@@ -44,7 +44,7 @@ class Subject:
 
 
 def of_model(base: str, delta: str | None, *, pad_token: str | None) -> Source:
-    """A base by itself, or with a delta (a file, or hf://OWNER/NAME on the hub)."""
+    """Return a base, alone or with a delta (a file, or hf://OWNER/NAME on the hub)."""
     name = Path(base).name
     if delta is None:
         return Source(name, name, base, None, pad_token)
@@ -55,9 +55,9 @@ def of_model(base: str, delta: str | None, *, pad_token: str | None) -> Source:
 
 
 def of_run(recipe: Recipe, run: RunFolder, *, start: bool) -> list[Source]:
-    """A run's result: its starting model with the last training stage's delta. With `start`, that model before.
+    """Return a run's result: its starting model with the last training stage's delta; `start` adds that model before.
 
-    Raises `UserError` where the run has not trained yet.
+    Raises `UserError` if the run has not trained yet.
     """
     delta = trained(recipe, run) / DELTA
     if not delta.is_file():
@@ -69,9 +69,9 @@ def of_run(recipe: Recipe, run: RunFolder, *, start: bool) -> list[Source]:
 
 
 def load(source: Source, *, dtype: str | None, device: str, trust_remote_code: bool) -> Subject:
-    """The model, with its delta applied in the dtype that it is stored in, then in `dtype` (None: as stored).
+    """Load the model, apply its delta in the stored dtype, then convert it to `dtype` (None: as stored).
 
-    Raises `UserError` for a checkpoint that cannot be read, and for a delta of another base.
+    Raises `UserError` for an unreadable checkpoint, and for a delta of another base.
     """
     folder, gguf = locate_checkpoint(source.base, MODEL_FILES)
     change = None if source.delta is None else read_delta(source.delta)
@@ -89,7 +89,7 @@ def load(source: Source, *, dtype: str | None, device: str, trust_remote_code: b
 
 
 def _check_base(change: Delta, folder: Path, source: Source) -> None:
-    """UserError where the folder's weights are not, bit for bit, those that the delta is for."""
+    """Raise `UserError` if the folder's weights are not, bit for bit, the delta's base."""
     base = Checkpoint.open(folder)
     check_layout(change, base, what=f"the delta {source.delta}")
     for name in base.stored:
@@ -98,7 +98,7 @@ def _check_base(change: Delta, folder: Path, source: Source) -> None:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """Return the weights' dtype; of several the one that rounds none, and any if there are no weights."""
+    """Return the weights' dtype; of several, one that rounds none; float32 if there are no weights."""
     dtypes = [
         entry.dtype for entry in Checkpoint.open(folder).stored.values() if entry.dtype.is_floating_point
     ]

@@ -1,4 +1,4 @@
-"""Results for people: a table a task."""
+"""Harness results for readers: one table per task."""
 
 from collections.abc import Iterable
 
@@ -10,11 +10,11 @@ from allo.console import cell
 from allo.report.harness import harness_tables
 from allo.report.run_view import HarnessModel
 
-_WIDTH = 110  # also where a terminal is narrower: its headings say what a number is
+_WIDTH = 110  # even on a narrower terminal, so that its headings stay readable
 
 
 def show(models: Iterable[HarnessModel]) -> None:
-    """Print the tables to standard output, each with what made its figures."""
+    """Print the tables to standard output, each with the provenance of its figures."""
     console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
     for table in harness_tables(models):
         shown = Table(title=cell(table.title), box=SIMPLE_HEAD)

@@ -1,1 +1,1 @@
-"""Models of transformers: loaded, checked, and asked for log-probs; and text to token ids."""
+"""Models of transformers: loading, checks and log-probs; and text to token ids."""

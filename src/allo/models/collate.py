@@ -1,8 +1,8 @@
-"""Rows of token ids to batches; every token keeps its meaning, wherever it is put.
+"""Batches from rows of token ids; every token keeps its meaning, wherever it is placed.
 
-What the model reads is laid out as rows: a prompt and its completion, or, with a shared prefix, a prompt and
-its completions one after the other, of which each sees the prompt and itself. What the losses see is the same
-either way: C completions of at most L tokens, [C, L].
+The model reads rows of a prompt and its completion. With a shared prefix, a row is a prompt and several completions,
+each of which sees only the prompt and itself. The losses see the same in both cases: C completions of at most L
+tokens, [C, L].
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Ids = Sequence[int]
 
 
 class _Completion(NamedTuple):
-    """`ids` begin at column `start` of `row`; column `before` predicts the first of them."""
+    """A completion: `ids` begin at column `start` of `row`; column `before` predicts the first of them."""
 
     row: int
     before: int
@@ -28,10 +28,10 @@ class _Completion(NamedTuple):
 def pad(rows: Sequence[tuple[Ids, Ids]], *, pad_id: int) -> Batch:
     """Right-pad (prompt ids, completion ids) rows.
 
-    For C rows of at most T tokens, their completions of at most L: `input_ids` [C, T] int64,
-    `attention_mask` [C, T] int64, built from the ids' own lengths (a pad id inside a text is still text), and
-    of the completions `targets` [C, L] int64, `completion_mask` [C, L] bool, and `sources` [C, L] int64, the
-    place in the flattened rows whose hidden state predicts the target.
+    For C rows of at most T tokens, with completions of at most L, return `input_ids` [C, T] int64 and
+    `attention_mask` [C, T] int64. The mask follows the rows' lengths: a pad id within a text is still text. For the
+    completions, return `targets` [C, L] int64, `completion_mask` [C, L] bool and `sources` [C, L] int64. A source is
+    the place in the flattened rows whose hidden state predicts the target.
     """
     completions = [
         _Completion(row, len(prompt) - 1, len(prompt), ids) for row, (prompt, ids) in enumerate(rows)
@@ -40,11 +40,11 @@ def pad(rows: Sequence[tuple[Ids, Ids]], *, pad_id: int) -> Batch:
 
 
 def share_prefix(rows: Sequence[tuple[Ids, Ids, Ids]], *, pad_id: int) -> Batch:
-    """One row for a prompt and its two completions, so that the prompt is computed once.
+    """Put a prompt and its two completions into one row, so that the prompt is computed once.
 
-    For B (prompt, first, second): `pad`'s tensors with B rows and 2 * B completions, every first one before
-    every second. `attention_mask` [B, 1, T, T] bool says where a query may look, and `position_ids` [B, T]
-    int64 go on after the prompt for both completions.
+    For B (prompt, first, second), return `pad`'s tensors with B rows and 2 * B completions, all first ones before all
+    second ones. `attention_mask` [B, 1, T, T] bool is true at the positions that a query may see. In `position_ids`
+    [B, T] int64, both completions continue after the prompt.
     """
     firsts = [_Completion(row, len(p) - 1, len(p), first) for row, (p, first, _) in enumerate(rows)]
     seconds = [
@@ -90,9 +90,9 @@ def _fill(rows: Sequence[Ids], completions: Sequence[_Completion], *, pad_id: in
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Preference pairs -> completions 0..B-1 chosen, B..2B-1 rejected; one row a pair with `shared_prefix`.
+    """A collator of preference pairs: completions 0..B-1 are chosen, B..2B-1 rejected.
 
-    Of pairs with reference log-probs also `ref_logps` [2B, L] fp32.
+    With `shared_prefix`, each pair is one row. Pairs with reference log-probs also give `ref_logps` [2B, L] fp32.
     """
 
     pad_id: int
@@ -111,7 +111,7 @@ class PairCollator:
         return batch | _columns("ref_logps", logps, like=batch["targets"])
 
     def num_tokens(self, row: Mapping[str, Any]) -> int:
-        """What the row adds to a batch in which it is the longest."""
+        """Return the tokens that the row adds to a batch in which it is the longest."""
         prompt, *sides = (len(row[f"{part}_ids"]) for part in ("prompt", *SIDES))
         return prompt + sum(sides) if self.shared_prefix else 2 * (prompt + max(sides))
 
@@ -123,9 +123,9 @@ class PairCollator:
 
 @dataclass(frozen=True)
 class CompletionCollator:
-    """Completions -> rows; `token_weights` [C, L] fp32, 0 outside the completion (all 1 where a row has none).
+    """A collator of completions; `token_weights` [C, L] fp32 are 0 outside the completion, 1 by default.
 
-    Of completions with reference log-probs also `ref_logps` [C, L] fp32.
+    Completions with reference log-probs also give `ref_logps` [C, L] fp32.
     """
 
     pad_id: int
@@ -142,7 +142,7 @@ class CompletionCollator:
         )
 
     def num_tokens(self, row: Mapping[str, Any]) -> int:
-        """What the row adds to a batch in which it is the longest."""
+        """Return the tokens that the row adds to a batch in which it is the longest."""
         return len(row["prompt_ids"]) + len(row["completion_ids"])
 
     num_read = num_tokens
@@ -152,7 +152,7 @@ SIDES = ("chosen", "rejected")
 
 
 def _columns(name: str, values: Sequence[Sequence[float] | Tensor], *, like: Tensor) -> Batch:
-    """Values of each completion's tokens, one row each, as `name` [C, L] fp32; nothing where there are none."""
+    """Return per-token values, one row per completion, as `name` [C, L] fp32; nothing if there are none."""
     if not values:
         return {}
     column = torch.zeros(like.shape)

@@ -39,12 +39,12 @@ from allo.models.tokenizer_checks import check_tokenizer
 from allo.weights.checkpoints import refuse_adapter, weight_files
 from allo.weights.finite import check_finite
 
-# The names by which stages know what they pass on.
+# The names under which stages pass these on.
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
-_PANIC = "PanicException"  # native code's; no Exception, and no module gives its class
-# Errors that transformers raises with a sentence for its user; others are named by their kind.
+_PANIC = "PanicException"  # of native code; not an Exception, and no module exports its class
+# transformers raises these with a message for the user; other errors are shown with their class.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 _WHOLE = "give a complete checkpoint of a causal language model"
@@ -61,20 +61,20 @@ def load_model(
 
     Args:
         ref: checkpoint folder, hub id, or path of a `.gguf` file (dequantised; it can be saved again).
-        dtype: of every weight, whatever the file holds.
-        device: a torch device, or "auto": the first CUDA device, else the CPU.
+        dtype: of every weight, for any dtype in the file.
+        device: a torch device, or "auto": the first CUDA device, otherwise the CPU.
 
     Raises:
-        UserError: `ref` is missing, unreachable, pickled, quantised, an adapter, incomplete, more than its configuration
-            describes, or not a causal language model; a weight is NaN or infinite; `device` is not there, or is one
-            that the Trainer would not train on.
+        UserError: `ref` is missing, unreachable, pickled, quantised, an adapter, incomplete, more than its
+            configuration describes, or not a causal language model; a weight is NaN or infinite; `device` is absent,
+            or the Trainer would not train on it.
     """
     where = resolve_device(device)
     folder, gguf = locate_checkpoint(ref, MODEL_FILES)
     if gguf is None:
         check_folder(folder, ref, trust_remote_code=trust_remote_code)
     with loading(ref, "a causal language model", folder=folder):
-        # `quantization_config` goes along for a GGUF file alone: None would erase the checkpoint's own.
+        # Only a GGUF file needs `quantization_config`: None would erase the checkpoint's own.
         given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -88,7 +88,7 @@ def load_model(
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
     require_all_weights(model, info, ref, advice=_WHOLE)
-    assert not getattr(model, "is_quantized", False)  # transformers trains and saves no quantised model
+    assert not getattr(model, "is_quantized", False)  # transformers neither trains nor saves quantised models
     assert all(parameter.dtype == dtype for parameter in model.parameters())
     return model.to(where).eval()
 
@@ -96,16 +96,16 @@ def load_model(
 def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = False) -> None:
     """Raise UserError unless the folder's files can be the dense weights of the model that its config.json describes.
 
-    Little but headers is read, so this is for before the first stage.
+    It reads little beyond headers, so it can run before the first stage.
     """
     model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
     check_stored(model, folder, ref, advice=_WHOLE)
 
 
 def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a checkpoint; of a hub id nothing else is downloaded, of a `.gguf` file the header read.
+    """Return a checkpoint's configuration; download nothing else, and read only the header of a `.gguf` file.
 
-    Raises `UserError` where `ref` has no causal language model's.
+    Raises `UserError` if `ref` has no configuration of a causal language model.
     """
     folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
     if gguf is None and (folder / "config.json").is_file():
@@ -117,9 +117,9 @@ def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> Pretrain
 def model_of_config(
     config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A new model, with SDPA attention; its weights lie where torch puts new tensors, such as on the meta device.
+    """Build a model with SDPA attention; its weights are on torch's current default device, such as meta.
 
-    Raises `UserError` where transformers has no causal language model of the kind.
+    Raises `UserError` if transformers has no causal language model of this kind.
     """
     with loading(config.name_or_path, "a causal language model", folder=Path(config.name_or_path)):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -136,7 +136,7 @@ def num_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
-    """The names of the weights that the model in `folder` trains, from its configuration alone.
+    """Return the names of the weights that the model in `folder` trains, from its configuration alone.
 
     A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
     """
@@ -145,7 +145,7 @@ def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str
 
 
 def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
-    """The names of Linear layers' weights that no other module shares, from the configuration alone.
+    """Return the names of Linear layers' weights that no other module shares, from the configuration alone.
 
     Raises `UserError` for a folder without such a configuration.
     """
@@ -159,7 +159,7 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
 
 def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    """Return the folder's model on the meta device, if its config.json and the headers of its files allow one."""
+    """Return the folder's model on the meta device, if its config.json and its files' headers allow it."""
     require_safetensors(folder, ref)
     check_depth(folder, ref)
     config = read_config(folder, trust_remote_code=trust_remote_code)
@@ -171,10 +171,10 @@ def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) 
 def load_tokenizer(
     ref: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint (from the `.gguf` itself where `ref` is one).
+    """Load the tokenizer of a checkpoint (for a `.gguf` file, from the file itself).
 
     Args:
-        pad_token: taken where the tokenizer has none; a token that it already knows.
+        pad_token: used if the tokenizer has none; a token that it already knows.
 
     Raises:
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
@@ -185,7 +185,7 @@ def load_tokenizer(
             folder, gguf_file=gguf, trust_remote_code=trust_remote_code
         )
         check_tokenizer(tokenizer, ref)
-    # Rows are cut to what the model reads; transformers would warn of the first long one before that.
+    # Rows are truncated later; without this, transformers would warn about the first long one.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -208,7 +208,7 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
     """Find `ref` as (local folder, GGUF file name or None); a hub id is downloaded into the hub's cache.
 
     Args:
-        files: glob patterns of what to download for a hub id (its sub-folders are left out).
+        files: glob patterns of the files to download for a hub id, without those in sub-folders.
     """
     if not str(ref).strip():
         raise UserError("`model` is empty; give a checkpoint's folder, a .gguf file or a hub id.")
@@ -245,9 +245,9 @@ def require_safetensors(folder: Path, ref: str | Path) -> None:
 def require_all_weights(
     model: PreTrainedModel, info: Mapping[str, Any], ref: str | Path, *, advice: str
 ) -> None:
-    """Raise `UserError` if loading left weights out, or what was loaded is NaN or infinite.
+    """Raise `UserError` if loading left weights out or if any loaded weight is NaN or infinite.
 
-    transformers fills absent weights with random numbers, drops those that have no place, and logs it.
+    transformers only logs both: it fills absent weights with random numbers and drops weights without a place.
     """
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     refuse_absent(absent, model, ref, advice=advice)
@@ -280,7 +280,7 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterator[None]:
-    """Let transformers read `ref` quietly; whatever it, or native code, raises on bad files becomes a `UserError`."""
+    """Let transformers read `ref` quietly; turn its errors and native code's about bad files into `UserError`."""
     try:
         with quiet():
             yield
@@ -297,11 +297,11 @@ def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterat
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' and the hub's warnings, and off a terminal their progress bars, out of the output."""
+    """Hide warnings of transformers and the hub and, unless on a terminal, their progress bars."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        # The GGUF reader's bar knows no switch, so off a terminal all bars are caught where they are drawn.
+        # The GGUF reader's bar cannot be switched off, so off a terminal standard error is redirected.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             yield
     finally:
@@ -311,7 +311,7 @@ def quiet() -> Iterator[None]:
 def check_whole(model: PreTrainedModel) -> None:
     """Refuse parameters of which this process has only a shard."""
     for name, param in model.named_parameters():
-        if type(param.data) not in (Tensor, FakeTensor):  # a rehearsal's are whole
+        if type(param.data) not in (Tensor, FakeTensor):  # parameters in a rehearsal are whole
             raise UserError(
                 f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
                 "supported. Load the whole model in each process."
@@ -319,7 +319,7 @@ def check_whole(model: PreTrainedModel) -> None:
 
 
 def switch_off_dropout(model: PreTrainedModel) -> None:
-    """Policy and reference must see the same network, also where attention takes its rate from an attribute."""
+    """Switch off dropout, even in attention with a rate attribute: policy and reference must see the same network."""
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or isinstance(module, nn.Dropout)):

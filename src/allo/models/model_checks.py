@@ -1,4 +1,4 @@
-"""Checks of a model's folder that need none of its weights: its files, its configuration, how its tensors are stored."""
+"""Checks of a model's folder that read none of its weights: its files, configuration and stored dtypes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from allo.weights.checkpoints import DENSE, Checkpoint, read_config_json
 
 DENSE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
-# Keys by which configurations say that their weights are quantised.
+# Keys with which configurations declare quantised weights.
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 # Names of tensors that only quantised weights have.
 _SCALES = re.compile(
     r"(_scale|_scale_inv|_scale_\d|\.scales?|_zero_point|\.qzeros|\.qweight|\.g_idx|\.absmax|\.SCB|_packed|_blocks|_scales"
     r"|\.quant_map|\.nested_quant_map|_global_scale)$|quant_state"
 )
-# Tables that older checkpoints keep and that models now compute for themselves.
+# Tables that older checkpoints store and that models now compute.
 _TABLES = re.compile(r"(rotary_emb\.inv_freq|position_ids|attn\.masked_bias|attention\.masked_bias)$")
 
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_LAYER = re.compile(r"blk\.(\d+)\.")  # a GGUF file's
-# The largest that any model has, by a wide margin: what is beyond would fill the memory before it failed.
+_LAYER = re.compile(r"blk\.(\d+)\.")  # in a GGUF file
+# Limits far beyond any existing model: a larger one would fill the memory before it failed.
 _LARGEST = {
     "vocab_size": 1 << 26,
     **dict.fromkeys(_DEPTH, 2000),
@@ -35,21 +35,21 @@ _LARGEST = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 31),
 }
 
-# A configuration's names for how many positions the model has.
+# The names that configurations use for the number of positions.
 _POSITIONS = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
     *("max_sequence_length", "max_target_positions", "seq_length"),
 )
-# They tell positions apart by no table and no rotation, or carry a state in their stead.
+# Models without a position table or rotation, or with a recurrent state instead.
 _UNLIMITED = {"bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
-# Their tables begin after the padding's own row.
+# Models whose position tables begin after the padding row.
 _FROM_PADDING = {
     *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
 }
 
 
 def check_config(folder: Path, ref: str | Path) -> None:
-    """Raise UserError for a config.json of quantised weights, or with sizes that no model can have."""
+    """Raise UserError if config.json declares quantised weights or sizes that no model can have."""
     raw = read_config_json(folder)
     for inner in (raw, *(part for part in raw.values() if isinstance(part, dict))):
         for key in _QUANTISED:
@@ -61,7 +61,7 @@ def check_config(folder: Path, ref: str | Path) -> None:
                 )
         for key, largest in _LARGEST.items():
             for value in inner[key] if isinstance(inner.get(key), list) else [inner.get(key)]:
-                # Of another type, transformers' own reading says so.
+                # transformers itself reports values of other types.
                 if isinstance(value, int | float) and not 0 <= value <= largest:
                     raise UserError(
                         f"{ref}: config.json says {key}: {value}, and no model has fewer than 0 or more than "
@@ -70,7 +70,7 @@ def check_config(folder: Path, ref: str | Path) -> None:
 
 
 def doubtful_sizes(folder: Path) -> str:
-    """Return ", and its config.json says KEY: VALUE" for each size that is no positive whole number, else ""."""
+    """Return "; its config.json says KEY: VALUE" for each size that is not a positive whole number, otherwise ""."""
     try:
         raw = read_config_json(folder)
     except UserError:
@@ -97,11 +97,11 @@ def check_depth(folder: Path, ref: str | Path) -> None:
 
 
 def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advice: str) -> None:
-    """Raise UserError unless the folder's tensors can be the weights of `model`, which may lie on the meta device.
+    """Raise UserError unless the folder's tensors can be the weights of `model`, which may be on the meta device.
 
-    Their dtypes are dense floats and shapes are the model's. Each has a name of the model's, with or without the body's
-    prefix, or one that transformers renames; if none is renamed, no weight of the model is missing. Copies of a tied weight
-    are equal: these alone are read.
+    Dtypes must be dense floats, shapes the model's. Each name must be the model's, with or without the body's prefix,
+    or one that transformers renames. If none is renamed, no weight of the model may be missing. Copies of a tied
+    weight must be equal; no other data are read.
     """
     checkpoint = Checkpoint.open(folder)
     stored = checkpoint.stored
@@ -137,7 +137,7 @@ def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advic
 
 
 def _tied_names(model: PreTrainedModel) -> list[list[str]]:
-    """Return the names of every weight: several of one that modules share."""
+    """Return the names of every weight: several for a weight that modules share."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -154,7 +154,7 @@ def refuse_absent(absent: Sequence[str], model: PreTrainedModel, ref: str | Path
 
 
 def _refuse_unequal_copies(checkpoint: Checkpoint, names: Sequence[str], ref: str | Path) -> None:
-    """Raise UserError if copies of one tied weight differ: transformers would then load a model that is not tied."""
+    """Raise UserError if copies of one tied weight differ: transformers would load them as an untied model."""
     for copy in names[1:]:
         pieces = zip(checkpoint.pieces(names[0]), checkpoint.pieces(copy), strict=True)
         if not all(bool(((one == two) | (one.isnan() & two.isnan())).all()) for one, two in pieces):
@@ -166,7 +166,7 @@ def _refuse_unequal_copies(checkpoint: Checkpoint, names: Sequence[str], ref: st
 
 
 def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -> None:
-    """Raise UserError if a GGUF file has layers beyond those that its header counts: transformers does not report them."""
+    """Raise UserError if a GGUF file has layers beyond its header's count, which transformers does not report."""
     from gguf import GGUFReader
 
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -182,7 +182,7 @@ def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -
 
 
 def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -> None:
-    """Raise UserError if a tensor of the checkpoint is none of the model's: config.json describes another model."""
+    """Raise UserError if a tensor of the checkpoint has no place in the model: config.json describes another model."""
     left = sorted(name for name in names if not _is_harmless(name, model))
     if not left:
         return
@@ -199,7 +199,7 @@ def refuse_left_over(names: set[str], model: PreTrainedModel, ref: str | Path) -
 
 
 def _is_harmless(name: str, model: PreTrainedModel) -> bool:
-    """Whether a stored tensor may be left out: a table that the model computes, or one that transformers ignores.
+    """Return True if a stored tensor may be ignored, as the model computes it or transformers ignores it.
 
     Decided by the model's buffers, its `_keys_to_ignore_on_load_unexpected`, and tables of older checkpoints
     (`rotary_emb.inv_freq`, `position_ids`, `masked_bias`).
@@ -212,20 +212,20 @@ def _is_harmless(name: str, model: PreTrainedModel) -> bool:
 
 
 def _variants(name: str, model: PreTrainedModel) -> set[str]:
-    """Return a stored name with and without the body's prefix: files of the body alone leave it out."""
+    """Return a stored name with and without the body's prefix, which files of the body alone omit."""
     prefix = f"{model.base_model_prefix}."
     return {name, prefix + name, name.removeprefix(prefix)}
 
 
 def num_positions(config: PretrainedConfig) -> int | None:
-    """Return how many positions a prompt and its completion have together, or None for a model without a limit.
+    """Return the number of positions for a prompt and its completion together, or None if unlimited.
 
-    Positions beyond `rope_length` do not count: there a row's numbers depend on the rest of its batch.
+    Positions beyond `rope_length` do not count: there a row's result would depend on the rest of its batch.
     """
     config = config.get_text_config()
     if config.model_type in _UNLIMITED or getattr(config, "alibi", False):
         return None
-    if not getattr(config, "position_biased_input", True):  # DeBERTa: distances, without a table of positions
+    if not getattr(config, "position_biased_input", True):  # DeBERTa: distances, no position table
         return None
     attention = getattr(config, "attn_config", None)
     if getattr(attention, "alibi", False) or (isinstance(attention, dict) and attention.get("alibi")):
@@ -238,10 +238,10 @@ def num_positions(config: PretrainedConfig) -> int | None:
 
 
 def rope_length(config: PretrainedConfig) -> int | None:
-    """Return the positions beyond which rotary angles depend on the longest row of a batch; None: they never do.
+    """Return the length beyond which rotary angles depend on the longest row of a batch; None if they never do.
 
-    "longrope" takes other frequencies for every row once one of them is longer, and "dynamic" those of the longest, which
-    it even keeps for later batches.
+    Once one row is longer, "longrope" changes the frequencies of every row. "dynamic" uses those of the longest row,
+    and keeps them for later batches.
     """
     config = config.get_text_config()
     ropes = getattr(config, "rope_parameters", None) or {}
@@ -255,9 +255,24 @@ def rope_length(config: PretrainedConfig) -> int | None:
 
 
 def check_positions(positions: int | None, max_length: int, *, key: str, ref: str | Path) -> None:
-    """Raise UserError if rows of `max_length` tokens are longer than the model's positions."""
+    """Raise UserError if rows of `max_length` tokens exceed the model's positions."""
     if positions is not None and max_length > positions:
         raise UserError(
             f"{key} is {max_length}, but {ref} has {positions} positions for a row's prompt and completion together: "
             f"set {key} to {positions} or less."
         )
+
+
+def prompt_room(positions: int | None, *, max_length: int, max_new_tokens: int) -> int:
+    """Return the tokens of a prompt that is to be completed: `max_length`, or as many as the model's positions leave.
+
+    Raises `UserError` if they leave none.
+    """
+    if positions is None:
+        return max_length
+    if max_new_tokens >= positions:
+        raise UserError(
+            f"max_new_tokens is {max_new_tokens}, but the model has {positions} positions for a prompt and "
+            "its completion together: lower max_new_tokens."
+        )
+    return min(max_length, positions - max_new_tokens)

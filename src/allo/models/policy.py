@@ -10,20 +10,21 @@ from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps
 from allo.models.collate import Batch, pad, share_prefix
 
-# bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap is off by far more.
+# bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap causes far larger errors.
 _HEAD_TOLERANCE = 0.1
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Return how far apart two ways to compute the same states may be, as a share of their norm.
+    """Return how much two computations of the same states may differ, as a share of their norm.
 
-    Rounding in bf16 moves hidden states by about a hundredth, in fp32 by a millionth; a wrong mask or position by more.
+    Rounding moves hidden states by about a hundredth in bf16 and a millionth in fp32; a wrong mask or position, by
+    more.
     """
     return max(1e-3, 8 * torch.finfo(dtype).eps)
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The model's vocabulary head, with the scalings that some families put behind it."""
+    """Return the model's vocabulary head, with the logit scaling that some families apply."""
     output = model.get_output_embeddings()
     config = model.config.get_text_config()
     return Head(
@@ -36,9 +37,9 @@ def head_of(model: PreTrainedModel) -> Head:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Hold `head_of` against the model's own logits on four tokens.
+    """Compare `head_of` with the model's own logits on four tokens.
 
-    Raises `UserError` for a family that does more to its logits than `Head` knows.
+    Raises `UserError` for a family that transforms its logits in a way that `Head` does not know.
     """
     input_ids = torch.arange(1, 5, device=model.device).unsqueeze(0)
     own = model(input_ids=input_ids, use_cache=False).logits.float()
@@ -54,11 +55,11 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Last hidden states [B, T, H] of a batch's rows."""
+    """Compute the last hidden states [B, T, H] of a batch's rows."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     if inputs["attention_mask"].dim() == 4:
         hides = ~inputs["attention_mask"]
-        # Added to the scores: a form that every attention but the flash kernels takes.
+        # Added to the scores, a form that every attention except the flash kernels accepts.
         added = torch.zeros(hides.shape, dtype=model.dtype, device=hides.device)
         inputs["attention_mask"] = added.masked_fill_(hides, torch.finfo(model.dtype).min)
     hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
@@ -67,10 +68,10 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def shares_prefix(model: PreTrainedModel) -> bool:
-    """Return whether a prompt and two completions can be one row of this model (`collate.share_prefix`).
+    """Return True if this model can read a prompt and two completions as one row (`collate.share_prefix`).
 
-    Not for attention with a window, with flash kernels, or without position ids; for the rest the model's
-    hidden states in one row are held against those in two. A model that fails at it does not share.
+    It cannot with windowed attention, flash kernels, or without position ids. Otherwise, the hidden states of one row
+    are compared with those of two rows; a model that fails on one row does not share.
     """
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -82,7 +83,7 @@ def shares_prefix(model: PreTrainedModel) -> bool:
         or "position_ids" not in inspect.signature(model.base_model.forward).parameters
     ):
         return False
-    # Ids from all over the vocabulary: the first ones are special, and rounding weighs more on those.
+    # Ids from all over the vocabulary: the first ones are special, and rounding affects them more.
     ids = torch.arange(1, 41) * 7919 % config.vocab_size
     prompt, first, second = ids.split([8, 24, 8])
     one, two = (
@@ -97,13 +98,13 @@ def shares_prefix(model: PreTrainedModel) -> bool:
             hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
             for batch in (one, two)
         )
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):  # its code, not ours
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):  # the model's code
         return False
     return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
 
 
 def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
+    """Return log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
     hidden = hidden_states(model, batch)
     return completion_logps(
         hidden, head_of(model), batch["sources"], batch["targets"], batch["completion_mask"]
@@ -112,9 +113,9 @@ def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 @torch.inference_mode()
 def completion_distributions(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Full log-distributions at the batch's completion tokens, completion by completion: [n, V] fp32.
+    """Return full log-distributions at the batch's completion tokens, completion by completion: [n, V] fp32.
 
-    For measuring, on few tokens at a time: this is the tensor that training never makes.
+    For measurements on a few tokens at a time: training never makes this tensor.
     """
     hidden = hidden_states(model, batch).flatten(0, 1)
     return head_of(model).logits(hidden[batch["sources"][batch["completion_mask"]]]).log_softmax(-1)

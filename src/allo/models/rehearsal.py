@@ -1,4 +1,4 @@
-"""What a rehearsal needs of a model: its shape, and texts of a given number of tokens."""
+"""The models and texts of a rehearsal: weights without values, and texts of a given number of tokens."""
 
 import copy
 import functools
@@ -18,25 +18,25 @@ _WORD, _OTHER = "word", "other"
 
 
 def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The recipe's model without numbers, in the run's dtype (or `dtype`); call it within a `Rehearsal`."""
+    """Build the recipe's model without values, in the run's dtype (or `dtype`); call it within a `Rehearsal`."""
     model = model_of_config(
         copy.deepcopy(_config(recipe.model, recipe.trust_remote_code)),
         dtype=dtype or DTYPES[recipe.dtype],
         trust_remote_code=recipe.trust_remote_code,
     )
-    # It is where it shall be; a Module cannot exchange parameters without numbers.
+    # It is already in place, and a Module cannot replace parameters without values.
     model.to = lambda *_, **__: model
     return model
 
 
 @functools.cache
 def _config(ref: str, trust_remote_code: bool) -> PretrainedConfig:
-    """Read once: the header of a `.gguf` file takes seconds."""
+    """Read the configuration once: the header of a `.gguf` file takes seconds."""
     return read_config(ref, trust_remote_code=trust_remote_code)
 
 
 def one_word_tokenizer() -> PreTrainedTokenizerFast:
-    """Reads `words(n)` as n tokens."""
+    """Return a tokenizer that reads `words(n)` as n tokens."""
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, _WORD: 2, _OTHER: 3}, unk_token=_WORD))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
@@ -54,7 +54,7 @@ def other_word(text: str) -> str:
 def rehearse_sampling(
     model: PreTrainedModel, *, prompts: int, length: int, num_generations: int, max_new_tokens: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Read prompts of `length` and take the last step of their completions, when keys and values are most.
+    """Read prompts of `length` and take the last step of their completions, when keys and values are largest.
 
     Returns logits [prompts * num_generations, vocabulary], and the keys and values.
     """

@@ -1,4 +1,4 @@
-"""Rows on transformers' own cache: each completion holds a copy of its prompt's keys and values."""
+"""Rows on transformers' own cache: each completion has a copy of its prompt's keys and values."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 
 def prefill(model: PreTrainedModel, prompts: list[list[int]], cache: DynamicCache) -> tuple[Tensor, Tensor]:
-    """Read the prompts into an empty cache, padded on the left to the longest of them.
+    """Read the prompts into an empty cache, left-padded to the longest.
 
     Returns:
         Logits [prompts, vocabulary] after each prompt, and the attention mask [prompts, longest] int64.
@@ -30,7 +30,7 @@ def prefill(model: PreTrainedModel, prompts: list[list[int]], cache: DynamicCach
 
 
 class RepeatedPrompts:
-    """Any model with a cache; all rows begin together, so that new prompts wait until the last row has left."""
+    """A cache for any model; all rows begin together, so new prompts wait until the last row has finished."""
 
     takes_more = False  # prompts while rows are running
 
@@ -39,7 +39,7 @@ class RepeatedPrompts:
         self._num_generations = num_generations
 
     def admit(self, prompts: list[list[int]]) -> Tensor:
-        """Begin `num_generations` rows a prompt; returns logits [prompts, vocabulary]."""
+        """Begin `num_generations` rows per prompt; return logits [prompts, vocabulary]."""
         self._cache = DynamicCache(config=self._model.config)
         logits, mask = prefill(self._model, prompts, self._cache)
         self._cache.batch_repeat_interleave(self._num_generations)
@@ -47,12 +47,12 @@ class RepeatedPrompts:
         return logits
 
     def keep(self, rows: Tensor) -> None:
-        """Of the rows, in their order, keep those at these indices."""
+        """Keep only the rows at these indices, in this order."""
         self._cache.batch_select_indices(rows)
         self._mask = self._mask[rows]
 
     def step(self, token_ids: Tensor) -> Tensor:
-        """Logits [rows, vocabulary] after one more token a row, `token_ids` [rows]."""
+        """Return logits [rows, vocabulary] after one more token per row, `token_ids` [rows]."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(token_ids), 1)], dim=1)
         return self._model(
             input_ids=token_ids[:, None],

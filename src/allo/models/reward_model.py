@@ -1,4 +1,4 @@
-"""A reward model: a sequence classifier with one label, which reads a prompt and a completion and says how good it is."""
+"""A reward model: a sequence classifier with one label, which reads a prompt and a completion and rates them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _TRAINED = "so it was not trained as a reward model: give one that was"
 
 @dataclass(frozen=True)
 class RewardModel:
-    """`model` maps rows of token ids to one number each; `pad_id` is the padding that it looks past."""
+    """A reward model: `model` maps rows of token ids to one number each; it ignores the padding `pad_id`."""
 
     model: Model
     tokenizer: Tokenizer
@@ -41,9 +41,9 @@ class RewardModel:
 
     @torch.inference_mode()
     def rewards(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """The rewards of rows of token ids, padded on the right to the longest of them.
+        """Return the rewards of rows of token ids, right-padded to the longest.
 
-        Raises `UserError` where one is no finite number.
+        Raises `UserError` if a reward is not finite.
         """
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in rows])
@@ -69,9 +69,9 @@ def load_reward_model(
     pad_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> RewardModel:
-    """The reward model of a folder or a hub id, in eval mode, with its own tokenizer.
+    """Load the reward model of a folder or a hub id, in eval mode, with its own tokenizer.
 
-    Raises `UserError` as `read_reward_config` and `load_reward_tokenizer` do, and where weights are absent or pickled.
+    Raises `UserError` as `read_reward_config` and `load_reward_tokenizer` do, and if weights are absent or pickled.
     """
     config = read_reward_config(ref, trust_remote_code=trust_remote_code)
     tokenizer, pad_id = load_reward_tokenizer(
@@ -99,7 +99,7 @@ def check_reward_folder(
 ) -> None:
     """Raise UserError unless the folder's files can be the dense weights of the reward model that `config` describes.
 
-    Little but headers is read, so this is for before the first stage.
+    It reads little beyond headers, so it can run before the first stage.
     """
     require_safetensors(folder, ref)
     check_depth(folder, ref)
@@ -109,9 +109,9 @@ def check_reward_folder(
 
 
 def read_reward_config(ref: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a reward model; of a hub id nothing else is downloaded.
+    """Return the configuration of a reward model; of a hub id nothing else is downloaded.
 
-    Raises `UserError` for a GGUF file, and for a model that gives more or fewer numbers than one.
+    Raises `UserError` for a GGUF file, and for a model that does not give exactly one number.
     """
     folder, gguf = locate_checkpoint(ref, CONFIG_FILES)
     if gguf is not None:
@@ -146,12 +146,12 @@ def load_reward_tokenizer(
     pad_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Tokenizer, int]:
-    """A reward model's own tokenizer, and the id of the padding.
+    """Return a reward model's own tokenizer and its padding id.
 
-    A decoder reads the reward off the last token that is no padding, by its configuration's `pad_token_id`; where that
-    names none, the tokenizer's pad token is taken, then `pad_token`.
+    A decoder reads the reward at the last token before the padding. The padding id is the configuration's
+    `pad_token_id`, otherwise the tokenizer's pad token, otherwise `pad_token`.
 
-    Raises `UserError` where there is no tokenizer or no padding, or `pad_token` is unknown.
+    Raises `UserError` if there is no tokenizer or no padding, or `pad_token` is unknown.
     """
     folder, _ = locate_checkpoint(ref, TOKENIZER_FILES)
     with loading(ref, "a tokenizer", folder=folder):
@@ -179,11 +179,11 @@ def judged_ids(
     template: Mapping[str, object] | None = None,
     place: str = "",
 ) -> tuple[list[int], bool]:
-    """What a reward model reads of a prompt and its completion, and whether its beginning was cut off.
+    """Return the ids that a reward model reads for a prompt and its completion; True if their beginning was cut.
 
-    With a chat template a conversation whose last turn is the completion; a prompt that is text is then the user's
-    turn. Without one, two segments where the tokenizer has a separator, as encoders do, and else one text after the
-    other, closed by EOS; a prompt of messages is then a single user's turn.
+    With a chat template, the completion is the last turn of a conversation; a text prompt is then the user's turn.
+    Without a template, prompt and completion are two segments if the tokenizer has a separator, as encoders do.
+    Otherwise they are concatenated and closed by EOS. A prompt of messages is then a single user's turn.
 
     Raises `UserError` for longer conversations without a template, and for those that the template refuses.
     """

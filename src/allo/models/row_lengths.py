@@ -1,4 +1,4 @@
-"""The longest row that a model reads in a batch as it would read it alone."""
+"""The longest row that a model reads the same alone and in a batch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def num_tokens(row: Mapping[str, Any]) -> int:
 def check_rows_fit(
     model: PreTrainedModel, rows: Iterable[Mapping[str, Any]], *, name: str, max_length: int | None = None
 ) -> None:
-    """Refuse rows of token ids that are longer than `num_positions` of the model."""
+    """Refuse rows of token ids that are longer than the model's `num_positions`."""
     longest = max(map(num_tokens, rows), default=0)
     limit = num_positions(model.config)
     if limit is None or longest <= limit:

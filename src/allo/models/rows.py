@@ -1,4 +1,4 @@
-"""Records to rows of token ids, by the one tokenization function; what does not fit is counted."""
+"""Rows of token ids from records, all by one tokenization function; rows that do not fit are counted."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from allo.errors import UserError
 from allo.models.tokenization import Opened, Tokenized, cut_left, opened, tokenize
 
-# `prompt`, `completion`, and optionally `finished`, `token_weights` (one a completion token), `completion_ids` (taken
-# instead of the text's own), `message` (instead of the text) and `template`.
+# `prompt`, `completion`, and optionally `finished`, `token_weights` (one per completion token), `completion_ids`
+# (replace the text's own), `message` (replaces the text) and `template`.
 CompletionRow = Mapping[str, Any]
-# `prompt`, `chosen`, `rejected`, and optionally `template` and, of each side, `SIDE_finished`, `SIDE_token_ids` (taken
-# instead of the text's own) and `SIDE_message` (instead of the text).
+# `prompt`, `chosen`, `rejected`, and optionally `template` and, for each side, `SIDE_finished`, `SIDE_token_ids`
+# (replace the text's own) and `SIDE_message` (replaces the text).
 PairRow = Mapping[str, Any]
 
 
@@ -22,8 +22,8 @@ PairRow = Mapping[str, Any]
 class Counts:
     """The rows that were dropped, by reason, and those whose prompt lost its beginning (`cut`).
 
-    `long`: the completion leaves no room for a prompt token. `empty`: it has no token. `unweighted`: none of its tokens
-    has a weight. `equal`: both sides of a pair are the same tokens.
+    `long`: the completion leaves no room for a prompt token. `empty`: it has no token. `unweighted`: none of its
+    tokens has a weight. `equal`: both sides of a pair are the same tokens.
     """
 
     long: int = 0
@@ -37,7 +37,7 @@ class Counts:
         return self.long + self.empty + self.unweighted + self.equal
 
     def reasons(self, max_length: int) -> str:
-        """Return why rows were dropped, in words; nothing if none was."""
+        """Return the reasons for dropped rows, in words; nothing if none was dropped."""
         why = {
             f"do not fit into max_length {max_length}": self.long,
             "have a completion without tokens": self.empty,
@@ -47,7 +47,7 @@ class Counts:
         return ", ".join(f"{number} {reason}" for reason, number in why.items() if number)
 
     def words(self, max_length: int) -> str:
-        """Return what happened to the rows, in words; nothing if all are whole."""
+        """Return a description of dropped and cut rows, in words; nothing if all are whole."""
         parts = []
         if self.dropped:
             parts.append(f"{self.dropped} rows are dropped ({self.reasons(max_length)})")
@@ -65,9 +65,9 @@ def counted_completions(
 ) -> tuple[list[dict[str, Any]], Counts]:
     """Return rows with `prompt_ids`, `completion_ids` and `token_weights`, and counts of the others.
 
-    Dropped are completions longer than `max_length` tokens, and those without a token or without a weighted one.
-    Raises `UserError` if `token_weights` has another length than the completion, a given id is not below the model's
-    `num_ids`, nothing is left, or as `tokenize`.
+    Drops completions longer than `max_length` tokens, without a token, or without a weighted one. Raises `UserError`
+    if `token_weights` and the completion differ in length, a given id is not below the model's `num_ids`, or nothing
+    is left. Also as `tokenize`.
     """
     kept = []
     number_of = dict.fromkeys(("long", "empty", "unweighted", "cut"), 0)
@@ -108,9 +108,9 @@ def counted_pairs(
 ) -> tuple[list[dict[str, Any]], Counts]:
     """Return rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, and counts of the others.
 
-    Chosen and rejected follow the same prompt, cut so that the longer of the two fits. Dropped are pairs of which a side
-    is longer than `max_length` tokens or has none, and those whose sides are the same tokens.
-    Raises `UserError` if a given id is not below the model's `num_ids`, nothing is left, or as `tokenize`.
+    Both sides follow the same prompt, cut so that the longer of them fits. Drops pairs with a side that has no tokens
+    or more than `max_length`, and pairs whose sides are the same tokens. Raises `UserError` if a given id is not
+    below the model's `num_ids`, nothing is left, or as `tokenize`.
     """
     kept = []
     number_of = dict.fromkeys(("long", "empty", "equal", "cut"), 0)
@@ -150,7 +150,7 @@ def _tokens(
     num_ids: int | None,
     before: Opened | None = None,
 ) -> Tokenized | str:
-    """The ids of a row's completion, or of a pair's `side`; or why there are none: it is `long` or `empty`."""
+    """Return the ids of a row's completion, or of a pair's `side`; without any, the reason: `long` or `empty`."""
     text, lead = (side, f"{side}_") if side else ("completion", "")
     column = f"{lead}token_ids" if side else "completion_ids"
     ids = row.get(column)
@@ -179,7 +179,7 @@ def _tokens(
 
 
 def _place(row: Mapping[str, Any], number: int) -> str:
-    """The row's name in errors."""
+    """Return the row's name in errors."""
     named = row.get("prompt_id") or row.get("id")
     return f"prompt {named}" if named else f"row {number + 1}"
 

@@ -1,8 +1,8 @@
-"""Rows that read their prompt's keys and values where they lie, once for all completions of the prompt.
+"""Rows that read their prompt's keys and values in place, stored once for all completions of the prompt.
 
-A step multiplies all queries of a prompt with its keys in one product, and each row's query with the keys of the
-tokens it sampled itself; one softmax goes over both. Nothing of a prompt is copied for its completions, and
-rows of different ages stand side by side, so that a waiting prompt can take the place of rows that have ended.
+A step multiplies all queries of a prompt with its keys in one product. Each row's query is also multiplied with the
+keys of its own sampled tokens. One softmax covers both. Completions copy nothing of their prompt. Rows of different
+ages run side by side, so a waiting prompt can replace finished rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,15 +32,15 @@ KeysValues = list[tuple[Tensor, Tensor]]
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Return whether the model's attention can be exchanged, and is then found to give the same logits.
+    """Return True if the model's attention can be replaced, with the same logits on a few tokens.
 
-    It must be SDPA over all positions or a window of the last ones. A model that is not seen to agree repeats its
-    prompts, which is said once.
+    It must be SDPA over all positions or a sliding window. Any other model repeats its prompts; if its logits differ,
+    a message says so once.
     """
     if not _is_plain_sdpa(model):
         return False
     if any(isinstance(param, FakeTensor) for param in model.parameters()):
-        return True  # a rehearsal's, without numbers
+        return True  # in a rehearsal, whose weights have no values
     if model not in _PROBED:
         reason = _disagreement(model)
         _PROBED[model] = reason is None
@@ -66,9 +66,9 @@ def _is_plain_sdpa(model: PreTrainedModel) -> bool:
 
 @torch.inference_mode()
 def _disagreement(model: PreTrainedModel) -> str | None:
-    """Return how shared prompts fail on a few tokens, next to each row read alone and whole; None: they agree.
+    """Describe how shared prompts fail on a few tokens, compared with reading each row alone; None if they agree.
 
-    Two prompts of unequal lengths are continued twice, by three tokens each. No random number is drawn.
+    Two prompts of unequal lengths get two continuations of three tokens each. No random number is drawn.
     """
     vocabulary = model.config.get_text_config().vocab_size
     ids = (torch.arange(1, 35) * 7919 % vocabulary).tolist()  # from all over the vocabulary
@@ -83,7 +83,7 @@ def _disagreement(model: PreTrainedModel) -> str | None:
             model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -3:]
             for row in rows
         ]
-    except Exception as error:  # of the model's own code
+    except Exception as error:  # raised by the model's code
         return f"shared prompts fail in its attention ({type(error).__name__})"
     theirs = torch.stack(alone).float()
     centred = theirs - theirs.mean(-1, keepdim=True)
@@ -93,11 +93,10 @@ def _disagreement(model: PreTrainedModel) -> str | None:
 
 
 class SharedPrompts(DynamicCache):
-    """The cache of P prompts and of R rows that continue them,
-    inside of `shared_attention`.
+    """A cache of P prompts and of R rows that continue them, used within `shared_attention`.
 
-    A prompt's keys are padded on the left to the longest prompt's. A row's own begin at position 0 of a
-    buffer, whatever its age, so that the rows' buffers have one width.
+    A prompt's keys are left-padded to those of the longest prompt. A row's own keys begin at position 0 of a buffer,
+    whatever its age, so all buffers have the same width.
     """
 
     takes_more = True  # prompts while rows are running
@@ -116,13 +115,13 @@ class SharedPrompts(DynamicCache):
         self._prompt_lengths = none  # [P]
         self._prompt_of = none  # [R]
         self._generation_of = none  # [R], below num_generations
-        self._lengths = none  # [R], tokens of its own that a row has read
-        self._written = -1  # the layer whose keys came last
-        self._oldest = 0  # the largest of them, known without asking the device
+        self._lengths = none  # [R], a row's own tokens read so far
+        self._written = -1  # the layer that wrote its keys last
+        self._oldest = 0  # the largest of the lengths, known without asking the device
         self._biases: dict[int | None, Tensor] = {}  # by window, see `_bias`
 
     def admit(self, prompts: list[list[int]]) -> Tensor:
-        """Begin `num_generations` rows a prompt, after the others; returns logits [prompts, vocabulary]."""
+        """Begin `num_generations` rows per prompt, after the others; return logits [prompts, vocabulary]."""
         logits, caches = [], []
         for group in _groups(prompts):
             caches.append(DynamicCache())
@@ -131,7 +130,7 @@ class SharedPrompts(DynamicCache):
         return torch.cat(logits)
 
     def _append(self, caches: list[DynamicCache], lengths: Tensor) -> None:
-        """Take up prompts of these lengths, whose keys and values the caches hold in this order."""
+        """Add prompts of these lengths, whose keys and values the caches hold in this order."""
         new = [
             [(layer.keys, layer.values) for layer in layers]
             for layers in zip(*(cache.layers for cache in caches), strict=True)
@@ -153,7 +152,7 @@ class SharedPrompts(DynamicCache):
         self._prompt_lengths = torch.cat([self._prompt_lengths, lengths])
 
     def keep(self, rows: Tensor) -> None:
-        """Of the rows, in their order, keep those at these indices, and the prompts that they continue."""
+        """Keep only the rows at these indices, in this order, and the prompts that they continue."""
         self._generation_of, self._lengths = self._generation_of[rows], self._lengths[rows]
         prompts, self._prompt_of = self._prompt_of[rows].unique(return_inverse=True)
         if len(prompts) < len(self._prompt_lengths):
@@ -164,9 +163,9 @@ class SharedPrompts(DynamicCache):
         self._oldest = int(self._lengths.max()) if len(rows) else 0
 
     def step(self, token_ids: Tensor) -> Tensor:
-        """Logits [rows, vocabulary] after one more token a row, `token_ids` [rows].
+        """Return logits [rows, vocabulary] after one more token per row, `token_ids` [rows].
 
-        A row that has read all it may stays at its last position, until `keep` leaves it out.
+        A row that has reached its last position stays there until `keep` drops it.
         """
         if self.own_states[0][0].shape[2] <= self._oldest:
             _change(self.own_states, lambda states: pad(states, (0, 0, 0, SPARE_POSITIONS)))
@@ -184,11 +183,11 @@ class SharedPrompts(DynamicCache):
         return logits
 
     def _positions(self) -> Tensor:
-        """Where each row's next token stands, [R]."""
+        """Return the position of each row's next token, [R]."""
         return self._prompt_lengths[self._prompt_of] + self._lengths
 
     def _bias(self, window: int | None) -> Tensor:
-        """0 where a row sees a position of its prompt or its own, else -inf: [R, 1, 1, longest + capacity] fp32."""
+        """Return 0 at the positions that a row sees, otherwise -inf: [R, 1, 1, longest + capacity] fp32."""
         device = self._lengths.device
         longest, capacity = self.prompt_states[0][0].shape[2], self.own_states[0][0].shape[2]
         lengths = self._prompt_lengths[self._prompt_of, None]
@@ -210,11 +209,11 @@ class SharedPrompts(DynamicCache):
         return self.own_states[layer_idx]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, layer_idx: int, scaling: float) -> Tensor:
-        """Attention of each row's query to its prompt and its own tokens, softmax in fp32.
+        """Compute the attention of each row's query to its prompt and its own tokens, softmax in fp32.
 
         Args:
             query: [R, query heads, 1, head size]; a key head serves consecutive query heads.
-            key, value: what `update` returned.
+            key, value: as returned by `update`.
 
         Returns:
             [R, 1, query heads, head size of values].
@@ -238,7 +237,7 @@ class SharedPrompts(DynamicCache):
         return out.reshape(len(query), 1, -1, value.shape[-1])
 
     def _by_prompt(self, states: Tensor) -> Tensor:
-        """[R, heads, queries, n] -> [P, heads, num_generations * queries, n]; zeros for rows that have left."""
+        """Regroup [R, heads, queries, n] to [P, heads, num_generations * queries, n]; dropped rows become zeros."""
         num_prompts, num_generations = len(self._prompt_lengths), self._num_generations
         _, heads, queries, size = states.shape
         grid = states.new_zeros(num_prompts, heads, num_generations, queries, size)
@@ -246,13 +245,13 @@ class SharedPrompts(DynamicCache):
         return grid.flatten(2, 3)
 
     def _by_row(self, states: Tensor) -> Tensor:
-        """Back: [P, heads, num_generations * queries, n] -> [R, heads, queries, n]."""
+        """Regroup [P, heads, num_generations * queries, n] back to [R, heads, queries, n]."""
         grid = states.unflatten(2, (self._num_generations, -1))
         return grid[self._prompt_of, :, self._generation_of]
 
 
 def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
-    """The prompts in order, as many together as are PREFILL_TOKENS with their padding; at least one."""
+    """Group the prompts in order, each group at most PREFILL_TOKENS with padding, or a single prompt."""
     group: list[list[int]] = []
     for prompt in prompts:
         longest = max(len(prompt), *(len(other) for other in group), 0)
@@ -264,13 +263,13 @@ def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def _change(states: KeysValues, change: Callable[[Tensor], Tensor]) -> None:
-    """Layer by layer, so that only one layer is there twice."""
+    """Change one layer at a time, so that only one layer exists twice."""
     for number, (keys, values) in enumerate(states):
         states[number] = (change(keys), change(values))
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """All on each other, each padded on the left to the longest."""
+    """Concatenate the parts, each left-padded to the longest."""
     longest = max(part.shape[2] for part in parts)
     return torch.cat([pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts])
 
@@ -286,7 +285,7 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' signature of attention; without shared prompts, as in a prefill, it is plain SDPA."""
+    """Implement transformers' attention interface; without shared prompts, as in a prefill, use plain SDPA."""
     if shared_prompts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -300,7 +299,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 @contextmanager
 def shared_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model with the attention that `SharedPrompts` needs."""
+    """Give the model the attention that `SharedPrompts` needs, within the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION)
     try:

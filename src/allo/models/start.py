@@ -1,4 +1,4 @@
-"""The starting model of a run: a folder whose tensors are, bit for bit, those of the live model."""
+"""The starting model of a run: a folder whose tensors equal those of the live model bit for bit."""
 
 import os
 from collections.abc import Iterator
@@ -46,11 +46,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Start:
-    """`model`: a checkpoint folder; `hashes`: each tensor's digest (`checkpoints.digest`).
+    """The starting model: a checkpoint folder; `hashes` has each tensor's digest (`checkpoints.digest`).
 
-    `files`: the SHA-256 of the tokenizer's and the configuration's files, on which stages depend too
-    and which may be edited where the folder lies outside of the run. `date`: today, for a chat template that
-    asks for it, through the whole run.
+    `files`: SHA-256 of the tokenizer and configuration files. Stages depend on these too, and outside the run they
+    may be edited. `date`: the date that the whole run gives to a chat template that asks for it.
     """
 
     model: str
@@ -64,11 +63,11 @@ class Start:
 
 
 def is_ready(recipe: Recipe) -> Path | None:
-    """The folder of `recipe.model` where the run can start from it as it lies, else None.
+    """Return the folder of `recipe.model` if the run can start from it unchanged, otherwise None.
 
-    It can where it holds safetensors in the run's dtype under exactly the live model's names: not one
-    of a bare backbone, nor a second copy of a tied tensor. Raises `UserError` for a folder without a
-    causal language model's configuration.
+    It must hold safetensors in the run's dtype under exactly the live model's names. A bare backbone or a second copy
+    of a tied tensor does not qualify. Raises `UserError` for a folder without a causal language model's
+    configuration.
     """
     folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
     if gguf is not None:
@@ -82,11 +81,11 @@ def is_ready(recipe: Recipe) -> Path | None:
 
 
 def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """Return the configuration of `recipe.model`, which the run can train on its device, with this tokenizer.
+    """Return the configuration of `recipe.model`, checked for training on the run's device with this tokenizer.
 
-    Only headers and configurations are read, of a hub id only what is small, so this is for before the first stage.
-    Raises `UserError` for a device that does not train, an adapter, quantised weights, files that contradict each
-    other, and a tokenizer with more ids than the model has embeddings.
+    It reads headers and configurations, of a hub id only small files, so it can run before the first stage. Raises
+    `UserError` for a device that does not train, an adapter, quantised weights and contradictory files. Also for a
+    tokenizer with more ids than the model has embeddings.
     """
     resolve_device(recipe.device)
     folder, gguf = locate_checkpoint(recipe.model, TOKENIZER_FILES)
@@ -100,7 +99,7 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
 
 
 def check_values(ref: str | Path) -> str:
-    """Look for NaN among the weights of a local model; return what waits until it is loaded, in words, or nothing.
+    """Check a local model's weights for NaN; return a description of any check that waits until loading, or "".
 
     Raises `UserError`, naming the tensor, for weights that are NaN or infinite.
     """
@@ -125,7 +124,7 @@ def check_values(ref: str | Path) -> str:
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model in `folder`, in the run's dtype (or `dtype`) on its device."""
+    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device."""
     return load_model(
         folder,
         dtype=dtype or DTYPES[recipe.dtype],
@@ -142,12 +141,12 @@ def load_policy_tokenizer(recipe: Recipe, ref: str | Path) -> PreTrainedTokenize
 def load_start(
     recipe: Recipe, run: RunFolder, *, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The starting model and its tokenizer."""
+    """Load the starting model and its tokenizer."""
     return load_policy(recipe, read_start(run).model, dtype=dtype), load_start_tokenizer(recipe, run)
 
 
 def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerBase:
-    """Return the starting model's tokenizer, whose chat template is given the run's date."""
+    """Load the starting model's tokenizer; its chat template gets the run's date."""
     tokenizer = load_policy_tokenizer(recipe, read_start(run).model)
     give_date(tokenizer, run)
     return tokenizer
@@ -156,7 +155,7 @@ def load_start_tokenizer(recipe: Recipe, run: RunFolder) -> PreTrainedTokenizerB
 def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
     """Give a chat template that asks for it the run's date, and return it.
 
-    The first call writes it down, so that a run resumed on another day goes on with the same date.
+    The first call stores the date, so that a run resumed on another day keeps it.
     """
     if not templates.asks_for_date(tokenizer):
         return None
@@ -169,7 +168,7 @@ def give_date(tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> str | None:
 
 
 def date_of(run: RunFolder) -> date | None:
-    """Return the date of a run that has begun with its starting model, or has one; None if no template asked for it."""
+    """Return the date of a run with a starting model, finished or begun; None if no template asked for it."""
     advice = f"Remove {run.start}: its run begins again, with today's date."
     file, day = run.start / DATE_FILE, None
     try:
@@ -213,7 +212,7 @@ def write_start(run: RunFolder, folder: Path, *, within: Path | None = None, day
 
 
 def _sound_digest(checkpoint: Checkpoint, name: str) -> str:
-    """The digest of a tensor whose every entry is a finite number, from one pass over the file."""
+    """Return a tensor's digest, checking in the same pass that every entry is finite."""
     digest = Digest(checkpoint.stored[name].dtype, checkpoint.stored[name].shape)
     for piece in _sound_pieces(checkpoint, name):
         digest.update(piece)
@@ -221,7 +220,7 @@ def _sound_digest(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _sound_pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
-    """The pieces of a tensor. Raises `UserError` at one with an entry that is NaN or infinite."""
+    """Yield the pieces of a tensor. Raises `UserError` at one with an entry that is NaN or infinite."""
     for piece in checkpoint.pieces(name):
         check_finite(
             [(name, piece)],
@@ -232,11 +231,10 @@ def _sound_pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer aside, then rename the folder.
+    """Save model and tokenizer to a temporary folder, then rename it.
 
-    Raises `DivergedError` for weights that are NaN or infinite.
-    Raises `UserError` where the saved tensors have other names than the live ones, since indices
-    could then not be carried from the one to the other.
+    Raises `DivergedError` for weights that are NaN or infinite, and `UserError` if saved and live tensors have
+    different names. Indices then could not be transferred between them.
     """
     check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
     with folder_written_aside(folder, replaces=True) as part:

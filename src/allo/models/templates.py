@@ -1,4 +1,4 @@
-"""Chat templates: the one place that renders them, and finds where the assistant's answer begins and ends."""
+"""Chat templates: the only place that renders them and finds where the assistant's answer begins and ends."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ Conversation = Sequence[Mapping[str, object]]
 """Messages with `role`, `content` and any other field that the template reads."""
 
 SECONDS = 5.0
-"""The time that one conversation may take; a template takes less than a millisecond."""
+"""The time limit for one conversation; a template takes less than a millisecond."""
 GIVEN = frozenset({"tools", "documents", "chat_template_kwargs"})
 # Arguments of `apply_chat_template` itself: a row may not set them.
 _RESERVED = frozenset(
@@ -33,11 +33,11 @@ _RESERVED = frozenset(
     }
 )
 THOUGHT = re.compile(r"<\w+>|\[\w+\]")
-"""The tag with which a generation prompt opens a thought. Tags of turns have other signs, such as `<|user|>`."""
+"""The tag with which a generation prompt opens a thought. Tags of turns look different, such as `<|user|>`."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
-# Digits pass unchanged through the filters of templates, such as `trim`, `lower` or a split at a thought's end.
+# Digits pass unchanged through template filters such as `trim`, `lower` or a split at the end of a thought.
 PROBE = "7391846205"
-# A template writes these, or they only say whom a message belongs to.
+# Fields that a template writes, or that only say whom a message belongs to.
 _PLAIN_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
 _DATE_LETTERS = "aAbBcdeDfFGHIjklmMpPrRSTuUVwWxXyYZz"
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
@@ -60,8 +60,8 @@ class Turn:
 class Chat:
     """Messages before an assistant's answer, as the chat template writes them.
 
-    `template`: `tools`, `documents` and `chat_template_kwargs` of the row, passed on to the template. `place`: what errors
-    begin with, such as the row.
+    `template`: `tools`, `documents` and `chat_template_kwargs` of the row, passed on to the template. `place`: the
+    beginning of errors, such as the row.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class Chat:
 
     @property
     def where(self) -> str:
-        """Return the beginning of errors: the place, and the tokenizer."""
+        """Return the beginning of errors: the place and the tokenizer."""
         return f"{self.place}: {self._name}" if self.place else self._name
 
     @property
@@ -79,11 +79,11 @@ class Chat:
         return self.tokenizer.name_or_path or "the tokenizer"
 
     def text(self, *more: Mapping[str, object], generation_prompt: bool = False) -> str:
-        """Return the text that the chat template makes of the messages and of `more`.
+        """Render the messages and `more` with the chat template.
 
         Raises:
-            UserError: the tokenizer has no template, the template fails or refuses the messages, or it takes longer than
-                `SECONDS` (which is noticed in the main thread alone).
+            UserError: the tokenizer has no template, or the template fails, refuses the messages or takes longer than
+                `SECONDS` (detected only in the main thread).
         """
         place = f"{self.place}: " if self.place else ""
         if self.tokenizer.chat_template is None:
@@ -108,7 +108,7 @@ class Chat:
             what = f"did not end within {SECONDS:g} seconds; it was stopped"
             raise UserError(f"{self.where}: the chat template {what}. {advice}") from error
         except Exception as error:  # a template is a program: it raises anything
-            own_words = type(error) is TemplateError  # of `raise_exception` in a template
+            own_words = type(error) is TemplateError  # from `raise_exception` in a template
             kind = f"{type(error).__name__}: {error}"
             what = f"refuses the conversation ({error})" if own_words else f"fails ({kind})"
             raise UserError(f"{self.where}: the chat template {what}. {advice}") from error
@@ -116,8 +116,8 @@ class Chat:
     def opening(self) -> str:
         """Return the text that the model continues: the messages and the assistant's header.
 
-        A template without a generation prompt writes the header only before an answer, so it is taken from there. Its
-        trailing spaces are left to the answer, whose first token has them.
+        A template without a generation prompt writes the header only before an answer, so it is extracted from there.
+        Its trailing spaces are left to the answer, whose first token includes them.
 
         Raises:
             UserError: as `text`; a field of a message, or one that `template` gives, is not written.
@@ -137,10 +137,10 @@ class Chat:
     def answer(self, completion: str, found: Turn, *, finished: bool = True) -> str:
         """Return the text that follows `found.prompt` for a completion, without its close.
 
-        It is the template's own text if the template writes the completion whole, and the completion itself otherwise: a
-        template may strip thoughts or spaces of an answer, and nothing of a completion may be lost. A tag that both the
-        prompt's end and the completion's beginning write, such as `<think>`, is written once. A thought that the prompt
-        opens is closed before a finished answer that has none.
+        It is the template's own text if that contains the whole completion, otherwise the completion itself. A
+        template may strip thoughts or spaces, and no part of a completion may be lost. A tag such as `<think>` that
+        both ends the prompt and begins the completion is written once. A thought opened by the prompt is closed
+        before a finished answer without one.
         """
         tag = _last_tag(found.prompt)
         completion = _without_repeated(tag, found.prompt, completion)
@@ -154,7 +154,7 @@ class Chat:
         return found.lead + completion if is_own else completion
 
     def check_fields(self) -> None:
-        """Refuse fields that the template does not write. It may name a message's and leave it out, as old thoughts."""
+        """Refuse fields that the template does not write. It may know a field and omit it, as for old thoughts."""
         source, place = str(self.tokenizer.chat_template), f"{self.place}: " if self.place else ""
         given = _arguments(self.template or {}, place)
         fields = {key for message in self.messages for key, value in message.items() if value} - _PLAIN_FIELDS
@@ -171,16 +171,16 @@ class Chat:
                 self.refuse(f"`{name}`{' of `chat_template_kwargs`' if is_variable else ''}")
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise the error that the template does not write something."""
+        """Raise the UserError that the template does not write something."""
         raise UserError(
             f"{self.place or 'a row'}: the chat template of {self._name} does not write {what}; put it into the messages' "
             "`content`, remove it, or take a model whose template writes it."
         )
 
     def _around(self) -> tuple[str, str]:
-        """The template's text before and after an answer.
+        """Return the template's text before and after an answer.
 
-        A template that writes no answer at all, but prompts alone, has all of its text before the answer.
+        For a template that writes only prompts and no answer, all text is before the answer.
         """
         probe = PROBE
         while probe in str(self.messages) + str(self.template):
@@ -224,25 +224,25 @@ def completion_text(
 
 
 def use_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
-    """Give `tokenizer`'s template `day` for today."""
+    """Set `day` as today's date in `tokenizer`'s template."""
     _DATES[tokenizer] = day
 
 
 def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template writes today's date."""
+    """Return True if the template writes today's date."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 
 @cache
 def today() -> date:
-    """The day on which this process first asked: one date, also past midnight."""
+    """Return the day on which this process first asked, even after midnight."""
     return date.today()
 
 
 def _dated(tokenizer: PreTrainedTokenizerBase, tools: object) -> str:
-    """The template, with the tokenizer's date for today.
+    """Return the template with the tokenizer's date as today's.
 
-    transformers passes no function on to a template, so one in Jinja's own language stands before it.
+    transformers passes no functions to a template, so a Jinja macro is prepended.
     """
     own: str = tokenizer.get_chat_template(None, tools)
     if "strftime_now" not in own:
@@ -266,12 +266,12 @@ def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
             f"{where}{', '.join(f'`{key}`' for key in refused)} cannot be passed on to a chat template; a row may give "
             "`tools`, `documents` and, in `chat_template_kwargs`, variables of the template."
         )
-    # Some templates write the frame of a list of tools for an empty list, too.
+    # For an empty list, some templates would still write the frame of a list of tools.
     return {"tools": template.get("tools") or None, "documents": template.get("documents") or None, **own}
 
 
 def _last_tag(prompt: str) -> str:
-    """The tag (`<think>`, `[THINK]`, `<|assistant|>`) that ends a prompt, but for spaces."""
+    """Return the tag (`<think>`, `[THINK]`, `<|assistant|>`) that ends a prompt, ignoring spaces."""
     found = _TAG.search(prompt.rstrip())
     return found[0] if found else ""
 
@@ -281,7 +281,7 @@ def _closing(tag: str) -> str:
 
 
 def _without_repeated(tag: str, prompt: str, completion: str) -> str:
-    """The completion without the tag that ends the prompt, and without the spaces that follow it there."""
+    """Remove from the completion the tag that ends the prompt, and the spaces that follow it there."""
     if not tag or not completion.startswith(tag):
         return completion
     rest = completion[len(tag) :]
@@ -289,18 +289,18 @@ def _without_repeated(tag: str, prompt: str, completion: str) -> str:
 
 
 def _common(one: str, other: str) -> str:
-    """The beginning that two texts share."""
+    """Return the common beginning of two texts."""
     size = min(len(one), len(other))
     return one[: next((at for at in range(size) if one[at] != other[at]), size)]
 
 
 class _EndlessError(Exception):
-    """A template ran out of time."""
+    """A timeout of a template."""
 
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Stop the block after `seconds`, if it runs in the main thread; an earlier alarm goes on afterwards."""
+    """Stop the block after `seconds` if it runs in the main thread; an earlier alarm continues afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

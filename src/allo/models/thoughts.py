@@ -1,4 +1,4 @@
-"""The thoughts of a model, as its tokenizer declares them and its chat template opens them."""
+"""A model's thoughts, as its tokenizer declares them and its chat template opens them."""
 
 from collections.abc import Iterable
 
@@ -12,8 +12,8 @@ from allo.tasks.answers.thoughts import Thoughts, declared_markers, opens_though
 def thoughts_of(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> Thoughts:
     """Return how to read thoughts in completions of the prompts.
 
-    A chat template ends every conversation of the same settings alike, so the first one of each says whether the template
-    opens a thought.
+    A chat template ends all conversations with the same settings alike. The first one for each setting therefore
+    shows whether the template opens a thought.
     """
     declared = getattr(tokenizer, "response_template", None)
     markers = declared_markers({"response_template": declared})

@@ -1,23 +1,23 @@
-"""Single tokens as text that a person can read."""
+"""Single tokens as readable text."""
 
 from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_SPACE_MARK = "\u2581"  # SentencePiece's
+_SPACE_MARK = "\u2581"  # used by SentencePiece
 _UNREADABLE = "\ufffd"
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
-    """Return the text of each token, with its space; a part of a character as the escapes of its bytes."""
+    """Return the text of each token, with its space; parts of characters become escaped bytes."""
     named = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     return [_text(tokenizer, number, byte_of, is_named=number in named) for number in ids]
 
 
 def num_unknown(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Sequence[int]]) -> int:
-    """Count the rows that hold the token for what the tokenizer does not know; 0 if that token means something else, too."""
+    """Count the rows that contain the unknown token; 0 if that token has another meaning, too."""
     number = tokenizer.unk_token_id
     if number is None or number in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
         return 0
@@ -39,5 +39,5 @@ def _text(tokenizer: PreTrainedTokenizerBase, number: int, byte_of: dict[str, in
 
 
 def _escaped(content: bytes) -> str:
-    """Bytes with escapes for those that are no whole character."""
+    """Decode bytes, with escapes for those that do not form a whole character."""
     return content.decode("utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Text to token ids: the one place where a prompt meets a completion."""
+"""Text to token ids: the only place that joins a prompt and a completion."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,7 +10,7 @@ from allo.errors import UserError
 from allo.files.records import Message
 from allo.models.templates import Chat, Turn, completion_text
 
-# Texts after which a completion is tokenized by itself. After a letter, SentencePiece invents no space.
+# Texts after which a completion is tokenized separately. After a letter, SentencePiece inserts no space.
 _ANCHORS = ("", "\n", "a", ".", "1")
 
 
@@ -18,9 +18,9 @@ _ANCHORS = ("", "\n", "a", ".", "1")
 class Tokenized:
     """Token ids of a prompt and of its completion; the model reads them one after the other.
 
-    `prompt_ids` has BOS once where the tokenizer has one, and is never empty: its last token's logits
-    predict `completion_ids[0]`. `completion_ids` ends with an end of turn or EOS if and only if the completion ended by
-    itself. `cut`: the prompt lost its beginning.
+    `prompt_ids` has BOS once if the tokenizer has one, and is never empty: its last token's logits predict
+    `completion_ids[0]`. `completion_ids` ends with an end of turn or EOS if and only if the completion finished.
+    `cut`: the prompt lost its beginning.
     """
 
     prompt_ids: list[int]
@@ -48,7 +48,7 @@ def opened(
     template: Mapping[str, object] | None = None,
     place: str = "",
 ) -> Opened:
-    """Return a prompt rendered and tokenized once, for all completions of it. Raises `UserError` as `prompt_ids`."""
+    """Render and tokenize a prompt once, for all its completions. Raises `UserError` as `prompt_ids`."""
     turn = None
     if not isinstance(prompt, str):
         turn = Chat(tokenizer, prompt, template, place).turn()
@@ -71,27 +71,28 @@ def tokenize(
 ) -> Tokenized | None:
     """Return the ids of a prompt, as the sampler sees it, and of a completion that continues it.
 
-    The ids of the two texts together begin with the prompt's, and the others are the completion's. If a token would
-    span both, the completion is tokenized by itself, to ids that read as its text after the prompt. So TRL's ids
-    differ in that case alone, since it changes the prompt's; `docs/method.md` lists the other differences.
+    Prompt and completion are tokenized together; ids after the prompt's own are the completion's. If a token would
+    span both, the completion is tokenized separately, to ids that read as its text after the prompt. TRL's ids differ
+    only in that case, since such a token changes the prompt's; `docs/method.md` lists the other differences.
 
-    A finished completion ends with what ends a turn: the chat template's token after messages, EOS after text. An end
-    that its text has already is not doubled, and what the template writes after it is no part of the completion: a
-    sample ends there. A pair longer than `max_length` tokens loses the beginning of its prompt, but never BOS.
+    A finished completion ends with the chat template's end of turn after messages, with EOS after text. An end that
+    the text already has is not repeated. Text that the template writes after the end is not part of the completion,
+    because sampling stops there. A pair longer than `max_length` tokens loses the beginning of its prompt, but never
+    BOS.
 
     Args:
         completion: a text, or an assistant's message that the chat template renders.
-        completion_ids: the completion's ids as they were sampled, taken as they are.
+        completion_ids: the completion's sampled ids, used unchanged.
         template: `tools`, `documents` and `chat_template_kwargs` of the prompt.
-        place: what errors begin with, such as the row.
+        place: the beginning of errors, such as the row.
         before: the prompt, if it is `opened` already.
 
     Returns:
         None if the completion leaves no room for a prompt token, or has no token to train on.
 
     Raises:
-        UserError: as `prompt_ids`; the template does not write a field of the completion's message; given ids end a turn,
-            and the completion did not finish.
+        UserError: as `prompt_ids`; the template does not write a field of the completion's message; given ids end a
+            turn although the completion did not finish.
     """
     before = before or opened(tokenizer, prompt, template=template, place=place)
     if completion_ids is not None:
@@ -127,11 +128,11 @@ def prompt_ids(
 ) -> list[int]:
     """Return the token ids of a prompt that a completion can follow.
 
-    Text is read as it is; messages are rendered by the chat template up to where the assistant speaks.
-    What the tokenizer puts before a text (BOS) comes once, also where the text begins with it.
+    Text is read unchanged; the chat template renders messages up to the assistant's answer. The tokenizer's prefix
+    (BOS) comes once, even if the text already begins with it.
 
     Raises:
-        UserError: messages without a chat template or that it fails on, or a prompt that has no token at all.
+        UserError: the chat template is missing or fails on the messages, or the prompt has no tokens.
     """
     return _text_and_ids(tokenizer, prompt, template, place)[1]
 
@@ -144,10 +145,10 @@ def prompt_text(
     template: Mapping[str, object] | None = None,
     place: str = "",
 ) -> str:
-    """Return the text of which another program with this tokenizer makes `prompt_ids`, cut to `max_length` tokens.
+    """Return a text that another program with this tokenizer reads as `prompt_ids`, cut to `max_length` tokens.
 
-    It begins without what the tokenizer puts before every text (BOS), since it does so there, too. The text of a
-    prompt that is cut is decoded from what is left of it.
+    The text lacks the tokenizer's prefix (BOS), since that program adds it too. The text of a cut prompt is decoded
+    from the remaining ids.
     """
     text, ids = _text_and_ids(tokenizer, prompt, template, place)
     prefix = _prefix(tokenizer)
@@ -164,8 +165,8 @@ def prompt_text(
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the id of the token that ends a turn under the chat template, or nothing without such a token.
 
-    A template that cannot render a question and its answer, also after a system message, which some demand, has none;
-    messages are refused elsewhere, by name.
+    The result is empty if the template cannot render a question and its answer, even after a system message, which
+    some require. Messages are refused elsewhere, by name.
     """
     if tokenizer.chat_template is None:
         return []
@@ -188,7 +189,7 @@ def _text_and_ids(
 
 
 def _with_prefix(tokenizer: PreTrainedTokenizerBase, own: list[int], place: str) -> list[int]:
-    """A text's own ids after what the tokenizer puts before every text, once."""
+    """Return a text's own ids after the tokenizer's prefix, which comes once."""
     prefix, ids = _prefix(tokenizer), list(own)
     while prefix and ids[: len(prefix)] == prefix:
         del ids[: len(prefix)]
@@ -205,32 +206,32 @@ def _bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before every text that goes on."""
+    """Return the ids that the tokenizer puts before every text, without a closing EOS."""
     prefix = list(tokenizer("").input_ids)
     if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
-        prefix.pop()  # some tokenizers close every text with EOS; here a completion follows
+        prefix.pop()  # some tokenizers end every text with EOS, but here a completion follows
     return prefix
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, before: Opened, text: str) -> list[int]:
-    """The ids of `text` after a prompt."""
+    """Return the ids of `text` after a prompt."""
     own = _after(tokenizer, before.text, before.own_ids, text)
     if own is not None:
         return own
     expected = _read(tokenizer, before.ids) + text
     candidates = [_after(tokenizer, anchor, _bare(tokenizer, anchor), text) for anchor in _ANCHORS]
     exact = (ids for ids in candidates if ids is not None and _read(tokenizer, before.ids + ids) == expected)
-    # A tokenizer that changes texts (to lower case, for example) reads none back as it was.
+    # A tokenizer that changes texts (to lower case, for example) never restores the original.
     return next(exact, _bare(tokenizer, text))
 
 
 def _after(tokenizer: PreTrainedTokenizerBase, anchor: str, before: list[int], text: str) -> list[int] | None:
-    """The ids of `text` after `anchor`, whose ids are `before`, or None if a token spans both."""
+    """Return the ids of `text` after `anchor`, whose ids are `before`, or None if a token spans both."""
     whole = tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     num = len(before)
     if list(whole.input_ids[:num]) != before:
         return None
-    # One unknown token may stand for the end of the one and the beginning of the other.
+    # One unknown token may cover the end of one and the beginning of the other.
     if num and tokenizer.is_fast and whole.offset_mapping[num - 1][1] > len(anchor):
         return None
     return list(whole.input_ids[num:])
@@ -241,7 +242,7 @@ def _read(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[str, list[int]]:
-    """A finished completion's text and the tokens that end it, where `close` follows an answer."""
+    """Return a finished completion's text and the tokens that end it; `close` follows an answer."""
     before, ends = _end_tokens(tokenizer, close)
     ends = ends or [tokenizer.eos_token]
     written = text.rstrip()
@@ -257,22 +258,22 @@ def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[s
 
 
 def _end_ids(tokenizer: PreTrainedTokenizerBase, before: Opened) -> list[int]:
-    """The ids that end a completion of a prompt: EOS, and after messages the end of a turn."""
+    """Return the ids that end a completion of a prompt: EOS and, after messages, the end of a turn."""
     ends = [] if before.turn is None else _end_tokens(tokenizer, before.turn.close)[1][-1:]
     return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(ends)]
 
 
 def _other_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """The chat template's end of turn, if a text ends with some special token that may be it."""
+    """Return the chat template's end of turn if a text ends with a special token that may be it."""
     if tokenizer.chat_template is None or not any(map(text.endswith, _special_tokens(tokenizer))):
         return []
     return tokenizer.convert_ids_to_tokens(turn_end_ids(tokenizer))
 
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase, close: str) -> tuple[str, list[str]]:
-    """The first special tokens, one right after the other, of the text that closes a turn, and the text before them.
+    """Find the first run of special tokens in the text that closes a turn, and the text before it.
 
-    There may be none: then only EOS ends a sample, after the text.
+    There may be none; then only EOS, after the text, ends a sample.
     """
     specials = sorted(_special_tokens(tokenizer), key=len, reverse=True)
     starts = [close.index(token) for token in specials if token in close]
@@ -293,7 +294,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _fitted(
     tokenizer: PreTrainedTokenizerBase, before: list[int], completion_ids: list[int], max_length: int
 ) -> Tokenized | None:
-    """The two as they fit into `max_length` tokens."""
+    """Fit both into `max_length` tokens."""
     room = max_length - len(completion_ids)
     if room < 1 or not completion_ids:
         return None
@@ -301,7 +302,7 @@ def _fitted(
 
 
 def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> list[int]:
-    """The last `max_length` tokens of a prompt, a leading BOS kept (it then takes one of them)."""
+    """Return the last `max_length` tokens of a prompt, with a leading BOS kept as one of them."""
     assert max_length >= 1
     if len(ids) <= max_length:
         return ids

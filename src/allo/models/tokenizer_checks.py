@@ -1,4 +1,4 @@
-"""Checks of a tokenizer: one id a token, an expression that comes to an end, ids that the model has."""
+"""Checks of a tokenizer: unique ids, patterns that terminate, and ids that the model has."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from allo.errors import UserError, and_more
 
-# Texts on which a pattern that tries every way to split a run of characters does not come to an end.
+# Texts on which a pattern with exponential backtracking does not terminate.
 _RUN = 48
 _TRIED = [
     kind * _RUN + end for kind in ("a", "ab ", "1", " ", "!", "\n", "é") for end in ("", "!", "a", "\n", "_")
@@ -17,7 +17,7 @@ _TRIED = [
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, ref: str | Path) -> None:
-    """Raise UserError if two tokens have one id; try the tokenizer on a few texts, and let its errors pass."""
+    """Raise UserError if two tokens share an id; run the tokenizer on a few texts and let its errors through."""
     token_of: dict[int, str] = {}
     for token, number in tokenizer.get_vocab().items():
         other = token_of.setdefault(number, token)
@@ -32,7 +32,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, ref: str | Path) -> None
 
 
 def check_ids_fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, ref: str | Path) -> None:
-    """Raise UserError, naming the tokens, if the tokenizer can give an id for which the model has no embedding.
+    """Raise UserError, naming the tokens, if the tokenizer has ids without an embedding in the model.
 
     The model may have more rows than the tokenizer has tokens: embeddings are often padded.
     """
@@ -51,10 +51,10 @@ def check_ids_fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, 
 
 @contextmanager
 def _no_native_output() -> Iterator[None]:
-    """Keep what native code writes to standard error when it fails out of sight: its error says the same."""
+    """Hide native code's output to standard error on failure: its error says the same."""
     try:
         kept = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # standard error is closed
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""The check that a chat template writes what a row gives it: a template leaves out what it does not know, and says nothing."""
+"""A check that a chat template writes all fields of a row: templates silently omit what they do not know."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,10 +10,10 @@ from allo.models.templates import PROBE, Chat
 
 
 def check_written(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Prompt | Pair]) -> None:
-    """Refuse a row of which the chat template leaves something out that would change the prompt.
+    """Refuse a row if the chat template omits a part of it that would change the prompt.
 
-    Of rows alike in their roles, fields and settings the first is checked. Earlier thoughts may be left out by a template
-    that knows them: many do so on purpose. Raises `UserError`.
+    Only the first of all rows with the same roles, fields and settings is checked. A template that knows earlier
+    thoughts may omit them: many do so on purpose. Raises `UserError`.
     """
     seen = set()
     for row in rows:

@@ -1,4 +1,4 @@
-"""The stages in order. What is done is skipped, what was cut short goes on, what changed is done anew."""
+"""The stages in order: finished ones are skipped, interrupted ones resume, changed ones run again."""
 
 import contextlib
 import importlib.metadata
@@ -72,7 +72,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
-    """The stages that a recipe needs, in order; ready pairs need no samples and no verdicts."""
+    """Return the stages that a recipe needs, in order; ready pairs need no samples and no verdicts."""
     left_out = {
         "sample": recipe.data.pairs is not None,
         "judge": recipe.data.pairs is not None,
@@ -86,7 +86,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = None) -> RunFolder:
-    """Run every stage that is not done, up to `until`; `force` does one anew (those after it follow)."""
+    """Run every unfinished stage up to `until`; `force` runs one again, and then those after it."""
     stages = stages_of(recipe)
     last = len(stages) if until is None else 1 + _position(stages, until)
     if force is not None:
@@ -106,7 +106,7 @@ def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = Non
 
 
 def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
-    """Run one stage; the stages before it must be done.
+    """Run one stage; the stages before it must be finished.
 
     Raises `UserError` naming the stage to run first.
     """
@@ -130,12 +130,13 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
 
 
 def progress(recipe: Recipe) -> dict[str, bool]:
-    """Say whether each stage is done; writes nothing. Raises `UserError` for another recipe's run, or a damaged record."""
+    """Return whether each stage is finished, writing nothing. Raises `UserError` for another recipe's run or a
+    damaged record."""
     run = RunFolder(recipe.run_folder)
     manifest = read_manifest(run) or {"identity": identity(recipe), "stages": {}}
     refuse_another(run, manifest["identity"], identity(recipe))
     found: dict[str, bool] = {}
-    for stage in stages_of(recipe):  # behind one that is not done, all may be done again
+    for stage in stages_of(recipe):  # after an unfinished stage, all may run again
         may_be = all(found.values()) and stage.name in manifest["stages"]
         found[stage.name] = may_be and _work(stage, recipe, run, reads_only=True).is_done
     return found
@@ -152,7 +153,7 @@ def _position(stages: list[Stage], name: str) -> int:
 
 @contextlib.contextmanager
 def _opened(recipe: Recipe) -> Iterator[RunFolder]:
-    """The run's folder, made where it is missing, held by this process alone."""
+    """Yield the run's folder, made if it is missing, and held by this process alone."""
     run = RunFolder(recipe.run_folder)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -177,7 +178,7 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
 
 
 def _manifest(recipe: Recipe) -> dict[str, Any]:
-    """What a run's record begins with, before its stages."""
+    """Return the beginning of a run's manifest, before its stages."""
     return {
         "schema": SCHEMA,
         "name": recipe.name,
@@ -188,7 +189,7 @@ def _manifest(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Work:
-    """One stage with what it depends on: if the hash of that is on record, the stage is done."""
+    """One stage with its dependencies; it is finished if their hash is on record."""
 
     stage: Stage
     run: RunFolder
@@ -206,9 +207,10 @@ class _Work:
         return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
 
     def begin(self, *, force: bool) -> float:
-        """Seconds that earlier processes spent on this very work; else discard what is there, and begin anew.
+        """Return the seconds that earlier processes spent on this same work; otherwise discard their files and start
+        again.
 
-        Of a process that was killed, the time up to the last file that it saved counts.
+        For a process that was killed, the time up to its last saved file counts.
         """
         begun, spent = self.stage.begun(self.run), 0.0
         begun.parent.mkdir(exist_ok=True)
@@ -234,12 +236,12 @@ def _work(stage: Stage, recipe: Recipe, run: RunFolder, *, reads_only: bool = Fa
 
 
 def _is_full_disk(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of space: safetensors and torch raise errors of their own then."""
+    """Return whether a write failed for lack of space; safetensors and torch then raise errors of their own."""
     return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
 
 
 def value_at(recipe: Recipe, key: str) -> Any:
-    """The recipe's value at a dotted key, as JSON; None where a block on the way is null."""
+    """Return the recipe's value at a dotted key, as JSON; None if a block on the way is null."""
     value: Any = recipe
     for part in key.split("."):
         value = None if value is None else getattr(value, part)
@@ -247,13 +249,13 @@ def value_at(recipe: Recipe, key: str) -> Any:
 
 
 def _check(recipe: Recipe) -> None:
-    """Find bad input before the first stage costs time; a report reads nothing but the run."""
+    """Check input before the first stage costs time; a report reads only the run."""
     sources = sources_read(recipe)
     importlib.import_module("allo.stages.check").check(recipe, sources)
 
 
 def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
-    """Run a stage and record it; what an earlier process left of the same work is gone on with."""
+    """Run a stage and record it, resuming an earlier process's unfinished work."""
     stage, run = work.stage, work.run
     spent = work.begin(force=force)
     say(f"{stage.name:<9} ...")
@@ -288,7 +290,7 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
 
 
 def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
-    """Hashes of what a stage reads: files of the run, and local files that its configuration names."""
+    """Return hashes of a stage's inputs: files of the run, and local files that its configuration names."""
     inputs = {name: hashes.of(run.path / name) for name in stage.reads if (run.path / name).exists()}
     named = list(named_files(config))
     if stage.name == "sft":
@@ -297,8 +299,8 @@ def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: F
 
 
 def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
-    """Files of prompts, of pairs, of the user's functions, the folders of a rewriter and a reward model anywhere in a
-    configuration, and a task's own below the configuration's folder of `rows`."""
+    """Yield every local file and folder that a configuration names, including its tasks' files below the folder
+    `rows`."""
     if isinstance(value, list):
         for item in value:
             yield from named_files(item, rows)
@@ -316,12 +318,12 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or those below a folder; none where neither is there."""
+    """Return a file, or those below a folder; none if neither exists."""
     return [file for file in (path, *path.rglob("*")) if file.is_file()]
 
 
 def _discard(stage: Stage, run: RunFolder) -> None:
-    """Remove what the stage left behind under other settings, the record of it first."""
+    """Remove a stage's files made with other settings, and its record first."""
     manifest = read_manifest(run)
     if manifest and manifest["stages"].pop(stage.name, None):
         write_manifest(run, manifest)
@@ -331,7 +333,7 @@ def _discard(stage: Stage, run: RunFolder) -> None:
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:
-    """Remove what stages left behind that the recipe no longer has, those of rounds included."""
+    """Remove the files of stages that the recipe no longer has, including those of rounds."""
     names = {stage.name for stage in stages_of(recipe)}
     there = rounds_there(run.path)
     in_all = in_rounds(STAGES, recipe.model_copy(update={"rounds": max(there, default=0)}))

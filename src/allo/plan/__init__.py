@@ -1,4 +1,4 @@
-"""How much memory each stage of a recipe takes, before weights are downloaded or anything runs."""
+"""The memory that each stage of a recipe takes, before weights are downloaded or anything runs."""
 
 from allo.pipeline import stages_of
 from allo.plan.memory import Plan, StagePlan
@@ -7,10 +7,10 @@ from allo.recipe.backends import BACKENDS
 
 
 def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
-    """Plan every stage that runs a model; with `limit` bytes, advise on those that take more.
+    """Plan every stage that runs a model; with `limit` bytes, advise on stages that take more.
 
-    A stage that works through another library, at servers or with a model of its own is named, not planned. Raises
-    `UserError` where the recipe's model has no configuration that can be read.
+    A stage that uses another library, servers or a model of its own is listed, but not planned. Raises `UserError` if
+    the model's configuration cannot be read.
     """
     from allo.plan.advice import advise
 
@@ -26,7 +26,7 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
 
 
 def _elsewhere(recipe: Recipe) -> dict[str, str]:
-    """The stages whose memory is not ours to plan, each with the reason."""
+    """Return the stages whose memory cannot be planned, each with the reason."""
     found = {}
     if (unplanned := BACKENDS[recipe.sample.backend].unplanned) is not None:
         found["sample"] = unplanned
@@ -38,15 +38,15 @@ def _elsewhere(recipe: Recipe) -> dict[str, str]:
 
 
 def stages_that_run_the_model(recipe: Recipe) -> list[str]:
-    """In order; the first stage trains only where the recipe fine-tunes."""
-    one_round = recipe.model_copy(update={"rounds": 1})  # every round takes what one takes
+    """Return the planned stages in order; `sft` is among them only if the recipe fine-tunes."""
+    one_round = recipe.model_copy(update={"rounds": 1})  # all rounds take the same
     idle = {"pair", "report"} | ({"sft"} if recipe.sft is None else set())
     idle |= {"judge"} if recipe.judge.reward_model is None else set()
     return [stage.name for stage in stages_of(one_round) if stage.name not in idle]
 
 
 def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
-    """Plan one stage by a rehearsal of what it does."""
+    """Plan one stage by rehearsing it."""
     from allo.plan import inference, training
 
     match stage:

@@ -1,4 +1,4 @@
-"""Which settings make a stage fit: those that change no result first, each tried in a rehearsal."""
+"""Settings that make a stage fit, each tried in a rehearsal; those that change no result come first."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ Settings = dict[str, Any]
 
 
 def advise(recipe: Recipe, planned: StagePlan, *, limit: int) -> Advised:
-    """The first settings, in the order of `_levers`, under which the stage takes at most `limit` bytes."""
+    """Return the first settings, in the order of `_levers`, with which the stage takes at most `limit` bytes."""
     settings: Settings = {}
     for lever in _levers(recipe, planned.stage):
         found = _plan_with(recipe, planned.stage, settings | lever)
@@ -30,7 +30,7 @@ def advise(recipe: Recipe, planned: StagePlan, *, limit: int) -> Advised:
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe | None:
-    """The recipe with other values at dotted keys; None where it does not allow them."""
+    """Return the recipe with other values at dotted keys; None if it does not allow them."""
     fields = json.loads(recipe.model_dump_json())
     for key, value in settings.items():
         override(fields, f"{key}={json.dumps(value)}")
@@ -41,7 +41,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe | None:
 
 
 def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
-    """What may help, the cheapest first; each comes on top of those before it."""
+    """Yield settings that may help, the cheapest first; each is added to those before it."""
     yield _batch(recipe, stage, 1)
     if _trains(recipe, stage):
         yield {f"{stage}.training.activation_checkpointing": True}  # a third more time, the same numbers
@@ -49,13 +49,13 @@ def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
         yield {f"{stage}.reference": "precomputed"}  # the same numbers up to rounding
         yield {f"{stage}.lean": True}
     if stage == "locate":
-        # The weights that are found are others.
+        # These locate other weights.
         yield {"locate.criterion": "warmup_fused"}
         yield {"locate.criterion": "gradient"}
 
 
 def _batch(recipe: Recipe, stage: str, size: int) -> Settings:
-    """Fewer rows at a time; an optimizer step is over as many as before."""
+    """Return settings for `size` rows at a time; an optimizer step covers as many rows as before."""
     settings: Settings = {}
     if stage not in ("sft", "locate", "forget", "improve"):
         settings |= {f"{stage}.batch_size": size}
@@ -73,7 +73,7 @@ def _batch(recipe: Recipe, stage: str, size: int) -> Settings:
 
 
 def _trains(recipe: Recipe, stage: str) -> bool:
-    """Scoring does where a scorer asks a model that is trained for it."""
+    """Return whether the stage trains; scoring does if a scorer reads a model trained for it."""
     if stage == "score":
         return recipe.score is not None and bool(recipe.score.sides)
     return stage in ("sft", "locate", "forget", "improve")
@@ -86,7 +86,7 @@ def _size(recipe: Recipe, stage: str) -> int:
 
 
 def _with_larger_batch(recipe: Recipe, planned: StagePlan, advised: Advised, *, limit: int) -> Advised:
-    """As many rows at a time, halved from the recipe's own, as fit."""
+    """Return the advice with the largest batch that fits, halving from the recipe's own."""
     assert advised.plan is not None
     most = _size(recipe, planned.stage)
     a_row = (planned.total - advised.plan.total) / max(most - 1, 1)
@@ -102,7 +102,7 @@ def _with_larger_batch(recipe: Recipe, planned: StagePlan, advised: Advised, *, 
 
 
 def _keeps_the_step(recipe: Recipe, stage: str, size: int) -> bool:
-    """Whether an optimizer step of micro-batches of `size` rows is over as many rows as before."""
+    """Return whether a step of micro-batches of `size` rows covers as many rows as before."""
     training = getattr(getattr(recipe, stage), "training", None)
     if training is None:
         return True
@@ -111,7 +111,7 @@ def _keeps_the_step(recipe: Recipe, stage: str, size: int) -> bool:
 
 
 def _plan_with(recipe: Recipe, stage: str, settings: Settings) -> StagePlan | None:
-    """The stage under other settings; None where a run would refuse them."""
+    """Plan the stage with other settings; None if a run would refuse them."""
     changed = with_settings(recipe, settings)
     if changed is None:
         return None

@@ -19,7 +19,7 @@ _WORD = 2
 
 
 def plan_sampling(recipe: Recipe) -> StagePlan:
-    """Whole prompts at first; at the end all completions are as long as they may be."""
+    """Plan sampling with whole prompts first, and all completions at full length in the end."""
     with torch.inference_mode(), Rehearsal() as rehearsal:
         model = _load(recipe, rehearsal)
         lengths = _generate(recipe, recipe.sample, recipe.sample.num_generations, model, rehearsal)
@@ -29,9 +29,9 @@ def plan_sampling(recipe: Recipe) -> StagePlan:
 
 
 def plan_scoring(recipe: Recipe) -> StagePlan:
-    """Plan one batch of the longest completions, under the scorer that takes most.
+    """Plan one batch of the longest completions, for the scorer that takes most.
 
-    A scorer that asks other models has the model in fp32, and the others' weights beside it in host memory.
+    A scorer that asks other models has the model in fp32, and the others' weights in host memory.
     """
     assert recipe.score is not None
     lengths = scoring_lengths(recipe)
@@ -47,7 +47,7 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
 
 
 def plan_evaluation(recipe: Recipe) -> StagePlan:
-    """Greedy answers, where every row has a prompt of its own, or samples, or the distance to the start."""
+    """Plan greedy answers (one row per prompt), samples, or KL to the start, whichever takes most."""
     evaluate = recipe.evaluate
     numbers = {evaluate.generations(name) for name in evaluate.sets} | ({1} if evaluate.greedy else set())
     with torch.inference_mode(), Rehearsal() as rehearsal:
@@ -63,7 +63,7 @@ def plan_evaluation(recipe: Recipe) -> StagePlan:
 
 
 def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = None) -> Model:
-    """The model alone, with the vocabulary's size by which logits are known."""
+    """Return the model alone; its vocabulary size identifies logits."""
     model = rehearsed_model(recipe, dtype=dtype)
     rehearsal.hold([*model.parameters(), *model.buffers()], "weights")
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -75,7 +75,7 @@ def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = N
 def _generate(
     recipe: Recipe, settings: Sample | Evaluate, num_generations: int, model: Model, rehearsal: Rehearsal
 ) -> Lengths:
-    """The whole of the prompts, and the last step of their completions."""
+    """Rehearse the prompts as a whole, and the last step of their completions."""
     lengths = sampling_lengths(recipe, model, settings.max_new_tokens)
     before = rehearsal.peak
     logits, cache = rehearse_sampling(
@@ -94,17 +94,17 @@ def _generate(
 
 
 def _rows(batch_size: int, num_generations: int) -> int:
-    """A prompt's completions are decoded together."""
+    """Return the rows decoded together, which include all completions of a prompt."""
     return max(1, batch_size // num_generations) * num_generations
 
 
 def _draw(logits: Tensor) -> None:
-    """Probabilities in fp32, sorted whole, as on a GPU."""
+    """Compute probabilities in fp32, fully sorted, as on a GPU."""
     probs = logits.float().softmax(-1)
     probs.topk(probs.shape[1]).values.cumsum(-1)
 
 
 def _batch(lengths: Lengths, size: int) -> dict[str, Tensor]:
-    """Rows of which one is shorter: with padding, attention takes a mask."""
+    """Return rows of which one is shorter: with padding, attention takes a mask."""
     prompt, completion = [_WORD] * lengths.prompt, [_WORD] * lengths.completion
     return pad([(prompt, completion)] * (size - 1) + [(prompt[size > 1 :], completion)], pad_id=0)

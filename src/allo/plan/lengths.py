@@ -1,16 +1,15 @@
-"""How long the rows of a run can be, as far as its recipe says."""
+"""The longest rows of a run that its recipe allows."""
 
 from dataclasses import dataclass
 
 from allo.models.load import Model
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.recipe import Recipe
-from allo.sampling.completions import prompt_room
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest rows: a prompt, and what follows it."""
+    """Tokens of the longest rows: a prompt, and its continuation."""
 
     prompt: int
     completion: int
@@ -21,16 +20,16 @@ class Lengths:
 
 
 def training_lengths(recipe: Recipe) -> Lengths:
-    """A row of `max_length` with the longest completion that is sampled; of ready pairs half is prompt."""
+    """Return a row of `max_length` with the longest sampled completion; for ready pairs, half is prompt."""
     sampled = recipe.sample.max_new_tokens if recipe.data.pairs is None else recipe.max_length // 2
     completion = max(1, min(sampled, recipe.max_length - 1))
     return Lengths(recipe.max_length - completion, completion)
 
 
 def scoring_lengths(recipe: Recipe) -> Lengths:
-    """Return the lengths of training; prompts that show the solution have as much room again.
+    """Return the lengths in training; prompts that show the solution double the row.
 
-    A rewriter is taken to be as large as the policy.
+    A rewriter is assumed to be as large as the policy.
     """
     assert recipe.score is not None
     lengths = training_lengths(recipe)
@@ -39,7 +38,7 @@ def scoring_lengths(recipe: Recipe) -> Lengths:
 
 
 def sampling_lengths(recipe: Recipe, model: Model, max_new_tokens: int) -> Lengths:
-    """A prompt as long as the recipe and the model's positions allow, and its longest completion."""
+    """Return the longest prompt that the recipe and the model's positions allow, and its longest completion."""
     room = prompt_room(
         num_positions(model.config), max_length=recipe.max_length, max_new_tokens=max_new_tokens
     )

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive while code runs: the peak, and what it is made of."""
+"""The bytes of tensors alive while code runs: the peak, and its parts."""
 
 import weakref
 from collections import Counter
@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts each storage from the operation that makes it until the last tensor on it is gone.
+    """A counter of each storage's bytes, from the operation that makes it until its last tensor is gone.
 
         with LiveBytes() as live:
             model(input_ids).loss.backward()
         live.peak
 
-    Counted is what torch's operations return, forward and backward, views once; not what a kernel takes for
-    itself meanwhile, nor tensors made before, unless they are given to `hold`. `kind` names what a new tensor
-    is, for `at_peak`: the bytes of each kind at the moment of the peak.
+    Results of torch's operations are counted, forward and backward, with views counted once. A kernel's scratch
+    memory is not, nor are earlier tensors, unless they are given to `hold`. `kind` names a new tensor's kind for
+    `at_peak`, which holds the bytes of each kind at the moment of the peak.
     """
 
     def __init__(self, kind: Callable[[Tensor], str] = lambda tensor: "tensors") -> None:
@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
         self._alive: dict[int, _Alive] = {}  # by the storage's address
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count tensors that were there before, or name anew what is counted already."""
+        """Count tensors that existed before, or rename those that are counted already."""
         for tensor in tensors:
             self._count(tensor, kind)
             alive = self._alive[tensor.untyped_storage()._cdata]
@@ -42,21 +42,21 @@ class LiveBytes(TorchDispatchMode):
             alive.kind = kind
 
     def start_again(self) -> None:
-        """Take the peak from now on."""
+        """Measure the peak from now on."""
         self.peak, self.at_peak = self.now, self._by_kind.copy()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = self.run(func, args, kwargs or {})
-        if not func._schema.is_mutable:  # else it returns what it was given
+        if not func._schema.is_mutable:  # otherwise it returns its own arguments
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor):
                     self._count(tensor, self.kind(tensor))
         return result
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do one operation."""
+        """Run one operation."""
         return func(*args, **kwargs)
 
     def _count(self, tensor: Tensor, kind: str) -> None:

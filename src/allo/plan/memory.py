@@ -1,4 +1,4 @@
-"""What a plan says: bytes of each kind at the moment when a stage holds the most."""
+"""A plan's content: bytes of each kind at the moment when a stage holds the most."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from allo.errors import UserError
 
-# Kinds of memory in the order of the table, and what each is.
+# Kinds of memory in the table's order, with their meanings.
 KINDS = {
     "weights": "all of the model, in the run's dtype",
     "state": "of the selected weights: places, masters, gradient, the optimizer's moments",
@@ -21,7 +21,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "Gi
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage at its peak. `load` says for what; `host` is kept in host memory, whatever the device."""
+    """A stage at its peak. `load` describes the rows; `host` is kept in host memory on any device."""
 
     stage: str
     load: str
@@ -30,15 +30,15 @@ class StagePlan:
 
     @property
     def total(self) -> int:
-        """Bytes on the device."""
+        """Return the bytes on the device."""
         return sum(self.bytes.values())
 
 
 @dataclass(frozen=True)
 class Advised:
-    """A stage that does not fit: `settings` (dotted key -> value) under which it does, planned anew.
+    """Advice on a stage that does not fit: `settings` (dotted key -> value) with which it does, and the new plan.
 
-    Without `plan` nothing that the planner knows makes it fit.
+    Without `plan`, no setting known to the planner makes it fit.
     """
 
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -47,9 +47,9 @@ class Advised:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a recipe, and, where a limit in bytes is given, advice for those above it.
+    """A recipe's stages and, if a limit in bytes is given, advice for those above it.
 
-    `unplanned`: stages that are not planned, each with the reason.
+    `unplanned` holds stages without a plan, each with the reason.
     """
 
     stages: tuple[StagePlan, ...]
@@ -66,7 +66,7 @@ class Plan:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 24GB (10^9) or 22.5GiB (2^30). Raises `UserError` for anything else."""
+    """Return the bytes of a size such as 24GB (10^9) or 22.5GiB (2^30). Raises `UserError` for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     if found is None or found[2] not in _UNITS or not float(found[1]):
         raise UserError(f"--gpu {text}: give a size such as 24GB; the units are {', '.join(_UNITS)}")

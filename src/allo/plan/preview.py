@@ -1,4 +1,4 @@
-"""The preview of a recipe: its checks, and the tokens that it will train on; nothing is run and nothing is written."""
+"""The preview of a recipe: its checks and the tokens to train on. Nothing is run or written."""
 
 from allo.files.rounds import round_name
 from allo.pipeline import progress
@@ -10,7 +10,7 @@ from allo.tasks.sources import Sources
 
 
 def preview(recipe: Recipe, sources: Sources | None = None) -> Preview:
-    """Make the checks of a recipe. Raises `UserError` for the first that fails."""
+    """Make the checks of a recipe. Raises `UserError` for the first failed check."""
     stages = progress(recipe)
     found = findings(recipe, sources)
     done = {name.removeprefix(f"{round_name(1)}/") for name, is_done in stages.items() if is_done}

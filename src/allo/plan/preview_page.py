@@ -1,4 +1,4 @@
-"""A preview for people: facts and counts, then one example of what is trained on, token by token."""
+"""A preview for readers: facts and counts, then one example of each kind of training row, token by token."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,12 @@ from allo.stages.disk import size
 
 _PLAIN_WIDTH, _WIDEST = 80, 100
 _LABEL = 11  # columns of the first facts' names
-_COMPLETION_ENDS = 100  # tokens shown of each end of a long completion
+_COMPLETION_ENDS = 100  # tokens shown at each end of a long completion
 
 
 @dataclass(frozen=True)
 class Preview:
-    """`stages`: each stage of the recipe, and whether its run has it done. `pair`: one that the run has sampled."""
+    """A preview; `stages` says whether each is finished, `pair` is one that the run has sampled."""
 
     recipe: Recipe
     found: Findings
@@ -72,7 +72,7 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
 
 
 def _ends(preview: Preview) -> str:
-    """How a finished completion ends, for each form that the recipe's prompts have."""
+    """Return the end of a finished completion, for each form of the recipe's prompts."""
     found = preview.found
     rows: list[Trained | Asked] = [*found.trained, *found.asked]
     forms = {form for one in rows for form in one.forms}
@@ -86,7 +86,7 @@ def _end(found: Findings, form: str) -> str:
 
 
 def _counts(preview: Preview) -> dict[str, list[str]]:
-    """Sentences under each source's key, in the order of the stages that read them."""
+    """Return sentences under each source's key, in the order of the stages that read them."""
     recipe, found = preview.recipe, preview.found
     said: dict[str, list[str]] = {}
     for trained in found.trained:
@@ -109,7 +109,7 @@ def _counts(preview: Preview) -> dict[str, list[str]]:
 
 
 def _ids(one: Trained | Asked) -> list[list[int]]:
-    """The ids of all rows of one key, prompts and completions."""
+    """Return the ids of all rows of one key, prompts and completions."""
     if isinstance(one, Asked):
         return one.ids
     sides = ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids")
@@ -139,7 +139,7 @@ def _number(number: int, what: str, done: str) -> str:
 
 
 def _examples(preview: Preview, width: int, plain: bool) -> Iterator[Text]:
-    """One example of everything that is trained on."""
+    """Yield one example of every kind of training row."""
     found, recipe = preview.found, preview.recipe
     marks = "in [brackets]" if plain else "in colour"
     yield Text()
@@ -207,7 +207,7 @@ class _Page:
         yield from self._tokens(ids, weights, kind=kind, ends=_COMPLETION_ENDS)
 
     def pair(self, recipe: Recipe, pair: SampledPair) -> Iterator[Text]:
-        """Both answers of a pair, and which of their tokens count."""
+        """Yield both answers of a pair, with the tokens that count."""
         all_of = [1.0] * len(pair.chosen_ids)
         yield from self.completion("chosen", pair.chosen_ids, all_of, "all carry loss")
         weights = pair.weights or [1.0] * len(pair.rejected_ids)
@@ -226,7 +226,7 @@ class _Page:
 
 
 def _rejected(recipe: Recipe, weights: Sequence[float] | None) -> Iterator[str]:
-    """Yield which of the rejected tokens each training stage counts."""
+    """Yield the rejected tokens that each training stage counts."""
     if recipe.forget is not None:
         marked = weights and f"the {sum(weight > 0 for weight in weights)} marked ones"
         yield f"forget weighs {marked or 'its tokens by the scores of `score`'}"

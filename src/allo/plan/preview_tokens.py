@@ -1,4 +1,4 @@
-"""Tokens laid out for people: visible spaces, lines of a width, and the ones that carry loss marked."""
+"""Tokens laid out for readers: visible spaces, lines of limited width, and marks on tokens that carry loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from rich.text import Text
 from allo.console import printable
 
 SHOWN_ENDS = 40
-"""Tokens that are shown of each end of a long text."""
+"""Tokens shown at each end of a long text."""
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
-# Neighbours differ, so that a token's borders are seen.
+# Neighbours differ, so that token borders are visible.
 _PROMPT = ("dim", "dim underline")
 _STYLES = {
     "": ("default", "underline"),
@@ -23,14 +23,14 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class Token:
-    """One token's text. `counts`: it carries loss."""
+    """One token's text; `counts` says that it carries loss."""
 
     text: str
     counts: bool = False
 
 
 def visible(text: str) -> str:
-    """Return the text with signs for spaces and ends of lines, and escapes for what a terminal would not show."""
+    """Return the text with signs for spaces and line ends, and escapes for what a terminal would not show."""
     return "".join(_VISIBLE.get(letter) or _shown(letter) for letter in text)
 
 
@@ -43,7 +43,7 @@ def _shown(letter: str) -> str:
 def laid_out(
     tokens: Sequence[Token], *, width: int, plain: bool, kind: str = "", ends: int = SHOWN_ENDS
 ) -> list[Text]:
-    """Return lines of at most `width` columns; the middle of a text of more than two `ends` is left out.
+    """Return lines of at most `width` columns; a text longer than two `ends` loses its middle.
 
     Tokens that carry loss are in brackets if `plain`, otherwise in the colours of `kind`: "good" or "bad".
     """

@@ -1,8 +1,8 @@
-"""A rehearsal: code runs as it would, on tensors that have shapes and no numbers.
+"""A rehearsal: code runs as usual, but on tensors with shapes and no numbers.
 
-Weights, activations, gradients and optimizer state take no memory and no arithmetic, so that the step of a
-model that does not fit can be followed operation by operation. Ids, masks and indices are real: what
-depends on them, such as the choice of an attention kernel, is decided as in a run.
+Weights, activations, gradients and optimizer state take no memory and no arithmetic. So even a step of a model that
+does not fit can be followed operation by operation. Ids, masks and indices are real, so decisions that depend on
+them, such as the attention kernel, are made as in a run.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ _aten = torch.ops.aten
 
 
 class Rehearsal(LiveBytes):
-    """Within it operations make tensors without numbers; it counts the bytes that they would take.
+    """A context whose operations make tensors without numbers, and which counts the bytes they would take.
 
         with Rehearsal() as rehearsal:
             model = LlamaForCausalLM(config)
             model(input_ids).logits.sum().backward()
         rehearsal.peak
 
-    A number that code asks for (`tensor.item()`) is 0, a truth value is true, and where a shape follows from
-    numbers (`nonzero`) it is the largest that it can be. Tensors are on the CPU, so attention is its fused
-    kernel: like a GPU's, it keeps its output and a log-sum a query, and no matrix of scores.
+    A number that code asks for (`tensor.item()`) is 0, and a truth value is true. A shape that follows from numbers
+    (`nonzero`) is the largest possible. Tensors are on the CPU, so attention uses the fused kernel. Like a GPU's, it
+    keeps its output and a log-sum per query, but no matrix of scores.
     """
 
     _without_numbers: FakeTensorMode
@@ -67,7 +67,7 @@ class Rehearsal(LiveBytes):
         )
 
     def _emptied(self, tensor: Tensor) -> Tensor:
-        """A tensor without numbers in place of `tensor`, which it does not keep alive."""
+        """Return a tensor without numbers in place of `tensor`, which it does not keep alive."""
         if isinstance(tensor, FakeTensor):
             return tensor
         with self._without_numbers:
@@ -77,7 +77,7 @@ class Rehearsal(LiveBytes):
 
 
 def _as_places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """A mask among indices as the indices of its true entries, while they are known."""
+    """Replace masks among indices with the indices of their true entries, while they are known."""
     places: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""A plan for people: a table, what its columns mean, and what to change."""
+"""A plan for readers: a table, the meaning of its columns, and settings to change."""
 
 import json
 from typing import Any
@@ -11,11 +11,11 @@ from allo.console import cell
 from allo.plan.memory import KINDS, Plan, StagePlan
 
 _GB = 10**9
-_WIDTH = 100  # of the table, also where a terminal is narrower: its headings say what a number is
+_WIDTH = 100  # of the table, even on a narrower terminal, so that its headings stay readable
 
 
 def show(plan: Plan, *, gpus: int) -> None:
-    """Print the table to standard output, with the formula under it."""
+    """Print the table to standard output, with the formula below it."""
     console = Console(highlight=False, emoji=False)
     console.print(_table(plan), width=max(console.width, _WIDTH), crop=False)
     console.print(cell(explanation(plan, gpus=gpus)), soft_wrap=True)
@@ -39,7 +39,7 @@ def _table(plan: Plan) -> Table:
 
 
 def explanation(plan: Plan, *, gpus: int) -> str:
-    """The formula in words, what it was worked out for, and the advice."""
+    """Return the formula in words, the rows that it assumes, and the advice."""
     lines = ["total = " + " + ".join(KINDS), ""]
     lines += [f"  {kind:<12} {meaning}" for kind, meaning in KINDS.items()]
     lines += [
@@ -80,7 +80,7 @@ def _advice(plan: Plan, stage: StagePlan) -> list[str]:
 
 
 def as_json(plan: Plan, *, gpus: int) -> dict[str, Any]:
-    """The plan for machines; sizes in bytes."""
+    """Return the plan for machines, with sizes in bytes."""
     return {
         "limit": plan.limit,
         "gpus": gpus,
@@ -113,6 +113,6 @@ def _verdict(plan: Plan, stage: StagePlan) -> dict[str, Any]:
 
 
 def _gigabytes(number: float) -> str:
-    """Two places, three below a tenth: small models are planned, too."""
+    """Return gigabytes with two decimals, or four below a tenth: small models are planned, too."""
     value = number / _GB
     return "-" if not number else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"

@@ -34,7 +34,7 @@ _INDEX_BYTES = 4  # of a mask's entry in host memory
 
 
 def plan_training(recipe: Recipe, stage: str) -> StagePlan:
-    """The peak of an optimizer step that is not the first, on one micro-batch of the longest rows."""
+    """Plan the peak of an optimizer step after the first, on one micro-batch of the longest rows."""
     if stage == "locate" and recipe.locate:
         needs = criterion_of(recipe.locate.criterion).needs
         if needs != "warm-up":
@@ -55,7 +55,7 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
 
 
 def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
-    """Ways of locating without an optimizer: the peak of one micro-batch, and what they keep on the host."""
+    """Plan locating without an optimizer: the peak of one micro-batch, and the bytes kept on the host."""
     lengths = training_lengths(recipe)
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
         model = rehearsed_model(recipe)
@@ -90,7 +90,7 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
 
 
 def _kept(model: Model, locate: Locate, needs: Needs) -> tuple[int, int]:
-    """Bytes that a way of locating keeps between micro-batches, on the host and on the device."""
+    """Return the bytes that a criterion keeps between micro-batches, on the host and on the device."""
     if needs == "fused warm-up":
         warmup = FusedWarmup(model)
         return warmup.host_bytes, warmup.device_bytes
@@ -99,11 +99,11 @@ def _kept(model: Model, locate: Locate, needs: Needs) -> tuple[int, int]:
 
 
 def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folder: Path) -> SelectedTrainer:
-    """Train `model` for a step under `live`, from its weights on, and return the trainer as it is then."""
+    """Train `model` for one step under `live`, counting its weights, and return the trainer."""
     live.hold([*model.parameters(), *model.buffers()], "weights")
     live.kind = lambda tensor: "state"
     trainer = _trainer(recipe, stage, model, folder)
-    # Gradient and moments are there from the second step on.
+    # Gradients and moments exist from the second step on.
     trainer.selected.gradients()
     trainer.create_optimizer().step()
     _name_kinds(live, trainer)
@@ -114,7 +114,7 @@ def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folde
 
 
 def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> SelectedTrainer:
-    """The stage's trainer, for one step, with one of its longest rows."""
+    """Return the stage's trainer for one step, with one of its longest rows."""
     block = getattr(recipe, stage)
     arguments = _arguments(recipe, stage, folder)
     prompt, completion = _texts(recipe)
@@ -140,7 +140,7 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
 
 
 def _arguments(recipe: Recipe, stage: str, folder: Path) -> Arguments:
-    """Those of the stage, for one step."""
+    """Return the stage's training arguments for one step."""
     block = getattr(recipe, stage)
     return training_arguments(
         block.training.model_dump() | {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True},
@@ -153,20 +153,20 @@ def _arguments(recipe: Recipe, stage: str, folder: Path) -> Arguments:
 
 
 def _texts(recipe: Recipe) -> tuple[str, str]:
-    """The longest prompt and completion."""
+    """Return the longest prompt and completion."""
     lengths = training_lengths(recipe)
     return words(lengths.prompt), words(lengths.completion - 1)  # EOS comes on top
 
 
 def _pair(prompt: str, completion: str) -> dict[str, str]:
-    """A pair of two answers of one length; equal ones would be dropped."""
+    """Return a pair with two answers of one length; equal answers would be dropped."""
     return {"prompt": prompt, "chosen": completion, "rejected": other_word(completion)}
 
 
 def _micro_batch(
     row: dict[str, Any], arguments: Arguments, *, max_tokens: int | None
 ) -> list[dict[str, Any]]:
-    """As many copies of a pair as fit, of which one is a token shorter: with padding, attention takes a mask."""
+    """Return as many copies of a pair as fit, one of them a token shorter: with padding, attention takes a mask."""
     size = arguments.per_device_train_batch_size
     if max_tokens is not None:
         size = max(1, max_tokens // PairCollator(0, shared_prefix=True).num_tokens(row))
@@ -177,12 +177,12 @@ def _micro_batch(
 
 
 def _fill_a_micro_batch(trainer: SelectedTrainer) -> None:
-    """Give the trainer as many copies of its row as a micro-batch has.
+    """Give the trainer as many copies of its row as a micro-batch holds.
 
     One is a token shorter: with padding, attention takes a mask.
     """
     (row,) = trainer.train_dataset
-    if trainer.reference == "precomputed":  # not in a rehearsal, where it would have no numbers
+    if trainer.reference == "precomputed":  # not computed in a rehearsal, where it would have no numbers
         row |= {
             name.replace("_ids", "_ref_logps"): [0.0] * len(ids)
             for name, ids in row.items()
@@ -196,7 +196,7 @@ def _fill_a_micro_batch(trainer: SelectedTrainer) -> None:
 
 
 def _name_kinds(live: LiveBytes, trainer: SelectedTrainer) -> None:
-    """By what they look like: new tensors of the shape of a weight are its gradient, and so on."""
+    """Name tensors by their shapes: a new tensor with a weight's shape is its gradient, and so on."""
     selected, model = trainer.selected, trainer.model
     other = _kinds(model)
     flats = {flat.shape for flat in selected.parameters()}
@@ -216,7 +216,7 @@ def _name_kinds(live: LiveBytes, trainer: SelectedTrainer) -> None:
 
 
 def _kinds(model: Model) -> Callable[[Tensor], str]:
-    """What a step makes beside its state, by its shape."""
+    """Return a function that names a step's tensors, apart from its state, by shape."""
     weights = {param.shape for param in model.parameters()}
     vocabulary = model.get_output_embeddings().weight.shape[0]
 
@@ -229,13 +229,13 @@ def _kinds(model: Model) -> Callable[[Tensor], str]:
 
 
 class _Spread(Mapping[str, Tensor]):
-    """Evenly spread indices, made when they are asked for: together they would take 4 bytes an entry."""
+    """Evenly spread indices, made on access: together they would take 4 bytes an entry."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, density: float) -> None:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         total = num_to_select(density, sum(sizes.values()))
         self._sizes = sizes
-        # Rounded sums, so that all tensors together have exactly `total`.
+        # Sums are rounded, so that all tensors together have exactly `total`.
         self._counts, so_far, given = {}, 0, 0
         for name, size in sizes.items():
             so_far += size
@@ -258,6 +258,6 @@ class _Spread(Mapping[str, Tensor]):
 
 
 def spread_mask(model: nn.Module, *, density: float) -> ParamMask:
-    """A mask that selects `density` of each tensor."""
+    """Return a mask that selects `density` of each tensor."""
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     return ParamMask(_Spread(shapes, density=density), shapes=shapes)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """The recipe: a whole run as one strict YAML file, in pipeline order.
 
-Precedence: defaults < file < `--set key=value`. An unknown key, a wrong type or an impossible
-value raises `UserError` naming the key before anything heavy is imported.
+Precedence: defaults < file < `--set key=value`. An unknown key, a wrong type or an impossible value raises
+`UserError` naming the key, before anything heavy is imported.
 """
 
 import json
@@ -50,7 +50,7 @@ GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
 NEEDS_WARMUP = "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
-# "meta" and other devices of torch hold no numbers.
+# torch's other devices, such as "meta", hold no numbers.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu|hpu|mlu|musa)(:[0-9]{1,3})?)$")]
 
 
@@ -62,23 +62,21 @@ class Sft(Block):
 
 
 class Locate(Block):
-    """Which weights matter (method.md 1.1)."""
+    """The choice of the weights that matter (method.md 1.1)."""
 
     criterion: CriterionName = "warmup"
-    """`warmup` trains all weights with an optimizer's state; `warmup_fused` updates each tensor inside the
-    backward pass; `gradient`, `fisher` and `taylor` sum up over the pairs at the starting model. `last` takes the
-    weights of the last layer first, then those of the one before; embeddings, the head and norms outside of the
-    layers come after all layers. Within a layer, as in any tie, a stable hash decides. A function of yours is named
-    by `file.py:function` (docs/extending.md)."""
+    """`warmup` trains all weights with optimizer state; `warmup_fused` updates each tensor inside the backward pass.
+    `gradient`, `fisher` and `taylor` sum over the pairs at the starting model. `last` takes weights from the last
+    layer backwards; embeddings, the head and norms outside the layers come last. Within a layer, as in any tie, a
+    stable hash decides. You can also name your own function as `file.py:function` (docs/extending.md)."""
     granularity: GranularityName = WEIGHT
-    """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of
-    linear layers make the backward pass itself cheaper."""
+    """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of linear
+    layers also make the backward pass cheaper."""
     beta: Positive = 0.1
     accumulate: Literal["float32", "bfloat16"] = "float32"
-    """The sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes a weight."""
+    """The type of the sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes per weight."""
     max_tokens_per_batch: Tokens | None = None
-    """As of forgetting and improving; `fisher` takes single pairs whatever it says, and `warmup_fused` makes
-    an update of each micro-batch."""
+    """As in forget and improve; `fisher` always takes single pairs, and `warmup_fused` updates once per micro-batch."""
     training: Training = Training()
 
     @model_validator(mode="after")
@@ -93,18 +91,18 @@ class Locate(Block):
 
 
 class Steps(Block):
-    """How a stage's optimizer steps are computed; what they learn is the same."""
+    """The computation of a stage's optimizer steps, which does not change what they learn."""
 
     max_tokens_per_batch: Tokens | None = None
-    """Tokens of a micro-batch, padding included, in place of `per_device_train_batch_size` rows; a step is
-    still over `per_device_train_batch_size * gradient_accumulation_steps` rows."""
+    """Tokens of a micro-batch, padding included, instead of `per_device_train_batch_size` rows. A step still covers
+    `per_device_train_batch_size * gradient_accumulation_steps` rows."""
     reference: Literal["swap", "precomputed"] = "swap"
-    """`swap`: the reference's weights are put in place once a step, for a pass over its rows. `precomputed`: its
-    log-probs are computed once, which pays from the second epoch on, and where its slot is too large."""
+    """`swap` puts the reference's weights in place once per step, for a pass over its rows. `precomputed` computes its
+    log-probs once, which pays from the second epoch on, or if its slot is too large."""
     lean: bool = False
-    """A trained weight takes 8 bytes of training state in place of 20: AdamW's moments in one byte each, a
-    16-bit residual in place of an fp32 master, a bf16 gradient, and the reference's weights in host memory.
-    What is learnt is the same up to rounding."""
+    """Training state takes 8 bytes per trained weight instead of 20: AdamW's moments in one byte each, a 16-bit
+    residual instead of an fp32 master, a bf16 gradient, and the reference's weights in host memory. Results are the
+    same up to rounding."""
 
 
 class Forget(Steps):
@@ -113,41 +111,45 @@ class Forget(Steps):
     density: Density = 0.05
     beta: Positive = 0.1
     loss: ForgettingLossName = "token"
-    """NPO of each weighted token, or of a completion's log-ratios' weighted sum; or each weighted token's
-    unlikelihood, which has no `beta` and needs no reference; or a function of yours, `file.py:function`."""
+    """NPO of each weighted token (`token`), or of the weighted sum of a completion's log-ratios (`sequence`).
+    `unlikelihood` of each weighted token has no `beta` and needs no reference. A function of yours is named by
+    `file.py:function` (docs/extending.md)."""
     until: Share | None = None
-    """The first step that finds its weighted tokens at a mean probability below this is the last."""
+    """Stop once the weighted tokens' mean probability falls below this."""
     training: ForgetTraining = ForgetTraining()
 
 
 class Improve(Steps):
-    """DPO with noisy rejected tokens filtered out (method.md 1.3), another loss under the same mask, or a method
-    to compare it with."""
+    """DPO with noisy rejected tokens filtered out (method.md 1.3), another loss under the same mask, or a method to
+    compare with."""
 
     trainer: TrainerName = "selected"
-    """`selected` trains the located weights. The others train through TRL and read of this block `beta` and
-    `training` alone (which may then name any field of TRL's own config): `lora` and `shira` are DPO with an
-    adapter on all linear layers (TRL reads the label_smoothing of `loss_settings` if `training.loss_type` is robust); `rloo` and `grpo` sample as `sample`
-    says and train all weights by the rewards that `judge` gives. A batch's rows are then completions."""
+    """`selected` trains the located weights. The others train through TRL and read only `beta` and `training`, which
+    may name any field of TRL's own config. `lora` and `shira` are DPO with an adapter on all linear layers; if
+    `training.loss_type` is robust, TRL also reads the label_smoothing of `loss_settings`. `rloo` and `grpo` sample
+    with the settings of `sample` and train all weights by the rewards of `judge`. A batch's rows are then
+    completions."""
     adapter_rank: Count | None = None
-    """Of `lora` and `shira`; absent, that with which the number of trained weights is nearest to `density`."""
+    """The rank for `lora` and `shira`; by default, the one whose number of trained weights is nearest to `density`.
+    """
     density: Density = 0.10
     loss: LossName = "dpo"
-    """`dpo`, `r_dpo`, `ipo`, `bco` or `simpo` of each pair, or a function of one's own, `file.py:function`; `sft`
-    on the gold solutions of the pairs' prompts, `rft` on the distinct right samples."""
+    """`dpo`, `r_dpo`, `ipo`, `bco` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
+    the gold solutions of the pairs' prompts, `rft` the distinct right samples."""
     loss_settings: LossSettings = {}
-    """The loss's own, with their defaults: `dpo` label_smoothing 0; `r_dpo` alpha 0.05; `ipo` length_average true;
-    `simpo` gamma 1.0."""
+    """The loss's own settings, with their defaults: `dpo` label_smoothing 0; `r_dpo` alpha 0.05; `ipo` length_average
+    true; `simpo` gamma 1.0."""
     keep: Share = 0.5
     """The share of a rejected completion's tokens that count; 1.0 for `simpo`, `sft` and `rft`."""
     filter: Filter = "lowest"
-    """Which ones: those of lowest or highest log-ratio, or random ones."""
+    """The tokens that count: those of lowest or highest log-ratio, or random ones."""
     beta: Positive = 0.1
-    """`simpo` wants 2.0 to 2.5; `sft` and `rft` have none."""
+    """`simpo` needs 2.0 to 2.5; `sft` and `rft` have none."""
     anchor: NotNegative = 0.0
-    """Adds so much of the chosen answer's mean negative log-likelihood a token (RPO; its paper takes 1)."""
+    """The factor of an added term, the chosen answer's mean negative log-likelihood per token (RPO; its paper takes 1).
+    """
     shared_prefix: bool = True
-    """A pair's prompt is computed once, with both answers in one row, where the model's attention allows it."""
+    """Compute a pair's prompt once, with both answers in one row, if the model's attention allows it."""
     training: ImproveTraining = ImproveTraining()
 
     @model_validator(mode="after")
@@ -187,41 +189,41 @@ class Recipe(Block):
     """One run, in pipeline order."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-    """The run's folder below `out`."""
+    """The name of the run's folder below `out`."""
     out: Place = Path("runs")
     seed: Seed = 0
     data_seed: Seed | None = None
-    """The seed of all stages before training, and of the order of prompts; `seed` where it is absent. Runs that
-    differ in `seed` alone then share their samples, pairs, importance and token scores."""
+    """The seed of all stages before training, and of the order of prompts; by default `seed`. Runs that differ only
+    in `seed` then share their samples, pairs, importance and token scores."""
     model: Name
     """A folder, a hub id, or a GGUF file."""
     trust_remote_code: bool = False
     pad_token: Name | None = None
-    """Names a pad token for a tokenizer that has none (often its EOS)."""
+    """The pad token for a tokenizer that has none (often its EOS)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: Device = "auto"
     chat: bool = False
     """Wrap string prompts as one user message of the tokenizer's chat template."""
     max_length: Tokens = 1200
-    """Tokens of a training row, prompt and completion together: a longer row loses the beginning of its
-    prompt, and is dropped where the completion alone does not fit. Also of a prompt alone where completions
-    are sampled; `max_new_tokens` come on top."""
+    """Tokens of a training row, prompt and completion together. A longer row loses the beginning of its prompt, and
+    is dropped if the completion alone does not fit. In sampling, the limit of the prompt alone; `max_new_tokens` come
+    on top."""
 
     rounds: Times = 1
-    """How often to align, from sampling to improving, each time on fresh samples of the model that the last
-    time left. The first start and the last model are evaluated."""
+    """The number of alignments, from sampling to improving, each on fresh samples of the previous one's model. The
+    first start and the last model are evaluated."""
     momentum: NotNegative = 0.0
-    """Each further round starts from theta_t + momentum * (theta_t - theta_(t-1)), theta_t being the model that
-    round t left."""
+    """Each further round starts from theta_t + momentum * (theta_t - theta_(t-1)); theta_t is the model that round t
+    left."""
     round_prompts: Literal["same", "next"] = "same"
     """`next`: each round takes the next `data.limit` prompts of the source."""
     relocate: bool = True
-    """Locate in every round; false: later rounds keep the first round's importance."""
+    """Locate in every round; if false, later rounds keep the first round's importance."""
     order: Literal["forget_first", "improve_first"] = "forget_first"
-    """Which training comes first; the other starts from the model that it leaves, its reference too."""
+    """The training that comes first; the other one starts from its model, which is also its reference."""
 
     data_folder: Place | None = None
-    """Local rows of the tasks, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
+    """A folder of the tasks' local rows, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
     data: Data
     sft: Sft | None = None
     sample: Sample = Sample()
@@ -314,7 +316,7 @@ class Recipe(Block):
 
     @property
     def on_policy(self) -> dict[str, Any] | None:
-        """What `improve` depends on beside its own block where its trainer samples by itself."""
+        """Return what `improve` depends on besides its own block, if its trainer samples by itself; otherwise None."""
         if self.improve is None or not self.improve.trained_by.samples:
             return None
         keys = ("data_folder", "chat", "seed_of_data", "data", "judge")
@@ -322,33 +324,33 @@ class Recipe(Block):
 
     @property
     def measuring_reward_model(self) -> str | None:
-        """What measures the evaluation sets whose prompts have no answer."""
+        """Return the reward model for evaluation sets whose prompts have no answer."""
         return self.evaluate.reward_model or self.judge.reward_model
 
     @property
     def seed_of_data(self) -> int:
-        """The seed of every stage up to scoring."""
+        """Return the seed of every stage up to scoring."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def seed_of_order(self) -> int:
-        """The seed of the order of prompts."""
+        """Return the seed of the order of prompts."""
         return self.seed_of_data
 
     @property
     def training_stages(self) -> tuple[str, ...]:
-        """Those that the recipe has, in its order: what the last one leaves is the run's result."""
+        """Return the recipe's training stages in order; the last one's model is the run's result."""
         first, second = ("forget", "improve") if self.order == "forget_first" else ("improve", "forget")
         return tuple(name for name in (first, second) if getattr(self, name))
 
     @property
     def max_density(self) -> float:
-        """The largest share of the weights that a stage trains."""
+        """Return the largest share of the weights that a stage trains."""
         return max(stage.density for stage in (self.forget, self.improve) if stage)
 
     @property
     def reads_warmup(self) -> bool:
-        """Whether scoring needs the warm-up model's weights."""
+        """Return whether scoring needs the warm-up model's weights."""
         return self.forget is not None and self.score is not None and self.score.warmup_reader is not None
 
     @property
@@ -359,8 +361,8 @@ class Recipe(Block):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
-    `overrides` are `dotted.key=value` strings; the value is parsed as YAML.
-    Raises `UserError` for a missing file, bad YAML, and for each key that is not allowed.
+    `overrides` are `dotted.key=value` strings; the value is parsed as YAML. Raises `UserError` for a missing file,
+    bad YAML, and each key that is not allowed.
     """
     fields, root = parse(_text(path), place=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
@@ -388,10 +390,10 @@ def _text(path: Path) -> str:
 
 
 def save_recipe(recipe: Recipe) -> str:
-    """The resolved recipe, every default spelt out, as YAML that `load_recipe` reads back equal."""
+    """Return the resolved recipe, with every default, as YAML that `load_recipe` reads back equal."""
     return dump(json.loads(recipe.model_dump_json()))
 
 
 def schema() -> dict[str, Any]:
-    """The recipe's JSON schema, for editors."""
+    """Return the recipe's JSON schema, for editors."""
     return Recipe.model_json_schema()

@@ -1,4 +1,4 @@
-"""A recipe's `compare` block: which methods are compared, over which seeds, and how each is tuned."""
+"""A recipe's `compare` block: the methods to compare, their seeds, and their tuning."""
 
 from typing import Annotated, Any
 
@@ -12,16 +12,16 @@ class Method(Block):
     """One method, as changes to the recipe."""
 
     like: SetName | None = None
-    """Another method whose changes, scale and settings this one begins with."""
+    """Another method whose changes, scale and settings this one inherits."""
     set: dict[str, Any] = {}
     """Recipe keys, dotted, and their values; null leaves a stage out."""
     scale: Positive | None = None
-    """Its learning rates are `compare.rates` times this; 1 unless `like` says otherwise."""
+    """The method's learning rates are `compare.rates` times this; 1 unless `like` gives another."""
     settings: list[dict[str, Any]] | None = None
-    """The method's own settings, tried at its best learning rate or at the `rate` that one names; where there are none,
-    more rates are tried."""
+    """The method's own settings, tried at its best learning rate or at the `rate` that one names. Without any, more
+    rates are tried."""
     tuned_as: SetName | None = None
-    """Takes over the tuned settings of that method in place of a tuning of its own."""
+    """Use the tuned settings of that method instead of tuning this one."""
 
 
 class Compare(Block):
@@ -32,19 +32,19 @@ class Compare(Block):
     rates: Annotated[list[Positive], Field(min_length=1)] = [0.25, 0.5, 1.0, 2.0, 4.0]
     """Factors on the recipe's own learning rates of forgetting and improving, for every method."""
     extra_trials: TimesOrZero = 3
-    """Trials of each method after its rates: of its own settings, or of further rates."""
+    """Trials of each method after its rates, on its own settings or further rates."""
     beyond: TimesOrZero = 3
-    """How far a method whose best rate is the highest or the lowest tried is followed beyond it, in trials."""
+    """Most further trials beyond a best rate that is the highest or lowest tried."""
     tuning_seeds: Annotated[list[Seed], Field(min_length=1)] = [1000]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2, 3, 4]
     resample: bool = False
-    """Whether each seed draws samples, pairs, importance and scores anew, or all share those of `data_seed`."""
+    """Let each seed draw its own samples, pairs, importance and scores; otherwise all share those of `data_seed`."""
     reference: SetName = "allo"
     """The method that the others are compared with."""
     methods: dict[SetName, Method] = {}
-    """Methods beside the known ones, or in place of them."""
+    """Methods besides the known ones, or replacing them."""
     run: list[SetName] = []
-    """The methods to compare; where it is empty those of `methods`, or all known ones where that is empty too."""
+    """The methods to compare; if empty, those of `methods`; if that is empty too, all known ones."""
 
     @model_validator(mode="after")
     def _seeds_are_apart(self) -> "Compare":

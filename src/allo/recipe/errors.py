@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in the words of its file: line, key, what was found, what is allowed."""
+"""Messages on a recipe's errors in the terms of its file: line, key, value found, values allowed."""
 
 import difflib
 import json
@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 
 def explain(recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem: Any) -> str:
-    """One line on one of pydantic's problems with the YAML `root` of `path`: where, what, what instead."""
-    # pydantic ends the place of a bad key of a mapping with "[key]".
+    """Return one line on a pydantic problem in the YAML `root` of `path`: the place, the fault and a remedy."""
+    # pydantic ends the location of a bad mapping key with "[key]".
     location = [part for part in problem["loc"] if isinstance(part, str | int) and part != "[key]"]
     key = ".".join(str(part) for part in location) or "recipe"
     line = _line(root, location)
@@ -33,7 +33,7 @@ def explain(recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem
 
 
 def _line(root: yaml.Node | None, location: list[str | int]) -> int | None:
-    """The 1-based line of a key in the file, or None where it was not written there."""
+    """Return the 1-based line of a key in the file, or None if it is not there."""
     node, line = root, None
     for part in location:
         if isinstance(node, yaml.MappingNode):
@@ -48,7 +48,7 @@ def _line(root: yaml.Node | None, location: list[str | int]) -> int | None:
 
 
 def _allowed(block: type[BaseModel], location: list[str | int]) -> list[str]:
-    """The keys that the block at `location` below `block` knows."""
+    """Return the keys of the block at `location` below `block`."""
     for part in location:
         if not isinstance(part, str) or part not in block.model_fields:
             continue

@@ -1,4 +1,4 @@
-"""What is selected as a whole: single weights, rows, columns or blocks of a matrix."""
+"""Units of selection: single weights, or rows, columns or blocks of a matrix."""
 
 import re
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ PATTERN = r"weight|row|column|block\((?:[2-9]|[1-9]\d+)\)"
 
 @dataclass(frozen=True)
 class Granularity:
-    """`kind` is "weight", "row", "column" or "block"; `side` is that of a block."""
+    """A unit of selection: `kind` is "weight", "row", "column" or "block"; `side` is the block's."""
 
     kind: str
     side: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Granularity":
-        """`weight`, `row`, `column` or `block(n)` with n of at least 2. UserError for anything else."""
+        """Parse `weight`, `row`, `column` or `block(n)` with n of at least 2. Raises `UserError` for anything else."""
         if not re.fullmatch(PATTERN, text, re.ASCII):
             raise UserError(
                 f"granularity {text!r} is none of weight, row, column and block(n), where n is 2 or more: "
@@ -28,13 +28,13 @@ class Granularity:
         return cls(kind, int(side or 1))
 
     def tile(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of a group within a matrix; those at its edges may be smaller."""
+        """Return the rows and columns of a group in a matrix; groups at its edges may be smaller."""
         whole = {"row": (1, width), "column": (height, 1)}
         return whole.get(self.kind, (self.side, self.side))
 
 
 def granularity_name(text: str) -> str:
-    """`text` itself, for a recipe: ValueError, as pydantic wants it, where `Granularity.parse` refuses it."""
+    """Return `text` unchanged; raise `ValueError`, for pydantic, if `Granularity.parse` refuses it."""
     try:
         Granularity.parse(text)
     except UserError as error:

@@ -1,6 +1,6 @@
-"""The kinds of numbers, names and paths that a recipe's fields hold, with their real bounds.
+"""The kinds of numbers, names and paths in a recipe's fields, with realistic bounds.
 
-An upper bound is far above what anybody uses, and below what would fill a memory or overflow in the midst of a run.
+An upper bound is far above common values, but below those that would fill memory or overflow during a run.
 """
 
 from pathlib import Path
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 MOST_SEED = 2**32 - 1
-"""The largest seed that numpy takes, and with it transformers."""
+"""The largest seed that numpy, and therefore transformers, accepts."""
 
 
 def _without_sign(number: float) -> float:
-    """Read -0.0 as 0.0: two recipes that do the same are the same."""
+    """Return 0.0 for -0.0: recipes that do the same should be equal."""
     return number + 0.0
 
 
@@ -23,21 +23,21 @@ def _is_path(value: Any) -> Any:
     return value
 
 
-# Strict, since YAML's `yes` would pass as 1; an integer is still a number.
+# Strict, since YAML's `yes` would pass as 1; integers still pass as numbers.
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Density = Annotated[Number, Field(gt=0, le=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-# What a 32-bit float can hold, in which they are used; whether such a rate serves, training finds out and says.
+# The range of 32-bit floats, in which they are used; whether such a rate works, training finds out and reports.
 Positive = Annotated[Number, Field(gt=0, le=3e38)]
 NotNegative = Annotated[Number, Field(ge=0, le=3e38), AfterValidator(_without_sign)]
-# Rows, pairs, prompts: more than a file of them can hold.
+# Rows, pairs, prompts: more than one file can hold.
 Count = Annotated[Whole, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[Whole, Field(ge=0, le=10**9)]
 Seed = Annotated[Whole, Field(ge=0, le=MOST_SEED)]
 # Tokens of one text or batch: contexts reach some millions.
 Tokens = Annotated[Whole, Field(ge=1, le=2**24)]
-# Rows that lie in memory together.
+# Rows in memory together.
 BatchSize = Annotated[Whole, Field(ge=1, le=2**16)]
 # Completions of one prompt: studies of repeated sampling take up to 10,000.
 Generations = Annotated[Whole, Field(ge=1, le=10_000)]
@@ -45,12 +45,12 @@ GenerationsOrZero = Annotated[Whole, Field(ge=0, le=10_000)]
 # Rounds, trials, attempts at a request: each takes seconds to hours.
 Times = Annotated[Whole, Field(ge=1, le=1000)]
 TimesOrZero = Annotated[Whole, Field(ge=0, le=1000)]
-# Open connections: a process may have some thousands of files.
+# Open connections: a process may have some thousands of open files.
 Connections = Annotated[Whole, Field(ge=1, le=4096)]
 # Seconds: up to a week.
 Seconds = Annotated[Number, Field(gt=0, le=604_800)]
 SecondsOrZero = Annotated[Number, Field(ge=0, le=604_800), AfterValidator(_without_sign)]
-# It becomes part of a file's name, which has at most 255 bytes.
+# Part of a file name, which has at most 255 bytes.
 SetName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=60)]
 # A word, an id or a path.
 Name = Annotated[str, Field(pattern=r"\S", max_length=4096)]

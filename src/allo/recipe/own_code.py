@@ -1,4 +1,4 @@
-"""A function that a recipe or a table names: the user's own as `file.py:function`, ours as `module:function`."""
+"""Functions that recipes and tables name: users' own as `file.py:function`, the library's as `module:function`."""
 
 import contextlib
 import functools
@@ -13,11 +13,11 @@ from typing import Any
 from allo.errors import UserError
 
 PATTERN = r"^.+\.py:[A-Za-z_]\w*$"
-"""`path/to/file.py:function`. Naming it in a recipe runs the file, as naming a script to python does."""
+"""`path/to/file.py:function`. Naming it in a recipe runs the file, just as passing a script to python does."""
 
 
 def own_file(name: str) -> Path | None:
-    """The file of `file.py:function`; None for any other name."""
+    """Return the file of `file.py:function`; None for any other name."""
     file, colon, function = name.rpartition(":")
     return Path(file).expanduser() if colon and file.endswith(".py") and function.isidentifier() else None
 
@@ -37,8 +37,8 @@ def function_of(name: str, *, key: str) -> Callable[..., Any]:
 def load_function(name: str, *, key: str) -> Callable[..., Any]:
     """Return the function that a recipe's `key` names as `file.py:function`.
 
-    What it raises becomes a `UserError` that names it and its line. Raises `UserError` where there is no such file, it
-    fails to load, or it has no such function.
+    An error in it becomes a `UserError` naming the function and its line. Raises `UserError` if the file does not
+    exist, fails to load, or lacks the function.
     """
     path = own_file(name)
     assert path is not None, name
@@ -49,12 +49,12 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(own_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[own_name] = module  # dataclasses look their own module up
+    sys.modules[own_name] = module  # dataclasses look up their own module
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a script that ends with sys.exit(), too
+    except BaseException as error:  # includes a script that calls sys.exit()
         raise UserError(f"{key}: {path} fails to load{_raised(error, path)}") from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -68,7 +68,7 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
 
 
 def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Callable[..., Any]:
-    """Return the function with its errors named, also those of a generator; its signature stays."""
+    """Return the function with its name added to its errors, also to a generator's, and its signature unchanged."""
 
     @contextlib.contextmanager
     def errors_named() -> Iterator[None]:
@@ -93,7 +93,7 @@ def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Cal
 
 
 def _raised(error: BaseException, path: Path) -> str:
-    """Return the error in words, and the last line of the file that led to it."""
+    """Return the error in words, with the last line of the file that led to it."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""The recipe's block on sampling: how the starting model's completions are drawn, and by what."""
+"""The recipe's block on sampling: the settings and the backend for the starting model's completions."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -22,29 +22,29 @@ from allo.recipe.numbers import (
 )
 from allo.recipe.sources import Block
 
-# What a request says by itself.
+# Fields that each request sets itself.
 _OWN = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "stream"}
 
 
 class Servers(Block):
-    """Where the starting model is served, and how it is asked: other servers give no other run."""
+    """The servers of the starting model and the connection settings; changing them does not change the run."""
 
     base_urls: Annotated[list[str], Field(min_length=1, max_length=1000)]
-    """Addresses of the OpenAI-compatible API, mostly ending with /v1; each has the same model."""
+    """Addresses of the OpenAI-compatible API, usually ending with /v1; all serve the same model."""
     key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; it may be unset where the servers ask for none."""
+    """The environment variable that holds the key; it may be unset if the servers need none."""
     concurrency: Connections = 16
-    """Requests open at a server, each for all completions of a prompt."""
+    """Open requests per server, each for all completions of a prompt."""
     timeout: Seconds = 600.0
-    """Seconds of silence after which a request is given up and made anew, where possible elsewhere."""
+    """Seconds of silence after which a request is abandoned and sent again, to another server if possible."""
     max_retries: TimesOrZero = 5
-    """Further attempts of a request, with growing pauses."""
+    """Further attempts at a request, with growing pauses."""
     patience: SecondsOrZero = 120.0
-    """Seconds to wait for a server to come back when none is left."""
+    """Seconds to wait for a server to come back if none is left."""
 
     @model_validator(mode="after")
     def _no_secret(self) -> "Servers":
-        """A recipe is saved with its run and shown in its report. Raised without the value."""
+        """Refuse secrets without repeating them: a recipe is saved with its run and shown in its report."""
         wrong = [f"base_urls: {why}" for why in map(why_no_address, self.base_urls) if why]
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
             wrong.append(
@@ -63,20 +63,21 @@ class Sample(Block):
     """0 takes the most probable token each time."""
     top_p: Share = 0.95
     max_new_tokens: Tokens = 1024
-    """Of a completion, on top of its prompt; below `max_length`, or the longest could not be trained on."""
+    """Tokens of a completion, in addition to its prompt; below `max_length`, or the longest could not be trained on.
+    """
     batch_size: BatchSize = 128
-    """Completions decoded together by `hf`; `vllm` is handed four times as many at a time. Of no account to servers."""
+    """Completions decoded together by `hf`; `vllm` receives four times as many at a time. Servers ignore it."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
     backend: BackendName = "hf"
-    """`hf`: in this process, through transformers. `vllm`: in this process, through vLLM (extra `vllm`). `openai`:
+    """`hf` samples in this process through transformers, `vllm` through vLLM (extra `vllm`). `openai` asks
     OpenAI-compatible servers of the starting model (extra `server`; docs/sampling.md)."""
     model: Name | None = None
-    """What the servers call the starting model."""
+    """The starting model's name at the servers."""
     api: Literal["auto", "completions"] = "auto"
-    """`auto`: texts go to /completions, messages to /chat/completions, where the server's own template renders them.
-    `completions`: messages go to /completions, too, as our template renders them."""
+    """`auto` sends texts to /completions, and messages to /chat/completions, which the server's own template renders.
+    `completions` also sends messages to /completions, rendered by our template."""
     extra_body: dict[str, Any] = {}
-    """Further fields of each request, such as `{top_k: 0, min_p: 0}` where a server truncates by itself."""
+    """Further fields of each request, such as `{top_k: 0, min_p: 0}` if a server truncates by default."""
     servers: Servers | None = None
 
     @model_validator(mode="after")
@@ -106,16 +107,16 @@ class Sample(Block):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How completions are drawn in this process: what `hf.generate` takes."""
+        """Return the sampling settings that `sampling.generate` takes in this process."""
         keys = ("num_generations", "temperature", "top_p", "max_new_tokens", "batch_size", "stop")
         return {key: getattr(self, key) for key in keys}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what the completions depend on: not where servers are, nor how they are asked."""
+        """Return the settings that completions depend on, without the servers' addresses and connections."""
         if BACKENDS[self.backend].asks_servers:
-            # An earlier version trained on the end of a turn after a sample that a stop string had ended.
+            # An earlier version trained on the end of a turn even after a stop string.
             keeps = {"keeps": "stop"} if self.stop else {}
             return self.model_dump(exclude={"servers", "batch_size"}) | keeps
-        # A run whose samples were kept as text alone, by an earlier version, samples again.
+        # An earlier version stored samples as text only; its runs sample again.
         return self.model_dump(exclude={"servers"}) | {"keeps": "token_ids"}

@@ -1,4 +1,4 @@
-"""Where a recipe's prompts and pairs come from."""
+"""The sources of a recipe's prompts and pairs."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ class Block(BaseModel):
 
 
 class Source(Block):
-    """Where prompts come from: exactly one of `task`, `file` and `hub`."""
+    """A source of prompts: exactly one of `task`, `file` and `hub`."""
 
     task: TaskName | None = None
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
@@ -42,7 +42,7 @@ class Part(Source):
     """One source of a mixture."""
 
     weight: Positive | None = None
-    """How often its prompts come, beside the other parts' weights; where no part has one, the number of its prompts."""
+    """The relative frequency of the part's prompts; if no part has one, the number of its prompts."""
 
 
 class Data(Source):
@@ -51,8 +51,8 @@ class Data(Source):
     pairs: Place | None = None
     """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
     mixture: Annotated[list[Part], Field(min_length=2)] | None = None
-    """Several sources, their prompts taken in turn by weight, so that every stretch of them is mixed alike; `skip`
-    and `limit` beside it count prompts of the mixture."""
+    """Several sources, whose prompts alternate by weight, so that every stretch has the same mix; `skip` and `limit`
+    beside it count prompts of the mixture."""
 
     @model_validator(mode="after")
     def _some_are_taken_as_they_stand(self) -> "Data":
@@ -76,11 +76,11 @@ class Data(Source):
 
 
 class Kl(Source):
-    """Prompts of another task, on which the distance to the starting model is measured."""
+    """Prompts of another task, on which KL to the starting model is measured."""
 
     max_new_tokens: Tokens | None = None
 
 
 class EvaluationSet(Source):
     num_generations: GenerationsOrZero | None = None
-    """Instead of `evaluate.num_generations`."""
+    """Overrides `evaluate.num_generations`."""

@@ -1,4 +1,4 @@
-"""Recipes as YAML 1.2 text, and single keys of them on the command line."""
+"""Recipes as YAML 1.2 text, and single keys on the command line."""
 
 import math
 import re
@@ -10,17 +10,17 @@ import yaml
 from allo.errors import UserError
 
 LARGEST = 1 << 20
-"""Characters of a recipe's text; the longest in use have some thousands."""
+"""Most characters of a recipe; the longest in use have some thousands."""
 DEEPEST = 100
-"""Blocks inside each other."""
+"""Most blocks inside each other."""
 MOST_VALUES = 100_000
-"""Keys and values, those that aliases repeat counted each time: a few lines of aliases can stand for billions."""
+"""Most keys and values, counting each repetition by an alias: a few lines of aliases can stand for billions."""
 MOST_DIGITS = 400
-"""Of one number; the largest double has 309."""
+"""Most digits of one number; the largest double has 309."""
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
-# PyYAML's own rules are those of YAML 1.1, which reads `5e-6` as a string, `1:30` as 90, `010` as 8 and `2024-01-01` as
-# a date. These read the first as a number, and all others as strings, which the recipe then refuses by their key.
+# PyYAML follows YAML 1.1, which reads `5e-6` as a string, `1:30` as 90, `010` as 8 and `2024-01-01` as a date. These
+# rules read the first as a number and the others as strings, which the recipe then refuses by their key.
 _RULES = {
     "bool": (r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
     "int": (r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)", "-+0123456789"),
@@ -35,7 +35,7 @@ _RULES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Nothing but text, numbers, true, false, null, lists and blocks, and not too deep."""
+    """A loader of only text, numbers, true, false, null, lists and blocks, with limited depth."""
 
     yaml_implicit_resolvers = {}
     depth = 0
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what any reader of YAML would take for something other than text."""
+    """A dumper that quotes whatever any YAML reader would not take for text."""
 
 
 for _name, (_pattern, _first) in _RULES.items():
@@ -66,12 +66,12 @@ def parse(text: str, *, place: Callable[[int], str], within: str = "") -> tuple[
     """Return the plain values of a YAML text, and its nodes, which know their lines.
 
     Args:
-        place: from a line, 1 the first, what errors begin with.
-        within: the key that the values are to stand at.
+        place: turns a line, from 1, into the beginning of an error.
+        within: the key under which the values will be set.
 
     Raises:
-        UserError: no YAML, too large or deep, aliases of too many values, a key twice in one block or that is no text,
-            a tag, or a number that is too long or not finite.
+        UserError: the text is not YAML, too large or deep, has aliases of too many values, a repeated or non-text key, a
+            tag, or a number that is too long or not finite.
     """
     if len(text) > LARGEST:
         raise UserError(f"{place(1)}: {len(text):,} characters, and a recipe has at most {LARGEST:,}.")
@@ -93,7 +93,7 @@ def parse(text: str, *, place: Callable[[int], str], within: str = "") -> tuple[
 
 
 class _Check:
-    """A look at every node as often as the text stands for it, so that aliases cost what they would expand to."""
+    """A check of every node as often as the text refers to it, so that aliases count with their expanded size."""
 
     def __init__(self, loader: _Loader, place: Callable[[int], str]) -> None:
         self._loader = loader
@@ -160,7 +160,7 @@ def dump(fields: Any) -> str:
 
 
 def override(fields: dict[str, Any], text: str) -> None:
-    """Set what `text`, a dotted.key=value with the value in YAML, says. Raises `UserError` where it is not that."""
+    """Apply `text`, a dotted.key=value with the value in YAML. Raises `UserError` for any other form."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: expected key=value, such as improve.density=0.2")
@@ -172,7 +172,7 @@ def override(fields: dict[str, Any], text: str) -> None:
 
 
 def place(fields: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a dotted key, in blocks made where they are missing. Raises `UserError` below a value."""
+    """Set the value at a dotted key, adding missing blocks. Raises `UserError` if a parent is not a block."""
     *parents, last = key.split(".")
     target = fields
     for parent in parents:

@@ -17,7 +17,7 @@ _BOUNDS: dict[str, TypeAdapter[Any]] = {
     "weight_decay": TypeAdapter(NotNegative),
     "max_grad_norm": TypeAdapter(Number),
 }
-"""Of keys that transformers takes unseen: the optimizer or a generator would fail after hours of sampling."""
+"""Keys that transformers does not check: the optimizer or a generator would fail after hours of sampling."""
 
 _PLAIN = {
     *("learning_rate", "num_train_epochs", "per_device_train_batch_size"),
@@ -26,7 +26,7 @@ _PLAIN = {
 
 
 class Training(BaseModel):
-    """Passed verbatim to `transformers.TrainingArguments`; its own check names unknown keys.
+    """Passed unchanged to `transformers.TrainingArguments`, which reports unknown keys.
 
     The fields here are those whose defaults differ from transformers'.
     """
@@ -39,21 +39,21 @@ class Training(BaseModel):
     gradient_accumulation_steps: Count = 8
     lr_scheduler_type: str = "cosine"
     warmup_steps: NotNegative = 0.1
-    """Below 1: a share of all steps."""
+    """Below 1, a share of all steps."""
     logging_steps: Positive = 1
     save_steps: Positive = 0.25
     save_total_limit: Annotated[Whole, Field(ge=2, le=10**6)] = 2
-    """At least 2: the last whole checkpoint stays until the next one is whole."""
+    """At least 2, so that the last complete checkpoint stays until the next one is complete."""
     report_to: str | list[str] = "none"
 
     @property
     def is_plain(self) -> bool:
-        """Whether the block sets nothing but numbers that transformers takes as the recipe does."""
+        """Return whether the block sets only numbers that transformers reads as the recipe does."""
         return self.model_fields_set <= _PLAIN
 
     @model_validator(mode="after")
     def _no_secret(self) -> "Training":
-        """A recipe is saved with its run and shown in its report. Raised without the value."""
+        """Refuse secrets without repeating them: a recipe is saved with its run and shown in its report."""
         secret = next((key for key in self.model_extra or {} if key.endswith("token")), None)
         if secret is not None:
             raise PydanticCustomError(

@@ -1,4 +1,4 @@
-"""The report: run folders in, one self-contained HTML page and its Markdown tables out.
+"""The report: one self-contained HTML page and its Markdown tables, from run folders.
 
-`read.view` does the reading, `page.render` is pure, `allo.stages.report` does the writing.
+`read.view` reads, `page.render` is pure, and `allo.stages.report` writes.
 """

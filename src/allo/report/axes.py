@@ -1,20 +1,20 @@
-"""Scales and ticks for charts, finite whatever the data: empty, constant, huge or not a number."""
+"""Scales and ticks for charts, finite for any data: empty, constant, huge or not a number."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-LARGEST = 1e100  # beyond this, spans overflow and no axis says anything
+LARGEST = 1e100  # beyond this, spans overflow and an axis is useless
 
 
 def drawable(value: float | None) -> bool:
-    """Whether a value has a place on an axis."""
+    """Return whether a value has a place on an axis."""
     return value is not None and math.isfinite(value) and abs(value) < LARGEST
 
 
 def extent(values: Iterable[float]) -> tuple[float, float]:
-    """The interval that holds all drawable values, never empty: [0, 1] for none, widened for a constant."""
+    """Return the interval of all drawable values, never empty: [0, 1] for none, widened for a constant."""
     kept = [value for value in values if drawable(value)]
     if not kept:
         return 0.0, 1.0
@@ -26,7 +26,7 @@ def extent(values: Iterable[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, *, most: int) -> list[float]:
-    """At most `most` + 1 round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
+    """Return at most `most` + 1 round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(multiple * power for multiple in (1, 2, 5, 10, 20) if multiple * power >= raw * (1 - 1e-9))
@@ -35,7 +35,7 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
 
 
 def tick_labels(values: list[float]) -> list[str]:
-    """The ticks' texts, all with the decimals that their step needs."""
+    """Return the ticks' texts, each with the decimals that their step needs."""
     largest = max((abs(value) for value in values), default=0.0)
     step = min((b - a for a, b in pairwise(values)), default=largest or 1.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-6))
@@ -54,5 +54,5 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value."""
+        """Return the pixel of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)

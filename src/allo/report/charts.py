@@ -1,7 +1,7 @@
-"""Charts as inline SVG: data in, markup out. Colours are classes, so that the page's theme decides.
+"""Charts as inline SVG, from data to markup. Colours are classes, so that the page's theme decides.
 
-Every text and coordinate goes through `Markup.format`, which escapes; no `style` attribute is used,
-so the page's content security policy can forbid them.
+`Markup.format` escapes every text and coordinate. No `style` attribute is used, so the page's content security policy
+can forbid them.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from allo.report import figures
 from allo.report.axes import Scale, drawable, extent, tick_labels, ticks
 from allo.report.run_view import Accuracy, Bin, DensityRow
 
-CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to what fits
-# The order in which data flow through a block; kinds with other names follow in the model's order.
+CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to fit
+# The order of data flow through a block; kinds with other names follow in the model's order.
 READING_ORDER = (
     *("input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "post_attention_layernorm"),
     *("gate_proj", "up_proj", "down_proj", "embed_tokens", "norm", "lm_head"),
@@ -25,7 +25,7 @@ MAX_POINTS = 160  # a longer curve is drawn as means of consecutive steps
 
 @dataclass(frozen=True)
 class Series:
-    """One line: the label at its end ("" for a chart's only line), its colour class, its (step, value) points."""
+    """One line: its end label ("" for a chart's only line), its colour class, its (step, value) points."""
 
     label: str
     colour: int
@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Whisker:
-    """One row of an interval plot: accuracies, or win rates; `colour` is the number of a colour class, 0 is neutral."""
+    """One row of an interval plot, accuracies or win rates; `colour` numbers a colour class, 0 is neutral."""
 
     label: str
     colour: int
@@ -43,7 +43,7 @@ class Whisker:
 
 
 def line_chart(title: str, series: Sequence[Series]) -> Markup:
-    """Lines over training steps with their last values written at their ends; a gap where a value is not finite."""
+    """Draw lines over training steps, with last values at their ends and gaps at values that are not finite."""
     width, height, left, top, bottom = 340, 172, 42, 6, 140
     right = width - 46 - CHARACTER * max((len(line.label) + 1 for line in series if line.label), default=0)
     drawn = [_thinned(line.points) for line in series]
@@ -67,12 +67,12 @@ def line_chart(title: str, series: Sequence[Series]) -> Markup:
 
 
 def interval_span(panels: Sequence[Sequence[Whisker]]) -> float:
-    """The one axis length (in share) that holds each panel's intervals, so that panels compare by eye."""
+    """Return one axis length (a share) that fits every panel's intervals, so that panels compare by eye."""
     return min(1.0, max((1.25 * (high - low) for low, high in map(_reach, panels)), default=1.0))
 
 
 def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float, axis: str = "accuracy") -> Markup:
-    """Dot and whisker a model: the share of sampled answers filled, of greedy ones hollow, with their intervals."""
+    """Draw a dot and whisker per model: sampled answers filled, greedy ones hollow, with their intervals."""
     width, row, top = 360, 44, 6
     longest = max((len(whisker.label) for whisker in whiskers), default=0)
     left, right = min(132.0, 14 + CHARACTER * longest), width - 14.0
@@ -98,7 +98,7 @@ def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float, axis:
 
 
 def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
-    """Predicted probability against observed share; a dot's area is its share of the tokens, the diagonal the goal."""
+    """Draw predicted probability against observed share; a dot's area is its share of tokens, the diagonal ideal."""
     width, height, left, top, bottom = 250, 222, 42, 8, 186
     x, y = Scale(0.0, 1.0, left, width - 14.0), Scale(0.0, 1.0, bottom, top)
     total = sum(each.num for each in bins)
@@ -117,12 +117,12 @@ def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
 
 
 def heat_map(title: str, rows: Sequence[DensityRow], *, most: float) -> Markup:
-    """Density per layer (rows) and kind of tensor (columns); colour runs with the root of density to `most`."""
+    """Draw density by layer (rows) and tensor kind (columns); colour grows with its root, up to `most`."""
     layers = sorted({row.layer for row in rows}, key=figures.as_number)
     kinds = sorted(dict.fromkeys(row.kind for row in rows), key=_kind_order)
     cell, left = max(14, min(30, int(310 / max(1, len(kinds))))), 40
     tall = 16 if len(layers) <= 32 else 9
-    # A name turned by 45 degrees runs as far to the right as it rises.
+    # A name turned by 45 degrees extends as far to the right as it rises.
     runs = [0.72 * CHARACTER * min(LONGEST_KIND, len(kind)) for kind in kinds]
     head = 12 + max(runs, default=0.0)
     every = 1 if len(layers) <= 32 else 4
@@ -156,7 +156,7 @@ def heat_map(title: str, rows: Sequence[DensityRow], *, most: float) -> Markup:
 
 
 def heat_legend(most: float) -> Markup:
-    """The colours of `heat_map` from 0 to `most`."""
+    """Draw the colours of `heat_map` from 0 to `most`."""
     parts = []
     for step in range(6):
         share = most * (step / 5) ** 2
@@ -167,7 +167,7 @@ def heat_legend(most: float) -> Markup:
 
 
 def heat(share: float, most: float) -> float:
-    """Opacity in [0, 1] of a density: its root, so that small densities still differ by eye."""
+    """Return the opacity in [0, 1] of a density: its root, so that small densities still differ by eye."""
     return (min(1.0, share / most)) ** 0.5 if most > 0 else 0.0
 
 
@@ -198,7 +198,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 def _apart(
     ends: list[tuple[float, int, str]], *, gap: float, lowest: float
 ) -> list[tuple[float, tuple[int, str]]]:
-    """Labels in their lines' order from top to bottom, pushed apart by `gap` and kept above `lowest`."""
+    """Return labels in their lines' order from top to bottom, at least `gap` apart and above `lowest`."""
     placed: list[tuple[float, tuple[int, str]]] = []
     for place, colour, text in sorted(ends):
         placed.append((max(place, placed[-1][0] + gap) if placed else place, (colour, text)))

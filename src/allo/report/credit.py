@@ -1,4 +1,4 @@
-"""`05-token-scores.parquet` as the report shows it: the first samples, and every scorer against the truth."""
+"""The report's view of `05-token-scores.parquet`: the first samples, and every scorer against the truth."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ _BESIDE = "scores/"
 def token_credit(path: Path, wrong: Iterable[Mapping[str, Any]]) -> TokenCredit:
     """Read the table batch by batch; `wrong` are the rows of `03-wrong.jsonl`.
 
-    Raises `UserError` where it is no table of token scores.
+    Raises `UserError` if the file is not a table of token scores.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -49,7 +49,7 @@ def token_credit(path: Path, wrong: Iterable[Mapping[str, Any]]) -> TokenCredit:
 
 
 def reliability(scored: Iterable[tuple[float, bool]]) -> tuple[Bin, ...]:
-    """(score, truly aligned) of many tokens in bins of equal width; a bin without tokens is left out."""
+    """Group (score, truly aligned) of many tokens into bins of equal width; empty bins are left out."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for score, aligned in scored:
         bins[min(int(score * NUM_BINS), NUM_BINS - 1)].append((score, aligned))
@@ -74,7 +74,7 @@ def _sample(row: Mapping[str, Any], completion: Mapping[str, Any]) -> TokenSampl
 
 
 def _wrong_tokens(completion: Mapping[str, Any], tokens: list[str]) -> list[bool] | None:
-    """Which tokens are wrong, of a completion of the laboratory's whose tokens are words; EOS is not."""
+    """Return which tokens are wrong, for a laboratory completion whose tokens are words; EOS is not wrong."""
     if not str(completion.get("prompt_id")).startswith(f"{planted_flaws.NAME}/"):
         return None
     text, solution = completion.get("completion"), completion.get("solution")

@@ -1,21 +1,21 @@
-"""Numbers and model text as a reader sees them; None is an en dash, everything else is exact to its unit."""
+"""Numbers and model text for readers; None is an en dash, everything else is exact to its unit."""
 
 import math
 import re
 
 ABSENT = "–"
-TIED = "\u00a0"  # a space that no line breaks at
+TIED = "\u00a0"  # a space without a line break
 LONGEST_NAME = 72
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
-# Characters that would reorder, end or hide what stands around them: shown by name, never obeyed.
+# Characters that would reorder, end or hide the text around them; shown by name instead.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def printable(text: str, *, limit: int | None = None) -> str:
-    """Model text with control, direction and half-pair characters made visible, cut at `limit` characters."""
+    """Return model text with control, direction and half-pair characters made visible, cut at `limit` characters."""
     rest = 0 if limit is None else max(0, len(text) - limit)
     kept = text.replace("\r\n", "\n")[: len(text) - rest]
     shown = _UNSAFE.sub(_visible, kept)
@@ -23,7 +23,7 @@ def printable(text: str, *, limit: int | None = None) -> str:
 
 
 def name(text: str) -> str:
-    """A model's, set's or run's name on one line, cut to LONGEST_NAME characters."""
+    """Return the name of a model, set or run on one line, cut to LONGEST_NAME characters."""
     line = " ".join(printable(text).split())
     return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
 
@@ -34,47 +34,47 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def as_number(text: str) -> tuple[int, str]:
-    """Return a key that sorts numbers by their value, before all other texts."""
+    """Return a key that sorts numbers by value, before all other texts."""
     return (int(text), text) if text.isdecimal() else (1 << 60, text)
 
 
 def percent(share: float | None) -> str:
-    """A share in [0, 1] as per cent."""
+    """Return a share in [0, 1] as per cent."""
     return ABSENT if share is None else f"{_fixed(100 * share, 1)}{TIED}%"
 
 
 def density(share: float | None) -> str:
-    """A share of weights as per cent, to three significant digits: small densities stay readable."""
+    """Return a share of weights as per cent with three significant digits, so that small densities stay readable."""
     return ABSENT if share is None else f"{100 * share:.3g}{TIED}%"
 
 
 def percent_interval(low: float | None, high: float | None) -> str:
-    """The interval of a share, in per cent: [58.9, 63.4]."""
+    """Return a share's interval in per cent: [58.9, 63.4]."""
     return "" if low is None or high is None else interval(100 * low, 100 * high, digits=1)
 
 
 def interval(low: float, high: float, *, digits: int) -> str:
-    """An interval that never breaks over two lines: [58.9, 63.4]."""
+    """Return an interval that never breaks over two lines: [58.9, 63.4]."""
     return f"[{_fixed(low, digits)},{TIED}{_fixed(high, digits)}]"
 
 
 def points(difference: float | None) -> str:
-    """A difference of two shares in percentage points, signed."""
+    """Return the difference of two shares in percentage points, signed."""
     return ABSENT if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def decimal(value: float | None, *, digits: int) -> str:
-    """A plain number with a fixed count of decimals."""
+    """Return a plain number with a fixed count of decimals."""
     return ABSENT if value is None else _fixed(value, digits)
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands separators."""
+    """Return a whole number with thousands separators."""
     return ABSENT if value is None else f"{value:,.0f}".replace("-", "−")
 
 
 def seconds(value: float | None) -> str:
-    """A duration in its natural unit: 12.3 s, 4 min 05 s, 2 h 03 min."""
+    """Return a duration in its natural unit: 12.3 s, 4 min 05 s, 2 h 03 min."""
     if value is None or not math.isfinite(value):
         return ABSENT
     if value < 59.95:
@@ -87,7 +87,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """A size in decimal units (1 MB is 1,000,000 bytes), three significant digits."""
+    """Return a size in decimal units (1 MB is 1,000,000 bytes) with three significant digits."""
     if num_bytes is None:
         return ABSENT
     value, unit = float(num_bytes), 0
@@ -98,7 +98,7 @@ def size(num_bytes: float | None) -> str:
 
 
 def significant(value: float) -> str:
-    """A number of unknown magnitude to three significant digits, for chart labels."""
+    """Return a number of any magnitude with three significant digits, for chart labels."""
     text = f"{value:.3g}"
     return (f"{value:,.0f}" if "e+0" in text and abs(value) < 1e6 else text).replace("-", "−")
 

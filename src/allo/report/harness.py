@@ -1,4 +1,4 @@
-"""What a harness measured, as the report's tables show it."""
+"""A harness's results in the report's tables."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -11,14 +11,14 @@ COLUMNS = ("Model", "Metric", "Value", "Problems", "Examples shown", "Chat templ
 
 
 def harness_tables(models: Iterable[HarnessModel]) -> list[Table]:
-    """One table a task: a row a model and metric, with the standard error, and what the figure was taken under."""
+    """Return one table per task: a row per model and metric, with the standard error and the measurement's settings."""
     known = list(models)
     tasks = dict.fromkeys(result.task for model in known for result in model.results)
     return [_table(task, known) for task in tasks]
 
 
 def tables_of_runs(runs: Sequence[RunView]) -> list[Table]:
-    """Those of every run's models; a label carries its run's name where the report has several."""
+    """Return the tables of every run's models; with several runs, a label carries its run's name."""
     return harness_tables(
         replace(model, label=f"{model.label} ({run.name})") if len(runs) > 1 else model
         for run in runs
@@ -60,7 +60,7 @@ def _problems(result: HarnessResult) -> Cell:
 
 
 def _made(result: HarnessResult) -> str:
-    """The versions of task and harness, and the commit of allo that ran it."""
+    """Return the versions of task and harness, and the commit of allo that ran it."""
     commit = "an unknown commit" if result.commit is None else f"commit {result.commit[:10]}"
     changes = " with uncommitted changes" if result.dirty else ""
     version = "" if result.version is None else f"version {result.version}, "

@@ -1,4 +1,4 @@
-"""The report's table of win rates, where a judge was asked about a run's answers (`allo winrate judge`)."""
+"""The report's table of win rates, for runs whose answers a judge compared (`allo winrate judge`)."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ REMARK = (
 
 
 def win_rate_tables(runs: Sequence[RunView]) -> list[Table]:
-    """One table with a row a judged model, set, baseline and judge; none where no judge was asked.
+    """Return one table with a row per judged model, set, baseline and judge; none if no judge was asked.
 
-    Records of answers that the run has replaced are named and not shown.
+    Records of answers that the run has since replaced are named, but not shown.
     """
     several = len(runs) > 1
     rows = [_row(run, judged, several=several) for run in runs for judged in run.judged]

@@ -1,4 +1,4 @@
-"""Runs in, the page and its Markdown out; pure, so that the same runs give the same bytes."""
+"""The page and its Markdown, from runs; pure, so that the same runs give the same bytes."""
 
 import base64
 import hashlib
@@ -15,10 +15,10 @@ from allo.report.judged import win_rate_tables
 from allo.report.run_view import Accuracy, Rewards, RunView, SetResult
 
 HERE = Path(__file__).parent
-COLOURS = 5  # colour classes of the style sheet beside the neutral one; models beyond them share colours
+COLOURS = 5  # the style sheet's colour classes besides neutral; further models share colours
 DEFAULT_EXAMPLES = 6
 
-# What is drawn of each stage's metrics: a panel's title, and its lines (metric, label, colour class).
+# The metrics drawn for each stage: a panel's title, and its lines (metric, label, colour class).
 PANELS = (
     ("Loss", (("loss", "", 1),)),
     (
@@ -53,7 +53,7 @@ class Density:
 def render(
     runs: Sequence[RunView], *, title: str | None = None, num_examples: int = DEFAULT_EXAMPLES
 ) -> tuple[str, str]:
-    """The report of one or many runs: (HTML, Markdown). The first run is the headline's."""
+    """Return the report of one or many runs: (HTML, Markdown). The first run is the headline's."""
     assert runs, "a report needs a run"
     runs = story.with_starts(runs)
     rows = tables.models(runs)
@@ -98,7 +98,7 @@ def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table]
 
 
 def _intervals(rows: Sequence[tables.Model]) -> list[tuple[str, Markup]]:
-    """A chart an evaluation set: accuracies, or the wins against the start, which itself wins half."""
+    """Draw a chart per evaluation set: accuracies, or wins against the start, which itself wins half."""
     names = tables.set_names(rows)
     found = [[(row, row.result.sets[name]) for row in rows if name in row.result.sets] for name in names]
     panels = [[_whisker(row, result) for row, result in known] for known in found]
@@ -184,7 +184,7 @@ def _curves(run: RunView) -> list[StageCurves]:
 
 
 def _calibration(run: RunView) -> list[tuple[str, str, Markup]]:
-    """A chart a scorer, where the truth is known: (scorer, its error, SVG)."""
+    """Return a chart per scorer, if the truth is known: (scorer, its error, SVG)."""
     found = []
     for each in run.credit.calibration if run.credit else ():
         name = figures.name(each.scorer or "scores")

@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 
 def view(folder: Path) -> RunView:
-    """What the report shows of one run; stages that the run skipped are simply absent.
+    """Return the report's view of one run; skipped stages are absent.
 
-    Raises UserError when the folder or its evaluation is missing, or a file is malformed.
+    Raises `UserError` if the folder or its evaluation is missing, or a file is malformed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder. Give the folder of a finished run.")
@@ -58,13 +58,13 @@ def view(folder: Path) -> RunView:
 
 
 def _of_these_answers(record: Judged, evaluation: Evaluation) -> bool:
-    """Whether what was judged of the run's models is what the evaluation holds; a file's answers are its own."""
+    """Return whether the judged answers of the run's models are those of the evaluation; a file's answers pass."""
     sides = [side for side in (record.model, record.baseline) if side.model is not None]
     return all(side.answers_sha256 == _answers_sha256(side, record.set, evaluation) for side in sides)
 
 
 def _answers_sha256(side: Side, set: str, evaluation: Evaluation) -> str | None:
-    """The hash of the side's answers as they are now; None where the evaluation lacks some."""
+    """Return the hash of the side's current answers; None if the evaluation lacks any."""
     answers = []
     for row in evaluation.completions.get(side.model or "", {}).get(set, []):
         answer = row.greedy if side.answers == "greedy" else next(iter(row.sampled), None)
@@ -106,27 +106,27 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _recipe(path: Path) -> tuple[str | None, str]:
-    """The resolved recipe's text, and the name of its model: a local folder's last part, a hub id whole."""
+    """Return the resolved recipe's text and its model's name: a local folder's last part, or a whole hub id."""
     if not path.is_file():
         return None, ""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({error}). Start the run again to write it anew.") from error
+        raise UserError(f"{path}: not valid YAML ({error}). Start the run again to rewrite it.") from error
     base = str(content.get("model", "")) if isinstance(content, dict) else ""
     return text, Path(base).name if Path(base).is_absolute() else base
 
 
 def _in_order(folders: Iterable[Path], run: Path, manifest: Manifest) -> list[Path]:
-    """What stages left, by the order of the stages, then by name."""
+    """Sort stages' folders by the order of the stages, then by name."""
     made = [name for stage in manifest.stages.values() for name in stage.outputs]
     place = {run / name: number for number, name in enumerate(made)}
     return sorted(sorted(folders), key=lambda folder: place.get(folder, len(made)))
 
 
 def _curves(folder: Path, manifest: Manifest) -> dict[str, list[dict[str, float]]]:
-    """Stage -> logged steps, in the order of the stages; a step logged twice (a resumed run) counts once."""
+    """Return stage -> logged steps, in stage order; a step logged twice (a resumed run) counts once."""
     curves: dict[str, list[dict[str, float]]] = {}
     for place in (folder, *rounds_there(folder).values()):
         within = "" if place == folder else f"{place.name}/"
@@ -152,7 +152,7 @@ def _masks(folder: Path, manifest: Manifest) -> dict[str, tuple[DensityRow, ...]
     paths = [path / "mask.safetensors" for path in left if (path / "mask.safetensors").is_file()]
     if not paths:
         return {}
-    # Imported here because only masks need torch: a report of runs without any starts at once.
+    # Imported here, as only masks need torch: a report without masks starts at once.
     from allo.weights.param_mask import ParamMask
 
     return {
@@ -165,7 +165,7 @@ def _masks(folder: Path, manifest: Manifest) -> dict[str, tuple[DensityRow, ...]
 
 
 def _credit(folder: Path) -> TokenCredit | None:
-    """The token scores, where the run has some."""
+    """Return the token scores if the run has any."""
     path = folder / "05-token-scores.parquet"
     wrong = folder / "03-wrong.jsonl"
     return token_credit(path, _read_lines(wrong) if wrong.is_file() else []) if path.is_file() else None

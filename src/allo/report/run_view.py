@@ -1,15 +1,15 @@
-"""What the report knows of a run: the shapes of `08-eval.json`, `manifest.json` and the stage files."""
+"""The report's data about a run: the shapes of `08-eval.json`, `manifest.json` and the stage files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# A prompt as its files hold it: a text, or chat turns (role, content).
+# A prompt as stored: a text, or chat turns (role, content).
 PromptText = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right completions in [0, 1] with its confidence interval; `num` completions."""
+    """Share of right completions in [0, 1] with its confidence interval, over `num` completions."""
 
     accuracy: float
     low: float
@@ -43,7 +43,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class SetOverlap:
-    """Of `num` problems of a set, how many are training problems word for word, and how many nearly (both)."""
+    """The number of a set's problems, and how many of them training has word for word or nearly (both)."""
 
     num: int
     exact: int
@@ -52,9 +52,9 @@ class SetOverlap:
 
 @dataclass(frozen=True)
 class SetResult:
-    """One model on one evaluation set. `pass_at`: k -> share; `mean_tokens`: per completion.
+    """One model's results on one evaluation set. `pass_at` maps k to a share; `mean_tokens` is per completion.
 
-    `rewards`: of the greedy and of the sampled answers to prompts that have no right one.
+    `rewards` are of the greedy and the sampled answers to prompts without a right answer.
     """
 
     num_prompts: int
@@ -68,7 +68,7 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL to the start model in nats a token, with its interval, on the prompts of `set`."""
+    """KL to the start model in nats per token, with its interval, on the prompts of `set`."""
 
     set: str
     value: float
@@ -79,7 +79,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One evaluated model; the fields of training are None for a model that was not trained here."""
+    """One evaluated model; training fields are None for a model that was not trained here."""
 
     label: str
     sets: dict[str, SetResult]
@@ -92,7 +92,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion of an evaluation, judged."""
+    """One judged completion of an evaluation."""
 
     text: str
     correct: bool | None = None
@@ -112,7 +112,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class HarnessMetric:
-    """One figure of a task; `filter` names how the answer was read from a completion ("none": as it is)."""
+    """One figure of a task; `filter` says how the answer was read from a completion ("none": unchanged)."""
 
     metric: str
     value: float
@@ -122,7 +122,7 @@ class HarnessMetric:
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """One task as a harness measured it, and under what; `num_problems` of the task's `num_all`."""
+    """One task as a harness measured it, with its settings; `num_problems` of the task's `num_all`."""
 
     harness: str
     harness_version: str
@@ -149,7 +149,7 @@ class HarnessModel:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`08-eval.json`: models by role, and their completions by role and set; what a harness measured, by role."""
+    """`08-eval.json`: models by role, their completions by role and set, and harness results by role."""
 
     schema: int
     models: dict[str, ModelResult] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What the manifest holds of one stage, as far as the report shows it."""
+    """The manifest's record of one stage, as far as the report shows it."""
 
     seconds: float | None = None
     peak_memory_bytes: int | None = None
@@ -175,7 +175,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`."""
+    """The content of `manifest.json`."""
 
     schema: int
     name: str
@@ -195,9 +195,9 @@ class DensityRow:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """A wrong completion, token by token; every list has one entry a token.
+    """A wrong completion, token by token; every list has one entry per token.
 
-    `beside`: the probabilities of other scorers, by name. `wrong`: which tokens truly are, where that is known.
+    `beside` holds other scorers' probabilities by name; `wrong` says which tokens truly are, if that is known.
     """
 
     id: str
@@ -211,7 +211,7 @@ class TokenSample:
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens of about the same score: its mean, the share of them that is truly aligned, how many."""
+    """Tokens with similar scores: their mean score, their truly aligned share, and their number."""
 
     predicted: float
     observed: float
@@ -220,23 +220,23 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A scorer's probabilities held against the truth, from low to high."""
+    """A scorer's probabilities compared with the truth, from low to high."""
 
     scorer: str
     bins: tuple[Bin, ...]
 
     @property
     def error(self) -> float:
-        """The expected calibration error: |predicted - observed|, averaged over the tokens."""
+        """Return the expected calibration error: |predicted - observed|, averaged over the tokens."""
         apart = sum(each.num * abs(each.predicted - each.observed) for each in self.bins)
         return apart / sum(each.num for each in self.bins)
 
 
 @dataclass(frozen=True)
 class TokenCredit:
-    """The first samples of the token scores, and how many tokens of all carry a weight.
+    """The first samples of the token scores, and the number of tokens with a weight.
 
-    `scorer`: whose scores the weights follow from. `calibration`: where the truth is known, of every scorer.
+    `scorer` names the scorer that the weights follow. `calibration` covers every scorer, if the truth is known.
     """
 
     samples: tuple[TokenSample, ...]
@@ -248,7 +248,7 @@ class TokenCredit:
 
 @dataclass(frozen=True)
 class Side:
-    """Who answered. Of a run's model also which one, which of its answers, and the hash of those."""
+    """The author of answers. A run's model also has its name in the run, its kind of answers, and their hash."""
 
     name: str
     model: str | None = None
@@ -258,14 +258,14 @@ class Side:
 
 @dataclass(frozen=True)
 class JudgedBy:
-    """The judge, by its name at the server."""
+    """The judge, by its name on the server."""
 
     model: str
 
 
 @dataclass(frozen=True)
 class JudgedSummary:
-    """The figures of a judge's verdicts; None where they do not say."""
+    """The figures of a judge's verdicts; None if they allow no figure."""
 
     num_prompts: int
     win_rate: Rate | None = None
@@ -276,7 +276,7 @@ class JudgedSummary:
 
 @dataclass(frozen=True)
 class JudgedCounts:
-    """`unread`: replies without a verdict, by the reason."""
+    """The numbers of prompts and, by reason, of unread replies: those without a verdict."""
 
     prompts: int
     unread: dict[str, int] = field(default_factory=dict)
@@ -284,7 +284,7 @@ class JudgedCounts:
 
 @dataclass(frozen=True)
 class Judged:
-    """`judged-....json`, as far as the report shows it."""
+    """The content of `judged-....json`, as far as the report shows it."""
 
     schema: int
     set: str
@@ -297,12 +297,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as the report shows it: data only, everything optional but the evaluation.
+    """One run as the report shows it: data only, all optional except the evaluation.
 
-    `curves`: stage -> logged steps, each a mapping from metric to value.
-    `masks`: stage -> density rows. `recipe`: the resolved recipe's YAML; `base`: the model it names.
-    `borrowed_start`: the start as another run evaluated it, for a run that did not. `judged`: what judges prefer;
-    `judged_before`: the names of records of other answers than the evaluation's.
+    `curves` maps a stage to its logged steps, each from metric to value; `masks` maps a stage to density rows.
+    `recipe` is the resolved recipe's YAML and `base` its model. `borrowed_start` is the start as another run
+    evaluated it, for a run that did not. `judged` holds judges' records; `judged_before` names records of outdated
+    answers.
     """
 
     name: str
@@ -319,22 +319,22 @@ class RunView:
 
     @property
     def before(self) -> ModelResult | None:
-        """The model that training started from, where this run or another of the report evaluated it."""
+        """Return the model that training started from, if this run or another of the report evaluated it."""
         return self.evaluation.models.get("start", self.borrowed_start)
 
     @property
     def start_hash(self) -> str | None:
-        """The hash of the start model's files."""
+        """Return the hash of the start model's files."""
         sft = self.manifest.stages.get("sft")
         return sft.outputs.get("00-sft") if sft else None
 
     @property
     def after_role(self) -> str:
-        """The role of the run's result: "aligned", else the last model evaluated."""
+        """Return the role of the run's result: "aligned", otherwise the last model evaluated."""
         models = self.evaluation.models
         return "aligned" if "aligned" in models else list(models)[-1]
 
     @property
     def after(self) -> ModelResult:
-        """The run's result."""
+        """Return the run's result."""
         return self.evaluation.models[self.after_role]

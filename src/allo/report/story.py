@@ -1,4 +1,4 @@
-"""The report's sentences and the examples that it picks, by rules that a reader can check."""
+"""The report's sentences and examples, chosen by rules that a reader can check."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ from allo.report.run_view import (
     TokenSample,
 )
 
-SHADES = 8  # a weight is drawn in one of this many shades of the largest weight of its completion
+SHADES = 8  # shades of a weight, relative to its completion's largest weight
 OUTCOMES = ("fixed", "broken", "still wrong", "higher reward", "lower reward")  # of examples, as shown
 LONGEST = 2000  # characters shown of a prompt or completion
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token as drawn: its text, a shade in 0..SHADES, and its figures as tooltip."""
+    """One token as drawn: its text, a shade in 0..SHADES, and its figures as a tooltip."""
 
     text: str
     shade: int
@@ -39,9 +39,9 @@ class MapRow:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with the completions before and after alignment, each with its verdict in words.
+    """One prompt with its completions before and after alignment, each with its verdict in words.
 
-    Good is a right one; where none is right, the one of higher reward.
+    A right completion is good; if none is right, the one with the higher reward is.
     """
 
     set: str
@@ -58,7 +58,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Change:
-    """How many prompts of a set went from right or wrong to right or wrong, greedily decoded."""
+    """The numbers of a set's prompts that became or stayed right or wrong, greedily decoded."""
 
     set: str
     fixed: int
@@ -68,13 +68,13 @@ class Change:
 
 
 def with_starts(runs: Sequence[RunView]) -> list[RunView]:
-    """The runs, each without a start of its own given that of a run whose start has the same files."""
+    """Return the runs; one without a start borrows that of a run whose start has the same files."""
     known = {run.start_hash: run.before for run in reversed(runs) if run.start_hash and run.before}
     return [replace(run, borrowed_start=known.get(run.start_hash or "")) for run in runs]
 
 
 def headline(run: RunView) -> str:
-    """The run's result in one sentence: the first evaluation set, before and after, and the price."""
+    """Return the run's result in one sentence: the first evaluation set, before and after, and the price."""
     after, before = run.after, run.before
     if not after.sets:
         return f"{figures.name(after.label)} was evaluated on no set."
@@ -104,7 +104,7 @@ def _trained(model: ModelResult) -> str:
 
 
 def _rewarded(name: str, result: SetResult, after: ModelResult, before: ModelResult | None) -> str:
-    """The headline's sentence on a set that a reward model measured."""
+    """Return the headline's sentence for a set that a reward model measured."""
     kind = "sampled" if "sampled" in result.rewards else "greedy"
     rewards = result.rewards[kind]
     where, won = f"On {figures.name(name)}, {kind} answers of {figures.name(after.label)}", rewards.win_rate
@@ -126,7 +126,7 @@ def _spoken(accuracy: Accuracy) -> str:
 
 
 def price(model: ModelResult) -> list[tuple[str, str]]:
-    """The headline's figures: (value, what it is), those that are known."""
+    """Return the headline's known figures: (value, meaning)."""
     known = [
         (
             model.density,
@@ -145,7 +145,7 @@ def price(model: ModelResult) -> list[tuple[str, str]]:
 
 
 def changes(run: RunView) -> list[Change]:
-    """What greedy decoding gained and lost, set by set."""
+    """Return the gains and losses of greedy decoding, set by set."""
     found = []
     for name, pairs in _paired(run).items():
         outcomes = [(_right(before), _right(after)) for before, after in pairs if _right(before) is not None]
@@ -163,9 +163,9 @@ def changes(run: RunView) -> list[Change]:
 
 
 def examples(run: RunView, *, most: int) -> list[Example]:
-    """The first prompts of each outcome in turn until `most` are found.
+    """Return the first prompts of each outcome in turn until `most` are found.
 
-    Losses stand beside gains, so the choice does not flatter the model.
+    Losses appear beside gains, so the choice does not flatter the model.
     """
     queues: dict[str, list[Example]] = {outcome: [] for outcome in OUTCOMES}
     for name, pairs in _paired(run).items():
@@ -178,7 +178,7 @@ def examples(run: RunView, *, most: int) -> list[Example]:
 
 
 def _outcome(before: Evaluated, after: Evaluated) -> str | None:
-    """What became of a prompt's greedy answer, where that is worth showing."""
+    """Return the outcome of a prompt's greedy answer if it is worth showing, otherwise None."""
     assert before.greedy is not None and after.greedy is not None
     if before.greedy.reward is not None and after.greedy.reward is not None:
         change = after.greedy.reward - before.greedy.reward
@@ -231,7 +231,7 @@ def _mark(answer: Answer) -> str:
 
 
 def prompt_text(prompt: PromptText | None) -> str:
-    """A prompt as one text; chat turns each begin with their role."""
+    """Return a prompt as one text; each chat turn begins with its role."""
     if prompt is None or isinstance(prompt, str):
         text = prompt or ""
     else:
@@ -240,7 +240,7 @@ def prompt_text(prompt: PromptText | None) -> str:
 
 
 def tokens(sample: TokenSample) -> list[Token]:
-    """A completion's tokens, shaded by the size of their weight."""
+    """Return a completion's tokens, shaded by the size of their weights."""
     largest = max((abs(weight) for weight in sample.weights if weight == weight), default=0.0)
     drawn = []
     for text, score, weight in zip(sample.tokens, sample.scores, sample.weights, strict=True):
@@ -251,9 +251,9 @@ def tokens(sample: TokenSample) -> list[Token]:
 
 
 def token_map(sample: TokenSample, scorer: str) -> list[MapRow]:
-    """The same tokens once a scorer, shaded by its probability that they are wrong; none where it stands alone.
+    """Return the tokens once per scorer, shaded by its probability that they are wrong; none for a single row.
 
-    The truth comes first where it is known.
+    The truth comes first if it is known.
     """
     scores = {scorer: sample.scores} | sample.beside
     rows = [MapRow(figures.name(name), _by_score(sample.tokens, own)) for name, own in scores.items()]

@@ -12,7 +12,7 @@ from allo.report.run_view import Accuracy, ModelResult, Rewards, RunView, SetOve
 
 @dataclass(frozen=True)
 class Cell:
-    """What a reader sees, its interval or remark, and the exact value behind it."""
+    """A cell's text, its interval or remark, and the exact value behind it."""
 
     text: str
     note: str = ""
@@ -31,9 +31,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the results: a model, the start that it is compared with, its label, and its colour (0: a start).
+    """One row of the results: a model, its start, its label, and its colour (0 for a start).
 
-    `warmed_up`: its weights were located by training all of them for a while.
+    `warmed_up`: its weights were located by briefly training all of them.
     """
 
     role: str
@@ -45,9 +45,9 @@ class Model:
 
 
 def models(runs: Sequence[RunView]) -> list[Model]:
-    """Every model of every run, starts first; a start model that several runs share is named once.
+    """Return every model of every run, starts first; a start shared by several runs appears once.
 
-    A label carries its run's name where another model of the report has the same label.
+    A label carries its run's name if another model of the report has the same label.
     """
     found: list[tuple[str, ModelResult, RunView]] = []
     for run in runs:
@@ -83,12 +83,12 @@ def _warmed_up(run: RunView) -> bool:
 
 
 def set_names(rows: Sequence[Model]) -> list[str]:
-    """The evaluation sets of all models, in order of first appearance."""
+    """Return the evaluation sets of all models, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.result.sets))
 
 
 def result_tables(rows: Sequence[Model]) -> list[Table]:
-    """One table an evaluation set: a row a model, accuracies or rewards with intervals, pass@k, mean tokens."""
+    """Return one table per evaluation set: a row per model, accuracies or rewards with intervals, pass@k, mean tokens."""
     found = []
     for name in set_names(rows):
         known = [(row, row.result.sets[name]) for row in rows if name in row.result.sets]
@@ -165,7 +165,7 @@ def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Tabl
 
 
 def _is_sampled(result: SetResult, k: str) -> bool:
-    """Whether pass@k repeats the sampled accuracy, as pass@1 does."""
+    """Return whether pass@k repeats the sampled accuracy, as pass@1 does."""
     return (
         k == "1" and result.sampled is not None and math.isclose(result.pass_at[k], result.sampled.accuracy)
     )
@@ -180,7 +180,7 @@ def _sample_sizes(prompts: list[int], sampled: list[Accuracy | None]) -> str:
 
 
 def _overlaps(found: list[SetOverlap | None]) -> list[str]:
-    """How many of a set's prompts training has seen, once for all models of which it is known to be the same."""
+    """Return sentences on how many of a set's prompts training has seen, once for models with equal counts."""
     return [
         f"{figures.count(overlap.exact)} of {figures.count(overlap.num)} prompts are also training problems, "
         f"{figures.count(overlap.near)} nearly so"
@@ -190,7 +190,7 @@ def _overlaps(found: list[SetOverlap | None]) -> list[str]:
 
 
 def cost_table(rows: Sequence[Model]) -> Table:
-    """What each model's training changed and took: KL to the start, weights, time, training state."""
+    """Return each model's cost: KL to the start, weights trained, time, training state."""
     lines = []
     for row in rows:
         result, kl = row.result, row.result.kl
@@ -232,8 +232,8 @@ def cost_table(rows: Sequence[Model]) -> Table:
 
 
 def stage_table(run: RunView) -> Table:
-    """What each stage of a run took and made, from its manifest."""
-    # The report's own record is of an earlier report of the run: it would not be the same twice.
+    """Return the cost and counts of each stage of a run, from its manifest."""
+    # The manifest's `report` entry describes an earlier report, so showing it would make each report differ.
     stages = {name: stage for name, stage in run.manifest.stages.items() if name != "report"}
     table = Table(
         title=f"Stages of {figures.name(run.name)}",
@@ -244,7 +244,7 @@ def stage_table(run: RunView) -> Table:
 
 
 def _folded(table: Table, *, first: int, facts: list[str]) -> Table:
-    """The table without the columns from `first` on that never change: they are said once, before `facts`."""
+    """Return the table without constant columns from `first` on; their values are stated once, before `facts`."""
     constant = [i for i in range(first, len(table.columns)) if len({row[i] for row in table.rows}) == 1]
     once = [(table.columns[i], table.rows[0][i]) for i in constant]
     said = [
@@ -274,7 +274,7 @@ def _stage_row(name: str, stage: StageRecord) -> tuple[Cell, ...]:
 
 
 def _counted(key: str, value: object) -> str:
-    """One count in words: "24 steps", "12.7 MB training state", "density 5 %"."""
+    """Return one count in words: "24 steps", "12.7 MB training state", "density 5 %"."""
     name = key.removeprefix("num_").replace("_", " ")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{name} {value}"
@@ -286,7 +286,7 @@ def _counted(key: str, value: object) -> str:
 
 
 def _versions(stages: dict[str, StageRecord]) -> list[str]:
-    """Each distinct set of package versions, with its stages where there are several."""
+    """Return each distinct set of package versions, with its stages if there are several sets."""
     users: dict[str, list[str]] = {}
     for name, stage in stages.items():
         if stage.versions:
@@ -298,7 +298,7 @@ def _versions(stages: dict[str, StageRecord]) -> list[str]:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table under its title; numbers to the right, names escaped."""
+    """Return a GitHub table under its title, with numbers to the right and names escaped."""
     names = [escaped(column) for column in table.columns]
     lines = [
         f"### {escaped(table.title)}",
@@ -314,7 +314,7 @@ def to_markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that GitHub shows as it is: no markup, no HTML, no cell or line break."""
+    """Return text that GitHub shows literally: no markup, no HTML, no cell or line break."""
     plain = (
         " ".join(printable(figures.printable(text)).split())
         .replace("&", "&amp;")

@@ -1,4 +1,4 @@
-"""What a run has to rewrite: its wrong completions, and its right ones, which are right as they are."""
+"""A run's completions for rewriting: its wrong ones, and its right ones, which stay unchanged."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from allo.tokens.rewriter import shown_solution
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has been judged and paired; `prompts` by id, none where the run is of ready pairs."""
+    """A run that was judged and paired; `prompts` by id, empty for a run on ready pairs."""
 
     recipe: Recipe
     folder: RunFolder
@@ -28,14 +28,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
-    """A completion to rewrite, and the right solution that is shown, where there is one."""
+    """A completion to rewrite, and the right solution to show, if there is one."""
 
     wrong: Wrong
     right: str | None
 
 
 def open_run(place: Path, overrides: list[str] | None = None) -> Run:
-    """The run in a folder, or of a recipe. Raises `UserError` where its pairs are not there yet."""
+    """Return the run of a folder or recipe. Raises `UserError` if its pairs do not exist yet."""
     recipe = load_recipe(place / "recipe.yaml" if place.is_dir() else place, overrides)
     folder = RunFolder(place if place.is_dir() else recipe.run_folder)
     if not folder.wrong.is_file():
@@ -48,16 +48,16 @@ def open_run(place: Path, overrides: list[str] | None = None) -> Run:
 
 
 def wrong_cases(run: Run) -> list[Case]:
-    """Every wrong completion of the run."""
+    """Return every wrong completion of the run."""
     return [
         Case(wrong, shown_solution(wrong, run.tokenizer)) for wrong in read_jsonl(run.folder.wrong, Wrong)
     ]
 
 
 def right_cases(run: Run) -> list[Case]:
-    """Every distinct right sample that ended by itself, to be left as it is.
+    """Return every distinct right sample that ended by itself, to be left unchanged.
 
-    A prompt without a solution shows its nearest other right sample; one that has none shows the sample itself.
+    A prompt without a solution shows its nearest other right sample, or the sample itself if there is no other.
     """
     cases = []
     for prompt, texts in _right_samples(run):
@@ -78,14 +78,14 @@ def right_cases(run: Run) -> list[Case]:
 
 
 def draw(cases: Sequence[Case], num: int, *, seed: int) -> list[Case]:
-    """`num` of the cases (all, where there are fewer), by the hash of the seed and their ids, in their own order."""
+    """Draw `num` of the cases (all if there are fewer) by the hash of seed and id, in their own order."""
     by_hash = sorted(cases, key=lambda case: hashlib.sha256(f"{seed}:{case.wrong.id}".encode()).digest())
     drawn = {case.wrong.id for case in by_hash[:num]}
     return [case for case in cases if case.wrong.id in drawn]
 
 
 def _right_samples(run: Run) -> list[tuple[Prompt, list[str]]]:
-    """Each prompt's right samples; of ready pairs the chosen ones."""
+    """Return each prompt's right samples; for ready pairs, the chosen ones."""
     if not run.prompts:
         found: dict[str, tuple[Prompt, list[str]]] = {}
         for wrong in read_jsonl(run.folder.wrong, Wrong):

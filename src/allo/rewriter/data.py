@@ -1,4 +1,4 @@
-"""Make a rewriter's training data from a run's judged samples."""
+"""A rewriter's training data, made from a run's judged samples."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from allo.tokens.rewriter import tokenizer_hash
 SCHEMA = 1
 Source = Literal["gold", "nearest", "self", "teacher"]
 VERIFIED: tuple[Source, ...] = ("self", "teacher")
-"""Sources whose rewrites a model makes up: they are kept only where their final answer is right."""
+"""Sources whose rewrites a model invents: only rewrites with the right final answer are kept."""
 MAX_DISTANCE = 0.5
-"""Of the sources that are verified; a solution or a right sample may differ in every token."""
-_NAMED = 3  # failures that are told in words; all are counted
+"""The default for verified sources; a solution or a right sample may differ in every token."""
+_NAMED = 3  # failures described in words; all are counted
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`identity`: the share of all rows whose completion is right and stays as it is."""
+    """Settings of the data; `identity` is the share of rows whose right completion stays unchanged."""
 
     source: Source
     identity: float = 0.2
@@ -40,9 +40,9 @@ class Settings:
 
 
 def make_data(run: Run, settings: Settings, out: Path, *, endpoint: Endpoint | None = None) -> dict[str, Any]:
-    """Write the rows to `out`, and beside them a record of how they were made; returns its counts.
+    """Write the rows to `out`, and a record of their making beside it; return the record's counts.
 
-    Raises `UserError` where rewrites could not be verified, or none is left.
+    Raises `UserError` if rewrites could not be verified, or if none is left.
     """
     if settings.source in VERIFIED and not run.prompts:
         raise UserError(
@@ -69,14 +69,14 @@ def make_data(run: Run, settings: Settings, out: Path, *, endpoint: Endpoint | N
 
 
 def record_of(out: Path) -> Path:
-    """The record beside a file of rows."""
+    """Return the path of the record beside a file of rows."""
     return out.with_name(f"{out.name.removesuffix('.jsonl')}.record.json")
 
 
 def _proposals(
     cases: Sequence[Case], run: Run, settings: Settings, out: Path, endpoint: Endpoint | None
 ) -> tuple[Proposals, dict[str, Any]]:
-    """The source's proposals, and what they cost."""
+    """Return the source's proposals, and their cost."""
     match settings.source:
         case "gold":
             return gold(cases), {}
@@ -107,7 +107,7 @@ def _proposals(
 def _kept(
     cases: Sequence[Case], proposals: Proposals, run: Run, settings: Settings
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The rows of the minimal right rewrites, and how many completions have none, by reason."""
+    """Return rows of the minimal right rewrites, and by reason the number of completions without one."""
     rows, dropped = [], Counter[str]()
     for case in cases:
         texts = proposals.texts.get(case.wrong.id)
@@ -135,7 +135,7 @@ def _max_distance(settings: Settings) -> float:
 
 
 def _row(case: Case, rewrite: str, source: str, run: Run) -> dict[str, Any]:
-    """A line of the file; `edits`: how many token edits the rewrite is away."""
+    """Return a line of the file; `edits` is the number of token edits to the rewrite."""
     ids, rewritten = (token_ids(text, run.tokenizer) for text in (case.wrong.completion, rewrite))
     return {
         "id": case.wrong.id,

@@ -1,6 +1,6 @@
-"""Where rewrites come from: the task's own solution, the nearest right sample, or the policy itself, asked to repair.
+"""Sources of rewrites: the task's own solution, the nearest right sample, or the policy asked to repair.
 
-Each source gives every case its proposals, by the case's id; a case without one is named with the reason.
+Each source gives proposals by the case's id; a case without any is listed with the reason.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from allo.tokens.rewrite_wording import WORDING, ask_for_rewrite
 
 @dataclass(frozen=True)
 class Proposals:
-    """Proposed rewrites of each case, and why others have none; both by the case's id."""
+    """Proposed rewrites of each case, and the reasons why others have none; both by the case's id."""
 
     texts: dict[str, list[str]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
 def gold(cases: Sequence[Case]) -> Proposals:
-    """The problem's own solution; in the laboratory the exact rewrite."""
+    """Propose the problem's own solution; in the laboratory this is the exact rewrite."""
     found = Proposals()
     for case in cases:
         if case.wrong.solution is None:
@@ -38,7 +38,7 @@ def gold(cases: Sequence[Case]) -> Proposals:
 
 
 def nearest_right(cases: Sequence[Case], tokenizer: Tokenizer) -> Proposals:
-    """The prompt's right sample of the fewest token edits."""
+    """Propose the prompt's right sample with the fewest token edits."""
     found = Proposals()
     for case in cases:
         rights = case.wrong.right
@@ -55,9 +55,9 @@ def nearest_right(cases: Sequence[Case], tokenizer: Tokenizer) -> Proposals:
 def repaired(
     cases: Sequence[Case], run: Run, *, path: Path, num_generations: int, temperature: float
 ) -> Proposals:
-    """What the policy answers when it is asked to repair its completion; a killed run goes on where it stopped.
+    """Propose the policy's repairs of its completions; a killed run resumes where it stopped.
 
-    The recipe's sampling settings hold but for the two given. Only answers that ended by themselves count.
+    The recipe's sampling settings apply, except the two given here. Only answers that ended by themselves count.
     """
     found = Proposals(
         missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None}
@@ -75,10 +75,10 @@ def repaired(
         "num_generations": num_generations,
         "temperature": temperature,
         "seed": run.recipe.seed_of_data,
-        "max_length": 2 * run.recipe.max_length,  # as much room again for what is shown
+        "max_length": 2 * run.recipe.max_length,  # as much room again for the text shown
     }
     fingerprint = read_start(run.folder).fingerprint
-    # Other settings or completions are other samples: they are kept under another name.
+    # Other settings or completions give other samples, which are stored under another name.
     key = sha256_json(
         [settings, fingerprint, WORDING, [[each.id, each.prompt, each.template] for each in asked]]
     )[:12]
@@ -98,10 +98,10 @@ def repaired(
 def minimal(
     case: Case, texts: Sequence[str], run: Run, *, max_distance: float, verified: bool
 ) -> tuple[str | None, str]:
-    """Of the proposed rewrites the nearest one that is right and near enough; else None, and the reason.
+    """Return the nearest of the proposed rewrites that is right and near enough, otherwise None and the reason.
 
-    `max_distance`: the largest share of the longer one's tokens that may be edited. `verified`: proposals are held
-    against the prompt's answer first.
+    `max_distance` is the largest share of the longer text's tokens that may be edited. `verified` first checks
+    proposals against the prompt's answer.
     """
     if verified:
         texts = [text for text in texts if _is_right(case, text, run)]
@@ -115,7 +115,7 @@ def minimal(
 
 
 def token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """A completion's token ids."""
+    """Return a completion's token ids."""
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

@@ -13,10 +13,10 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class RewriteRow(BaseModel):
-    """A problem, a right solution of it, a completion, and the completion rewritten with few changes.
+    """A problem, a right solution, a completion, and its rewrite with few changes.
 
-    `source`: where the rewrite comes from; `identity` where the completion is right as it is. `template`: the prompt's
-    settings of the chat template.
+    `source` is the rewrite's origin, or `identity` for a right completion left unchanged. `template` holds the
+    prompt's chat template settings.
     """
 
     model_config = ConfigDict(strict=True)
@@ -31,10 +31,10 @@ class RewriteRow(BaseModel):
 
     @property
     def asked(self) -> str | list[Message]:
-        """The problem as a record's prompt."""
+        """Return the problem as a record's prompt."""
         return self.prompt if isinstance(self.prompt, str) else messages(self.prompt)
 
 
 def read_rewrites(path: Path) -> list[RewriteRow]:
-    """The rows of a file (see `rows.FILE_TYPES`). Raises `UserError` naming the line of a bad one."""
+    """Return the rows of a file (see `rows.FILE_TYPES`). Raises `UserError` naming a bad row's line."""
     return [checked(RewriteRow, row, place=place) for _, place, row in read_rows(path)]

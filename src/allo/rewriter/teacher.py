@@ -1,4 +1,4 @@
-"""Rewrites of a teacher: a stronger model behind an OpenAI-compatible endpoint."""
+"""Rewrites by a teacher: a stronger model behind an OpenAI-compatible endpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from allo.tokens.rewrite_wording import ask_for_rewrite
 def taught(
     cases: Sequence[Case], endpoint: Endpoint, *, path: Path, max_tokens: int, temperature: float | None
 ) -> tuple[Proposals, Answers]:
-    """What the teacher answers; replies are kept in `<path>.replies`, and nothing is asked twice."""
+    """Return the teacher's rewrites; replies are kept in `<path>.replies`, so nothing is asked twice."""
     found = Proposals(
         missing={case.wrong.id: "nothing right to show" for case in cases if case.right is None}
     )

@@ -1,4 +1,4 @@
-"""Train a rewriter: supervised fine-tuning on rewrites, the loss on the rewrite's tokens alone."""
+"""Training of a rewriter: supervised fine-tuning on rewrites, with loss on the rewrite's tokens only."""
 
 import os
 import shutil
@@ -28,12 +28,12 @@ from allo.weights.param_mask import ParamMask
 
 
 class Settings(BaseModel):
-    """How a rewriter is trained: the keys of a recipe that matter for it."""
+    """Settings of a rewriter's training: the relevant keys of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_length: Count = 2048
-    """Tokens of a row, prompt and rewrite together; more than the recipe's that it is to score for."""
+    """Tokens of a row, prompt and rewrite together; more than in the recipe that it is to score for."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     seed: CountOrZero = 0
@@ -43,7 +43,7 @@ class Settings(BaseModel):
 
 
 def read_settings(overrides: list[str]) -> Settings:
-    """Settings from `dotted.key=value` strings. Raises `UserError` for what is not allowed."""
+    """Return settings from `dotted.key=value` strings. Raises `UserError` for anything that is not allowed."""
     fields: dict[str, Any] = {}
     for text in overrides:
         override(fields, text)
@@ -58,8 +58,8 @@ def read_settings(overrides: list[str]) -> Settings:
 def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dict[str, Any]:
     """Write the rewriter to the folder `out`: safetensors, the tokenizer, its record and metrics.
 
-    A killed run goes on from its last checkpoint in `<out>.training`. Raises `UserError` for bad rows or settings,
-    and where `out` already holds something.
+    A killed run resumes from its last checkpoint in `<out>.training`. Raises `UserError` for bad rows or settings,
+    and if `out` already holds something.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} already exists: give another name or remove it.")
@@ -107,7 +107,7 @@ def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dic
 def trainer_of(
     model: Model, tokenizer: Tokenizer, rows: list[RewriteRow], settings: Settings, *, folder: Path
 ) -> SftTrainer:
-    """Trains every weight, with fp32 masters."""
+    """Return a trainer of every weight, with fp32 masters."""
     arguments = training_arguments(
         settings.training.model_dump(),
         folder=folder,
@@ -131,7 +131,7 @@ def _asked(row: RewriteRow) -> Any:
 
 
 def _num_cut(tokenizer: Tokenizer, rows: list[RewriteRow], max_length: int) -> int:
-    """Rows that lose the beginning of their prompt."""
+    """Count the rows that lose the beginning of their prompt."""
     lengths = (
         len(prompt_ids(tokenizer, _asked(row), template=row.template))
         + len(tokenizer(row.rewrite, add_special_tokens=False).input_ids)
@@ -142,7 +142,7 @@ def _num_cut(tokenizer: Tokenizer, rows: list[RewriteRow], max_length: int) -> i
 
 
 def _base(model: str) -> str:
-    """The model's name, or the hash of its files where they lie in a folder or a file."""
+    """Return the model's name, or the hash of its files if it is a local folder or file."""
     path = Path(model).expanduser()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     hashes = {file.name: sha256_file(file) for file in files if file.is_file()}
@@ -150,7 +150,7 @@ def _base(model: str) -> str:
 
 
 def _work_folder(out: Path, made_from: Any) -> Path:
-    """Where checkpoints lie until the rewriter stands; emptied where they are of other settings."""
+    """Return the folder for checkpoints until the rewriter is done; those of other settings are removed."""
     work, key = out.with_name(f"{out.name}.training"), sha256_json(made_from)
     begun = work / "begun"
     if not begun.is_file() or begun.read_bytes() != key.encode():
@@ -161,7 +161,7 @@ def _work_folder(out: Path, made_from: Any) -> Path:
 
 
 def _make_room(model: Model, max_length: int) -> None:
-    """Let a model with plain rotary positions, which learns nothing for a position, read rows of `max_length`."""
+    """Let a model read rows of `max_length` if its rotary positions are plain, and so not learned."""
     config = model.config.get_text_config()
     positions = num_positions(config)
     if positions is None or positions >= max_length:

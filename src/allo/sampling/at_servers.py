@@ -72,7 +72,7 @@ def complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt
 
 
 def _ids_to(tokenizer: Tokenizer, prompt: Prompt, text: str, stop: str | int | None) -> list[int] | None:
-    """The ids of a server's completion up to the stop string or token that ended it; None if the model's own end did."""
+    """Return the ids of a server's completion up to the stop string or token that ended it; None for the model's own end."""
     if stop is None or (isinstance(stop, int) and not 0 <= stop < len(tokenizer)):
         return None
     is_token = isinstance(stop, int)
@@ -89,7 +89,7 @@ def _ids_to(tokenizer: Tokenizer, prompt: Prompt, text: str, stop: str | int | N
 
 
 def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> Asked:
-    """A prompt as servers read it. Raises `UserError` for messages that are too long, which nobody can cut."""
+    """Return a prompt as servers read it. Raises `UserError` for messages that are too long, as these cannot be cut."""
     length = len(ids_of(tokenizer, prompt))
     if isinstance(prompt.prompt, str) or api == "completions":
         text = prompt_text(
@@ -101,7 +101,7 @@ def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> Aske
 
 
 def check_servable(prompt: Prompt, length: int, room: int, *, api: str) -> None:
-    """Refuse a prompt that a server's chat API cannot be given: one of more tokens than `room`, or with settings.
+    """Refuse a prompt that a server's chat API cannot take: one of more tokens than `room`, or with settings.
 
     Raises `UserError`.
     """

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from allo.console import track
-from allo.errors import UserError
 from allo.files.artifacts import ResumableLines, RunFolder
 from allo.files.records import Completion, Prompt
 from allo.models.load import Model, Tokenizer, read_config
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.start import load_start, read_start
 from allo.models.tokenization import cut_left, prompt_ids, turn_end_ids
 from allo.recipe import Recipe
@@ -129,18 +128,3 @@ def room_at_start(recipe: Recipe, run: RunFolder) -> int:
     return prompt_room(
         num_positions(config), max_length=recipe.max_length, max_new_tokens=recipe.sample.max_new_tokens
     )
-
-
-def prompt_room(positions: int | None, *, max_length: int, max_new_tokens: int) -> int:
-    """Return the tokens of a prompt that is to be completed: `max_length`, or as many as the model's positions leave.
-
-    Raises `UserError` if they leave none.
-    """
-    if positions is None:
-        return max_length
-    if max_new_tokens >= positions:
-        raise UserError(
-            f"max_new_tokens is {max_new_tokens}, but the model has {positions} positions for a prompt and "
-            "its completion together: lower max_new_tokens."
-        )
-    return min(max_length, positions - max_new_tokens)

@@ -1,6 +1,6 @@
-"""Sample completions through vLLM, in this process: the same prompts' token ids, the same settings, its own kernels.
+"""The backend `vllm`: completions sampled in this process from the same token ids and settings, with vLLM's kernels.
 
-Written against vLLM's documented call forms (`LLM`, `SamplingParams`, `RequestOutput`).
+It is written against vLLM's documented call forms (`LLM`, `SamplingParams`, `RequestOutput`).
 """
 
 import gc
@@ -73,13 +73,13 @@ def vllm_generate(
     """Yield completions batch by batch, in the prompts' order, from batch number `start` on.
 
     A batch has as many prompts as one of `generate`; vLLM decides what it decodes together. Completion i of a prompt is
-    drawn with the prompt's seed plus i. The engine's memory is let go at the end.
+    drawn with the prompt's seed plus i. The engine's memory is freed at the end.
 
     Args:
         prompts: each prompt's token ids, at least one.
         seeds: one for each prompt.
-        max_length: of a prompt and its completion together.
-        turn_ends: ids that end a completion beside those that vLLM reads from the checkpoint.
+        max_length: tokens of a prompt and its completion together.
+        turn_ends: further ids that end a completion; vLLM reads the others from the checkpoint.
 
     Raises:
         UserError: without the `vllm` package, and for a model that vLLM does not load.
@@ -119,7 +119,7 @@ def vllm_generate(
 
 
 def require_vllm() -> None:
-    """Raises `UserError` without the `vllm` package."""
+    """Raise `UserError` without the `vllm` package."""
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -143,7 +143,7 @@ def _engine(folder: Path, **settings: Any) -> Any:
 
 
 def refuse_other_weights(folder: Path) -> None:
-    """Raise UserError where vLLM, which looks at file names alone, could read other weights than allo does."""
+    """Raise `UserError` if vLLM, which looks only at file names, could read other weights than allo does."""
     named = weight_files(folder)
     others = sorted(file.name for file in folder.glob(f"*{SUFFIX}") if file not in named)
     if others:

@@ -1,1 +1,1 @@
-"""The verbs of a run, one a file: `run(recipe, run)` reads records, calls core, writes records."""
+"""The steps of a run, one per file: `run(recipe, run)` reads records, does the work and writes records."""

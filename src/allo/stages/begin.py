@@ -1,4 +1,4 @@
-"""Begin a round: its starting model is the one that the last round left, or lies beyond it."""
+"""The beginning of a round: its starting model is the one that the last round left, or one beyond it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +19,8 @@ from allo.weights.momentum import extrapolated
 def run(recipe: RoundRecipe, run: RunFolder) -> dict[str, Any]:
     """Write `00-sft` of a round's folder.
 
-    With momentum a, from the second round on: theta_t + a (theta_t - theta_(t-1)), where theta_t is the
-    model that round t left and theta_0 the run's start.
+    With momentum a, from the second round on, the model is theta_t + a (theta_t - theta_(t-1)). Here theta_t is the
+    model that round t left, and theta_0 the run's start.
     """
     whole, number = run.path.parent, recipe.number
     day = read_start(RunFolder(whole)).date
@@ -37,14 +37,14 @@ def run(recipe: RoundRecipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _left_by(recipe: Recipe, whole: Path, number: int) -> Path:
-    """The model that round `number` left; 0 is the run's start."""
+    """Return the model that round `number` left; 0 is the run's start."""
     if number == 0:
         return Path(read_start(RunFolder(whole)).model)
     return trained(recipe, RunFolder(whole / round_name(number))) / "model"
 
 
 def _extrapolate(latest: Path, earlier: Path, out: Path, *, momentum: float) -> int:
-    """Write the model beyond `latest`, seen from `earlier`; returns how many weights moved."""
+    """Write the model beyond `latest`, as seen from `earlier`, and return the number of moved weights."""
     before = Checkpoint.open(earlier)
     moved = 0
 

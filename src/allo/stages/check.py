@@ -1,4 +1,4 @@
-"""Find bad input, and what a run will train on, before its first stage costs time."""
+"""Checks that find bad input, and the rows a run will train on, before its first stage costs time."""
 
 import contextlib
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ from allo.files.rounds import data_of_rounds
 from allo.files.rows import Reading
 from allo.models import templates
 from allo.models.load import Tokenizer, num_weights
-from allo.models.model_checks import check_positions, num_positions
+from allo.models.model_checks import check_positions, num_positions, prompt_room
 from allo.models.start import check_policy, check_values, date_of, load_policy_tokenizer
 from allo.recipe import Recipe
 from allo.recipe.backends import BACKENDS
 from allo.recipe.own_code import function_of
 from allo.sampling.at_servers import check_servable
-from allo.sampling.completions import prompt_room
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_judgeable
@@ -31,9 +30,10 @@ from allo.tokens.rewriter import check_rewriter
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the checks found of a recipe.
+    """All findings of a recipe's checks.
 
-    `unread`: what waits until models are loaded, in words. `positions`: None for a model without a limit.
+    `unread` says in words what can be checked only once models are loaded. `positions` is None for a model without a
+    limit.
     """
 
     tokenizer: Tokenizer
@@ -47,7 +47,7 @@ class Findings:
 
 
 def check(recipe: Recipe, sources: Sources | None = None) -> None:
-    """Make all checks, and say what became of the rows. Raises `UserError` for the first that fails."""
+    """Make all checks, and report the fate of the rows. Raises `UserError` for the first failed check."""
     found = findings(recipe, sources)
     for sentence in found.unread:
         say(sentence)
@@ -65,7 +65,7 @@ def check(recipe: Recipe, sources: Sources | None = None) -> None:
 def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     """Make all checks that need no weights: arguments, functions, the model's files, all rows, the disk.
 
-    Nothing is written. Raises `UserError` for the first that fails.
+    Nothing is written. Raises `UserError` for the first failed check.
     """
     sources = sources or Sources(recipe)
     check_settings(recipe)
@@ -93,7 +93,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
 
 
 def _models(recipe: Recipe) -> list[str | Path]:
-    """The models that a recipe loads, once each."""
+    """Return the models that a recipe loads, each once."""
     found: list[str | Path | None] = [recipe.model, recipe.judge.reward_model, recipe.evaluate.reward_model]
     found.append(recipe.score.rewriter if recipe.score is not None else None)
     return [ref for ref in dict.fromkeys(found) if ref is not None]
@@ -102,7 +102,7 @@ def _models(recipe: Recipe) -> list[str | Path]:
 def _check_asked(
     recipe: Recipe, sources: Sources, tokenizer: Tokenizer, positions: int | None
 ) -> list[Asked]:
-    """Return the prompts that are completed. Raises `UserError` for one that cannot be rendered, sent or judged."""
+    """Return the prompts to complete. Raises `UserError` for one that cannot be rendered, sent or judged."""
     found, evaluate, judge = [], recipe.evaluate, recipe.measuring_reward_model
     samples = [] if recipe.data.pairs is not None else _samples(recipe, sources)
     if samples:
@@ -133,7 +133,7 @@ def _check_asked(
 def _check_judge(
     recipe: Recipe, samples: list[Prompt], *, by_answer: list[Prompt], by_reward: list[Prompt]
 ) -> None:
-    """Whether everything that is judged can be, by its answer or by a reward model."""
+    """Check that everything to be judged can be, by its answer or by a reward model."""
     if recipe.judge.reward_model is None:
         by_answer = samples + by_answer
     for prompt in by_answer:
@@ -147,7 +147,7 @@ def _check_judge(
 
 
 def _samples(recipe: Recipe, sources: Sources) -> list[Prompt]:
-    """The prompts of every round, once each. Raises `UserError` where a round finds none left."""
+    """Return the prompts of all rounds, each once. Raises `UserError` if a round has none left."""
     (_, first), *later = data_of_rounds(recipe).items()
     prompts = list(sources.prompts(first))
     for number, data in later:
@@ -165,7 +165,7 @@ def _room(recipe: Recipe, positions: int | None, max_new_tokens: int) -> int:
 
 
 def _check_lengths(recipe: Recipe, positions: int | None) -> None:
-    """Whether prompts, completions and the rows to train on fit the model's positions."""
+    """Check that prompts, completions and training rows fit the model's positions."""
     lengths = [recipe.evaluate.max_new_tokens, recipe.evaluate.kl_tokens]
     if recipe.data.pairs is None:
         lengths.append(recipe.sample.max_new_tokens)

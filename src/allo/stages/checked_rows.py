@@ -1,4 +1,4 @@
-"""The rows of a recipe as token ids, made as the stages will make them."""
+"""A recipe's rows as token ids, made exactly as the stages will make them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from allo.tasks.sources import Sources
 
 @dataclass(frozen=True)
 class Trained:
-    """Rows of token ids as a trainer reads them, under their key in the recipe.
+    """A trainer's rows as token ids, under their key in the recipe.
 
-    Of `read` rows some were dropped. `forms`: those of their prompts. `without`: prompts that have no solution, and so
-    no row.
+    `read` counts the rows before any were dropped. `forms` are those of their prompts. `without` counts the prompts
+    without a solution, which have no row.
     """
 
     key: str
@@ -36,9 +36,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts that the model completes, under their key, as token ids; `cut` of them lose their beginning.
+    """Prompts for the model to complete, as token ids under their key; `cut` of them lose their beginning.
 
-    `forms`: "text", "messages". `judged`: what the answers are for, in words.
+    `forms` holds "text" or "messages". `judged` says how the answers are used.
     """
 
     key: str
@@ -51,9 +51,9 @@ class Asked:
 def asked(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], room: int, *, key: str, judged: str
 ) -> tuple[Asked, list[int]]:
-    """Return the prompts as token ids, each cut to `room`, and their whole lengths.
+    """Return the prompts as token ids, each cut to `room`, and their uncut lengths.
 
-    Raises `UserError` for the first that the chat template does not take, or of which it leaves something out.
+    Raises `UserError` for the first prompt that the chat template rejects or does not render completely.
     """
     whole = [_ids(tokenizer, prompt) for prompt in prompts]
     check_written(tokenizer, prompts)
@@ -67,7 +67,7 @@ def _forms(rows: Sequence[Prompt | Pair]) -> frozenset[str]:
 
 
 def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """The ids of a prompt, after which the template must be able to write an answer, too."""
+    """Return a prompt's ids, having checked that the template can also render an answer to it."""
     place, text = f"prompt {prompt.id}", prompt.prompt
     if not isinstance(text, str):
         text = Chat(tokenizer, text, prompt.template, place).turn().prompt
@@ -85,7 +85,7 @@ def trained_pairs(recipe: Recipe, tokenizer: Tokenizer, pairs: Sequence[Pair]) -
 
 
 def trained_solutions(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) -> list[Trained]:
-    """Return the gold solutions that fine-tuning and a loss `sft` learn. Raises `UserError` if none is left."""
+    """Return the gold solutions for fine-tuning and for the loss `sft`. Raises `UserError` if none is left."""
     found: dict[str, list[Prompt]] = {}
     if recipe.sft is not None:
         found["sft"] = [prompt for source in recipe.sft.sources for prompt in sources.prompts(source)]
@@ -107,7 +107,7 @@ def _solutions(recipe: Recipe, tokenizer: Tokenizer, key: str, prompts: Sequence
 def _under(
     key: str, count: Any, tokenizer: Tokenizer, rows: list[dict[str, Any]], max_length: int
 ) -> tuple[list[dict[str, Any]], Counts]:
-    """The rows of `count`, whose errors begin with the prompt, or with the key if they are of all rows."""
+    """Return the rows of `count`; its errors begin with the prompt or, if they concern all rows, with the key."""
     try:
         kept, counts = count(tokenizer, rows, max_length=max_length)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Improve by a method to compare with: adapters and on-policy trainers of other libraries."""
+"""Improving by a method to compare with: adapters and on-policy trainers of other libraries."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from allo.baselines.arguments import trl_arguments, without_known_warnings
 from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.files.records import Completion, Pair
 from allo.models.load import Model
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.start import DTYPES, load_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
 from allo.recipe.own_code import function_of
-from allo.sampling.completions import ids_of, prompt_room, turn_ends
+from allo.sampling.completions import ids_of, turn_ends
 from allo.stages.judge import judge
 from allo.stages.reward import load_reader
 from allo.tasks.sources import training_prompts
@@ -26,7 +26,7 @@ from allo.weights.param_mask import ParamMask
 
 @without_known_warnings()
 def train_adapter(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `07-improve`: DPO from the starting model with an adapter, merged into it at the end."""
+    """Write `07-improve`: DPO from the starting model with an adapter, merged at the end."""
     improve = recipe.improve
     assert improve is not None
     model, tokenizer = load_start(recipe, run)
@@ -50,7 +50,7 @@ def train_adapter(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 @without_known_warnings()
 def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `07-improve`: all weights of the starting model trained by the rewards of what it samples.
+    """Write `07-improve`: all weights of the starting model, trained by the rewards of its own samples.
 
     They are trained in fp32, and rounded to the run's dtype at the end. A reward model stays in memory beside them.
     """
@@ -96,7 +96,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     counts |= _train(trainer, run, num_weights=num_weights)
     if reader is not None:
         counts["samples_cut"] = samples_cut
-    # Beside gradients and moments: the reference, the reward model, and what fp32 takes more than the run's dtype.
+    # Besides gradients and moments: the reference, the reward model, and what fp32 takes beyond the run's dtype.
     reference = num_weights * model.dtype.itemsize if trainer.ref_model is not None else 0
     more = num_weights * (model.dtype.itemsize - DTYPES[recipe.dtype].itemsize)
     judging = sum(param.nbytes for param in reader.model.model.parameters()) if reader else 0
@@ -105,7 +105,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _train(trainer: Any, run: RunFolder, *, num_weights: int) -> dict[str, Any]:
-    """Train to the end, write `metrics.jsonl`, and count."""
+    """Train to the end, write `metrics.jsonl`, and return the counts."""
     write_jsonl(run.improve / "metrics.jsonl", train_from(trainer, None))
     trained = [param for param in trainer.model.parameters() if param.requires_grad]
     num_trained = sum(param.numel() for param in trained)
@@ -118,7 +118,7 @@ def _train(trainer: Any, run: RunFolder, *, num_weights: int) -> dict[str, Any]:
 
 
 def _write(model: Model, recipe: Recipe, run: RunFolder) -> dict[str, int]:
-    """The change of any weight, and the whole model."""
+    """Write the change of all weights, and the whole model."""
     assert recipe.improve is not None
     every = ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
     metadata = {"trainer": recipe.improve.trainer, "seed": str(recipe.seed)}

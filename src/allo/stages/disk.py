@@ -1,4 +1,4 @@
-"""The space that a run takes on its disk, known before it begins."""
+"""The disk space that a run takes, known before it begins."""
 
 import os
 import shutil
@@ -12,19 +12,19 @@ from allo.recipe.criteria import criterion_of
 from allo.recipe.training import Training
 
 _STATE = {False: 12, True: 6}
-"""Bytes of a trained weight's training checkpoint by `lean`: its value and AdamW's moments."""
+"""Bytes of a training checkpoint per trained weight, by `lean`: the weight's value and AdamW's moments."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The bytes that a run writes at least, beside those that its folder has already, and those that are free."""
+    """The bytes that a run still has to write, at least, and those that are free."""
 
     needed: int
     free: int
 
 
 def check_disk(recipe: Recipe, num_weights: int) -> Disk:
-    """Return the run's space. Raises `UserError` if the disk has clearly too little, or the run cannot write there."""
+    """Return the run's space. Raises `UserError` if the disk has clearly too little, or is not writable."""
     folder = recipe.run_folder
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
@@ -51,7 +51,7 @@ def size(number: float) -> str:
 
 
 def _needed(recipe: Recipe, num_weights: int) -> int:
-    """The most bytes that lie in the run's folder at one time, of the files whose size the configuration tells."""
+    """Return the most bytes in the run's folder at one time, of the files whose size the recipe determines."""
     whole = num_weights * DTYPES[recipe.dtype].itemsize
     lasting = 0 if _starts_in_place(recipe) else whole
     most = lasting + (_checkpoints(recipe.sft.training, num_weights) if recipe.sft else 0)
@@ -72,14 +72,14 @@ def _needed(recipe: Recipe, num_weights: int) -> int:
 
 
 def _starts_in_place(recipe: Recipe) -> bool:
-    """Whether the run makes no copy of the model to start from; of a hub id, which is not loaded for this, it may not."""
+    """Return whether the run needs no copy of the model; True for a hub id, which is not loaded to find out."""
     if recipe.sft is not None:
         return False
     return not Path(recipe.model).expanduser().exists() or is_ready(recipe) is not None
 
 
 def _checkpoints(training: Training, num_weights: int, *, lean: bool = False) -> int:
-    """Bytes of the training checkpoints that lie there at one time."""
+    """Return the bytes of the training checkpoints that exist at one time."""
     given = training.model_extra or {}
     if given.get("save_strategy", "steps") == "no" or training.save_steps >= 1:
         return 0  # or an unknown number

@@ -1,4 +1,4 @@
-"""Evaluate the models of a run: accuracy or rewards with intervals, pass@k, and the distance from the start."""
+"""The evaluation of a run's models: accuracy or rewards with intervals, pass@k, and KL to the start."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from allo.files.records import Completion, Prompt
 from allo.files.rounds import round_name, training_folders
 from allo.models.collate import pad
 from allo.models.load import Model, Tokenizer
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.policy import check_head, completion_distributions
 from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
-from allo.sampling.completions import complete, prompt_room
+from allo.sampling.completions import complete
 from allo.stages.judge import judge
 from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
@@ -43,22 +43,22 @@ LABELS = {
     "aligned": "aligned",
 }
 BETWEEN = {"forget": "forgotten", "improve": "improved"}
-"""What the first of two training stages leaves."""
+"""The model after the first of two training stages."""
 BEHIND = {
     "start": (),
     "forgotten": ("locate", "score", "forget"),
     "improved": ("locate", "improve"),
     "aligned": ("locate", "score", "forget", "improve"),
 }
-"""The stages of alignment that making a model takes."""
-# Completions whose full-vocabulary distributions are held at once, under both models.
+"""The alignment stages behind each model."""
+# Completions whose full-vocabulary distributions under both models are in memory at once.
 KL_BATCH = 4
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `08-eval.json`: results of each model, and every completion behind them.
+    """Write `08-eval.json`: each model's results, and every completion behind them.
 
-    What a harness measured stays in it where the model's weights are the same.
+    Harness results are kept for models whose weights are the same.
     """
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     parts: list[ResumableLines] = []
@@ -87,7 +87,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _measured(
     recipe: Recipe, run: RunFolder, sets: dict[str, list[Prompt]], parts: list[ResumableLines]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What needs the policy: each model's results but for its sets, and its answers to them."""
+    """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, run)
     check_head(model)
     results, completions = {}, {}
@@ -118,7 +118,7 @@ def _measured(
 def _add_rewards(
     recipe: Recipe, run: RunFolder, judge: str, sets: dict[str, list[Prompt]], completions: dict[str, Any]
 ) -> ResumableLines:
-    """Give every model's answers on the sets their `reward`; the policy is no longer in memory."""
+    """Add each answer's `reward` to every model's answers on the sets, after the policy has left memory."""
     prompts = {(label, prompt.id): prompt for label, some in sets.items() for prompt in some}
     found = [
         (replace(prompts[label, row["prompt_id"]], id=f"{label}/{row['prompt_id']}"), answer)
@@ -135,7 +135,7 @@ def _add_rewards(
 
 
 def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
-    """Each model to evaluate with the folder of its delta to the start (None: the start itself)."""
+    """Return each model to evaluate with its delta's folder; None for the start itself."""
     models: dict[str, Path | None] = {"start": None} if recipe.evaluate.start else {}
     *between, (_, last) = training_folders(recipe, run).items()
     if recipe.evaluate.forgotten:
@@ -144,7 +144,7 @@ def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
 
 
 def _harnessed(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """The block of what a harness measured, of the models whose weights are still those."""
+    """Return the block of harness results, for models whose weights are the same."""
     block = read_block(run.evaluation)
     folders = {name: folder for name, folder in _models(recipe, run).items() if folder and name in block}
     weights = {name: fingerprint(folder / "model") for name, folder in folders.items()}
@@ -163,7 +163,7 @@ class _Patch:
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:
-        """The model with the delta in a first block, and without it again in a block inside of that."""
+        """Exchange the model's entries with the delta's inside the block; nested, exchange them back."""
         self._exchange()
         try:
             yield
@@ -171,7 +171,7 @@ class _Patch:
             self._exchange()
 
     def _exchange(self) -> None:
-        """Exchange the entries in the model with those kept here."""
+        """Exchange the model's entries with those stored here."""
         for name, values in self._values.items():
             param = self._params[name].data
             places = places_of(self._indices[name].to(param.device), param.shape)
@@ -180,7 +180,7 @@ class _Patch:
 
 @dataclass
 class _Subject:
-    """One model under evaluation, as `model` stands now."""
+    """One model under evaluation: `model` in its current state."""
 
     name: str
     recipe: Recipe
@@ -190,7 +190,7 @@ class _Subject:
     parts: list[ResumableLines] = field(default_factory=list)
 
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
-        """Each prompt with its judged completions."""
+        """Return each prompt with its judged completions."""
         evaluate = self.recipe.evaluate
         num_samples = evaluate.generations(label)
         greedy = self._complete(label, prompts, "greedy", 1, 0.0) if evaluate.greedy else []
@@ -217,11 +217,11 @@ class _Subject:
         return list(rows.values())
 
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
-        """Sampled continuations of another task's prompts, on which the distance is measured."""
+        """Return sampled continuations of another task's prompts, for measuring KL."""
         prompts = prompts_of(self.recipe, kl)
         length = self.recipe.evaluate.kl_tokens
         temperature = self.recipe.evaluate.temperature
-        # Of a kind of its own, since a set may be named kl.
+        # A kind of its own, since a set may be named kl.
         completions = self._complete("kl", prompts, "continued", 1, temperature, max_new_tokens=length)
         return list(zip(prompts, completions, strict=True))
 
@@ -273,7 +273,7 @@ def _kl(
     model: Model,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """Mean over tokens of KL(model || start), each exact over the vocabulary, on the model's own text."""
+    """Return the mean KL(model || start) over tokens of the model's own text, exact over the vocabulary."""
     length = recipe.evaluate.kl_tokens
     room = prompt_room(num_positions(model.config), max_length=recipe.max_length, max_new_tokens=length)
     rows: list[Tokenized] = []
@@ -289,7 +289,7 @@ def _kl(
             place=f"prompt {prompt.id}",
         )
         if tokens is not None:
-            # Sampling cut the prompt to its room, however short the completion then was.
+            # Sampling cut the prompt to its room, even if the completion then was short.
             rows.append(replace(tokens, prompt_ids=cut_left(tokenizer, tokens.prompt_ids, room)))
     groups: list[list[float]] = []
     starts = range(0, len(rows), KL_BATCH)
@@ -315,19 +315,19 @@ def _kl(
 
 
 def _cost(run: RunFolder, name: str) -> dict[str, Any]:
-    """What making the model took: the trained weights, seconds and state of the stages behind it."""
+    """Return the cost of the model: trained weights, seconds and training state of the stages behind it."""
     done = [entry for stage, entry in stages_done(run).items() if _is_behind(name, stage)]
     counts = [entry["counts"] for entry in done]
     return {
         "trained_weights": max((count.get("trained_weights", 0) for count in counts), default=0),
         "density": max((count.get("density", 0.0) for count in counts), default=0.0),
-        # The warm-up's too: it trains all weights for a while, whatever share is kept.
+        # includes the warm-up, which trains all weights for a while, whatever share is kept
         "training_state_bytes": max((count.get("training_state_bytes", 0) for count in counts), default=0),
         "seconds": sum(entry["seconds"] for entry in done),
     }
 
 
 def _is_behind(name: str, stage: str) -> bool:
-    """Whether making a model took a stage; of sampling only what later rounds sampled for themselves."""
+    """Return whether a stage is behind a model; of sampling, only later rounds' own counts."""
     place, _, verb = stage.rpartition("/")
     return verb in BEHIND[name] or (name != "start" and place not in ("", round_name(1)))

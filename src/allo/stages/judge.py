@@ -1,4 +1,4 @@
-"""Judge completions by their final answers, or by what a reward model says of them."""
+"""The judging of completions, by their final answers or by a reward model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,9 +43,9 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def without_answer(unanswered: Sequence[Verdict], *, num: int, max_new_tokens: int) -> str:
-    """Return one line on the samples without a final answer, of `num`: how many, an example, and what to do."""
+    """Return one line about the samples, of `num`, without a final answer: how many, an example, and advice."""
     cut = sum(not verdict.finished for verdict in unanswered)
-    # One that ended by itself shows what the model takes for an answer.
+    # A sample that ended by itself shows what the model gives as an answer.
     shown = next((verdict for verdict in unanswered if verdict.finished), unanswered[0])
     end = shown.text[-SHOWN:]
     begun = "…" if len(shown.text) > SHOWN else ""
@@ -69,7 +69,7 @@ def _by_reward(
     prompts: Mapping[str, Prompt],
     completions: Sequence[Completion],
 ) -> dict[str, Any]:
-    """Write verdicts of which the better half of a prompt's samples is correct: above the median reward."""
+    """Write verdicts that call a prompt's better half of samples correct: those above the median reward."""
     asked = [(prompts[completion.prompt_id], completion.text) for completion in completions]
     rewarded = reward(recipe, model, asked, run=run, path=run.verdicts, description="judge")
     by_prompt: dict[str, list[Completion]] = {}
@@ -105,7 +105,7 @@ def _by_reward(
 
 
 def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
-    """Raises `UserError` for a prompt without what the verifier judges by."""
+    """Raise `UserError` for a prompt without the data that its verifier needs."""
     if prompt.answer is None:
         raise UserError(
             f"prompt {prompt.id}: no `answer` to judge by. Add it, name a `judge.reward_model`, or give ready pairs "
@@ -119,9 +119,10 @@ def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
 def judge(
     prompt: Prompt, completion: Completion, *, verifier: str = "auto", thoughts: Thoughts = USUAL
 ) -> Verdict:
-    """Return a completion's verdict; its reward is 1 if the final answer, outside all thoughts, is right, else 0.
+    """Return a completion's verdict; its reward is 1 if the final answer, outside all thoughts, is right, otherwise
+    0.
 
-    Raises `UserError` for a prompt that is not judgeable.
+    Raises `UserError` for a prompt that cannot be judged.
     """
     check_judgeable(prompt, verifier=verifier)
     assert prompt.answer is not None

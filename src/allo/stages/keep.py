@@ -1,4 +1,4 @@
-"""Keep the importance that the first round located, for the model that a later round starts from."""
+"""The first round's importance, kept for a later round's starting model."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""How far alignment moved the likelihood of the answers that it was shown."""
+"""The change in likelihood of the answers that alignment was shown."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,10 +28,10 @@ def likelihood(
     num_pairs: int,
     max_length: int,
 ) -> dict[str, Any]:
-    """Mean log-ratio of a token to the starting model, in nats, over chosen and over rejected answers.
+    """Return the mean log-ratio of a token to the starting model, in nats, of chosen and of rejected answers.
 
-    Of the run's first `num_pairs` pairs, which are samples of the starting model (in rounds the first round's).
-    `at_start` makes `model` the starting model for a block.
+    The answers are the run's first `num_pairs` pairs, sampled from the starting model (with rounds, the first
+    round's). `at_start` turns `model` into the starting model for a block.
     """
     pairs = [vars(pair) for pair in read_jsonl(first_round(run).pairs, Pair)[:num_pairs]]
     rows, _ = counted_pairs(tokenizer, pairs, max_length=max_length)

@@ -1,4 +1,4 @@
-"""How many problems of a run's evaluation occur among the problems that it trains on."""
+"""The overlap of a run's evaluation problems with its training problems."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from allo.tasks.sources import prompts_of, training_pairs
 
 
 def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, Overlap]:
-    """Of each evaluation set, how many questions fine-tuning or alignment has seen, whatever their wording."""
+    """Count each evaluation set's questions that fine-tuning or alignment has seen, whatever the wording around them."""
     trained = [question_of(prompt) for prompt in _trained_on(recipe)]
     return {
         name: overlap([question_of(prompt.prompt) for prompt in prompts], trained)
@@ -20,7 +20,7 @@ def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, 
 
 
 def _trained_on(recipe: Recipe) -> Iterator[str | list[Message]]:
-    """Prompts of the demonstrations, and of the pairs or of every round's problems."""
+    """Yield the prompts of the demonstrations, and of the pairs or of every round's problems."""
     for source in recipe.sft.sources if recipe.sft else []:
         yield from (prompt.prompt for prompt in prompts_of(recipe, source))
     if recipe.data.pairs is not None:

@@ -1,4 +1,4 @@
-"""Make preference pairs, and the set of wrong completions to forget."""
+"""The making of preference pairs, and of the wrong completions to forget."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[Wrong]]:
-    """Raises `UserError` where there is no pair, or nothing wrong."""
+    """Return the pairs and the wrong completions. Raises `UserError` if either is empty."""
     if recipe.data.pairs is not None:
         ready = with_own_ids(recipe, training_pairs(recipe), lambda: load_start_tokenizer(recipe, run))
         return ready, rejected_completions(ready, solutions={})
@@ -34,22 +34,23 @@ def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[W
     try:
         pairs = _pairs(recipe, prompts, verdicts)
     except UserError as error:
-        if isinstance(recipe, RoundRecipe) and recipe.number > 1:  # the first round's model had them
+        if isinstance(recipe, RoundRecipe) and recipe.number > 1:  # the first round's model had some
             raise DivergedError(
                 f"round {recipe.number}: {error} Or lower the learning rates, or the number of rounds."
             ) from error
         raise
     if recipe.judge.reward_model is None:
         return pairs, wrong_completions(prompts, verdicts)
-    # Nothing is wrong by itself here: to be forgotten is what a pair rejects.
+    # Without right and wrong answers, the completions to forget are those that a pair rejects.
     solutions = {prompt.id: prompt.solution for prompt in prompts if prompt.solution is not None}
     return pairs, rejected_completions(pairs, solutions=solutions)
 
 
 def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer]) -> list[Pair]:
-    """Return ready pairs with the token ids that another run sampled, if they are of this run's tokenizer.
+    """Return ready pairs with another run's token ids, if those are of this run's tokenizer.
 
-    If the ids of any answer do not say its text, or more, all are left out, and that is said. `load` gives the tokenizer.
+    If any answer's ids do not match its text exactly, all ids are left out with a message. `load` gives the
+    tokenizer.
     """
     found = [
         (pair, text, ids)
@@ -73,7 +74,7 @@ def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer
 
 
 def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> list[Pair]:
-    """By right and wrong, or by rewards."""
+    """Return pairs by right and wrong, or by rewards."""
     most = recipe.pair.max_pairs_per_prompt
     if recipe.judge.reward_model is None:
         return make_pairs(prompts, verdicts, max_pairs_per_prompt=most, seed=recipe.seed_of_data)

@@ -1,4 +1,4 @@
-"""Write the report of one or many runs: one HTML page and its Markdown tables."""
+"""The writing of a report on one or many runs: one HTML page and its Markdown tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from allo.report.read import view
 def write_report(
     folders: Sequence[Path], out: Path, *, title: str | None = None, num_examples: int = DEFAULT_EXAMPLES
 ) -> tuple[Path, Path]:
-    """Read the runs and write `out`/report.html and `out`/report.md; returns their paths.
+    """Read the runs, write `out`/report.html and `out`/report.md, and return their paths.
 
-    Raises UserError when a run has no evaluation yet or one of its files is malformed.
+    Raises `UserError` if a run has no evaluation yet, or one of its files is malformed.
     """
     page, tables = render([view(folder) for folder in folders], title=title, num_examples=num_examples)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a reward model says of completions: batch by batch, going on where an earlier process stopped."""
+"""A reward model's rewards for completions, batch by batch, resumed after an interruption."""
 
 import sys
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from allo.models.thoughts import thoughts_of
 from allo.recipe import Recipe
 from allo.tasks.answers.thoughts import USUAL
 
-Asked = tuple[Prompt, str]  # and a completion of it
+Asked = tuple[Prompt, str]  # a prompt and a completion of it
 Key = tuple[str, str]  # the prompt's id and the completion
 Rows = dict[Key, tuple[list[int], bool]]
 
 
 @dataclass(frozen=True)
 class Rewarded:
-    """`rewards`: by a prompt's id and a completion's text. `num_cut` of them were read without their beginning.
+    """Rewards by prompt id and completion text; `num_cut` texts were read without their beginning.
 
-    `lines` is the part file, to be discarded once the rewards are written.
+    `lines` is the part file, to discard once the rewards are written.
     """
 
     rewards: dict[Key, float]
@@ -43,9 +43,10 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Reader:
-    """A reward model as a recipe has it read: at most `max_length` tokens of a text, `batch_size` texts together.
+    """A reward model with a recipe's settings: at most `max_length` tokens of a text, `batch_size` texts together.
 
-    `policy`: the tokenizer of the model that wrote the texts, which knows their thoughts; None: they have the usual ones.
+    `policy` is the tokenizer of the model that wrote the texts, which knows their thoughts; None assumes the usual
+    ones.
     """
 
     model: RewardModel
@@ -54,9 +55,10 @@ class Reader:
     policy: Tokenizer | None = None
 
     def rewards(self, asked: Sequence[Asked]) -> tuple[list[float], int]:
-        """One for each (prompt, completion), in their order, and how many texts were read without their beginning.
+        """Return one reward for each (prompt, completion), in order, and the number of texts read without their
+        beginning.
 
-        The same text is read once.
+        Equal texts are read once.
         """
         rows = self.rows(asked)
         found: dict[Key, float] = {}
@@ -65,7 +67,7 @@ class Reader:
         return [found[prompt.id, text] for prompt, text in asked], sum(cut for _, cut in rows.values())
 
     def rows(self, asked: Sequence[Asked]) -> Rows:
-        """Return the token ids of each text without its thoughts, and whether its beginning was cut off."""
+        """Return each text's token ids without its thoughts, and whether its beginning was cut off."""
         prompts = {(prompt.id, text): prompt for prompt, text in asked}
         thoughts = USUAL if self.policy is None else thoughts_of(self.policy, prompts.values())
         return {
@@ -81,19 +83,19 @@ class Reader:
         }
 
     def batches(self, rows: Rows) -> list[list[Key]]:
-        """Texts of like length, the longest first."""
+        """Return batches of texts with similar lengths, the longest first."""
         ordered = sorted(rows, key=lambda key: (-len(rows[key][0]), key))
         return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
 
     def read(self, rows: Rows, batch: Sequence[Key]) -> list[float]:
-        """The rewards of one batch."""
+        """Return the rewards of one batch."""
         return self.model.rewards([rows[key][0] for key in batch])
 
 
 def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
-    """Return the reward model, read by the keys of the recipe's `judge`, on the run's date.
+    """Return the reward model with the settings of the recipe's `judge`, on the run's date.
 
-    You are told if its positions are fewer than `max_length`.
+    You are warned if it has fewer positions than `max_length`.
     """
     judge = recipe.judge
     loaded = load_reward_model(
@@ -116,9 +118,9 @@ def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
 def reward(
     recipe: Recipe, model: str, asked: Sequence[Asked], *, run: RunFolder, path: Path, description: str
 ) -> Rewarded:
-    """What a reward model gives to (prompt, completion)s.
+    """Return a reward model's rewards for (prompt, completion)s.
 
-    The same text is read once, so that it has one reward whoever wrote it.
+    Equal texts are read once, so they have one reward whoever wrote them.
     """
     reader = load_reader(recipe, model, run)
     rows = reader.rows(asked)
@@ -133,7 +135,7 @@ def reward(
 
 
 def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
-    """Whether an evaluation set is measured by rewards. Raises `UserError` where only some prompts have an answer."""
+    """Return whether rewards measure an evaluation set. Raises `UserError` if only some prompts have an answer."""
     without = [prompt for prompt in prompts if prompt.answer is None]
     if without and len(without) < len(prompts):
         raise UserError(
@@ -144,12 +146,11 @@ def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
 
 
 def check_reward_model(recipe: Recipe, key: str, model: str, prompts: Sequence[Prompt]) -> None:
-    """Check that the model of a recipe's key is a reward model, and can be shown the prompts.
+    """Check that a recipe key's model is a reward model, and can read the prompts.
 
-    The headers of a local folder's weights are looked at; a model of the hub waits until it is loaded.
-
-    You are told if it is not shown the prompts' tools or documents.
-    Raises `UserError` where it is not, or cannot, or has nothing to judge.
+    Weight headers are checked in a local folder; a hub model is checked once loaded. You are warned if the model does
+    not see the prompts' tools or documents. Raises `UserError` if it is none, cannot read them, or has nothing to
+    judge.
     """
     judge = recipe.judge
     if not prompts:

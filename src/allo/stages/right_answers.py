@@ -1,4 +1,4 @@
-"""Single right answers to learn from: gold solutions, or the policy's own right samples."""
+"""Single right answers to learn: gold solutions, or the policy's own right samples."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from allo.tasks.sources import training_prompts
 
 
 def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
-    """Return the solutions of the prompts that have one, as rows for a trainer."""
+    """Return the existing solutions of prompts as rows for a trainer."""
     return [
         {
             "id": prompt.id,
@@ -26,7 +26,7 @@ def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
 
 
 def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
-    """The solutions of the prompts that have a pair. Raises `UserError` where none has one."""
+    """Return the solutions of the prompts that have a pair. Raises `UserError` if there are none."""
     paired = {pair.prompt_id for pair in read_jsonl(run.pairs, Pair)}
     rows = demonstrations(prompt for prompt in training_prompts(recipe) if prompt.id in paired)
     if not rows:
@@ -38,7 +38,7 @@ def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
 
 
 def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
-    """Every distinct right sample that ended by itself; of ready pairs, every distinct chosen answer."""
+    """Return every distinct right sample that ended by itself; for ready pairs, every distinct chosen answer."""
     if recipe.data.pairs is not None:
         chosen = {
             repr((pair.prompt, pair.template, pair.chosen, pair.chosen_message)): pair

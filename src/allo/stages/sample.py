@@ -1,4 +1,4 @@
-"""Sample completions of the starting model, by the recipe's backend."""
+"""The sampling of the starting model's completions, by the recipe's backend."""
 
 from typing import Any
 

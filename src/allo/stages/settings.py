@@ -1,4 +1,5 @@
-"""Checks of a recipe's training settings, before anything is read; transformers' trainer is loaded only for keys that it alone knows."""
+"""Checks of a recipe's training settings before anything is read; only keys known to transformers alone load its
+trainer."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from allo.weights.importance import scoring_of
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Raise `UserError` unless all training arguments can be built, and the user's own functions are there and can be called."""
+    """Raise `UserError` unless all training arguments can be built, and the user's functions exist and are callable."""
     if recipe.improve is not None and recipe.improve.trained_by.config:
         from allo.baselines.arguments import trl_arguments
 
@@ -61,7 +62,7 @@ def _below(block: str) -> Iterator[None]:
 
 
 def check_locate(locate: Locate) -> None:
-    """Refuse settings that the criterion would ignore: a `UserError` that begins with the key."""
+    """Raise `UserError`, beginning with the key, for settings that the criterion would ignore."""
     criterion = criterion_of(locate.criterion)
     scoring_of(criterion)
     if locate.accumulate != "float32" and not criterion.sums:
@@ -74,7 +75,7 @@ def check_locate(locate: Locate) -> None:
         return
     from allo.training.dpo_passes import READ_AT_START, READ_IN_WARMUP
 
-    # Criteria with passes of their own read these arguments; the other ones read none.
+    # Criteria with passes of their own read these arguments; other criteria read none.
     read = READ_IN_WARMUP if criterion.trains else READ_AT_START if criterion.sums else frozenset()
     ignored = (locate.training.model_extra or {}).keys() - read
     if ignored:
@@ -90,7 +91,7 @@ def check_locate(locate: Locate) -> None:
 
 
 def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, Training, bool]]:
-    """Yield the recipe's `training` blocks under their keys, and whether they are lean; but for TRL's."""
+    """Yield the recipe's own `training` blocks, not TRL's, with their keys and whether they are lean."""
     for name in ("sft", "locate", "score", "forget", "improve"):
         block = getattr(recipe, name)
         if block is not None and trains_here(block):

@@ -1,4 +1,4 @@
-"""Make the starting model: fine-tuned on demonstrations where the recipe says so."""
+"""The making of the starting model: fine-tuned on demonstrations if the recipe says so."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from allo.weights.param_mask import ParamMask
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `00-sft/start.json`, and `00-sft/model` unless the recipe's own model can be started from."""
+    """Write `00-sft/start.json`, and `00-sft/model` unless the recipe's model can be used directly."""
     run.start.mkdir(exist_ok=True)
     folder = is_ready(recipe) if recipe.sft is None else None
     counts: dict[str, Any] = {}
@@ -35,7 +35,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _fine_tune(
     recipe: Recipe, sft: Sft, model: Model, tokenizer: Tokenizer, run: RunFolder
 ) -> dict[str, Any]:
-    """Train all weights, with fp32 masters, on the sources' solutions."""
+    """Train all weights on the sources' solutions, with fp32 masters."""
     prompts = [prompt for source in sft.sources for prompt in prompts_of(recipe, source)]
     trainer = SftTrainer(
         model,

@@ -1,6 +1,6 @@
-"""Summarize what a model answered on an evaluation set: accuracies, or rewards and wins, with intervals.
+"""Summaries of a model's answers on an evaluation set: accuracies, or rewards and wins, with intervals.
 
-A row is a prompt with its answers, as `08-eval.json` holds it.
+A row is a prompt with its answers, as in `08-eval.json`.
 """
 
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from allo.tasks.rewards import wins
 
 
 def accuracies_on_set(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:
-    """One set's accuracies with intervals; pass@k for k = 1, 2, 4, ... up to the samples of a prompt."""
+    """Return one set's accuracies with intervals; pass@k for k = 1, 2, 4, ... up to the samples of a prompt."""
     greedy = [row["greedy"]["correct"] for row in rows if "greedy" in row]
     sampled = [[float(answer["correct"]) for answer in row["sampled"]] for row in rows]
     num_samples = len(sampled[0])
@@ -29,9 +29,9 @@ def accuracies_on_set(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any
 def rewards_on_set(
     rows: list[dict[str, Any]], *, start: list[dict[str, Any]] | None, seed: int
 ) -> dict[str, Any]:
-    """One set's mean rewards; with the start's answers to the same prompts also how often they are beaten.
+    """Return one set's mean rewards and, given the start's answers to the same prompts, the win rate over them.
 
-    Every sample of a prompt meets every sample that the start gave to it. Intervals are over prompts.
+    Every sample of a prompt is compared with every sample of the start. Intervals are over prompts.
     """
     found: dict[str, Any] = {}
     for kind in ("greedy", "sampled"):
@@ -55,7 +55,7 @@ def rewards_on_set(
 
 
 def answers_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """All completions of a prompt."""
+    """Return all completions of a prompt."""
     return [*row["sampled"], *_greedy(row)]
 
 
@@ -64,7 +64,7 @@ def _greedy(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _by_kind(rows: list[dict[str, Any]], kind: str) -> list[list[float]]:
-    """The rewards of each prompt's greedy answer, or of its samples."""
+    """Return the rewards of each prompt's greedy answer, or of its samples."""
     return [
         [answer["reward"] for answer in (_greedy(row) if kind == "greedy" else row["sampled"])]
         for row in rows

@@ -1,4 +1,4 @@
-"""Unite the rounds: what all of them changed, as one delta to the run's own start."""
+"""The union of the rounds: their changes together, as one delta to the run's start."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from allo.weights.param_mask import ParamMask
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write the last training stage's folder at the top: the last round's model, its delta to the run's start.
+    """Write the last training stage's folder at the top: the last round's model, and its delta to the run's start.
 
-    Also the union of all masks, where every stage trained under one.
+    If every stage trained under a mask, also write the union of all masks.
     """
     rounds = [RunFolder(run.path / round_name(number)) for number in range(1, recipe.rounds + 1)]
     folder, start = trained(recipe, run), read_start(run)
@@ -35,7 +35,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _union(masks: list[ParamMask]) -> ParamMask:
-    """Every weight that one of the masks has."""
+    """Return the mask of every weight that any of the masks selects."""
     indices: dict[str, Tensor] = {}
     for name in masks[0].shapes:
         found = [mask.indices[name] for mask in masks if name in mask.indices]

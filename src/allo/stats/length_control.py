@@ -1,15 +1,16 @@
-"""The win rate at equal length: what a judge would prefer, were both answers equally long.
+"""The win rate at equal length: a judge's preferences if both answers were equally long.
 
-The idea is AlpacaEval 2's (arXiv 2404.04475, section 3): a logistic model of the preference with one term of the model
-and one of the difference in length, read off where the difference is zero. Here
+The idea is AlpacaEval 2's (arXiv 2404.04475, section 3). A logistic model of the preference has a term for the model
+and a term for the difference in length. It is evaluated at a difference of zero. Here
 
     P(the model's answer is preferred) = sigmoid(theta + phi * tanh(difference / sd(difference)))
 
-and the controlled win rate is sigmoid(theta). What departs from the paper: no term of an instruction's difficulty,
-which needs many models judged on the same prompts, so theta stands for all instructions alike; both coefficients
-have a normal prior of mean 0 and `PRIOR_SD`, where theirs are regularized by cross-validation and towards two
-answers that play with their length. The prior keeps separable verdicts finite (all won is a rate below 1), and pulls
-both coefficients towards 0, little where there are hundreds of prompts. A preference may be any share between 0 and 1.
+and the controlled win rate is sigmoid(theta). There are two departures from the paper. No term models an
+instruction's difficulty, which would need many models judged on the same prompts, so one theta covers all
+instructions. Both coefficients have a normal prior of mean 0 and `PRIOR_SD`; theirs are regularized by
+cross-validation and against answers that exploit length. The prior keeps separable verdicts finite (winning every
+prompt gives a rate below 1). It pulls both coefficients towards 0, slightly if there are hundreds of prompts. A
+preference may be any share between 0 and 1.
 """
 
 from dataclasses import dataclass
@@ -24,26 +25,26 @@ from allo.stats.statistics import drawn_counts
 Floats = NDArray[np.float64]
 
 PRIOR_SD = 2.5
-"""In log-odds, of both coefficients: 2.5 is odds of 12 to 1 (Gelman et al. 2008, Annals of Applied Statistics 2, 1360)."""
-_LARGEST_STEP = 2.0  # of a coefficient in one step of Newton's method, which else may overshoot
+"""In log-odds, for both coefficients: 2.5 is odds of 12 to 1 (Gelman et al. 2008, Annals of Applied Statistics 2, 1360)."""
+_LARGEST_STEP = 2.0  # of a coefficient per Newton step, which might otherwise overshoot
 _CONVERGED = 1e-10
 _MOST_STEPS = 200
-_AT_ONCE = 1 << 20  # entries of (resamples, prompts) that are fitted at once
+_AT_ONCE = 1 << 20  # entries of (resamples, prompts) fitted at once
 
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """`effect`: phi, the log-odds that an answer gains by being much longer than the other."""
+    """A win rate; `effect` is phi, the log-odds that an answer gains by being much longer than the other."""
 
     win_rate: Estimate
     effect: float
 
 
 def length_controlled(preferences: Floats, differences: Floats, *, seed: int) -> LengthControlled | None:
-    """The controlled win rate of the model, its interval by drawing prompts anew (percentile bootstrap).
+    """Return the model's controlled win rate, with an interval from resampled prompts (percentile bootstrap).
 
-    `preferences` (prompts,): in [0, 1]. `differences` (prompts,): length of the model's answer less the baseline's.
-    None where the differences are all one: then nothing tells the model's share from the length's.
+    `preferences` (prompts,): in [0, 1]. `differences` (prompts,): length of the model's answer minus the baseline's.
+    None if all differences are equal: the effects of model and length then cannot be separated.
     """
     deviation = differences.std(ddof=1) if len(differences) > 1 else 0.0
     if deviation == 0:
@@ -59,10 +60,10 @@ def length_controlled(preferences: Floats, differences: Floats, *, seed: int) ->
 
 
 def fit(features: Floats, targets: Floats, counts: Floats) -> Floats:
-    """The most likely coefficients (fits, features) of a logistic model under the prior, by Newton's method.
+    """Fit coefficients (fits, features) of a logistic model by posterior mode, with Newton's method.
 
-    `features` (rows, features); `targets` (rows,) in [0, 1]; `counts` (fits, rows): how often each row counts in
-    each fit. The posterior is strictly concave, so that there is one answer, also where the rows are separable.
+    `features` (rows, features); `targets` (rows,) in [0, 1]; `counts` (fits, rows): the weight of each row in each
+    fit. The posterior is strictly concave, so the solution is unique even for separable rows.
     """
     coefficients = np.zeros((len(counts), features.shape[1]))
     prior = np.eye(features.shape[1]) / PRIOR_SD**2

@@ -22,16 +22,16 @@ class Estimate:
 
 
 def wilson(correct: Sequence[bool]) -> Estimate:
-    """Share of right answers with Wilson's score interval (1927); one observation a prompt."""
+    """Return the share of right answers with Wilson's score interval (1927); one observation per prompt."""
     num, hits = len(correct), sum(correct)
     interval = stats.binomtest(hits, num).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / num, float(interval.low), float(interval.high), num)
 
 
 def bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> Estimate:
-    """Mean over all observations, its interval by resampling whole groups (percentile bootstrap).
+    """Return the mean over all observations, with an interval from resampled groups (percentile bootstrap).
 
-    A group holds what one prompt gave (its samples share the prompt, so they are not independent).
+    A group holds the samples of one prompt, which are not independent.
     """
     sums = np.array([sum(group) for group in groups], dtype=float)
     sizes = np.array([len(group) for group in groups], dtype=float)
@@ -42,9 +42,9 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> Estimate:
 
 
 def pass_at_k(num_correct: Sequence[int], *, num_samples: int, k: int) -> float:
-    """Unbiased mean chance that one of k samples is right (arXiv 2107.03374, eq. 1).
+    """Return the unbiased mean chance that one of k samples is right (arXiv 2107.03374, eq. 1).
 
-    `num_correct` holds, a prompt, how many of its `num_samples` samples are right.
+    `num_correct` has, for each prompt, the number of right answers among its `num_samples` samples.
     """
     total = math.comb(num_samples, k)
     return float(np.mean([1 - math.comb(num_samples - hits, k) / total for hits in num_correct]))

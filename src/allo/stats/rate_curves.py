@@ -1,7 +1,8 @@
-"""A method over its learning rates: the KL at which it reaches an accuracy, and the range of rates that serve it.
+"""A method over its learning rates: its KL at a given accuracy, and the range of rates near its best accuracy.
 
-Intervals are two-sided, at 95%, from drawing problems anew, the same ones for every rate and method. Of each KL only
-its own interval is known: it is drawn from the normal that has it. Training seeds are not drawn: a tuning has few.
+Intervals are two-sided, at 95%, from resampled problems, the same for every rate and method. Each KL is drawn from a
+normal distribution with its own error, since nothing else is known of it. Training seeds are not resampled: a tuning
+has few.
 """
 
 from collections.abc import Sequence
@@ -16,15 +17,15 @@ from allo.stats.statistics import drawn_counts
 
 Vector = NDArray[np.float64]
 
-WITHIN = 0.02  # of the best accuracy: what a rate may lose and still serve
-UNDEFINED = 0.05  # the largest share of draws without a value at which an interval is still given
+WITHIN = 0.02  # of the best accuracy: the largest loss of a rate that counts as near the best
+UNDEFINED = 0.05  # the largest share of draws without a value for which an interval is still given
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """What a method reached at each of its rates, in ascending order.
+    """A method's results at each of its rates, in ascending order.
 
-    `right`: (rates, problems), share of right answers a problem. `kl`, `kl_error`: (rates,), nats a token and its
+    `right`: (rates, problems), share of right answers per problem. `kl`, `kl_error`: (rates,), nats per token and its
     standard error.
     """
 
@@ -36,9 +37,9 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class EqualAccuracy:
-    """The KL of a method and of the reference where both have `accuracy`, and their ratio with its interval.
+    """The KL of a method and of the reference at equal `accuracy`, and their ratio with its interval.
 
-    `low` and `high` are None where more than `UNDEFINED` of the draws have no such accuracy.
+    `low` and `high` are None if more than `UNDEFINED` of the draws have no such accuracy.
     """
 
     accuracy: float
@@ -51,9 +52,9 @@ class EqualAccuracy:
 
 @dataclass(frozen=True)
 class Robustness:
-    """The rates around the best one that lose at most `WITHIN`: `ratio` is the highest over the lowest.
+    """The rates around the best one that lose at most `WITHIN`; `ratio` is the highest divided by the lowest.
 
-    `open_below`, `open_above`: the range ends where no further rate was tried, so that it may be wider.
+    `open_below`, `open_above`: the range reaches the last rate tried, so it may be wider.
     """
 
     lowest: float
@@ -66,7 +67,7 @@ class Robustness:
 
 
 def kl_at_accuracy(accuracy: Sequence[float], kl: Sequence[float], target: float) -> float | None:
-    """The least KL at which the polyline through consecutive points (accuracy, KL) reaches `target`, if it does."""
+    """Return the least KL at which the polyline through points (accuracy, KL) reaches `target`, or None."""
     reached = []
     for (left, kl_left), (right, kl_right) in pairwise(zip(accuracy, kl, strict=True)):
         if left == right == target:
@@ -79,10 +80,10 @@ def kl_at_accuracy(accuracy: Sequence[float], kl: Sequence[float], target: float
 def kl_at_equal_accuracy(
     method: RateCurve, reference: RateCurve, *, start: Vector, seed: int, resamples: int = RESAMPLES
 ) -> EqualAccuracy | None:
-    """Both methods' KL at the highest accuracy that both reach over their rates.
+    """Return both methods' KL at the highest accuracy that both reach over their rates.
 
-    A curve begins at the starting model (`start`: (problems,), share of right answers), whose KL is 0, and goes
-    from rate to rate in straight lines. None where a method never does better than the start.
+    A curve begins at the starting model (`start`: (problems,), share of right answers), with a KL of 0, and connects
+    the rates by straight lines. None if a method never exceeds the start.
     """
     rng = np.random.default_rng(seed)
     num, curves = len(start), (method, reference)
@@ -95,7 +96,7 @@ def kl_at_equal_accuracy(
     shares = drawn_counts(num, resamples=resamples, rng=rng) / num
     begins = shares @ start
     accuracies = [shares @ curve.right.T for curve in curves]
-    # A KL is not negative.
+    # A KL is never negative.
     kls = [
         np.maximum(0.0, rng.normal(curve.kl, curve.kl_error, size=(resamples, len(curve.kl))))
         for curve in curves
@@ -123,7 +124,7 @@ def _path(begin: float, curve: Vector) -> list[float]:
 def _at_equal_accuracy(
     accuracies: Sequence[list[float]], kls: Sequence[list[float]]
 ) -> tuple[float, float, float] | None:
-    """The equal accuracy, the method's KL and the reference's, of two paths that begin at the start."""
+    """Return the equal accuracy, the method's KL and the reference's, for two paths that begin at the start."""
     target = min(map(max, accuracies))
     if target <= accuracies[0][0]:
         return None
@@ -133,9 +134,9 @@ def _at_equal_accuracy(
 
 
 def robustness(rates: Vector, right: NDArray[np.float64], *, seed: int) -> Robustness:
-    """How wide a range of tried rates (ascending) stays within `WITHIN` of the best. `right`: (rates, problems).
+    """Return the range of tried rates (ascending) within `WITHIN` of the best. `right`: (rates, problems).
 
-    The range is of rates that were tried, without interpolation, and without a gap.
+    The range has no gaps, and its ends are tried rates, not interpolated ones.
     """
     first, last = _serving(right.mean(1))
     rng = np.random.default_rng(seed)
@@ -143,7 +144,7 @@ def robustness(rates: Vector, right: NDArray[np.float64], *, seed: int) -> Robus
     shares = drawn_counts(num, resamples=RESAMPLES, rng=rng) / num
     ends = [_serving(accuracy) for accuracy in shares @ right.T]
     ratios = [rates[end] / rates[begin] for begin, end in ends]
-    # Ratios of tried rates, hence of values that occur.
+    # Ratios of tried rates, so quantiles must be observed values.
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf")
     return Robustness(
         lowest=float(rates[first]),
@@ -157,9 +158,9 @@ def robustness(rates: Vector, right: NDArray[np.float64], *, seed: int) -> Robus
 
 
 def _serving(accuracy: Sequence[float] | Vector) -> tuple[int, int]:
-    """First and last index of the run of rates around the best that lose at most `WITHIN`."""
+    """Return the first and last index of the rates around the best that lose at most `WITHIN`."""
     best = int(np.argmax(accuracy))
-    floor = accuracy[best] - WITHIN - 1e-12  # a loss of just 0.02 is within 0.02
+    floor = accuracy[best] - WITHIN - 1e-12  # a loss of exactly 0.02 is within 0.02
     first = last = best
     while first > 0 and accuracy[first - 1] >= floor:
         first -= 1

@@ -1,9 +1,9 @@
-"""What seeds and problems say of a mean or a difference: intervals, tests, Holm's correction.
+"""Intervals, tests and Holm's correction for means and differences over seeds and problems.
 
-A grid is a float64 array (seeds, problems): what the model trained with one seed scores on one problem. A paired
+A grid is a float64 array (seeds, problems): the score on each problem of the model trained with each seed. A paired
 difference is the difference of two grids with the same seeds and problems. Seeds and problems are crossed: every
-model answers every problem, so both are drawn anew to say what other seeds and other problems would have given.
-Every interval is two-sided, at 95%.
+model answers every problem. Both are therefore resampled, to cover other seeds and other problems. Every interval is
+two-sided, at 95%.
 """
 
 import math
@@ -19,15 +19,15 @@ from allo.stats.metrics import CONFIDENCE, RESAMPLES, Estimate
 Grid = NDArray[np.float64]
 
 SMALLEST_P = 1e-4
-"""No smaller p is given: simulations do not reach further, and no model of seeds and problems is that exact."""
+"""The smallest p reported: simulations reach no further, and no model of seeds and problems is more exact."""
 FLIPS = 19_999  # of Monte Carlo; the smallest p is 1 / 20,000
-EXACT_UP_TO = 14  # signs that are enumerated: 16,384 patterns
-TIED = 1e-12  # sums in another order differ by so much, of their size
+EXACT_UP_TO = 14  # signs: up to 16,384 patterns are enumerated
+TIED = 1e-12  # relative difference of sums taken in another order
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance of a grid's mean, and the degrees of freedom of Student's t that goes with it."""
+    """The variance of a grid's mean, and the degrees of freedom for Student's t."""
 
     variance: float
     freedom: float
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class MeanSquares:
-    """Two-way analysis of variance of a grid of `shape`; each square a float, or an array of many grids' squares."""
+    """Two-way analysis of variance of a grid of `shape`; each square is a float, or an array for many grids."""
 
     of_seeds: Grid
     of_problems: Grid
@@ -44,7 +44,7 @@ class MeanSquares:
 
 
 def mean_squares(grid: Grid) -> MeanSquares:
-    """Return a grid's mean squares; it has two seeds and two problems at least."""
+    """Return a grid's mean squares; it must have at least two seeds and two problems."""
     num_seeds, num_problems = grid.shape
     by_seed, by_problem = grid.mean(1), grid.mean(0)
     rest = grid - by_seed[:, None] - by_problem + grid.mean()
@@ -59,19 +59,19 @@ def mean_squares(grid: Grid) -> MeanSquares:
 def crossed_spread(squares: MeanSquares, *, doubt: float) -> tuple[Grid, Grid]:
     """Return the variance of a grid's mean over other seeds and other problems, and its degrees of freedom.
 
-    Crossed random effects: variance = (MS_seeds + max(MS_problems - MS_interaction, 0)) / size. The seeds' mean square
-    always counts. It rests on few seeds, so the degrees of freedom follow Satterthwaite's rule (1946) at its
-    upper confidence limit rather than at its estimate, in the manner of Berger and Boos (JASA 89 (1994) 1012):
+    Crossed random effects: variance = (MS_seeds + max(MS_problems - MS_interaction, 0)) / size. The seeds' mean
+    square always counts, but rests on few seeds. Satterthwaite's rule (1946) for the degrees of freedom is therefore
+    applied at the upper confidence limit, not at the estimate. This follows Berger and Boos (JASA 89 (1994) 1012):
 
         limit = MS_seeds * (S - 1) / chi2.ppf(doubt, S - 1);  share = limit / (limit + the problems' term)
         freedom = (S - 1) / share^2
 
-    With few seeds this is S - 1; with many, or problems that vary far more than seeds, it grows. At the estimate
-    itself, a mean square that is small by chance would turn Student's t into a normal, and p would be too small where
-    Holm's correction reads it.
+    With few seeds this is S - 1. It grows with many seeds, or if problems vary far more than seeds. At the estimate
+    itself, a mean square that is small by chance would turn Student's t into a normal. Then p would be too small in
+    the tail that Holm's correction uses.
 
     Args:
-        doubt: the chance that the seeds' mean square lies above its limit; a test takes the smallest p that it gives.
+        doubt: the chance that the seeds' mean square is above its limit; for a test, its smallest possible p.
     """
     free = squares.shape[0] - 1
     of_problems = np.maximum(squares.of_problems - squares.interaction, 0.0)
@@ -84,7 +84,7 @@ def crossed_spread(squares: MeanSquares, *, doubt: float) -> tuple[Grid, Grid]:
 def spread_of_mean(grid: Grid, *, doubt: float = 1 - CONFIDENCE) -> Spread:
     """Return `crossed_spread` of a grid.
 
-    One seed says nothing of seeds, and one problem nothing of problems: that component is then left out.
+    A component with a single seed or a single problem cannot be estimated and is left out.
     """
     if 1 in grid.shape:
         num = grid.size
@@ -94,17 +94,18 @@ def spread_of_mean(grid: Grid, *, doubt: float = 1 - CONFIDENCE) -> Spread:
 
 
 def drawn_counts(num: int, *, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """How often each of `num` things is drawn in `num` draws with replacement: (resamples, num)."""
+    """Count how often each of `num` items is drawn in `num` draws with replacement: (resamples, num)."""
     drawn = rng.integers(num, size=(resamples, num)) + num * np.arange(resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=resamples * num).reshape(resamples, num)
 
 
 def crossed_bootstrap(grid: Grid, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """A grid's mean; its interval by drawing seeds and problems anew, both with replacement.
+    """Return a grid's mean, with an interval from seeds and problems both resampled with replacement.
 
-    The pigeonhole bootstrap (Owen, Annals of Applied Statistics 1 (2007) 386) gives the interval's shape. With few seeds its percentiles are
-    too narrow (of n seeds it sees (n - 1)/n of the variance, and quantiles of a normal where a t's are due), and
-    with much interaction too wide, so the interval is stretched about the mean to the width of `spread_of_mean`.
+    The pigeonhole bootstrap (Owen, Annals of Applied Statistics 1 (2007) 386) gives the interval's shape. With few
+    seeds its percentiles are too narrow: of n seeds it sees (n - 1)/n of the variance, and it uses a normal's
+    quantiles instead of a t's. With much interaction they are too wide. The interval is therefore stretched around
+    the mean to the width of `spread_of_mean`.
     """
     num_seeds, num_problems = grid.shape
     rng = np.random.default_rng(seed)
@@ -123,7 +124,7 @@ def crossed_bootstrap(grid: Grid, *, seed: int, resamples: int = RESAMPLES) -> E
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of one value a seed, with Student's interval; two seeds at least."""
+    """Return the mean of one value per seed, with Student's interval; needs at least two seeds."""
     assert len(values) > 1
     mean = float(np.mean(values))
     spread = spread_of_mean(np.array(values, dtype=float)[:, None])
@@ -132,11 +133,11 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def crossed_p(differences: Grid) -> float:
-    """Two-sided p of a paired difference that should hold for other seeds and other problems alike.
+    """Return the two-sided p of a paired difference, for both other seeds and other problems.
 
-    Student's t of the mean over `spread_of_mean`. Never below `SMALLEST_P`; 1 for a single seed, which says nothing of
-    others: a p over its problems alone is too small for a claim about methods. It is stricter than
-    the interval of `crossed_bootstrap`, whose level is 5%: it must hold in the tail, where Holm's correction reads it.
+    It is Student's t of the mean over `spread_of_mean`, never below `SMALLEST_P`. It is 1 for a single seed: a p over
+    problems alone would be too small for a claim about methods. The test is stricter than the 5% level of
+    `crossed_bootstrap`'s interval, because Holm's correction uses its tail.
     """
     if len(differences) == 1:
         return 1.0
@@ -148,10 +149,10 @@ def crossed_p(differences: Grid) -> float:
 
 
 def sign_flip_p(differences: NDArray[np.float64], *, seed: int) -> float:
-    """Two-sided p of the mean of paired differences (n,), if each were as likely to have the other sign.
+    """Return the two-sided p of the mean of paired differences (n,), if either sign were equally likely.
 
-    All patterns of signs are enumerated where few differences are not 0. Else `FLIPS` are drawn, and the observed
-    pattern counts as one of them, so that p is never 0 (Phipson and Smyth 2010, arXiv 1603.05766).
+    If few differences are not 0, all patterns of signs are enumerated. Otherwise `FLIPS` are drawn, and the observed
+    pattern counts as one of them, so p is never 0 (Phipson and Smyth 2010, arXiv 1603.05766).
     """
     moved = differences[differences != 0]
     if not len(moved):
@@ -161,19 +162,19 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int) -> float:
         flipped = np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved)) & 1
         return float(np.mean(np.abs((1 - 2 * flipped) @ moved) >= observed))
     rng = np.random.default_rng(seed)
-    row = -(-len(moved) // 8)  # bytes that hold a pattern
+    row = -(-len(moved) // 8)  # bytes per pattern
     bits = np.unpackbits(rng.integers(256, size=(FLIPS, row), dtype=np.uint8), axis=1, count=len(moved))
     sums = 2 * (bits @ moved) - moved.sum()
     return float((1 + np.count_nonzero(np.abs(sums) >= observed)) / (1 + FLIPS))
 
 
 def seeds_p(differences: Grid, *, seed: int) -> float:
-    """Sign-flip p over seeds of the difference averaged over problems: never below 2^(1 - seeds), 0.0625 for 5."""
+    """Return the sign-flip p over seeds of the mean over problems: at least 2^(1 - seeds), 0.0625 for 5."""
     return sign_flip_p(differences.mean(1), seed=seed)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): the i-th smallest of m times m - i, never falling, at most 1."""
+    """Apply Holm's step-down correction (1979): the i-th smallest of m times m - i, never falling, at most 1."""
     order = np.argsort(ps, kind="stable")
     stepped = np.maximum.accumulate(np.array(ps, dtype=float)[order] * np.arange(len(ps), 0, -1))
     corrected = np.empty(len(ps))

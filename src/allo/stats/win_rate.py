@@ -1,8 +1,8 @@
-"""What a judge's verdicts on pairs of answers say of a model and of the judge.
+"""Win rate, position bias and agreement from a judge's verdicts on pairs of answers.
 
-`scores` is float64 (prompts, 2): column 0 where the model's answer was shown first, column 1 where the baseline's
-was. 1: the model's answer was preferred; 0: the baseline's; 0.5: neither. A prompt is one unit, since both of its
-columns are about the same two answers.
+`scores` is float64 (prompts, 2). In column 0 the model's answer was shown first, in column 1 the baseline's. 1: the
+judge preferred the model's answer; 0: the baseline's; 0.5: neither. A prompt is one unit, since both columns are
+about the same two answers.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ WIN, TIE, LOSS = 1.0, 0.5, 0.0
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Prompts by what both orders together say; two opposite verdicts are a tie."""
+    """Numbers of prompts by the verdict of both orders together; two opposite verdicts are a tie."""
 
     wins: int
     ties: int
@@ -27,7 +27,7 @@ class Outcomes:
 
 
 def win_rate(scores: Scores, *, seed: int) -> Estimate:
-    """The mean score: a tie is half a win. The interval is over prompts (percentile bootstrap), both orders as one."""
+    """Return the mean score, with a percentile bootstrap interval over prompts; a tie is half a win."""
     return bootstrap(scores.tolist(), seed=seed)
 
 
@@ -37,9 +37,9 @@ def outcomes(scores: Scores) -> Outcomes:
 
 
 def position_bias(scores: Scores) -> float | None:
-    """How much more often the first answer was preferred than the second, of all verdicts that are no tie.
+    """Return how much more often the first answer was preferred than the second, as a share of all non-ties.
 
-    1: always the first; -1: always the second; 0: as often. None where every verdict is a tie.
+    1: always the first; -1: always the second; 0: equally often. None if every verdict is a tie.
     """
     model_first, baseline_first = scores.T
     first = (model_first == WIN).sum() + (baseline_first == LOSS).sum()
@@ -48,12 +48,12 @@ def position_bias(scores: Scores) -> float | None:
 
 
 def agreement(scores: Scores) -> float | None:
-    """Share of prompts on which both orders give the same verdict; None where there is no prompt."""
+    """Return the share of prompts on which both orders give the same verdict; None without prompts."""
     return float((scores[:, 0] == scores[:, 1]).mean()) if len(scores) else None
 
 
 def bounds(scores: Scores, *, num_unknown: int) -> tuple[float, float]:
-    """The win rate if the model had lost every prompt that has no score, and if it had won every one."""
+    """Return the win rate if the model had lost every prompt without a score, and if it had won each."""
     num = len(scores) + num_unknown
     known = float(scores.mean(1).sum())
     return known / num, (known + num_unknown) / num

@@ -1,4 +1,4 @@
-"""AlpacaEval 2: 805 instructions, and the baseline's replies that a judge compares with (arXiv 2404.04475)."""
+"""AlpacaEval 2: 805 instructions with the baseline's replies for a judge to compare with (arXiv 2404.04475)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +9,11 @@ from allo.tasks import base
 
 HUB = base.HubFile("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json")
 BASELINE = "gpt4_1106_preview"
-"""Who wrote the baseline's replies, as AlpacaEval names it."""
+"""The author of the baseline's replies, as AlpacaEval names it."""
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `test`: the instruction itself; `solution` is the baseline's reply, `answer` None."""
+    """Yield prompts of `test`: the bare instruction; `solution` is the baseline's reply, `answer` is None."""
     return base.load_instructions("alpaca_eval", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 

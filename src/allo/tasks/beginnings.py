@@ -1,11 +1,11 @@
-"""The beginning that two texts share, cut where a word and a token begin."""
+"""The beginning that two texts share, cut at the start of a word and a token."""
 
 import re
 import unicodedata
 
-# Special tokens such as <|tool_call|>, </think> or [INST]: half of one is no text.
+# Special tokens such as <|tool_call|>, </think> or [INST]; they must stay whole.
 _MARK = re.compile(r"<+[A-Za-z/|｜!?_$▁][^<>\n]{0,100}>+|\[+[^\[\]\n]{1,100}\]+|\{\{[^{}\n]{1,100}\}\}")
-# Scripts without spaces between words: a word may begin at every character (of katakana: at every run).
+# Scripts without spaces, in which a word may begin at every character (in katakana: at every run).
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -17,10 +17,10 @@ _INSIDE_NUMBERS = ".,:/"
 
 
 def shared_beginning(first: str, second: str) -> str:
-    """Return what both texts begin with, up to the last place where in both of them a word and a token begins.
+    """Return the beginning that both texts share, cut at the last place where a word and a token begin in both.
 
-    A space before a word belongs to the word, as most tokenizers have it. A number, a word, a run of line breaks or of
-    one sign, an emoji with its modifiers and a special token in brackets (`<|end|>`, `[INST]`) stay whole.
+    A space belongs to the word after it, as in most tokenizers. These stay whole: numbers, words, runs of line breaks
+    or of one sign, emoji with their modifiers, and special tokens in brackets (`<|end|>`, `[INST]`).
     """
     shorter = min(len(first), len(second))
     at = next((place for place in range(shorter) if first[place] != second[place]), shorter)
@@ -32,7 +32,7 @@ def shared_beginning(first: str, second: str) -> str:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Whether no word or token begins at a place inside the text."""
+    """Return whether no word or token begins at this place."""
     if at >= len(text):
         return False
     before, after = text[at - 1], text[at]
@@ -48,7 +48,7 @@ def _joined(text: str, at: int) -> bool:
 
 
 def _inside(text: str, at: int) -> bool:
-    """Whether the sign at a place stands inside of a word (don't, e-mail) or a number (3.50, 12:30)."""
+    """Return whether the sign at this place is inside a word (don't, e-mail) or a number (3.50, 12:30)."""
     if not 0 < at < len(text) - 1:
         return False
     around = text[at - 1] + text[at + 1]
@@ -62,7 +62,7 @@ def _in_word(character: str) -> bool:
 
 
 def _extends(character: str) -> bool:
-    """Whether it changes the character before it: accents, joiners, variation selectors, skin tones, tags."""
+    """Return whether it modifies the character before it: accents, joiners, variation selectors, skin tones, tags."""
     return (
         unicodedata.category(character).startswith("M")
         or character in _JOINERS

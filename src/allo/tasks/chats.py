@@ -1,4 +1,4 @@
-"""Messages of users' rows, and the columns beside them that change what the chat template renders."""
+"""Messages in users' rows, and the columns that change what the chat template renders."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, cast
@@ -11,7 +11,7 @@ from allo.files.records import Message, Template
 from allo.files.rows import Notes, Row, holds_text, shown
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
-"""Refused wherever they are: no model that is trained here sees or hears."""
+"""Refused everywhere: no model trained here sees or hears."""
 SYSTEM = ("system", "system_prompt", "system_message")
 TEMPLATE = ("tools", "documents", "chat_template_kwargs")
 ELSEWHERE = {
@@ -22,12 +22,12 @@ ELSEWHERE = {
     "tool_choice": "chat templates do not know it; remove it",
     "functions": "give them as `tools`",
 }
-"""Columns that change what a template renders, but not as columns."""
+"""Columns that a template could render, but that are not read as columns."""
 MISNAMED = {"function_call": "tool_calls", "reasoning": "reasoning_content"}
-"""Fields of messages under names that chat templates do not read."""
+"""Message fields under names that chat templates do not read."""
 
 WEIGHING = {"weight": 1, "train": True, "training": True, "prefix": False}
-"""Fields of an answer's message that say whether it is learned, and what they say of one that is."""
+"""Fields of an answer's message that say whether it is learned, each with the value that means yes."""
 
 
 def _whole_text(content: Any) -> Any:
@@ -44,7 +44,7 @@ def _whole_text(content: Any) -> Any:
 
 
 def _objects(value: Any) -> Any:
-    """Read arguments of tool calls that are JSON text, as OpenAI has them: templates expect objects."""
+    """Parse tool-call arguments given as JSON text, as by OpenAI: templates expect objects."""
     if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
         return value
     return [_with_arguments(call) for call in value]
@@ -63,7 +63,8 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class ChatMessage(BaseModel):
-    """One message of a chat in a user's row, with other fields that hold text: a template writes them, or they are refused."""
+    """One message in a user's row. Other fields that hold text are kept: a template renders them, or they are
+    refused."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -96,7 +97,7 @@ class ChatMessage(BaseModel):
 
     @property
     def record(self) -> Message:
-        """The message with the fields that are there."""
+        """Return the message with only the fields that are present."""
         given = self.model_dump()
         return cast(
             Message, {name: given[name] for name in given if name == "content" or not _absent(given[name])}
@@ -145,23 +146,23 @@ def messages(chat: Iterable[ChatMessage]) -> list[Message]:
 
 
 def in_chat(prompt: str | list[Message]) -> list[Message]:
-    """Return a prompt that is text as one user message; messages stay as they are."""
+    """Return a text prompt as one user message; messages stay unchanged."""
     return prompt if isinstance(prompt, list) else [Message(role="user", content=prompt.strip())]
 
 
 def asked(
     prompt: str | list[Message], row: Row, *, chat: bool, place: str
 ) -> tuple[str | list[Message], Template | None]:
-    """Return a row's prompt with its `system` column in it, and the settings of its template.
+    """Return a row's prompt, including its `system` column, and its template settings.
 
     Args:
-        prompt: the row's own.
+        prompt: the row's prompt.
         row: all columns.
-        chat: turns a prompt that is text into one user message.
-        place: the row's, for errors.
+        chat: turn a text prompt into one user message.
+        place: the row's place, for errors.
 
     Raises:
-        UserError: a column that would change the prompt and cannot be honoured.
+        UserError: a column would change the prompt and cannot be honoured.
     """
     given = {name: value for name, value in row.items() if not _absent(value)}
     if media := _media(given):
@@ -208,7 +209,7 @@ def _with_system(system: str | None, chat: list[Message], *, place: str) -> list
 
 
 def _setting(name: str, value: Any, *, place: str) -> Any:
-    """Return a column of the template's settings, which may be JSON text."""
+    """Return a column of template settings, parsed if it is JSON text."""
     if isinstance(value, str):
         value = parse_json(value, place=f"{place}: `{name}`")
     if name == "chat_template_kwargs":
@@ -231,7 +232,7 @@ def _setting(name: str, value: Any, *, place: str) -> Any:
 
 
 def note_ignored(notes: Notes, row: Row, *, read: Iterable[str]) -> None:
-    """Note the columns of a row, and the fields of its messages, that are not read."""
+    """Note a row's columns, and its messages' fields, that are not read."""
     known = {*read, *SYSTEM, *TEMPLATE, *MEDIA, *ELSEWHERE}
     notes.ignore(name for name, value in row.items() if name not in known and value is not None)
     for name in read:
@@ -241,7 +242,7 @@ def note_ignored(notes: Notes, row: Row, *, read: Iterable[str]) -> None:
 
 
 def refuse_feedback(row: Row, *, place: str) -> None:
-    """Refuse single completions with a label, of which another reader would drop the half, and answers not to be learned."""
+    """Refuse labelled single completions, of which another reader would lose half, and answers marked as not learned."""
     for side in ("chosen", "rejected", "completion", "messages"):
         chat = row.get(side)
         last = chat[-1] if isinstance(chat, list) and chat else None

@@ -1,4 +1,4 @@
-"""Right answers of users' rows: read in the forms that people give them, and tried on their own verifier."""
+"""Right answers of users' rows, read in the forms people use and tested with their own verifier."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from allo.tasks.base import demonstrate
 
 _LETTER = re.compile(r"(?:(?:option|choice|answer)\s*)?[(\[]?([A-Za-z])[)\]]?[.:]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])\s*(\S.*)", re.DOTALL)
-# Samples end with the answer alone, which equals no "Answer: 4".
+# Samples end with the bare answer, which does not equal "Answer: 4".
 _LABELLED = re.compile(
     r"\W*(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:(?:answer|ans)\b\W*[:=]|(?:a|solution|result)\s*:)",
     re.IGNORECASE,
@@ -24,7 +24,7 @@ _INDEX = re.compile(r"\d{1,3}")
 
 @dataclass(frozen=True)
 class Given:
-    """A row's answer as it stands there, beside its options."""
+    """A row's answer as given, with its options."""
 
     place: str
     answer: str | int | None
@@ -32,11 +32,10 @@ class Given:
 
 
 def right_answers(rows: Sequence[Given], notes: Notes) -> list[str | None]:
-    """Return the answers as texts: of a letter or an index the option, of a worked solution in GSM8K's form what follows
-    `####`.
+    """Return the answers as texts: a letter or index becomes its option, a GSM8K solution the text after `####`.
 
-    An index counts from 0 or 1 as the rows of the source show: one that is 0, or one that is the number of options.
-    Raises `UserError` for an answer that could mean two options, or none.
+    Indices count from 0 or 1, as the source's rows show: one index is 0, or equals the number of options. Raises
+    `UserError` for an answer that could mean two options, or none.
     """
     start = _first_index([row for row in rows if _index(row) is not None])
     return [_right_answer(row, start, notes) for row in rows]
@@ -75,7 +74,7 @@ def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
 
 
 def _lettered(row: Given) -> str | None:
-    """Return the option that a letter names, by the options' own labels if all have one, otherwise by its place."""
+    """Return the option that a letter names: by the options' own labels if all have one, otherwise by position."""
     answer, choices = row.answer, row.choices or []
     if not isinstance(answer, str) or _is_option(answer, choices):
         return None
@@ -118,7 +117,7 @@ def _index(row: Given) -> int | None:
 
 
 def _first_index(rows: Sequence[Given]) -> int | None:
-    """Return what the indices count from; None if no row shows it. Raises `UserError` if rows contradict each other."""
+    """Return the first index, 0 or 1; None if no row shows it. Raises `UserError` if rows contradict each other."""
     zero = next((row for row in rows if _index(row) == 0), None)
     top = next((row for row in rows if _index(row) == len(row.choices or [])), None)
     if zero and top:
@@ -147,7 +146,7 @@ def _bare(text: str) -> str:
 
 
 def check_gold(prompts: Iterable[Prompt], *, verifier: str = "auto") -> None:
-    """Refuse prompts whose right answer their own verifier does not take: every sample of theirs would count as wrong."""
+    """Refuse prompts whose right answer their own verifier rejects: all their samples would count as wrong."""
     refused = [(prompt, why) for prompt in prompts if (why := _refusal(prompt, verifier=verifier))]
     if not refused:
         return
@@ -158,20 +157,20 @@ def check_gold(prompts: Iterable[Prompt], *, verifier: str = "auto") -> None:
 
 
 def _has_initials(answer: str) -> bool:
-    """Whether all full stops inside an answer are those of initials, as in "C. S. Lewis"."""
+    """Return whether all full stops inside an answer belong to initials, as in "C. S. Lewis"."""
     stops = [end.start() for end in SENTENCE_END.finditer(answer.strip().rstrip(".!?"))]
     return bool(stops) and all(re.search(r"(?:^|[\s.])[A-Za-z]$", answer.strip()[:stop]) for stop in stops)
 
 
 def _is_final(answer: str, extracted: str) -> bool:
-    """Whether nothing stands beside the final answer: a worked solution equals itself, but no sample ends with it."""
+    """Return whether the text is only a final answer: a worked solution equals itself, but no sample ends with it."""
     whole = same_answer(extracted, answer) or _has_initials(answer)
-    one_line = "\n" not in answer.strip() or "\\" in answer  # LaTeX may go over several lines
+    one_line = "\n" not in answer.strip() or "\\" in answer  # LaTeX may span several lines
     return whole and one_line and not _LABELLED.match(answer) and bare_answer(answer) == answer
 
 
 def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
-    """Return why no sample could be right, and what to do; None if the verifier takes the right answer."""
+    """Return why no sample could be right, and what to do; None if the verifier accepts the right answer."""
     if prompt.answer is None:
         return None
     said = demonstrate(prompt.answer, None)

@@ -13,12 +13,12 @@ CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `train` or `test`; the answer is a number."""
+    """Yield prompts of `train` or `test`; the answer is a number."""
     return base.load("gsm8k", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
-    """The hub keeps rationale and answer in one text, with `####` between and calculator marks inside."""
+    """Return a row in our form. The hub joins rationale and answer with `####`, and adds calculator marks."""
     solution, answer = CALCULATOR_MARK.sub("", row["answer"]).split("####")
     return {
         "question": row["question"],

@@ -1,4 +1,4 @@
-r"""MATH: competition problems with worked solutions, their answers in LaTeX (arXiv 2103.03874)."""
+r"""MATH: competition problems with worked solutions and answers in LaTeX (arXiv 2103.03874)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ HUB = base.Hub(
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `train` or `test`, subject by subject; the answer is a number or an expression in LaTeX."""
+    """Yield prompts of `train` or `test`, subject by subject; the answer is a number or a LaTeX expression."""
     return base.load("math", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
-    r"""The answer is what the solution boxes last."""
+    r"""Return a row in our form; the answer is the last one that the solution boxes."""
     answer = last_boxed(row["solution"])
     if answer is None:
         raise ValueError("the solution boxes no answer")

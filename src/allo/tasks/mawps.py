@@ -11,10 +11,10 @@ HUB = base.Hub("MU-NLPC/Calc-mawps")
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `train`, `validation` (hub only) or `test`; the answer is a number."""
+    """Yield prompts of `train`, `validation` (hub only) or `test`; the answer is a number."""
     return base.load("mawps", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
-    """The hub groups thousands with underscores."""
+    """Return a row in our form; the hub groups thousands with underscores."""
     return {"question": row["question"], "answer": str(row["result"]).replace("_", "")}

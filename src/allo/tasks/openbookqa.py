@@ -1,4 +1,4 @@
-"""OpenBookQA: science questions of four options, without rationales (arXiv 1809.02789)."""
+"""OpenBookQA: science questions with four options, without rationales (arXiv 1809.02789)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ HUB = base.Hub("allenai/openbookqa", ("main",))
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `train`, `validation` or `test`; the answer is an option's text."""
+    """Yield prompts of `train`, `validation` or `test`; the answer is an option's text."""
     return base.load("openbookqa", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 

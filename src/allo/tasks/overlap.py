@@ -1,4 +1,4 @@
-"""Problems that occur in what a model was trained on, as they are or nearly so."""
+"""Problems that occur in a model's training texts, exactly or nearly."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 SPAN = 8
 SHARE = 0.7
-"""Of a problem's spans of 8 words, the share that training has seen from which on it counts as seen (PaLM,
-arXiv 2204.02311, section 8). A single shared span of 13 words, as GPT-3's filter has it (arXiv 2005.14165,
-appendix C), marks problems that share nothing but the wording of their set."""
+"""A problem counts as seen if training holds at least this share of its 8-word spans (PaLM, arXiv 2204.02311, section
+8). GPT-3's filter, one shared span of 13 words (arXiv 2005.14165, appendix C), also marks problems that share only
+their set's wording."""
 
 Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of `num` problems, how many are training problems word for word (`exact`), and how many nearly (`near`).
+    """The number of problems, how many of them training holds word for word, and how many nearly.
 
-    `near` counts the exact ones too.
+    `near` includes the exact ones.
     """
 
     num: int
@@ -26,9 +26,9 @@ class Overlap:
 
 
 def overlap(problems: Sequence[str], training: Iterable[str]) -> Overlap:
-    """Counts the problems that training has seen; capitals, punctuation and spaces make no difference.
+    """Count the problems that training has seen, ignoring capitals, punctuation and spaces.
 
-    A problem of fewer than `SPAN` words is seen where it is the same. Memory is that of the problems, not of the
+    A problem of fewer than `SPAN` words is seen only if it is equal. Memory grows with the problems, not with the
     training texts.
     """
     texts = [words(problem) for problem in problems]
@@ -49,7 +49,7 @@ def overlap(problems: Sequence[str], training: Iterable[str]) -> Overlap:
 
 
 def words(text: str) -> Words:
-    """The words and numbers of a text, without capitals, punctuation and spaces."""
+    """Return the words and numbers of a text, without capitals, punctuation and spaces."""
     return tuple(re.findall(r"[^\W_]+", text.casefold()))
 
 

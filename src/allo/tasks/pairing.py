@@ -1,4 +1,4 @@
-"""From judged samples to training data: preference pairs, and the wrong completions to forget."""
+"""Training data from judged samples: preference pairs, and wrong completions to forget."""
 
 import hashlib
 import random
@@ -11,14 +11,14 @@ from allo.files.records import Pair, Prompt, Verdict, Wrong
 
 @dataclass(frozen=True)
 class Sides:
-    """One prompt's distinct samples, each side in the order of sampling."""
+    """One prompt's distinct samples, each side in sampling order."""
 
     right: list[Verdict]
     wrong: list[Verdict]
 
 
 def distinct(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The first verdict, by `index`, of every text (stripped) of every prompt; in prompt order of arrival."""
+    """Return the first verdict, by `index`, of each prompt's distinct stripped texts; prompts in order of arrival."""
     by_prompt: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         by_prompt.setdefault(verdict.prompt_id, []).append(verdict)
@@ -34,11 +34,11 @@ def distinct(verdicts: Iterable[Verdict]) -> list[Verdict]:
 def make_pairs(
     prompts: Sequence[Prompt], verdicts: Iterable[Verdict], *, max_pairs_per_prompt: int, seed: int
 ) -> list[Pair]:
-    """Up to `max_pairs_per_prompt` random, distinct (right, wrong) pairs a prompt (method 1.4).
+    """Return up to `max_pairs_per_prompt` random, distinct (right, wrong) pairs per prompt (method 1.4).
 
-    A chosen completion is always a finished one: an unfinished one would teach the model not to stop.
-    A prompt's pairs depend on the seed, its id and its samples alone, not on the other prompts.
-    Raises `UserError` where no pair can be made.
+    A chosen completion is always finished, since an unfinished one would teach the model not to stop. A prompt's
+    pairs depend only on the seed, its id and its samples, not on other prompts. Raises `UserError` if no pair can be
+    made.
     """
     assert max_pairs_per_prompt > 0
     sides = _by_prompt(prompts, verdicts)
@@ -57,7 +57,7 @@ def make_pairs(
 
 
 def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
-    """Two judged completions of a prompt as a preference pair."""
+    """Return two judged completions of a prompt as a preference pair."""
     return Pair(
         prompt_id=prompt.id,
         prompt=prompt.prompt,
@@ -72,9 +72,9 @@ def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
 
 
 def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> list[Wrong]:
-    """Every distinct wrong completion, with its prompt's distinct right ones (there may be none).
+    """Return every distinct wrong completion, with its prompt's distinct right ones, if any.
 
-    Raises `UserError` where nothing is wrong.
+    Raises `UserError` if nothing is wrong.
     """
     sides = _by_prompt(prompts, verdicts)
     wrong = [
@@ -98,9 +98,9 @@ def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) ->
 
 
 def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str]) -> list[Wrong]:
-    """The distinct rejected completions of pairs, each with the ones preferred to it.
+    """Return the distinct rejected completions of pairs, each with the completions preferred to it.
 
-    `solutions`: gold ones by the prompt's id; where there is none, the best completion preferred to it stands for it.
+    `solutions` holds gold solutions by prompt id. Without one, the first completion preferred to it stands in.
     """
     wrong: dict[str, Wrong] = {}
     for pair in pairs:

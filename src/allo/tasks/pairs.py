@@ -1,4 +1,4 @@
-"""Ready preference pairs, and completions, of users' files and of rows in memory."""
+"""Ready preference pairs and completions, from users' files and from rows in memory."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,10 +55,10 @@ def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
 
 
 def pairs_and_reading(path: Path, *, chat: bool = False) -> tuple[list[Pair], Reading]:
-    """Return ready preference pairs of a file (see `rows.FILE_TYPES`), and what became of its rows.
+    """Return a file's ready preference pairs (see `rows.FILE_TYPES`) and the fate of its rows.
 
-    The prompt is `prompt`, or what `chosen` and `rejected` begin with in common; all are strings or lists of messages.
-    `chat` turns a prompt that is text into one user message. Raises `UserError` naming the line for a row that is no pair.
+    The prompt is `prompt`, or the shared beginning of `chosen` and `rejected`; all are strings or lists of messages.
+    `chat` turns a text prompt into one user message. Raises `UserError` naming the line of a row that is not a pair.
     """
     path = Path(path)
     return _pairs(read_rows(path), name=stem(path), chat=chat)
@@ -67,7 +67,7 @@ def pairs_and_reading(path: Path, *, chat: bool = False) -> tuple[list[Pair], Re
 def pairs_of_rows(
     rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
 ) -> tuple[list[Pair], Reading]:
-    """Return the pairs of rows in memory (a list, a `datasets.Dataset`), read as those of a file.
+    """Return the pairs of rows in memory (a list, a `datasets.Dataset`), read like those of a file.
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
@@ -77,7 +77,7 @@ def pairs_of_rows(
 def completions_of_rows(
     rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
 ) -> tuple[list[dict[str, Any]], Reading]:
-    """Return rows as `hf.rows` tokenizes them, each with its `id`, read as the sides of pairs are."""
+    """Return rows in the form that `models.rows` tokenizes, each with its `id`, read like one side of a pair."""
     notes, found, kept = Notes(), [], []
     for number, place, row in _placed(rows, name=name):
         if "messages" in row and "completion" not in row:
@@ -105,7 +105,7 @@ def completions_of_rows(
 
 
 def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:
-    of_arrow = hasattr(rows, "features")  # fills every object with the keys of all the others
+    of_arrow = hasattr(rows, "features")  # Arrow fills every object with the keys of all others
     for number, row in enumerate(rows):
         place = f"{name}, row {number}"
         if not isinstance(row, Mapping):
@@ -121,7 +121,7 @@ def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[i
 def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
     notes.rows += 1
     if isinstance(row.get("template"), dict) and row["template"].keys() <= set(TEMPLATE):
-        row |= row.pop("template")  # a run's own line
+        row |= row.pop("template")  # a line of a run's file
     refuse_feedback(row, place=place)
     note_ignored(notes, row, read=model.model_fields)
     return checked(model, row, place=place)
@@ -197,7 +197,7 @@ def _filled(name: str, answered: Answered) -> Side:
 
 
 def _message(given: ChatMessage | None, side: Side, *, place: str) -> Message | None:
-    """Return the answer's message if it is more than text; one that is `given` beside the answer must have its text."""
+    """Return the answer's message if it is more than text; a `given` message must have the answer's text."""
     if given is not None and given.content != text_of(side):
         raise UserError(
             f"{place}: an answer and the message beside it have different texts; only one could be trained on: remove one."
@@ -214,7 +214,7 @@ def _sampled(
     *,
     place: str,
 ) -> list[int] | None:
-    """Return the ids that a row gives for an answer's text, which must then be the answer and nothing else."""
+    """Return the ids given for an answer's text, which must then be the bare answer."""
     if ids is not None and message is not None:
         raise UserError(f"{place}: token ids and a message are given for one answer: remove one of them.")
     if ids is not None and given != side:

@@ -1,23 +1,22 @@
-"""The laboratory task: word problems whose demonstrations are wrong in a known way half of the time.
+"""The laboratory task: word problems of which half the demonstrations are wrong in a known way.
 
-A small model fine-tuned on these demonstrations knows both the right and the flawed behaviour, as a
-pretrained model does, and alignment has to suppress the flaw. As the flawed tokens are known, token scorers
-can be measured exactly. Everything is generated, the same on every machine.
+A small model fine-tuned on these demonstrations knows the right and the flawed behaviour, as a pretrained model does.
+Alignment has to suppress the flaw. The flawed tokens are known, so token scorers can be measured exactly. Everything
+is generated, the same on every machine.
 
-Levels: 1 has two steps and small numbers, 2 has three steps and larger ones, 3 adds a trap: a sentence that
-reads like the opposite operation ("Ann gives Tom 4 pens." is a plus for Tom), and its demonstrations fall
-for it more often than not, so that at level 3 the flaw is what the model finds most likely.
+Level 1 has two steps and small numbers; level 2 has three steps and larger numbers. Level 3 adds a trap: a sentence
+that reads like the opposite operation ("Ann gives Tom 4 pens." is a plus for Tom). More than half of its
+demonstrations fall for it, so the model finds the flaw most likely.
 
-Splits: `train`, `validation` and `test` are told about a person; `reworded` is told about a container, in
-other sentences, and alignment never sees it, but the starting model does: `reworded_train` is 15% of its fine-tuning
-texts. `unseen` is told in sentences that no model has read, of known words. `validation_both` is told in either way by
-turns, to choose settings by. `unrelated` holds copying, sorting, counting and plain sentences, on which KL measures
-the price of alignment.
+`train`, `validation` and `test` are stories about a person. `reworded` is about a container, in other sentences that
+alignment never sees; `reworded_train`, in that wording, is 15% of the starting model's fine-tuning texts. `unseen`
+uses known words in sentences that no model has read. `validation_both` alternates the two wordings, for choosing
+settings. `unrelated` holds copying, sorting, counting and plain sentences; KL on it is alignment's price.
 
-Problems are divided into parts by their numbers, so a test problem's numbers occur in no training problem, in
-whatever words. Problems with the same solution would be answered alike, and count as one when intervals are drawn: no
-two problems of an evaluation split have the same solution, and `test`, `reworded` and `unseen` share none. Level 1 has
-187 solutions to test on, about 62 for each of the three; as it is a fifth of them, they hold 300 problems.
+Problems are split by their numbers, so a test problem's numbers occur in no training problem in any wording. Problems
+with the same solution count as one when intervals are computed. So no two problems of an evaluation split have the
+same solution, and `test`, `reworded` and `unseen` share none. Level 1 has 187 solutions to test on, about 62 for each
+of the three. A fifth of each split is level 1, so each holds 300 problems.
 """
 
 import hashlib
@@ -46,23 +45,23 @@ from allo.tasks.planted_stories import (
 NAME = "planted_flaws"
 LEVELS = (1, 2, 3)
 LEVEL_MIX = (1, 1, 2, 2, 3)
-"""Level of the training problem at an index, repeating."""
+"""Levels of the training problems by index, repeating."""
 
 EVALUATION_LEVEL_MIX = (1, 2, 2, 2, 3)
-"""The same for validation and test problems: level 1 has few that differ."""
+"""Levels of validation and test problems; level 1 has few distinct ones."""
 
 FLAWED_SHARE = {1: 0.45, 2: 0.475, 3: 0.65}
-"""Share of flawed demonstrations; with `LEVEL_MIX` it is one half over all levels."""
+"""Share of flawed demonstrations by level; with `LEVEL_MIX` it is one half overall."""
 
 WORD = re.compile(r" ?(?:\w+|[^\w\s])|\s")
-"""One word, with its leading space: the laboratory's tokenizer splits exactly so."""
+"""One word with its leading space, exactly as the laboratory's tokenizer splits."""
 
 FlawKind = Literal["operation", "operand", "dropped"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which sentences, which part of the problems (by the hash of their numbers), and how many by default."""
+    """A split's sentences, its part of the problems (by the hash of their numbers), and its default size."""
 
     family: Family | Literal["both", "unrelated"]
     part: Literal["train", "validation", "test"]
@@ -84,10 +83,10 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Flaw:
-    """What is wrong with a demonstration.
+    """The error in a demonstration.
 
-    `step` counts from 0. `spans` are character spans [start, end) of the completion, in order: every word
-    that differs from the right demonstration. The first is the cause, the others follow from it.
+    `step` counts from 0. `spans` are character spans [start, end) of the completion, in order: every word that
+    differs from the right demonstration. The first is the cause; the others follow from it.
     """
 
     kind: FlawKind
@@ -97,7 +96,7 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A text to fine-tune on; `flaw` is None where it is right."""
+    """A text to fine-tune on; `flaw` is None if it is right."""
 
     prompt: Prompt
     completion: str
@@ -117,12 +116,11 @@ _ANSWER_WORD = 3
 def load(
     split: str, *, folder: Path | None = None, level: int | None = None, size: int | None = None
 ) -> Iterator[Prompt]:
-    """The first `size` problems of a split, or of those of its `level`; `folder` is unused, as nothing is read.
+    """Yield the first `size` problems of a split, or of its `level`; `folder` is unused.
 
-    A training split has as many as are asked for; any other ends with its own size.
-
-    `solution` is the right demonstration and ends "The answer is N.". Prompts of the `unrelated` splits
-    have a solution and no answer. Raises `UserError` on an unknown split or level.
+    A training split yields as many as you ask for; any other ends at its own size. `solution` is the right
+    demonstration and ends with "The answer is N.". Prompts of the `unrelated` splits have a solution and no answer.
+    Raises `UserError` for an unknown split or level.
     """
     del folder
     return (demonstration.prompt for demonstration in demonstrations(split, level=level, size=size))
@@ -131,7 +129,7 @@ def load(
 def demonstrations(
     split: str, *, level: int | None = None, size: int | None = None
 ) -> Iterator[Demonstration]:
-    """Like `load`, with the text to fine-tune on and its flaw; about half of the texts are flawed."""
+    """Yield problems like `load`, with the text to fine-tune on and its flaw; about half are flawed."""
     if split not in SPLITS:
         raise UserError(f"{NAME} has no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if level is not None and level not in LEVELS:
@@ -142,21 +140,21 @@ def demonstrations(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text with their leading spaces; joined they are the text."""
+    """Return the words of a text with their leading spaces; joined they give the text."""
     return WORD.findall(text)
 
 
 def planted_tokens(completion: str, flaw: Flaw | None) -> list[bool]:
-    """Of each word of a demonstration, whether it is one of its flaw's."""
+    """Return for each word of a demonstration whether it belongs to the flaw."""
     spans = set(flaw.spans) if flaw else set()
     return [match.span() in spans for match in WORD.finditer(completion)]
 
 
 def label_tokens(prompt: Prompt, completion: str) -> list[bool] | None:
-    """Of each word of any completion, whether it is wrong; None where the completion is not of the form.
+    """Return for each word of any completion whether it is wrong; None if the completion has another form.
 
-    Steps are compared with the right ones in order: a wrong word is an operand, operator or result that
-    differs, each word of a step too many, the "The" that stands where a step is missing, a wrong answer.
+    Steps are compared with the right ones in order. Wrong words are differing operands, operators, results and
+    answers, all words of an extra step, and the "The" in place of a missing step.
     """
     assert prompt.solution is not None
     if not _COMPLETION.fullmatch(completion):
@@ -171,7 +169,7 @@ def label_tokens(prompt: Prompt, completion: str) -> list[bool] | None:
 
 
 def _drawn(split: str) -> Iterator[tuple[int, Demonstration]]:
-    """The levels and demonstrations of a split, without end; outside of training no solution comes twice."""
+    """Yield a split's levels and demonstrations endlessly; outside training no solution comes twice."""
     training = SPLITS[split].part == "train"
     met: set[str | None] = set()
     for index, level in enumerate(cycle(LEVEL_MIX if training else EVALUATION_LEVEL_MIX)):
@@ -184,7 +182,7 @@ def _drawn(split: str) -> Iterator[tuple[int, Demonstration]]:
 def demonstration(
     split: str, level: int, index: int, met: Container[str | None] = frozenset()
 ) -> Demonstration:
-    """Return the demonstration at an index of a split and level, whose solution is none of `met`."""
+    """Return the demonstration at an index of a split and level, with a solution that is not in `met`."""
     rng = random.Random(_stable_hash(f"{NAME}/{split}/{level}/{index}"))
     family, part = SPLITS[split].family, SPLITS[split].part
     id = f"{NAME}/{split}/{level}/{index}"
@@ -196,7 +194,7 @@ def demonstration(
     if family == "both":
         family = _FAMILIES[index % len(_FAMILIES)]
     flawed = None
-    while flawed is None:  # a story may allow no flaw at all
+    while flawed is None:  # some stories allow no flaw
         story = invent(rng, level)
         right = write(work_out(story))
         fits = _part(right) == part and right not in met
@@ -220,8 +218,10 @@ def demonstration(
 
 
 def _flawed(rng: random.Random, story: Story) -> tuple[FlawKind, int, str] | None:
-    """One flawed way to work the story out: its kind, its step and the text; None where the drawn flaw is
-    impossible (a number outside 0..LARGEST) or leaves the answer right."""
+    """Return a flawed way to work the story out: its kind, step and text.
+
+    Return None if the drawn flaw is impossible (a number outside 0..LARGEST) or leaves the answer right.
+    """
     step = rng.randrange(len(story.changes))
     change = story.changes[step]
     traps = [i for i, change in enumerate(story.changes) if change.trap]
@@ -245,7 +245,7 @@ def _flawed(rng: random.Random, story: Story) -> tuple[FlawKind, int, str] | Non
 
 
 def _part(problem: str) -> str:
-    """The part that a problem, told by its solution, belongs to: 8 in 10 for training, 1 in 10 for each other."""
+    """Return the part of a problem, given its solution: 8 in 10 are for training, 1 in 10 for each other part."""
     return (["train"] * 8 + ["validation", "test"])[_stable_hash(problem) % 10]
 
 

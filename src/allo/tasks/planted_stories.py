@@ -1,18 +1,18 @@
-"""The word problems of the laboratory: stories of numbers, told in words, and the tasks unrelated to them."""
+"""The laboratory's word problems, stories of numbers told in words, and the tasks unrelated to them."""
 
 import random
 from dataclasses import dataclass
 from typing import Literal
 
 LARGEST = 60
-"""No number of a text, right or flawed, is larger: each is one word of the laboratory's tokenizer."""
+"""The largest number in any text, right or flawed: each number is one word of the laboratory's tokenizer."""
 
 Family = Literal["told", "reworded", "unseen"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a sentence does to the total; `trap`: its words read like the opposite operation."""
+    """A sentence's effect on the total; with `trap` its words read like the opposite operation."""
 
     operator: str
     amount: int
@@ -21,7 +21,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Story:
-    """A first number and what happens to it, one change a step."""
+    """A first number and its changes, one per step."""
 
     start: int
     changes: tuple[Change, ...]
@@ -79,7 +79,7 @@ _COLOURS = ("red", "blue", "green", "black", "white")
 
 
 def invent(rng: random.Random, level: int) -> Story:
-    """Numbers and operations; every running total lies in 1..LARGEST."""
+    """Draw numbers and operations; every running total is in 1..LARGEST."""
     largest_start = 10 if level == 1 else 20
     start = total = rng.randint(2, largest_start)
     num_steps = 2 if level == 1 else 3
@@ -96,7 +96,7 @@ def invent(rng: random.Random, level: int) -> Story:
 
 
 def tell(rng: random.Random, story: Story, family: Family) -> str:
-    """The story in words, with its question."""
+    """Return the story in words, with its question."""
     name, other = rng.sample(sorted(_PRONOUNS), 2)
     he, him = _PRONOUNS[name]
     cast = {"name": name, "other": other, "he": he, "He": he.capitalize(), "him": him}
@@ -109,7 +109,7 @@ def tell(rng: random.Random, story: Story, family: Family) -> str:
 
 
 def unrelated(rng: random.Random) -> tuple[str, str]:
-    """A task and its solution: copying, sorting, counting, or a sentence with free choices."""
+    """Return a task and its solution: copying, sorting, counting, or a sentence with free choices."""
     kind = rng.randrange(4)
     if kind == 0:
         things = " ".join(rng.choices(_COLOURS + _ITEMS + _BOXES, k=rng.randint(2, 4)))
@@ -129,7 +129,7 @@ def unrelated(rng: random.Random) -> tuple[str, str]:
 
 
 def work_out(story: Story) -> list[tuple[int, str, int, int]]:
-    """The equations (a, operator, b, result), each starting from the result before."""
+    """Return the equations (a, operator, b, result), each starting from the previous result."""
     lines, total = [], story.start
     for change in story.changes:
         result = _apply(change.operator, total, change.amount)
@@ -139,7 +139,7 @@ def work_out(story: Story) -> list[tuple[int, str, int, int]]:
 
 
 def write(lines: list[tuple[int, str, int, int]]) -> str:
-    """The demonstration with these equations; its answer is the last one's result."""
+    """Return the demonstration with these equations; its answer is the last result."""
     steps = [f"{'Then' if i else 'First'} {a} {op} {b} = {c}." for i, (a, op, b, c) in enumerate(lines)]
     return " ".join([*steps, f"The answer is {lines[-1][3]}."])
 

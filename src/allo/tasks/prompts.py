@@ -1,4 +1,4 @@
-"""The prompts that a run starts from: of a benchmark, of a file or of the hub."""
+"""The prompts that a run starts from: a benchmark's, a file's or the hub's."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -21,12 +21,11 @@ from allo.tasks.gold import Given, right_answers
 
 @dataclass(frozen=True)
 class PromptSource:
-    """One source of prompts (exactly one of `task`, `file`, `hub`), and which of its prompts to take.
+    """One source of prompts (exactly one of `task`, `file`, `hub`), and the selection to take.
 
-    `folder` holds local rows of the benchmarks. First the prompts are put in `order` (`shortest`: by the
-    length of the solution in characters), then `skip` are dropped, then `limit` are kept, so two sources
-    that differ in `skip` and `limit` only never share a prompt where their ranges do not. `chat` turns a
-    prompt that is text into one user message.
+    `folder` holds local rows of the benchmarks. Prompts are put in `order` (`shortest`: by the solution's length in
+    characters); then `skip` are dropped and `limit` kept. So two sources that differ only in disjoint `skip` and
+    `limit` ranges share no prompt. `chat` turns a text prompt into one user message.
     """
 
     task: str | None = None
@@ -47,11 +46,11 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
 
 
 def prompts_and_reading(source: PromptSource) -> tuple[list[Prompt], Reading]:
-    """Return at least one prompt of a source, in its order, and what became of its rows. Raises `UserError` for bad input."""
+    """Return a source's prompts (at least one), in order, and the fate of its rows. Raises `UserError` for bad input."""
     notes = Notes()
     found = _all_prompts(source, notes)
     if source.task is not None and source.order == "given" and source.limit is not None:
-        found = islice(found, source.skip + source.limit)  # a benchmark's other rows are read for nothing
+        found = islice(found, source.skip + source.limit)  # a benchmark's further rows need not be read
     kept = taken(_ordered(list(found), source), skip=source.skip, limit=source.limit)
     if source.chat:
         kept = [replace(prompt, prompt=in_chat(prompt.prompt)) for prompt in kept]
@@ -59,12 +58,12 @@ def prompts_and_reading(source: PromptSource) -> tuple[list[Prompt], Reading]:
 
 
 def repeated(prompts: list[Prompt]) -> int:
-    """Count the prompts that ask, under another id, what an earlier one asks."""
+    """Count the prompts that repeat an earlier one under another id."""
     return len(prompts) - len({repr((prompt.prompt, prompt.template)) for prompt in prompts})
 
 
 def taken(prompts: list[Prompt], *, skip: int, limit: int | None) -> list[Prompt]:
-    """`limit` prompts (None: all) behind the first `skip`. Raises `UserError` where none are left."""
+    """Return `limit` prompts (None: all) after the first `skip`. Raises `UserError` if none are left."""
     kept = prompts[skip : None if limit is None else skip + limit]
     if not kept:
         raise UserError(
@@ -111,7 +110,7 @@ def _ordered(prompts: list[Prompt], source: PromptSource) -> list[Prompt]:
     if source.order == "shortest":
         return sorted(prompts, key=lambda prompt: (len(prompt.solution or ""), prompt.id))
     if source.order == "shuffled":
-        # By hash, so that a prompt keeps its place among the others when rows are added or moved.
+        # Sort by hash, so that added or moved rows leave the others' order unchanged.
         return sorted(
             prompts, key=lambda prompt: hashlib.sha256(f"{source.seed}:{prompt.id}".encode()).digest()
         )
@@ -119,7 +118,7 @@ def _ordered(prompts: list[Prompt], source: PromptSource) -> list[Prompt]:
 
 
 OPTIONS = {"options", "option", "choice", "answer_choices", "answer_options", "candidates"}
-"""Names that people give to `choices`. Without them a letter in `answer` would be compared as a text."""
+"""Other names for `choices`; if they were ignored, a letter in `answer` would be compared as a text."""
 
 
 def _refuse_misnamed_choices(row: Row, *, place: str) -> None:

@@ -1,4 +1,4 @@
-"""QASC: science questions of eight options, answered by joining two facts (arXiv 1910.11473)."""
+"""QASC: science questions with eight options, answered by joining two facts (arXiv 1910.11473)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 from allo.files.records import Prompt
 from allo.tasks import base
 
-# The hub's own test split hides its answers.
+# The hub's test split hides its answers.
 HUB = base.Hub("allenai/qasc", splits={"test": "validation"})
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `train` or `test`; the answer is an option's text."""
+    """Yield prompts of `train` or `test`; the answer is an option's text."""
     return base.load("qasc", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
-    """The rationale: both facts, then what follows from them."""
+    """Return a row in our form; the rationale is both facts, then their conclusion."""
     return {
         "question": row["question"],
         "choices": row["choices"]["text"],

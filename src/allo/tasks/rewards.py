@@ -1,4 +1,4 @@
-"""What follows from the rewards of completions: pairs, the better half, and wins."""
+"""Results of completions' rewards: pairs, the better half, and wins."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -11,10 +11,10 @@ from allo.tasks.pairing import distinct, pair_of
 def ranked_pairs(
     prompts: Sequence[Prompt], verdicts: Iterable[Verdict], *, max_pairs_per_prompt: int, margin: float
 ) -> list[Pair]:
-    """Pairs of a prompt's distinct samples by reward: the best with the worst, the second best with the second worst.
+    """Pair a prompt's distinct samples by reward: the best with the worst, the second best with the second worst.
 
-    A pair's rewards differ, and by `margin` at least; no sample is in two pairs. A chosen completion is always a finished
-    one; of equal rewards the one sampled first ranks higher. Raises `UserError` where no pair can be made.
+    A pair's rewards differ, by at least `margin`; no sample is in two pairs. A chosen completion is always finished.
+    Of equal rewards, the one sampled first ranks higher. Raises `UserError` if no pair can be made.
     """
     assert max_pairs_per_prompt > 0 and margin >= 0
     samples: dict[str, list[Verdict]] = {prompt.id: [] for prompt in prompts}
@@ -28,7 +28,7 @@ def ranked_pairs(
     if not pairs:
         num = sum(map(len, samples.values()))
         raise UserError(
-            f"no preference pair can be made: {len(prompts)} prompts with {num} distinct samples, and nowhere two whose "
+            f"no preference pair can be made: {len(prompts)} prompts with {num} distinct samples, and no prompt has two whose "
             f"rewards differ{f' by pair.margin {margin:g}' if margin else ''}, the better of which ended by itself. "
             f"{'Lower pair.margin, take' if margin else 'Take'} more samples a prompt or a higher temperature, or raise "
             "sample.max_new_tokens."
@@ -37,7 +37,7 @@ def ranked_pairs(
 
 
 def _matched(samples: Sequence[Verdict], *, margin: float) -> list[tuple[Verdict, Verdict]]:
-    """(better, worse) from the outside inwards, as long as the rewards are far enough apart."""
+    """Return (better, worse) from the extremes inwards, as long as the rewards differ enough."""
     ranked = sorted(samples, key=lambda one: (-one.reward, one.index))
     places = [place for place, one in enumerate(ranked) if one.finished]
     found = []
@@ -54,11 +54,11 @@ def _matched(samples: Sequence[Verdict], *, margin: float) -> list[tuple[Verdict
 
 
 def above_median(rewards: Sequence[float]) -> list[bool]:
-    """Which of a prompt's samples are of the better half: those above the median, none where all are equal."""
+    """Return for each of a prompt's samples whether it is above the median; all are False if all are equal."""
     middle = median(rewards)
     return [reward > middle for reward in rewards]
 
 
 def wins(rewards: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """Each of a prompt's rewards against each of the baseline's: 1 where it is higher, 0.5 where it is equal, else 0."""
+    """Compare each reward with each of the baseline's: 1 if it is higher, 0.5 if equal, otherwise 0."""
     return [(1 + (reward > other) - (reward < other)) / 2 for reward in rewards for other in baseline]

@@ -1,4 +1,4 @@
-"""A row's prompt and its answers, apart: cut where a row holds whole conversations, in TRL's forms."""
+"""A row's prompt and answers, separated; rows in TRL's forms may hold whole conversations."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _ROLE = re.compile(
     re.IGNORECASE,
 )
 SHORT = 4
-"""Words of a prompt that an answer may well begin with by itself, as "Hello" does."""
+"""Most words of a prompt that an answer may begin with by itself, such as "Hello"."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def apart(
     """Return the prompt and the answers of a row.
 
     Args:
-        prompt: the row's; None: it is what the answers begin with in common.
+        prompt: the row's prompt; None to take the answers' shared beginning.
         sides: the answers by column, all texts or all lists of messages.
-        row: all columns: whether one looks like a prompt under another name.
-        place: the row's, for errors.
+        row: all columns, searched for a prompt under another name.
+        place: the row's place, for errors.
         notes: counts rows whose prompt is inferred.
     """
     texts = {name: side for name, side in sides.items() if isinstance(side, str)}
@@ -74,7 +74,7 @@ def _texts_apart(texts: dict[str, str], row: Row, *, place: str, notes: Notes) -
 
 
 def _refuse_other_names(row: Row, sides: Iterable[str], shared: str, *, place: str) -> None:
-    """Refuse to guess a prompt beside any column whose text could be one, unless what is `shared` holds that text."""
+    """Refuse to guess a prompt if a column's text could be one, unless the `shared` text holds it."""
     beside = tuple(f"{name}_" for name in sides)
     for name, value in row.items():
         read = name in (*sides, *SYSTEM, *TEMPLATE, "id") or name.startswith(beside) or name.endswith("_id")
@@ -95,7 +95,7 @@ def _chats_apart(
     place: str,
     notes: Notes,
 ) -> Answered:
-    """The last message of each side is its answer; the messages before it must be the same."""
+    """Take the last message of each side as its answer; the messages before it must be the same."""
     names = " and ".join(f"`{name}`" for name in chats)
     if isinstance(prompt, str):
         alone = all(len(chat) == 1 for chat in chats.values())
@@ -128,7 +128,7 @@ def _asked_in(prompt: str, chat: Sequence[ChatMessage]) -> bool:
 
 
 def _after(asked: list[ChatMessage], chat: list[ChatMessage], name: str, *, place: str) -> list[ChatMessage]:
-    """Return the conversation of a prompt and a side, of which the side may repeat the prompt or its end."""
+    """Return the conversation of a prompt and a side, which may repeat the prompt or its end."""
     for number in range(min(len(asked), len(chat)), 0, -1):
         if asked[-number:] == chat[:number]:
             return asked + chat[number:]
@@ -151,10 +151,10 @@ def _checked(prompt: str | list[ChatMessage], *, place: str) -> str | list[Messa
 
 
 def without_repeats(rows: Sequence[Answered], notes: Notes) -> list[Answered]:
-    """Return rows whose answers no longer repeat the prompt that stands beside them as text.
+    """Return rows whose answers no longer repeat their prompt.
 
-    A short prompt, such as a greeting, may be what an answer begins with by itself: it counts as repeated only if most rows
-    repeat theirs. Raises `UserError` for an answer that holds the prompt inside a conversation in plain text.
+    An answer may begin with a short prompt, such as a greeting, by itself. Such a prompt counts as repeated only if
+    most rows repeat theirs. Raises `UserError` for an answer that holds the prompt inside a plain-text conversation.
     """
     cut = [_cut(row) for row in rows]
     most = sum(each is not None for each in cut) * 2 > len(rows)
@@ -177,7 +177,7 @@ def _last(prompt: str | list[Message]) -> str:
 
 
 def _cut(row: Answered) -> Answered | None:
-    """Return the row with each answer without the prompt that it begins with; None unless all answers do."""
+    """Return the row with its prompt removed from the answers; None unless all answers begin with it."""
     texts = {name: side for name, side in row.sides.items() if isinstance(side, str)}
     asked = _last(row.prompt)
     if len(texts) < len(row.sides) or not asked.strip():

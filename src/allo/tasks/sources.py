@@ -1,4 +1,4 @@
-"""From a recipe's blocks to the records they name."""
+"""The records that a recipe's blocks name."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ class Sources:
         self._pairs: tuple[list[Pair], Reading] | None = None
 
     def prompts(self, source: Source) -> list[Prompt]:
-        """Return the prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
+        """Return the prompts (at least one) of a source or a mixture. Raises `UserError` for bad input."""
         return self._prompts_and_readings(source, key="")[0]
 
     def pairs(self) -> list[Pair]:
-        """Return the ready pairs of the recipe's `data` block; at least one. Raises `UserError` for bad input."""
+        """Return the ready pairs (at least one) of the recipe's `data` block. Raises `UserError` for bad input."""
         data, (found, _) = self.recipe.data, self._pairs_and_reading()
         pairs = found[data.skip :][: data.limit]
         if not pairs:
@@ -35,7 +35,7 @@ class Sources:
         return pairs
 
     def readings(self) -> dict[str, Reading]:
-        """Return what became of the rows of every source, by its key in the recipe. Raises `UserError` for bad input."""
+        """Return the fate of every source's rows by its key in the recipe. Raises `UserError` for bad input."""
         recipe = self.recipe
         sft = recipe.sft.sources if recipe.sft else []
         sources: dict[str, Source] = {f"sft.sources.{n}": each for n, each in enumerate(sft)}
@@ -74,21 +74,22 @@ class Sources:
 
 
 def sources_read(recipe: Recipe) -> Sources:
-    """Return the recipe's sources, all of them read. Raises `UserError` for bad input, before transformers is loaded."""
+    """Read all of a recipe's sources. Raises `UserError` for bad input, before transformers is loaded."""
     sources = Sources(recipe)
     sources.readings()
     return sources
 
 
 def prompts_of(recipe: Recipe, source: Source) -> list[Prompt]:
-    """Return the prompts of a source or a mixture; at least one. Raises `UserError` for bad input."""
+    """Return the prompts (at least one) of a source or a mixture. Raises `UserError` for bad input."""
     return Sources(recipe).prompts(source)
 
 
 def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
-    """All prompts of the parts, each part's in its order, so that every beginning holds them in proportion to weight.
+    """Return all prompts, each part's in order, mixed so that every beginning has the parts' proportions.
 
-    All parts have a weight, or none; then it is the number of their prompts. A part that has run out is left out, and the others go on. Raises `UserError` for two prompts with one id.
+    Either all parts have a weight or none; without weights their prompts are counted. When a part runs out, the
+    others go on. Raises `UserError` for two prompts with one id.
     """
     turns = sorted(
         ((place + 0.5) / (part.weight or len(prompts)), number, place)
@@ -99,16 +100,16 @@ def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
 
 
 def training_prompts(recipe: Recipe) -> list[Prompt]:
-    """The prompts of the recipe's `data` block."""
+    """Return the prompts of the recipe's `data` block."""
     return prompts_of(recipe, recipe.data)
 
 
 def training_pairs(recipe: Recipe) -> list[Pair]:
-    """Return the ready pairs of the recipe's `data` block; at least one. Raises `UserError` for bad input."""
+    """Return the ready pairs (at least one) of the recipe's `data` block. Raises `UserError` for bad input."""
     return Sources(recipe).pairs()
 
 
 def _prompt_source(recipe: Recipe, source: Source) -> PromptSource:
-    """A recipe's source with the recipe's seed, chat setting and folder of local rows."""
+    """Return a recipe's source with the recipe's seed, chat setting and folder of local rows."""
     fields = source.model_dump(include=set(Source.model_fields))
     return PromptSource(**fields, folder=recipe.data_folder, seed=recipe.seed_of_order, chat=recipe.chat)

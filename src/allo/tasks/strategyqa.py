@@ -1,4 +1,4 @@
-"""StrategyQA: yes/no questions whose steps are implicit, with the facts that answer them (arXiv 2101.02235)."""
+"""StrategyQA: yes/no questions with implicit steps, and the facts that answer them (arXiv 2101.02235)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ HUB = base.Hub("ChilleD/StrategyQA")
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of `train` or `test`; the options, and so the answer, are `yes` and `no`."""
+    """Yield prompts of `train` or `test`; the options are `yes` and `no`."""
     return base.load("strategyqa", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 

@@ -9,10 +9,10 @@ from allo.tasks import base
 
 
 def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Prompts of a folder's `train` or `test`; the table is text within the question.
+    """Yield prompts of a folder's `train` or `test`; the table is text within the question.
 
-    The answer is a number, or the text of an option where the problem has options. Its authors publish the
-    set outside the hub, so without a folder there is nothing to read: raises `UserError`.
+    The answer is a number, or an option's text if the problem has options. The set is not on the hub, so a missing
+    folder raises `UserError`.
     """
     if folder is None:
         raise UserError(

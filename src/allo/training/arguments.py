@@ -1,4 +1,4 @@
-"""What `transformers.TrainingArguments` may say: a recipe's block, and what would be ignored or wrong."""
+"""Conversion of a recipe's block to `transformers.TrainingArguments`, refusing fields that would be ignored or wrong."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from allo.console import console
 from allo.errors import UserError
 
-Arguments = TrainingArguments  # for rooms that know no transformers
+Arguments = TrainingArguments  # for rooms that do not import transformers
 
 
 def training_arguments(
@@ -31,12 +31,12 @@ def training_arguments(
     kind: type[TrainingArguments] = TrainingArguments,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainingArguments:
-    """`transformers.TrainingArguments` of a recipe's block.
+    """Build `transformers.TrainingArguments` from a recipe's block.
 
-    `key` names the block in errors. `kind` may be another library's; `settings` are its fields that other
-    keys of the recipe say, and so not the block. Raises `UserError` for a key or value that transformers or
-    `check_arguments` refuses, and for one of the hub's: a recipe is kept with its results, where a
-    secret must not lie.
+    `key` names the block in errors. `kind` may be another library's class; `settings` are its fields that other keys
+    of the recipe set, so the block may not. Raises `UserError` for a key or value that transformers or
+    `check_arguments` refuses. Also for the hub's keys: a recipe is kept with its results, which must not contain
+    secrets.
     """
     for name in training:
         if name.endswith("token"):
@@ -49,7 +49,7 @@ def training_arguments(
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"see the fields of {kind_name}."
         raise UserError(f"{key}.{name}: unknown key; {hint}")
-    forms = get_type_hints(TrainingArguments)  # TRL takes more than its fields say
+    forms = get_type_hints(TrainingArguments)  # TRL accepts more than its fields declare
     for name, value in training.items():
         if name in _OF_SCRIPTS:
             raise UserError(f"{key}.{name}: {_OF_SCRIPTS[name]} Remove the key.")
@@ -89,7 +89,7 @@ _SHARDED = (
     "sharded parameters are not supported yet: each process holds the whole model, and only the gradient of "
 )
 _SHARDED += "the selected weights is sent between them. Launch plain data parallel processes."
-# Arguments that would be ignored or wrong, and why.
+# Arguments that would be ignored or wrong, and the reasons.
 _REFUSED = {
     "bf16": _MIXED,
     "fp16": _MIXED,
@@ -121,7 +121,7 @@ _NO_UPLOAD = _REFUSED["push_to_hub"]
 _PLAIN_CALLS = (
     "the selected weights are trained on the model's own layers, called one by one; they would not be used."
 )
-# Arguments that our trainers do not read, which must therefore be at their defaults.
+# Arguments that our trainers do not read, so they must have their defaults.
 _UNREAD = {
     "optim_target_modules": "`mask` says which weights are trained.",
     "average_tokens_across_devices": "a step's loss is always divided by what all processes have in it.",
@@ -159,9 +159,9 @@ _SAMPLING = ("random", "sequential")
 
 
 def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True) -> None:
-    """Refuse what would be ignored or wrong: a `UserError` that begins with the argument's name.
+    """Refuse fields that would be ignored or wrong, with a `UserError` that begins with the field's name.
 
-    `trainer_is_ours`: a trainer on selected weights, which reads less than transformers' own.
+    `trainer_is_ours`: a trainer on selected weights, which reads fewer fields than transformers' own.
     """
     for name, reason in _REFUSED.items():
         if getattr(args, name):
@@ -181,11 +181,11 @@ def own_arguments(
 ) -> TrainingArguments:
     """Return a checked copy for a trainer on selected weights.
 
-    `is_config`: it is another library's, with its defaults. `evaluates`: there are rows to evaluate.
+    `is_config`: the class is another library's, with its defaults. `evaluates`: there are rows to evaluate.
     """
     args = copy.copy(args)
     if args.bf16 and model.dtype == torch.bfloat16:
-        # The model computes in bf16 and the selected weights are trained in fp32: what mixed precision is for.
+        # The model computes in bf16 and the selected weights are trained in fp32, as in mixed precision.
         args.bf16, args.mixed_precision = False, "no"
     if args.bf16 and is_config:
         raise UserError(
@@ -197,7 +197,7 @@ def own_arguments(
         raise UserError(f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key.")
     if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
         args._n_gpu = 1
-    # The collators read the ids' own columns, and a filtered NaN would hide in the logged loss.
+    # The collators read the ids' own columns, and the filter would hide a NaN in the logged loss.
     args.remove_unused_columns = args.logging_nan_inf_filter = False
     return args
 
@@ -218,12 +218,12 @@ def _check_unread(args: TrainingArguments) -> None:
 
 
 def is_default(args: TrainingArguments, name: str) -> bool:
-    """Whether a field holds its default; one without a default never does."""
+    """Return True if a field has its default; one without a default never does."""
     value = getattr(args, name)
-    if name == "accelerator_config":  # the default is filled in by transformers
+    if name == "accelerator_config":  # transformers fills in the default
         return bool(value == AcceleratorConfig())
     if name == "average_tokens_across_devices" and args.world_size <= 1:
-        return True  # transformers switches it off where there is one process
+        return True  # transformers switches it off for a single process
     field = type(args).__dataclass_fields__[name]
     if field.default_factory is not dataclasses.MISSING:
         return bool(value == field.default_factory())
@@ -231,18 +231,18 @@ def is_default(args: TrainingArguments, name: str) -> bool:
 
 
 def reads_optim_args(args: TrainingArguments) -> bool:
-    """Whether the optimizer's settings change with `args.optim_args`: transformers ignores them for most."""
+    """Return True if `args.optim_args` changes the optimizer's settings; for most optimizers it does not."""
     without = copy.copy(args)
     without.optim_args = None
     return optimizer_of(args)[1] != optimizer_of(without)[1]
 
 
-# What an optimizer asks for that trains the model's own tensors, one by one.
+# Arguments of optimizers that train the model's own tensors, one by one.
 _WHOLE_MODEL = {"params", "model", "optimizer_dict"}
 
 
 def optimizer_of(args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
-    """The class of `args.optim` and its settings. Raises `UserError` where it cannot train a flat vector."""
+    """Return the class of `args.optim` and its settings. Raises `UserError` if it cannot train a flat vector."""
     name = getattr(args.optim, "value", args.optim)
     try:
         optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
@@ -257,7 +257,7 @@ def optimizer_of(args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
 
 
 def lean_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The settings of `LeanAdamW`. Raises `UserError` where `args.optim` is no AdamW of torch's."""
+    """Return the settings of `LeanAdamW`. Raises `UserError` unless `args.optim` is torch's AdamW."""
     optimizer_class, kwargs = optimizer_of(args)
     if optimizer_class is not torch.optim.AdamW:
         name = getattr(args.optim, "value", args.optim)

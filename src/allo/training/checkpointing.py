@@ -36,28 +36,28 @@ SCHEDULER_FILE = "scheduler.safetensors"
 RNG_FILE = "rng.safetensors"
 LOSS_FILE = "loss.safetensors"
 STATE_FILE = "trainer_state.json"  # transformers' own
-# Written last into a checkpoint, with the digests of its files: without it the checkpoint was cut short, and is not
-# resumed from.
+# Written last, with the digests of the checkpoint's files. A checkpoint without it is incomplete and is not resumed
+# from.
 COMPLETE_FILE = "complete"
 _DIGEST = "digest"
 
 
 class CheckpointedTrainer(Trainer):
-    """A Trainer whose checkpoints hold `selected` in place of the model."""
+    """A Trainer whose checkpoints hold `selected` instead of the model."""
 
     selected: SelectedWeights
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
 
     def loss_state(self) -> dict[str, float]:
-        """What the loss remembers from step to step, beside the weights; most remember nothing."""
+        """Return the loss's state between steps, other than weights; most losses have none."""
         return {}
 
     def load_loss_state(self, state: dict[str, float]) -> None:
         raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The whole model where a user asks for it; in a checkpoint the selected weights alone."""
+        """Save the whole model if the user asks for it; in a checkpoint, save only the selected weights."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -110,7 +110,7 @@ class CheckpointedTrainer(Trainer):
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Mark a checkpoint as written to its end, once all of it is on disk."""
+    """Mark a checkpoint as complete once all of it is on disk."""
     sync_all(checkpoint)
     sync(checkpoint.parent)
     files = {path.name: sha256_file(path) for path in sorted(checkpoint.iterdir())}
@@ -118,7 +118,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def whole_checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> checkpoint that was written to its end, in order of the steps."""
+    """Return step -> complete checkpoint, in order of the steps."""
     found = {
         int(path.name.removeprefix("checkpoint-")): path
         for path in folder.glob("checkpoint-*")
@@ -128,12 +128,12 @@ def whole_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def last_sound_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint whose files have the digests in its mark; those after it are removed.
+    """Return the last complete checkpoint with intact files, after removing those that follow it.
 
-    Says which are damaged; one that a kill cut short is nothing to be told of.
+    Damaged ones are reported; incomplete ones, left by a kill, are not.
     """
     whole = whole_checkpoints(folder)
-    is_first = rank() == 0  # the other processes come to the same end, and remove nothing
+    is_first = rank() == 0  # the other processes reach the same result but remove nothing
     for path in set(folder.glob("checkpoint-*")) - set(whole.values()) if is_first else ():
         remove(path)
     for checkpoint in reversed(whole.values()):
@@ -147,14 +147,14 @@ def last_sound_checkpoint(folder: Path) -> Path | None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Its mark goes first, so that what a kill leaves of it is not resumed from."""
+    """Remove a checkpoint, its mark first, so that a kill cannot leave a part that looks complete."""
     if checkpoint.is_dir():
         remove(checkpoint / COMPLETE_FILE)
     remove(checkpoint)
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """The first thing that is wrong with a checkpoint, or with the best one before it, which its end will need."""
+    """Return the first fault of a checkpoint, or of the best one so far, which the end of training needs."""
     try:
         files = read_as(checkpoint / COMPLETE_FILE, dict[str, dict[str, str]], advice="").get("files", {})
     except (UserError, OSError) as error:
@@ -175,14 +175,14 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor], *, key: str = "") -> None:
-    """Write tensors that a later process may go on with, under a key that says what they are made from."""
+    """Write tensors for a later process, under a key that says what they were computed from."""
     metadata = {"key": key, _DIGEST: combine(digests(tensors.items()))}
     with written_aside(path) as part:
         save_file(dict(tensors), part, metadata)
 
 
 def kept_tensors(path: Path, *, key: str = "") -> dict[str, Tensor] | None:
-    """Return the tensors that `keep_tensors` wrote under this key; None if they are absent, or damaged, which is said."""
+    """Return the tensors that `keep_tensors` wrote under this key; None if they are absent or (reported) damaged."""
     if not path.exists():
         return None
     try:
@@ -198,7 +198,7 @@ def kept_tensors(path: Path, *, key: str = "") -> dict[str, Tensor] | None:
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Write nested dicts, lists and tuples of tensors, numbers, strings and None: the structure goes into the header."""
+    """Write nested dicts, lists and tuples of tensors, numbers, strings and None; the header has the structure."""
     tensors: dict[str, Tensor] = {}
 
     def pack(value: Any) -> Any:
@@ -219,7 +219,7 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def load_tree(path: Path) -> Any:
-    """What `save_tree` wrote, bit for bit; tensors on the CPU."""
+    """Read what `save_tree` wrote, bit for bit; tensors on the CPU."""
     with safe_open(path, "pt") as file:
 
         def unpack(value: Any) -> Any:

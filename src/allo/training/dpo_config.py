@@ -1,6 +1,6 @@
-"""TRL's `DPOConfig` as settings of our trainers. A field that has no equal here is refused by name; none is ignored.
+"""TRL's `DPOConfig` as settings of our trainers. Fields without an equivalent are refused by name, never ignored.
 
-TRL itself is never loaded: a config of its tells by its class.
+TRL itself is never imported: a config is recognised by its class.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ Value = TypeVar("Value")
 
 
 def bco_pair(pairs: PairSums, *, beta: float) -> Tensor:
-    """TRL's `bco_pair`: BCO without its running mean."""
+    """Compute TRL's `bco_pair`: BCO without its running mean."""
     return bco(pairs, beta=beta, delta=0.0)
 
 
 def robust(pairs: PairSums, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """DPO without the bias of labels that are wrong with probability eps (arXiv 2403.00409, eq. 10).
+    """Compute DPO corrected for labels that are wrong with probability eps (arXiv 2403.00409, eq. 10).
 
     (-(1 - eps) log sigmoid(m) + eps log sigmoid(-m)) / (1 - 2 eps), with the margin m = beta (Delta_c - Delta_r)
     """
@@ -44,11 +44,11 @@ LOSSES: dict[str, str | LossFunction] = {
     "bco_pair": bco_pair,
     "robust": robust,
 }
-_SMOOTHED = {"robust"}  # the only one of them that reads label_smoothing
+_SMOOTHED = {"robust"}  # the only one of these that reads label_smoothing
 
 # Fields whose values become settings of ours.
 READ = ("beta", "loss_type", "label_smoothing", "max_length", "precompute_ref_log_probs")
-# Fields that have a meaning here only at these values, and the reason.
+# Fields that are valid here only at these values, and the reasons.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "model_init_kwargs": ((None,), "the model is given loaded: load it with these"),
     "trust_remote_code": ((False,), "the model and the tokenizer are given loaded: load them with it"),
@@ -82,13 +82,13 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "ref_model_mixup_alpha": ((0.6,), "the reference is the model as given, to the end"),
     "ref_model_sync_steps": ((512,), "the reference is the model as given, to the end"),
 }
-# Fields that are held against the model or the tokenizer.
+# Fields that are compared with the model or the tokenizer.
 _HELD = ("router_aux_loss_coef", "pad_token")
 
 
 @dataclass(frozen=True)
 class OfConfig:
-    """A setting that a config gives. `said`: its value is not the config's own default."""
+    """A setting from a config. `said`: its value differs from the config's default."""
 
     field: str
     value: Any
@@ -108,11 +108,10 @@ def own_fields(args: TrainingArguments) -> list[str]:
 def settings_of(
     args: TrainingArguments, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
 ) -> Settings:
-    """Return our settings that `args` give: none if they are plain `TrainingArguments`.
+    """Return our settings from `args`; none for plain `TrainingArguments`.
 
-    `losses` are the `loss_type`s that the trainer has; none: `loss_type` must be the default.
-    Raises `UserError` for another config of TRL's, and for every field that is neither read nor at a value that means
-    the same here.
+    `losses` are the `loss_type`s that the trainer has; if empty, `loss_type` must be the default. Raises `UserError`
+    for another config of TRL's, and for each field that is not read unless its value changes nothing.
     """
     name = _of_trl(args)
     if name is not None and not (takes_config and name == "DPOConfig"):
@@ -142,7 +141,7 @@ def settings_of(
 
 
 def _of_trl(args: TrainingArguments) -> str | None:
-    """The name of TRL's class that `args` are an instance of."""
+    """Return the name of TRL's class that `args` are an instance of, or None."""
     for each in type(args).__mro__:
         if each.__module__.partition(".")[0] == "trl":
             return each.__name__
@@ -186,7 +185,7 @@ def _loss_of(args: TrainingArguments, losses: Collection[str], *, trainer: str) 
 
 
 def check_held(args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse an auxiliary loss of the model's router, and another pad token than the tokenizer's."""
+    """Refuse an auxiliary router loss, and a pad token other than the tokenizer's."""
     if _of_trl(args) is None:
         return
     kind, config = type(args).__name__, model.config.get_text_config()
@@ -207,9 +206,9 @@ def check_held(args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTr
 
 
 def taken(name: str, given: Value | None, settings: Settings, *, default: Value) -> Value:
-    """Return the setting that was given to the trainer, else the config's, else the default.
+    """Return the setting given to the trainer, otherwise the config's, otherwise the default.
 
-    Raises `UserError` where the trainer was given one value and the config another.
+    Raises `UserError` if the trainer and the config were given different values.
     """
     found = settings.get(name)
     if given is None:

@@ -1,7 +1,7 @@
-"""Backward passes of plain DPO over preference pairs that need no optimizer's state.
+"""Backward passes of plain DPO over preference pairs, without optimizer state.
 
-The reference is the starting model. At the start the log-ratios are therefore zero, and while the model
-moves, the reference's log-probs are those that were computed before: no second model, no slot.
+The reference is the starting model, so the log-ratios are zero at the start. While the model moves, the reference's
+log-probs are those computed beforehand, without a second model or a slot.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from allo.weights.finite import check_finite
 from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.taken_gradients import Take, gradients_taken
 
-# The fields of `TrainingArguments` that the sums at the start read, and the warm-up.
+# The fields of `TrainingArguments` that the passes at the start read, and below, those that the warm-up reads.
 READ_AT_START = frozenset(
     {"per_device_train_batch_size", "activation_checkpointing", "gradient_checkpointing"}
 )
@@ -45,16 +45,16 @@ READ_IN_WARMUP = READ_AT_START | {
     ),
     *("gradient_accumulation_steps", "seed", "data_seed"),
 }
-# Fields that change files, logs and the device alone.
+# Fields that affect only files, logs and the device.
 _BESIDE = re.compile(
     "output_dir|use_cpu|debug|dataloader_pin_memory|disable_tqdm|report_to|run_name|project|(save|log|logging|trackio)_.*"
 )
 
 
 class DpoPasses:
-    """Passes of a model in eval mode over `rows`, which are those of `rows.counted_pairs`.
+    """Passes of a model in eval mode over `rows` from `rows.counted_pairs`.
 
-    Micro-batches are cut as the trainers cut them.
+    Micro-batches are cut as in the trainers.
     """
 
     def __init__(
@@ -78,22 +78,21 @@ class DpoPasses:
             _checkpoint_layers(model)
 
     def take_start_gradients(self, take: Take) -> None:
-        """The gradients of the losses' sum at the starting model, in parts: each micro-batch's to `take`."""
+        """Give `take` the gradient of the summed losses at the starting model, one micro-batch at a time."""
         self._take_start_gradients(self._micro_batches(self.rows), take)
 
     def take_start_gradients_of_pairs(self, take: Take) -> None:
-        """The gradients of each pair's loss at the starting model, one after the other."""
+        """Give `take` the gradient of each pair's loss at the starting model, one pair at a time."""
         self._take_start_gradients([[row] for row in self.rows], take)
 
     def train_fused(self) -> tuple[FusedWarmup, list[dict[str, float]]]:
-        """Warm the model up in place, an update a micro-batch; returns that with a row of metrics a step.
+        """Warm the model up in place, one update per micro-batch; return the warm-up and a row of metrics per step.
 
-        The learning rate is that of the step, of which each micro-batch takes the share that its pairs
-        have in a full step: where all agree on a weight's direction, the step moves it as far as one update
-        would.
+        Each micro-batch gets the share of the step's learning rate that its pairs have in a full step. If all agree
+        on a weight's direction, the step moves it as far as one update would.
 
-        Raises `UserError` for a field of the arguments that is neither at its default nor in `READ_IN_WARMUP`, and when a
-        loss, or at the end a weight, is no longer finite.
+        Raises `UserError` for a field that is neither at its default nor in `READ_IN_WARMUP`. Also if a loss or, at
+        the end, a weight is not finite.
         """
         for field in type(self.arguments).__dataclass_fields__:
             if (
@@ -143,7 +142,7 @@ class DpoPasses:
                 self._losses(logps - logps.detach()).sum().backward()
 
     def _add_reference(self, steps_an_epoch: int) -> None:
-        """The starting model's log-probs of every row, in the first epoch's batches: they round alike."""
+        """Add the starting model's log-probs to every row, in the first epoch's batches, for equal rounding."""
         epoch = zip(range(steps_an_epoch), self._steps(), strict=False)
         batches = [part for _, rows in epoch for part in self._micro_batches(rows)]
         file = Path(self.arguments.output_dir) / REFERENCE_FILE
@@ -151,7 +150,7 @@ class DpoPasses:
         add_reference(self.model, self.rows, batches, self._collate, file)
 
     def _steps(self) -> Iterator[list[Row]]:
-        """The rows of each step, epoch after epoch without end, in the order of the Trainer's data loader."""
+        """Yield the rows of each step, epoch after epoch without end, in the order of the Trainer's data loader."""
         seed = self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed
         for epoch in itertools.count():
             order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(seed + epoch))
@@ -170,12 +169,12 @@ class DpoPasses:
         return {name: tensor.to(self.model.device) for name, tensor in self._collate(rows).items()}
 
     def _losses(self, logratios: Tensor) -> Tensor:
-        """Each pair's loss [B] from the log-ratios [B, 2] of its chosen and rejected completion."""
+        """Return each pair's loss [B] from the log-ratios [B, 2] of its chosen and rejected completion."""
         chosen, rejected = logratios.unbind(1)
         return losses.dpo_of_logratios(chosen, rejected, beta=self.beta)
 
     def _metrics(self, logratios: Tensor) -> dict[str, float]:
-        """Means over a step's pairs, under the names of the other trainers."""
+        """Return means over a step's pairs, under the names that other trainers use."""
         chosen, rejected = (self.beta * logratios).unbind(1)
         return {
             "loss": self._losses(logratios).mean().item(),
@@ -187,7 +186,7 @@ class DpoPasses:
 
 
 def learning_rates(arguments: TrainingArguments, num_steps: int) -> list[float]:
-    """The rate of each step under the schedule of `arguments`, as the Trainer would set it."""
+    """Return the rate of each step under the schedule of `arguments`, as the Trainer would set it."""
     placeholder = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
     scheduler = get_scheduler(
         arguments.lr_scheduler_type,
@@ -205,14 +204,14 @@ def learning_rates(arguments: TrainingArguments, num_steps: int) -> list[float]:
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Of each completion's tokens [2B, L], as chosen and rejected of each pair [B, 2]."""
+    """Sum over the tokens of each completion [2B, L]; return chosen and rejected of each pair [B, 2]."""
     return torch.stack(values.sum(-1).chunk(2), dim=1)
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:
     """Recompute each layer's activations in the backward pass, from weights that have not moved yet.
 
-    Layers do so in training mode alone; what is in them stays in eval mode, without dropout.
+    Layers do so only in training mode; their contents stay in eval mode, without dropout.
     """
     model.activation_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The micro-batches of an optimizer step: rows of like length together, within a budget of rows or tokens."""
+"""The micro-batches of an optimizer step: rows of similar length, within a budget of rows or tokens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ Row = Mapping[str, Any]
 def micro_batches(
     rows: Sequence[Row], num_tokens: Callable[[Row], int], *, max_rows: int, max_tokens: int | None
 ) -> list[list[Row]]:
-    """Cut a step's rows, longest first, so that little is padded.
+    """Cut a step's rows into micro-batches, longest rows first, to save padding.
 
-    A micro-batch has at most `max_rows` rows; with `max_tokens` instead as many as, padded to the longest of
-    them, have at most so many tokens by `num_tokens`, and at least one.
+    A micro-batch has at most `max_rows` rows. With `max_tokens`, the limit is tokens instead, counted by `num_tokens`
+    after padding to the longest row; a single row may exceed it.
     """
     rows = sorted(rows, key=num_tokens, reverse=True)
     batches = []
@@ -26,5 +26,5 @@ def micro_batches(
 
 
 def own_share(batches: Sequence[Sequence[Row]]) -> Iterator[Sequence[Row]]:
-    """Those that this rank computes: dealt in turn, so that every rank has long and short ones."""
+    """Yield this rank's micro-batches: dealt in turn, so that every rank gets long and short ones."""
     return iter(batches[rank() :: num_ranks()])

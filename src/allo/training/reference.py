@@ -30,11 +30,11 @@ def add_reference(
     collate: Callable[[Sequence[Row]], Batch],
     file: Path,
 ) -> None:
-    """Give every row `<completion>_ref_logps` (fp32, one a token) under the model as it is now.
+    """Add `<completion>_ref_logps` (fp32, one per token) under the current model to every row.
 
-    A row knows its place in `rows` as `number`. `batches` are all rows, batched as training will batch them, so
-    that rounding is the same; each rank computes its share. What `file` holds for the same rows and weights is
-    taken from there; otherwise it is written.
+    A row's `number` is its place in `rows`. `batches` are all rows, batched as in training so that rounding is the
+    same; each rank computes its share. If `file` already has the result for these rows and weights, it is read,
+    otherwise written.
     """
     key = _key(model, rows, batches, collate)
     kept = kept_tensors(file, key=key)
@@ -59,7 +59,7 @@ def _compute(
     batches: Sequence[Sequence[Row]],
     collate: Callable[[Sequence[Row]], Batch],
 ) -> Tensor:
-    """Log-probs of all completions' tokens, one after the other, [tokens] fp32 on the CPU."""
+    """Compute the log-probs of all completions' tokens, concatenated, [tokens] fp32 on the CPU."""
     places: dict[tuple[int, str], int] = {}
     total = 0
     for row in rows:
@@ -78,7 +78,7 @@ def _compute(
 
 
 def _sides(row: Row) -> list[str]:
-    """The row's completions, in the order in which a collator puts them."""
+    """Return the row's completions, in the collator's order."""
     return [side for side in ("chosen", "rejected", "completion") if side + _IDS in row]
 
 
@@ -88,7 +88,7 @@ def _key(
     batches: Sequence[Sequence[Row]],
     collate: Callable[[Sequence[Row]], Batch],
 ) -> str:
-    """Of the rows, the weights, and how the rows are batched: in bf16 other batches round otherwise."""
+    """Return a key of the rows, the weights and the batches: in bf16, rounding depends on the batch."""
     ids = [[row["prompt" + _IDS], *(row[side + _IDS] for side in _sides(row))] for row in rows]
     batched = [repr(collate), [[row["number"] for row in part] for part in batches]]
     data = hashlib.sha256(json.dumps([ids, batched]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a training stage leaves behind: its mask, its delta to the starting model, and its metrics."""
+"""The results of a training stage: its mask, its delta from the starting model, and its metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,9 +28,9 @@ MASK = "mask.safetensors"
 
 
 def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, density: float) -> ParamMask:
-    """The mask of the top `density` of all weights; every weight where the recipe locates none.
+    """Return the mask of the top `density` of all weights; every weight if the recipe locates none.
 
-    Raises `UserError` where the importance was located on another model.
+    Raises `UserError` if the importance was located on another model.
     """
     if recipe.locate is None:
         return ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
@@ -46,9 +46,9 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
 def apply_previous_stage(
     recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str
 ) -> Mapping[str, Tensor]:
-    """Put what the training stage before `stage` changed into the starting model, in place.
+    """Apply the changes of the training stage before `stage` to the starting model, in place.
 
-    Returns its flat indices by tensor; `stage` goes on from there, and has it for its reference.
+    Returns their flat indices by tensor. `stage` starts from this model and uses it as its reference.
     """
     first, *_ = folders = training_folders(recipe, run)
     if stage == first:
@@ -63,7 +63,7 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train, then write `mask`, `metrics.jsonl`, the delta and the whole model into the stage's folder.
 
-    `before` has the indices that an earlier stage changed already; returns the stage's counts.
+    `before` has the indices that an earlier stage changed. Returns the stage's counts.
     """
     rows = train(trainer)
     write_jsonl(folder / "metrics.jsonl", rows)
@@ -93,8 +93,8 @@ def write_change(
 ) -> dict[str, int]:
     """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
 
-    `among` has, by tensor, the flat indices at which they may differ. Returns how many do, and the delta's size.
-    Raises `DivergedError`, naming the tensor, before anything is written of weights that are NaN or infinite.
+    `among` has, by tensor, the flat indices at which they may differ. Returns the number that do, and the delta's
+    size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
     """
     check_finite(model.named_parameters(), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
     start = read_start(run)

@@ -1,4 +1,4 @@
-"""Run a trainer to its end, from its last whole checkpoint, in a stage's folder."""
+"""Complete runs of a trainer, from its last complete checkpoint, in a stage's folder."""
 
 import math
 from pathlib import Path
@@ -13,22 +13,22 @@ from allo.training.selected_trainer import SelectedTrainer
 from allo.weights.finite import check_finite
 
 Logged = dict[str, float | None]
-"""One logged step. None: a metric that is no finite number, such as a mean over nothing."""
+"""One logged step. None: a metric that is not finite, such as a mean over nothing."""
 
-# What the Trainer measures with a clock; it would differ between two equal runs.
+# Clock times that the Trainer logs; they would differ between two equal runs.
 _CLOCKED = ("_runtime", "_per_second", "_preparation_time", "step_time")
 
 
 def train(trainer: SelectedTrainer) -> list[Logged]:
-    """Train to the end, resuming from the last sound checkpoint; returns what was logged, a step a row.
+    """Train to the end, resuming from the last sound checkpoint; return one row of logs per step.
 
-    Checkpoints that a kill cut short, and damaged ones, are removed.
+    Incomplete and damaged checkpoints are removed.
     """
     return train_from(trainer, last_sound_checkpoint(Path(trainer.args.output_dir)))
 
 
 def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
-    """Train to the end, from the start if there is no checkpoint; returns what was logged, a step a row.
+    """Train to the end, from the start if there is no checkpoint; return one row of logs per step.
 
     Raises `DivergedError`, naming the tensor, for weights that training made NaN or infinite.
     """
@@ -40,7 +40,7 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
         advice="Lower the learning rate, or check the data.",
         kind=DivergedError,
     )
-    # A checkpoint's log is read back with its keys sorted.
+    # Logs read from a checkpoint have sorted keys.
     logged = [
         {name: _finite(value) for name, value in sorted(row.items()) if not name.endswith(_CLOCKED)}
         for row in trainer.state.log_history
@@ -49,12 +49,12 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
 
 
 def state_bytes(trainer: SelectedTrainer) -> int:
-    """Bytes of the training state: indices, masters, gradient, slots and the optimizer's moments."""
+    """Return the bytes of the training state: indices, master weights, gradient, slots and the optimizer's moments."""
     return trainer.selected.num_bytes + moment_bytes(trainer)
 
 
 def moment_bytes(trainer: Trainer) -> int:
-    """Bytes of the optimizer's moments."""
+    """Return the bytes of the optimizer's moments."""
     return sum(
         value.nbytes
         for state in (trainer.optimizer.state.values() if trainer.optimizer else ())
@@ -64,7 +64,7 @@ def moment_bytes(trainer: Trainer) -> int:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Once a stage's result stands, its checkpoints have served."""
+    """Remove a stage's checkpoints once its result is written."""
     for checkpoint in folder.glob("checkpoint-*"):
         remove_checkpoint(checkpoint)
 

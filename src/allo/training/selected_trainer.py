@@ -1,8 +1,8 @@
-"""Training on selected weights: `transformers.Trainer` with a flat vector of its own.
+"""Training on selected weights: `transformers.Trainer` with its own flat vector.
 
-Schedules, logging, checkpoints and resume are the Trainer's. Its unit here is the optimizer step: the data
-loader gives a step's rows, the same on every rank, and `training_step` cuts them into micro-batches of its own
-and adds up the flat gradient. `checkpointing.py` has what a checkpoint saves, `trainer.py` the losses.
+Schedules, logging, checkpoints and resuming are the Trainer's. Its unit here is the optimizer step: the data loader
+yields a step's rows, the same on every rank. `training_step` cuts them into micro-batches and accumulates the flat
+gradient. `checkpointing.py` defines a checkpoint's content, `trainer.py` the losses.
 """
 
 import itertools
@@ -48,36 +48,35 @@ REFERENCE_FILE = "reference.safetensors"
 
 
 class SelectedTrainer(CheckpointedTrainer):
-    """What the forget, improve and fine-tuning trainers share.
+    """The base class of the forget, improve and fine-tuning trainers.
 
     `mask` says which weights train. The data sets are iterables of rows, such as a list or a `datasets.Dataset`, in
-    every form that `data.pairs` reads: text or messages, with `prompt` or with the prompt inside of the answers.
-    `records`: the rows are a run's own, and are taken as they are. `num_dropped` training rows did not fit into
-    `max_length` tokens. The model's dropout is switched off for good.
+    every form that `data.pairs` reads: text or messages, with `prompt` or with the prompt inside the answers.
+    `records`: the rows are a run's own records, used unchanged. `num_dropped` training rows did not fit into
+    `max_length` tokens. The model's dropout is switched off permanently.
 
-    An optimizer step is over per_device_train_batch_size * gradient_accumulation_steps * processes rows. They
-    are computed in micro-batches of per_device_train_batch_size rows, or, with `max_tokens_per_batch`, of as
-    many as have so many tokens with their padding: the loss is the same.
+    An optimizer step has per_device_train_batch_size * gradient_accumulation_steps * processes rows. A micro-batch
+    has per_device_train_batch_size rows or, with `max_tokens_per_batch`, as many as fit into that many tokens,
+    padding included. The loss is the same.
 
     Rows have at most `max_length` tokens (1200), prompt and completion together.
 
-    `reference`: "swap" (the default) puts the reference's weights in place once a step, for a forward pass of its rows;
-    "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
-    `gradient_dtype` is that in which several processes add up their gradients.
-    With `lean` a trained weight takes 8 bytes of training state in place of 20 (`weights/lean_adamw.py`).
+    `reference`: "swap" (the default) puts the reference's weights in place once per step, for a forward pass of its
+    rows. "precomputed" computes its log-probs once, before training, and keeps them in the output folder.
+    `gradient_dtype` is the dtype in which processes sum their gradients. With `lean` a trained weight takes 8 bytes
+    of training state instead of 20 (`weights/lean_adamw.py`).
 
-    Trainers with `takes_config` read `trl.DPOConfig` as `args`, too: see `dpo_config.py`.
+    Trainers with `takes_config` also accept `trl.DPOConfig` as `args`: see `dpo_config.py`.
 
-    Raises `UserError` for a mask of another model, for settings that are not supported, and when the
-    loss is no longer finite.
+    Raises `UserError` for a mask of another model, for unsupported settings, and if the loss becomes NaN or infinite.
     """
 
-    # Of `record`, in the order in which ranks add them up.
+    # The names given to `record`, in the order in which ranks sum them.
     metrics: tuple[str, ...] = ()
     needs_reference = True
     loss_title = "loss"  # in errors
-    takes_config = False  # of TRL
-    config_losses: Collection[str] = ()  # its `loss_type`s that the trainer has
+    takes_config = False  # from TRL
+    config_losses: Collection[str] = ()  # the config's `loss_type`s that the trainer has
     read_rows: Callable[..., tuple[list[Any], Reading]]
     make_rows: Callable[..., tuple[list[dict[str, Any]], Counts]]
     optimizer: torch.optim.Optimizer | None
@@ -110,7 +109,7 @@ class SelectedTrainer(CheckpointedTrainer):
         check_ids_fit(processing_class, model.config, ref=model.name_or_path or type(model).__name__)
         self.rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.rows_a_step *= max(args.world_size, 1)
-        args.gradient_accumulation_steps = 1  # to the Trainer a step is one batch
+        args.gradient_accumulation_steps = 1  # for the Trainer, a step is one batch
         switch_off_dropout(model)
         check_whole(model)
         check_head(model)
@@ -151,19 +150,19 @@ class SelectedTrainer(CheckpointedTrainer):
         )
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator | CompletionCollator:
-        """What lays the rows out for this model."""
+        """Return the collator for this model."""
         return CompletionCollator(pad_id)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
-        """The micro-batch's share of the optimizer step's loss -> scalar."""
+        """Return the micro-batch's share of the optimizer step's loss, a scalar."""
         raise NotImplementedError
 
     def num_items(self, rows: Sequence[Row]) -> int:
-        """What rows add to the loss's denominator."""
+        """Return what these rows add to the loss's denominator."""
         raise NotImplementedError
 
     def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """rho_t of the completion tokens [C, L] fp32, and the policy's log-probs behind it."""
+        """Return rho_t of the completion tokens [C, L] fp32, and the policy's log-probs that it comes from."""
         if "ref_logps" not in batch:
             (reference,) = self._ref_logps([batch])
             batch = batch | reference
@@ -172,22 +171,22 @@ class SelectedTrainer(CheckpointedTrainer):
 
     @torch.no_grad()
     def _ref_logps(self, batches: Iterable[Batch]) -> list[Batch]:
-        """The reference's `ref_logps` [C, L] of each batch, by one swap for all of them."""
+        """Return the reference's `ref_logps` [C, L] of each batch, with one swap for all."""
         with self.selected.swapped("ref"):
             return [{"ref_logps": per_token_logps(self.model, batch)} for batch in batches]
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
-        """Rows as the model reads them, on its device. Masks are large: one batch lives at a time."""
+        """Collate rows onto the model's device. Masks are large, so only one batch exists at a time."""
         batch: Batch = self._prepare_inputs(self.data_collator(rows))
         return batch
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; a precomputed reference is computed first."""
+        """Train like the Trainer, after computing a precomputed reference."""
         self.precompute_reference()
         return super().train(*args, **kwargs)
 
     def precompute_reference(self) -> None:
-        """With `reference: precomputed`, compute it under the weights as they are, unless that was done."""
+        """Compute the reference from the current weights if `reference` is "precomputed" and it is missing."""
         if (
             not self.needs_reference
             or self.reference != "precomputed"
@@ -232,7 +231,7 @@ class SelectedTrainer(CheckpointedTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader[Row]:
-        """The rows of one optimizer step at a time, the same on every rank."""
+        """Return a loader of each optimizer step's rows, the same on every rank."""
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.rows_a_step,
@@ -249,7 +248,7 @@ class SelectedTrainer(CheckpointedTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Row]:
-        """Rows in their order, the same on every rank."""
+        """Return a loader of the rows in order, the same on every rank."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.per_device_eval_batch_size * num_ranks()
         return DataLoader(rows, batch_size=size, collate_fn=list)
@@ -257,7 +256,7 @@ class SelectedTrainer(CheckpointedTrainer):
     def training_step(
         self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward passes of a step's rows -> its loss, the same on every rank."""
+        """Run forward and backward passes of a step's rows; return its loss, the same on every rank."""
         self.model.train()
         if callable(mode := getattr(self.optimizer, "train", None)):  # schedule-free ones have two
             mode()
@@ -275,12 +274,12 @@ class SelectedTrainer(CheckpointedTrainer):
         return total
 
     def floating_point_ops(self, inputs: Sequence[Row]) -> int:
-        """The Trainer's estimate, of the rows' own tokens."""
+        """Estimate operations like the Trainer, for the rows' own tokens."""
         tokens = sum(map(self.data_collator.num_tokens, inputs))
         return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Sequence[Row]) -> None:
-        """Count a step's tokens as the model reads them, with the padding of the micro-batches if "all" are counted."""
+        """Count a step's tokens as the model reads them; "all" includes the padding of micro-batches."""
         match self.args.include_num_input_tokens_seen:
             case "all":
                 parts = self._micro_batches(inputs)
@@ -292,23 +291,23 @@ class SelectedTrainer(CheckpointedTrainer):
         self.state.num_input_tokens_seen += seen
 
     def record(self, count: Tensor | int, totals: Mapping[str, Tensor | float]) -> None:
-        """Add a micro-batch's totals over `count` things; `log` reports the means since the last log."""
+        """Add a micro-batch's totals over `count` items; `log` reports the means since the last log."""
         for name, total in totals.items():
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (before[0] + float(total), before[1] + float(count))
 
     def _take_means(self) -> dict[str, float]:
-        """The means over all ranks since the last call."""
+        """Return the means over all ranks since the last call."""
         assert self._sums.keys() <= {"loss", *self.metrics}, f"{sorted(self._sums)} are not all in `metrics`"
         names = ("loss", *self.metrics)
-        # On several ranks through the device that they talk by.
+        # With several ranks, on the device that they communicate through.
         sums = torch.tensor([self._sums.get(name, (0.0, 0.0)) for name in names], device=self.args.device)
         self._sums = {}
         totals = sum_over_ranks(sums).tolist()
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
     def _check_finite(self, name: str, value: Tensor) -> None:
-        """Stop before a broken step. A checkpoint is known to be good once a later step was sound."""
+        """Raise DivergedError before a broken step. A checkpoint counts as good after one more sound step."""
         if math.isfinite(value.item()):
             return
         checkpoints = whole_checkpoints(Path(self.args.output_dir))
@@ -327,7 +326,7 @@ class SelectedTrainer(CheckpointedTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss and metrics of `eval_dataset`'s rows, or of those given at the beginning."""
+        """Return the loss and metrics of `eval_dataset`'s rows, by default those given to the constructor."""
         rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
         if rows and self.needs_reference and self.reference == "precomputed":
             raise UserError(
@@ -344,7 +343,7 @@ class SelectedTrainer(CheckpointedTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The training step's loss and metrics, over their own denominators whatever the batches."""
+        """Compute the training step's loss and metrics, over their own denominators for any batches."""
         self.precompute_reference()
         training, self._sums = self._sums, {}
         self.model.eval()
@@ -361,7 +360,7 @@ class SelectedTrainer(CheckpointedTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's, but the model stays as it is: DDP would send dense gradients in dense buckets."""
+        """Create the accelerator without wrapping the model: DDP would send dense gradients in dense buckets."""
         super().create_accelerator_and_postprocess()
         prepare = self.accelerator.prepare_model
         self.accelerator.prepare_model = lambda model, **_: prepare(model, evaluation_mode=True)

@@ -1,4 +1,4 @@
-"""The three losses that train selected weights: fine-tuning, forgetting, improving."""
+"""The three trainers of selected weights: fine-tuning, forgetting, improving."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ from allo.weights.selection import stable_hash
 
 
 def _number(name: str, value: float, *, most: float = math.inf) -> float:
-    """Return a setting that is above 0 and at most `most`; a `UserError` names any other."""
+    """Return a setting that is above 0 and at most `most`; raise a `UserError` that names any other."""
     if not (0 < value <= most and math.isfinite(value)):
         bound = "" if most == math.inf else f" and at most {most:g}"
         raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
@@ -76,11 +76,11 @@ class ForgetTrainer(SelectedTrainer):
     weighted token. "sequence" is NPO of each completion, from the weighted sum of its log-ratios. "unlikelihood" is
     -log(1 - pi) of each weighted token, without a reference. The trainer takes the mean over tokens or completions.
 
-    The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights`
-    (all tokens count where the column is missing). The reference is the model as given.
+    The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights` (by default
+    all tokens count). The reference is the model as given.
 
-    With `until` the first step that finds its weighted tokens at a mean probability below it is the last. AdamW's steps
-    do not shrink with the slope, so that a higher rate would else not forget sooner but more.
+    With `until`, training stops once the weighted tokens' mean probability falls below it. AdamW's steps do not
+    shrink with the slope. Without `until`, a higher learning rate therefore forgets more rather than sooner.
     """
 
     metrics = (
@@ -119,7 +119,7 @@ class ForgetTrainer(SelectedTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def has_forgotten(self, until: float) -> bool:
-        """Whether the last step found the weighted tokens of all ranks at a mean probability below `until`."""
+        """Return True if the last step's weighted tokens, over all ranks, have a mean probability below `until`."""
         both = torch.tensor([self._believed.total, self._believed.count], device=self.args.device)
         total, count = sum_over_ranks(both).tolist()
         return total < until * count
@@ -157,7 +157,7 @@ class ForgetTrainer(SelectedTrainer):
 
 
 class _UntilForgotten(TrainerCallback):
-    """Ends training where it is forgotten, without a checkpoint: resumed from one it would go on."""
+    """A callback that stops training once tokens are forgotten, without a checkpoint: a resumed run would train on."""
 
     def __init__(self, trainer: ForgetTrainer, until: float) -> None:
         self._trainer, self._until = trainer, until
@@ -169,7 +169,7 @@ class _UntilForgotten(TrainerCallback):
             control.should_training_stop = control.should_log = True
             control.should_save = False
 
-    on_epoch_end = on_step_end  # the step may be an epoch's last, and checkpoints be saved at its end
+    on_epoch_end = on_step_end  # a step may end its epoch, which may save a checkpoint
 
 
 _DPO: str | LossFunction = "dpo"
@@ -180,14 +180,14 @@ class ImproveTrainer(SelectedTrainer):
 
         ImproveTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1, keep=0.5)
 
-    `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` it is DPO; with a full mask
-    besides, it is plain DPO. The reference is the model as given.
+    `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` and a full mask,
+    this is plain DPO. The reference is the model as given.
 
-    `loss` names one of `allo.recipe.losses.PAIR_LOSSES`, or is a function like theirs; `loss_settings` are its own.
-    `anchor` adds that much of the chosen completion's mean negative log-likelihood a token (RPO, arXiv
-    2404.19733). `filter` says which tokens of a rejected completion are kept: those of "lowest" or "highest"
-    log-ratio, or "random" ones, drawn anew each step.
-    With `shared_prefix` a pair is one row, its prompt computed once, where the model's attention allows it.
+    `loss` names one of `allo.recipe.losses.PAIR_LOSSES`, or is such a function; `loss_settings` are its own. `anchor` weighs an
+    added term: the chosen completion's mean negative log-likelihood per token (RPO, arXiv 2404.19733). `filter` says
+    which tokens of a rejected completion are kept: those of "lowest" or "highest" log-ratio, or "random" ones, drawn
+    again each step. With `shared_prefix` a pair is one row, its prompt computed once, if the model's attention allows
+    it.
 
     Raises `UserError` for a loss or a setting that `chosen_losses.chosen_pair_loss` refuses.
     """
@@ -245,8 +245,10 @@ class ImproveTrainer(SelectedTrainer):
     def training_step(
         self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As the other trainers'. Rewards count from the next step on, so that a step's micro-batches and ranks
-        see one mean; at the first it is exact, since all are 0."""
+        """Take a step; its rewards enter the mean from the next step on.
+
+        All micro-batches and ranks of a step thus use one mean. At the first step all rewards are 0, so it is exact.
+        """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.needs.reward_mean:
             seen, self._step_rewards = self._step_rewards, RunningMean()
@@ -304,7 +306,7 @@ class ImproveTrainer(SelectedTrainer):
         return losses.reduce(pair_losses, torch.ones_like(pair_losses), denominator=denominator)
 
     def _pairs(self, batch: Batch) -> tuple[PairLogps, Tensor, Tensor]:
-        """What the loss sees, the rejected tokens that it keeps [B, L], and whole completions' rewards [2B]."""
+        """Return the loss's input, the kept rejected tokens [B, L], and whole completions' rewards [2B]."""
         chosen_lengths, rejected_lengths = batch["completion_mask"].sum(-1).chunk(2)
         _, rejected_mask = batch["completion_mask"].chunk(2)
         if self.needs_reference:

@@ -1,4 +1,4 @@
-"""A trainer's data sets, read as users' rows are read, as rows of token ids."""
+"""A trainer's data sets, read like users' rows, as rows of token ids."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ IdRows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class RowReader:
-    """The way from a data set to rows of token ids, and the counts of those that were dropped or cut.
+    """A reader of data sets into rows of token ids, with counts of dropped and cut rows.
 
-    `read` reads the forms that users' rows have; None: the rows are a run's own records. `tokenize` makes the ids.
-    With `cuts_ends` completions lose what is beyond `max_length`, as in TRL; otherwise prompts lose their beginning.
+    `read` reads the forms of users' rows; None: the rows are a run's own records. `tokenize` makes the ids. With
+    `cuts_ends`, completions lose tokens beyond `max_length`, as in TRL; otherwise prompts lose their beginning.
     """
 
     model: PreTrainedModel
@@ -58,9 +58,9 @@ class RowReader:
         return rows, replace(counts, equal=counts.equal + unread)
 
     def _ends_cut(self, rows: IdRows, name: str) -> IdRows:
-        """Cut rows as TRL's `truncation_mode` "keep_start" does: completions lose what is beyond `max_length`.
+        """Cut rows like TRL's `truncation_mode` "keep_start": completions lose tokens beyond `max_length`.
 
-        A row whose prompt fills `max_length`, or whose remaining tokens have no weight, is left out.
+        Rows whose prompt fills `max_length`, or whose remaining tokens have no weight, are dropped.
         """
         kept = []
         for row in rows:

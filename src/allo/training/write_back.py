@@ -10,9 +10,9 @@ from allo.weights.selected import SelectedWeights
 
 
 class WriteBack(TrainerCallback):
-    """After each optimizer step the masters go into the model; a checkpoint is marked complete last.
+    """A callback that writes master weights into the model after each step, and marks a checkpoint complete.
 
-    A checkpoint ends an interval of logging, so that a run resumed from it logs the same means.
+    Saving a checkpoint also ends a logging interval, so that a resumed run logs the same means.
     """
 
     def __init__(self, selected: SelectedWeights) -> None:

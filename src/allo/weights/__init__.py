@@ -1,1 +1,1 @@
-"""Which weights: importance, exact selection, the mask, the selected weights that train; and weights on disk."""
+"""Importance scores, exact selection, masks, the selected weights in training, and weights on disk."""

@@ -1,7 +1,7 @@
 """Model folders with safetensors, read and written tensor by tensor in bounded memory.
 
-Headers alone give names, shapes and dtypes. Data are read with plain file reads rather than mapped:
-pages of a mapping count as resident until they are dropped, plain reads leave one piece at a time.
+Names, shapes and dtypes come from the headers alone. Data come through plain reads, one piece at a time: the pages of
+a memory mapping would stay resident until they are dropped.
 """
 
 import math
@@ -29,11 +29,11 @@ SUFFIX = ".safetensors"
 ADAPTER = "adapter_config.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _AGAIN = "Copy or download it again."
-_LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-# Entries of a tensor read at a time: what is done with them finds them in the processor's cache.
+_LARGEST_HEADER = 100_000_000  # bytes, the safetensors library's own limit
+# Entries of a tensor read at a time, few enough to stay in the processor's cache while they are processed.
 PIECE = 1 << 19
 
-# Other formats' weights beside a checkpoint: a patched copy must not carry them along unpatched.
+# Weights in other formats: a patched copy of the folder must not contain them unpatched.
 _WEIGHTS = {
     *(".bin", ".pt", ".pth", ".ckpt", ".gguf", ".safetensors", ".part"),
     *(".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".tflite", ".npz"),
@@ -46,7 +46,7 @@ _MERGE = (
     "model = PeftModel.from_pretrained(t.{kind}.from_pretrained(base), adapter).merge_and_unload(); "
     "model.save_pretrained(out); t.AutoTokenizer.from_pretrained(base).save_pretrained(out)"
 )
-_PICKLES = "pytorch_model*.bin"  # what transformers calls pickled weights
+_PICKLES = "pytorch_model*.bin"  # the name that transformers gives pickled weights
 _CONVERT = (
     "import glob, sys, torch; from safetensors.torch import save_file; "
     f'files = sorted(glob.glob(glob.escape(sys.argv[1]) + "/{_PICKLES}")); '
@@ -58,7 +58,7 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: `num_bytes` bytes from `offset` on in `file`."""
+    """A tensor's place on disk: `num_bytes` bytes of `file`, starting at `offset`."""
 
     file: Path
     dtype: torch.dtype
@@ -80,7 +80,7 @@ class Checkpoint:
         """Read the headers of the files that `weight_files` finds.
 
         Raises UserError as `weight_files` does, for a truncated or damaged file, and for a tensor that the index
-        promises but no shard has.
+        names but no shard has.
         """
         folder = Path(folder)
         files = weight_files(folder)
@@ -101,7 +101,7 @@ class Checkpoint:
         return {name: entry.shape for name, entry in self.stored.items()}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """The flattened tensor, at most `PIECE` entries at a time (CPU, the stored dtype)."""
+        """Yield the flattened tensor, at most `PIECE` entries at a time (CPU, the stored dtype)."""
         entry = self.stored[name]
         step = PIECE * entry.dtype.itemsize
         with entry.file.open("rb") as file:
@@ -113,7 +113,7 @@ class Checkpoint:
                 yield data.view(entry.dtype)
 
     def pages(self, name: str, starts: Sequence[int], num: int) -> Tensor:
-        """The `num` entries of the flattened tensor from each of `starts` on, one after the other."""
+        """Return `num` entries of the flattened tensor from each of `starts` on, concatenated."""
         entry = self.stored[name]
         step = num * entry.dtype.itemsize
         data = torch.empty(len(starts) * step, dtype=torch.uint8)
@@ -126,13 +126,13 @@ class Checkpoint:
         return data.view(entry.dtype)
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor (CPU, the stored dtype)."""
+        """Return the whole tensor (CPU, the stored dtype)."""
         entry = self.stored[name]
         flat = torch.cat(list(self.pieces(name))) if entry.num_bytes else torch.empty(0, dtype=entry.dtype)
         return flat.reshape(entry.shape)
 
     def digest(self, name: str) -> str:
-        """As `digests` gives it for the same tensor in memory."""
+        """Return the digest that `digests` gives the same tensor in memory."""
         state = Digest(self.stored[name].dtype, self.stored[name].shape)
         for piece in self.pieces(name):
             state.update(piece)
@@ -140,13 +140,13 @@ class Checkpoint:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Identifies a folder's weights by names, dtypes, shapes and bits; sharding does not matter."""
+    """Return a digest of all tensors' names, dtypes, shapes and bits; sharding does not change it."""
     checkpoint = Checkpoint.open(folder)
     return combine({name: checkpoint.digest(name) for name in checkpoint.stored})
 
 
 def refuse_pickles(folder: Path) -> None:
-    """UserError, with the command that converts them, where `folder` holds pickled weights."""
+    """Raise UserError, with the command that converts them, if `folder` holds pickled weights."""
     pickled = sorted(file.name for file in folder.glob(_PICKLES))
     if pickled:
         raise UserError(
@@ -156,7 +156,7 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def check_same_layout(base: Checkpoint, tuned: Checkpoint) -> None:
-    """UserError naming the first tensor whose presence, shape or dtype differs."""
+    """Raise UserError naming the first tensor whose presence, shape or dtype differs."""
     for name in [*base.stored, *(name for name in tuned.stored if name not in base.stored)]:
         sides = [checkpoint.stored.get(name) for checkpoint in (base, tuned)]
         left, right = (f"{CODES[s.dtype]} {list(s.shape)}" if s else "absent" for s in sides)
@@ -170,10 +170,10 @@ def check_same_layout(base: Checkpoint, tuned: Checkpoint) -> None:
 def write_like(
     base: Checkpoint, out: str | Path, patched: Callable[[str, Iterator[Tensor]], Iterable[Tensor]]
 ) -> None:
-    """Write `base` again as the folder `out`: same sharding, headers and other files, patched data.
+    """Write a copy of `base` to the folder `out`: same sharding, headers and other files, patched data.
 
-    `patched(name, pieces)` gets a tensor's flat pieces and gives pieces of the same total size.
-    Everything is written aside. UserError when `out` already holds something.
+    `patched(name, pieces)` gets a tensor's flat pieces and returns pieces of the same total size. `out` appears once
+    it is complete. Raises UserError if `out` is not empty.
     """
     with folder_written_aside(Path(out)) as part:
         for file in base.files:
@@ -201,11 +201,11 @@ def _damaged(file: Path, what: str) -> UserError:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that hold a folder's weights: `model.safetensors`, or the shards that its index names.
 
-    Everything that reads weights asks this function, so all of it reads the same tensors. Weights under other names
-    (`consolidated.safetensors`, `model.fp16.safetensors`, `pytorch_model.bin` beside safetensors) are not read.
+    Every reader of weights calls this function, so all read the same tensors. Weights under other names are ignored
+    (`consolidated.safetensors`, `model.fp16.safetensors`, `pytorch_model.bin` beside safetensors).
 
-    Raises UserError for a missing folder or shard, for pickled weights (with the command that converts them), for an
-    adapter, and where two files could be meant: a whole model beside shards, or a shard that the index does not name.
+    Raises UserError for a missing folder or shard, an adapter, and pickled weights (with the command that converts
+    them). Also if the choice is ambiguous: a whole model beside shards, or a shard that the index does not name.
     """
     if not folder.is_dir():
         raise UserError(
@@ -254,9 +254,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise UserError, with the command that merges it, for a folder that holds an adapter.
+    """Raise UserError, with the command that merges it, if `folder` holds an adapter.
 
-    transformers puts an adapter onto the weights without a word, where PEFT is installed.
+    With PEFT installed, transformers would silently apply the adapter to the weights.
     """
     file = folder / ADAPTER
     if not file.exists():
@@ -279,7 +279,7 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
-    """Raise UserError if config.json sends transformers to another file (`transformers_weights`)."""
+    """Raise UserError if config.json points transformers to another file (`transformers_weights`)."""
     config = folder / "config.json"
     if not config.is_file():
         return
@@ -291,7 +291,7 @@ def _refuse_other_name(folder: Path, named: Sequence[str]) -> None:
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """Return the folder's config.json; raises UserError if it is no JSON object."""
+    """Return the folder's config.json. Raises UserError unless it is a JSON object."""
     return _json_object(folder / "config.json")
 
 
@@ -324,7 +324,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _read_header(file: Path) -> dict[str, Stored]:
-    """The safetensors header: 8 bytes of length, then JSON, then the data it gives offsets into."""
+    """Parse a safetensors header: 8 bytes of length, JSON, then the data that its offsets refer to."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -353,7 +353,7 @@ def _wrong_about(name: str, file: Path) -> UserError:
 
 
 def _entry(file: Path, name: str, raw: Any, start: int) -> Stored:
-    """One tensor of a header whose data begin at byte `start`."""
+    """Parse one tensor's entry in a header; `start` is the byte at which the data begin."""
     match raw:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [first, last]}:
             sizes = [*shape, first, last]

@@ -1,4 +1,4 @@
-"""The identity of weights: digests of tensors' bits, and one fingerprint of a whole model."""
+"""Digests of tensors' bits, and one fingerprint of a whole model."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-# Entries hashed at a time where a tensor must first come from an accelerator.
+# Entries hashed at a time if a tensor must first be copied from an accelerator.
 _PIECE = 1 << 20
 
-# safetensors' names of the dtypes.
+# Names of the dtypes in safetensors.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -29,18 +29,18 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def as_bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers: -0.0 differs from 0.0, and NaNs compare by their payload."""
+    """Return the same memory as integers: -0.0 differs from 0.0, and NaNs compare by their payload."""
     return tensor.view(_INTEGERS[tensor.dtype.itemsize])
 
 
 class Digest:
-    """sha256 over a tensor's dtype, shape and little-endian bytes, row-major, fed piece by piece."""
+    """A sha256 over a tensor's dtype, shape and row-major little-endian bytes, fed piece by piece."""
 
     def __init__(self, dtype: torch.dtype, shape: Iterable[int]) -> None:
         self._state = hashlib.sha256(f"{CODES[dtype]} {list(shape)}\n".encode())
 
     def update(self, piece: Tensor) -> None:
-        """Go on with these entries (CPU, contiguous, one-dimensional)."""
+        """Hash the next entries (CPU, contiguous, one-dimensional)."""
         self._state.update(as_bits(piece).numpy().data)
 
     def hexdigest(self) -> str:
@@ -48,7 +48,7 @@ class Digest:
 
 
 def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Each live tensor's digest, equal to that of the tensor saved with safetensors."""
+    """Return the digest of each tensor in memory, equal to that of the tensor saved with safetensors."""
     result = {}
     for name, tensor in tensors:
         state = Digest(tensor.dtype, tensor.shape)
@@ -59,11 +59,11 @@ def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
 
 
 def combine(tensor_digests: Mapping[str, str]) -> str:
-    """One fingerprint of a whole model from its tensors' digests, whatever their order."""
+    """Combine the tensors' digests, in any order, into one fingerprint of the model."""
     lines = "".join(f"{name} {tensor_digests[name]}\n" for name in sorted(tensor_digests))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def fingerprint_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Equal to `checkpoints.fingerprint` of the folder that the tensors are saved to."""
+    """Return what `checkpoints.fingerprint` gives for the folder that the tensors are saved to."""
     return combine(digests(tensors))

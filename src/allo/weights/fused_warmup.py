@@ -7,9 +7,9 @@ The rule, for a matrix of weights W with gradient G [R, C], in micro-batch t = 1
     delta -= rate * clamp(G / sqrt(r c / mean r), -1, 1)
     W = round(W_start + delta)
 
-The factored second moments are Adafactor's (arXiv 1804.04235, algorithm 4); a vector keeps
-its own. The clamp makes it a soft sign: a weight moves by at most `rate`, as under Adam, so that the
-deltas of large gradients do not outgrow those of steady ones.
+The factored second moments are Adafactor's (arXiv 1804.04235, algorithm 4); a vector keeps one per entry. The clamp
+acts as a soft sign: as under Adam, a weight moves by at most `rate`, so that deltas from large gradients do not
+outgrow deltas from steady ones.
 """
 
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-# Entries updated together: the scratch in fp32 beside one dense gradient.
+# Entries updated together, which bounds the fp32 scratch.
 _PIECE = 1 << 20
 _DECAY = 0.8
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class FusedWarmup:
-    """The rule above for every weight of a model; `update` takes gradients as `gradients_taken` hands them.
+    """The module's update rule for every weight of a model; `update` takes gradients from `gradients_taken`.
 
         warmup = FusedWarmup(model)
         with gradients_taken(model, warmup.update):
             for warmup.rate in rates:
                 loss(next(batches)).backward()
 
-    A micro-batch is an update; nothing is accumulated and no global norm is clipped, since no two
-    gradients are ever there together. Device memory: the weights, one dense gradient, R + C numbers a
-    matrix and scratch of 2^20 entries. Host memory: fp32 deltas, and the starting weights in the model's dtype.
+    Each micro-batch is an update. Gradients are neither accumulated nor clipped by a global norm, because no two
+    exist at the same time. Device memory holds the weights, one dense gradient, R + C numbers per matrix and 2^20
+    entries of scratch. Host memory holds the fp32 deltas and, in the model's dtype, the starting weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,37 +64,37 @@ class FusedWarmup:
 
     @property
     def deltas(self) -> Mapping[str, Tensor]:
-        """How far each weight has moved, [shape] fp32 in host memory: no copies."""
+        """Return each weight's total change, [shape] fp32 in host memory, without copying."""
         return self._deltas
 
     def weights(self, name: str) -> Tensor:
-        """The warm-up model's weights [shape] in fp32, before they are rounded to the model's dtype."""
+        """Return the warmed-up weights [shape] in fp32, before rounding to the model's dtype."""
         return self._start[name].float() + self._deltas[name]
 
     @property
     def host_bytes(self) -> int:
-        """Of the deltas and the starting weights."""
+        """Return the bytes of the deltas and the starting weights."""
         held = (*self._start.values(), *self._deltas.values())
         return sum(tensor.nbytes for tensor in held)
 
     @property
     def device_bytes(self) -> int:
-        """Of the second moments, beside the model's weights."""
+        """Return the bytes of the second moments; the model's weights are not counted."""
         return sum(moments.num_bytes for moments in self._moments.values())
 
 
 class _SecondMoments:
-    """Running means of a tensor's squared gradient: of each row and column, or of each entry of a vector."""
+    """Running means of a tensor's squared gradient, by row and column; by entry for a vector."""
 
     def __init__(self, param: Tensor) -> None:
         num_rows, num_columns = _as_matrix(param).shape
         self._rows = torch.zeros(num_rows, device=param.device)
-        # A vector is one row: its column means are its entries' own.
+        # A vector is one row, so each column mean is that of one entry.
         self._columns = torch.zeros(num_columns, device=param.device)
         self._num_updates = 0
 
     def add(self, gradient: Tensor) -> None:
-        """Take up a gradient [R, C]."""
+        """Add a gradient [R, C] to the means."""
         self._num_updates += 1
         decay = 1 - self._num_updates**-_DECAY
         self._rows.mul_(decay)
@@ -106,10 +106,10 @@ class _SecondMoments:
             self._columns.add_(squares.sum(0), alpha=(1 - decay) / num_rows)
 
     def normalised(self, gradient: Tensor, rows: slice) -> Tensor:
-        """G / sqrt(r c / mean r) of some rows [n, C], in fp32; 0 where the gradient is 0."""
+        """Return G / sqrt(r c / mean r) for some rows [n, C], in fp32; 0 if the gradient is 0."""
         of_rows = self._rows[rows].clamp(min=_SMALLEST).rsqrt_().unsqueeze(1)
         of_columns = self._columns.clamp(min=_SMALLEST).rsqrt_()
-        # In this order no product leaves the range of fp32.
+        # Multiplied in this order, no product leaves the range of fp32.
         return (gradient.float() * of_rows).mul_(of_columns).mul_(self._rows.mean().sqrt())
 
     @property
@@ -118,12 +118,12 @@ class _SecondMoments:
 
 
 def _as_matrix(tensor: Tensor) -> Tensor:
-    """A view [R, C]: a vector as one row, later dimensions together."""
+    """Return a view [R, C]: a vector becomes one row, later dimensions are joined."""
     return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(len(tensor), -1)
 
 
 def _pieces(matrix: Tensor) -> list[slice]:
-    """Slices of whole rows with about `_PIECE` entries each."""
+    """Return slices of whole rows with about `_PIECE` entries each."""
     num_rows, num_columns = matrix.shape
     size = max(1, _PIECE // max(num_columns, 1))
     return [slice(start, start + size) for start in range(0, num_rows, size)]

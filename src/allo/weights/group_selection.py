@@ -1,12 +1,12 @@
 """Exact selection of whole groups of weights by their norm: rows, columns or blocks of every matrix.
 
-The norm of a group is the root mean square of its entries' scores. The mean, not the sum, so that a long row
-and a short one, or a block and the smaller one at the edge, are compared by what a weight of them is worth. A
-tensor of one dimension (a norm, a bias) has no lines: each of its entries is a group. A tensor of three or
-more counts as the matrix of its first dimension by all others.
+The norm of a group is the root mean square of its entries' scores. A mean, unlike a sum, lets groups of different
+sizes compete: a long row with a short one, a block with a smaller one at the edge. In a one-dimensional tensor (a
+norm, a bias) each entry is a group. A tensor of three or more dimensions is treated as a matrix of its first
+dimension by all others.
 
-Memory: 12 bytes a group while scores come in, some 60 while the groups are ordered, then one byte a weight of
-the largest tensor beside the result.
+Memory: 12 bytes per group while scores arrive and about 60 while groups are sorted. Then one byte per weight of the
+largest tensor, in addition to the result.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from allo.weights.selection import PIECE, Entries, select, select_among, stable_
 
 @dataclass(frozen=True)
 class Tiles:
-    """A tensor as a matrix, cut into tiles, each a group; they are numbered line by line."""
+    """A tensor as a matrix cut into tiles; each tile is a group, numbered row by row of tiles."""
 
     height: int
     width: int
@@ -41,25 +41,25 @@ class Tiles:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tiles below each other and side by side."""
+        """Return the number of tiles down and across."""
         return math.ceil(self.height / self.tile_height), math.ceil(self.width / self.tile_width)
 
     def groups_of(self, indices: Tensor) -> Tensor:
-        """The group of each entry: flat indices [n] -> int32 [n]."""
+        """Map flat indices [n] of entries to their groups, int32 [n]."""
         rows, columns = indices // self.width, indices % self.width
         return rows // self.tile_height * self.grid[1] + columns // self.tile_width
 
     def first_entries(self, groups: Tensor) -> Tensor:
-        """The flat index of each group's first entry: int64 [n] -> int64 [n]."""
+        """Return the flat index of each group's first entry: int64 [n] -> int64 [n]."""
         down, across = groups // self.grid[1], groups % self.grid[1]
         return down * self.tile_height * self.width + across * self.tile_width
 
     def entries(self, groups: Tensor) -> Tensor:
-        """All entries of the given groups: int64 [n] -> sorted flat indices, int32."""
+        """Return all entries of the given groups, int64 [n], as sorted flat indices, int32."""
         chosen = torch.zeros(math.prod(self.grid), dtype=torch.bool)
         chosen[groups] = True
         wide = chosen.view(self.grid).repeat_interleave(self.tile_width, dim=1)[:, : self.width]
-        # Line by line of tiles where a tile is one row: nothing is repeated.
+        # If each tile is one row high, nothing needs repeating.
         tall = wide if self.tile_height == 1 else wide.repeat_interleave(self.tile_height, dim=0)
         return tall[: self.height].reshape(-1).nonzero().squeeze(1).int()
 
@@ -71,15 +71,15 @@ def select_groups(
     shapes: Mapping[str, tuple[int, ...]],
     granularity: str,
 ) -> dict[str, Tensor]:
-    """The groups of the largest norms, whole, of at most k weights together, whatever the tensors' order.
+    """Select whole groups in order of their norm, with at most k weights in total.
 
-    `tensors` as in `selection.select`; with granularity "weight" this is `select`. Groups are taken in order of
-    their norm until the next one would not fit: the result falls short of k by less than one group. Of equal
-    norms the smallest `stable_hash` of the first entry goes first, then (name, group). A selection of fewer
-    weights is a part of one of more.
+    `tensors` as in `selection.select`; with granularity "weight" this is `select`. Selection stops at the first group
+    that does not fit, so the result falls short of k by less than one group. Ties go to the smallest `stable_hash` of
+    the first entry, then to the first (name, group). The order of tensors does not matter. A smaller selection is a
+    subset of a larger one.
 
-    Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent.
-    Raises UserError for a score that is NaN, and where the first group alone has more than k weights.
+    Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent. Raises UserError for a
+    NaN score, and if the first group alone has more than k weights.
     """
     if granularity == WEIGHT:
         return select(tensors, k=k)
@@ -89,9 +89,9 @@ def select_groups(
 def select_groups_among(
     entries: Callable[[], Entries], *, k: int, shapes: Mapping[str, tuple[int, ...]], granularity: str
 ) -> dict[str, Tensor]:
-    """As `select_groups`, over a sparse stream of (name, flat indices int32 ascending, scores fp32).
+    """Select like `select_groups` from a sparse stream of (name, flat indices int32 ascending, scores fp32).
 
-    A group comes whole or not at all.
+    A group appears whole or not at all.
     """
     if granularity == WEIGHT:
         return select_among(entries, k=k)
@@ -99,7 +99,7 @@ def select_groups_among(
 
 
 def _numbered(tensors: Iterable[tuple[str, Tensor]]) -> Entries:
-    """Flat indices beside each entry, in pieces; a name that comes again at once goes on where it was."""
+    """Yield pieces with their flat indices; consecutive tensors of one name are pieces of one tensor."""
     current, start = "", 0
     for name, scores in tensors:
         current, start = name, start if name == current else 0
@@ -132,10 +132,10 @@ def _select(
 def _summed(
     entries: Entries, tiles: Mapping[str, Tiles], starts: Mapping[str, int], *, num_groups: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum of squared scores fp64 and the number of entries int32 of each group, those of all tensors [groups].
+    """Return, for all groups [groups], the sum of squared scores fp64 and the number of entries int32.
 
-    Allocated beforehand: small tensors kept between the large freed pieces would pin
-    the heap, and resident memory would grow with the model after all.
+    Both are allocated beforehand. Small tensors kept between large freed pieces would pin the heap, and resident
+    memory would grow with the model.
     """
     squares = torch.zeros(num_groups, dtype=torch.float64)
     sizes = torch.zeros(num_groups, dtype=torch.int32)
@@ -147,19 +147,19 @@ def _summed(
                 " look for NaN or infinite values in the model's weights or gradients"
             )
         groups = tiles[name].groups_of(indices.cpu()).long() + starts[name]
-        # One after the other in the order of the flat index, so that pieces of any length give the same bits.
+        # Added in order of the flat index, so that pieces of any length give the same bits.
         squares.index_add_(0, groups, scores.detach().cpu().double().square())
         sizes.index_add_(0, groups, torch.ones_like(groups, dtype=torch.int32))
     return squares, sizes
 
 
 def _first_to_fit(norms: Tensor, sizes: Tensor, hashes: Tensor, *, k: int) -> Tensor:
-    """The first groups in order of the norm that have at most k weights: their numbers, sorted int64.
+    """Return the numbers, sorted int64, of the first groups by norm that have at most k weights in total.
 
-    Groups are numbered in order of (name, group); those of size 0 are none. All arguments [groups].
+    Groups are numbered in order of (name, group); groups of size 0 are skipped. All arguments [groups].
     """
     present = sizes.nonzero().squeeze(1).numpy()
-    # A stable sort: what is equal in both stays in order of (name, group).
+    # A stable sort keeps complete ties in order of (name, group).
     order = present[np.lexsort((hashes.numpy()[present], -norms.numpy()[present]))]
     ends = sizes.numpy()[order].cumsum(dtype=np.int64)
     num_chosen = int(np.searchsorted(ends, k, side="right"))

@@ -1,21 +1,21 @@
-"""Sums over the data of something that each weight has, such as its gradient, in host memory."""
+"""Sums per weight over the data, for example of gradients, in host memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-# Entries converted together: what is copied from an accelerator and held in fp32 at a time.
+# Entries converted at a time: copied from an accelerator and held in fp32.
 _PIECE = 1 << 20
-_LOW_BITS = 16  # of an fp32 number that bf16 drops
+_LOW_BITS = 16  # bits of an fp32 number that bf16 drops
 
 
 class HostSums:
-    """One sum a weight: 4 bytes of host memory each in `torch.float32`, 2 in `torch.bfloat16`.
+    """One sum per weight: 4 bytes of host memory each in `torch.float32`, 2 in `torch.bfloat16`.
 
-    In bf16 a sum swallows addends below 1/256 of it where it is rounded to nearest. It is rounded up or
-    down at random instead, in proportion, so that it is right on average however many are added: an
-    addition errs by less than 1/128 of the sum. The same `seed` and order give the same bits.
+    A bf16 sum rounded to nearest would lose addends below 1/256 of it. It is instead rounded up or down at random, in
+    proportion, and so is correct on average for any number of addends. Each addition errs by less than 1/128 of the
+    sum. The same `seed` and order give the same bits.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class HostSums:
         yield from self._sums[name].view(-1).split(_PIECE)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The sums of one tensor [shape], in their own dtype: no copy."""
+        """Return the sums of one tensor [shape], in their own dtype, without copying."""
         return self._sums[name]
 
     @property
@@ -57,10 +57,10 @@ class HostSums:
 
 
 def _rounded_at_random(exact: Tensor, random: torch.Generator) -> Tensor:
-    """fp32 [n] -> bf16 [n], one of the two neighbours, the nearer one more often. Changes `exact`.
+    """Round fp32 [n] to one of the two bf16 neighbours [n], more often to the nearer. Changes `exact`.
 
-    A bf16 number is the upper half of an fp32 one: random lower bits carry into it in proportion to
-    the bits that are cut off. Zeros, infinities and NaNs stay, as their lower bits are zero.
+    A bf16 number is the upper half of an fp32 one: random lower bits carry into it in proportion to the dropped bits.
+    Zeros, infinities and NaNs stay, because their lower bits are zero.
     """
     bits = exact.view(torch.int32)
     bits += torch.randint(1 << _LOW_BITS, bits.shape, generator=random, dtype=torch.int32)

@@ -1,8 +1,8 @@
-"""Where the k-th of all scores probably lies: two keys from a sample, wide enough to be right nearly always.
+"""Two keys, guessed from a sample of scores, between which the k-th key nearly always lies.
 
-`selection` orders entries by key = rank of the score << 32 | a hash that is uniform. A sample of
-ranks therefore tells any key of a given place: the rank from the sample, the hash from the share
-of that rank's entries. Nothing rests on the guess being right: `selection` finds out if it is not.
+`selection` orders entries by key = rank of the score << 32 | a uniform hash. A sample of ranks therefore gives the
+key at any position: its rank from the sample, its hash from the share of that rank's entries. `selection` detects a
+wrong guess, which costs it time but leaves its result exact.
 """
 
 import math
@@ -13,30 +13,30 @@ from torch import Tensor
 
 # Ranks kept, 4 bytes each; a larger sample leaves fewer entries between the two keys.
 SAMPLE = 1 << 22
-# Half the distance of the two keys, in standard deviations; beyond 3 lies one guess in 370.
+# Half the distance between the two keys, in standard deviations; one guess in 370 lies beyond 3.
 WIDTH = 3.0
-# Places added on either side, for few entries.
+# Positions added on either side, for small numbers of entries.
 SLACK = 32
 
-# fp32 bits without the sign, of which a rank counts down.
+# The bits of fp32 without the sign; ranks count down from here.
 LARGEST_BITS = 0x7FFFFFFF
 LAST_KEY = 1 << 63
 
-# Neighbours are alike (rows, tensors): the sample's spread is that of groups of so many.
+# Neighbours (rows, tensors) are alike, so the sample's spread is computed over groups of this size.
 _GROUP = 512
 
 
 def ranks_of(scores: np.ndarray) -> np.ndarray:
-    """Non-negative fp32 scores as int32 of the same shape: the larger the score, the smaller the rank."""
-    # The mask: the bits of -0.0 are not those of 0.0.
+    """Convert non-negative fp32 scores to int32 ranks of the same shape: larger scores get smaller ranks."""
+    # The mask gives -0.0 the bits of 0.0.
     return LARGEST_BITS - (scores.view(np.int32) & LARGEST_BITS)
 
 
 def guess(scores: Iterable[Tensor], *, k: int, num_entries: int = 0) -> tuple[int, int]:
-    """Two keys between which the k-th smallest of `num_entries` keys probably lies.
+    """Return two keys between which the k-th smallest of `num_entries` keys probably lies.
 
-    `scores` is any fair sample of all scores, fp32 tensors in their order; `num_entries` says how
-    many there are in all, where the sample is not all of them.
+    `scores` is any fair sample of all scores, as fp32 tensors in order. `num_entries` is the number of all entries,
+    needed if the sample is smaller.
     """
     ranks, num_seen = _thinned(scores)
     if not len(ranks):
@@ -51,9 +51,9 @@ def guess(scores: Iterable[Tensor], *, k: int, num_entries: int = 0) -> tuple[in
 
 
 def _thinned(scores: Iterable[Tensor]) -> tuple[np.ndarray, int]:
-    """Between SAMPLE and 2 SAMPLE ranks at even distances, or all where there are fewer; how many were seen."""
+    """Return SAMPLE to 2 SAMPLE evenly spaced ranks, or all if there are fewer, and the number seen."""
     ranks, kept = np.empty(2 * SAMPLE, dtype=np.int32), 0
-    stride, ahead, num_seen = 1, 0, 0  # `ahead`: entries to the next one that is kept
+    stride, ahead, num_seen = 1, 0, 0  # `ahead`: entries until the next kept one
     for tensor in scores:
         for piece in tensor.detach().reshape(-1).split(SAMPLE):
             chosen = ranks_of(piece[ahead::stride].cpu().numpy())
@@ -69,10 +69,10 @@ def _thinned(scores: Iterable[Tensor]) -> tuple[np.ndarray, int]:
 
 
 def _deviation(ranks: np.ndarray, share: float) -> float:
-    """Standard deviation of the number of the sample's ranks below the true threshold.
+    """Return the standard deviation of the number of sampled ranks below the true threshold.
 
-    From the differences of neighbouring groups, as for systematic samples: what changes slowly
-    over the model adds nothing to it, what neighbours have in common does.
+    Uses differences of neighbouring groups, as for systematic samples. Slow changes over the model add nothing;
+    similarity among neighbours does.
     """
     some = np.sort(ranks[::16])
     threshold = some[min(int(share * len(some)), len(some) - 1)]
@@ -86,7 +86,7 @@ def _deviation(ranks: np.ndarray, share: float) -> float:
 
 
 def _key_at(ranks: np.ndarray, place: float) -> int:
-    """The key that about `place` of the sample's keys lie below; `ranks` is sorted."""
+    """Return the key that exceeds about `place` of the sample's keys; `ranks` is sorted."""
     rank = ranks[int(place)]
     first, last = np.searchsorted(ranks, rank, "left"), np.searchsorted(ranks, rank, "right")
     return int(rank) << 32 | int((place - int(first)) / int(last - first) * (1 << 32))

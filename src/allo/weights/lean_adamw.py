@@ -1,4 +1,4 @@
-"""AdamW with one byte a moment, on masters that are put together, moved and taken apart a chunk at a time."""
+"""AdamW with one byte per moment, on master weights that are joined, updated and split in chunks."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 
 from allo.weights.eight_bit import BLOCK, EightBitMoments, golden_dither
 
-# A multiple of BLOCK: about eight fp32 temporaries of it live at a time.
+# A multiple of BLOCK; about eight fp32 temporaries of this size exist at a time.
 CHUNK = 1 << 20
 assert CHUNK % BLOCK == 0
 
-# For a flat parameter: ranges of at most CHUNK entries in order, each beginning at a multiple of BLOCK, and
-# their masters, fp32; what is done to those in place is kept.
+# For a flat parameter, yields ranges of at most CHUNK entries, in order and starting at multiples of BLOCK. With each
+# come its master weights in fp32; in-place changes to those are kept.
 Walk = Callable[[nn.Parameter], Iterator[tuple[slice, Tensor]]]
 
 
@@ -32,7 +32,7 @@ def adamw_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step of AdamW (Loshchilov and Hutter 2019), in place; all fp32 [n]; `step` counts from 1."""
+    """Take one step of AdamW (Loshchilov and Hutter 2019) in place; all fp32 [n]; `step` counts from 1."""
     beta1, beta2 = betas
     master.mul_(1 - lr * weight_decay)
     exp_avg.lerp_(grad, 1 - beta1)
@@ -43,7 +43,7 @@ def adamw_(
 
 @torch.no_grad()
 def clip_grad_norm_in_fp32_(params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """`torch.nn.utils.clip_grad_norm_`, which would take the norm of bf16 gradients in bf16 -> scalar, fp32."""
+    """Clip like `torch.nn.utils.clip_grad_norm_` but in fp32, even for bf16 gradients; return the norm, fp32."""
     gradients = [param.grad for param in params if param.grad is not None]
     norms = [
         torch.linalg.vector_norm(piece, dtype=torch.float32).to(gradients[0].device)
@@ -58,9 +58,9 @@ def clip_grad_norm_in_fp32_(params: Iterable[nn.Parameter], max_norm: float) -> 
 
 
 class LeanAdamW(Optimizer):
-    """AdamW whose state is 2.03 bytes an entry and whose masters come from `walk`.
+    """AdamW with 2.03 bytes of state per entry, on master weights that come from `walk`.
 
-    A parameter's own data is not read: only its gradient is. The arguments are torch's.
+    Only a parameter's gradient is read, not its data. The arguments are torch's.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class LeanAdamW(Optimizer):
             part.pack_(exp_avg, exp_avg_sq, dither=dither)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict()`. torch's own would cast the codes to the parameters' dtype."""
+        """Load `state_dict()`. torch's own method would cast the codes to the parameters' dtype."""
         super().load_state_dict({**state_dict, "state": {}})
         flats = [flat for group in self.param_groups for flat in group["params"]]
         for number, saved in state_dict["state"].items():

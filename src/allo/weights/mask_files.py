@@ -1,7 +1,7 @@
-"""A mask from two folders of weights, read piece by piece: no model is built, no tokenizer needed.
+"""A mask from two folders of weights, read piece by piece, without building a model or a tokenizer.
 
-One pass over both folders does it: this thread reads and scores, a second hashes the base, a third
-(in `selection`) picks out what may be selected. Before it a sample of pages tells where to cut.
+One pass over both folders suffices: this thread reads and scores, a second one hashes the base, and a third one (in
+`selection`) selects candidates. A sample of pages, read before, provides the cut.
 """
 
 import math
@@ -35,11 +35,11 @@ FROM_FOLDERS = {
     if criterion.needs == "warm-up" or not criterion.sees_pairs
 }
 
-# The sample: about so many pages of so many neighbouring entries, at even distances over all tensors.
+# The sample: the number of pages, evenly spaced over all tensors, and the neighbouring entries per page.
 NUM_PAGES = 1 << 16
 PAGE = 1 << 8
 _PAGES_AT_ONCE = 1 << 10
-_AHEAD = 2  # pieces that wait to be hashed
+_AHEAD = 2  # pieces that wait for hashing
 
 
 def mask_from_checkpoints(
@@ -53,15 +53,14 @@ def mask_from_checkpoints(
     granularity: str = WEIGHT,
     profile: Profile = "compact",
 ) -> ParamMask:
-    """Select the top `density` of all floating-point weights, write the mask to `out`, return it.
+    """Select the top `density` of all floating-point weights, write the mask to `out` and return it.
 
-    Resident memory does not grow with the model, only with the mask itself. Where fewer weights
-    differ than are asked for (identical folders at worst) the mask still has exactly k: the rest are unchanged weights drawn
-    by their stable hash, and a UserWarning says how many. Whole groups (`granularity` "row", "column" or
-    "block(n)") fall short of k by less than one group.
+    Resident memory grows with the mask, not with the model. The mask has exactly k weights even if fewer weights
+    differ, or none. The rest are then unchanged weights, drawn by their stable hash, and a UserWarning counts them.
+    Whole groups (`granularity` "row", "column" or "block(n)") fall short of k by less than one group.
 
-    Raises UserError for an impossible density, criterion, granularity or profile, for folders that cannot be
-    read or differ in layout, and for NaN weights.
+    Raises UserError for an impossible density, criterion, granularity or profile, for folders that cannot be read or
+    differ in layout, and for NaN weights.
     """
     _check_request(criterion, granularity)
     check_profile(profile)
@@ -99,7 +98,7 @@ def mask_from_checkpoints(
 
 
 def _check_request(criterion: str, granularity: str) -> None:
-    """Raise UserError for a criterion that two checkpoints do not give, or not at this granularity."""
+    """Raise UserError if two checkpoints cannot provide the criterion, or not at this granularity."""
     if criterion not in FROM_FOLDERS:
         raise UserError(
             f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(FROM_FOLDERS)}"
@@ -112,9 +111,9 @@ def _check_request(criterion: str, granularity: str) -> None:
 
 
 class _Comparison:
-    """Two checkpoints of one layout side by side: scores, the base's digests, how much differs.
+    """Two checkpoints of one layout: their scores, the base's digests and the number of changed weights.
 
-    UserError where the layouts differ.
+    Raises UserError if the layouts differ.
     """
 
     def __init__(self, before: Checkpoint, after: Checkpoint, *, criterion: str, seed: int) -> None:
@@ -127,12 +126,12 @@ class _Comparison:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the floating-point tensors, which alone have scores."""
+        """Return the shapes of the floating-point tensors; no others have scores."""
         stored = self._before.stored.items()
         return {name: entry.shape for name, entry in stored if entry.dtype.is_floating_point}
 
     def scores(self) -> Iterator[tuple[str, Tensor]]:
-        """One pass: (name, fp32 scores) piece by piece; at its end `digests` and `num_changed` are whole."""
+        """Yield (name, fp32 scores) piece by piece; afterwards `digests` and `num_changed` are complete."""
         self.num_changed = 0
         stored = self._before.stored
         with ThreadPoolExecutor(1) as hashing:
@@ -151,7 +150,7 @@ class _Comparison:
                 self.digests[name] = digest.hexdigest()
 
     def sample(self) -> Iterator[Tensor]:
-        """The scores of whole pages at even distances."""
+        """Yield the scores of evenly spaced whole pages."""
         shapes = self.shapes
         num_pages = {name: -(-math.prod(shape) // PAGE) for name, shape in shapes.items()}
         every = max(sum(num_pages.values()) // NUM_PAGES, 1)
@@ -163,7 +162,7 @@ class _Comparison:
                 yield from self._scores_of_pages(name, starts[number : number + _PAGES_AT_ONCE])
 
     def _scores_of_pages(self, name: str, starts: range) -> Iterator[Tensor]:
-        """Of whole pages together; of a last, shorter one apart."""
+        """Yield the scores of the whole pages together, and of a shorter last page separately."""
         num = math.prod(self._before.stored[name].shape)
         whole = range(starts.start, min(starts.stop, num - PAGE + 1), starts.step)
         for some, size in ((whole, PAGE), (starts[len(whole) :], num % PAGE)):
@@ -173,9 +172,9 @@ class _Comparison:
                 yield self._score(name, old, new, indices.reshape(-1))
 
     def _counted(self, name: str, old: Tensor, new: Tensor, start: int) -> Tensor:
-        """The scores of entries from flat index `start` on; those that differ are added to `num_changed`."""
+        """Return the scores of entries from flat index `start` on; add changed entries to `num_changed`."""
         change = importance.delta(old, new)
-        # As bits: nothing is -0.0 here, and whole numbers are counted four times as fast.
+        # Counted as integers, four times as fast; no entry is -0.0 here.
         self.num_changed += int(np.count_nonzero(change.view(torch.int32).numpy()))
         if self._scoring is importance.delta:
             return change
@@ -191,7 +190,7 @@ class _Comparison:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Our own threads share the cores: torch's would stand in their way."""
+    """Limit torch to one thread: its threads would compete with ours for the cores."""
     num = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

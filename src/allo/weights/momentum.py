@@ -1,4 +1,4 @@
-"""Momentum between rounds of alignment: Nesterov's extrapolation, in weight space."""
+"""Momentum between rounds of alignment: Nesterov's extrapolation in weight space."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from allo.weights.fingerprints import as_bits
 
 
 def extrapolated(latest: Tensor, earlier: Tensor, *, momentum: float) -> Tensor:
-    """theta_t + a (theta_t - theta_(t-1)) where the bits of the two differ; elsewhere `latest`, bit for bit.
+    """Return theta_t + a (theta_t - theta_(t-1)) if the bits of the two differ; otherwise `latest`, bit for bit.
 
-    Both of one shape and dtype, which the result has too; computed in fp32 and rounded once
-    (accelerated preference optimization, arXiv 2410.06293, which extrapolates policies' log-probs).
+    Inputs and result share one shape and dtype; the computation is in fp32 and rounds once. Follows accelerated
+    preference optimization (arXiv 2410.06293), which extrapolates the policies' log-probs.
     """
     differs = as_bits(latest) != as_bits(earlier)
     new, old = latest[differs].float(), earlier[differs].float()

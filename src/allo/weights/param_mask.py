@@ -1,4 +1,4 @@
-"""Which weights of a model may change."""
+"""The set of a model's weights that may change."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from allo.weights import sparse_file
 
 @dataclass(frozen=True)
 class MaskRow:
-    """Selected and all weights of one kind of module in one layer."""
+    """The selected and all weights of one kind of module in one layer."""
 
     layer: str
     kind: str
@@ -27,11 +27,10 @@ class MaskRow:
 class ParamMask:
     """A set of single weights.
 
-    `indices`: name -> sorted unique row-major flat indices (int32, CPU), for tensors with selected
-    entries only. `shapes` has every tensor of the model, so density is a share of all weights.
-    `metadata` says where the mask comes from: base_fingerprint, criterion, density, granularity,
-    score_dtype, as far as its maker knows them.
-    Raises `UserError` for indices of another kind, and for a tensor that `shapes` does not have.
+    `indices`: name -> sorted unique row-major flat indices (int32, CPU), only for tensors with selected entries.
+    `shapes` has every tensor of the model, so density is a share of all weights. `metadata` gives the mask's origin:
+    base_fingerprint, criterion, density, granularity and score_dtype, as far as known. Raises `UserError` for
+    malformed indices and for a tensor that is not in `shapes`.
     """
 
     indices: dict[str, Tensor]
@@ -46,14 +45,14 @@ class ParamMask:
 
     @classmethod
     def full(cls, shapes: Mapping[str, tuple[int, ...]]) -> "ParamMask":
-        """Every weight."""
+        """Select every weight."""
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         indices = {name: torch.arange(size, dtype=torch.int32) for name, size in sizes.items() if size}
         return cls(indices, shapes=shapes, metadata={"criterion": "full", "density": "1.0"})
 
     @classmethod
     def load(cls, path: str | Path) -> "ParamMask":
-        """Read a mask. UserError when the file is not a whole and valid one."""
+        """Read a mask. Raises UserError unless the file is complete and valid."""
         content = sparse_file.read(Path(path), "mask")
         metadata = content.header.get("metadata")
         if not isinstance(metadata, dict):
@@ -61,7 +60,7 @@ class ParamMask:
         return cls(content.indices, shapes=content.shapes, metadata=metadata)
 
     def save(self, path: str | Path, *, profile: sparse_file.Profile = "compact") -> None:
-        """Write `path` (.safetensors), aside and then renamed; `profile` as in `sparse_file`."""
+        """Write `path` (.safetensors) to a temporary file, then rename it; `profile` as in `sparse_file`."""
         header = {"metadata": {"granularity": WEIGHT, **self.metadata}}
         content = sparse_file.SparseFile(
             shapes=dict(self.shapes), indices=self.indices, column={}, header=header
@@ -78,25 +77,25 @@ class ParamMask:
 
     @property
     def density(self) -> float:
-        """Selected share of all weights of the model."""
+        """Return the selected share of all weights of the model."""
         return self.num_selected / max(self.num_weights, 1)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """UserError, naming tensor and shapes, unless the mask was made for a model of these shapes."""
+        """Raise UserError, naming tensor and shapes, unless the mask was made for a model of these shapes."""
         sparse_file.check_same_shapes(self.shapes, shapes, what="the mask")
 
     def overlap(self, other: "ParamMask") -> float:
-        """Share of the smaller mask's entries that both have; 0 when one selects nothing."""
+        """Return the share of the smaller mask's entries that both have; 0 if either selects nothing."""
         other.check(self.shapes)
         smaller = min(self.num_selected, other.num_selected)
         names = self.indices.keys() & other.indices.keys()
         return sum(_num_common(self.indices[name], other.indices[name]) for name in names) / max(smaller, 1)
 
     def statistics(self) -> list[MaskRow]:
-        """Counts by (layer, kind) in the model's order of first appearance.
+        """Count weights by (layer, kind), in the model's order of first appearance.
 
-        kind is the last module's name (q_proj, embed_tokens, norm, ...), layer the first whole
-        number in the tensor's name, or "-".
+        kind is the last module's name (q_proj, embed_tokens, norm, ...). layer is the first whole number in the
+        tensor's name, or "-".
         """
         rows: dict[tuple[str, str], MaskRow] = {}
         for name, shape in self.shapes.items():
@@ -110,6 +109,6 @@ class ParamMask:
 
 
 def _num_common(a: Tensor, b: Tensor) -> int:
-    """How many entries two sorted unique index tensors share; neither is empty."""
+    """Count the entries that two sorted, unique, non-empty index tensors share."""
     position = torch.searchsorted(b, a).clamp_(max=max(len(b) - 1, 0))
     return int((b[position] == a).sum()) if len(b) else 0

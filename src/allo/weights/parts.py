@@ -1,4 +1,4 @@
-"""The selected entries of one tensor: where they lie, their masters, their gradient, their slots."""
+"""The selected entries of one tensor: their places, master weights, gradient and slots."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from allo.weights.split_master import join, split
 
 @dataclass
 class Part:
-    """A range of one flat vector, which holds the fp32 masters; `slots` are in the tensor's dtype."""
+    """A range of one flat vector, which holds the fp32 master weights; `slots` have the tensor's dtype."""
 
     name: str
     param: nn.Parameter
@@ -24,52 +24,52 @@ class Part:
     range: slice
     slots: dict[str, Tensor] = field(default_factory=dict)
 
-    # Ranges begin at multiples of it.
+    # Ranges begin at multiples of this.
     ALIGN: ClassVar[int] = 1
 
     @staticmethod
     def vector(length: int, *, device: torch.device) -> nn.Parameter:
-        """A flat vector, without its values."""
+        """Return an uninitialised flat vector."""
         return nn.Parameter(torch.empty(length, device=device))
 
     def __post_init__(self) -> None:
         self.take(self.live())
 
     def live(self) -> Tensor:
-        """A copy of the selected entries as they stand in the model."""
+        """Return a copy of the selected entries as they are in the model."""
         return self.places.gather(self.param.data)
 
     @property
     def master(self) -> Tensor:
-        """fp32 [k]: a view."""
+        """Return a view of the master weights, fp32 [k]."""
         return self.flat.data[self.range]
 
     def take(self, master: Tensor) -> None:
-        """Take up masters [k]; `write_back` puts them into the model."""
+        """Replace the master weights [k]; `write_back` puts them into the model."""
         self.master.copy_(master)
 
     def write_back(self) -> None:
-        """Put the masters into the model, rounded to its dtype."""
+        """Put the master weights into the model, rounded to its dtype."""
         self.places.scatter(self.param.data, self.master)
 
     @property
     def grad(self) -> Tensor:
-        """The gathered gradient [k], in the flat vector's dtype: a view, zeros at first."""
+        """Return a view of the gathered gradient [k], in the flat vector's dtype, zeros at first."""
         if self.flat.grad is None:
             self.flat.grad = torch.zeros(len(self.flat), dtype=self.flat.dtype, device=self.flat.device)
         return self.flat.grad[self.range]
 
     def capture(self, slot: str) -> None:
-        """Keep the selected entries' present bits."""
+        """Save the selected entries' current bits in a slot."""
         self.slots[slot] = self.live()
 
     def exchange(self, slot: str) -> None:
-        """Swap the selected entries' bits with a slot's."""
+        """Swap the selected entries' bits with those in a slot."""
         self.slots[slot] = self.places.exchange(self.param.data, self.slots[slot])
 
     @property
     def num_bytes(self) -> int:
-        """Of places, masters and slots."""
+        """Return the bytes of places, master weights and slots."""
         return self.places.num_bytes + self._master_bytes + sum(bits.nbytes for bits in self.slots.values())
 
     @property
@@ -79,20 +79,20 @@ class Part:
 
 @dataclass
 class LeanPart(Part):
-    """A range of a flat vector that has a gradient but no data: the masters' upper halves are the live weights.
+    """A range of a flat vector with a gradient but no data; the live weights are the master weights' upper halves.
 
-    `residual` has the lower halves, int16 [k], and nothing where the model is in fp32: there the live weights
-    are the masters. Slots lie in host memory.
+    `residual` has the lower halves, int16 [k]. It is empty for a model in fp32, whose live weights are the master
+    weights. Slots are in host memory.
     """
 
     residual: Tensor = field(init=False)
 
-    # No block of moments has entries of two tensors.
+    # Keeps the entries of two tensors out of one block of moments.
     ALIGN: ClassVar[int] = BLOCK
 
     @staticmethod
     def vector(length: int, *, device: torch.device) -> nn.Parameter:
-        # One stored zero, seen `length` times: a gradient must have its parameter's shape and dtype.
+        # One stored zero, expanded: a gradient must have its parameter's shape and dtype.
         return nn.Parameter(torch.zeros(1, dtype=torch.bfloat16, device=device).expand(length))
 
     def __post_init__(self) -> None:
@@ -107,23 +107,23 @@ class LeanPart(Part):
 
     @property
     def master(self) -> Tensor:
-        """fp32 [k]: a copy."""
+        """Return a copy of the master weights, fp32 [k]."""
         live = self.live()
         return join(live, self.residual) if len(self.residual) else live
 
     def take(self, master: Tensor) -> None:
-        """Take up masters [k] and put them into the model."""
+        """Replace the master weights [k] and put them into the model."""
         for entries, mine in self.walk(len(master)):
             here = slice(entries.start - self.range.start, entries.stop - self.range.start)
             mine.copy_(master[here])
 
     def write_back(self) -> None:
-        """They are there already."""
+        """Do nothing: the master weights are already in the model."""
 
     def walk(self, chunk: int) -> Iterator[tuple[slice, Tensor]]:
-        """Ranges of the flat vector of at most `chunk` entries and their masters, fp32.
+        """Yield ranges of the flat vector, of at most `chunk` entries, and their master weights, fp32.
 
-        What is done to those in place is kept once the last range was asked for.
+        In-place changes to these are kept once the iterator is exhausted.
         """
         live = self.live()
         for start in range(0, len(live), chunk):

@@ -1,8 +1,7 @@
-"""Where in a tensor the selected entries lie: how to take them out, put them back, and what knowing it costs.
+"""The places of the selected entries in a tensor: gathering them, writing them back, and their memory cost.
 
-The one description of a tensor's selection: `SelectedWeights` knows nothing else of it. Values are always in
-the order of the flat index. Whole rows or columns of a matrix are kept as their numbers, single entries as
-16 bits within blocks of 65,536.
+`SelectedWeights` has no other description of a tensor's selection. Values are always in the order of the flat index.
+Whole rows or columns of a matrix are stored as their numbers, single entries as 16 bits within blocks of 65,536.
 """
 
 import math
@@ -17,23 +16,23 @@ _LOW = (1 << BLOCK_BITS) - 1
 
 
 class Places(ABC):
-    """The selected entries of a tensor of one shape; the methods take tensors of that shape."""
+    """The selected entries of a tensor of one shape; all methods take tensors of that shape."""
 
     @property
     @abstractmethod
     def num_bytes(self) -> int:
-        """What the description itself takes."""
+        """Return the bytes of the description itself."""
 
     @abstractmethod
     def gather(self, tensor: Tensor) -> Tensor:
-        """The selected entries [k], as a new flat tensor in `tensor`'s dtype."""
+        """Return the selected entries [k] as a new flat tensor in `tensor`'s dtype."""
 
     @abstractmethod
     def scatter(self, tensor: Tensor, values: Tensor) -> None:
         """Write `values` [k] to the selected entries, in place, in `tensor`'s dtype."""
 
     def exchange(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """Put `values` in the selected entries, in place, and return what stood there, both [k]."""
+        """Write `values` to the selected entries, in place, and return the previous ones, both [k]."""
         before = self.gather(tensor)
         self.scatter(tensor, values)
         return before
@@ -97,9 +96,9 @@ class Columns(Places):
 
 @dataclass(frozen=True, eq=False)
 class Entries(Places):
-    """Single entries: `low` int16 [k], the bits of the low half of each flat index, block after block.
+    """Single entries: `low` int16 [k] has the low 16 bits of each flat index, block after block.
 
-    `starts` and `sizes`, int32: of each block that has an entry, the first flat index and the number of entries.
+    `starts` and `sizes`, int32: the first flat index and the number of entries of each non-empty block.
     """
 
     low: Tensor
@@ -108,9 +107,9 @@ class Entries(Places):
 
     @classmethod
     def at(cls, indices: Tensor) -> "Entries":
-        """`indices`: sorted flat indices, int32 [k]."""
+        """Build from sorted flat `indices`, int32 [k]."""
         blocks, sizes = (indices >> BLOCK_BITS).unique_consecutive(return_counts=True)
-        # The conversion wraps: the upper half of a block has negative numbers.
+        # The conversion wraps: the upper half of a block gets negative numbers.
         return cls((indices & _LOW).to(torch.int16), (blocks << BLOCK_BITS).int(), sizes.int())
 
     @property
@@ -118,7 +117,7 @@ class Entries(Places):
         return self.low.nbytes + self.starts.nbytes + self.sizes.nbytes
 
     def indices(self) -> Tensor:
-        """The flat indices, int32 [k]."""
+        """Return the flat indices, int32 [k]."""
         starts = self.starts.repeat_interleave(self.sizes, output_size=len(self.low))
         return starts.add_(self.low.view(torch.uint16).int())
 
@@ -136,7 +135,7 @@ class Entries(Places):
 
 
 def places_of(indices: Tensor, shape: tuple[int, ...]) -> Places:
-    """The cheapest description of sorted, unique flat `indices` (int32 [k]) in a tensor of `shape`."""
+    """Return the smallest description of sorted, unique flat `indices` (int32 [k]) in a tensor of `shape`."""
     size = math.prod(shape)
     if len(indices) == size:
         return Everything()
@@ -155,7 +154,7 @@ def places_of(indices: Tensor, shape: tuple[int, ...]) -> Places:
 
 
 def gather(tensor: Tensor, indices: Tensor) -> Tensor:
-    """The entries at flat `indices` (int32 or int64 [k]), as a new flat tensor."""
+    """Return the entries at flat `indices` (int32 or int64 [k]) as a new flat tensor."""
     return tensor.reshape(-1).index_select(0, indices)
 
 

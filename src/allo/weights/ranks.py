@@ -1,4 +1,4 @@
-"""The processes that train together: what each of them adds up with the others. One process is its own total."""
+"""The processes that train together, and sums over them. A single process is its own total."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -13,7 +13,7 @@ def num_ranks() -> int:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's `tensor`, in place on each of them. Every rank must call it."""
+    """Replace each rank's `tensor` by the sum over ranks and return it. Every rank must call it."""
     if num_ranks() > 1:
         dist.all_reduce(tensor)
     return tensor

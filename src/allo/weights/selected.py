@@ -1,8 +1,9 @@
-"""The selected weights: one compact fp32 copy that any stock optimizer trains; nothing else changes.
+"""The selected weights: one compact fp32 copy that any stock optimizer trains, without touching any other weight.
 
-For a model of N weights and density d the state is d * N * (2 index + 4 master + 4 gradient +
-the optimizer's moments + 2 or 4 a slot) bytes, plus one tensor's dense gradient at a time. A lean copy of
-a bf16 model takes d * N * (2 index + 2 residual + 2 gradient + 2.03 moments), and its slots lie in host memory.
+Bytes of state for a model of N weights and density d, in addition to one tensor's dense gradient at a time:
+
+    d * N * (2 index + 4 master + 4 gradient + the optimizer's moments + 2 or 4 per slot)
+    d * N * (2 index + 2 residual + 2 gradient + 2.03 moments)    a lean copy of a bf16 model; slots in host memory
 """
 
 import contextlib
@@ -30,17 +31,16 @@ class SelectedWeights:
         loss.backward(); selected.clip_grad_norm_(1.0); optimizer.step(); selected.write_back()
         optimizer.zero_grad()
 
-    While it lives, a backward pass leaves no dense gradient behind: a hook on each touched tensor adds
-    the selected entries to the flat gradient and drops the rest at once; an `nn.Linear` with whole rows or
-    columns selected computes their gradient alone; tensors without a selected weight are frozen. Unselected
-    weights keep their bits, whatever the optimizer's decay. Each slot keeps the selected entries' bits of
-    another model that differs only there.
+    Until `release()`, a backward pass leaves no dense gradient behind. A hook on each touched tensor adds the
+    selected entries to the flat gradient and drops the rest. An `nn.Linear` with whole rows or columns selected
+    computes only their gradient. Tensors without a selected weight are frozen. Unselected weights keep their bits,
+    even under weight decay. Each slot keeps the selected entries' bits of another model that differs only there.
 
-    With `lean` there is no fp32 copy: the live weights and a residual are the masters, the flat gradient is
+    With `lean` there is no fp32 copy: the live weights and a residual form the master weights. The flat gradient is
     bf16, and the optimizer is `LeanAdamW(selected.param_groups(...), selected.walk, lr=...)`.
 
-    Raises `UserError` where the mask's names or shapes are not the model's, or it selects nothing, and for a
-    lean copy of weights that are neither bf16 nor fp32.
+    Raises `UserError` if the mask selects nothing or its names or shapes are not the model's. Also for a lean copy of
+    weights that are neither bf16 nor fp32.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class SelectedWeights:
             self.capture(slot)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What an optimizer trains, one flat vector a device and kind (matrices; vectors, such as norms and biases).
+        """Return one flat vector to train per device and kind (matrices; vectors, such as norms and biases).
 
-        The fp32 masters; of a lean copy, bf16 vectors that have a gradient and no data.
+        They hold the fp32 master weights; in a lean copy they are bf16 and have a gradient but no data.
         """
         return list(dict.fromkeys(part.flat for part in self._parts))
 
     def param_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: decay for matrices, none for norms and biases."""
+        """Return optimizer groups: weight decay for matrices, none for norms and biases."""
         decays = {part.flat: part.param.ndim >= 2 for part in self._parts}
         return [
             {"params": [flat], "weight_decay": weight_decay if decays[flat] else 0.0}
@@ -83,7 +83,7 @@ class SelectedWeights:
 
     @property
     def slots(self) -> list[str]:
-        """The slots' names."""
+        """Return the slots' names."""
         return list(self._parts[0].slots)
 
     @property
@@ -91,12 +91,12 @@ class SelectedWeights:
         return sum(part.range.stop - part.range.start for part in self._parts)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale the flat gradient to at most `max_norm`; returns its norm before, over all entries."""
+        """Scale the flat gradient to a norm of at most `max_norm`; return the previous norm, over all entries."""
         clip = clip_grad_norm_in_fp32_ if self._lean else torch.nn.utils.clip_grad_norm_
         return clip(self.parameters(), max_norm)
 
     def walk(self, flat: nn.Parameter) -> Iterator[tuple[slice, Tensor]]:
-        """A lean copy's masters, for `LeanAdamW`: ranges of `flat` and fp32 values, to be changed in place."""
+        """Yield ranges of `flat` and a lean copy's fp32 master weights, which `LeanAdamW` changes in place."""
         assert self._swapped is None, f"walk while slot {self._swapped!r} is in place"
         for part in self._parts:
             if part.flat is flat:
@@ -104,37 +104,37 @@ class SelectedWeights:
                 yield from part.walk(CHUNK)
 
     def zero_grad(self) -> None:
-        """Start a new sum of gradients, in the same memory."""
+        """Reset the gradients to zero, in the same memory."""
         for flat in self.parameters():
             if flat.grad is not None:
                 flat.grad.zero_()
 
     def sum_gradients_over_ranks(self, dtype: torch.dtype = torch.float32) -> None:
-        """Add up the flat gradient of all processes, sent in `dtype`: once a step, and the only traffic."""
+        """Sum the flat gradient over all processes, sent in `dtype`: once per step, and the only traffic."""
         if num_ranks() == 1:
             return
-        self.gradients()  # of a rank that had no row, too
+        self.gradients()  # allocates them on a rank that had no row
         for flat in self.parameters():
             assert flat.grad is not None
             flat.grad.copy_(sum_over_ranks(flat.grad.to(dtype)))
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Put the masters into the model, rounded to its dtype. Call after each optimizer step."""
+        """Put the master weights into the model, rounded to its dtype. Call after each optimizer step."""
         assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
         for part in self._parts:
             part.write_back()
 
     @torch.no_grad()
     def capture(self, slot: str) -> None:
-        """Keep the selected entries' present bits under the name `slot`."""
+        """Save the selected entries' current bits under the name `slot`."""
         assert self._swapped is None, f"capture while slot {self._swapped!r} is in place"
         for part in self._parts:
             part.capture(slot)
 
     @contextlib.contextmanager
     def swapped(self, slot: str) -> Iterator[None]:
-        """The model as `slot` has it; the live bits come back after the block, also on an exception."""
+        """Give the model the bits of `slot` within the block, then restore the live bits, even on an exception."""
         assert self._swapped is None, f"slot {self._swapped!r} is already in place"
         self._exchange(slot)
         self._swapped = slot
@@ -150,19 +150,19 @@ class SelectedWeights:
             part.exchange(slot)
 
     def masters(self) -> dict[str, Tensor]:
-        """For each touched tensor its fp32 entries [k], in the order of its indices: views, lean ones copies."""
+        """Return each touched tensor's fp32 entries [k], in the order of its indices: views; copies if lean."""
         return {part.name: part.master for part in self._parts}
 
     def slot(self, name: str) -> dict[str, Tensor]:
-        """For each touched tensor the entries [k] that a slot keeps, in the tensor's own dtype."""
+        """Return the entries [k] of each touched tensor that a slot keeps, in the tensor's dtype."""
         return {part.name: part.slots[name] for part in self._parts}
 
     def gradients(self) -> dict[str, Tensor]:
-        """For each touched tensor its gathered gradient [k], fp32 or lean bf16: views (zeros at first)."""
+        """Return views of each touched tensor's gathered gradient [k], fp32 or lean bf16, zeros at first."""
         return {part.name: part.grad for part in self._parts}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters and slots, by tensor: with the optimizer's own state all that a checkpoint needs."""
+        """Return master weights and slots by tensor; a checkpoint also needs the optimizer's own state."""
         assert self._swapped is None, f"state_dict while slot {self._swapped!r} is in place"
         state = {f"{part.name}.master": part.master.to("cpu", copy=True) for part in self._parts}
         for part in self._parts:
@@ -171,7 +171,7 @@ class SelectedWeights:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up masters and slots from `state_dict()` of the same mask, and write the masters back."""
+        """Load master weights and slots from `state_dict()` of the same mask, and write the master weights back."""
         for part in self._parts:
             part.take(state[f"{part.name}.master"])
             for slot in part.slots:
@@ -180,12 +180,12 @@ class SelectedWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of places, masters, gradient and slots (the optimizer's moments are its own)."""
+        """Return the bytes of places, master weights, gradient and slots, without the optimizer's moments."""
         gradient = sum(flat.nbytes for flat in self.parameters())
         return gradient + sum(part.num_bytes for part in self._parts)
 
     def release(self) -> None:
-        """Take the hooks off and give each tensor its former `requires_grad`."""
+        """Remove the hooks and restore each tensor's `requires_grad`."""
         for hook in self._hooks:
             hook.remove()
         for param, trainable in self._trainable_before.items():
@@ -193,7 +193,7 @@ class SelectedWeights:
 
 
 def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
-    """The model's parameters; a tied one under the name that the mask (so the checkpoint) has for it."""
+    """Return the model's parameters; a tied one has its name in the mask, and so in the checkpoint."""
     every = dict(model.named_parameters(remove_duplicate=False))
     known = {param for name, param in every.items() if name in mask.shapes}
     own = dict(model.named_parameters())
@@ -213,7 +213,7 @@ def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
 
 
 def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask, kind_of_part: type[Part]) -> list[Part]:
-    """Ranges of one flat vector for each (device, matrix or vector)."""
+    """Assign ranges of one flat vector per (device, matrix or vector)."""
     lengths: dict[tuple[torch.device, bool], int] = {}
     ranges = {}
     for name, param in named.items():
@@ -236,7 +236,7 @@ def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask, kind_of_part: type
 
 
 def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGradients]:
-    """What moves gradients to the flat one: on each tensor, and in each plain Linear with whole lines selected."""
+    """Install gradient hooks on each tensor and in each plain Linear with whole rows or columns selected."""
     hooks: list[RemovableHandle | LineGradients] = [
         part.param.register_post_accumulate_grad_hook(_collector(part, part.places)) for part in parts
     ]
@@ -244,7 +244,7 @@ def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGr
     for module in model.modules():
         if LineGradients.is_on(module):
             raise UserError("another SelectedWeights trains this model: release() it first")
-        # A subclass, or a layer whose `forward` somebody replaced, may do something else with its weight.
+        # A subclass, or a layer with a replaced `forward`, may use its weight differently.
         if type(module) is nn.Linear and "forward" not in vars(module):
             part = of_weight.get(module.weight)
             if part and isinstance(part.places, Rows | Columns):
@@ -253,9 +253,9 @@ def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGr
 
 
 def _collector(part: Part, places: Places) -> Callable[[Tensor], None]:
-    """The hook that moves a gradient's entries at `places`, those of `part`, to the flat gradient.
+    """Return a hook that moves a gradient's entries at `places`, those of `part`, to the flat gradient.
 
-    It accumulates, since re-entrant checkpointing may fire it twice in a backward pass.
+    It accumulates, because re-entrant checkpointing may fire it twice in a backward pass.
     """
 
     def collect(tensor: Tensor) -> None:

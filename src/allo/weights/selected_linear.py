@@ -1,8 +1,8 @@
-"""A linear layer of which whole rows or columns train: the backward pass computes their weight gradient alone.
+"""A linear layer with trainable whole rows or columns, whose backward pass computes only their weight gradient.
 
-For x [T, in] and the output's gradient g [T, out], the dense weight gradient is g.T @ x. Rows take
-g[:, rows].T @ x, columns g.T @ x[:, columns]: a share d of the lines costs a share d of that product, and of
-x only the selected columns are kept for it.
+For input x [T, in] and output gradient g [T, out], the dense weight gradient is g.T @ x. Rows need g[:, rows].T @ x,
+columns g.T @ x[:, columns]. A share d of the rows or columns costs a share d of the product. For columns, only the
+selected columns of x are kept.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from allo.weights.places import Columns, Rows
 
 
 class LineGradients:
-    """Until `remove()`, `linear` sends the gradient of `lines` of its weight to `collect`, and makes no other.
+    """A patch of `linear`, until `remove()`: only the weight gradient of `lines` is computed and sent to `collect`.
 
-    `collect` is a post-accumulate hook: it gets a tensor whose `.grad` [rows, in] or [out, columns], in the
-    weight's dtype, is ready for it to take. Nothing else changes: output, the gradients of input and bias,
-    names, and the weight itself, which still gets a dense gradient from a use outside of this layer (a tied
-    embedding, a head read by the log-probs). A copy of the layer is an ordinary one.
+    `collect` is a post-accumulate hook: it gets a tensor and takes its `.grad`, [rows, in] or [out, columns] in the
+    weight's dtype. Output, gradients of input and bias, and names stay the same. The weight itself still gets a dense
+    gradient from uses outside this layer (a tied embedding, a head read by the log-probs). A copy of the layer is an
+    ordinary one.
     """
 
     def __init__(self, linear: nn.Linear, lines: Rows | Columns, collect: Callable[[Tensor], None]) -> None:
@@ -31,8 +31,8 @@ class LineGradients:
             shape = (len(lines.rows), linear.in_features)
         else:
             shape = (linear.out_features, len(lines.columns))
-        # Stands for the lines in the graph: one number in their shape, so that autograd wants their gradient
-        # where the input needs none, sums it over several uses, and hands it over when it is complete.
+        # A one-number stand-in for the lines in the graph, expanded to their shape. Autograd thus computes their
+        # gradient even if the input needs none, sums it over several uses, and passes it on when complete.
         stand_in = weight.new_zeros(()).expand(shape).requires_grad_()
 
         def forward(self: nn.Linear, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class LineGradients:
 
     @staticmethod
     def is_on(module: nn.Module) -> bool:
-        """Whether a former one was not removed."""
+        """Return True if `module` is still patched."""
         forward = vars(module).get("forward")
         return getattr(forward, "__qualname__", "").startswith(LineGradients.__name__)
 
@@ -71,7 +71,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Under autocast the gradient's dtype is lower than that of what was saved.
+        # Under autocast the gradient has a lower-precision dtype than the saved tensors.
         used, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         flat = grad.reshape(-1, grad.shape[-1])

@@ -1,12 +1,13 @@
 """Exact global top-k over every tensor of a model, in bounded memory.
 
-Entries are ordered by one 63-bit key, smallest first: 31 bits of the score's rank (the bits of a
-non-negative fp32 number are monotone in its value; the rank counts down from the largest), then a
-32-bit hash of (tensor name, flat index). A sample gives two keys between which the k-th lies nearly
-always; one pass over the stream keeps what lies below both, sets aside what lies between them, and
-counts, so that a wrong guess is found out. Then the k-th key is found digit by digit, 16 bits a
-pass: a radix selection. Beside the result itself there is never more in memory than the sample,
-`IN_MEMORY` entries set aside and a few pieces of a tensor.
+Entries are sorted by a 63-bit key, smallest first. Its upper 31 bits are the score's rank: the bits of a non-negative
+fp32 number, which grow with its value, subtracted from their maximum. Its lower 32 bits are a hash of (tensor name,
+flat index).
+
+A sample gives two keys between which the k-th nearly always lies. One pass over the stream keeps entries below both,
+sets aside those in between, and counts, which detects a wrong guess. After a wrong guess, a radix selection finds the
+k-th key, 16 bits per pass. Apart from the result, memory holds at most the sample, `IN_MEMORY` entries set aside and a
+few pieces of a tensor.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from torch import Tensor
 from allo.errors import UserError
 from allo.weights.key_sample import LARGEST_BITS, guess, ranks_of
 
-# Entries looked at together: small enough for the processor's cache, large enough to hide Python.
+# Entries processed together: few enough for the processor's cache, enough to hide Python's overhead.
 PIECE = 1 << 19
 # Entries that may be set aside for a last selection in memory, 8 bytes each.
 IN_MEMORY = 10 << 20
@@ -34,16 +35,16 @@ _AHEAD = 2  # pieces that wait for the second thread
 
 # Name, flat indices (int32), scores (fp32), both [num_entries].
 Entries = Iterable[tuple[str, Tensor, Tensor]]
-# The same, or in place of the indices the first one of neighbours.
+# The same; consecutive entries may give the first index instead of all.
 _Pieces = Iterable[tuple[str, Tensor | int, Tensor]]
 Scores = Callable[[], Iterable[tuple[str, Tensor]]]
 
-# Of one piece: name, indices of the keys below both bounds, indices and ranks of those between.
+# For one piece: name, indices of the keys below both bounds, indices and ranks of those in between.
 _Divided = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
 def num_to_select(density: float, num_weights: int) -> int:
-    """k = round(density * N) (method 1.1). UserError unless 0 < density <= 1 and k >= 1."""
+    """Return k = round(density * N) (method 1.1). Raises UserError unless 0 < density <= 1 and k >= 1."""
     if not 0 < density <= 1:
         raise UserError(
             f"density is {density}: it must be above 0 and at most 1 (0.05 selects 5% of all weights)"
@@ -55,17 +56,17 @@ def num_to_select(density: float, num_weights: int) -> int:
 
 
 def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
-    """The k largest scores of all tensors together, whatever their order.
+    """Select the k largest scores of all tensors together, in any order of tensors.
 
-    `tensors` starts a new pass over (name, non-negative fp32 scores of any shape) each time it is
-    called and gives the same values each time. A large tensor may come in several consecutive
-    pieces of its flattened entries under one name; then memory does not grow with the tensor.
+    Each call of `tensors` starts a new pass over (name, non-negative fp32 scores of any shape) with the same values.
+    A large tensor may come in several consecutive flat pieces under one name; memory then does not grow with the
+    tensor.
 
-    Exactly k entries are selected (0 <= k <= number of entries). Of equal scores those with the
-    smallest `stable_hash` win; of equal hashes, too, the first in order of (name, flat index).
+    Exactly k entries are selected (0 <= k <= number of entries). Ties go to the smallest `stable_hash`, then to the
+    first (name, flat index).
 
-    Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent.
-    Raises UserError for scores that are NaN or negative. Infinity ranks above every number.
+    Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent. Raises UserError for
+    scores that are NaN or negative. Infinity ranks above every number.
     """
     return _select(lambda: _with_starts(tensors()), guess((scores for _, scores in tensors()), k=k), k=k)
 
@@ -73,21 +74,21 @@ def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
 def select_sampled(
     tensors: Scores, *, sample: Iterable[Tensor], num_entries: int, k: int
 ) -> dict[str, Tensor]:
-    """As `select`, in one pass over `tensors`: `sample` stands in for the pass that would make one.
+    """Select like `select`, with a `sample` provided by the caller, in one pass over `tensors`.
 
-    It gives a fair share of the scores of all `num_entries` entries, in any shapes, in order. A
-    bad sample costs time, never the exact result.
+    `sample` is a fair share of all `num_entries` scores, in any shapes, in order. A bad sample costs time but leaves
+    the result exact.
     """
     return _select(lambda: _with_starts(tensors()), guess(sample, k=k, num_entries=num_entries), k=k)
 
 
 def select_among(entries: Callable[[], Entries], *, k: int) -> dict[str, Tensor]:
-    """As `select`, over a sparse stream of (name, flat indices int32 ascending, scores fp32)."""
+    """Select like `select` from a sparse stream of (name, flat indices int32 ascending, scores fp32)."""
     return _select(entries, guess((scores for _, _, scores in entries()), k=k), k=k)
 
 
 def stable_hash(name: str, indices: Tensor, *, seed: int = 0) -> Tensor:
-    """A 32-bit hash of (seed, tensor name, flat index), the same on every machine and release.
+    """Return a 32-bit hash of (seed, tensor name, flat index), the same on every machine and release.
 
     `indices` is an integer tensor of any shape; returns int64 of that shape, 0 <= hash < 2^32.
     """
@@ -96,7 +97,7 @@ def stable_hash(name: str, indices: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def _hashes(name: str, indices: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """`stable_hash` as uint64: the name seeds one splitmix64 stream a tensor, of which the top half is kept."""
+    """Compute `stable_hash` as uint64: the upper halves of a splitmix64 stream seeded with the name."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     x = indices.astype(np.uint64)
     x += np.uint64(1)
@@ -126,11 +127,11 @@ def _select(entries: Callable[[], _Pieces], guessed: tuple[int, int], *, k: int)
 def _emit(
     entries: Callable[[], _Pieces], bounds: tuple[int, int], *, k: int, room: int
 ) -> dict[str, Tensor] | None:
-    """One pass: the k smallest keys, or None if not those below the lower bound and some between are the k.
+    """Return the k smallest keys in one pass, or None if the bounds do not enclose the k-th or `room` is too small.
 
-    Indices go into arrays allocated beforehand: small tensors kept from every piece would pin the
-    heap between the large freed ones, and resident memory would grow with the model after all.
-    The result is the array of the sure ones with those chosen among the others merged in place.
+    Indices go into arrays allocated beforehand. Small tensors kept from every piece would pin the heap between large
+    freed ones, and resident memory would grow with the model. Entries chosen among those set aside are merged in
+    place into the array of certain ones.
     """
     kept = np.empty(k, dtype=np.int32)
     aside, ranks = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
@@ -170,14 +171,14 @@ def _divide(name: str, where: Tensor | int, values: Tensor, bounds: tuple[int, i
 
 
 def _indices_at(where: Tensor | int, positions: np.ndarray) -> np.ndarray:
-    """The flat indices (int32) of entries of a piece."""
+    """Return the flat indices (int32) of a piece's entries."""
     if isinstance(where, int):
         return (positions + where).astype(np.int32)
     return where.cpu().numpy().take(positions)
 
 
 def _divided(entries: _Pieces, bounds: tuple[int, int]) -> Generator[_Divided, None, None]:
-    """`_divide` of each piece, in order, on a second thread while this one makes the next pieces."""
+    """Yield `_divide` of each piece, in order, from a second thread while this one produces further pieces."""
     waiting: deque[Future[_Divided]] = deque()
     with ThreadPoolExecutor(1) as second:
         for name, where, scores in entries:
@@ -191,11 +192,11 @@ def _divided(entries: _Pieces, bounds: tuple[int, int]) -> Generator[_Divided, N
 def _merged(
     kept: np.ndarray, aside: np.ndarray, won: np.ndarray, ends: dict[str, tuple[int, int]]
 ) -> dict[str, Tensor]:
-    """The tensors' sorted indices as views of `kept`, in which the winners among `aside` are put."""
+    """Insert the winners among `aside` into `kept`; return each tensor's sorted indices as views of it."""
     bounds = [(0, 0), *ends.values()]
     result = {}
     stop = len(kept)
-    # From the last tensor on, since each one only moves towards the end.
+    # Starting with the last tensor, because each one only moves towards the end.
     for number, name in reversed(list(enumerate(ends))):
         (first, first_aside), (last, last_aside) = bounds[number : number + 2]
         late = aside[first_aside:last_aside][won[first_aside:last_aside]]
@@ -209,7 +210,7 @@ def _merged(
 
 
 def _smallest(indices: np.ndarray, ranks: np.ndarray, ends: dict[str, int], *, quota: int) -> np.ndarray:
-    """Which are the `quota` smallest by (rank, hash, name, flat index), bool; `ends` splits by name."""
+    """Mark the `quota` smallest by (rank, hash, name, flat index), bool; `ends` splits by name."""
     won = np.zeros(len(ranks), dtype=bool)
     if quota == 0:
         return won
@@ -235,7 +236,7 @@ def _smallest(indices: np.ndarray, ranks: np.ndarray, ends: dict[str, int], *, q
 
 @dataclass(frozen=True)
 class _Cut:
-    """Keys with key >> shift below `prefix` are selected, and `quota` of the `num_tied` equal to it."""
+    """A cut through the keys: key >> shift below `prefix` is selected, and `quota` of the `num_tied` equal to it."""
 
     prefix: int
     shift: int
@@ -244,19 +245,19 @@ class _Cut:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Keys below both are selected, keys from the second on are not."""
+        """Return two bounds: keys below both are selected, keys from the second on are not."""
         low, high = self.prefix << self.shift, self.prefix + 1 << self.shift
         return (high, high) if self.quota == self.num_tied else (low, high)
 
     def at_the_edge(self, name: str, indices: Tensor, ranks: Tensor) -> Tensor:
-        """The keys of the entries that the score alone does not decide."""
+        """Return the keys of the entries that the score alone does not decide."""
         edge = (ranks >> max(self.shift - 32, 0)) == self.prefix >> max(32 - self.shift, 0)
         positions = edge.nonzero().squeeze(1)
         return ranks[positions].long() << 32 | stable_hash(name, indices[positions])
 
 
 def _narrow(entries: Callable[[], _Pieces], cut: _Cut) -> _Cut:
-    """One pass: a histogram of the 16 key bits after the cut's prefix moves the cut into one bin."""
+    """Narrow the cut to one bin, in one pass: a histogram of the 16 key bits after its prefix."""
     shift = cut.shift - _DIGIT
     counts = torch.zeros(_BINS, dtype=torch.int64)
     for name, indices, ranks in _ranked(entries):
@@ -275,7 +276,7 @@ def _narrow(entries: Callable[[], _Pieces], cut: _Cut) -> _Cut:
 
 
 def _ranked(entries: Callable[[], _Pieces]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, indices, ranks int32 >= 0, small for large scores), piece by piece."""
+    """Yield (name, indices, ranks int32 >= 0, small for large scores), piece by piece."""
     for name, where, values in entries():
         scores = values.detach().cpu().numpy()
         _check(name, where, scores)
@@ -285,7 +286,7 @@ def _ranked(entries: Callable[[], _Pieces]) -> Iterator[tuple[str, Tensor, Tenso
 
 def _check(name: str, where: Tensor | int, scores: np.ndarray) -> None:
     assert scores.dtype == np.float32 and (isinstance(where, int) or where.dtype == torch.int32)
-    # The minimum of scores with a NaN is NaN.
+    # The minimum is NaN if any score is.
     if len(scores) and not scores.min() >= 0:
         bad = int(_indices_at(where, np.flatnonzero(~(scores >= 0)))[0])
         raise UserError(
@@ -295,7 +296,7 @@ def _check(name: str, where: Tensor | int, scores: np.ndarray) -> None:
 
 
 def _with_starts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, int, Tensor]]:
-    """Pieces with the flat index that each begins with; one name again at once goes on where it was."""
+    """Yield pieces with their first flat index; consecutive tensors of one name are pieces of one tensor."""
     seen: set[str] = set()
     current, start = "", 0
     for name, scores in tensors:

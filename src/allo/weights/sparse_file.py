@@ -1,18 +1,18 @@
-"""The one file format of masks, importances and deltas: some entries of every tensor.
+"""The one file format of masks, importance scores and deltas: some entries of every tensor.
 
-A safetensors file with a JSON header under the single metadata key `allo`, because safetensors
-does not keep several keys in order and the same content must give the same bytes. Of a tensor that
-has entries it holds, beside one `<tensor name>.<column>` of equal length where asked,
+The file is a safetensors file with a JSON header under the single metadata key `allo`. One key, because safetensors
+does not keep the order of several, and equal content must give equal bytes. Each tensor with entries has one of the
+following and, if requested, a `<tensor name>.<column>` of equal length:
 
 - in the profile "interop" `<tensor name>.indices`: sorted, unique, row-major flat indices in the
   checkpoint's coordinates (int32). A delta's `.indices` and `.values` are those that vLLM's
   `SparseWeightPatch` takes, uncompressed and aligned, so that they can be mapped into memory;
 - in the profile "compact" `<tensor name>.gaps`: the same indices as `gap_code` packs them (uint8).
 
-The header's `digest` is of the rest of the header and of every index and value, so no damaged bit passes for another
-weight. It is the same in both profiles.
+The header's `digest` covers the rest of the header and every index and value, so damaged bits are detected. It is the
+same in both profiles.
 
-Reading finds out by itself. Tensors are encoded and written, read and decoded one at a time.
+Readers detect the profile. Tensors are encoded and written, or read and decoded, one at a time.
 """
 
 import hashlib
@@ -35,17 +35,17 @@ from allo.weights import gap_code
 from allo.weights.fingerprints import CODES, combine, digests
 
 SCHEMA = 3
-# Schema 1 is the profile "interop", which had no name then; schema 2 has no digest.
+# Schema 1 is the profile "interop", then without a name; schema 2 has no digest.
 _WITHOUT_DIGEST = (1, 2)
 _KEY = "allo"
-_ALIGNED = 8  # bytes: what the widest dtype asks of its place in a mapped file
+_ALIGNED = 8  # bytes: the alignment that the widest dtype needs in a mapped file
 
 Profile = Literal["compact", "interop"]
 
 
 @dataclass(frozen=True)
 class SparseFile:
-    """What a file holds. `shapes` has every tensor of the model, `indices` only those with entries."""
+    """A file's content. `shapes` has every tensor of the model, `indices` only those with entries."""
 
     shapes: dict[str, tuple[int, ...]]
     indices: dict[str, Tensor]
@@ -56,13 +56,15 @@ class SparseFile:
 def write(
     path: Path, kind: str, content: SparseFile, *, column: str = "", profile: Profile = "compact"
 ) -> None:
-    """Write `content` aside, then rename: `path` is complete or absent. `kind` is "mask", "delta", ..."""
+    """Write `content` to a temporary file, then rename it: `path` is complete or absent. `kind` is "mask", "delta",
+    ...
+    """
     assert column or not content.column
     check_profile(profile)
     stored = {f"{name}.{column}": values for name, values in content.column.items()}
     if profile == "interop":
         stored |= {f"{name}.indices": indices for name, indices in content.indices.items()}
-    # As safetensors itself orders them: the widest first, so that each begins at a multiple of its width.
+    # Widest dtype first, as in safetensors, so that each part begins at a multiple of its width.
     parts: list[_Part] = [
         (key, CODES[tensor.dtype], _bytes_of(tensor))
         for key, tensor in sorted(stored.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
@@ -81,11 +83,11 @@ def write(
 
 
 def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
-    """Read and check what `write` wrote, in either profile.
+    """Read and check a file that `write` wrote, in either profile.
 
-    Raises UserError when the file is missing, truncated, of another kind or schema, when its
-    indices are not int32 (or do not decode to such), sorted, unique and within their tensor's shape, and when
-    its content does not have the header's digest. Of a file of an older version, which has no digest, you are told so.
+    Raises UserError if the file is missing or truncated, is of another kind or schema, or does not match its digest.
+    Also if its indices are not int32 (or do not decode to it), sorted, unique and within their tensor's shape. You
+    are warned if the file is of an older version, which has no digest.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -97,19 +99,19 @@ def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
 
 
 def profile_of(path: Path) -> str:
-    """The profile of a file that `read` has found good."""
+    """Return the profile of a file that `read` has accepted."""
     with safe_open(path, framework="pt") as file:
         return str(_header(path, file.metadata() or {}).get("profile", "interop"))
 
 
 def check_profile(profile: str) -> None:
-    """UserError unless `profile` is one of the two that `write` knows."""
+    """Raise UserError unless `profile` is one of the two that `write` knows."""
     if profile not in get_args(Profile):
         raise UserError(f"profile {profile!r} is unknown: choose {' or '.join(get_args(Profile))}")
 
 
 def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: str) -> None:
-    """UserError unless `indices` is a sorted, unique int32 [num_entries] within a tensor of `shape`."""
+    """Raise UserError unless `indices` is a sorted, unique int32 [num_entries] within a tensor of `shape`."""
     if indices.dtype != torch.int32 or indices.dim() != 1:
         found = f"{indices.dtype} of shape {list(indices.shape)}"
         raise UserError(f"{where}: {name}.indices must be a one-dimensional int32 tensor, found {found}")
@@ -127,7 +129,7 @@ def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: 
 def check_same_shapes(
     mine: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]], *, what: str
 ) -> None:
-    """UserError naming the first tensor, and both shapes, where `what` and a model differ."""
+    """Raise UserError naming the first tensor, and both shapes, for which `what` and a model differ."""
     for name in [*mine, *(name for name in others if name not in mine)]:
         left, right = (list(side[name]) if name in side else None for side in (mine, others))
         if left != right:
@@ -137,7 +139,7 @@ def check_same_shapes(
 
 _LONGEST = 10**15  # bytes: no part is longer
 _WIDTH = {code: dtype.itemsize for dtype, code in CODES.items()}
-# Key, safetensors' code of the dtype, and what gives the one-dimensional data as bytes.
+# Key, safetensors' dtype code, and a function that returns the one-dimensional data as bytes.
 _Part = tuple[str, str, Callable[[], memoryview]]
 
 
@@ -150,9 +152,9 @@ def _gaps_of(indices: Tensor) -> Callable[[], memoryview]:
 
 
 def _write_safetensors(path: Path, parts: list[_Part], *, metadata: dict[str, str]) -> None:
-    """One part at a time, with the header last: only the bytes of an encoded part tell its length.
+    """Write one part at a time and the header last, since an encoded part's length is known only then.
 
-    The header's place is as long as its longest form, and filled up with the spaces that the format allows.
+    Room for the longest possible header is reserved; spaces, which the format allows, fill the rest.
     """
 
     def header(ends: list[int]) -> bytes:
@@ -219,7 +221,7 @@ def _content(
 
 
 def _digest(header: Mapping[str, Any], indices: Mapping[str, Tensor], column: Mapping[str, Tensor]) -> str:
-    """Return the digest of a header (its digest and profile left out) and of all indices and values, bit for bit."""
+    """Return the digest of all indices and values and of the header without digest and profile, bit for bit."""
     told = {key: value for key, value in header.items() if key != "profile"}
     parts = {
         f"{name}.{kind}": tensor
@@ -233,7 +235,7 @@ def _digest(header: Mapping[str, Any], indices: Mapping[str, Tensor], column: Ma
 def _present(
     path: Path, shapes: Mapping[str, tuple[int, ...]], keys: set[str], columns: tuple[str, ...]
 ) -> Iterator[str]:
-    """The tensors that have entries; UserError where one has but a part of its columns."""
+    """Yield the tensors that have entries. Raises UserError if one lacks some of its columns."""
     for name in shapes:
         missing = [f"{name}.{part}" for part in columns if f"{name}.{part}" not in keys]
         if not missing:

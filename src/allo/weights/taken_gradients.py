@@ -1,4 +1,4 @@
-"""A backward pass that hands over each tensor's gradient once it is whole, and keeps none."""
+"""A backward pass that passes on each tensor's gradient once complete, and keeps none."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ Take = Callable[[str, nn.Parameter, Tensor], None]
 
 @contextlib.contextmanager
 def gradients_taken(model: nn.Module, take: Take) -> Iterator[None]:
-    """Within the block a backward pass calls `take` for each weight tensor, and at most one gradient lives.
+    """Call `take` for each weight in backward passes within the block; at most one gradient exists at a time.
 
-    A gradient is whole when the pass has done with its tensor, also a tied one, so `take` may change the
-    tensor in place. Each tensor's `requires_grad` is as before after the block. Do not combine with
-    re-entrant checkpointing, which may hand over a shared tensor's gradient in two parts.
+    By then the pass has finished with the tensor, even a tied one, so `take` may change it in place. The block
+    restores each tensor's `requires_grad`. Do not combine with re-entrant checkpointing, which may deliver a shared
+    tensor's gradient in two parts.
     """
     before = {param: param.requires_grad for param in model.parameters()}
     hooks = []

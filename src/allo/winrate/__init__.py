@@ -1,1 +1,1 @@
-"""Which of two answers a model prefers: a judge behind an endpoint, its verdicts, and files for other judges' tools."""
+"""Win rates between two answers: a judge behind an endpoint, its verdicts, and files for other judges' tools."""

@@ -1,4 +1,4 @@
-"""The figures of one or several judged models, for people."""
+"""The figures of one or several judged models, for readers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from rich.table import Table
 
 from allo.console import cell
 
-_WIDTH = 130  # of the table, also where a terminal is narrower: its headings say what a number is
+_WIDTH = 130  # of the table, even on a narrower terminal, so that its headings stay readable
 _ABSENT = "–"
 
 
 def show(records: Sequence[dict[str, Any]]) -> None:
-    """Print a row a record to standard output, and under it what could not be read."""
+    """Print one row per record to standard output, and below it the unread replies."""
     console = Console(highlight=False, emoji=False, width=max(Console().width, _WIDTH))
     table = Table(box=SIMPLE_HEAD)
     for name in ("set", "model", "against"):
@@ -44,7 +44,7 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
-    """What a reader of the figures must know of the replies behind them."""
+    """Return remarks on the replies behind the figures: unread, unmatched, identical, cost."""
     found, counts = record["summary"], record["counts"]
     name = " of ".join(dict.fromkeys((record["model"]["name"], record["set"])))
     lines = []

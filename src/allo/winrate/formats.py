@@ -1,9 +1,9 @@
-"""A run's answers in the files of AlpacaEval and Arena-Hard, for their tools to judge.
+"""A run's answers in the file formats of AlpacaEval and Arena-Hard, for their tools to judge.
 
-AlpacaEval's `model_outputs.json` is a JSON array of `instruction, output, generator`, and `dataset` where it is known;
-its tool joins by the instruction's exact text. A `model_answer` file of Arena-Hard is JSON lines, joined by the
-question's id: `uid, ans_id, model, messages, tstamp, metadata` for its tool since 2.0, whichever set of questions they
-answer, and before that `question_id, answer_id, model_id, choices, tstamp`.
+AlpacaEval's `model_outputs.json` is a JSON array of `instruction, output, generator`, and `dataset` if known; its
+tool joins by the instruction's exact text. Arena-Hard's `model_answer` files are JSON lines, joined by the question's
+id. Since 2.0, for every question set, its tool reads `uid, ans_id, model, messages, tstamp, metadata`; before, it
+read `question_id, answer_id, model_id, choices, tstamp`.
 """
 
 import json
@@ -20,7 +20,7 @@ from allo.winrate.style import style_metadata
 
 @dataclass(frozen=True)
 class Asked:
-    """One question as the other project has it: its exact text, its id, and which part of the set it is of."""
+    """One question as the other project has it: its exact text, its id, and its part of the set."""
 
     text: str
     id: str | None
@@ -28,7 +28,7 @@ class Asked:
 
 
 def alpaca_eval(rows: Sequence[tuple[Output, Asked]], *, generator: str) -> str:
-    """The text of a `model_outputs.json`."""
+    """Return the text of a `model_outputs.json`."""
     listed = [
         {
             **({} if asked.dataset is None else {"dataset": asked.dataset}),
@@ -42,10 +42,10 @@ def alpaca_eval(rows: Sequence[tuple[Output, Asked]], *, generator: str) -> str:
 
 
 def arena_hard(rows: Sequence[tuple[Output, Asked]], *, generator: str, answered: float) -> str:
-    """The text of a `model_answer/<generator>.jsonl` for Arena-Hard's tool before 2.0, ordered by id as theirs are.
+    """Return a `model_answer/<generator>.jsonl` for Arena-Hard's tool before 2.0, sorted by id as theirs are.
 
-    `answered`: seconds since 1970. `token_len` counts tokens of the model's own tokenizer. Raises `UserError` for a
-    question without id.
+    `answered` is in seconds since 1970; `token_len` counts the model's own tokens. Raises `UserError` for a question
+    without id.
     """
     lines = [
         {
@@ -63,7 +63,7 @@ def arena_hard(rows: Sequence[tuple[Output, Asked]], *, generator: str, answered
 
 
 def arena_hard_v2(rows: Sequence[tuple[Output, Asked]], *, generator: str, answered: float) -> str:
-    """The text of a `model_answer/<generator>.jsonl` for Arena-Hard's tool since 2.0; the rest as in `arena_hard`."""
+    """Return a `model_answer/<generator>.jsonl` for Arena-Hard's tool since 2.0; otherwise as `arena_hard`."""
     lines = []
     for output, asked in _by_id(rows):
         answer = output.text.strip()
@@ -85,7 +85,7 @@ def arena_hard_v2(rows: Sequence[tuple[Output, Asked]], *, generator: str, answe
 
 
 def _by_id(rows: Sequence[tuple[Output, Asked]]) -> list[tuple[Output, Asked]]:
-    """Ordered by id. Raises `UserError` for a question without."""
+    """Return the rows sorted by id. Raises `UserError` for a question without one."""
     if any(asked.id is None for _, asked in rows):
         raise UserError("a question has no id, which Arena-Hard joins by; give its own question.jsonl.")
     return sorted(rows, key=lambda row: str(row[1].id))
@@ -100,15 +100,15 @@ def _json_lines(lines: Sequence[Row]) -> str:
 
 
 def as_asked(outputs: Outputs) -> list[tuple[Output, Asked]]:
-    """Each answer with its instruction and id as the run has them."""
+    """Return each answer with the run's own instruction and id."""
     return [(row, Asked(row.instruction or "", row.id, None)) for row in outputs.rows]
 
 
 def matched(outputs: Outputs, questions: Path) -> list[tuple[Output, Asked]]:
-    """Each answer with the question of the file that has its instruction, whitespace about it aside.
+    """Return each answer with the file's question of the same instruction, ignoring surrounding whitespace.
 
     The file is AlpacaEval's `alpaca_eval.json` or Arena-Hard's `question.jsonl`. Raises `UserError` for an answer
-    whose instruction is not in it.
+    whose instruction the file lacks.
     """
     known = {asked.text.strip(): asked for asked in (_asked(row, place) for place, row in rows_of(questions))}
     alone = [row.id for row in outputs.rows if (row.instruction or "").strip() not in known]
@@ -121,7 +121,7 @@ def matched(outputs: Outputs, questions: Path) -> list[tuple[Output, Asked]]:
 
 
 def _asked(row: Row, place: str) -> Asked:
-    """A question of either project's file."""
+    """Return a question from either project's file."""
     turns = row.get("turns")
     first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
     text = row.get("instruction", row.get("prompt", first.get("content")))

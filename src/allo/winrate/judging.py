@@ -1,4 +1,4 @@
-"""A judge asked twice about every pair of answers, once in each order, and what came of it, as one record."""
+"""A judge asked about every pair of answers in both orders, with all results in one record."""
 
 import re
 from collections import Counter
@@ -23,18 +23,18 @@ from allo.winrate.wording import CUT_SHORT, STOPPED, WORDING, ask_for_verdict, r
 
 SCHEMA = 1
 SEED = 0
-"""Of the intervals' draws."""
+"""Seed of the intervals' random draws."""
 ORDERS = ("model_first", "baseline_first")
 _SCORES = {"model": WIN, "tie": TIE, "baseline": LOSS}
-_JUDGE = ("base_url", "model", "max_tokens", "temperature", "wording")  # other ones may judge otherwise
+_JUDGE = ("base_url", "model", "max_tokens", "temperature", "wording")  # others may judge differently
 _NOT_ANSWERED = "not answered"
-_OF_REPLY = ("reply", "ended", "prompt_tokens", "completion_tokens")  # what the record holds of one
-_NAMED = 3  # failures that are told in words; all are counted
+_OF_REPLY = ("reply", "ended", "prompt_tokens", "completion_tokens")  # the record's fields from one reply
+_NAMED = 3  # failures described in words; all are counted
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of the server; `temperature` None leaves it to the server."""
+    """The request's settings; `temperature` None leaves the choice to the server."""
 
     max_tokens: int
     temperature: float | None
@@ -43,10 +43,10 @@ class Settings:
 def judge(
     model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: Settings, *, folder: Path
 ) -> dict[str, Any]:
-    """Write `judged-....json` into the folder, and return what it holds.
+    """Write `judged-....json` into the folder, and return its content.
 
-    Replies are kept beside it as they come, so that the same call asks only what has no reply yet. Raises
-    `UserError` as `duels` and `ask` do, and where no question at all was answered.
+    Replies are stored beside it as they arrive, so the same call again asks only unanswered questions. Raises
+    `UserError` as `duels` and `ask` do, and if no question was answered at all.
     """
     path = _place(model, baseline, endpoint, settings, folder=folder)
     pairs, num_alone = duels(model, baseline)
@@ -64,7 +64,7 @@ def judge(
         say(f"{id}: {_NOT_ANSWERED}: {reason}")
     verdicts = [_verdict(duel, answers) for duel in pairs]
     counts = answers.counts(endpoint)
-    del counts["asked"]  # of this call alone: the record is the same however often it was interrupted
+    del counts["asked"]  # it counts this call only, and interruptions must not change the record
     record = {
         "schema": SCHEMA,
         "allo": __version__,
@@ -83,9 +83,9 @@ def judge(
 
 
 def summary(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the verdicts: those of prompts that were read in both orders, and bounds for all.
+    """Return the figures of prompts whose verdicts were read in both orders, and bounds for all prompts.
 
-    Identical answers are ties of the win rate, and say nothing of the judge.
+    Identical answers count as ties in the win rate, and not in figures about the judge.
     """
     known = [row for row in verdicts if row["score"] is not None]
     if not known:
@@ -124,12 +124,12 @@ def _question_id(duel: Duel, order: str) -> str:
 
 
 def _identical(duel: Duel) -> bool:
-    """Whether there is nothing to prefer: such a pair is a tie, and is not asked about."""
+    """Return whether both answers are the same: such a pair is a tie, and the judge is not asked."""
     return duel.model.strip() == duel.baseline.strip()
 
 
 def _verdict(duel: Duel, answers: Answers) -> dict[str, Any]:
-    """What the record holds of one prompt; `score` is the mean of both orders, None where one was not read."""
+    """Return one prompt's record; `score` is the mean of both orders, or None if one was not read."""
     row: dict[str, Any] = {
         "prompt_id": duel.id,
         "characters": [len(duel.model), len(duel.baseline)],
@@ -143,9 +143,9 @@ def _verdict(duel: Duel, answers: Answers) -> dict[str, Any]:
 
 
 def _order(answers: Answers, id: str, order: str) -> dict[str, Any]:
-    """One reply: `verdict` is `model`, `baseline` or `tie`; where it is None, `unread` says why.
+    """Return one reply: `verdict` is `model`, `baseline`, `tie`, or None for the reason in `unread`.
 
-    `ended` is why the reply ended, as the server says it; without a reply there is neither that nor tokens.
+    `ended` is the server's reason for the reply's end; without a reply, it and the token counts are None.
     """
     reply = answers.replies.get(id)
     if reply is None:
@@ -181,14 +181,14 @@ def _side(outputs: Outputs) -> dict[str, Any]:
 
 
 def _asked_of(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
-    """The judge and what is asked of it, which holds the name of the key's variable and not the key."""
+    """Return the judge and its settings, which hold the name of the key's variable but not the key."""
     return asdict(endpoint) | asdict(settings) | {"wording": WORDING}
 
 
 def _place(
     model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: Settings, *, folder: Path
 ) -> Path:
-    """Where the record goes: where the names are those of another comparison's, a short hash is added to them."""
+    """Return the record's path; a short hash is added if another comparison has the same names."""
     names = dict.fromkeys((model.set, model.name, baseline.name, endpoint.model))
     part = "-".join(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names)
     own = _compared([_side(model), _side(baseline)], _asked_of(endpoint, settings))
@@ -207,7 +207,7 @@ def _place(
 
 
 def _compared(sides: Sequence[dict[str, Any]], judge: dict[str, Any]) -> list[Any]:
-    """What tells two comparisons of the same names apart; a run's own answers take the place of its earlier ones."""
+    """Return the values that distinguish comparisons with the same names; a run's new answers replace its old ones."""
     files = [
         side.get("answers_sha256") if "model" not in side and "solutions" not in side else None
         for side in sides

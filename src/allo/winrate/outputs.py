@@ -1,4 +1,4 @@
-"""Answers to judge: of a run's models, of the set's own baseline, or of a file of AlpacaEval's or Arena-Hard's."""
+"""Answers to judge: from a run's models, a set's own baseline, or a file of AlpacaEval's or Arena-Hard's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from allo.tasks.sources import prompts_of
 
 Kind = Literal["greedy", "sampled"]
 SOLUTION = "solution"
-"""The name of the baseline that a set brings along: each prompt's `solution`."""
-_LONGEST_NAME = 60  # characters: several names make the name of one file
+"""The name of a set's own baseline: each prompt's `solution`."""
+_LONGEST_NAME = 60  # characters, as several names form one file name
 
 
 @dataclass(frozen=True)
 class Output:
-    """One answer. A file may leave out the id or the instruction; one of them is there."""
+    """One answer. A file may lack the id or the instruction, but not both."""
 
     text: str
     id: str | None = None
@@ -34,7 +34,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Outputs:
-    """One model's answers to a set. `name` is short enough for a file's name; `origin` says where they lie."""
+    """One model's answers to a set. `name` is short enough for a file name; `origin` says where they are."""
 
     name: str
     set: str
@@ -43,7 +43,7 @@ class Outputs:
 
     @property
     def sha256(self) -> str:
-        """Of the ids and texts: other answers have another."""
+        """Return the hash of the ids and texts."""
         return sha256_answers((row.id, row.text) for row in self.rows)
 
 
@@ -58,17 +58,17 @@ class Duel:
 
 
 def sets_of_run(run: Path) -> list[str]:
-    """The evaluation sets of a finished run."""
+    """Return the evaluation sets of a finished run."""
     return list(next(iter(_completions(run).values())))
 
 
 def models_of_run(run: Path) -> list[str]:
-    """The models that a finished run evaluated."""
+    """Return the models that a finished run evaluated."""
     return list(_completions(run))
 
 
 def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
-    """What a model of a run answered when it was evaluated: greedily, or the first sample of each prompt."""
+    """Return a run's evaluated answers of one model: the greedy ones, or each prompt's first sample."""
     completions = _completions(run)
     if model not in completions:
         raise UserError(
@@ -93,7 +93,7 @@ def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
 
 
 def solutions(run: Path, *, set: str) -> Outputs:
-    """The baseline that the set itself brings: of AlpacaEval and Arena-Hard the public one's replies."""
+    """Return the set's own baseline; for AlpacaEval and Arena-Hard, the public baseline's replies."""
     recipe = load_recipe(run / "recipe.yaml")
     prompts = prompts_of(recipe, recipe.evaluate.sets[set])
     rows = [Output(prompt.solution, prompt.id, said(prompt.prompt)) for prompt in prompts if prompt.solution]
@@ -103,11 +103,11 @@ def solutions(run: Path, *, set: str) -> Outputs:
 
 
 def of_file(path: Path) -> Outputs:
-    """A file of AlpacaEval's form (`instruction`, `output`) or of Arena-Hard's (`question_id`, `choices`; since 2.0
-    `uid`, `messages`).
+    """Read a file in AlpacaEval's form (`instruction`, `output`) or Arena-Hard's (`question_id`, `choices`).
 
-    A JSON array, JSON lines or Parquet. Named as its rows name the model, else by its folder and its own name, since
-    AlpacaEval's files are all `model_outputs.json`. Raises `UserError` naming the row that is neither.
+    Arena-Hard's form since 2.0 has `uid` and `messages`. The file is a JSON array, JSON lines or Parquet. Its name is
+    the model's in its rows, otherwise its folder and file name, since AlpacaEval's files are all called
+    `model_outputs.json`. Raises `UserError` naming a row that fits neither form.
     """
     read = rows_of(path)
     rows = [_output(row, place=place) for place, row in read]
@@ -121,9 +121,9 @@ def of_file(path: Path) -> Outputs:
 
 
 def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
-    """Return the pairs of answers to one instruction, without thoughts, and how many of the model's have no counterpart.
+    """Return the pairs of answers to one instruction, without thoughts, and the number of the model's left unpaired.
 
-    Joined by id, or by the instruction where an answer has no id. Raises `UserError` where nothing is joined.
+    Answers are joined by id, or by instruction if any lacks an id. Raises `UserError` if nothing can be joined.
     """
     with_ids = all(row.id for row in (*model.rows, *baseline.rows))
     own, others = (_by_key(outputs, with_ids=with_ids) for outputs in (model, baseline))
@@ -141,14 +141,14 @@ def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
         found.append(Duel(row.id or others[key].id or str(number), instruction, *answers))
     if not found:
         raise UserError(
-            f"{baseline.name} answers nothing that {model.name} answers: of {len(others)} and {len(own)} answers no "
-            f"two have one {'id' if with_ids else 'instruction'}."
+            f"{baseline.name} and {model.name} share no prompt: none of {len(others)} and {len(own)} answers have "
+            f"the same {'id' if with_ids else 'instruction'}."
         )
     return found, len(own) - len(found)
 
 
 def said(prompt: str | Sequence[Message]) -> str:
-    """A prompt as one text: of one message its content, of several each with its role."""
+    """Return a prompt as one text: one message's content, or several messages with their roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -157,7 +157,7 @@ def said(prompt: str | Sequence[Message]) -> str:
 
 
 class _Strict(BaseModel):
-    """A row as it must be: nothing is converted, further columns are ignored."""
+    """A row with strict types: nothing is converted, further columns are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -214,7 +214,7 @@ def _output(row: Row, *, place: str) -> Output:
 
 
 def rows_of(path: Path) -> list[tuple[str, Row]]:
-    """The rows of a file, each with its place for errors: a JSON array, or what `read_rows` reads."""
+    """Return a file's rows, each with its place for errors: a JSON array, or any file for `read_rows`."""
     if path.suffix != ".json":
         return [(place, row) for _, place, row in read_rows(path)]
     if not path.is_file():
@@ -226,7 +226,7 @@ def rows_of(path: Path) -> list[tuple[str, Row]]:
 
 
 def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
-    """The rows by id or instruction. Raises `UserError` for one without, and for two with the same."""
+    """Return the rows by id or instruction. Raises `UserError` for a row without one, and for repeated ones."""
     found: dict[str, Output] = {}
     for row in outputs.rows:
         key = row.id if with_ids else (row.instruction or "").strip()
@@ -247,7 +247,7 @@ class RunAnswer(_Strict):
 
 
 class RunRow(_Strict):
-    """A prompt's completions in `08-eval.json`; what else is there is for others."""
+    """A prompt's completions in `08-eval.json`; other keys are ignored."""
 
     prompt_id: str
     prompt: str | list[Message]
@@ -256,7 +256,7 @@ class RunRow(_Strict):
 
 
 class RunEvaluation(_Strict):
-    """By model and set, the completions in `08-eval.json`."""
+    """The completions in `08-eval.json`, by model and set."""
 
     completions: dict[str, dict[str, list[RunRow]]]
 

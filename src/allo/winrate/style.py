@@ -1,4 +1,4 @@
-"""What Arena-Hard's style control knows of an answer: its length, and how much of it is Markdown."""
+"""Features for Arena-Hard's style control: an answer's length, and its amount of Markdown."""
 
 import re
 from typing import Any
@@ -9,13 +9,13 @@ _MARKDOWN = {
     "list_count": {"ordered": r"^\s*\d+\.\s", "unordered": r"^\s*[-*+]\s"},
     "bold_count": {"**": r"\*\*[^*\n]+\*\*", "__": r"__[^_\n]+__"},
 }
-"""What is counted under which name, as by their `add_markdown_info.py`."""
+"""Patterns to count by name, as in Arena-Hard's `add_markdown_info.py`."""
 
 
 def style_metadata(answer: str, *, num_tokens: int) -> dict[str, Any]:
-    """The `metadata` of an answer, in the order in which `show_result.py` takes it: by place, the length first.
+    """Return an answer's `metadata`, length first: `show_result.py` reads it by position.
 
-    Code does not count. As there, a code block's text is struck out wherever else it stands, too.
+    Code does not count. As in Arena-Hard's tool, a code block's text is removed wherever else it occurs, too.
     """
     prose = answer
     for code in _CODE.findall(answer):

@@ -1,4 +1,4 @@
-"""The words in which a judge is asked for a verdict, and how its verdict is read."""
+"""The question that asks a judge for a verdict, and the reading of its reply."""
 
 import re
 from typing import Literal
@@ -8,11 +8,11 @@ from allo.files.records import Message
 from allo.tasks.answers.thoughts import without_thoughts
 
 WORDING = 2
-"""Raised with every change of the words or of what is read from a reply: verdicts compare within one."""
+"""The version of the question and of its reading; only verdicts of one version compare."""
 
 Preferred = Literal["first", "second", "tie"]
 _VERDICTS: dict[str, Preferred] = {"1": "first", "2": "second", "tie": "tie"}
-# A line that gives a verdict and nothing else, whatever emphasis stands about it; a quoted line (">") gives none.
+# A line with only a verdict, in any emphasis; a quoted line (">") does not match.
 _LINE = re.compile(r"[\s*_#`]*(?a:verdict)[\s*_]*:[\s*_]*(1|2|(?a:tie))[\s*_.`]*", re.IGNORECASE)
 
 NO_TEXT = "without text"
@@ -24,10 +24,9 @@ STOPPED = "stopped by the server"
 
 
 def ask_for_verdict(instruction: str, first: str, second: str) -> list[Message]:
-    """One question: what was asked, both answers, and how to reply.
+    """Return one question: the request, both answers, and the form of the reply.
 
-    Each text stands between two lines with a mark that follows from all three, so that an answer cannot close its own
-    block, nor open another.
+    Each text is between two lines with a mark derived from all three, so an answer cannot close or open a block.
     """
     mark = sha256_json([instruction, first, second])[:8]
     blocks = [
@@ -49,10 +48,10 @@ def ask_for_verdict(instruction: str, first: str, second: str) -> list[Message]:
 
 
 def read_verdict(reply: str) -> tuple[Preferred | None, str]:
-    """Return the verdict on the reply's last line; if there is none to be sure of, None and the reason.
+    """Return the verdict on the reply's last line; without a clear one, None and the reason.
 
-    Nothing is guessed: a verdict in a thought, a quotation or the midst of a sentence is none, and a reply with two
-    different ones has none.
+    Nothing is guessed: a verdict in a thought, a quotation or a sentence is ignored. A reply with two different
+    verdicts has none.
     """
     said = without_thoughts(reply)
     if said is None:

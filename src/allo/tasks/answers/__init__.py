@@ -1,4 +1,4 @@
-"""Final answers: read from a text, and compared with the right one (method 1.4)."""
+"""Final answers: read from a text and compared with the right one (method 1.4)."""
 
 import re
 import threading
@@ -22,20 +22,20 @@ _NO_RESULT = re.compile(
     r"[<>!≤≥≠:]=*\s*$|\b(?:if|for|when|whenever|where|with|at|because|since|given|unless|not)\b|=.*(?:\b(?:and|or)\b|[,;])",
     re.IGNORECASE | re.DOTALL,
 )
-# "5? No, 6" and "B... wait, no, it is C" say that what was announced is not the answer.
+# "5? No, 6" and "B... wait, no, it is C" take the announced answer back.
 _TAKEN_BACK = re.compile(r"(?:\?|\.{3})\s*(?:(?:oh|wait|hmm+)[,.]*\s+)*no\b\s*[-,.;:!–—]", re.IGNORECASE)
 _ASIDE = re.compile(r"(.*\S)\s+\(([^()]+)\)", re.DOTALL)
 _NO_ASIDE = re.compile(r"[^()]*[\d+*/^=<>\\]|(?:or|and|no)\b|[^\W\d_]\b", re.IGNORECASE)
-# No expression ends or begins like this: "5+", "--5", "/5".
+# No expression ends or begins like "5+", "--5" or "/5".
 _UNFINISHED = re.compile(r"[-+*/^#@&~]\s*$|[-+]\s*[-+]|^\s*[*/^]")
-_SYMBOL = re.compile(r"\d\s*([^\W\d_]{1,2})$")  # case tells units apart: 5 M is not 5 m
+_SYMBOL = re.compile(r"\d\s*([^\W\d_]{1,2})$")  # case distinguishes units: 5 M is not 5 m
 _LONGEST_EXPRESSION = 300
 _TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a completion's final answer is right, what it is (None: there is none), and which rule said so."""
+    """A verdict on a completion: whether it is right, its final answer (None without one), and the rule applied."""
 
     correct: bool
     extracted: str | None
@@ -45,9 +45,9 @@ class Judgement:
 def verify_final_answer(
     text: str, answer: str, *, markers: Sequence[Marker] = DEFAULT, begins_inside: bool = False
 ) -> Judgement:
-    """Judge a free-form final answer: a number, an expression in LaTeX, or words.
+    """Judge a free-form final answer: a number, a LaTeX expression or words.
 
-    Thoughts are no answer, and a completion whose last thought is unfinished has none (see `without_thoughts`).
+    Thoughts hold no answer, and a completion that ends inside a thought has none (see `without_thoughts`).
     """
     line = _announced(text, markers, begins_inside=begins_inside)
     found = None if line is None else first_sentence(line, [plain(answer)])
@@ -62,7 +62,7 @@ def verify_choice(
     markers: Sequence[Marker] = DEFAULT,
     begins_inside: bool = False,
 ) -> Judgement:
-    """Judge the final answer of a problem with options, given as an option's text, letter or number.
+    """Judge the final answer to a problem with options, given as an option's text, letter or number.
 
     An answer that names no option, or several different ones, is wrong. `answer` is the right option's text.
     """
@@ -75,11 +75,11 @@ def verify_choice(
 
 
 def same_answer(found: str, gold: str) -> bool:
-    r"""Whether two final answers are the same: as numbers, else as mathematics, else as words.
+    r"""Return whether two final answers are equal as numbers, otherwise as mathematics, otherwise as words.
 
-    Numbers: separators, currency, fractions, percent, powers of ten and number words are understood (1,200 = $1200.00,
-    1/2 = 0.5 = 50%); a unit that one side alone has is let pass, two different units are not. A number is never
-    compared with an answer that holds several. Mathematics goes to math-verify.
+    Numbers may have separators, currency, fractions, percent, powers of ten or number words: 1,200 = $1200.00 and 1/2
+    = 0.5 = 50%. A unit on one side only is accepted; two different units are not. A number is never compared with an
+    answer that holds several. math-verify compares mathematics.
     """
     found, gold = plain(found).strip(), plain(gold).strip()
     if max(len(found), len(gold)) > LONGEST:
@@ -99,13 +99,13 @@ def same_answer(found: str, gold: str) -> bool:
     if _words(found) == _words(gold):
         return not one_alone or len({*_SYMBOL.findall(found), *_SYMBOL.findall(gold)}) < 2
     if "," in found + gold and one_alone:
-        return False  # one number beside several, which mathematics would take for a set
+        return False  # one number beside several, which mathematics would read as a set
     found, gold = _in_latex(found), _in_latex(gold)
     return _is_mathematics(found) and _is_mathematics(gold) and _same_mathematics(found, gold)
 
 
 def bare_answer(text: str) -> str:
-    """Return an answer without hedges, reasons, what it denies, and an aside: "probably 5 (five), because ..." is 5."""
+    """Return an answer without hedges, reasons, denials and asides: "probably 5 (five), because ..." is 5."""
     text = without_hedges(without_reason(affirmed(text)))
     found = _ASIDE.fullmatch(text)
     if found is None:
@@ -125,7 +125,7 @@ def _announced(
 
 
 def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None]:
-    """The numbers of both sides. Words are read as numbers beside digits, or where both are nothing else."""
+    """Return both sides' numbers; words count beside digits, or if both sides are number words only."""
     quantities = parse_quantity(found), parse_quantity(gold, given=True)
     if None in quantities and (
         any(quantities) or (is_only_number_words(found) and is_only_number_words(gold))
@@ -135,9 +135,9 @@ def _quantities(found: str, gold: str) -> tuple[Quantity | None, Quantity | None
 
 
 def _result(text: str, *, beside: str) -> str:
-    """Return the result of an equation, if the answer that it is compared with is none.
+    """Return the result of an equation, if the answer it is compared with is not an equation.
 
-    Neither several equations ("x = 1 or x = 2") nor a condition ("5 if x = 3") nor an inequality comes to anything.
+    Several equations ("x = 1 or x = 2"), a condition ("5 if x = 3") and an inequality have no result.
     """
     before, equals, result = text.rpartition("=")
     if not equals or "=" in beside or _NO_RESULT.search(before):
@@ -146,21 +146,21 @@ def _result(text: str, *, beside: str) -> str:
 
 
 def _one_form(text: str) -> str:
-    """One form of an index and of a list: 1010_{2} is 1010_2, and "1, 2, and 3" is "1, 2, 3"."""
+    """Return one form of indices and lists: 1010_{2} becomes 1010_2, and "1, 2, and 3" becomes "1, 2, 3"."""
     text = re.sub(r"\\text\s*\{(\s*,?\s+and\s+)\}", r"\1", re.sub(r"_\{(\w+)\}", r"_\1", text))
     return re.sub(r"(?<=\d),?\s+and\s+(?=-?\d+(?![\d/]))", ", ", text)
 
 
 def _in_latex(text: str) -> str:
-    """Signs that math-verify knows by their commands alone."""
+    """Replace signs with the commands that math-verify knows."""
     text = re.sub(r"√\s*(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", text)
     return text.replace("∞", "\\infty ")
 
 
 def _words(text: str) -> str:
-    r"""Words as they are compared: no case, no \text{...}, no articles, no punctuation at a word's end."""
+    r"""Return words for comparison: no case, no \text{...}, no articles, no punctuation at word ends."""
     bare_text = " ".join(LATEX_TEXT.sub(r"\1", text).replace("$", "").casefold().split())
-    bare_text = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", bare_text)  # p.m. is pm
+    bare_text = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", bare_text)  # p.m. becomes pm
     bare_text = re.sub(r" ?: ?", ":", bare_text)
     words = [word.strip(".,;:!?\"'`*“”‘’") for word in bare_text.split()]
     kept = [word for word in words if word and word not in _ARTICLES] or words
@@ -168,7 +168,7 @@ def _words(text: str) -> str:
 
 
 def _is_mathematics(text: str) -> bool:
-    """Whether it is an expression and nothing else; in prose math-verify would pick a number to compare."""
+    """Return whether the text is only an expression; in prose, math-verify would pick out a number."""
     if _UNFINISHED.search(text.strip(" $")):
         return False
     if (
@@ -176,7 +176,7 @@ def _is_mathematics(text: str) -> bool:
         or text.count("^") > 8
         or re.search(r"\^\s*\{?[^}]*\^|\^\s*\{?\d{4}|\d{40}|\d{4}!|!.*[!^]|\^.*!", text)
     ):
-        return False  # towers of powers and huge numbers keep a computer-algebra system busy for ever
+        return False  # towers of powers and huge numbers never finish in a computer-algebra system
     bare_text = re.sub(r"\\(?:begin|end)\s*\{\w+\}|\\[A-Za-z]+", " ", LATEX_TEXT.sub(" ", text))
     if any(word.lower() not in _FUNCTIONS for word in _PROSE.findall(bare_text)) or " if " in bare_text:
         return False
@@ -190,7 +190,7 @@ def _same_mathematics(found: str, gold: str) -> bool:
         raise UserError(
             f"comparing {found!r} with {gold!r} needs math-verify; install it with `pip install allo-align[math]`."
         ) from error
-    # math-verify's timeout is a signal, and signals reach the main thread alone.
+    # math-verify times out by signal, and only the main thread receives signals.
     seconds = _TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
     found_parsed, gold_parsed = (
         math_verify.parse(f"${text.strip(' $')}$", parsing_timeout=seconds) for text in (found, gold)

@@ -1,19 +1,20 @@
-"""The final answer of a text: what it announces last, without what stands around it."""
+"""The final answer of a text: the last one it announces, without its surroundings."""
 
 import re
 from collections.abc import Sequence
 from itertools import takewhile
 
 ANNOUNCEMENT = re.compile(r"\bthe (?:final |correct |right )?answer is\b", re.IGNORECASE)
-# A full stop ends the sentence unless a digit or letter follows it, or a title, a unit, "No." or a backslash precedes it.
+# A full stop ends the sentence, unless a digit or letter follows it, or a title, a unit, "No." or a backslash
+# precedes it.
 SENTENCE_END = re.compile(
     r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMt)(?<!\bsq)(?<!\bcu)(?<!\bRs)(?<!\bapprox)(?<!\\)"
     r"(?<![.!?])(?!(?<=\bN[or])\.\s*\d)[.!?]+(?=[\s\"'”’*$)]|$)",
     re.IGNORECASE,
 )
-LONGEST = 2000  # characters of a line that are read
+LONGEST = 2000  # characters read from one line
 _MOST_ANNOUNCEMENTS = 100
-# Said of an answer that was given before; it is none itself.
+# A remark about an earlier answer, which is not an answer itself.
 _REMARK = re.compile(
     r"""[\s:*_]*(?:(?:also|indeed|thus|therefore|now|then|not|quite|really|still|completely|definitely|probably)\s+)*
     (?:correct|right|accurate|good|fine|okay|wrong|incorrect|clear|unclear|obvious|evident|verified|confirmed|valid|invalid|consistent|
@@ -22,7 +23,7 @@ _REMARK = re.compile(
     (?=\s*(?:[,;:.!?)*]|$|and\b|as\b|because\b|since\b|for\b|if\b|when\b|with\b|by\b|but\b|so\b|expected\b|wanted\b))""",
     re.IGNORECASE | re.VERBOSE,
 )
-# "5, so the answer is right": the words before a later announcement are no part of the earlier answer.
+# In "5, so the answer is right", the words before the second announcement do not belong to the answer.
 _LEADS_ON = re.compile(
     r"(?:[,;]|\s+-+|\s*[–—])?\s+(?:so|and|thus|hence|therefore|because|since|which\s+(?:means|shows|confirms)|that)(?:\s+that)?,?\s*$",
     re.IGNORECASE,
@@ -37,7 +38,7 @@ _LEAD_IN = re.compile(
     r"\s*(?:(?:as follows|(?:given|shown|stated)\s+below)\s*[:.]?|(?:the following|below)\s*:)[\s*_]*$", re.I
 )
 _BULLET = re.compile(r"\s*(?:[-*•+–>]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
-_CELL = re.compile(r"\s*\|\s+([^|]*?)\s+\|\s*")  # a row of one cell
+_CELL = re.compile(r"\s*\|\s+([^|]*?)\s+\|\s*")  # a table row with one cell
 _TAG = re.compile(r"</?(?:answer|final_answer|final|result|b|i|strong|em|code)>", re.IGNORECASE)
 _TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNORECASE)
 _ENVIRONMENT = re.compile(
@@ -54,22 +55,23 @@ _MARKS_BEFORE = re.compile(f"^[{_MARK}]+")
 
 
 def extract_final_answer(text: str, choices: Sequence[str] = ()) -> str | None:
-    r"""Return what follows the last "The answer is", up to the end of the sentence or line; None if nothing does.
+    r"""Return the text from the last "The answer is" to the end of its sentence or line; None without any.
 
-    A later remark, such as "so the answer is correct", is no answer unless it is one of the choices. The stop, quotes,
-    emphasis, tags, `$...$` and `\boxed{...}` around the answer are taken off; the stop in 3.50 does not end it.
+    A later remark, such as "so the answer is correct", is ignored unless it is one of the choices. A full stop,
+    quotes, emphasis, tags, `$...$` and `\boxed{...}` around the answer are removed. The point in 3.50 does not end
+    it.
     """
     line = announced_line(text, choices)
     return None if line is None else first_sentence(line)
 
 
 def first_sentence(line: str, own: Sequence[str] = ()) -> str | None:
-    """Return the answer in an announced line, without what stands around it; None if it is empty."""
+    """Return the answer in an announced line, without its surroundings; None if it is empty."""
     return bare(said_in(line, own)) or None
 
 
 def said_in(line: str, own: Sequence[str] = ()) -> str:
-    """Return the content of a line's box, or its first sentence; a full stop within one of `own` texts does not end it."""
+    """Return the content of a line's box, otherwise its first sentence; full stops inside `own` texts do not end it."""
     boxed = last_boxed(line)
     if boxed is not None:
         return boxed
@@ -86,13 +88,13 @@ def said_in(line: str, own: Sequence[str] = ()) -> str:
 
 
 def _with_stops(words: list[str]) -> str:
-    """A pattern of an option's words, the first of which may be an initial; stops and spaces may differ."""
+    """Return a pattern of an option's words; the first may be an initial, stops and spaces may differ."""
     first, *others = map(re.escape, words)
     return r"[\s.]*".join((rf"(?<!\w)(?:{first}|{re.escape(words[0][0])}\.)", *others)) + r"(?!\w)"
 
 
 def announced_line(text: str, choices: Sequence[str] = ()) -> str | None:
-    """Return the line, or the block, that follows the last announcement of an answer."""
+    """Return the line or block that follows the last announcement of an answer."""
     parts = ANNOUNCEMENT.split(_END_OF_TURN.sub("\n", text))[-_MOST_ANNOUNCEMENTS:]
     parts = [*(part[:-60] + _LEADS_ON.sub("", part[-60:]) for part in parts[:-1]), parts[-1]]
     options = {choice.strip().rstrip(".").casefold() for choice in choices}
@@ -109,7 +111,7 @@ def announced_line(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...}, braces balanced, or \boxed of one word; None without a whole one."""
+    r"""Return the content of the last \boxed{...} with balanced braces, or of \boxed and one word; otherwise None."""
     start = text.rfind("\\boxed")
     braced = re.compile(r"\\boxed\s*\{").match(text, max(start, 0))
     if braced is None:
@@ -124,7 +126,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def bare(text: str) -> str:
-    """Return an answer without quotes, emphasis, a stop, check marks and `$...$` around it."""
+    """Return an answer without surrounding quotes, emphasis, stop, check marks and `$...$`."""
     text = MARKS.sub("", text) or text
     text = _MARKS_BEFORE.sub("", text) or text
     text = (
@@ -141,7 +143,7 @@ def bare(text: str) -> str:
 
 
 def _block(rest: str) -> str | None:
-    """The rest of the line; if it is empty, the next line, list, fence of code or block of mathematics."""
+    """Return the rest of the line; if it is empty, the next line, list, code fence or mathematics block."""
     if tagged := _TAGGED.match(rest):
         rest = " ".join(re.split(rf"</{tagged[1]}>", rest[tagged.end() :], maxsplit=1, flags=re.I)[0].split())
     lines = rest.split("\n")

@@ -39,7 +39,7 @@ _BEFORE_ONE = re.compile(
 
 
 def in_digits(text: str) -> str:
-    """Return the text with its number words as digits; "one" as a pronoun stays ("the second one")."""
+    """Return the text with its number words as digits, except the pronoun "one" ("the second one")."""
     text = re.sub(r"\bhalf\s+a\s+dozen\b", "six", text, flags=re.IGNORECASE)
     text = _FRACTION.sub(_fraction, _HALVES.sub("half", text))
     text = _RUN.sub(lambda found: _digits(found, text), text)
@@ -47,7 +47,7 @@ def in_digits(text: str) -> str:
 
 
 def is_only_number_words(text: str) -> bool:
-    """Whether the text is one number in words and nothing else."""
+    """Return whether the text is exactly one number in words."""
     return bool(_RUN.fullmatch(text.strip()))
 
 
@@ -75,5 +75,5 @@ def _digits(found: re.Match[str], text: str) -> str:
         elif word in SCALES:
             total, group = total + (group or 1) * SCALES[word], 0
         else:
-            group += _VALUES.get(word, 0)  # "a" and "and" count nothing
+            group += _VALUES.get(word, 0)  # "a" and "and" add nothing
     return str(total + group)

@@ -1,4 +1,4 @@
-"""Numbers as people and models write them: separators, currency, fractions, percent, powers of ten, units, words."""
+"""Numbers as people and models write them: separators, currency, fractions, percent, powers, units, words."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from fractions import Fraction
 from allo.tasks.answers.number_words import PARTS, SCALES, in_digits
 from allo.tasks.answers.units import CURRENCY, agree, currency, is_measure, read_unit
 
-# Words beside which a number is not the whole answer: "5 or more apples".
+# Beside these words, a number is not the whole answer: "5 or more apples".
 _NO_WHOLE_ANSWER = {
     "and", "or", "plus", "minus", "negative", "over", "point", "not", "no", "less", "more", "than", "fewer", "greater",
     "squared", "cubed", "except", "without", "unlike", "never", "neither", "nor", "but", "ten", "place", "digit", "decimal",
@@ -34,18 +34,18 @@ _QUANTITY = re.compile(
     (?P<unit>(?!\d).*)""",
     re.VERBOSE | re.DOTALL,
 )
-_LONGEST = 120  # characters; also bounds the digits that Python is asked to convert
+_LONGEST = 120  # characters; this also bounds the digits that Python converts
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """An exact number. `unit` holds the words after it, singular (a currency and percent among them)."""
+    """An exact number; `unit` holds the words after it in the singular, including currency and percent."""
 
     value: Fraction
     unit: tuple[str, ...]
 
     def same(self, other: "Quantity") -> bool:
-        """Equal numbers, whose units do not contradict each other; 50% equals 50 and 0.5."""
+        """Return whether the numbers are equal and the units compatible; 50% equals 50 and 0.5."""
         if ("%" in self.unit) != ("%" in other.unit):
             percent, plain = (self, other) if "%" in self.unit else (other, self)
             return not plain.unit and plain.value in (percent.value, percent.value / 100)
@@ -53,9 +53,9 @@ class Quantity:
 
 
 def parse_quantity(text: str, *, words: bool = False, given: bool = False) -> Quantity | None:
-    """Return the one number that a text states, with its unit; None if it states none, several or an expression.
+    """Return the number that a text states, with its unit; None for none, several or an expression.
 
-    `words`: read number words, too, such as "five apples". `given`: the text is a right answer, whose unit may be any word.
+    `words` also reads number words, such as "five apples". `given` marks a right answer, whose unit may be any word.
     """
     if len(text) > _LONGEST:
         return None
@@ -69,7 +69,7 @@ def parse_quantity(text: str, *, words: bool = False, given: bool = False) -> Qu
         return None
     money = currency(match["currency"] or "")
     if match["european"] and re.fullmatch(r"\d+,\d+", match["european"]) and not (money or is_measure(unit)):
-        return None  # "3,5" may be two numbers, "3,5 kg" is one
+        return None  # "3,5" may be two numbers, but "3,5 kg" is one
     if (match["sign"] == "-") != bool(match["inner_sign"]):
         value = -value
     if money and unit[: len(money)] == money:
@@ -78,7 +78,7 @@ def parse_quantity(text: str, *, words: bool = False, given: bool = False) -> Qu
 
 
 def parse_measures(text: str) -> tuple[Quantity, ...]:
-    """Return the several numbers of one measure, such as "5 ft 6 in"; () unless every one has a unit that is known."""
+    """Return the numbers of one compound measure, such as "5 ft 6 in"; () unless every unit is known."""
     parts = re.split(r"(?<=[A-Za-z.])[,\s]+(?:and\s+)?(?=\d)", _plain(text))
     found = [parse_quantity(part) for part in parts]
     measures = [quantity for quantity in found if quantity is not None and is_measure(quantity.unit)]
@@ -99,7 +99,7 @@ def _value(match: re.Match[str]) -> Fraction:
 
 
 def _plain(text: str) -> str:
-    """The text without LaTeX around its number."""
+    """Return the text without the LaTeX around its number."""
     text = text.strip()
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()

@@ -1,4 +1,4 @@
-"""Options: which of them an answer names, by text, letter or number."""
+"""Options: the ones that an answer names by text, letter or number."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from allo.tasks.answers.phrases import YES_OR_NO, denies, shorter_readings, with
 from allo.tasks.answers.units import is_measure
 
 LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-# A letter in or before brackets, before a stop, a comma, a colon or a dash, or alone; never the article in "A bottle".
+# A letter in brackets, before a bracket, stop, comma, colon or dash, or alone; never the article in "A bottle".
 _LETTER = re.compile(
     r"(?:(?:the\s+)?(?i:option|choice|letter|answer)\s+)?"
     r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])(?:[.):,;](?=\s|\W|$)|(?=\s+[-–—=:(]|\s*$)|\)))(.*)",
@@ -38,23 +38,23 @@ _ROMAN = {
     numeral: Quantity(Fraction(value), ())
     for value, numeral in enumerate(["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"], 1)
 }
-# Signs by which formulas of the same words differ: a + b and a - b, x < 3 and x > 3, [1, 2) and (1, 2].
+# Signs that distinguish formulas with the same words: a + b and a - b, x < 3 and x > 3, [1, 2) and (1, 2].
 _FORMULA = re.compile(r"[<>=+*/^≤≥≠]|\s[-−]\s|^[\[(][^,]*,.*[\])]$")
 
 Form = Callable[[str], str]
 
 
 def named_options(line: str, choices: Sequence[str]) -> set[str]:
-    """Return the options, each as `identity` writes it, that an announced line names."""
+    """Return the options that an announced line names, each in the form of `identity`."""
     line = LATEX_TEXT.sub(r"\1", line)
     sentence = said_in(line, choices)
-    for answer in (line, sentence):  # the line first: an option's own text may hold a full stop
+    for answer in (line, sentence):  # the line comes first, as an option's own text may hold a full stop
         for written in (answer, bare(answer), without_hedges(bare(answer))):
             if named := _written(written, choices):
                 return named
     whole, sentence = without_hedges(sentence), without_hedges(bare(sentence))
     if (said := YES_OR_NO.match(sentence)) and said[1].lower() in map(identity, choices):
-        return {said[1].lower()}  # in what follows, "no" is a common word
+        return {said[1].lower()}  # "no" is a common word in what follows
     named = set[str]()
     for reading in (sentence, *shorter_readings(sentence), whole):  # an option may be a check mark
         named = _written(bare(reading), choices) or _named(reading, choices) or named
@@ -64,9 +64,9 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
 
 
 def _lettered(sentence: str, choices: Sequence[str]) -> str:
-    """The sentence with the number of an option at its start as the letter: "option 2", "the second one", "(2) fish".
+    """Replace an option's number at the start with its letter: "option 2", "the second one", "(2) fish".
 
-    A bare number may be a result of its own; one in brackets may be an option's own if one holds a digit.
+    A bare number may be a result, so it stays. A bracketed one also stays if any option holds a digit.
     """
     found = _NUMBERED.match(in_digits(sentence))
     if found is None or (found[3] and re.search(r"\d", " ".join(choices))):
@@ -78,9 +78,9 @@ def _lettered(sentence: str, choices: Sequence[str]) -> str:
 
 
 def identity(option: str) -> str:
-    """Return what two writings of one option share: white space and the case of ordinary words do not matter.
+    """Return a form that all spellings of one option share, ignoring white space and the case of ordinary words.
 
-    Case tells other words apart: TT and Tt, MW and mW, AaBb and aabb.
+    Case distinguishes other words: TT and Tt, MW and mW, AaBb and aabb.
     """
     return " ".join(map(_word, _exact(option).split()))
 
@@ -98,7 +98,7 @@ def _word(word: str) -> str:
 
 
 def _written(text: str, choices: Sequence[str]) -> set[str]:
-    """The options that the text writes and nothing else: letter by letter, else in another case, else by number."""
+    """Return the options that equal the whole text: exactly, otherwise ignoring case, otherwise as numbers."""
     said = parse_quantity(text, words=True)
     roman = _ROMAN if set(map(_exact, choices)) <= _ROMAN.keys() else {}
     ways: tuple[Callable[[str], bool], ...] = (
@@ -115,7 +115,7 @@ def _written(text: str, choices: Sequence[str]) -> set[str]:
 
 
 def _named(sentence: str, choices: Sequence[str]) -> set[str]:
-    """The options that a sentence names by their letters and their words; none if it denies anything."""
+    """Return the options that a sentence names by letter and by words; none if it denies anything."""
     sentence = _lettered(sentence, choices)
     letters = {chr(ord("A") + place): identity(choice) for place, choice in enumerate(choices)}
     lettered = _LETTER.fullmatch(sentence)
@@ -141,7 +141,7 @@ def _named(sentence: str, choices: Sequence[str]) -> set[str]:
 
 
 def _with_initial(letter: str, rest: str, sentence: str, choices: Sequence[str]) -> str | None:
-    """The option that a sentence such as "C. S. Lewis" begins with, whose letter is an initial; None for a letter."""
+    """Return the option that begins a sentence such as "C. S. Lewis", whose letter is an initial; otherwise None."""
     own = choices[ord(letter) - ord("A")]
     after = _tokens(rest, str.casefold)
     if _begins(after, _tokens(own, str.casefold)):
@@ -152,7 +152,7 @@ def _with_initial(letter: str, rest: str, sentence: str, choices: Sequence[str])
         if _begins(said, tokens):
             return identity(choice)
         if len(tokens) > 1 and tokens[0].startswith(letter.lower()) and _begins(after, tokens[1:]):
-            return identity(choice)  # A. Lincoln, of Abraham Lincoln
+            return identity(choice)  # A. Lincoln stands for Abraham Lincoln
     return None
 
 
@@ -161,10 +161,10 @@ def _begins(tokens: tuple[str, ...], with_those: tuple[str, ...]) -> bool:
 
 
 def _mentioned(sentence: str, choices: Sequence[str]) -> tuple[set[str], str]:
-    """The options whose words stand in the sentence, and what is left of it.
+    """Return the options whose words occur in the sentence, and the rest of the sentence.
 
-    Longer options come first, so that no part of one counts. Case counts, unless nothing is found by it. Where one that is
-    found disagrees with the sentence, none is named.
+    Longer options come first, so that parts of them do not count. Case is ignored only if nothing matches with it. If
+    a match disagrees with the sentence, no option is named.
     """
     for form in (_word, str.casefold):
         words = f" {' '.join(_tokens(sentence, form))} "
@@ -183,9 +183,9 @@ def _mentioned(sentence: str, choices: Sequence[str]) -> tuple[set[str], str]:
 
 
 def _agrees(sentence: str, option: str) -> bool:
-    """Whether an option is not another quantity or formula than the sentence.
+    """Return whether an option states the same quantity or formula as the sentence, if it states one.
 
-    5 m/s names no option "5 m", a - b no option "a + b", and x^2 or ~x no option "x".
+    5 m/s does not name the option "5 m", nor a - b "a + b", nor x^2 or ~x "x".
     """
     if _FORMULA.search(option):
         return _closely(option).casefold() in _closely(sentence).casefold()
@@ -195,7 +195,7 @@ def _agrees(sentence: str, option: str) -> bool:
         sentence,
     ):
         return False
-    if option in ("yes", "no"):  # "No one knows" and "no idea" name no option "no"
+    if option in ("yes", "no"):  # "No one knows" and "no idea" do not name the option "no"
         return bool(re.search(rf"\b{option}\b(?!\s+(?!and\b|or\b|but\b)\w)", sentence, re.IGNORECASE))
     said, meant = parse_quantity(sentence), parse_quantity(option)
     if meant is None or (said is None and meant.unit and not is_measure(meant.unit)):
@@ -205,7 +205,7 @@ def _agrees(sentence: str, option: str) -> bool:
 
 
 def _same_quantity(said: Quantity | None, option: Quantity | None) -> bool:
-    """Whether two quantities are the same, where 12% names no option "12"."""
+    """Return whether two quantities are equal; 12% does not name the option "12"."""
     if said is None or option is None:
         return False
     if "%" in said.unit and "%" not in option.unit:
@@ -214,11 +214,11 @@ def _same_quantity(said: Quantity | None, option: Quantity | None) -> bool:
 
 
 def _closely(formula: str) -> str:
-    """A formula without spaces, dollars and braces, its powers with ^."""
+    """Return a formula without spaces, dollar signs and braces, its powers written with ^."""
     return re.sub(r"[\s${}]", "", formula.replace("**", "^"))
 
 
 def _tokens(text: str, form: Form) -> tuple[str, ...]:
-    """Words, numbers and symbols without articles and punctuation."""
+    """Return the words, numbers and symbols of a text without articles and punctuation."""
     text = re.sub(r"(?<=\w)['’](?=\w)|(?<=s)['’]", "", text)
     return tuple(map(form, _TOKEN.findall(_ARTICLE.sub(" ", text)) or _TOKEN.findall(text)))

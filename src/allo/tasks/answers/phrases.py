@@ -1,4 +1,4 @@
-"""The words around an answer: hedges before it, reasons behind it, and what it denies."""
+"""The words around an answer: hedges before it, reasons after it, and denials."""
 
 import re
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ _ASIDE = re.compile(
     r"|(?<=\S)\s+(?:although|though|whereas|unlike)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
-# "not X but Y" and "instead of X, Y" leave Y.
+# "not X but Y" and "instead of X, Y" mean Y.
 _DENIED_FIRST = re.compile(
     r"(?:not|neither|nor)\b[^,;.]{1,80}?[,;]?\s+but\s+(?:rather\s+|instead\s+)?"
     r"|(?:instead\s+of|rather\s+than|unlike|contrary\s+to)\s[^,;]{1,80}[,;]\s*(?:it\s+is\s+|it's\s+)?"
     r"|not\b[^,;.]{1,80}?[,;]\s*(?:it\s+is\s+|it's\s+|rather\s+)",
     re.IGNORECASE,
 )
-# "Y, not X" and "Y rather than X" leave Y.
+# "Y, not X" and "Y rather than X" mean Y.
 _DENIED_LAST = re.compile(
     r"(?<=\S)(?:\s*[,;(–—]\s*(?:and\s+|but\s+)?|\s+-\s*|\s+(?:and|but)\s+)(?:certainly\s+|definitely\s+)?not\b.*"
     r"|(?<=\S),?\s+(?:rather\s+than|instead\s+of|as\s+opposed\s+to|in\s+contrast\s+to|over(?!\s+\d))\s.*",
@@ -46,19 +46,19 @@ _DENIAL = re.compile(
 
 
 def without_hedges(text: str) -> str:
-    """Return the text without the hedges that it begins with: "probably B" is B."""
+    """Return the text without the hedges at its start: "probably B" becomes B."""
     while found := _HEDGE.match(text):
         text = text[found.end() :]
     return text
 
 
 def denies(text: str) -> bool:
-    """Whether the text holds a word or a mark of denial."""
+    """Return whether the text holds a word or mark of denial."""
     return bool(_DENIAL.search(text) or _CONTRACTED.search(text))
 
 
 def shorter_readings(text: str) -> Iterator[str]:
-    """Yield the text without its reason, its aside, and what it denies, one after the other."""
+    """Yield the text with its reason, then its aside, then its denials removed."""
     for part in (_REASON, _ASIDE, _DENIED_LAST):
         text = part.sub("", text)
         yield text
@@ -67,12 +67,12 @@ def shorter_readings(text: str) -> Iterator[str]:
 
 
 def without_reason(text: str) -> str:
-    """Return the text without the reason and the aside that it ends with: "5, because 2+3=5" and "5, which is prime" are 5."""
+    """Return the text without the reason or aside at its end: "5, because 2+3=5" and "5, which is prime" become 5."""
     return _ASIDE.sub("", _REASON.sub("", text))
 
 
 def affirmed(text: str) -> str:
-    """Return what is left of a text once it has denied something else: "not 5 but 6" and "6, not 5" are 6."""
+    """Return the text without what it denies: "not 5 but 6" and "6, not 5" become 6."""
     text = _DENIED_LAST.sub("", text)
     found = _DENIED_FIRST.match(text)
     return text[found.end() :] if found else text

@@ -1,9 +1,9 @@
-"""One plain form for text in several scripts: digits, brackets, spaces and signs as ASCII, raised digits as powers."""
+"""One plain form for text in several scripts: digits, brackets, spaces and signs in ASCII, superscripts as powers."""
 
 import re
 import unicodedata
 
-# Signs that are written differently and meant alike, which Unicode's compatible form (NFKC) keeps apart.
+# Signs with the same meaning that Unicode's compatibility form (NFKC) does not unify.
 _ALIKE = str.maketrans(
     {
         **dict.fromkeys("。۔।", ". "), **dict.fromkeys("、،", ", "),
@@ -16,7 +16,7 @@ _RAISED = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 
 
 def plain(text: str) -> str:
-    """Return the text in NFKC with digits, brackets, punctuation and signs of other scripts as ASCII.
+    """Return the text in NFKC, with digits, brackets, punctuation and signs of other scripts in ASCII.
 
     m² becomes m^2, 10⁻⁵ becomes 10^{-5}, 1010₂ becomes 1010_2, and 2½ becomes 2 1/2. Quotation marks stay.
     """

@@ -1,4 +1,4 @@
-"""Thoughts in a completion: they are trained on, but an answer or a verdict stands outside them."""
+"""Thoughts in a completion: trained on, but never part of the answer or the verdict."""
 
 import re
 from bisect import bisect_left
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Marker:
-    """A pair of literal texts that a thought stands between; case does not matter."""
+    """The literal texts that open and close a thought, in any case."""
 
     opens: str
     closes: str
 
 
-# Every form of tag whose name has one of these stems marks a thought: no list of names is whole.
+# A tag marks a thought if its name has one of these stems: no list of names is complete.
 _STEMS = (
     "think|thought|reason|reflect|analy[sz]|scratch|ponder|monolog|deliberat|brainstorm|contemplat|ruminat"
 )
@@ -23,17 +23,17 @@ _TAG = re.compile(
     r"(?P<left><[|｜]?|\[|◁)\s{0,9}(?P<turn>/[|｜]?|(?:begin|start|end)[_▁-](?:of[_▁-])?)?\s{0,9}"
     rf"(?P<name>[\w:.▁-]{{0,40}}?(?:{_STEMS})[\w:.▁-]{{0,40}})"
     r"(?:\s[\w:-]{1,40}=[^<>]{0,200})?\s{0,9}(?:[|｜]?>|\]|▷)",
-    re.IGNORECASE | re.ASCII,  # ASCII: otherwise an "i" also takes a dotless one, which is in no table.
+    re.IGNORECASE | re.ASCII,  # ASCII: otherwise "i" also matches a dotless one, which is in no table
 )
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 DEFAULT = (
-    Marker("[THINK]", "[/THINK]"),  # also if it is never closed: other words in brackets may be headings
+    Marker("[THINK]", "[/THINK]"),  # a thought even if never closed, as other bracketed words may be headings
     Marker("<|inner_prefix|>", "<|inner_suffix|>"),
     Marker("<|channel>thought", "<channel|>"),
 )
-"""The markers that are no tags of a thought's name."""
+"""The markers that are not tags with a thought's name."""
 
-# The channels of gpt-oss: what is not in the final one is a thought. The second form has lost its special tokens.
+# In gpt-oss, all channels but the final one hold thoughts. The second form has lost its special tokens.
 _CHANNEL = re.compile(r"<\|start\|>\s*assistant|<\|channel\|>", re.IGNORECASE)
 _FINAL = re.compile(
     r"<\|channel\|>\s*final\b[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>", re.IGNORECASE
@@ -48,19 +48,19 @@ _FIELDS = ("thinking", "reasoning_content", "reasoning")  # of a tokenizer's `re
 
 @dataclass(frozen=True)
 class Thoughts:
-    """The thoughts of one model: their markers, and the settings (as `repr`) under which its chat template opens one."""
+    """One model's thoughts: their markers, and the settings (as `repr`) under which its chat template opens one."""
 
     markers: tuple[Marker, ...] = DEFAULT
     opened_under: frozenset[str] = frozenset()
 
     def begins_inside(self, prompt: object, template: object = None) -> bool:
-        """Whether a completion of the prompt, a text or messages with `template`'s settings, begins inside a thought."""
+        """Return whether a completion of the prompt begins inside a thought; `template` has the settings of messages."""
         if isinstance(prompt, str):
             return opens_thought(prompt, self.markers)
         return repr(template) in self.opened_under
 
     def spoken(self, text: str, prompt: object = "", template: object = None) -> str:
-        """Return what a completion of a prompt says to its reader: nothing if it ends inside a thought."""
+        """Return the part of a completion that its reader sees; nothing if it ends inside a thought."""
         inside = self.begins_inside(prompt, template)
         return without_thoughts(text, self.markers, begins_inside=inside) or ""
 
@@ -71,11 +71,11 @@ USUAL = Thoughts()
 def without_thoughts(
     text: str, markers: Sequence[Marker] = DEFAULT, *, begins_inside: bool = False
 ) -> str | None:
-    """Return the text without its thoughts; None if the last one is unfinished, so that there is no answer.
+    """Return the text without its thoughts; None, for no answer, if the last thought is unfinished.
 
-    A marker that closes a thought which nothing opened ends one that the prompt opened: all before it is a thought.
-    Give `begins_inside` if you know that the prompt opened one (see `opens_thought`), so that a text which was cut
-    before its end has no answer. A marker in quotation marks or backticks is a mention.
+    A closing marker without an opening one ends a thought that the prompt opened, so all text before it is a thought.
+    Set `begins_inside` if you know that the prompt opened one (see `opens_thought`): a text that was cut off inside
+    it then has no answer. A marker in quotation marks or backticks is only a mention.
     """
     if _CHANNEL.search(text):
         return _final_channel(text)
@@ -104,7 +104,7 @@ def without_thoughts(
                 continue
             if not inside:
                 kept.append(between)
-            if not inside or between.strip():  # a marker that is only repeated opens nothing more
+            if not inside or between.strip():  # a repeated marker opens nothing more
                 inside.append({mark.key, *literals.get(mark.key, ())})
             place = mark.end
             if len(inside) > _DEEPEST:
@@ -120,7 +120,7 @@ def without_thoughts(
 
 
 def opens_thought(prompt: str, markers: Sequence[Marker] = DEFAULT) -> bool:
-    """Whether a rendered prompt ends with an opened thought, as some chat templates do."""
+    """Return whether a rendered prompt ends with an opened thought, as some chat templates do."""
     end = prompt.rstrip()[-_LONGEST:]
     marks = [_Mark(end, found, markers) for found in _pattern(markers).finditer(end)]
     return bool(marks) and marks[-1].end == len(end) and marks[-1].opens and marks[-1].is_sure
@@ -129,8 +129,8 @@ def opens_thought(prompt: str, markers: Sequence[Marker] = DEFAULT) -> bool:
 def declared_markers(tokenizer_config: Mapping[str, Any]) -> tuple[Marker, ...]:
     r"""Return the markers of `DEFAULT` and those that a `tokenizer_config.json` declares for thoughts.
 
-    transformers reads them from `response_template`. Only literal texts count, and patterns that are a literal
-    before `\s*`: a pattern from a model's folder may never end.
+    transformers reads them from `response_template`. Only literal texts count, and patterns of a literal before
+    `\s*`, since matching an arbitrary pattern from a model's folder might never end.
     """
     template = tokenizer_config.get("response_template")
     fields = template.get("fields") if isinstance(template, dict) else None
@@ -156,10 +156,10 @@ def _final_channel(text: str) -> str | None:
 
 
 class _Mark:
-    """A place where a text may open or close a thought. Marks of one thought have one `key`.
+    """A place where a text may open or close a thought. Marks of one thought share a `key`.
 
-    `is_sure`: it opens a thought even if nothing closes it. A word in brackets may be a heading, and a word right after
-    another a type's, as in `List<Reason>`.
+    `is_sure`: it opens a thought even if nothing closes it. A bracketed word is not sure, since it may be a heading.
+    Neither is a tag right after a word, which may be a type, as in `List<Reason>`.
     """
 
     def __init__(self, text: str, found: re.Match[str], markers: Sequence[Marker]) -> None:
@@ -180,7 +180,7 @@ def _closes(tag: re.Match[str]) -> bool:
 
 
 def _key(text: str) -> str:
-    """The form and the name of a tag, the same for its beginning and its end; another marker is its own."""
+    """Return a tag's form and name, the same for opening and closing; another marker is its own key."""
     tag = _TAG.fullmatch(text.strip())
     if tag is None:
         return text.strip().casefold()
@@ -198,7 +198,7 @@ def _pattern(markers: Sequence[Marker]) -> re.Pattern[str]:
 
 
 def _literals(field: Mapping[str, Any], name: str) -> list[str]:
-    """The literal markers of one end of a field."""
+    """Return the literal markers for one end of a field."""
     given = field.get(name)
     if isinstance(given, str):
         given = [given]

@@ -1,6 +1,6 @@
-"""Units and currencies: which names mean the same. Nothing is converted: an hour is not 60 minutes.
+"""Units and currencies, each under one name. Nothing is converted: an hour is not 60 minutes.
 
-math-verify removes units instead of comparing them, so that 5 cm is 5 m; pint knows no currencies, and would convert.
+math-verify ignores units, so that 5 cm equals 5 m. pint knows no currencies, and would convert.
 """
 
 import re
@@ -11,7 +11,7 @@ _SCIENTIFIC = {
     "J": "joule", "Hz": "hertz", "Pa": "pascal", "N": "newton", "Wh": "watt hour", "eV": "electronvolt",
     "mol": "mole", "K": "kelvin", "B": "byte", "cal": "calorie", "Ω": "ohm",
 }  # fmt: skip
-# Symbols, in which case tells apart: mW is no MW.
+# Symbols whose case matters: mW is not MW.
 _SYMBOLS = {
     **_SCIENTIFIC,
     **{
@@ -56,7 +56,7 @@ _MONEY = {
 _PLURALS = {
     "people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse", "teeth": "tooth",
 }  # fmt: skip
-CURRENCY_SIGN = "[$¢-¥֏؋৳฿៛₠-\u20cf]"  # the signs of Unicode's category Sc
+CURRENCY_SIGN = "[$¢-¥֏؋৳฿៛₠-\u20cf]"  # the signs in Unicode's category Sc
 _CODES = "|".join(
     name.upper() if len(name) == 3 else f"{name}|{name.title()}"
     for name in _MONEY
@@ -64,18 +64,18 @@ _CODES = "|".join(
 )
 CURRENCY = rf"(?:[A-Z]{{1,2}}\$|{CURRENCY_SIGN}|(?:{_CODES})\.?(?=\s*[-\d.]))"
 _EITHER = ({"pound", "lb"}, {"pound", "£"})
-"""A pound is money or weight, which are no same unit."""
+"""A pound is money or weight, which are different units."""
 _MEASURES = {word for meaning in (*_SYMBOLS.values(), *_NAMES.values()) for word in meaning.split()}
 _COINS = {word for meaning in _MONEY.values() for word in meaning.split()}
 _NAMES |= _MONEY
 _KNOWN = {*_MEASURES, *_COINS, "am", "pm"}
 _LETTERS = set("mgLlshWVAJNKΩ")
-"""One letter alone is a unit only of these: 5 x is an expression."""
+"""The only letters that are units by themselves: 5 x is an expression."""
 _WORD = re.compile(rf"[^\W\d_](?:[^\W\d_]|['’])*|[%°]|′{{1,2}}|{CURRENCY_SIGN}|°[CFcf]|[A-Z]{{1,2}}\$")
 _POWERS = {"2": "square", "3": "cubic", "squared": "square", "cubed": "cubic"}
 _POWER = re.compile(r"([A-Za-zµμ]+)(?:\s*\^\s*\{?([23])\}?(?!\d)|([23])(?!\w)|\s+(squared|cubed)\b)")
 _REPEATED = {"a", "an", "each", "every"}
-# A thing that is counted ends before these: 5 slices of cake, 5 eggs in total, 5 years old.
+# A counted thing ends before these words: 5 slices of cake, 5 eggs in total, 5 years old.
 _PREPOSITIONS = {"of", "for", "in", "from", "at", "on", "per", *_REPEATED}
 _BEHIND = {
     *_PREPOSITIONS, "left", "remaining", "total", "altogether", "old", "tall", "long", "wide", "high", "deep", "away", "apart",
@@ -84,9 +84,9 @@ _MOST_WORDS = 4
 
 
 def read_unit(text: str, *, one: bool = False) -> tuple[str, ...] | None:
-    """Return the words behind a number, each under one name; None if they are no unit.
+    """Return the words after a number, each under one name; None if they are not a unit.
 
-    A unit is known here, or a thing that is counted: in the plural, unless the number is `one` or less.
+    A unit is either known here or a counted thing, which is in the plural unless the number is `one` or less.
     """
     if not text.strip():
         return ()
@@ -121,20 +121,20 @@ def _is_thing(pieces: list[str], name: list[str], *, one: bool) -> bool:
 
 
 def currency(sign: str) -> tuple[str, ...]:
-    """Return the names of a currency's sign or code, as `read_unit` gives them: a sign without a name is its own."""
+    """Return the name words of a currency's sign or code, as `read_unit` does; a nameless sign is its own name."""
     sign = sign.strip(". ").lower()
     return tuple(_MONEY.get(sign, sign).split())
 
 
 def is_measure(unit: tuple[str, ...]) -> bool:
-    """Whether the unit is one of those that are known here, so that what is before it is a number."""
+    """Return whether the unit is known here, so that the text before it is a number."""
     return bool(unit) and unit[-1] in _MEASURES | _COINS
 
 
 def agree(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether two units do not contradict each other: "18", "18 dollars" and "18 dollars a day" agree.
+    """Return whether two units are compatible: "18", "18 dollars" and "18 dollars a day" are.
 
-    A measure and its rate, or its product with another, do not: 60 km are not 60 km/h, and 5 kW are not 5 kWh.
+    A measure and its rate or product are not: 60 km is not 60 km/h, and 5 kW is not 5 kWh.
     """
     shorter, longer = sorted((one, other), key=len)
     if not all(a == b or {a, b} in _EITHER for a, b in zip(shorter, longer, strict=False)):
@@ -146,12 +146,12 @@ def agree(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
 
 def _power_first(found: re.Match[str]) -> str:
     if not found[2] and not _MEASURES & set(_name(found[1], last=False)):
-        return found[0]  # x2 and "5 squared" are no units
+        return found[0]  # x2 and "5 squared" are not units
     return f"{_POWERS[found[2] or found[3] or found[4]]} {found[1]}"
 
 
 def _name(word: str, *, last: bool) -> list[str]:
-    """The one name of a unit's word, singular."""
+    """Return the words of a unit word's one name, in the singular."""
     lower = re.sub(r"(met|lit)re(?=s?$)", r"\1er", word.lower()).replace("gramme", "gram")
     singular = _PLURALS.get(lower, _singular(lower))
     if word in _SYMBOLS:
@@ -162,7 +162,7 @@ def _name(word: str, *, last: bool) -> list[str]:
         if name in _NAMES:
             return _NAMES[name].split()
     if lower in _SYMBOLS and len(word) > 1 and (word.isupper() or word.istitle() or word.islower()):
-        return _SYMBOLS[lower].split()  # KM and Kg, but no mM
+        return _SYMBOLS[lower].split()  # KM and Kg, but not mM
     return [singular]
 
 
