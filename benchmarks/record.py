@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from allo.files.artifacts import written_aside
+from allo.files.provenance import commit_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,9 +31,8 @@ class Record:
             "schema": 1,
             "table": table,
             "date": datetime.date.today().isoformat(),
-            "commit": _git("rev-parse", "HEAD"),
             # Earlier records and plots are not sources of this one.
-            "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/plots")),
+            **commit_of(ROOT, ignored=("benchmarks/results", "docs/plots")),
             "machine": machine(device),
             "command": shlex.join(["python", *_portable(sys.argv)]),
         }
@@ -67,9 +66,3 @@ def _portable(arguments: list[str]) -> list[str]:
     """Return the command without this machine's folders, since records are read elsewhere."""
     own = [str(Path(part).name) if os.path.isabs(part) else part for part in arguments[1:]]
     return [os.path.relpath(Path(arguments[0]).resolve(), ROOT), *own]
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()

@@ -32,12 +32,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from allo.files.provenance import peak_memory, resident_bytes
 from allo.weights.checkpoints import INDEX, Checkpoint
 from allo.weights.mask_files import mask_from_checkpoints
 from page_cache import forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from peak import status_bytes
 from record import RESULTS, Record
 
 WIDTH, MLP, VOCABULARY = 4096, 11008, 32000
@@ -121,14 +121,14 @@ def select(folder: Path, density: float) -> int:
 
 def once(what: str, folder: Path, density: float) -> dict[str, float]:
     """Return seconds and peak memory, less loaded libraries and the mask, of one run in this process."""
-    loaded = status_bytes("VmRSS")
+    loaded = resident_bytes()
     start, mask_bytes = time.perf_counter(), 0
     if what == "select":
         mask_bytes = select(folder, density)
     else:
         {"plain": plain, "threads": threads}[what](folder)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "extra": status_bytes("VmHWM") - loaded - mask_bytes}
+    return {"seconds": seconds, "extra": peak_memory() - loaded - mask_bytes}
 
 
 def measure(folder: Path, *, density: float, repeats: int, cold: bool) -> dict[str, list[dict[str, float]]]:

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import allo
+from allo.files.provenance import resident_bytes
 from allo.files.records import Wrong
 from allo.models.load import load_model, read_config
 from allo.models.rehearsal import one_word_tokenizer
@@ -35,7 +36,7 @@ from allo.training.trainer import ForgetTrainer, ImproveTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "memory"))
-from peak import peak_over_present, status_bytes
+from peak import peak_over_present
 from record import RESULTS, Record
 from selected_step import one_in_each_run
 
@@ -87,11 +88,11 @@ def measure(recipe: Recipe, stage: str) -> int:
         device = torch.device(recipe.device)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        held = status_bytes("VmRSS")
+        held = resident_bytes()
         model = build(recipe)
         weights = sum(param.nbytes for param in model.parameters())
         if device.type == "cpu":
-            weights = status_bytes("VmRSS") - held
+            weights = resident_bytes() - held
         peak = peak_over_present(device)
         do_stage(recipe, stage, model, Path(folder), rows=None)
         return weights + peak()

@@ -74,10 +74,12 @@ def test_the_generated_changes_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_gap_codes_figures_meet_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = loaded("gap_code", monkeypatch)
-    monkeypatch.setattr(benchmark, "SIZE", 1 << 21)
+    monkeypatch.setattr(benchmark, "WIDTH", 1 << 10)
     rows = figures(benchmark, ["--tensors", "1", "--repeats", "1"], tmp_path / "record.json", monkeypatch)
-    at = {row["density"]: row for row in rows}
+    at = {row["density"]: row for row in rows if row["mask"] == benchmark.RANDOM}
     assert at[0.05]["bytes an entry"] <= 0.75 and at[0.1]["bytes an entry"] <= 0.61
     assert at[0.05]["delta / bf16 checkpoint"] <= 0.075
-    for row in rows:
-        assert row["bytes an entry"] > row["entropy, bytes an entry"] * 0.99
+    for row in at.values():
+        assert row["bytes an entry"] > row["entropy of random ones"] * 0.99
+    for row in rows[len(at) :]:
+        assert row["bytes an entry"] < row["entropy of random ones"], "structure costs less"

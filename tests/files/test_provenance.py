@@ -27,18 +27,27 @@ def committed(root: Path) -> str:
     return git("rev-parse", "HEAD")
 
 
-@pytest.mark.parametrize(
-    ("package", "is_source"), [("src/allo", True), (".venv/lib/python3/site-packages/allo", False)]
-)
-def test_the_commit_is_that_of_the_packages_own_source_tree(
-    package: str, is_source: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / package).mkdir(parents=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / package / "provenance.py"))
-    assert provenance.provenance()["commit"] is None
+def test_the_commit_is_that_of_this_source_tree() -> None:
+    assert (provenance.ROOT / "src" / "allo" / "files" / "provenance.py").samefile(provenance.__file__)
+
+
+def test_the_commit_is_of_a_repository_itself_and_not_of_one_around_it(tmp_path: Path) -> None:
+    installed = tmp_path / ".venv" / "lib"
+    installed.mkdir(parents=True)
+    assert provenance.commit_of(tmp_path) == {"commit": None, "dirty": None}
     commit = committed(tmp_path)
-    found = provenance.provenance()
-    assert (found["commit"], found["dirty"]) == ((commit, False) if is_source else (None, None))
+    assert provenance.commit_of(tmp_path) == {"commit": commit, "dirty": False}
+    assert provenance.commit_of(installed) == {"commit": None, "dirty": None}
+
+
+def test_a_change_makes_a_tree_dirty_unless_it_is_ignored(tmp_path: Path) -> None:
+    committed(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "one.json").write_text("{}")
+    assert provenance.commit_of(tmp_path)["dirty"]
+    assert not provenance.commit_of(tmp_path, ignored=["results"])["dirty"]
+    (tmp_path / "source.py").write_text("")
+    assert provenance.commit_of(tmp_path, ignored=["results"])["dirty"]
 
 
 def test_the_peak_is_what_was_resident(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,7 @@ from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.rewriter.cases import Run, open_run
 from allo.rewriter.data import record_of
-from allo.rewriter.proposals import token_ids
-from allo.tokens.edit_distance import edit_distance, edit_share, nearest
+from allo.tokens.edit_distance import edit_distance, edit_share, nearest, text_ids
 from allo.tokens.rewrite_wording import ask_for_rewrite
 from rewriter_setup import VARIABLE, made, place, rows
 from server import KEY, Chat, serving, without_proxy
@@ -62,7 +62,10 @@ def test_the_edit_distance_is_levenshteins(one: list[int], other: list[int]) -> 
 
 def test_the_nearest_is_the_first_of_the_fewest_edits() -> None:
     # difflib would call the third one nearest: it keeps the longest common run.
-    assert nearest([1, 2, 3, 4], [[9], [1, 9, 3, 4], [2, 3, 4, 1, 1], [1, 2, 9, 4]]) == 1
+    def digits(text: str, *, add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=list(map(int, text)))
+
+    assert nearest("1234", ["9", "1934", "23411", "1294"], digits) == "1934"  # type: ignore[arg-type]
 
 
 def test_the_draft_stands_last_and_a_chat_stays_a_chat() -> None:
@@ -92,7 +95,7 @@ def test_nearest_takes_the_right_sample_of_the_fewest_edits(run: Run, out: Path)
     for row in kept:
         one = wrong[row["id"]]
         distances = [
-            edit_distance(token_ids(row["completion"], TOKENIZER), token_ids(text, TOKENIZER))
+            edit_distance(text_ids(row["completion"], TOKENIZER), text_ids(text, TOKENIZER))
             for text in one.right
         ]
         assert row["rewrite"] in one.right and row["edits"] == min(distances) > 0
@@ -123,7 +126,7 @@ def test_identity_rows_are_right_samples_in_the_share_that_is_asked_for(run: Run
 def test_too_many_edits_are_dropped_and_counted(run: Run, out: Path) -> None:
     everything = made(run, out, "gold", identity=0.0)
     shares = [
-        edit_share(token_ids(row["completion"], TOKENIZER), token_ids(row["rewrite"], TOKENIZER))
+        edit_share(text_ids(row["completion"], TOKENIZER), text_ids(row["rewrite"], TOKENIZER))
         for row in rows(out)
     ]
     limit = sorted(shares)[len(shares) // 2]
@@ -143,7 +146,7 @@ def test_self_keeps_what_is_right_and_near_and_goes_on_where_it_was_killed(
     for row in rows(out):
         answer = run.prompts[wrong[row["id"]].prompt_id].answer
         assert row["rewrite"].endswith(f"The answer is {answer}.") and row["source"] == "self"
-        assert edit_share(*(token_ids(row[key], TOKENIZER) for key in ("completion", "rewrite"))) <= 0.9
+        assert edit_share(*(text_ids(row[key], TOKENIZER) for key in ("completion", "rewrite"))) <= 0.9
     assert counts["kept"] + sum(counts["dropped"].values()) == counts["wrong"] and counts["dropped"]
     whole = out.read_bytes()
     assert not list(out.parent.glob("*.part"))

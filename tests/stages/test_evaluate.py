@@ -60,7 +60,7 @@ def test_a_failing_measure_leaves_the_start_as_it_was(
         return torch.zeros(1, 2)
 
     monkeypatch.setattr(evaluate, "completion_distributions", fails)
-    patch = evaluate._Patch(model, run.path)
+    patch = evaluate._patch(model, run.path)
     continued = [(Prompt("p", "Tom has 7 pens.\n"), Completion("p", 0, "First 7", False, 3))]
     with pytest.raises(MemoryError), patch.exchanged():
         evaluate._kl(continued, patch, tiny(run.path), model, tokenizer)
@@ -82,7 +82,7 @@ def test_the_distance_is_measured_after_the_prompt_that_was_sampled_from(
     recipe, prompt = tiny(run.path, "max_length=48"), Prompt("p", "Tom has 7 pens. " * 20)
     ids = tokenizer(" First 7", add_special_tokens=False).input_ids[:1]
     continued = [(prompt, Completion("p", 0, " First", False, 1, ids))]
-    patch = evaluate._Patch(model, None)
+    patch = evaluate._patch(model, None)
     evaluate._kl(continued, patch, recipe, model, tokenizer)
     assert read[0] == read[1] == [*cut_left(tokenizer, ids_of(tokenizer, prompt), 48), *ids]
 
@@ -116,7 +116,7 @@ def test_the_distance_is_of_the_aligned_model_to_the_start_over_the_aligned_mode
         start = logits.double().log_softmax(-1)
         of_tokens += (-math.log(start.shape[-1]) - start.mean(-1)).tolist()
         reversed_ += (math.log(start.shape[-1]) + (start.exp() * start).sum(-1)).tolist()
-    patch = evaluate._Patch(model, run.path)
+    patch = evaluate._patch(model, run.path)
     with patch.exchanged():
         found = evaluate._kl(continued, patch, tiny(run.path), model, tokenizer)
     assert found["num_tokens"] == len(of_tokens) == sum(map(len, answers))

@@ -19,12 +19,12 @@ from allo.models.tokenization import Tokenized
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.rewriter.cases import Run, open_run
-from allo.rewriter.proposals import token_ids
 from allo.rewriter.row import RewriteRow, read_rewrites
 from allo.rewriter.train import read_settings, train_rewriter, trainer_of
 from allo.stages import score
 from allo.tasks import planted_flaws
 from allo.tokens import scorers
+from allo.tokens.edit_distance import text_ids
 from allo.tokens.rewrite_wording import ask_for_rewrite
 from allo.tokens.rewriter import RECORD, check_rewriter, load_rewriter, rewriting, shown_solution
 from allo.tokens.scorers import Context, Scored
@@ -220,7 +220,7 @@ def test_a_score_is_the_rewriters_probability_of_the_wrong_completion_as_the_rew
         torch.testing.assert_close(
             torch.tensor(found[one.id]["scores"], dtype=torch.float32), expected, **FP32
         )
-        assert found[one.id]["token_ids"] == [*token_ids(one.completion, TOKENIZER), TOKENIZER.eos_token_id]
+        assert found[one.id]["token_ids"] == [*text_ids(one.completion, TOKENIZER), TOKENIZER.eos_token_id]
 
 
 def test_without_a_solution_the_nearest_right_sample_is_shown() -> None:
@@ -236,12 +236,12 @@ def test_without_a_solution_the_nearest_right_sample_is_shown() -> None:
 def test_a_long_prompt_is_cut_where_it_begins_and_the_completion_never(rewriter: Path) -> None:
     own = load_rewriter(rewriter, TOKENIZER, policy="lab", max_length=128, device="cpu")
     wrong = Wrong("w", "p", "Problem:" + " 7" * 200, "The answer is 8.", True, "The answer is 7.", [])
-    ids = [*token_ids(wrong.completion, TOKENIZER), TOKENIZER.eos_token_id]
+    ids = [*text_ids(wrong.completion, TOKENIZER), TOKENIZER.eos_token_id]
     tokens = rewriting(own, wrong, ids)
     assert tokens.completion_ids == ids and len(tokens.prompt_ids) + len(ids) == own.max_length
     assert tokens.prompt_ids[0] == TOKENIZER.bos_token_id
     request = ask_for_rewrite("", right="The answer is 7.", completion=wrong.completion)
-    assert TOKENIZER.decode(tokens.prompt_ids).endswith(TOKENIZER.decode(token_ids(str(request), TOKENIZER)))
+    assert TOKENIZER.decode(tokens.prompt_ids).endswith(TOKENIZER.decode(text_ids(str(request), TOKENIZER)))
     with pytest.raises(UserError, match="prompt p: scorer `rewriter` shows the right solution"):
         rewriting(own, replace(wrong, solution=None), ids)
 
@@ -340,7 +340,7 @@ def test_a_trained_rewriter_finds_the_planted_token(tmp_path: Path) -> None:
     context = Context(own.model, TOKENIZER, 128, 0, rewriter=own)
     unseen = flawed("test", 200)
     rows = [
-        Scored(wrong, Tokenized([], [*token_ids(wrong.completion, TOKENIZER), TOKENIZER.eos_token_id]))
+        Scored(wrong, Tokenized([], [*text_ids(wrong.completion, TOKENIZER), TOKENIZER.eos_token_id]))
         for wrong, _ in unseen
     ]
     scores = scorers.rewriter(rows, context)

@@ -246,3 +246,24 @@ def test_a_trainer_refuses_what_the_loss_does_not_take(tmp_path: Path) -> None:
         improver(tmp_path, loss="simpo")
     with pytest.raises(UserError, match=r"^loss_settings\.gamma: dpo takes no such setting"):
         improver(tmp_path, loss_settings={"gamma": 1.0})
+
+
+@pytest.mark.parametrize("filter", ["lowest", "random"])
+def test_each_micro_batch_is_laid_out_once_a_step(filter: Any, tmp_path: Path) -> None:
+    """The reference's pass and the policy's read the same batches."""
+    trainer = improver(tmp_path, filter=filter)
+    collated: list[list[int]] = []
+    lay_out = trainer.data_collator
+
+    class Seen:
+        num_tokens = lay_out.num_tokens
+
+        def __call__(self, rows: Any) -> Any:
+            collated.append([row["number"] for row in rows])
+            return lay_out(rows)
+
+    trainer.data_collator = Seen()
+    trainer.create_optimizer()
+    trainer.training_step(trainer.model, trainer.train_dataset)
+    assert len(collated) > 1
+    assert sorted(number for rows in collated for number in rows) == list(range(len(trainer.train_dataset)))

@@ -114,7 +114,7 @@ HEADER = {"kind": "mask", "schema": 1, "shapes": {"w": [2, 3]}, "metadata": {}}
         ({"w.indices": torch.ones(2, 2, dtype=torch.int32)}, HEADER, "one-dimensional"),
         ({"v.indices": int32(1)}, HEADER, "unexpected tensor v.indices"),
         ({}, {**HEADER, "kind": "delta"}, "not a mask of allo: its header says 'delta'"),
-        ({}, {**HEADER, "schema": 4}, "schema 4"),
+        ({}, {**HEADER, "schema": 5}, "schema 5"),
         ({}, {"kind": "mask", "schema": 1, "metadata": {}}, "no valid shapes"),
         ({}, {**HEADER, "shapes": {"w": "2x3"}}, "no valid shapes"),
         ({}, {**HEADER, "shapes": {"w": [2, -3]}}, "no valid shapes"),

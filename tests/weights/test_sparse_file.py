@@ -12,7 +12,7 @@ from torch import Tensor
 from allo.errors import UserError
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.param_mask import ParamMask
-from allo.weights.sparse_file import Profile, SparseFile, read, write
+from allo.weights.sparse_file import SCHEMA, Profile, SparseFile, read, write
 
 PROFILES: tuple[Profile, ...] = ("compact", "interop")
 SHAPES = {"a.w": (300, 70), "b": (5,), "untouched": (4, 4), "scalar": (), "none": (0, 3)}
@@ -145,7 +145,7 @@ def test_a_damaged_byte_is_found_and_named(tmp_path: Path) -> None:
     raw[-20] ^= 4
     path.write_bytes(raw)
     with pytest.raises(
-        UserError, match=r"mask\.safetensors: tensor a\.w: the gap code is truncated or damaged"
+        UserError, match=r"mask\.safetensors: tensor a\.w: the gap code is truncated, damaged"
     ):
         ParamMask.load(path)
 
@@ -162,7 +162,18 @@ def test_a_damaged_byte_is_found_and_named(tmp_path: Path) -> None:
     ],
 )
 def test_gaps_of_another_kind_are_refused(tmp_path: Path, stream: Tensor, message: str) -> None:
-    header = {"kind": "mask", "schema": 2, "profile": "compact", "shapes": {"w": [2, 3]}, "metadata": {}}
+    header = {"kind": "mask", "schema": SCHEMA, "profile": "compact", "shapes": {"w": [2, 3]}, "metadata": {}}
     save_file({"w.gaps": stream}, tmp_path / "file", metadata={"allo": json.dumps(header)})
     with pytest.raises(UserError, match=message):
         ParamMask.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("schema", [2, 3])
+def test_gaps_in_the_code_of_an_older_version_are_refused_by_name(tmp_path: Path, schema: int) -> None:
+    path = tmp_path / "mask.safetensors"
+    header = {"kind": "mask", "schema": schema, "profile": "compact", "shapes": {"w": [2, 3]}, "metadata": {}}
+    save_file({"w.gaps": torch.zeros(9, dtype=torch.uint8)}, path, metadata={"allo": json.dumps(header)})
+    with pytest.raises(
+        UserError, match=rf"mask\.safetensors has schema {schema}, .* Rice codes.* repeat the command"
+    ):
+        ParamMask.load(path)

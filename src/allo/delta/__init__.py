@@ -3,7 +3,7 @@
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.delta.hub import fetch, push
 from allo.delta.merging import MergeInfo, merge
-from allo.delta.patch import apply, apply_to_model, extract
+from allo.delta.patch import apply, apply_to_model, extract, patch_of
 from allo.delta.shira import ShiraInfo, export_shira
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fetch",
     "info",
     "merge",
+    "patch_of",
     "push",
     "read_delta",
     "write_delta",

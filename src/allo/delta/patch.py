@@ -14,7 +14,7 @@ from allo.weights import sparse_file
 from allo.weights.checkpoints import Checkpoint, check_same_layout, write_like
 from allo.weights.fingerprints import Digest, as_bits
 from allo.weights.finite import check_finite
-from allo.weights.places import scatter
+from allo.weights.places import Patch, places_of
 
 
 def extract(
@@ -114,11 +114,15 @@ def check_bits(name: str, digest: str, change: Delta, *, where: str) -> None:
 
 
 def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> None:
-    """Replace the delta's entries in live tensors, in place; the caller has loaded the right base.
+    """Replace the delta's entries in live tensors, in place; see `patch_of`."""
+    patch_of(named_parameters, delta).exchange()
 
-    Tensors may have another dtype or device than the values. Raises UserError, without changing anything, if a
-    touched tensor is absent, has another shape, or has a dtype that would round the values. Also for NaN and infinite
-    values.
+
+def patch_of(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> Patch:
+    """Return what puts a delta into live tensors and takes it out again; the caller has loaded the right base.
+
+    Tensors may have another dtype or device than the values. Raises UserError if a touched tensor is absent, has
+    another shape, or has a dtype that would round the values. Also for NaN and infinite values.
     """
     tensors = dict(named_parameters)
     check_finite(
@@ -138,6 +142,8 @@ def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta)
                 f"the delta's values are {values.dtype}: tensor {name} of the model is {tensor.dtype} and"
                 f" would round them; load the model in {values.dtype}"
             )
-    for name, values in delta.values.items():
-        data = tensors[name].data
-        scatter(data, delta.indices[name].to(data.device), values.to(data.device))
+    places = {
+        name: places_of(where.to(tensors[name].device), tensors[name].shape)
+        for name, where in delta.indices.items()
+    }
+    return Patch(tensors, places, dict(delta.values))

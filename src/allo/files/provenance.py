@@ -6,9 +6,12 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# The checkout, if the package runs from one.
+ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("allo-align", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -19,7 +22,7 @@ def provenance() -> dict[str, Any]:
     """
     gpu = _gpu()
     return {
-        **_commit(),
+        **commit_of(ROOT),
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
@@ -29,12 +32,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _commit() -> dict[str, Any]:
-    """Return the commit of the running source tree, and whether it has uncommitted changes.
+def commit_of(root: Path, *, ignored: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the commit of the repository at `root`, and whether it has uncommitted changes, except those to `ignored`.
 
-    Both are None for an installed package, even if its environment lies inside another repository.
+    Both are None if `root` is not a repository's own folder, such as that of a package installed inside another one.
     """
-    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -42,7 +44,8 @@ def _commit() -> dict[str, Any]:
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         if Path(git("rev-parse", "--show-toplevel")) == root:
-            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+            changes = git("status", "--porcelain", "--", ".", *(f":!{path}" for path in ignored))
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     return {"commit": None, "dirty": None}
 
 
@@ -70,7 +73,11 @@ def reset_peak_memory() -> None:
 def peak_memory() -> int:
     """Return the peak of resident bytes since `reset_peak_memory`."""
     try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        return resident_bytes("VmHWM")
     except (OSError, IndexError):
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Return VmRSS, or VmHWM for the peak, of this process; Linux only."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])

@@ -43,8 +43,8 @@ def share_prefix(rows: Sequence[tuple[Ids, Ids, Ids]], *, pad_id: int) -> Batch:
     """Put a prompt and its two completions into one row, so that the prompt is computed once.
 
     For B (prompt, first, second), return `pad`'s tensors with B rows and 2 * B completions, all first ones before all
-    second ones. `attention_mask` [B, 1, T, T] bool is true at the positions that a query may see. In `position_ids`
-    [B, T] int64, both completions continue after the prompt.
+    second ones. `segments` [B, T] int8 is 0 in the prompt, 1 in the first completion, 2 in the second and 3 in the
+    padding. In `position_ids` [B, T] int64, both completions continue after the prompt.
     """
     firsts = [_Completion(row, len(p) - 1, len(p), first) for row, (p, first, _) in enumerate(rows)]
     seconds = [
@@ -55,13 +55,13 @@ def share_prefix(rows: Sequence[tuple[Ids, Ids, Ids]], *, pad_id: int) -> Batch:
     lengths = torch.tensor([[len(ids) for ids in row] for row in rows])
     ends = lengths.cumsum(-1)
     column = torch.arange(batch["input_ids"].shape[1])
-    # 0 in the prompt, 1 in the first completion, 2 in the second, 3 in the padding.
-    segment = (column >= ends[:, :, None]).sum(1)
-    sees = (segment[:, :, None] == segment[:, None, :]) | (segment == 0)[:, None, :]
-    positions = torch.where(segment < 2, column, column - lengths[:, 1:2])
+    segments = (column >= ends[:, :, None]).sum(1)
+    positions = torch.where(segments < 2, column, column - lengths[:, 1:2])
     return batch | {
-        "attention_mask": (sees & (column[:, None] >= column))[:, None],
-        "position_ids": positions.where(segment < 3, 0),  # padding could lie beyond the model's last position
+        "segments": segments.to(torch.int8),
+        "position_ids": positions.where(
+            segments < 3, 0
+        ),  # padding could lie beyond the model's last position
     }
 
 

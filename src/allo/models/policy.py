@@ -57,13 +57,23 @@ def check_head(model: PreTrainedModel) -> None:
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Compute the last hidden states [B, T, H] of a batch's rows."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    if inputs["attention_mask"].dim() == 4:
-        hides = ~inputs["attention_mask"]
-        # Added to the scores, a form that every attention except the flash kernels accepts.
-        added = torch.zeros(hides.shape, dtype=model.dtype, device=hides.device)
-        inputs["attention_mask"] = added.masked_fill_(hides, torch.finfo(model.dtype).min)
+    if "segments" in batch:
+        inputs["attention_mask"] = _mask_of(batch["segments"], model.dtype)
     hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
     return hidden
+
+
+def _mask_of(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask [B, 1, T, T] of `share_prefix`'s rows: a token sees earlier ones of the prompt and its own segment.
+
+    It is added to the scores, a form that every attention except the flash kernels accepts. It is large, and therefore
+    made for each pass.
+    """
+    column = torch.arange(segments.shape[1], device=segments.device)
+    sees = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
+    hides = ~(sees & (column[:, None] >= column))[:, None]
+    added = torch.zeros(hides.shape, dtype=dtype, device=segments.device)
+    return added.masked_fill_(hides, torch.finfo(dtype).min)
 
 
 @torch.no_grad()

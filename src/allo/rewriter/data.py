@@ -10,10 +10,10 @@ from allo.console import say
 from allo.errors import UserError
 from allo.files.artifacts import sha256_file, write_json, write_jsonl
 from allo.rewriter.cases import Case, Run, draw, right_cases, wrong_cases
-from allo.rewriter.proposals import Proposals, gold, minimal, nearest_right, repaired, token_ids
+from allo.rewriter.proposals import Proposals, gold, minimal, nearest_right, repaired
 from allo.rewriter.teacher import taught
 from allo.sampling.endpoint import Endpoint, check_endpoint
-from allo.tokens.edit_distance import edit_distance
+from allo.tokens.edit_distance import edit_distance, text_ids
 from allo.tokens.rewrite_wording import WORDING
 from allo.tokens.rewriter import tokenizer_hash
 
@@ -136,7 +136,7 @@ def _max_distance(settings: Settings) -> float:
 
 def _row(case: Case, rewrite: str, source: str, run: Run) -> dict[str, Any]:
     """Return a line of the file; `edits` is the number of token edits to the rewrite."""
-    ids, rewritten = (token_ids(text, run.tokenizer) for text in (case.wrong.completion, rewrite))
+    ids, rewritten = (text_ids(text, run.tokenizer) for text in (case.wrong.completion, rewrite))
     return {
         "id": case.wrong.id,
         "prompt": case.wrong.prompt,

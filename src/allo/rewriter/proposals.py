@@ -14,7 +14,7 @@ from allo.models.start import load_start, read_start
 from allo.rewriter.cases import Case, Run
 from allo.sampling.completions import complete
 from allo.stages.judge import judge
-from allo.tokens.edit_distance import edit_distance, edit_share, nearest
+from allo.tokens.edit_distance import edit_share, nearest, text_ids
 from allo.tokens.rewrite_wording import WORDING, ask_for_rewrite
 
 
@@ -41,14 +41,10 @@ def nearest_right(cases: Sequence[Case], tokenizer: Tokenizer) -> Proposals:
     """Propose the prompt's right sample with the fewest token edits."""
     found = Proposals()
     for case in cases:
-        rights = case.wrong.right
-        if not rights:
+        if not case.wrong.right:
             found.missing[case.wrong.id] = "no right sample"
-            continue
-        place = nearest(
-            token_ids(case.wrong.completion, tokenizer), [token_ids(r, tokenizer) for r in rights]
-        )
-        found.texts[case.wrong.id] = [rights[place]]
+        else:
+            found.texts[case.wrong.id] = [nearest(case.wrong.completion, case.wrong.right, tokenizer)]
     return found
 
 
@@ -107,16 +103,11 @@ def minimal(
         texts = [text for text in texts if _is_right(case, text, run)]
         if not texts:
             return None, "not right"
-    ids = token_ids(case.wrong.completion, run.tokenizer)
-    best = min(texts, key=lambda text: edit_distance(ids, token_ids(text, run.tokenizer)))
-    if edit_share(ids, token_ids(best, run.tokenizer)) > max_distance:
+    best = nearest(case.wrong.completion, texts, run.tokenizer)
+    ids, rewritten = (text_ids(text, run.tokenizer) for text in (case.wrong.completion, best))
+    if edit_share(ids, rewritten) > max_distance:
         return None, "too many edits"
     return best, ""
-
-
-def token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return a completion's token ids."""
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _is_right(case: Case, text: str, run: Run) -> bool:

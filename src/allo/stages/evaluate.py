@@ -1,13 +1,11 @@
 """The evaluation of a run's models: accuracy or rewards with intervals, pass@k, and KL to the start."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from allo.console import track
-from allo.delta import read_delta
+from allo.delta import patch_of, read_delta
 from allo.files.artifacts import ResumableLines, RunFolder, write_json
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
@@ -33,7 +31,7 @@ from allo.tasks.answers.thoughts import Thoughts
 from allo.tasks.sources import prompts_of
 from allo.training.result import DELTA
 from allo.weights.checkpoints import fingerprint
-from allo.weights.places import places_of
+from allo.weights.places import Patch
 
 SCHEMA = 1
 LABELS = {
@@ -92,7 +90,7 @@ def _measured(
     check_head(model)
     results, completions = {}, {}
     for name, folder in _models(recipe, run).items():
-        patch = _Patch(model, folder)
+        patch = _patch(model, folder)
         with patch.exchanged():
             subject = _Subject(name, recipe, run, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
@@ -152,30 +150,9 @@ def _harnessed(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     return {BLOCK: found} if found else {}
 
 
-class _Patch:
-    """A delta that can be put into the starting model and taken out again, bit for bit."""
-
-    def __init__(self, model: Model, folder: Path | None) -> None:
-        self._params = dict(model.named_parameters())
-        change = None if folder is None else read_delta(folder / DELTA)
-        self._indices = {} if change is None else change.indices
-        self._values = {} if change is None else change.values
-
-    @contextmanager
-    def exchanged(self) -> Iterator[None]:
-        """Exchange the model's entries with the delta's inside the block; nested, exchange them back."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        """Exchange the model's entries with those stored here."""
-        for name, values in self._values.items():
-            param = self._params[name].data
-            places = places_of(self._indices[name].to(param.device), param.shape)
-            self._values[name] = places.exchange(param, values.to(param.device))
+def _patch(model: Model, folder: Path | None) -> Patch:
+    """Return what makes the starting model that of a training stage's folder; nothing without a folder."""
+    return patch_of(model.named_parameters(), read_delta(folder / DELTA)) if folder else Patch({}, {}, {})
 
 
 @dataclass
@@ -268,7 +245,7 @@ class _Subject:
 
 def _kl(
     continued: list[tuple[Prompt, Completion]],
-    patch: _Patch,
+    patch: Patch,
     recipe: Recipe,
     model: Model,
     tokenizer: Tokenizer,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
+from allo.models.load import Tokenizer
+
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the fewest insertions, deletions and substitutions that turn one into the other (Levenshtein 1966)."""
@@ -15,6 +17,12 @@ def edit_share(one: Sequence[int], other: Sequence[int]) -> float:
     return edit_distance(one, other) / max(len(one), len(other), 1)
 
 
-def nearest(ids: Sequence[int], others: Sequence[Sequence[int]]) -> int:
-    """Return the index in `others` of the one with the fewest edits to `ids`; of equally near ones the first."""
-    return min(range(len(others)), key=lambda place: edit_distance(ids, others[place]))
+def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return a completion's token ids."""
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def nearest(text: str, others: Sequence[str], tokenizer: Tokenizer) -> str:
+    """Return the one of `others`, at least one, of the fewest token edits away; of equally near ones the first."""
+    ids = text_ids(text, tokenizer)
+    return min(others, key=lambda other: edit_distance(ids, text_ids(other, tokenizer)))

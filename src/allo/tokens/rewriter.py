@@ -125,10 +125,7 @@ def shown_solution(wrong: Wrong, tokenizer: Tokenizer) -> str | None:
     """Return the solution that a rewriter is shown: the problem's own, otherwise the right sample nearest to the completion."""
     if wrong.solution is not None or not wrong.right:
         return wrong.solution
-    ids, *others = (
-        list(tokenizer(text, add_special_tokens=False).input_ids) for text in (wrong.completion, *wrong.right)
-    )
-    return wrong.right[nearest(ids, others)]
+    return nearest(wrong.completion, wrong.right, tokenizer)
 
 
 def rewriting(rewriter: Rewriter, wrong: Wrong, completion_ids: Sequence[int]) -> Tokenized:

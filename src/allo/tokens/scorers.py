@@ -7,8 +7,8 @@ docs/extending.md shows how to add a scorer.
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ from allo.recipe.own_code import function_of, load_function, own_file
 from allo.recipe.scores import Score
 from allo.tokens.rewriter import Rewriter, rewriting
 from allo.tokens.token_credit import advantages, edit_scores, random_scores
-from allo.weights.places import Everything
+from allo.weights.places import Everything, Patch
 
 
 @dataclass(frozen=True)
@@ -204,22 +204,10 @@ def _checked(name: str, *, key: str) -> ScoringFunction:
     return scorer
 
 
-@contextmanager
-def _under(context: Context, name: str) -> Iterator[None]:
-    """Give the model other weights for a block, then its own bits again, also after an exception."""
-    _exchange(context.model, context.weights[name])
-    try:
-        yield
-    finally:
-        _exchange(context.model, context.weights[name])
-
-
-@torch.no_grad()
-def _exchange(model: Model, weights: dict[str, Tensor]) -> None:
-    """Exchange the model's weights with these."""
-    for name, param in model.named_parameters():
-        values = weights[name].reshape(-1).to(param.device)
-        weights[name] = Everything().exchange(param.data, values)
+def _under(context: Context, name: str) -> AbstractContextManager[None]:
+    """Return a block in which the model has other weights; its own come back after it, also on an exception."""
+    parameters = dict(context.model.named_parameters())
+    return Patch(parameters, dict.fromkeys(parameters, Everything()), context.weights[name]).exchanged()
 
 
 def _differences(after: list[list[float]], before: list[list[float]]) -> list[list[float]]:

@@ -29,7 +29,8 @@ def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> li
 
     The diff is difflib's: it keeps the longest common runs, which need not give the fewest edits. An insertion marks the
     token that follows it, because the completion went wrong there. The nearest right sample is the one with the highest
-    share of matching ids. Without a right sample all scores are 1.
+    share of matching ids by this diff. It may differ from the one with the fewest edits (`edit_distance.nearest`): in the
+    demo, 2 of 650 completions are scored differently. Without a right sample all scores are 1.
     """
     matchers = [difflib.SequenceMatcher(None, completion, other, autojunk=False) for other in right]
     if not matchers:

@@ -176,7 +176,7 @@ class SelectedTrainer(CheckpointedTrainer):
             return [{"ref_logps": per_token_logps(self.model, batch)} for batch in batches]
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
-        """Collate rows onto the model's device. Masks are large, so only one batch exists at a time."""
+        """Collate rows onto the model's device."""
         batch: Batch = self._prepare_inputs(self.data_collator(rows))
         return batch
 
@@ -262,11 +262,11 @@ class SelectedTrainer(CheckpointedTrainer):
             mode()
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
-        parts = list(own_share(self._micro_batches(inputs)))
+        batches = list(map(self._batch, own_share(self._micro_batches(inputs))))
         swaps = self.needs_reference and self.reference == "swap"
-        references = self._ref_logps(map(self._batch, parts)) if swaps else itertools.repeat({})
-        for rows, reference in zip(parts, references, strict=False):
-            loss = self.loss(self._batch(rows) | reference, denominator=denominator)
+        references = self._ref_logps(batches) if swaps else itertools.repeat({})
+        for batch, reference in zip(batches, references, strict=False):
+            loss = self.loss(batch | reference, denominator=denominator)
             loss.backward()
             total += loss.detach()
         self.selected.sum_gradients_over_ranks(self.gradient_dtype)

@@ -6,6 +6,8 @@ Whole rows or columns of a matrix are stored as their numbers, single entries as
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +54,7 @@ class Everything(Places):
         return tensor.reshape(-1).clone()
 
     def scatter(self, tensor: Tensor, values: Tensor) -> None:
-        tensor.view(-1).copy_(values)
+        tensor.view(-1).copy_(values.reshape(-1))
 
     def add_to(self, total: Tensor, tensor: Tensor) -> None:
         total.add_(tensor.reshape(-1))
@@ -132,6 +134,33 @@ class Entries(Places):
         before = gather(tensor, indices)
         scatter(tensor, indices, values)
         return before
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Other values for some entries of live tensors, to be put in and taken out again, bit for bit.
+
+    By name: the tensors, the places in those that it changes, and the values [k] that are not in place now.
+    """
+
+    tensors: dict[str, Tensor]
+    places: dict[str, Places]
+    values: dict[str, Tensor]
+
+    def exchange(self) -> None:
+        """Exchange the entries in the tensors with those kept here."""
+        for name, places in self.places.items():
+            data = self.tensors[name].data
+            self.values[name] = places.exchange(data, self.values[name].to(data.device))
+
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Put the values in for a block, and take them out for a block inside of that, also on an exception."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
 
 
 def places_of(indices: Tensor, shape: tuple[int, ...]) -> Places:

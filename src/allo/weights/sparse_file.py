@@ -7,7 +7,7 @@ following and, if requested, a `<tensor name>.<column>` of equal length:
 - in the profile "interop" `<tensor name>.indices`: sorted, unique, row-major flat indices in the
   checkpoint's coordinates (int32). A delta's `.indices` and `.values` are those that vLLM's
   `SparseWeightPatch` takes, uncompressed and aligned, so that they can be mapped into memory;
-- in the profile "compact" `<tensor name>.gaps`: the same indices as `gap_code` packs them (uint8).
+- in the profile "compact" `<tensor name>.gaps`: the same indices in the code of `gap_code` (uint8).
 
 The header's `digest` covers the rest of the header and every index and value, so damaged bits are detected. It is the
 same in both profiles.
@@ -34,8 +34,9 @@ from allo.files.json_text import parse_json
 from allo.weights import gap_code
 from allo.weights.fingerprints import CODES, combine, digests
 
-SCHEMA = 3
-# Schema 1 is the profile "interop", then without a name; schema 2 has no digest.
+SCHEMA = 4
+# Schema 1 is the profile "interop", which had no name then; schemas 2 and 3 have gaps in another code.
+_OLDER = (1, 2, 3)
 _WITHOUT_DIGEST = (1, 2)
 _KEY = "allo"
 _ALIGNED = 8  # bytes: the alignment that the widest dtype needs in a mapped file
@@ -194,9 +195,14 @@ def _content(
     if found != kind:
         raise UserError(f"{path} is not a {kind} of allo: its header says {found!r}")
     schema = header.pop("schema", None)
-    if schema not in (*_WITHOUT_DIGEST, SCHEMA):
+    if schema not in (*_OLDER, SCHEMA):
         raise UserError(f"{path} has schema {schema!r}, this allo reads schema {SCHEMA}: write it again")
     part = "gaps" if header.pop("profile", "interop") == "compact" else "indices"
+    if part == "gaps" and schema != SCHEMA:
+        raise UserError(
+            f"{path} has schema {schema}, whose gaps are Rice codes; this allo reads those of schema {SCHEMA}, by zlib: "
+            "remove the file and repeat the command that wrote it"
+        )
     shapes = _shapes(path, header.pop("shapes", None))
     columns = (part, column) if column else (part,)
     for key in sorted(keys - {f"{name}.{part}" for name in shapes for part in columns}):
