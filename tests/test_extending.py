@@ -46,7 +46,14 @@ def run_tests(file: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "file", ["test_my_scorer.py", "test_my_loss.py", "test_my_criterion.py", "test_my_task.py"]
+    "file",
+    [
+        "test_my_scorer.py",
+        "test_my_loss.py",
+        "test_my_forgetting_loss.py",
+        "test_my_criterion.py",
+        "test_my_task.py",
+    ],
 )
 def test_the_pages_tests_pass(file: str, folder: Path) -> None:
     assert run_tests(file) == 1
@@ -57,6 +64,7 @@ def test_the_pages_tests_pass(file: str, folder: Path) -> None:
     [
         ("my_scorer.py", "str.isdigit", "str.isalpha"),
         ("my_loss.py", ".clamp(min=0)", ".abs()"),
+        ("my_forgetting_loss.py", ".clamp(min=0)", ".abs()"),
         ("my_criterion.py", " / (", " * ("),
         ("my_task.py", "is (split", "in (True, split"),
     ],
@@ -72,7 +80,7 @@ def test_the_pages_tests_can_fail(file: str, right: str, wrong: str, folder: Pat
 def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
     own = {
         f"{block}.{key}": value
-        for file, block in (("score.yaml", "score"), ("improve.yaml", "improve"))
+        for file, block in (("score.yaml", "score"), ("improve.yaml", "improve"), ("forget.yaml", "forget"))
         for key, value in yaml.safe_load(FILES[file])[block].items()
     }
     settings = [
@@ -91,11 +99,18 @@ def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
             number = any(map(str.isdigit, tokenizer.decode([token])))
             assert score == pytest.approx(doubt if number else 1.0)
     assert read_json(run.manifest)["stages"]["improve"]["config"]["improve"]["loss"] == "my_loss.py:hinge"
+    believed = [json.loads(line) for line in (run.forget / "metrics.jsonl").read_text().splitlines()]
+    assert believed and all("logratios/forgotten" not in row for row in believed)  # without a reference
+    stages = read_json(run.manifest)["stages"]
+    assert stages["forget"]["config"]["forget"]["loss"] == "my_forgetting_loss.py:down_to_a_tenth"
     # The file is part of what the stage was made from: edited, it is run anew.
     before = read_json(run.manifest)["stages"]["score"]["hash"]
     (folder / "my_scorer.py").write_text(FILES["my_scorer.py"] + "\n# edited\n")
     run_all(recipe, until="score")
     assert read_json(run.manifest)["stages"]["score"]["hash"] != before
+    (folder / "my_forgetting_loss.py").write_text(FILES["my_forgetting_loss.py"].replace("0.1", "0.2"))
+    run_all(recipe, until="forget")
+    assert read_json(run.manifest)["stages"]["forget"]["hash"] != stages["forget"]["hash"]
 
 
 def test_a_run_takes_the_pages_criterion_and_task(folder: Path) -> None:

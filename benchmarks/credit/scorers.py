@@ -42,10 +42,12 @@ from allo.models.start import read_start
 from allo.models.tokenization import tokenize
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe
+from allo.recipe.own_code import function_of
+from allo.recipe.scores import SCORERS
 from allo.stages.score import probabilities, scoring_context
 from allo.tasks.planted_flaws import label_tokens
 from allo.tokens.contrast import train_sides
-from allo.tokens.scorers import SCORERS, WEIGHTS, Scored, Scorer
+from allo.tokens.scorers import Scored, ScoringFunction, edit
 from allo.tokens.token_credit import random_scores
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -64,7 +66,7 @@ CONTRAST = {"learning_rate": 3e-4, "num_train_epochs": 3, **_STEPS}
 FLAWED = {"learning_rate": 1e-3, "num_train_epochs": 3, **_STEPS}  # of the confident policy
 BATCH = 64
 REWRITER_PROBLEMS = 3  # for training the rewriter, per judged problem, in each family
-SEES_SOLUTIONS = {"edit", "privileged", "rewriter"}
+SEES_SOLUTIONS = {scorer.name for scorer in SCORERS.values() if scorer.sees_solution}
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,18 @@ Figures = dict[str, Any]
 
 def edit_without_solutions(rows: Sequence[Scored], context: Any) -> list[list[float]]:
     """Score with `edit`, given only the policy's own right samples."""
-    return SCORERS["edit"]([replace(row, wrong=replace(row.wrong, solution=None)) for row in rows], context)
+    return edit([replace(row, wrong=replace(row.wrong, solution=None)) for row in rows], context)
 
 
-def all_scorers(recipe: Recipe) -> dict[str, tuple[str, Scorer]]:
+def all_scorers(recipe: Recipe) -> dict[str, tuple[str, ScoringFunction]]:
     """Return label -> the scorer's name and function; `rewriter` if there is one."""
     assert recipe.score is not None
-    left_out = {"rewriter"} if recipe.score.rewriter is None else set()
-    own = {name: (name, scorer) for name, scorer in SCORERS.items() if name not in left_out}
+    left_out = {"rewriter"} if recipe.score.rewriter is None else set[str]()
+    own = {
+        scorer.name: (scorer.name, function_of(scorer.function, key="scorer"))
+        for scorer in SCORERS.values()
+        if not left_out & set(scorer.needs)
+    }
     return own | {"edit, own samples alone": ("edit", edit_without_solutions)}
 
 
@@ -168,7 +174,7 @@ def train_both_sides(case: Case) -> dict[str, Cost]:
 
 
 def score(
-    case: Case, name: str, scorer: Scorer, trained: Mapping[str, Cost]
+    case: Case, name: str, scorer: ScoringFunction, trained: Mapping[str, Cost]
 ) -> tuple[list[list[float]], Cost]:
     """Return the scorer's probabilities of every completion's words, and their cost; `trained`: the other models."""
     context = scoring_context(case.recipe, case.run, name)
@@ -178,11 +184,11 @@ def score(
     ended = time.process_time()
     flat = probabilities(name, raw).split([len(one) for one in raw])
     scores = [one[: len(own)].tolist() for one, own in zip(flat, case.labels, strict=True)]
-    if name == "rewriter":
+    if "rewriter" in SCORERS[name].needs:
         training = trained[name].training
         size = sum(param.nbytes for param in context.model.parameters())
     else:
-        own_models = [trained[model] for model in WEIGHTS.get(name, ()) if model in trained]
+        own_models = [trained[model] for model in SCORERS[name].weights if model in trained]
         training = sum((model.training or 0.0 for model in own_models), 0.0)
         kept = sum(tensor.nbytes for weights in context.weights.values() for tensor in weights.values())
         size = max([kept, *(model.size for model in own_models)])

@@ -36,8 +36,8 @@ for package in ("trl", "peft"):
 
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 
-from allo.baselines.adapters import AdapterTrainer, adapter_config, adapter_rank  # noqa: E402
-from allo.baselines.on_policy import on_policy_trainer  # noqa: E402
+from allo.baselines.adapters import AdapterTrainer, adapter_rank, lora, shira  # noqa: E402
+from allo.baselines.on_policy import Grpo, Rloo, on_policy_trainer  # noqa: E402
 
 pytestmark = [
     # TRL 1.16 reads a name that transformers 5.23 has deprecated.
@@ -46,8 +46,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning"),
 ]
 
-ADAPTERS = ("lora", "shira")
-ON_POLICY = ("rloo", "grpo")
+ADAPTERS = {"lora": lora, "shira": shira}
+ON_POLICY = {"rloo": Rloo, "grpo": Grpo}
 ALONE = ("sft=null", "forget=null", "score=null", "locate=null")
 STEPS = ("improve.training.logging_steps=1", "improve.training.warmup_steps=0")
 MERGED = 1e-5  # logits of a merged adapter beside those of the layers that add it, fp32
@@ -145,7 +145,7 @@ def test_the_rank_brings_the_trained_weights_nearest_to_the_density(
     def num_trained(rank: int) -> int:
         recipe = tiny_run.tiny(tmp_path, *ALONE, f"improve.trainer={trainer}")
         args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
-        adapter = adapter_config(trainer, rank=rank, seed=0)
+        adapter = ADAPTERS[trainer](rank=rank, seed=0)
         model = AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, adapter).model
         return sum(param.numel() for param in model.parameters() if param.requires_grad)
 
@@ -172,7 +172,7 @@ def test_merging_changes_no_logit_but_for_rounding_and_every_layer_has_an_adapte
 ) -> None:
     recipe = tiny_run.tiny(tmp_path, *ALONE, f"improve.trainer={trainer}")
     args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
-    adapter = adapter_config(trainer, rank=4, seed=0)
+    adapter = ADAPTERS[trainer](rank=4, seed=0)
     model = AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, adapter).model.eval()
     with torch.no_grad():
         for param in model.parameters():
@@ -203,7 +203,7 @@ def test_pairs_reach_trl_in_our_token_ids(tmp_path: Path) -> None:
     try:
         expected, counts = counted_pairs(TOKENIZER, rows, max_length=14)
         args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
-        adapter = adapter_config("lora", rank=1, seed=0)
+        adapter = lora(rank=1, seed=0)
         trainer = AdapterTrainer(laboratory(), args, rows, TOKENIZER, adapter)
     finally:
         TOKENIZER.chat_template = before
@@ -247,7 +247,7 @@ def on_policy(
 ) -> Any:
     recipe = tiny_run.tiny(folder, *ALONE, *STEPS, f"improve.trainer={trainer}", *more)
     args = trl_arguments(recipe, folder=folder, device=torch.device("cpu"))
-    return on_policy_trainer(trainer, laboratory(), args, ids, TOKENIZER, rewards=rewards)
+    return on_policy_trainer(ON_POLICY[trainer], laboratory(), args, ids, TOKENIZER, rewards=rewards)
 
 
 @pytest.mark.parametrize("trainer", ON_POLICY)
@@ -371,7 +371,7 @@ def test_nothing_is_sent_anywhere(telemetry: list[Any], tmp_path: Path) -> None:
         on_policy(trainer, tmp_path, {"a": prompt_ids(TOKENIZER, "Problem: 1 ?")}, lambda _: [])
     recipe = tiny_run.tiny(tmp_path, *ALONE, "improve.trainer=lora")
     args = trl_arguments(recipe, folder=tmp_path, device=torch.device("cpu"))
-    AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, adapter_config("lora", rank=1, seed=0))
+    AdapterTrainer(laboratory(), args, pairs(), TOKENIZER, lora(rank=1, seed=0))
     assert telemetry == []
 
 

@@ -25,13 +25,15 @@ def doubles(*values: float) -> Tensor:
 
 def test_dpo_is_log_2_when_policy_equals_reference() -> None:
     same = torch.zeros(3)
-    torch.testing.assert_close(losses.dpo(same, same, beta=BETA), torch.full((3,), math.log(2)), **FP32)
+    torch.testing.assert_close(
+        losses.dpo_of_logratios(same, same, beta=BETA), torch.full((3,), math.log(2)), **FP32
+    )
 
 
 def test_dpo_is_its_formula_and_prefers_the_chosen_completion() -> None:
     chosen, rejected = doubles(2.0, -1.0), doubles(-1.0, 2.0)
     expected = torch.tensor([-math.log(sigmoid(0.1 * 3)), -math.log(sigmoid(0.1 * -3))], dtype=torch.float64)
-    result = losses.dpo(chosen, rejected, beta=0.1)
+    result = losses.dpo_of_logratios(chosen, rejected, beta=0.1)
     torch.testing.assert_close(result.detach(), expected, **FP64)
     # d/d margin of -log sigmoid(margin) is -sigmoid(-margin): up for chosen, down for rejected
     result.sum().backward()
@@ -42,12 +44,15 @@ def test_dpo_is_its_formula_and_prefers_the_chosen_completion() -> None:
 
 def test_label_smoothing_is_the_mean_over_both_orders_of_the_pair() -> None:
     chosen, rejected = doubles(2.0, -1.0), doubles(-1.0, 0.5)
-    smooth = losses.dpo(chosen, rejected, beta=BETA, label_smoothing=0.2)
-    right, wrong = losses.dpo(chosen, rejected, beta=BETA), losses.dpo(rejected, chosen, beta=BETA)
+    smooth = losses.dpo_of_logratios(chosen, rejected, beta=BETA, label_smoothing=0.2)
+    right, wrong = (
+        losses.dpo_of_logratios(chosen, rejected, beta=BETA),
+        losses.dpo_of_logratios(rejected, chosen, beta=BETA),
+    )
     torch.testing.assert_close(smooth, 0.8 * right + 0.2 * wrong, **FP64)
     # half of the labels wrong: no pair says anything, and policy = reference is the best
-    blank = losses.dpo(doubles(0.0), doubles(0.0), beta=BETA, label_smoothing=0.5)
-    assert (losses.dpo(chosen, rejected, beta=BETA, label_smoothing=0.5) >= blank).all()
+    blank = losses.dpo_of_logratios(doubles(0.0), doubles(0.0), beta=BETA, label_smoothing=0.5)
+    assert (losses.dpo_of_logratios(chosen, rejected, beta=BETA, label_smoothing=0.5) >= blank).all()
 
 
 def test_npo_is_its_formula() -> None:
@@ -143,8 +148,8 @@ def test_losses_and_gradients_are_finite_at_extreme_log_probs(far: float) -> Non
     still = torch.zeros(2)
     for loss in (
         losses.npo(logratios, beta=1.0),
-        losses.dpo(logratios, still, beta=1.0),
-        losses.dpo(logratios, still, beta=1.0, label_smoothing=0.1),
+        losses.dpo_of_logratios(logratios, still, beta=1.0),
+        losses.dpo_of_logratios(logratios, still, beta=1.0, label_smoothing=0.1),
     ):
         (grad,) = torch.autograd.grad(loss.sum(), logratios)
         assert loss.isfinite().all() and grad.isfinite().all()
@@ -160,7 +165,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
     check = torch.autograd.gradcheck
     assert check(losses.nll, chosen)
     assert check(lambda x: losses.npo(x, beta=BETA), chosen)
-    assert check(lambda c, r: losses.dpo(c, r, beta=BETA, label_smoothing=0.1), (chosen, rejected))
+    assert check(
+        lambda c, r: losses.dpo_of_logratios(c, r, beta=BETA, label_smoothing=0.1), (chosen, rejected)
+    )
     assert check(lambda x: losses.reduce(x, weights.detach(), denominator=3.0), chosen)
 
 

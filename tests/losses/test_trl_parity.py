@@ -9,7 +9,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo.losses.pair_losses import PairLoss, PairSums, bco
+from allo.losses.needs import LossFunction
+from allo.losses.pair_losses import PairSums, bco
 from allo.models.rows import counted_pairs
 from allo.training.trainer import ImproveTrainer
 from tiny import EIGHT_STEPS, SEED, TOKENIZER, arguments, full_mask, model, pairs, weights
@@ -36,7 +37,7 @@ def bco_without_shift(pairs: PairSums, *, beta: float) -> Tensor:
 
 
 def ours(
-    folder: Path, rows: list[dict[str, Any]], *, loss: str | PairLoss
+    folder: Path, rows: list[dict[str, Any]], *, loss: str | LossFunction
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     policy = model()
     trainer = ImproveTrainer(
@@ -86,7 +87,7 @@ def theirs(
     ("loss", "their_loss"), [("dpo", "sigmoid"), ("ipo", "ipo"), (bco_without_shift, "bco_pair")]
 )
 def test_full_density_without_filter_is_trls_dpo(
-    loss: str | PairLoss, their_loss: str, tmp_path: Path
+    loss: str | LossFunction, their_loss: str, tmp_path: Path
 ) -> None:
     rows = pairs()
     expected_policy, expected, their_rows = theirs(tmp_path / "trl", rows, loss=their_loss)

@@ -15,11 +15,11 @@ from allo.files.records import Pair, Verdict, Wrong
 from allo.models.start import save_whole, write_start
 from allo.plan import plan_stage
 from allo.recipe import Recipe
+from allo.recipe.scores import SCORERS
 from allo.stages import locate, score
 from allo.stages.check import check
-from allo.tokens import contrast
+from allo.tokens import contrast, scorers
 from allo.tokens.contrast import side_weights, train_sides
-from allo.tokens.scorers import SCORERS, WEIGHTS
 from allo.tokens.token_credit import UNSEEN, advantages
 from tiny import TOKENIZER, model, pairs, weights
 from tiny_run import tiny
@@ -318,7 +318,7 @@ def test_a_kill_between_two_scorers_costs_neither(run: RunFolder, monkeypatch: p
     calls: list[str] = []
 
     def counted(name: str, limit: float) -> Any:
-        original = SCORERS[name]
+        original = getattr(scorers, name)
 
         def scorer(rows: Any, context: Any) -> Any:
             if calls.count(name) == limit:
@@ -329,13 +329,13 @@ def test_a_kill_between_two_scorers_costs_neither(run: RunFolder, monkeypatch: p
         return scorer
 
     with monkeypatch.context() as patch:
-        patch.setitem(SCORERS, "confidence", counted("confidence", math.inf))
-        patch.setitem(SCORERS, "edit", counted("edit", 1))
+        patch.setattr(scorers, "confidence", counted("confidence", math.inf))
+        patch.setattr(scorers, "edit", counted("edit", 1))
         with pytest.raises(KeyboardInterrupt):
             score.run(recipe("confidence", "edit", "advantage"), run)
     assert calls == ["confidence"] * 4 + ["edit"]
     for name in NAMES:
-        monkeypatch.setitem(SCORERS, name, counted(name, math.inf))
+        monkeypatch.setattr(scorers, name, counted(name, math.inf))
     score.run(recipe("confidence", "edit", "advantage"), run)
     assert calls == ["confidence"] * 4 + ["edit"] * 4 + ["advantage"] * 4
     assert run.token_scores.read_bytes() == unbroken
@@ -353,5 +353,5 @@ def test_a_scorer_beside_that_reads_the_warm_up_needs_one() -> None:
 
 def test_the_sides_that_a_recipe_trains_are_those_that_its_scorers_ask() -> None:
     for name in NAMES:
-        asked = [side for side in WEIGHTS.get(name, ()) if side != "warmup"]
+        asked = [side for side in SCORERS[name].weights if side != "warmup"]
         assert recipe(name).score.sides == asked, name

@@ -1,7 +1,7 @@
 """DPO through TRL with a PEFT adapter: LoRA (arXiv 2106.09685) and SHiRA (arXiv 2406.13175)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig, ShiraConfig
@@ -59,12 +59,15 @@ class AdapterTrainer(DPOTrainer):
         return sum(tensor.nbytes for tensor in (*weights, *places))
 
 
-def adapter_config(kind: Literal["lora", "shira"], *, rank: int, seed: int) -> PeftConfig:
-    """Return an adapter for all linear layers except the head. SHiRA's entries are drawn at random."""
-    if kind == "lora":
-        return LoraConfig(
-            task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear"
-        )
+def lora(*, rank: int, seed: int) -> PeftConfig:
+    """Return LoRA's config on all linear layers but the head."""
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear"
+    )
+
+
+def shira(*, rank: int, seed: int) -> PeftConfig:
+    """Return SHiRA's config on all linear layers but the head. Its entries are drawn at random."""
     return ShiraConfig(task_type="CAUSAL_LM", r=rank, random_seed=seed, target_modules="all-linear")
 
 

@@ -11,11 +11,11 @@ import torch
 
 from allo.errors import UserError
 from allo.recipe import Improve, Recipe
+from allo.recipe.own_code import function_of
+from allo.recipe.trainers import Trainer
 from allo.training.arguments import Arguments, training_arguments
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that read label_smoothing
-# Packages that each trainer needs besides allo itself.
-PACKAGES = {"lora": ("trl", "peft"), "shira": ("trl", "peft"), "rloo": ("trl",), "grpo": ("trl",)}
 
 
 def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Arguments:
@@ -25,13 +25,11 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
     """
     improve, sample = recipe.improve, recipe.sample
     assert improve is not None
-    require_packages(improve.trainer)
-    from trl import DPOConfig, GRPOConfig, RLOOConfig
-
+    require_packages(improve.trained_by)
     # Nothing is saved during training: TRL's checkpoints are pickles. A killed run starts the stage again.
     settings: dict[str, Any] = {"beta": improve.beta, "save_strategy": "no", "eval_strategy": "no"}
     settings["disable_dropout"] = True
-    if improve.has_adapter:
+    if improve.trained_by.has_adapter:
         settings |= {"max_length": recipe.max_length, "label_smoothing": _label_smoothing(improve)}
     else:
         settings |= {
@@ -40,6 +38,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
             "top_p": sample.top_p,
             "max_completion_length": sample.max_new_tokens,
         }
+    kind: Any = function_of(improve.trained_by.config, key="improve.trainer")
     # By default TRL uses mixed precision and activation checkpointing.
     plain = {"bf16": False}
     if "gradient_checkpointing" not in (improve.training.model_extra or {}):
@@ -50,7 +49,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
         seed=recipe.seed,
         device=device,
         key="improve.training",
-        kind={"rloo": RLOOConfig, "grpo": GRPOConfig}.get(improve.trainer, DPOConfig),
+        kind=kind,
         settings=settings,
     )
 
@@ -70,12 +69,12 @@ def _label_smoothing(improve: Improve) -> float:
     return smoothing
 
 
-def require_packages(trainer: str) -> None:
+def require_packages(trainer: Trainer) -> None:
     """Raise `UserError` if the trainer's packages are not installed."""
-    absent = [package for package in PACKAGES[trainer] if find_spec(package) is None]
+    absent = [package for package in trainer.packages if find_spec(package) is None]
     if absent:
         raise UserError(
-            f"improve.trainer {trainer!r} trains through {' and '.join(PACKAGES[trainer])}; not installed: "
+            f"improve.trainer {trainer.name!r} trains through {' and '.join(trainer.packages)}; not installed: "
             f"{', '.join(absent)}. Run pip install 'allo-align[trl,peft]'."
         )
 

@@ -1,7 +1,7 @@
 """RLOO (arXiv 2402.14740) and GRPO (arXiv 2402.03300) through TRL, on the judge's rewards."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -40,16 +40,16 @@ class _OurPrompts:
         """Send nothing."""
 
 
-class _Rloo(_OurPrompts, RLOOTrainer):
+class Rloo(_OurPrompts, RLOOTrainer):
     pass
 
 
-class _Grpo(_OurPrompts, GRPOTrainer):
+class Grpo(_OurPrompts, GRPOTrainer):
     pass
 
 
 def on_policy_trainer(
-    kind: Literal["rloo", "grpo"],
+    kind: Callable[..., Rloo | Grpo],
     model: Model,
     args: RLOOConfig | GRPOConfig,
     prompts: Mapping[str, list[int]],
@@ -57,7 +57,7 @@ def on_policy_trainer(
     *,
     rewards: Rewards,
     turn_ends: Sequence[int] = (),
-) -> RLOOTrainer | GRPOTrainer:
+) -> Rloo | Grpo:
     """Build TRL's trainer of all of `model`'s weights, which samples from it while training.
 
     prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids other than EOS that end a
@@ -77,7 +77,7 @@ def on_policy_trainer(
 
     model.generation_config.eos_token_id = ends  # TRL reads the end of a sample here
     with quiet():  # TRL loads the reference again
-        trainer = (_Rloo if kind == "rloo" else _Grpo)(
+        trainer = kind(
             model,
             reward_funcs=judge,
             args=args,

@@ -5,25 +5,10 @@ from typing import Any
 
 from allo.compare.methods import START
 from allo.recipe.criteria import CRITERIA
-
-KINDS = ("solutions", "right samples", "wrong samples", "rewards")
-SOLUTIONS, RIGHT, WRONG, REWARDS = KINDS
-
-_BY_LOSS = {"sft": {SOLUTIONS}, "rft": {RIGHT}}
-_BY_TRAINER = {"rloo": {REWARDS}, "grpo": {REWARDS}}
-_PAIRS = {RIGHT, WRONG}
-_BY_SCORER = {
-    "edit": {SOLUTIONS, RIGHT},  # solutions for prompts without a right sample
-    "privileged": {SOLUTIONS, RIGHT},
-    "rewriter": {SOLUTIONS},
-    "contrastive": _PAIRS,
-    "right_confidence": {RIGHT},
-    "advantage": _PAIRS,
-    "implicit": _PAIRS,  # through the warm-up
-    "confidence": set[str](),
-    "uniform": set[str](),
-    "random": set[str](),
-}
+from allo.recipe.kinds import KINDS, PAIRS, SOLUTIONS, WRONG
+from allo.recipe.losses import kinds_seen_by
+from allo.recipe.scores import scorer_entry
+from allo.recipe.trainers import TRAINERS
 
 
 def sees(method: str, recipe: Mapping[str, Any]) -> list[str]:
@@ -38,11 +23,11 @@ def sees(method: str, recipe: Mapping[str, Any]) -> list[str]:
         return []
     if locate is not None:
         criterion = CRITERIA.get(locate.get("criterion", "warmup"))
-        found |= set() if criterion and not criterion.sees_pairs else _PAIRS
+        found |= set() if criterion and not criterion.sees_pairs else PAIRS
     if forget is not None and score is not None:
-        shown = _BY_SCORER.get(score.get("scorer", "implicit"), {SOLUTIONS, RIGHT})
+        shown = scorer_entry(score.get("scorer", "implicit")).sees
         found |= {WRONG} | (shown if score.get("solutions", True) else shown - {SOLUTIONS})
     if improve is not None:
-        trained = _BY_TRAINER.get(improve.get("trainer", "selected"))
-        found |= trained or _BY_LOSS.get(improve.get("loss", "dpo"), _PAIRS)
+        trained = TRAINERS[improve.get("trainer", "selected")].sees
+        found |= kinds_seen_by(improve.get("loss", "dpo")) if trained is None else trained
     return [kind for kind in KINDS if kind in found]

@@ -1,1 +1,1 @@
-"""Log-probs and losses, each a plain function, with one reduction for all."""
+"""Log-probs and losses as plain functions, and the one reduction that all of them use."""

@@ -1,8 +1,7 @@
 """Per-token log-probs, chunked over the vocabulary head.
 
-Only completion positions pass the head, `chunk` of them at a time, recomputed in the backward pass:
-no [batch, length, vocabulary] tensor exists. With V the vocabulary, the extra memory is
-about 12 * chunk * V bytes.
+Only completion positions pass the head, `chunk` of them at a time, and again in the backward pass. So no
+[batch, length, vocabulary] tensor exists. With a vocabulary of V, the extra memory is about 12 * chunk * V bytes.
 """
 
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ class Head:
     softcap: float = 0.0
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] -> [N, V] in fp32 (fp64 for an fp64 model)."""
+        """Return the logits, [N, H] -> [N, V], in fp32 (fp64 for an fp64 model)."""
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
@@ -41,10 +40,10 @@ class Head:
 def completion_logps(
     hidden: Tensor, head: Head, sources: Tensor, targets: Tensor, completion_mask: Tensor
 ) -> Tensor:
-    """log pi(y_t | x, y_<t) of completions' tokens: [C, L] fp32 (fp64 for an fp64 model), 0 outside the mask.
+    """Return log pi(y_t | x, y_<t) of completions' tokens: [C, L] fp32 (fp64 for an fp64 model), 0 outside the mask.
 
-    hidden [..., H]: the last hidden states; sources [C, L] int64: the place among the flattened hidden states
-    of the one that predicts the token; targets [C, L] int64: the tokens; completion_mask [C, L] bool.
+    hidden [..., H]: the last hidden states. sources [C, L] int64: for each token, the index of the flattened hidden state
+    that predicts it. targets [C, L] int64: the tokens. completion_mask [C, L] bool.
     """
     states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, sources[completion_mask])
     logps = token_logps(states, head, targets[completion_mask])
@@ -52,7 +51,7 @@ def completion_logps(
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """hidden [N, H], targets [N] int64 -> log-probs [N] in the dtype of `Head.logits`."""
+    """Return log-probs [N] of targets [N] int64 after hidden states [N, H], in the dtype of `Head.logits`."""
     # Autocast ends with the forward pass; the backward pass must recompute the very same logits.
     with torch.autocast(hidden.device.type, enabled=False):
         logps: Tensor = _TokenLogps.apply(
@@ -76,7 +75,7 @@ class _TokenLogps(torch.autograd.Function):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logps = torch.empty(len(targets), dtype=dtype, device=hidden.device)
         for part in _chunks(len(targets), len(weight)):
-            # On a CPU ten times as fast as logsumexp, which makes four passes.
+            # On a CPU this is ten times as fast as logsumexp, which makes four passes.
             distribution = head.logits(hidden[part]).log_softmax(-1)
             logps[part] = distribution.gather(-1, targets[part, None]).squeeze(-1)
         ctx.save_for_backward(hidden, weight, bias, targets)

@@ -9,52 +9,52 @@ from torch.nn.functional import logsigmoid
 
 
 def nll(logps: Tensor) -> Tensor:
-    """Negative log-likelihood of each token: [...] -> [...]."""
+    """Return the negative log-likelihood of each token: [...] -> [...]."""
     return -logps
 
 
 def npo(logratios: Tensor, *, beta: float) -> Tensor:
-    """Token-level NPO: -log sigmoid(-beta * rho_t) (method.md 1.2; NPO, arXiv 2404.05868, eq. 3).
+    """Return NPO of each token, -log sigmoid(-beta * rho_t): [B, T] -> [B, T].
 
-    [B, T] -> [B, T]. As beta vanishes its gradient tends to beta/2 times that of gradient ascent on
-    the negative log-likelihood.
+    See method.md 1.2, and arXiv 2404.05868, eq. 3. As beta vanishes, its gradient tends to beta/2 times that of gradient
+    ascent on the negative log-likelihood.
     """
     return -logsigmoid(-beta * logratios)
 
 
 def unlikelihood(logps: Tensor) -> Tensor:
-    """-log(1 - pi(y_t)) of each token (arXiv 1908.04319, eq. 4): [...] -> [...]. It needs no reference.
+    """Return -log(1 - pi(y_t)) of each token (arXiv 1908.04319, eq. 4): [...] -> [...]. It needs no reference.
 
-    On the token's logit its slope is pi(y_t): it takes away what the model believes, and nothing more, where NPO's
-    presses hardest on what is unlikely already. Tokens within 1e-6 of certainty have no slope.
+    Its slope on the token's logit is pi(y_t), so it presses only on tokens that the model believes. NPO presses hardest
+    on tokens that are unlikely already. Tokens within 1e-6 of certainty have no slope.
     """
     return -torch.log(-torch.expm1(logps.clamp(max=-_CERTAIN)))
 
 
 def npo_sequence(logratios: Tensor, *, beta: float) -> Tensor:
-    """NPO of whole completions from summed log-ratios (arXiv 2404.05868, eq. 3): [B] -> [B].
+    """Return NPO of whole completions from summed log-ratios (arXiv 2404.05868, eq. 3): [B] -> [B].
 
-    As beta vanishes its gradient tends to that of gradient ascent on the negative log-likelihood.
+    As beta vanishes, its gradient tends to that of gradient ascent on the negative log-likelihood.
     """
     return (2 / beta) * npo(logratios, beta=beta)
 
 
-def dpo(
+def dpo_of_logratios(
     chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """DPO of each pair from summed log-ratios (arXiv 2305.18290, eq. 7): [B], [B] -> [B].
+    """Return DPO of each pair from summed log-ratios (arXiv 2305.18290, eq. 7): [B], [B] -> [B].
 
-    `label_smoothing` is the share of pairs taken to be labelled the wrong way round.
+    `label_smoothing` is the share of pairs whose labels are assumed to be the wrong way round.
     """
     margin = beta * (chosen_logratios - rejected_logratios)
     return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
 
 
 def keep_lowest(logratios: Tensor, completion_mask: Tensor, *, keep: float) -> Tensor:
-    """ALLO's filter m_t: the ceil(keep * length) completion tokens of lowest log-ratio (method.md 1.3).
+    """Return ALLO's filter m_t: the ceil(keep * length) completion tokens of lowest log-ratio (method.md 1.3).
 
-    `logratios` [B, T] fp32 and `completion_mask` [B, T] bool -> [B, T] bool, without gradient. Tokens
-    that tie with the last one kept are kept, so all are while policy and reference are equal.
+    `logratios` [B, T] fp32 and `completion_mask` [B, T] bool -> [B, T] bool, without gradient. Tokens that tie with the
+    last one kept are kept too, so all are kept while policy and reference are equal.
     """
     logratios = logratios.detach().masked_fill(~completion_mask, torch.inf)
     lengths = completion_mask.sum(-1)
@@ -64,11 +64,10 @@ def keep_lowest(logratios: Tensor, completion_mask: Tensor, *, keep: float) -> T
 
 
 def reduce(losses: Tensor, weights: Tensor, *, denominator: Tensor | float) -> Tensor:
-    """Weighted sum over a given denominator -> scalar.
+    """Return the weighted sum over a given denominator, a scalar.
 
-    The denominator is that of the whole optimizer step (all micro-batches and ranks), so that neither
-    accumulation nor padding changes the loss. Entries of zero weight have zero gradient, whatever
-    their loss.
+    The denominator counts the whole optimizer step (all micro-batches and ranks), so neither accumulation nor padding
+    changes the loss. Entries of zero weight have zero gradient, whatever their loss.
     """
     return torch.where(weights != 0, losses * weights, 0.0).sum() / denominator
 

@@ -32,7 +32,7 @@ def _elsewhere(recipe: Recipe) -> dict[str, str]:
         found["sample"] = unplanned
     if recipe.judge.reward_model is not None:
         found["judge"] = "which loads a reward model of its own"
-    if recipe.improve is not None and recipe.improve.trainer != "selected":
+    if recipe.improve is not None and not recipe.improve.trained_by.selects:
         found["improve"] = "which another library trains"
     return found
 

@@ -14,10 +14,8 @@ from allo.recipe import Recipe
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.sample import Sample
 from allo.stages.evaluate import KL_BATCH
-from allo.tokens.scorers import WEIGHTS
 
 _WORD = 2
-_WITHOUT_MODEL = {"advantage", "edit", "uniform", "random"}
 
 
 def plan_sampling(recipe: Recipe) -> StagePlan:
@@ -33,15 +31,15 @@ def plan_sampling(recipe: Recipe) -> StagePlan:
 def plan_scoring(recipe: Recipe) -> StagePlan:
     """Plan one batch of the longest completions, for the scorer that takes most.
 
-    `implicit` and `contrastive` hold the model in fp32, and other weights in host memory.
+    A scorer that asks other models has the model in fp32, and the others' weights in host memory.
     """
     assert recipe.score is not None
     lengths = scoring_lengths(recipe)
-    size, scorers = recipe.score.batch_size, set(recipe.score.scorers)
-    compared = max(len(WEIGHTS.get(name, ())) for name in scorers)
+    size, scorers = recipe.score.batch_size, recipe.score.entries
+    compared = max(len(scorer.weights) for scorer in scorers)
     with torch.inference_mode(), Rehearsal() as rehearsal:
         model = _load(recipe, rehearsal, dtype=torch.float32 if compared else None)
-        if scorers - _WITHOUT_MODEL:
+        if any(scorer.needs for scorer in scorers):
             per_token_logps(model, _batch(lengths, size))
     host = compared * sum(param.nbytes for param in model.parameters())
     load = f"{size} rows of {lengths.prompt} + {lengths.completion} tokens"

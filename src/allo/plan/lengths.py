@@ -27,10 +27,13 @@ def training_lengths(recipe: Recipe) -> Lengths:
 
 
 def scoring_lengths(recipe: Recipe) -> Lengths:
-    """Return the lengths in training; `privileged` and `rewriter`, assumed as large as the policy, double the row."""
+    """Return the lengths in training; prompts that show the solution double the row.
+
+    A rewriter is assumed to be as large as the policy.
+    """
     assert recipe.score is not None
     lengths = training_lengths(recipe)
-    more = recipe.max_length if {"privileged", "rewriter"} & set(recipe.score.scorers) else 0
+    more = recipe.max_length if any(one.prompts_with_solution for one in recipe.score.entries) else 0
     return Lengths(lengths.prompt + more, lengths.completion)
 
 

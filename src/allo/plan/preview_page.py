@@ -13,7 +13,7 @@ from allo.models.tokenization import turn_end_ids
 from allo.plan.preview_sample import SampledPair
 from allo.plan.preview_tokens import SHOWN_ENDS, Token, laid_out
 from allo.recipe import Improve, Recipe
-from allo.recipe.losses import SUPERVISED
+from allo.recipe.losses import ANSWER_LOSSES
 from allo.stages.check import Findings
 from allo.stages.checked_rows import Asked, Trained
 from allo.stages.disk import size
@@ -230,12 +230,12 @@ def _rejected(recipe: Recipe, weights: Sequence[float] | None) -> Iterator[str]:
     if recipe.forget is not None:
         marked = weights and f"the {sum(weight > 0 for weight in weights)} marked ones"
         yield f"forget weighs {marked or 'its tokens by the scores of `score`'}"
-    if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
+    if recipe.improve is not None and recipe.improve.loss not in ANSWER_LOSSES:
         yield f"improve counts {_kept(recipe.improve)}"
 
 
 def _kept(improve: Improve) -> str:
-    if improve.keep >= 1 or improve.trainer != "selected":
+    if improve.keep >= 1 or not improve.trained_by.selects:
         return "all of them"
     which = {"random": "drawn at random", "lowest": "of lowest log-ratio", "highest": "of highest log-ratio"}
     return f"{improve.keep:.0%} of them, those {which[improve.filter]} during training"

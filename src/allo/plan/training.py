@@ -19,8 +19,7 @@ from allo.plan.memory import StagePlan
 from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Locate, Recipe
 from allo.recipe.criteria import Needs, criterion_of
-from allo.recipe.losses import SUPERVISED
-from allo.stages.settings import named_loss
+from allo.recipe.losses import ANSWER_LOSSES
 from allo.training.arguments import Arguments, training_arguments
 from allo.training.dpo_passes import DpoPasses
 from allo.training.run import train
@@ -126,8 +125,8 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
             given[option] = getattr(block, option)
     row = _pair(prompt, completion)
     kind: Any = ImproveTrainer
-    if stage == "improve" and block.loss not in SUPERVISED:
-        given |= {"loss": named_loss(block), "loss_settings": block.loss_settings, "keep": block.keep}
+    if stage == "improve" and block.loss not in ANSWER_LOSSES:
+        given |= {"loss": block.loss, "loss_settings": block.loss_settings, "keep": block.keep}
         given |= {"filter": block.filter, "anchor": block.anchor}
     elif stage == "forget":
         kind, given["loss"] = ForgetTrainer, block.loss
@@ -201,7 +200,7 @@ def _name_kinds(live: LiveBytes, trainer: SelectedTrainer) -> None:
     selected, model = trainer.selected, trainer.model
     other = _kinds(model)
     flats = {flat.shape for flat in selected.parameters()}
-    has_slot = trainer.compares and trainer.reference == "swap"
+    has_slot = trainer.needs_reference and trainer.reference == "swap"
     slot = list(selected.slot("ref").values()) if has_slot else []
     live.hold(slot, "host" if trainer.lean else "slots")
     slots = set() if trainer.lean else {bits.shape for bits in slot}

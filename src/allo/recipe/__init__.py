@@ -18,7 +18,15 @@ from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe.judge import Judge, Pairing
-from allo.recipe.losses import Filter, LossName, LossSettings, check_supervised
+from allo.recipe.kinds import SOLUTIONS
+from allo.recipe.losses import (
+    Filter,
+    ForgettingLossName,
+    LossName,
+    LossSettings,
+    check_answer_loss,
+    kinds_seen_by,
+)
 from allo.recipe.numbers import (
     Count,
     Density,
@@ -35,6 +43,7 @@ from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
 from allo.recipe.sources import Block, Data, Source
 from allo.recipe.text import LARGEST, dump, override, parse
+from allo.recipe.trainers import TRAINERS, Trainer, TrainerName
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining, Training
 
 GranularityName = Annotated[
@@ -43,7 +52,6 @@ GranularityName = Annotated[
 NEEDS_WARMUP = "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
 # torch's other devices, such as "meta", hold no numbers.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu|hpu|mlu|musa)(:[0-9]{1,3})?)$")]
-TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
 
 
 class Sft(Block):
@@ -102,9 +110,10 @@ class Forget(Steps):
 
     density: Density = 0.05
     beta: Positive = 0.1
-    loss: Literal["token", "sequence", "unlikelihood"] = "token"
+    loss: ForgettingLossName = "token"
     """NPO of each weighted token (`token`), or of the weighted sum of a completion's log-ratios (`sequence`).
-    `unlikelihood` of each weighted token has no `beta` and needs no reference."""
+    `unlikelihood` of each weighted token has no `beta` and needs no reference. A function of yours is named by
+    `file.py:function` (docs/extending.md)."""
     until: Share | None = None
     """Stop once the weighted tokens' mean probability falls below this."""
     training: ForgetTraining = ForgetTraining()
@@ -145,20 +154,30 @@ class Improve(Steps):
 
     @model_validator(mode="after")
     def _keys_are_the_trainers(self) -> "Improve":
-        if self.adapter_rank is not None and not self.has_adapter:
+        if self.adapter_rank is not None and not self.trained_by.has_adapter:
             raise ValueError(f"trainer {self.trainer!r} has no adapter: remove adapter_rank")
-        if self.trainer != "selected" and (self.loss != "dpo" or self.anchor):
+        if not self.trained_by.selects and (self.loss != "dpo" or self.anchor):
             raise ValueError(f"trainer {self.trainer!r} has a loss of its own: remove loss and anchor")
         return self
 
     @model_validator(mode="after")
     def _single_answers_have_no_pair(self) -> "Improve":
-        check_supervised(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
+        check_answer_loss(self.loss, self.loss_settings, keep=self.keep, anchor=self.anchor)
         return self
 
     @property
-    def has_adapter(self) -> bool:
-        return self.trainer in ("lora", "shira")
+    def trained_by(self) -> Trainer:
+        return TRAINERS[self.trainer]
+
+    @property
+    def sees(self) -> frozenset[str]:
+        """The kinds of training data that it learns from."""
+        return kinds_seen_by(self.loss) if self.trained_by.sees is None else self.trained_by.sees
+
+
+def trains_here(block: Block) -> bool:
+    """Return whether allo's own trainers train what a block says, not those of another library."""
+    return not isinstance(block, Improve) or block.trained_by.selects
 
 
 class Report(Block):
@@ -234,9 +253,11 @@ class Recipe(Block):
                 f"sample.max_new_tokens {self.sample.max_new_tokens} must be below max_length "
                 f"{self.max_length}: a completion of that length fits no training row"
             )
-        if self.data.pairs is not None and self.improve and self.improve.loss == "sft":
-            raise ValueError("improve.loss sft needs gold solutions, which ready pairs lack: set it to rft")
-        if self.improve and self.improve.trainer != "selected":
+        if self.data.pairs is not None and self.improve and SOLUTIONS in self.improve.sees:
+            raise ValueError(
+                f"improve.loss {self.improve.loss} needs gold solutions, which ready pairs lack: set it to rft"
+            )
+        if self.improve and not self.improve.trained_by.selects:
             self._fits_trainer(self.improve)
         elif self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
@@ -268,10 +289,10 @@ class Recipe(Block):
             )
         if self.round_prompts == "next" and self.data.limit is None:
             raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")
-        if not self.relocate and self.reads_warmup:
+        if not self.relocate and self.score and self.reads_warmup:
             raise ValueError(
-                "relocate is false, so later rounds train no warm-up, which score.scorer 'implicit' reads: "
-                "choose another scorer, such as confidence, or set relocate to true"
+                "relocate is false, so later rounds train no warm-up, which score.scorer "
+                f"{self.score.warmup_reader!r} reads: choose another scorer, such as confidence, or set relocate to true"
             )
         if self.evaluate.forgotten:
             raise ValueError("evaluate.forgotten is for a single round: set it to false, or rounds to 1")
@@ -281,7 +302,7 @@ class Recipe(Block):
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
             raise ValueError(f"{name} starts at the starting model: set `forget: null`")
-        if improve.has_adapter:
+        if not improve.trained_by.samples:
             return
         if self.data.pairs is not None:
             raise ValueError(f"{name} samples by itself: give prompts in place of data.pairs")
@@ -296,7 +317,7 @@ class Recipe(Block):
     @property
     def on_policy(self) -> dict[str, Any] | None:
         """Return what `improve` depends on besides its own block, if its trainer samples by itself; otherwise None."""
-        if self.improve is None or self.improve.trainer not in ("rloo", "grpo"):
+        if self.improve is None or not self.improve.trained_by.samples:
             return None
         keys = ("data_folder", "chat", "seed_of_data", "data", "judge")
         return {key: getattr(self, key) for key in keys} | {"sample": self.sample.decoding}
@@ -330,7 +351,7 @@ class Recipe(Block):
     @property
     def reads_warmup(self) -> bool:
         """Return whether scoring needs the warm-up model's weights."""
-        return self.forget is not None and self.score is not None and "implicit" in self.score.scorers
+        return self.forget is not None and self.score is not None and self.score.warmup_reader is not None
 
     @property
     def run_folder(self) -> Path:

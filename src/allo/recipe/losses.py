@@ -1,10 +1,74 @@
-"""The losses that a recipe's `improve` may name."""
+"""The losses that a recipe may name: those of pairs or of single answers (`improve`), and forgetting losses (`forget`)."""
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import BeforeValidator
+
+from allo.recipe.choice import OneOf
+from allo.recipe.kinds import PAIRS, RIGHT, SOLUTIONS
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss of pairs. Its function (`module:function`) says what it needs: `allo.losses.needs`.
+
+    `trl`: TRL's `loss_type` of the same formula. `sees`: kinds of training data that it learns from.
+    """
+
+    name: str
+    function: str
+    trl: str = ""
+    sees: frozenset[str] = PAIRS
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The likelihood of single answers, which its function gives: (recipe, run) -> rows."""
+
+    name: str
+    function: str
+    sees: frozenset[str]
+
+
+@dataclass(frozen=True)
+class ForgettingLoss:
+    """A loss of wrong completions. Its function says what it needs: `allo.losses.needs`."""
+
+    name: str
+    function: str
+
+
+PAIR_LOSSES = {
+    loss.name: loss
+    for loss in (
+        PairLoss("dpo", "allo.losses.pair_losses:dpo", trl="sigmoid"),
+        PairLoss("r_dpo", "allo.losses.pair_losses:r_dpo"),
+        PairLoss("ipo", "allo.losses.pair_losses:ipo", trl="ipo"),
+        PairLoss("bco", "allo.losses.pair_losses:bco"),
+        PairLoss("simpo", "allo.losses.pair_losses:simpo"),
+    )
+}
+ANSWER_LOSSES = {
+    loss.name: loss
+    for loss in (
+        AnswerLoss("sft", "allo.stages.right_answers:gold_solutions", sees=frozenset({SOLUTIONS})),
+        AnswerLoss("rft", "allo.stages.right_answers:right_samples", sees=frozenset({RIGHT})),
+    )
+}
+FORGETTING_LOSSES = {
+    loss.name: loss
+    for loss in (
+        ForgettingLoss("token", "allo.losses.forgetting_losses:token_npo"),
+        ForgettingLoss("sequence", "allo.losses.forgetting_losses:sequence_npo"),
+        ForgettingLoss("unlikelihood", "allo.losses.forgetting_losses:token_unlikelihood"),
+    )
+}
+# Maps of a chain come in reverse: losses of pairs first.
+_LOSSES: Mapping[str, PairLoss | AnswerLoss] = ChainMap[str, Any](ANSWER_LOSSES, PAIR_LOSSES)
 
 
 def _number_or_flag(value: Any) -> Any:
@@ -13,18 +77,20 @@ def _number_or_flag(value: Any) -> Any:
     return value
 
 
-LossName = Annotated[
-    str, StringConstraints(pattern=r"^(dpo|r_dpo|ipo|bco|simpo|sft|rft|.+\.py:[A-Za-z_]\w*)$")
-]
+LossName = Annotated[str, OneOf(_LOSSES, or_own=True)]
+ForgettingLossName = Annotated[str, OneOf(FORGETTING_LOSSES, or_own=True)]
 LossSettings = dict[str, Annotated[bool | float, BeforeValidator(_number_or_flag)]]
 Filter = Literal["lowest", "highest", "random"]
-# These learn single answers: they know no pair.
-SUPERVISED = ("sft", "rft")
 
 
-def check_supervised(loss: str, settings: Mapping[str, float | bool], *, keep: float, anchor: float) -> None:
-    """Refuse what a loss of single answers would ignore: a `ValueError` that says what to do."""
-    if loss not in SUPERVISED:
+def kinds_seen_by(loss: str) -> frozenset[str]:
+    """Return the kinds of training data that `improve.loss` learns from; a user's own learns from pairs."""
+    return _LOSSES[loss].sees if loss in _LOSSES else PAIRS
+
+
+def check_answer_loss(loss: str, settings: Mapping[str, float | bool], *, keep: float, anchor: float) -> None:
+    """Raise a `ValueError` for settings that a loss of single answers would ignore."""
+    if loss not in ANSWER_LOSSES:
         return
     if settings:
         raise ValueError(f"loss {loss} has no settings: remove loss_settings.{min(settings)}")

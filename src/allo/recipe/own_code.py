@@ -8,14 +8,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import StringConstraints
+from typing import Any
 
 from allo.errors import UserError
 
 PATTERN = r"^.+\.py:[A-Za-z_]\w*$"
-OwnFunction = Annotated[str, StringConstraints(pattern=PATTERN)]
 """`path/to/file.py:function`. Naming it in a recipe runs the file, just as passing a script to python does."""
 
 

@@ -1,66 +1,126 @@
-"""The recipe's block `score`: which scorers, and how their scores become weights."""
+"""The recipe's block `score`, and the table of scorers."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from allo.recipe.choice import OneOf
+from allo.recipe.kinds import PAIRS, RIGHT, SOLUTIONS
 from allo.recipe.numbers import BatchSize, Number, Place
-from allo.recipe.own_code import OwnFunction
 from allo.recipe.sources import Block
 from allo.recipe.training import ContrastTraining
 
-ScorerName = Literal[
-    "implicit",
-    "contrastive",
-    "right_confidence",
-    "advantage",
-    "privileged",
-    "rewriter",
-    "confidence",
-    "edit",
-    "uniform",
-    "random",
-]
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer of tokens. Its function, `module:function`, is one of those of `allo.tokens.scorers` or alike.
+
+    `needs`: the models that it asks. `model` is the starting model; `warmup` is the warm-up's, `chosen` and `rejected` are
+    the start fine-tuned on one side of the pairs; `rewriter` stands in the starting model's place. `sees`: kinds of
+    training data beside the wrong completions. `logratios`: its scores are log-ratios, not probabilities.
+    `prompts_with_solution`: it asks under longer prompts, which show the solution.
+    """
+
+    name: str
+    function: str
+    needs: Sequence[Literal["model", "warmup", "chosen", "rejected", "rewriter"]] = ("model",)
+    sees: frozenset[str] = frozenset({SOLUTIONS, RIGHT})
+    logratios: bool = False
+    prompts_with_solution: bool = False
+
+    @property
+    def weights(self) -> list[str]:
+        """The models that it asks beside the starting model; it runs in fp32, and gets them as `Context.weights`."""
+        return [model for model in self.needs if model not in ("model", "rewriter")]
+
+    @property
+    def sees_solution(self) -> bool:
+        return SOLUTIONS in self.sees
+
+
+_NOTHING: frozenset[str] = frozenset()
+_OURS = "allo.tokens.scorers:"
+SCORERS = {
+    scorer.name: scorer
+    for scorer in (
+        Scorer("implicit", _OURS + "implicit", ("model", "warmup"), PAIRS, logratios=True),
+        Scorer("contrastive", _OURS + "contrastive", ("model", "chosen", "rejected"), PAIRS, logratios=True),
+        Scorer("right_confidence", _OURS + "right_confidence", ("model", "chosen"), frozenset({RIGHT})),
+        Scorer("advantage", _OURS + "advantage", (), PAIRS),
+        Scorer("privileged", _OURS + "privileged", prompts_with_solution=True),
+        Scorer(
+            "rewriter",
+            _OURS + "rewriter",
+            ("rewriter",),
+            frozenset({SOLUTIONS}),
+            prompts_with_solution=True,
+        ),
+        Scorer("confidence", _OURS + "confidence", sees=_NOTHING),
+        Scorer("edit", _OURS + "edit", ()),  # the solutions of prompts without a right sample
+        Scorer("uniform", _OURS + "uniform", (), _NOTHING),
+        Scorer("random", _OURS + "random", (), _NOTHING),
+    )
+}
+ScorerName = Annotated[str, OneOf(SCORERS, or_own=True)]
+
+
+def scorer_entry(name: str) -> Scorer:
+    """Return the scorer's entry; a user's own asks the starting model and may read all that is known."""
+    return SCORERS.get(name) or Scorer(name, name)
+
+
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 
 
 class Score(Block):
-    """Which tokens of wrong completions are wrong (method.md 1.2 and 4)."""
+    """The scorers of tokens, and the weights that follow from their scores (method.md 1.2 and 4)."""
 
-    scorer: ScorerName | OwnFunction = "implicit"
+    scorer: ScorerName = "implicit"
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
-    beside: list[ScorerName | OwnFunction] = []
-    """Other scorers of the same completions, to compare with; they weigh nothing."""
+    beside: list[ScorerName] = []
+    """Other scorers of the same completions, to compare with; the weights do not depend on them."""
     rewriter: Place | None = None
     """The folder that `allo rewriter train` wrote, for the scorer `rewriter` (docs/rewriter.md)."""
     weights: WeightRule = "indicator"
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
-    """`indicator` marks tokens whose aligned probability lies below it."""
+    """`indicator` marks tokens whose probability of being aligned is below this."""
     marked: Literal["all", "first"] = "all"
-    """Which marked tokens of a completion keep their weight: all, or the first alone, the cause of what follows."""
+    """The marked tokens of a completion that keep their weight: all, or only the first, which causes what follows."""
     solutions: bool = True
-    """Whether scorers are shown gold solutions; if not, they know right samples alone."""
+    """Show gold solutions to the scorers; otherwise they only see right samples."""
     batch_size: BatchSize = 16
     training: ContrastTraining = ContrastTraining()
-    """Of the models of `contrastive`: one on the pairs' chosen answers, which `right_confidence` asks too, and one
-    on the rejected."""
+    """How to train the two models that `contrastive` asks: one on the pairs' chosen answers, which `right_confidence`
+    asks too, and one on the rejected."""
+
+    @property
+    def scorers(self) -> list[str]:
+        """The scorer that decides the weights, then those beside it."""
+        return [self.scorer, *self.beside]
+
+    @property
+    def entries(self) -> list[Scorer]:
+        """The scorers' entries, in the same order."""
+        return [scorer_entry(name) for name in self.scorers]
 
     @property
     def sides(self) -> list[str]:
         """The pairs' sides on which a model is trained for the scorers."""
-        sides = {"contrastive": ["chosen", "rejected"], "right_confidence": ["chosen"]}
-        return max((sides.get(name, []) for name in self.scorers), key=len)
+        return [side for side in ("chosen", "rejected") if any(side in one.needs for one in self.entries)]
 
     @property
-    def scorers(self) -> list[str]:
-        """The scorer whose weights count, then those beside it."""
-        return [self.scorer, *self.beside]
+    def warmup_reader(self) -> str | None:
+        """The first scorer that asks the warm-up's model."""
+        return next((one.name for one in self.entries if "warmup" in one.needs), None)
 
     @model_validator(mode="after")
     def _rewriter_is_named(self) -> "Score":
-        if "rewriter" in self.scorers and self.rewriter is None:
+        named = next((one.name for one in self.entries if "rewriter" in one.needs), None)
+        if named is not None and self.rewriter is None:
             raise ValueError(
-                "scorer 'rewriter' needs the folder of a rewriter: set score.rewriter (see docs/rewriter.md)"
+                f"scorer {named!r} needs the folder of a rewriter: set score.rewriter (see docs/rewriter.md)"
             )
         return self
 

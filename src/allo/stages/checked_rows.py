@@ -12,6 +12,7 @@ from allo.models.templates import Chat
 from allo.models.tokenization import cut_left, prompt_ids
 from allo.models.written import check_written
 from allo.recipe import Recipe
+from allo.recipe.kinds import SOLUTIONS
 from allo.stages.pair import with_own_ids
 from allo.stages.right_answers import check_solutions, demonstrations
 from allo.tasks.sources import Sources
@@ -88,7 +89,7 @@ def trained_solutions(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) ->
     found: dict[str, list[Prompt]] = {}
     if recipe.sft is not None:
         found["sft"] = [prompt for source in recipe.sft.sources for prompt in sources.prompts(source)]
-    if recipe.improve is not None and recipe.improve.loss == "sft":
+    if recipe.improve is not None and SOLUTIONS in recipe.improve.sees:
         found["improve"] = sources.prompts(recipe.data)
         check_solutions(found["improve"])
     return [_solutions(recipe, tokenizer, key, prompts) for key, prompts in found.items()]

@@ -1,7 +1,7 @@
 """Improving by a method to compare with: adapters and on-policy trainers of other libraries."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from allo.models.start import DTYPES, load_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
+from allo.recipe.own_code import function_of
 from allo.sampling.completions import ids_of, turn_ends
 from allo.stages.judge import judge
 from allo.stages.reward import load_reader
@@ -24,13 +25,13 @@ from allo.weights.param_mask import ParamMask
 
 
 @without_known_warnings()
-def train_adapter(recipe: Recipe, run: RunFolder, kind: Literal["lora", "shira"]) -> dict[str, Any]:
+def train_adapter(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: DPO from the starting model with an adapter, merged at the end."""
     improve = recipe.improve
     assert improve is not None
     model, tokenizer = load_start(recipe, run)
     args = trl_arguments(recipe, folder=run.improve, device=model.device)
-    from allo.baselines.adapters import AdapterTrainer, adapter_config, adapter_rank
+    from allo.baselines.adapters import AdapterTrainer, adapter_rank
 
     num_weights = sum(param.numel() for param in model.parameters())
     rank = improve.adapter_rank or adapter_rank(model, density=improve.density)
@@ -39,7 +40,7 @@ def train_adapter(recipe: Recipe, run: RunFolder, kind: Literal["lora", "shira"]
         args,
         [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
         tokenizer,
-        adapter_config(kind, rank=rank, seed=recipe.seed),
+        function_of(improve.trained_by.parts, key="improve.trainer")(rank=rank, seed=recipe.seed),
     )
     counts = {"rows": len(trainer.train_dataset), "dropped": trainer.num_dropped, "adapter_rank": rank}
     counts |= _train(trainer, run, num_weights=num_weights)
@@ -48,11 +49,12 @@ def train_adapter(recipe: Recipe, run: RunFolder, kind: Literal["lora", "shira"]
 
 
 @without_known_warnings()
-def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"]) -> dict[str, Any]:
+def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: all weights of the starting model, trained by the rewards of its own samples.
 
     They are trained in fp32, and rounded to the run's dtype at the end. A reward model stays in memory beside them.
     """
+    assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run, dtype=torch.float32)
     args = trl_arguments(recipe, folder=run.improve, device=model.device)
     from allo.baselines.on_policy import on_policy_trainer
@@ -80,7 +82,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder, kind: Literal["rloo", "grpo"
         ]
 
     trainer = on_policy_trainer(
-        kind,
+        function_of(recipe.improve.trained_by.parts, key="improve.trainer"),
         model,
         args,
         {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from allo.errors import UserError
 from allo.models.start import DTYPES, is_ready
-from allo.recipe import Recipe
+from allo.recipe import Recipe, trains_here
 from allo.recipe.criteria import criterion_of
 from allo.recipe.training import Training
 
@@ -64,7 +64,7 @@ def _needed(recipe: Recipe, num_weights: int) -> int:
             lasting += int(4 * recipe.max_density * num_weights)  # the importance, in fp32
             lasting += 4 * num_weights * recipe.reads_warmup
         for block in (getattr(recipe, name) for name in recipe.training_stages):
-            if getattr(block, "trainer", "selected") == "selected":
+            if trains_here(block):
                 trained = int(block.density * num_weights)
                 most = max(most, lasting + _checkpoints(block.training, trained, lean=block.lean))
             lasting += whole

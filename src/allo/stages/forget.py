@@ -9,16 +9,16 @@ from allo.files.records import Wrong
 from allo.models.start import load_start
 from allo.recipe import Recipe
 from allo.training.arguments import training_arguments
-from allo.training.result import located_mask, take_over, train_stage
+from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.trainer import ForgetTrainer
 
 
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `06-forget`: token-weighted NPO on the top weights of the start, or of what improving left."""
+    """Write `06-forget`: train the located weights by the forgetting loss, from the start or from what improving left."""
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.forget.density)
-    before = take_over(recipe, run, model, stage="forget")
+    before = apply_previous_stage(recipe, run, model, stage="forget")
     trainer = ForgetTrainer(
         model,
         training_arguments(

@@ -7,12 +7,10 @@ from allo.files.records import Pair
 from allo.models.load import Model, Tokenizer
 from allo.models.start import load_start
 from allo.recipe import Improve, Recipe
-from allo.recipe.losses import SUPERVISED
-from allo.stages.compared import train_adapter, train_on_policy
-from allo.stages.right_answers import gold_solutions, right_samples
-from allo.stages.settings import named_loss
+from allo.recipe.losses import ANSWER_LOSSES
+from allo.recipe.own_code import function_of
 from allo.training.arguments import training_arguments
-from allo.training.result import located_mask, take_over, train_stage
+from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ImproveTrainer, SftTrainer
 from allo.weights.param_mask import ParamMask
@@ -21,21 +19,20 @@ from allo.weights.param_mask import ParamMask
 def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write `07-improve` by the recipe's trainer."""
     assert recipe.improve is not None
-    match recipe.improve.trainer:
-        case "selected":
-            return train_selected(recipe, run)
-        case "lora" | "shira" as kind:
-            return train_adapter(recipe, run, kind)
-        case "rloo" | "grpo" as kind:
-            return train_on_policy(recipe, run, kind)
+    train = function_of(recipe.improve.trained_by.function, key="improve.trainer")
+    counts: dict[str, Any] = train(recipe, run)
+    return counts
 
 
 def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write `07-improve`: filtered DPO from the start, or from what forgetting left, which is also its reference."""
+    """Write `07-improve`: train the located weights by `improve.loss`, from the start or from what forgetting left.
+
+    The model that training begins from is the reference, too.
+    """
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, run)
     mask = located_mask(recipe, run, model, density=recipe.improve.density)
-    before = take_over(recipe, run, model, stage="improve")
+    before = apply_previous_stage(recipe, run, model, stage="improve")
     trainer = _trainer(recipe, recipe.improve, run, model, tokenizer, mask)
     return train_stage(trainer, run, run.improve, mask, before=before)
 
@@ -43,7 +40,7 @@ def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _trainer(
     recipe: Recipe, improve: Improve, run: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
 ) -> SelectedTrainer:
-    """What learns the recipe's loss under the mask."""
+    """Return the trainer that learns the recipe's loss under the mask."""
     arguments = training_arguments(
         improve.training.model_dump(),
         folder=run.improve,
@@ -51,8 +48,8 @@ def _trainer(
         device=model.device,
         key="improve.training",
     )
-    if improve.loss in SUPERVISED:
-        rows = gold_solutions(recipe, run) if improve.loss == "sft" else right_samples(recipe, run)
+    if improve.loss in ANSWER_LOSSES:
+        rows = function_of(ANSWER_LOSSES[improve.loss].function, key="improve.loss")(recipe, run)
         return SftTrainer(
             model,
             arguments,
@@ -73,7 +70,7 @@ def _trainer(
         records=True,
         beta=improve.beta,
         keep=improve.keep,
-        loss=named_loss(improve),
+        loss=improve.loss,
         loss_settings=improve.loss_settings,
         anchor=improve.anchor,
         filter=improve.filter,

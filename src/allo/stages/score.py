@@ -19,11 +19,11 @@ from allo.models.policy import check_head
 from allo.models.start import give_date, load_start, load_start_tokenizer
 from allo.models.tokenization import tokenize
 from allo.recipe import Recipe
-from allo.recipe.scores import Score
+from allo.recipe.scores import Score, scorer_entry
 from allo.stages.locate import WARMUP_WEIGHTS
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
-from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
+from allo.tokens.scorers import Context, Sample, Scored, ScoringFunction, scorers_of
 from allo.tokens.token_credit import first_marked, from_logratios, token_weights
 
 _NUMBERS = pa.list_(pa.float64())
@@ -48,7 +48,7 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     lines = ResumableLines(run.token_scores)
-    # Scorer by scorer: each has the model in the dtype that it needs, and no other's weights lie beside it.
+    # One scorer at a time: each has the model in the dtype that it needs, and no other scorer's weights are in memory.
     for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
         done = min(max(0, len(lines.batches) - place * len(batches)), len(batches))
         if done < len(batches):
@@ -71,9 +71,9 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _scored(
-    name: str, scorer: Scorer, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
+    name: str, scorer: ScoringFunction, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
 ) -> Iterable[list[dict[str, Any]]]:
-    """One scorer's raw scores of the batches that are not done, a batch at a time."""
+    """Yield one scorer's raw scores of the batches that are not done, a batch at a time."""
     context = scoring_context(recipe, run, name)
     for batch in track(batches[done:], f"score {name}", total=len(batches), done=done):
         scores = scorer(batch, context)
@@ -84,13 +84,14 @@ def _scored(
 
 
 def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
-    """The starting model, in fp32 where other models' weights are compared with its own, and what is known.
+    """Return all that a scorer may look at: the starting model, or the rewriter if the scorer needs it, and the samples.
 
-    In its place the rewriter, where the scorer is `rewriter`.
+    The starting model is in fp32 if the scorer asks other models too.
     """
-    if scorer == "rewriter":
+    entry = scorer_entry(scorer)
+    if "rewriter" in entry.needs:
         return _rewriting_context(recipe, run)
-    names = WEIGHTS.get(scorer, ())
+    names = entry.weights
     train_sides(recipe, run, [name for name in names if name in SIDES])
     model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
     check_head(model)
@@ -102,7 +103,7 @@ def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
 
 
 def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
-    """The rewriter in the starting model's place: the completions' tokens are the policy's."""
+    """Return the rewriter in place of the starting model; the tokenizer is the policy's, as are the completions' tokens."""
     assert recipe.score is not None and recipe.score.rewriter is not None
     tokenizer = load_start_tokenizer(recipe, run)
     own = load_rewriter(
@@ -117,7 +118,7 @@ def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
 
 
 def _samples(run: RunFolder) -> dict[str, list[Sample]]:
-    """Every judged completion by its prompt; of ready pairs both sides."""
+    """Return all judged completions by prompt id; for ready pairs these are both sides."""
     samples: dict[str, list[Sample]] = {}
     if run.verdicts.exists():
         for one in read_jsonl(run.verdicts, Verdict):
@@ -141,7 +142,7 @@ def _samples(run: RunFolder) -> dict[str, list[Sample]]:
 
 
 def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -> list[Scored]:
-    """The completions that fit into the recipe's length, shortest first."""
+    """Return the completions that fit into the recipe's length, shortest first."""
     rows = []
     for one in wrong:
         tokens = tokenize(
@@ -159,7 +160,7 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
 
 
 def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[float]]]) -> list[TokenScores]:
-    """Scores as probabilities, and the weights that follow from the first scorer's."""
+    """Return all scores as probabilities, and the weights that follow from the first scorer's."""
     lengths = [len(row.tokens.completion_ids) for row in rows]
     flat = {name: probabilities(name, scores) for name, scores in raw.items()}
     weights = token_weights(flat[score.scorer], rule=score.weights, threshold=score.threshold)
@@ -180,16 +181,16 @@ def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[flo
 
 
 def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
-    """A scorer's numbers for all completions, one after the other, in [0, 1]: [tokens] fp32."""
+    """Return a scorer's numbers for all completions, joined, as probabilities: [tokens] fp32."""
     flat = torch.tensor([number for row in scores for number in row], dtype=torch.float32)
-    if scorer not in LOGRATIOS:
+    if not scorer_entry(scorer).logratios:
         return flat
     scale = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny).item()
     return from_logratios(flat, scale=scale)
 
 
 def _write(run: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:
-    """A row a completion; the schema's metadata has `scorer`, and `scores/NAME` are those of `beside`."""
+    """Write a row a completion. The schema's metadata names the `scorer`; columns `scores/NAME` are those of `beside`."""
     beside = {name: f"scores/{name}" for name in score.beside}
     schema = pa.schema(
         [*_COLUMNS, *((column, _NUMBERS) for column in beside.values())], metadata={"scorer": score.scorer}

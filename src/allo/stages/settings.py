@@ -3,23 +3,23 @@ trainer."""
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from allo.errors import UserError
-from allo.losses.pair_losses import PairLoss, chosen_loss
-from allo.recipe import NEEDS_WARMUP, Improve, Locate, Recipe, Steps
+from allo.recipe import NEEDS_WARMUP, Locate, Recipe, Steps, trains_here
 from allo.recipe.criteria import CRITERIA, criterion_of
-from allo.recipe.losses import SUPERVISED
-from allo.recipe.own_code import load_function, own_file
+from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.training import Training
 from allo.tokens.scorers import scorers_of
+from allo.training.chosen_losses import chosen_forgetting_loss, chosen_pair_loss
 from allo.weights.importance import scoring_of
 
 
 def check_settings(recipe: Recipe) -> None:
     """Raise `UserError` unless all training arguments can be built, and the user's functions exist and are callable."""
-    if recipe.improve is not None and recipe.improve.trainer != "selected":
+    if recipe.improve is not None and recipe.improve.trained_by.config:
         from allo.baselines.arguments import trl_arguments
 
         trl_arguments(recipe, folder=recipe.run_folder, device=torch.device("cpu"))
@@ -43,16 +43,22 @@ def check_settings(recipe: Recipe) -> None:
             raise UserError(f"locate.criterion: {NEEDS_WARMUP}")
     if recipe.score is not None:
         scorers_of(recipe.score)
-    if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
-        try:
-            chosen_loss(named_loss(recipe.improve), recipe.improve.loss_settings, keep=recipe.improve.keep)
-        except UserError as error:
-            raise UserError(f"improve.{error}") from error
+    if recipe.forget is not None:
+        with _below("forget"):
+            chosen_forgetting_loss(recipe.forget.loss)
+    if recipe.improve is not None and recipe.improve.loss not in ANSWER_LOSSES:
+        own = recipe.improve
+        with _below("improve"):
+            chosen_pair_loss(own.loss, own.loss_settings, keep=own.keep)
 
 
-def named_loss(improve: Improve) -> str | PairLoss:
-    """Return the recipe's pair loss: its name, or the user's own function."""
-    return load_function(improve.loss, key="loss") if own_file(improve.loss) else improve.loss
+@contextmanager
+def _below(block: str) -> Iterator[None]:
+    """Name the block in an error that begins with one of its keys."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{block}.{error}") from error
 
 
 def check_locate(locate: Locate) -> None:
@@ -88,5 +94,5 @@ def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, Training, bool]]:
     """Yield the recipe's own `training` blocks, not TRL's, with their keys and whether they are lean."""
     for name in ("sft", "locate", "score", "forget", "improve"):
         block = getattr(recipe, name)
-        if block is not None and getattr(block, "trainer", "selected") == "selected":
+        if block is not None and trains_here(block):
             yield f"{name}.training", block.training, isinstance(block, Steps) and block.lean

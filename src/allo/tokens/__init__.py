@@ -1,1 +1,1 @@
-"""Which tokens: scorers, and the weights that their scores give each token of a wrong completion."""
+"""Scorers of tokens, and the weights that follow from their scores for each token of a wrong completion."""

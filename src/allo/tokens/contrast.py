@@ -1,4 +1,4 @@
-"""The models of the scorers `contrastive` and `right_confidence`: the start, tuned on right and on wrong answers."""
+"""The models that the scorers `contrastive` and `right_confidence` ask: the start, fine-tuned on right or wrong answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +16,17 @@ from allo.weights.param_mask import ParamMask
 
 
 def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) -> int:
-    """Fine-tune the start on the pairs' chosen, then anew on their rejected answers: `05-contrast`.
+    """Fine-tune the start on each side of the pairs, chosen or rejected, and write `05-contrast`.
 
-    The pairs give both the same prompts, as often. A side that is there already is not trained again, and one
-    that was cut short goes on. Returns the bytes of training state, of which one side's lies in memory at a
-    time: 0 where nothing was left to train.
+    Both models see the same prompts equally often. Finished sides are skipped, and an interrupted one is resumed.
+    Returns the bytes of training state of one side, as only one is in memory at a time; 0 if no side was left to train.
     """
     missing = [side for side in sides if kept_tensors(side_weights(run, side)) is None]
     return max((_train_side(recipe, run, side, side_weights(run, side)) for side in missing), default=0)
 
 
 def side_weights(run: RunFolder, side: str) -> Path:
-    """Where the weights of a side lie: fp32, [shape]."""
+    """Return the file of a side's weights: fp32, [shape]."""
     return run.contrast / side / "weights.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""How many single-token edits two texts are apart."""
+"""The number of single-token edits between two texts."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from allo.models.load import Tokenizer
 
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
-    """The fewest insertions, deletions and substitutions of ids that turn one into the other (Levenshtein 1966)."""
+    """Return the fewest insertions, deletions and substitutions that turn one into the other (Levenshtein 1966)."""
     return Levenshtein.distance(one, other)
 
 
 def edit_share(one: Sequence[int], other: Sequence[int]) -> float:
-    """The edit distance as a share of the longer one's length: 0 for equal ids, 1 where none is kept."""
+    """Return the edit distance over the longer one's length: 0 for equal ids, 1 if none is kept."""
     return edit_distance(one, other) / max(len(one), len(other), 1)
 
 

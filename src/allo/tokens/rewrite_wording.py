@@ -1,16 +1,16 @@
-"""The words in which a model is asked for a minimal rewrite of a wrong completion (method.md 1.2)."""
+"""The prompt that asks a model for a minimal rewrite of a wrong completion (method.md 1.2)."""
 
 from allo.files.records import Message
 
 WORDING = 1
-"""Raised with every change of the words: a rewriter knows those that it was trained with."""
+"""The version of the words. Raise it with every change: a rewriter only knows the words that it was trained with."""
 
 
 def ask_for_rewrite(prompt: str | list[Message], *, right: str, completion: str) -> str | list[Message]:
-    """The problem, a right solution and a completion, and the request to correct it with few changes.
+    """Return the problem with a right solution, a completion, and the request to correct it with few changes.
 
-    Text stays text, and ends where the rewrite begins. Of messages the last one, the user's, says more. What is to
-    be edited stands last, since a prompt that is too long loses its beginning.
+    A text prompt stays text, and ends right before the rewrite. In a chat the last message, the user's, gets longer. The
+    completion stands last, because a prompt that is too long loses its beginning.
     """
     request = (
         f"Correct solution:\n{right.strip()}\n\n"

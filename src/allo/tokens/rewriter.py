@@ -1,8 +1,7 @@
-"""A rewriting model's folder, and the rows on which it tells how likely each token of a wrong completion is.
+"""A rewriting model's folder, and the rows on which it scores the tokens of a wrong completion.
 
-Shown the problem, a right solution and the completion itself, it was trained to write the completion again with as few
-changes as make it right (method.md 1.2; RLMEC, arXiv 2401.06081): a token that it finds unlikely there is one that it
-would change.
+It sees the problem, a right solution and the completion, and was trained to write the completion again with as few
+changes as make it right (method.md 1.2; RLMEC, arXiv 2401.06081). It would change a token that it finds unlikely there.
 """
 
 import json
@@ -29,7 +28,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Record:
-    """Keys of a rewriter's record on which its use depends. `tokenizer`: the hash of all that decides a text's ids."""
+    """The keys of a rewriter's record that its use depends on. `tokenizer`: its `tokenizer_hash`."""
 
     wording: int
     tokenizer: str
@@ -40,7 +39,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Rewriter:
-    """A rewriting model; `max_length`: tokens of a row, prompt and rewrite together."""
+    """A rewriting model. `max_length`: the most tokens of a row, prompt and rewrite together."""
 
     model: Model
     tokenizer: Tokenizer
@@ -50,7 +49,7 @@ class Rewriter:
 def load_rewriter(
     folder: Path, tokenizer: Tokenizer, *, policy: str, max_length: int, device: str
 ) -> Rewriter:
-    """The rewriter that `allo rewriter train` wrote; raises `UserError` as `check_rewriter` does."""
+    """Load the rewriter that `allo rewriter train` wrote. Raises `UserError` as `check_rewriter` does."""
     record = check_rewriter(folder, tokenizer, policy=policy, max_length=max_length)
     model = load_model(folder, dtype=DTYPES[record.dtype], device=device)
     check_head(model)
@@ -58,9 +57,9 @@ def load_rewriter(
 
 
 def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_length: int) -> Record:
-    """The rewriter's record; see `load_rewriter`.
+    """Read a rewriter's record.
 
-    Raises `UserError` for a folder that is no rewriter, was trained with other words or another tokenizer than the
+    Raises `UserError` for a folder that is no rewriter, that was trained with other words or another tokenizer than the
     policy's, or whose rows leave no room for a completion of `max_length` tokens.
     """
     folder = folder.expanduser()
@@ -97,7 +96,7 @@ def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_lengt
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """Of all that decides which ids a text has."""
+    """Return a hash of all that decides which ids a text has."""
     return sha256_json(_parts(tokenizer))
 
 
@@ -111,7 +110,7 @@ def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _differences(own: Tokenizer, policys: Tokenizer) -> list[str]:
-    """What differs between two tokenizers, in words."""
+    """Say in words how two tokenizers differ."""
     ours, theirs = _parts(own), _parts(policys)
     differing = [name for name in ours if ours[name] != theirs.get(name)]
     if "vocabulary" not in differing:
@@ -123,16 +122,16 @@ def _differences(own: Tokenizer, policys: Tokenizer) -> list[str]:
 
 
 def shown_solution(wrong: Wrong, tokenizer: Tokenizer) -> str | None:
-    """The right solution that a rewriter is shown: the problem's own, else the right sample nearest to the completion."""
+    """Return the solution that a rewriter is shown: the problem's own, otherwise the right sample nearest to the completion."""
     if wrong.solution is not None or not wrong.right:
         return wrong.solution
     return nearest(wrong.completion, wrong.right, tokenizer)
 
 
 def rewriting(rewriter: Rewriter, wrong: Wrong, completion_ids: Sequence[int]) -> Tokenized:
-    """The rewriter's prompt, and the wrong completion in the rewrite's place.
+    """Return the rewriter's prompt, with the wrong completion in place of the rewrite.
 
-    Raises `UserError` where there is no right solution to show.
+    Raises `UserError` if there is no right solution to show.
     """
     right = shown_solution(wrong, rewriter.tokenizer)
     if right is None:

@@ -1,8 +1,8 @@
-"""Token scorers: how likely each token of a wrong completion is aligned (method.md section 4).
+"""Token scorers: functions that say how likely each token of a wrong completion is aligned (method.md section 4).
 
-A scorer takes some completions and gives each token a number: a probability in [0, 1], low for a wrong
-token, or, for those in `LOGRATIOS`, a log-ratio that is negative for one. To add one, write its function
-and name it in `SCORERS`, or in a recipe as `file.py:function` (docs/extending.md).
+A scorer takes some completions and gives each token a number. It is a probability in [0, 1], low for a wrong token. If
+the scorer's entry says `logratios`, it is a log-ratio, negative for a wrong token. The table is `allo.recipe.scores.SCORERS`;
+docs/extending.md shows how to add a scorer.
 """
 
 import math
@@ -20,7 +20,7 @@ from allo.models.collate import pad
 from allo.models.load import Model, Tokenizer
 from allo.models.policy import per_token_logps
 from allo.models.tokenization import Tokenized, tokenize
-from allo.recipe.own_code import load_function, own_file
+from allo.recipe.own_code import function_of, load_function, own_file
 from allo.recipe.scores import Score
 from allo.tokens.rewriter import Rewriter, rewriting
 from allo.tokens.token_credit import advantages, edit_scores, random_scores
@@ -29,7 +29,7 @@ from allo.weights.places import Everything, Patch
 
 @dataclass(frozen=True)
 class Scored:
-    """A wrong completion with the ids that get a score each."""
+    """A wrong completion, and its tokens; each completion token gets a score."""
 
     wrong: Wrong
     tokens: Tokenized
@@ -37,7 +37,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Sample:
-    """One judged completion of a prompt. `token_ids`: as sampled, if they are known."""
+    """A judged completion of a prompt. `token_ids`: the ids that were sampled, if they are known."""
 
     text: str
     finished: bool
@@ -48,11 +48,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Context:
-    """What scorers may look at.
+    """All that scorers may look at.
 
-    `model`: the starting model. `samples`: prompt id -> all of its judged completions. `weights`: other models
-    of the same shape, each as tensors [shape] fp32 by name, of those that `WEIGHTS` gives the scorer.
-    `rewriter`: for the scorer of that name; its model then stands in `model`'s place.
+    `model`: the starting model. `samples`: all judged completions by prompt id. `weights`: the other models that the
+    scorer's entry needs, each as tensors [shape] fp32 by name. `rewriter`: the rewriter, if the entry needs it; `model` is
+    then the rewriter's.
     """
 
     model: Model
@@ -64,17 +64,17 @@ class Context:
     rewriter: Rewriter | None = None
 
 
-Scorer = Callable[[Sequence[Scored], Context], list[list[float]]]
+ScoringFunction = Callable[[Sequence[Scored], Context], list[list[float]]]
 
 
 def confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """pi(y_t)."""
+    """Return pi(y_t)."""
     return _probabilities([row.tokens for row in rows], context)
 
 
 def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """pi(y_t) where the same model is shown the right solution."""
-    # The solution stands first, where a long prompt is cut: it gets as much room again.
+    """Return pi(y_t) of the same model if it is shown the right solution."""
+    # A long prompt is cut at its beginning, where the solution stands, so the room is doubled.
     room = 2 * context.max_length
     shown = [
         tokenize(
@@ -91,14 +91,14 @@ def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 
 
 def rewriter(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """pi_rewriter(y_t): the rewriter, shown the right solution and y, writes y itself."""
+    """Return pi_rewriter(y_t): the probability that the rewriter, shown the right solution and y, writes y again."""
     assert context.rewriter is not None
     own = context.rewriter
     return _probabilities([rewriting(own, row.wrong, row.tokens.completion_ids) for row in rows], context)
 
 
 def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """log pi_warm-up - log pi_start: the warm-up run's own implicit reward, in fp32."""
+    """Return log pi_warm-up - log pi_start, the implicit reward of the warm-up, in fp32."""
     tokens = [row.tokens for row in rows]
     before = _logps(tokens, context)
     with _under(context, "warmup"):
@@ -107,7 +107,7 @@ def implicit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 
 
 def contrastive(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """log pi_plus - log pi_minus: the start fine-tuned on right and on wrong samples (cDPO, TIS-DPO), in fp32."""
+    """Return log pi_plus - log pi_minus, in fp32: the start fine-tuned on right and on wrong samples (cDPO, TIS-DPO)."""
     tokens = [row.tokens for row in rows]
     with _under(context, "chosen"):
         plus = _logps(tokens, context)
@@ -117,13 +117,13 @@ def contrastive(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 
 
 def right_confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """pi_plus(y_t): the start fine-tuned on right samples, asked how likely it finds the token, in fp32."""
+    """Return pi_plus(y_t), in fp32: the token's probability under the start fine-tuned on right samples."""
     with _under(context, "chosen"):
         return _probabilities([row.tokens for row in rows], context)
 
 
 def advantage(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """The share of right ones among the samples that begin alike, after the token against before it."""
+    """Compare the share of right samples among those that begin alike after the token with that before it."""
     scores = []
     for row in rows:
         samples = context.samples.get(row.wrong.prompt_id, ())
@@ -133,7 +133,7 @@ def advantage(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 
 
 def edit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """0 where the diff to the nearest right sample (else the solution) changes the token, else 1."""
+    """Return 0 if the diff to the nearest right sample, or else to the solution, changes the token, and 1 otherwise."""
     scores = []
     for row in rows:
         texts = row.wrong.right or ([row.wrong.solution] if row.wrong.solution else [])
@@ -146,50 +146,31 @@ def edit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
 
 
 def uniform(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """0 for every token: the control that marks all."""
+    """Return 0 for every token, a control that marks all."""
     return [[0.0] * len(row.tokens.completion_ids) for row in rows]
 
 
 def random(rows: Sequence[Scored], context: Context) -> list[list[float]]:
-    """Uniform noise: the control that marks as many at random."""
+    """Return uniform noise, a control that marks tokens at random."""
     return [random_scores(row.wrong.id, len(row.tokens.completion_ids), seed=context.seed) for row in rows]
 
 
-SCORERS: dict[str, Scorer] = {
-    "implicit": implicit,
-    "contrastive": contrastive,
-    "right_confidence": right_confidence,
-    "advantage": advantage,
-    "privileged": privileged,
-    "rewriter": rewriter,
-    "confidence": confidence,
-    "edit": edit,
-    "uniform": uniform,
-    "random": random,
-}
-LOGRATIOS = frozenset({"implicit", "contrastive"})
-# The other models that a scorer asks; it runs in fp32, and gets them as `Context.weights`.
-WEIGHTS = {
-    "implicit": ("warmup",),
-    "contrastive": ("chosen", "rejected"),
-    "right_confidence": ("chosen",),
-}
+def scorers_of(score: Score) -> dict[str, ScoringFunction]:
+    """Return the recipe's scorers by name, first the one whose weights count.
 
-
-def scorers_of(score: Score) -> dict[str, Scorer]:
-    """The recipe's scorers by name, first the one whose weights count.
-
-    Raises `UserError` where a function of the user's own is not there; its scores are checked when it runs.
+    Raises `UserError` if a function of the user's own cannot be loaded; its scores are checked when it runs.
     """
     keys = dict.fromkeys(score.beside, "score.beside") | {score.scorer: "score.scorer"}
     return {
-        name: SCORERS[name] if own_file(name) is None else _checked(name, key=keys[name])
-        for name in score.scorers
+        one.name: _checked(one.name, key=keys[one.name])
+        if own_file(one.name)
+        else function_of(one.function, key=keys[one.name])
+        for one in score.entries
     }
 
 
-def _checked(name: str, *, key: str) -> Scorer:
-    """The user's own function, its scores held against what a scorer promises."""
+def _checked(name: str, *, key: str) -> ScoringFunction:
+    """Return the user's own function, with each of its scores checked."""
     function = load_function(name, key=key)
 
     def scorer(rows: Sequence[Scored], context: Context) -> list[list[float]]:
@@ -234,7 +215,7 @@ def _differences(after: list[list[float]], before: list[list[float]]) -> list[li
 
 
 def _ids(sample: Sample, beside: Wrong, context: Context) -> list[int]:
-    """Return the ids of a completion of the same prompt as another's: those that were sampled, or the text's."""
+    """Return a completion's ids: those that were sampled, otherwise the text's after the prompt of `beside`."""
     if sample.token_ids is not None:
         return sample.token_ids
     tokens = tokenize(
@@ -262,7 +243,7 @@ def _probabilities(tokens: Sequence[Tokenized], context: Context) -> list[list[f
 
 
 def _with_solution(wrong: Wrong) -> str | list[Message]:
-    """The prompt with the right solution shown before it."""
+    """Return the prompt with the right solution shown before it."""
     solution = wrong.solution or next(iter(wrong.right), None)
     if solution is None:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Token credit: from a scorer's per-token scores to the weights that multiply the forgetting loss.
+"""Token credit: a scorer's scores of tokens, and the weights that multiply the forgetting loss.
 
-A score is the probability in [0, 1] that a token of a wrong completion is aligned: low marks a token
-that is wrong (method.md 1.2). Scorers that measure a log-ratio are mapped there by `from_logratios`.
+A score is the probability in [0, 1] that a token of a wrong completion is aligned, so a wrong token has a low one
+(method.md 1.2). `from_logratios` maps log-ratios to such scores.
 """
 
 import difflib
@@ -13,25 +13,24 @@ from torch import Tensor
 
 RLMEC_CEILING = 0.1
 UNSEEN = 0.5
-"""How many samples the value before a token counts as, when the value after it is estimated."""
+"""The number of samples that the value before a token counts as, when the value after it is estimated."""
 
 
 def from_logratios(logratios: Tensor, *, scale: float) -> Tensor:
-    """sigmoid(logratio / scale): a log-ratio of 0 gives 0.5. `scale` makes it free of the learning rate.
+    """Return sigmoid(logratio / scale), which is 0.5 for a log-ratio of 0: [...] fp32 -> [...] fp32.
 
-    [...] fp32 -> [...] fp32. `scale` is the root mean square of the log-ratios of all completions.
+    `scale` is the root mean square of all completions' log-ratios. It makes scores independent of the learning rate.
     """
     return torch.sigmoid(logratios / scale)
 
 
 def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> list[float]:
-    """0 where the diff to the nearest right sample changes or drops the token, 1 elsewhere.
+    """Return 0 for each token that the diff to the nearest right sample changes or drops, and 1 for all others.
 
-    The diff is difflib's: it keeps the longest common runs, which need not be the fewest edits.
-    An insertion marks the token before which it comes, since that is where the completion went wrong.
-    The nearest is the right sample with the highest share of matching ids by this diff, which need not be the one of
-    the fewest edits (`edit_distance.nearest`): in the demo, 2 of 650 completions are scored differently. All ones if
-    there is no right sample.
+    The diff is difflib's: it keeps the longest common runs, which need not give the fewest edits. An insertion marks the
+    token that follows it, because the completion went wrong there. The nearest right sample is the one with the highest
+    share of matching ids by this diff. It may differ from the one with the fewest edits (`edit_distance.nearest`): in the
+    demo, 2 of 650 completions are scored differently. Without a right sample all scores are 1.
     """
     matchers = [difflib.SequenceMatcher(None, completion, other, autojunk=False) for other in right]
     if not matchers:
@@ -46,12 +45,12 @@ def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> li
 
 
 def advantages(completion: Sequence[int], samples: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """The share of hope that each token keeps: min(1, V_t / V_(t-1)), 1 where there was none before it.
+    """Return the share of its prefix's value that each token keeps, [L] in [0, 1]: min(1, V_t / V_(t-1)).
 
-    V_t is the share of right ones among the prompt's samples (ids, right?) that begin as the completion does
-    up to token t: a Monte Carlo value of the prefix (VinePPO, arXiv 2410.01679) from samples that are there
-    anyway. By Bayes V_t / V_(t-1) = pi(y_t | right) / pi(y_t). After the token the samples are few, so V_t
-    is drawn to V_(t-1) as by UNSEEN more of them. [L] in [0, 1].
+    V_t is the share of right samples among those of the prompt (ids, right?) that begin like the completion up to token t.
+    It is a Monte Carlo value of the prefix (VinePPO, arXiv 2410.01679), from samples that exist anyway. By Bayes
+    V_t / V_(t-1) = pi(y_t | right) / pi(y_t). Few samples are left after the token, so UNSEEN samples of value V_(t-1) are
+    added to them. If V_(t-1) is 0, the score is 1.
     """
     scores, before = [], list(samples)
     for position, token in enumerate(completion):
@@ -64,25 +63,25 @@ def advantages(completion: Sequence[int], samples: Sequence[tuple[Sequence[int],
 
 
 def random_scores(key: str, length: int, *, seed: int) -> list[float]:
-    """Uniform scores from a stable hash of (seed, key, position): the control."""
+    """Return uniform scores, a control, from a stable hash of (seed, key, position)."""
     digests = (hashlib.sha256(f"{seed}:{key}:{position}".encode()).digest() for position in range(length))
     return [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
 
 
 def first_marked(weights: Tensor) -> Tensor:
-    """The weights of one completion with all but its first that is not 0 set to 0: [tokens] -> [tokens].
+    """Return the weights of one completion with all set to 0 after the first that is not 0: [tokens] -> [tokens].
 
-    Words that follow from a mistake are right, given the mistake: unlearning them unlearns how to reckon.
+    Tokens that follow from a mistake are correct given it; unlearning them damages arithmetic.
     """
     marked = weights != 0
     return weights * (marked & (marked.cumsum(-1) == 1))
 
 
 def token_weights(scores: Tensor, *, rule: str, threshold: float = 0.5) -> Tensor:
-    """w_t from scores p_t (method.md 1.2): [...] -> [...] fp32.
+    """Return w_t from scores p_t (method.md 1.2): [...] -> [...] fp32.
 
-    `indicator`: 1[p < threshold], the paper's intent; `soft`: 1 - p; `rlmec`: clip(threshold - p, 0, 0.1)
-    (arXiv 2401.06081); `as_released`: p, what the public script computes, opposite in direction.
+    `indicator` is 1[p < threshold], as the paper intends. `soft` is 1 - p, and `rlmec` is clip(threshold - p, 0, 0.1)
+    (arXiv 2401.06081). `as_released` is p, as the public script computes it, in the opposite direction.
     """
     match rule:
         case "indicator":

@@ -13,7 +13,9 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from allo.errors import UserError
-from allo.losses.pair_losses import PairLoss, PairSums, bco
+from allo.losses.needs import LossFunction
+from allo.losses.pair_losses import PairSums, bco
+from allo.recipe.losses import PAIR_LOSSES
 from allo.training.arguments import is_default
 
 Value = TypeVar("Value")
@@ -37,7 +39,11 @@ def robust(pairs: PairSums, *, beta: float, label_smoothing: float = 0.0) -> Ten
 
 
 # TRL's losses that are computed here by the same formula.
-LOSSES: dict[str, str | PairLoss] = {"sigmoid": "dpo", "ipo": "ipo", "bco_pair": bco_pair, "robust": robust}
+LOSSES: dict[str, str | LossFunction] = {
+    **{loss.trl: loss.name for loss in PAIR_LOSSES.values() if loss.trl},
+    "bco_pair": bco_pair,
+    "robust": robust,
+}
 _SMOOTHED = {"robust"}  # the only one of these that reads label_smoothing
 
 # Fields whose values become settings of ours.

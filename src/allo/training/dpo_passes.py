@@ -171,7 +171,7 @@ class DpoPasses:
     def _losses(self, logratios: Tensor) -> Tensor:
         """Return each pair's loss [B] from the log-ratios [B, 2] of its chosen and rejected completion."""
         chosen, rejected = logratios.unbind(1)
-        return losses.dpo(chosen, rejected, beta=self.beta)
+        return losses.dpo_of_logratios(chosen, rejected, beta=self.beta)
 
     def _metrics(self, logratios: Tensor) -> dict[str, float]:
         """Return means over a step's pairs, under the names that other trainers use."""

@@ -43,7 +43,9 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     return mask
 
 
-def take_over(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str) -> Mapping[str, Tensor]:
+def apply_previous_stage(
+    recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str
+) -> Mapping[str, Tensor]:
     """Apply the changes of the training stage before `stage` to the starting model, in place.
 
     Returns their flat indices by tensor. `stage` starts from this model and uses it as its reference.

@@ -73,7 +73,7 @@ class SelectedTrainer(CheckpointedTrainer):
 
     # The names given to `record`, in the order in which ranks sum them.
     metrics: tuple[str, ...] = ()
-    compares = True  # with a reference
+    needs_reference = True
     loss_title = "loss"  # in errors
     takes_config = False  # from TRL
     config_losses: Collection[str] = ()  # the config's `loss_type`s that the trainer has
@@ -139,7 +139,7 @@ class SelectedTrainer(CheckpointedTrainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
-        slots = ("ref",) if self.compares and self.reference == "swap" else ()
+        slots = ("ref",) if self.needs_reference and self.reference == "swap" else ()
         self.selected = SelectedWeights(self.model, mask, slots=slots, lean=lean)
         self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
         self.add_callback(WriteBack(self.selected))
@@ -187,7 +187,11 @@ class SelectedTrainer(CheckpointedTrainer):
 
     def precompute_reference(self) -> None:
         """Compute the reference from the current weights if `reference` is "precomputed" and it is missing."""
-        if not self.compares or self.reference != "precomputed" or self._has_reference(self.train_dataset):
+        if (
+            not self.needs_reference
+            or self.reference != "precomputed"
+            or self._has_reference(self.train_dataset)
+        ):
             return
         steps = list(self.get_train_dataloader())
         seen = {row["number"] for rows in steps for row in rows}
@@ -259,8 +263,8 @@ class SelectedTrainer(CheckpointedTrainer):
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
         batches = list(map(self._batch, own_share(self._micro_batches(inputs))))
-        compares = self.compares and self.reference == "swap"
-        references = self._ref_logps(batches) if compares else itertools.repeat({})
+        swaps = self.needs_reference and self.reference == "swap"
+        references = self._ref_logps(batches) if swaps else itertools.repeat({})
         for batch, reference in zip(batches, references, strict=False):
             loss = self.loss(batch | reference, denominator=denominator)
             loss.backward()
@@ -324,7 +328,7 @@ class SelectedTrainer(CheckpointedTrainer):
     ) -> dict[str, float]:
         """Return the loss and metrics of `eval_dataset`'s rows, by default those given to the constructor."""
         rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
-        if rows and self.compares and self.reference == "precomputed":
+        if rows and self.needs_reference and self.reference == "precomputed":
             raise UserError(
                 "the reference was computed for the data sets given at the beginning, and is no longer here: "
                 "give this eval_dataset to the trainer's constructor, or set reference to swap."

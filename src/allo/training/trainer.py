@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,22 @@ from transformers import (
 from allo.console import say
 from allo.errors import UserError
 from allo.losses import token_losses as losses
-from allo.losses.pair_losses import (
-    PAIR_LOSSES,
-    PairLogps,
-    PairLoss,
-    PairSums,
-    RunningMean,
-    Settings,
-    chosen_loss,
-    loss_name,
-    losses_of,
-    needs,
-)
+from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
+from allo.losses.needs import LossFunction, needs_of
+from allo.losses.pair_losses import PairLogps, PairSums, RunningMean
 from allo.models.collate import Batch, PairCollator
 from allo.models.policy import per_token_logps, shares_prefix
 from allo.models.rows import counted_completions, counted_pairs
+from allo.recipe.losses import Filter
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows
+from allo.training.chosen_losses import (
+    LossSettings,
+    chosen_forgetting_loss,
+    chosen_pair_loss,
+    forgetting_losses_of,
+    loss_title,
+    pair_losses_of,
+)
 from allo.training.dpo_config import LOSSES, taken
 from allo.training.selected_trainer import Row, SelectedTrainer
 from allo.training.trainer_options import Options
@@ -55,7 +55,7 @@ class SftTrainer(SelectedTrainer):
     The data sets have `prompt` and `completion`.
     """
 
-    compares = False
+    needs_reference = False
     read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(counted_completions)
 
@@ -72,8 +72,9 @@ class ForgetTrainer(SelectedTrainer):
 
         ForgetTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1)
 
-    `loss`: "token" averages a term per weighted token. "sequence" averages a term per completion, of the weighted sum
-    of its log-ratios. "unlikelihood" averages -log(1 - pi) over weighted tokens, without a reference.
+    `loss` names one of `allo.recipe.losses.FORGETTING_LOSSES`, or is a function like theirs. "token" is NPO of each
+    weighted token. "sequence" is NPO of each completion, from the weighted sum of its log-ratios. "unlikelihood" is
+    -log(1 - pi) of each weighted token, without a reference. The trainer takes the mean over tokens or completions.
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights` (by default
     all tokens count). The reference is the model as given.
@@ -98,14 +99,15 @@ class ForgetTrainer(SelectedTrainer):
         processing_class: PreTrainedTokenizerBase,
         *,
         beta: float | None = None,
-        loss: Literal["token", "sequence", "unlikelihood"] = "token",
+        loss: str | LossFunction = "token",
         until: float | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self.compares = loss != "unlikelihood"
+        self.forgetting_loss = chosen_forgetting_loss(loss)
+        self.loss_title = loss_title(self.forgetting_loss)
+        self.needs_reference = needs_of(self.forgetting_loss).reference
         self.beta = _number("beta", taken("beta", beta, self._config_settings(args), default=0.1))
         super().__init__(model, args, train_dataset, processing_class, **options)
-        self.unit = loss
         self._believed = RunningMean()  # of the step's weighted tokens
         if until is not None:
             self.add_callback(_UntilForgotten(self, until))
@@ -123,23 +125,23 @@ class ForgetTrainer(SelectedTrainer):
         return total < until * count
 
     def num_items(self, rows: Sequence[Row]) -> int:
-        if self.unit == "sequence":
+        if needs_of(self.forgetting_loss).completions:
             return len(rows)
         return sum(weight != 0 for row in rows for weight in row["token_weights"])
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         weights = batch["token_weights"]
-        if not self.compares:
+        if self.needs_reference:
+            logratios, logps = self.logratios(batch)
+            tokens: TokenLogps = TokenLogratios(logps, weights, logratios)
+        else:
             logps = per_token_logps(self.model, batch)
-            self._record(batch, logps, torch.zeros_like(logps))
-            return losses.reduce(losses.unlikelihood(logps), weights, denominator=denominator)
-        logratios, logps = self.logratios(batch)
+            logratios, tokens = torch.zeros_like(logps), TokenLogps(logps, weights)
         self._record(batch, logps, logratios)
-        if self.unit == "sequence":
-            sums = torch.where(weights != 0, weights * logratios, 0.0).sum(-1)
-            whole = losses.npo_sequence(sums, beta=self.beta)
-            return losses.reduce(whole, torch.ones_like(whole), denominator=denominator)
-        return losses.reduce(losses.npo(logratios, beta=self.beta), weights, denominator=denominator)
+        found = forgetting_losses_of(self.forgetting_loss, tokens, beta=self.beta)
+        if needs_of(self.forgetting_loss).completions:
+            weights = torch.ones_like(found)
+        return losses.reduce(found, weights, denominator=denominator)
 
     @torch.no_grad()
     def _record(self, batch: Batch, logps: Tensor, logratios: Tensor) -> None:
@@ -149,7 +151,7 @@ class ForgetTrainer(SelectedTrainer):
         self._believed.add(believed, num_kept)
         self.record(num_kept, {"probabilities/forgotten": believed})
         self.record(batch["completion_mask"].sum(), {"forget/kept_tokens": kept.sum()})
-        if self.compares:
+        if self.needs_reference:
             self.record(len(logps), {"rewards/rejected": self.beta * logratios.sum()})
             self.record(kept.sum(), {"logratios/forgotten": (logratios * kept).sum()})
 
@@ -170,7 +172,7 @@ class _UntilForgotten(TrainerCallback):
     on_epoch_end = on_step_end  # a step may end its epoch, which may save a checkpoint
 
 
-_DPO: str | PairLoss = "dpo"
+_DPO: str | LossFunction = "dpo"
 
 
 class ImproveTrainer(SelectedTrainer):
@@ -181,13 +183,13 @@ class ImproveTrainer(SelectedTrainer):
     `beta` is 0.1 by default. The data sets have `prompt`, `chosen` and `rejected`. With `keep=1.0` and a full mask,
     this is plain DPO. The reference is the model as given.
 
-    `loss` is a name in `pair_losses.PAIR_LOSSES` or such a function; `loss_settings` are its own. `anchor` weighs an
+    `loss` names one of `allo.recipe.losses.PAIR_LOSSES`, or is such a function; `loss_settings` are its own. `anchor` weighs an
     added term: the chosen completion's mean negative log-likelihood per token (RPO, arXiv 2404.19733). `filter` says
     which tokens of a rejected completion are kept: those of "lowest" or "highest" log-ratio, or "random" ones, drawn
     again each step. With `shared_prefix` a pair is one row, its prompt computed once, if the model's attention allows
     it.
 
-    Raises `UserError` for a loss or a setting that `pair_losses.chosen_loss` refuses.
+    Raises `UserError` for a loss or a setting that `chosen_losses.chosen_pair_loss` refuses.
     """
 
     metrics = (
@@ -208,25 +210,24 @@ class ImproveTrainer(SelectedTrainer):
         *,
         beta: float | None = None,
         keep: float = 0.5,
-        loss: str | PairLoss | None = None,
-        loss_settings: Settings | None = None,
+        loss: str | LossFunction | None = None,
+        loss_settings: LossSettings | None = None,
         anchor: float = 0.0,
-        filter: Literal["lowest", "highest", "random"] = "lowest",
+        filter: Filter = "lowest",
         shared_prefix: bool = True,
         **options: Unpack[Options],
     ) -> None:
         config = self._config_settings(args)
         self._may_share_prefix = shared_prefix
         self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
-        self.pair_loss = chosen_loss(
+        self.pair_loss = chosen_pair_loss(
             taken("loss", loss, config, default=_DPO),
             self.loss_settings,
             keep=_number("keep", keep, most=1.0),
         )
-        self.needs = needs(self.pair_loss)
-        if self.pair_loss not in PAIR_LOSSES.values():
-            self.loss_title = f"loss {loss_name(self.pair_loss)}"
-        self.compares = self.needs.reference
+        self.loss_title = loss_title(self.pair_loss)
+        self.needs = needs_of(self.pair_loss)
+        self.needs_reference = self.needs.reference
         self.beta = _number("beta", taken("beta", beta, config, default=0.1))
         self.keep, self.filter, self.anchor = keep, filter, anchor
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
@@ -275,7 +276,7 @@ class ImproveTrainer(SelectedTrainer):
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         pairs, kept, rewards = self._pairs(batch)
-        pair_losses = losses_of(
+        pair_losses = pair_losses_of(
             self.pair_loss,
             pairs,
             beta=self.beta,
@@ -308,13 +309,13 @@ class ImproveTrainer(SelectedTrainer):
         """Return the loss's input, the kept rejected tokens [B, L], and whole completions' rewards [2B]."""
         chosen_lengths, rejected_lengths = batch["completion_mask"].sum(-1).chunk(2)
         _, rejected_mask = batch["completion_mask"].chunk(2)
-        if self.compares:
+        if self.needs_reference:
             logratios, logps = self.logratios(batch)
         else:
             logps = per_token_logps(self.model, batch)
         chosen_logps, rejected_logps = logps.sum(-1).chunk(2)
         policy = PairLogps(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
-        if not self.compares:
+        if not self.needs_reference:
             return policy, rejected_mask, torch.cat(policy.mean_rewards(beta=self.beta)).detach()
         chosen, rejected = logratios.chunk(2)
         order = batch["draws"] if self.filter == "random" else rejected
