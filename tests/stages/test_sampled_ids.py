@@ -23,7 +23,7 @@ from allo.pipeline import run_all
 from allo.recipe import Recipe
 from allo.sampling import generate as sampling
 from allo.stages import evaluate, forget
-from allo.tasks.answers import Judgement
+from allo.tasks.answers import Verified
 from tiny_chat import chat_tokenizer, save_chat_model
 from tiny_run import tiny
 
@@ -92,8 +92,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
             found.rows.setdefault(found.now, []).extend(map(tuple, input_ids.tolist()))
         return forward(self, input_ids, *arguments, **more)
 
-    def judged(text: str, answer: str, **_: object) -> Judgement:
-        return Judgement(sum(map(ord, text)) % 2 == 0, text[-1:] or None, "final_answer")
+    def judged(text: str, answer: str, **_: object) -> Verified:
+        return Verified(sum(map(ord, text)) % 2 == 0, text[-1:] or None, "final_answer")
 
     monkeypatch.setattr(Stage, "run", watched)
     monkeypatch.setattr(policy, "hidden_states", scoring)

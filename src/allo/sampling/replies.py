@@ -43,7 +43,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RequestSettings:
     """How completions are drawn, as every request says it; `extra_body` as the recipe's key."""
 
     num_generations: int
@@ -85,7 +85,7 @@ def seed_of(seed: int, prompt_id: str, index: int) -> int:
 
 
 def request(
-    client: "AsyncOpenAI", model: str, asked: Asked, settings: Settings, *, first: int, number: int
+    client: "AsyncOpenAI", model: str, asked: Asked, settings: RequestSettings, *, first: int, number: int
 ) -> "Awaitable[Any]":
     """The client's call for completions `first` to `first + number - 1` of a prompt."""
     said: dict[str, Any] = {
@@ -143,9 +143,9 @@ def _lacks_thoughts(choice: Any) -> bool:
     return any(value for name, value in fields.items() if _THOUGHTS.search(name))
 
 
-def _fields(read: Any) -> dict[str, Any]:
+def _fields(given: Any) -> dict[str, Any]:
     """The fields of an object of the client's, with those that only this server has."""
-    return {**getattr(read, "__dict__", {}), **(getattr(read, "model_extra", None) or {})}
+    return {**getattr(given, "__dict__", {}), **(getattr(given, "model_extra", None) or {})}
 
 
 def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from allo.errors import UserError
-from allo.sampling.generate import Batch, Sample, prompts_per_batch
+from allo.sampling.generate import Batch, Generated, prompts_per_batch
 from allo.weights.checkpoints import SUFFIX, weight_files
 
 
@@ -68,7 +68,7 @@ def vllm_generate(
                 use_tqdm=False,
             )
             samples = [
-                Sample(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
+                Generated(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
                 for place, output in zip(places, outputs, strict=True)
                 for each in sorted(output.outputs, key=lambda completion: completion.index)
             ]

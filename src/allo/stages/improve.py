@@ -18,41 +18,41 @@ from allo.training.trainer import ImproveTrainer, SftTrainer
 from allo.weights.param_mask import ParamMask
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `07-improve` by the recipe's trainer."""
     assert recipe.improve is not None
     match recipe.improve.trainer:
         case "selected":
-            return train_selected(recipe, run)
+            return train_selected(recipe, folder)
         case "lora" | "shira" as kind:
-            return train_adapter(recipe, run, kind)
+            return train_adapter(recipe, folder, kind)
         case "rloo" | "grpo" as kind:
-            return train_on_policy(recipe, run, kind)
+            return train_on_policy(recipe, folder, kind)
 
 
-def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def train_selected(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: filtered DPO from the start, or from what forgetting left, which is also its reference."""
     assert recipe.improve is not None
-    model, tokenizer = load_start(recipe, run)
-    mask = located_mask(recipe, run, model, density=recipe.improve.density)
-    before = take_over(recipe, run, model, stage="improve")
-    trainer = _trainer(recipe, recipe.improve, run, model, tokenizer, mask)
-    return train_stage(trainer, run, run.improve, mask, before=before)
+    model, tokenizer = load_start(recipe, folder)
+    mask = located_mask(recipe, folder, model, density=recipe.improve.density)
+    before = take_over(recipe, folder, model, stage="improve")
+    trainer = _trainer(recipe, recipe.improve, folder, model, tokenizer, mask)
+    return train_stage(trainer, folder, folder.improve, mask, before=before)
 
 
 def _trainer(
-    recipe: Recipe, improve: Improve, run: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
+    recipe: Recipe, improve: Improve, folder: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
 ) -> SelectedTrainer:
     """What learns the recipe's loss under the mask."""
     arguments = training_arguments(
         improve.training.model_dump(),
-        folder=run.improve,
+        folder=folder.improve,
         seed=recipe.seed,
         device=model.device,
         key="improve.training",
     )
     if improve.loss in SUPERVISED:
-        rows = gold_solutions(recipe, run) if improve.loss == "sft" else right_samples(recipe, run)
+        rows = gold_solutions(recipe, folder) if improve.loss == "sft" else right_samples(recipe, folder)
         return SftTrainer(
             model,
             arguments,
@@ -67,7 +67,7 @@ def _trainer(
     return ImproveTrainer(
         model,
         arguments,
-        [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
+        [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
         mask=mask,
         records=True,

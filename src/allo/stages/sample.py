@@ -18,31 +18,31 @@ from allo.recipe import Recipe
 from allo.sampling import served
 from allo.sampling.endpoint import Endpoint
 from allo.sampling.generate import Batch, generate, num_batches
-from allo.sampling.replies import Asked, Settings, seed_of
+from allo.sampling.replies import Asked, RequestSettings, seed_of
 from allo.sampling.vllm_engine import vllm_generate
 from allo.tasks.sources import training_prompts
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     prompts = training_prompts(recipe)
     match recipe.sample.backend:
         case "hf":
-            model, tokenizer = load_start(recipe, run)
+            model, tokenizer = load_start(recipe, folder)
             completed = complete(
                 model,
                 tokenizer,
                 prompts,
-                path=run.completions,
+                path=folder.completions,
                 description="sample",
                 max_length=recipe.max_length,
                 seed=recipe.seed_of_data,
                 **recipe.sample.decoding,
             )
         case "vllm":
-            completed = _complete_by_vllm(recipe, run, prompts)
+            completed = _complete_by_vllm(recipe, folder, prompts)
         case "openai":
-            completed = _complete_at_servers(recipe, run, prompts)
-    write_jsonl(run.completions, completed.completions)
+            completed = _complete_at_servers(recipe, folder, prompts)
+    write_jsonl(folder.completions, completed.completions)
     completed.lines.discard()
     return {
         "prompts": len(prompts),
@@ -158,12 +158,12 @@ def turn_ends(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[int]:
     return turn_end_ids(tokenizer) if has_messages else []
 
 
-def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
-    tokenizer, room = load_start_tokenizer(recipe, run), _room_at_start(recipe, run)
-    lines = ResumableLines(run.completions)
+def _complete_by_vllm(recipe: Recipe, folder: RunFolder, prompts: Sequence[Prompt]) -> Completed:
+    tokenizer, room = load_start_tokenizer(recipe, folder), _room_at_start(recipe, folder)
+    lines = ResumableLines(folder.completions)
     whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     batches = vllm_generate(
-        Path(read_start(run).model),
+        Path(read_start(folder).model),
         [cut_left(tokenizer, prompt, room) for prompt in whole],
         seeds=[seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
         dtype=recipe.dtype,
@@ -180,11 +180,11 @@ def _complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt])
     return _completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
 
 
-def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
+def _complete_at_servers(recipe: Recipe, folder: RunFolder, prompts: Sequence[Prompt]) -> Completed:
     sample, servers = recipe.sample, recipe.sample.servers
     assert sample.model is not None and servers is not None
-    tokenizer, room = load_start_tokenizer(recipe, run), _room_at_start(recipe, run)
-    folder, lines = Path(read_start(run).model).resolve(), ResumableLines(run.completions)
+    tokenizer, room = load_start_tokenizer(recipe, folder), _room_at_start(recipe, folder)
+    model, lines = Path(read_start(folder).model).resolve(), ResumableLines(folder.completions)
     endpoints = [
         Endpoint(
             base_url,
@@ -200,10 +200,10 @@ def _complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Promp
     counts = served.complete(
         endpoints,
         [_asked(tokenizer, prompt, room, api=sample.api) for prompt in prompts],
-        Settings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
+        RequestSettings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
         lines=lines,
         patience=servers.patience,
-        advice=f"Serve {folder} as {sample.model!r} there, such as by `vllm serve {folder} --served-model-name "
+        advice=f"Serve {model} as {sample.model!r} there, such as by `vllm serve {model} --served-model-name "
         f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
         num_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
     )
@@ -254,9 +254,9 @@ def _asked(tokenizer: Tokenizer, prompt: Prompt, room: int, *, api: str) -> Aske
     return Asked(prompt.id, prompt.prompt, length)
 
 
-def _room_at_start(recipe: Recipe, run: RunFolder) -> int:
+def _room_at_start(recipe: Recipe, folder: RunFolder) -> int:
     """Return the most tokens of a prompt, from the starting model's configuration alone."""
-    config = read_config(read_start(run).model, trust_remote_code=recipe.trust_remote_code)
+    config = read_config(read_start(folder).model, trust_remote_code=recipe.trust_remote_code)
     return prompt_room(
         num_positions(config), max_length=recipe.max_length, max_new_tokens=recipe.sample.max_new_tokens
     )

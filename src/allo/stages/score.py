@@ -23,7 +23,7 @@ from allo.recipe.scores import Score
 from allo.stages.locate import WARMUP_WEIGHTS
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
-from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, Sample, Scored, Scorer, scorers_of
+from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, GradedSample, Scored, Scorer, scorers_of
 from allo.tokens.token_credit import first_marked, from_logratios, token_weights
 
 _NUMBERS = pa.list_(pa.float64())
@@ -37,30 +37,30 @@ _COLUMNS = [
 Batch = Sequence[Scored]
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `05-token-scores.parquet`."""
     assert recipe.score is not None
-    wrong = read_jsonl(run.wrong, Wrong)
+    wrong = read_jsonl(folder.wrong, Wrong)
     if not recipe.score.solutions:
         wrong = [replace(one, solution=None) for one in wrong]
-    tokenizer = load_start_tokenizer(recipe, run)
+    tokenizer = load_start_tokenizer(recipe, folder)
     rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    lines = ResumableLines(run.token_scores)
+    lines = ResumableLines(folder.token_scores)
     # Scorer by scorer: each has the model in the dtype that it needs, and no other's weights lie beside it.
     for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
         done = min(max(0, len(lines.batches) - place * len(batches)), len(batches))
         if done < len(batches):
-            for batch in _scored(name, scorer, batches, recipe, run, done=done):
+            for batch in _scored(name, scorer, batches, recipe, folder, done=done):
                 lines.append(batch)
     raw: dict[str, list[list[float]]] = {name: [] for name in recipe.score.scorers}
     for row in lines.rows():
         raw[row["scorer"]].append(row["scores"])
     weighted = _weighted(recipe.score, rows, raw)
-    _write(run, weighted, recipe.score, tokenizer)
+    _write(folder, weighted, recipe.score, tokenizer)
     lines.discard()
-    remove(run.contrast)
+    remove(folder.contrast)
     weights = [weight for row in weighted for weight in row.weights]
     return {
         "completions": len(rows),
@@ -71,10 +71,10 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _scored(
-    name: str, scorer: Scorer, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
+    name: str, scorer: Scorer, batches: Sequence[Batch], recipe: Recipe, folder: RunFolder, *, done: int
 ) -> Iterable[list[dict[str, Any]]]:
     """One scorer's raw scores of the batches that are not done, a batch at a time."""
-    context = scoring_context(recipe, run, name)
+    context = scoring_context(recipe, folder, name)
     for batch in track(batches[done:], f"score {name}", total=len(batches), done=done):
         scores = scorer(batch, context)
         yield [
@@ -83,28 +83,28 @@ def _scored(
         ]
 
 
-def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
+def scoring_context(recipe: Recipe, folder: RunFolder, scorer: str) -> Context:
     """The starting model, in fp32 where other models' weights are compared with its own, and what is known.
 
     In its place the rewriter, where the scorer is `rewriter`.
     """
     if scorer == "rewriter":
-        return _rewriting_context(recipe, run)
+        return _rewriting_context(recipe, folder)
     names = WEIGHTS.get(scorer, ())
-    train_sides(recipe, run, [name for name in names if name in SIDES])
-    model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
+    train_sides(recipe, folder, [name for name in names if name in SIDES])
+    model, tokenizer = load_start(recipe, folder, dtype=torch.float32 if names else None)
     check_head(model)
-    files = {name: side_weights(run, name) for name in names} | {"warmup": run.warmup / WARMUP_WEIGHTS}
+    files = {name: side_weights(folder, name) for name in names} | {"warmup": folder.warmup / WARMUP_WEIGHTS}
     weights = {name: load_file(files[name]) for name in names}
     return Context(
-        model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(run), weights=weights
+        model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(folder), weights=weights
     )
 
 
-def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
+def _rewriting_context(recipe: Recipe, folder: RunFolder) -> Context:
     """The rewriter in the starting model's place: the completions' tokens are the policy's."""
     assert recipe.score is not None and recipe.score.rewriter is not None
-    tokenizer = load_start_tokenizer(recipe, run)
+    tokenizer = load_start_tokenizer(recipe, folder)
     own = load_rewriter(
         recipe.score.rewriter,
         tokenizer,
@@ -112,23 +112,25 @@ def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
         max_length=recipe.max_length,
         device=recipe.device,
     )
-    give_date(own.tokenizer, run)
+    give_date(own.tokenizer, folder)
     return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 
-def _samples(run: RunFolder) -> dict[str, list[Sample]]:
+def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
     """Every judged completion by its prompt; of ready pairs both sides."""
-    samples: dict[str, list[Sample]] = {}
-    if run.verdicts.exists():
-        for one in read_jsonl(run.verdicts, Verdict):
-            sample = Sample(one.text, one.finished, one.correct, one.token_ids)
+    samples: dict[str, list[GradedSample]] = {}
+    if folder.verdicts.exists():
+        for one in read_jsonl(folder.verdicts, Verdict):
+            sample = GradedSample(one.text, one.finished, one.correct, one.token_ids)
             samples.setdefault(one.prompt_id, []).append(sample)
         return samples
-    for pair in read_jsonl(run.pairs, Pair):
+    for pair in read_jsonl(folder.pairs, Pair):
         samples.setdefault(pair.prompt_id, []).extend(
             [
-                Sample(pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message),
-                Sample(
+                GradedSample(
+                    pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message
+                ),
+                GradedSample(
                     pair.rejected,
                     pair.rejected_finished,
                     False,
@@ -188,7 +190,7 @@ def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
     return from_logratios(flat, scale=scale)
 
 
-def _write(run: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:
+def _write(folder: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:
     """A row a completion; the schema's metadata has `scorer`, and `scores/NAME` are those of `beside`."""
     beside = {name: f"scores/{name}" for name in score.beside}
     schema = pa.schema(
@@ -200,5 +202,5 @@ def _write(run: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tok
         | {column: row.beside[name] for name, column in beside.items()}
         for row in rows
     ]
-    with written_aside(run.token_scores) as part:
+    with written_aside(folder.token_scores) as part:
         pq.write_table(pa.Table.from_pylist(table, schema), part)
