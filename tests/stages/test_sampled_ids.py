@@ -253,13 +253,13 @@ def test_on_policy_trainers_judge_and_end_samples_as_ours(
     place = tmp_path / "model"
     save_chat_model(place, chat_tokenizer(eos="<|endoftext|>"), ends=[ENDOFTEXT])
     rewarded: list[Completion] = []
-    judge = compared.judge
+    judge = compared.verify
 
     def judging(prompt: Any, completion: Completion, **settings: Any) -> Verdict:
         rewarded.append(completion)
         return judge(prompt, completion, **settings)
 
-    monkeypatch.setattr(compared, "judge", judging)
+    monkeypatch.setattr(compared, "verify", judging)
     monkeypatch.setattr("allo.stages.sample.turn_end_ids", lambda tokenizer: ENDS[1:])
     own = ["locate=null", "score=null", "forget=null", f"improve.trainer={kind}"]
     more = [f"model={place}", "improve.training.max_steps=1", "sample.num_generations=4"]

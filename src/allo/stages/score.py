@@ -17,14 +17,14 @@ from allo.models.collate import SIDES
 from allo.models.load import Tokenizer
 from allo.models.policy import check_head
 from allo.models.start import give_date, load_start, load_start_tokenizer
-from allo.models.tokenization import tokenize
 from allo.recipe import Recipe
 from allo.recipe.scores import Score
 from allo.stages.locate import WARMUP_WEIGHTS
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
+from allo.tokens.score import tokenized
 from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, GradedSample, Scored, Scorer, scorers_of
-from allo.tokens.token_credit import first_marked, from_logratios, token_weights
+from allo.tokens.token_credit import completion_weights, from_logratios
 
 _NUMBERS = pa.list_(pa.float64())
 _COLUMNS = [
@@ -144,19 +144,10 @@ def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
 
 def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -> list[Scored]:
     """The completions that fit into the recipe's length, shortest first."""
-    rows = []
-    for one in wrong:
-        tokens = tokenize(
-            tokenizer,
-            one.prompt,
-            one.message or one.completion,
-            finished=one.finished,
-            completion_ids=one.token_ids,
-            max_length=max_length,
-            template=one.template,
-            place=f"prompt {one.prompt_id}",
-        )
-        rows += [Scored(one, tokens)] if tokens else []
+    scored = (
+        tokenized(one, tokenizer, max_length=max_length, place=f"prompt {one.prompt_id}") for one in wrong
+    )
+    rows = [row for row in scored if row is not None]
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 
 
@@ -164,10 +155,9 @@ def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[flo
     """Scores as probabilities, and the weights that follow from the first scorer's."""
     lengths = [len(row.tokens.completion_ids) for row in rows]
     flat = {name: probabilities(name, scores) for name, scores in raw.items()}
-    weights = token_weights(flat[score.scorer], rule=score.weights, threshold=score.threshold)
-    own = weights.split(lengths)
-    if score.marked == "first":
-        own = tuple(map(first_marked, own))
+    own = completion_weights(
+        flat[score.scorer], lengths, rule=score.weights, threshold=score.threshold, marked=score.marked
+    )
     split = {name: numbers.split(lengths) for name, numbers in flat.items()}
     return [
         TokenScores(

@@ -1,1 +1,21 @@
-"""Which tokens: scorers, and the weights that their scores give each token of a wrong completion."""
+"""Which tokens of wrong completions are wrong. The names here are those that an own scorer is written with."""
+
+from typing import TYPE_CHECKING
+
+from allo.lazy import names_of
+
+if TYPE_CHECKING:
+    from allo.tokens.scorers import Context, Scored, Scorer, confidence, edit
+
+__all__ = ["Context", "Scored", "Scorer", "confidence", "edit"]
+
+__getattr__, __dir__ = names_of(
+    __name__,
+    {
+        "Context": "allo.tokens.scorers:Context",
+        "Scored": "allo.tokens.scorers:Scored",
+        "Scorer": "allo.tokens.scorers:Scorer",
+        "confidence": "allo.tokens.scorers:confidence",
+        "edit": "allo.tokens.scorers:edit",
+    },
+)

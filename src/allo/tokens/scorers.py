@@ -183,14 +183,15 @@ def scorers_of(score: Score) -> dict[str, Scorer]:
     """
     keys = dict.fromkeys(score.beside, "score.beside") | {score.scorer: "score.scorer"}
     return {
-        name: SCORERS[name] if own_file(name) is None else _checked(name, key=keys[name])
+        name: SCORERS[name]
+        if own_file(name) is None
+        else checked_scorer(load_function(name, key=keys[name]), name, key=keys[name])
         for name in score.scorers
     }
 
 
-def _checked(name: str, *, key: str) -> Scorer:
-    """The user's own function, its scores held against what a scorer promises."""
-    function = load_function(name, key=key)
+def checked_scorer(function: Scorer, name: str, *, key: str) -> Scorer:
+    """Return the user's own function, its scores held against what a scorer promises."""
 
     def scorer(rows: Sequence[Scored], context: Context) -> list[list[float]]:
         returned = function(rows, context)
