@@ -88,3 +88,10 @@ def test_the_documents_do_import_something() -> None:
 )
 def test_an_import_from_inside_is_found(source: str) -> None:
     assert private(source)
+
+
+def test_a_recipe_is_loaded_from_a_path_or_its_text() -> None:
+    import allo
+
+    path = ROOT / "recipes" / "lab.yaml"
+    assert allo.load_recipe(str(path)) == allo.load_recipe(path)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from allo.delta.patch import apply as apply_delta
     from allo.pipeline import run_all as run
     from allo.recipe import load_recipe
-    from allo.tokens.score import score
-    from allo.training.locate import locate
+    from allo.tokens.scoring import score
+    from allo.training.locating import locate
     from allo.training.trainer import ForgetTrainer, ImproveTrainer
     from allo.weights.param_mask import ParamMask
     from allo.weights.selected import SelectedWeights
@@ -42,8 +42,8 @@ __getattr__, __dir__ = names_of(
         "SelectedWeights": "allo.weights.selected:SelectedWeights",
         "apply_delta": "allo.delta.patch:apply",
         "load_recipe": "allo.recipe:load_recipe",
-        "locate": "allo.training.locate:locate",
+        "locate": "allo.training.locating:locate",
         "run": "allo.pipeline:run_all",
-        "score": "allo.tokens.score:score",
+        "score": "allo.tokens.scoring:score",
     },
 )
