@@ -22,8 +22,8 @@ from allo.recipe.scores import Score
 from allo.stages.locate import WARMUP_WEIGHTS
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
-from allo.tokens.scoring import tokenized
 from allo.tokens.scorers import LOGRATIOS, WEIGHTS, Context, GradedSample, Scored, Scorer, scorers_of
+from allo.tokens.scoring import tokenized
 from allo.tokens.token_credit import completion_weights, from_logratios
 
 _NUMBERS = pa.list_(pa.float64())
