@@ -3,7 +3,8 @@
     git worktree add ../before COMMIT
     python scripts/same_artifacts.py ../before . --work /tmp/same
 
-Every file counts but those that hold times, versions and paths (`OWN`); of evaluations and trials, those fields are left out.
+Every file counts but those that hold times, versions and paths (`OWN`). Of masks, importances and deltas, whose code for
+indices may change, the indices and values count, as the checkout that wrote them reads them; of evaluations and trials, those fields are left out.
 Exits with 1 if a file differs or is missing. Each checkout runs its own code, in turns, with one thread.
 """
 
@@ -16,12 +17,43 @@ from pathlib import Path
 from typing import Any
 
 OWN = {"manifest.json", "report.html", "report.md", "recipe.yaml", ".hashes.json", ".lock", "comparison.md"}
-TIMES = {"seconds", "commit", "dirty", "versions", "hardware", "made_with", "peak_memory_bytes", "cost"}
+TIMES = {
+    "seconds",
+    "commit",
+    "dirty",
+    "versions",
+    "hardware",
+    "made_with",
+    "peak_memory_bytes",
+    "cost",
+    "delta_bytes",
+    "training_state_bytes",
+}
 SMALL = (
     "data.limit=60",
     "evaluate.sets={test: {task: planted_flaws, split: test, limit: 40}}",
     "evaluate.kl.limit=40",
 )
+DECODE = """
+import hashlib, importlib, json, sys
+from pathlib import Path
+from safetensors import safe_open
+room = "weights" if importlib.util.find_spec("allo.weights") else "core"
+sparse_file = importlib.import_module(f"allo.{room}.sparse_file")
+found = {}
+for path in sorted(Path(sys.argv[1]).rglob("*.safetensors")):
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get("allo", "null"))
+    if header is not None:
+        kind = header["kind"]
+        read = sparse_file.read(path, kind, column={"delta": "values", "importance": "scores"}.get(kind, ""))
+        digest = hashlib.sha256(kind.encode())
+        for part in (read.indices, read.column):
+            for name in sorted(part):
+                digest.update(name.encode() + bytes(part[name].contiguous().view(__import__("torch").uint8).numpy()))
+        found[path.relative_to(sys.argv[1]).as_posix()] = digest.hexdigest()
+print(json.dumps(found))
+"""
 PLAIN = ("locate=null", "score=null", "forget=null", "improve.density=1.0", "improve.keep=1.0")
 RUNS = {
     "allo": ("improve.loss=rft", "improve.keep=1.0"),
@@ -61,16 +93,29 @@ def run(checkout: Path, out: Path) -> None:
     allo("compare", "recipes/lab.yaml", *small, "--methods", "allo,dpo", "--seeds", "0,1")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def sparse(checkout: Path, folder: Path) -> dict[str, bytes]:
+    """Return a digest of what each mask, importance and delta below a folder holds, as the checkout reads it."""
+    read = subprocess.run(
+        [sys.executable, "-c", "import importlib.util\n" + DECODE, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(checkout / "src")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {name: digest.encode() for name, digest in json.loads(read.stdout).items()}
+
+
+def contents(checkout: Path, folder: Path) -> dict[str, bytes]:
     """Return every file below a folder by its name, without what two equal runs differ in."""
-    found = {}
+    found = sparse(checkout, folder)
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in OWN:
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or path.name in OWN or name in found:
             continue
         content = path.read_bytes()
         if path.suffix == ".json":
             content = json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
-        found[path.relative_to(folder).as_posix()] = content.replace(str(folder).encode(), b"OUT")
+        found[name] = content.replace(str(folder).encode(), b"OUT")
     return found
 
 
@@ -89,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = {}
     for name, checkout in (("before", options.before), ("after", options.after)):
         run(checkout.resolve(), (options.work / name).resolve())
-        made[name] = contents((options.work / name).resolve())
+        made[name] = contents(checkout.resolve(), (options.work / name).resolve())
     before, after = made["before"], made["after"]
     different = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     print(f"{len(before)} files before, {len(after)} after; {len(different)} differ")

@@ -1,14 +1,17 @@
 """A tiny run with pairs, and its dense counterparts."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo.files.records import Wrong
+from allo.files.artifacts import RunFolder, write_jsonl
+from allo.files.records import Pair, Wrong
+from allo.models.start import save_whole, write_start
 from allo.recipe import Recipe
-from tiny import NUM_PAIRS, TOKENIZER, pairs, text
+from tiny import NUM_PAIRS, TOKENIZER, model, pairs, text
 
 DENSITY = 0.1
 BETA = 0.2
@@ -46,6 +49,17 @@ def wrong_completions() -> list[Wrong]:
         )
         for row, pair in enumerate(pairs())
     ]
+
+
+def with_pairs(place: Path) -> RunFolder:
+    """A run's folder up to the pairs, with a tiny model to start from."""
+    folder = RunFolder(place)
+    folder.start.mkdir()
+    save_whole(model(), TOKENIZER, folder.start / "model")
+    write_start(folder, folder.start / "model")
+    write_jsonl(folder.pairs, [Pair(prompt_id=str(row), **pair) for row, pair in enumerate(pairs())])
+    write_jsonl(folder.wrong, wrong_completions())
+    return folder
 
 
 def recipe(criterion: str = "warmup", scorer: str = "uniform", **own: Any) -> Recipe:

@@ -14,6 +14,7 @@ import yaml
 from allo import tasks
 from allo.files.records import Pair
 from allo.recipe import Recipe
+from allo.recipe.tasks import TASKS
 from allo.tasks import alpaca_eval, arena_hard, base
 from allo.tasks.pairs import read_pairs
 from allo.tasks.prompts import PromptSource, read_prompts
@@ -108,10 +109,15 @@ def test_tabmwps_own_rows_become_a_folders(folder: Path) -> None:
 
 def test_the_table_names_every_benchmark_with_its_hub_id() -> None:
     cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.splitlines()]
-    hubs = {row[0]: row[2] for row in cells if len(row) == 6 and row[0] in tasks.MODULES}
-    assert set(hubs) == set(tasks.MODULES) - {"planted_flaws"}
+    hubs = {row[0]: row[2] for row in cells if len(row) == 6 and row[0] in TASKS}
+    assert set(hubs) == {task.name for task in TASKS.values() if not task.is_generated}
     for task, hub in hubs.items():
-        module = import_module(tasks.MODULES[task])
+        module = import_module(TASKS[task].function.partition(":")[0])
         assert hub == (module.HUB.id if task != "tabmwp" else "none")
+    for task, answer, _, splits, use, _ in (row for row in cells if len(row) == 6 and row[0] in hubs):
+        record = TASKS[task]
+        assert answer.startswith("none: a model judges") is not record.has_answers
+        assert use.startswith("trained on") is record.trained_on
+        assert all(split in splits for split in record.splits) or splits == "those of the folder"
     for module in (alpaca_eval, arena_hard):
         assert f"`{module.BASELINE}`" in PAGE

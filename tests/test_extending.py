@@ -1,6 +1,7 @@
-"""docs/extending.md, carried out: its files are written, its tests pass, and a run takes its scorer and its loss."""
+"""docs/extending.md, carried out: its files are written, its tests pass, and a run takes its functions."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from allo.files.artifacts import read_json
+from allo.files.artifacts import read_json, read_jsonl
+from allo.files.records import Completion
 from allo.models.load import load_tokenizer
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
+from allo.weights.importance_map import ImportanceMap
 from tiny_run import LAB, RECIPE, overrides
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extending.md"
@@ -42,14 +45,21 @@ def run_tests(file: str) -> int:
     return len(names)
 
 
-@pytest.mark.parametrize("file", ["test_my_scorer.py", "test_my_loss.py"])
+@pytest.mark.parametrize(
+    "file", ["test_my_scorer.py", "test_my_loss.py", "test_my_criterion.py", "test_my_task.py"]
+)
 def test_the_pages_tests_pass(file: str, folder: Path) -> None:
     assert run_tests(file) == 1
 
 
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
-    [("my_scorer.py", "str.isdigit", "str.isalpha"), ("my_loss.py", ".clamp(min=0)", ".abs()")],
+    [
+        ("my_scorer.py", "str.isdigit", "str.isalpha"),
+        ("my_loss.py", ".clamp(min=0)", ".abs()"),
+        ("my_criterion.py", " / (", " * ("),
+        ("my_task.py", "is (split", "in (True, split"),
+    ],
 )
 def test_the_pages_tests_can_fail(file: str, right: str, wrong: str, folder: Path) -> None:
     assert right in FILES[file]
@@ -86,3 +96,17 @@ def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
     (folder / "my_scorer.py").write_text(FILES["my_scorer.py"] + "\n# edited\n")
     run_all(recipe, until="score")
     assert read_json(run.manifest)["stages"]["score"]["hash"] != before
+
+
+def test_a_run_takes_the_pages_criterion_and_task(folder: Path) -> None:
+    task, criterion = (yaml.safe_load(FILES[file]) for file in ("task.yaml", "locate.yaml"))
+    settings = [
+        f"data={json.dumps(task['data'])}",
+        f"evaluate.sets={json.dumps(task['evaluate']['sets'])}",
+        f"locate.criterion={criterion['locate']['criterion']}",
+        *("score=null", "forget=null", "sft=null"),
+    ]
+    run = run_all(load_recipe(RECIPE, overrides(folder / "runs", *settings)), until="locate")
+    completions = read_jsonl(run.completions, Completion)
+    assert {row.prompt_id for row in completions} == {f"train/{n}" for n in range(1, 30) if n % 5}
+    assert ImportanceMap.load(run.importance).metadata["criterion"] == "my_criterion.py:pulled"

@@ -23,7 +23,7 @@ PUBLIC = {
     },
     "allo.losses": {"PairLogps", "PairLoss", "PairSums", "pair_loss"},
     "allo.tokens": {"Context", "Scored", "Scorer", "confidence", "edit"},
-    "allo.weights": {"Criterion"},
+    "allo.weights": {"Scoring", "criterion"},
 }
 
 

@@ -21,21 +21,13 @@ from statistics import fmean
 
 from allo import tasks
 from allo.files.records import Completion, Prompt
+from allo.recipe.tasks import TASKS
 from allo.stages.judge import verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record, Row
 
-SPLITS = {
-    "ecqa": ("train", "validation", "test"),
-    "qasc": ("train", "test"),
-    "openbookqa": ("train", "validation", "test"),
-    "strategyqa": ("train", "test"),
-    "gsm8k": ("train", "test"),
-    "math": ("train", "test"),
-    "mawps": ("train", "test"),
-    "tabmwp": ("train", "test"),
-}
+SPLITS = {task.name: task.splits for task in TASKS.values() if task.has_answers and not task.is_generated}
 LEAST_GOLD = 0.995
 MOST_OTHERS = {"choice": 0.30, "final_answer": 0.02}
 """The share of other problems' answers that a verifier may take."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from allo import tasks
 from allo.errors import UserError
+from allo.recipe.tasks import TASKS
 from allo.tasks.base import question_of
 from allo.tasks.overlap import overlap
 from allo.tasks.pairs import read_pairs
@@ -23,14 +24,7 @@ from allo.tasks.pairs import read_pairs
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record, Row
 
-SETS = (
-    *("ecqa", "qasc", "openbookqa", "strategyqa"),
-    *("gsm8k", "math", "mawps", "tabmwp"),
-    *("alpaca_eval", "arena_hard"),
-)
-INSTRUCTIONS = ("alpaca_eval", "arena_hard")
-TRAINED_ON = ("ecqa", "qasc", "gsm8k", "math")
-"""What the published recipes train on, questions and mathematics together."""
+SETS = [task.name for task in TASKS.values() if not task.is_generated]
 
 
 def questions(task: str, split: str, *, folder: Path | None) -> list[str]:
@@ -54,10 +48,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     record = Record(options.output / "tasks-overlap.json", "tasks-overlap", device="cpu")
-    train = {task: questions(task, "train", folder=options.data) for task in SETS if task not in INSTRUCTIONS}
+    train = {task: questions(task, "train", folder=options.data) for task in SETS if TASKS[task].has_answers}
     pairs = read_pairs(options.pairs) if options.pairs else []
     others = {
-        "published training sets": [question for task in TRAINED_ON for question in train[task]],
+        "published training sets": [
+            question for task in SETS if TASKS[task].trained_on for question in train[task]
+        ],
         "preference pairs": [question_of(pair.prompt) for pair in pairs],
     }
     rows = [

@@ -11,7 +11,7 @@ from allo.errors import UserError
 from allo.files.artifacts import read_jsonl, write_jsonl
 from allo.files.records import Completion, Pair, Prompt, Verdict, Wrong
 from allo.models.load import load_model, load_tokenizer
-from allo.stages.sample import ResumableLines, _completed
+from allo.sampling.completions import ResumableLines, read_completed
 from allo.tasks.pairing import distinct, make_pairs, rejected_completions, wrong_completions
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows
 from tiny_chat import chat_tokenizer, save_chat_model
@@ -61,7 +61,7 @@ def test_a_file_without_ids_reads(record: type, row: dict[str, Any], tmp_path: P
 def test_a_servers_part_file_without_ids_goes_on(tmp_path: Path) -> None:
     ResumableLines(tmp_path / "c.jsonl").append([EARLIER[0][1] | {"prompt_tokens": 7}])
     lines = ResumableLines(tmp_path / "c.jsonl")
-    completed = _completed([Prompt("p", "q")], lines, num_cut=0)
+    completed = read_completed([Prompt("p", "q")], lines, num_cut=0)
     assert completed.completions == [Completion("p", 0, "a", True, 2, None)]
 
 

@@ -20,7 +20,7 @@ from allo.pipeline import run_all, run_one, stages_of
 from allo.plan import stages_that_run_the_model
 from allo.recipe import Recipe
 from allo.report.read import view
-from allo.stages.sample import complete
+from allo.sampling.completions import complete
 from allo.tasks.sources import training_prompts
 from allo.weights.checkpoints import Checkpoint, fingerprint
 from allo.weights.fingerprints import as_bits

@@ -8,9 +8,9 @@ import torch
 from allo.errors import UserError
 from allo.files.records import Prompt
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.tokenization import prompt_ids
-from allo.stages.sample import Completed, complete, prompt_room
+from allo.sampling.completions import Completed, complete
 from tiny_run import LAB
 
 POSITIONS = 128  # of the laboratory's model
@@ -67,7 +67,8 @@ def test_prompts_are_cut_to_their_room_and_counted(
     assert lengths[0] < 38 and 100 < lengths[1] <= 110
     seen: list[int] = []
     monkeypatch.setattr(
-        "allo.stages.sample.generate", lambda _model, _tokenizer, ids, **_: seen.extend(map(len, ids)) or []
+        "allo.sampling.completions.generate",
+        lambda _model, _tokenizer, ids, **_: seen.extend(map(len, ids)) or [],
     )
     completed: Completed = complete(
         model,

@@ -13,8 +13,8 @@ from allo.files.artifacts import RunFolder
 from allo.files.records import Completion, Prompt
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
 from allo.models.tokenization import cut_left
+from allo.sampling.completions import ids_of
 from allo.stages import evaluate
-from allo.stages.sample import ids_of
 from allo.tasks.sources import prompts_of
 from allo.weights.fingerprints import as_bits
 from tiny_run import LAB, tiny

@@ -11,15 +11,15 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
 from allo.errors import UserError
-from allo.files.artifacts import RunFolder, write_jsonl
-from allo.files.records import Pair
+from allo.files.artifacts import RunFolder
 from allo.models.start import save_whole, write_start
+from allo.recipe.criteria import CRITERIA
 from allo.stages import locate
 from allo.training.result import located_mask
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.selected import SelectedWeights
 from allo.weights.selection import num_to_select
-from locate_setup import BETA, DENSITY, FP32, FUSED, TRAINING, dense_logps, recipe, wrong_completions
+from locate_setup import BETA, DENSITY, FP32, FUSED, TRAINING, dense_logps, recipe, with_pairs
 from tiny import NUM_PAIRS, TOKENIZER, model, pairs, weights
 
 # Of 10% of the weights, so many at least are the same after three additions in bf16.
@@ -29,14 +29,7 @@ MAX_GRAD_NORM = 1.0  # the default
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run's folder up to the pairs, with a tiny model to start from."""
-    folder = RunFolder(tmp_path)
-    folder.start.mkdir()
-    save_whole(model(), TOKENIZER, folder.start / "model")
-    write_start(folder, folder.start / "model")
-    write_jsonl(folder.pairs, [Pair(prompt_id=str(row), **pair) for row, pair in enumerate(pairs())])
-    write_jsonl(folder.wrong, wrong_completions())
-    return folder
+    return with_pairs(tmp_path)
 
 
 def dense_losses(policy: PreTrainedModel, reference: PreTrainedModel) -> list[Tensor]:
@@ -87,10 +80,7 @@ def located(run: RunFolder, criterion: str, **own: Any) -> ImportanceMap:
     return ImportanceMap.load(run.importance)
 
 
-@pytest.mark.parametrize(
-    "criterion",
-    ["warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"],
-)
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_keeps_exactly_k_weights_at_any_density(criterion: str, run: RunFolder) -> None:
     found = located(run, criterion)
     num_weights = sum(param.numel() for param in model().parameters())

@@ -260,7 +260,7 @@ def test_on_policy_trainers_judge_and_end_samples_as_ours(
         return judge(prompt, completion, **settings)
 
     monkeypatch.setattr(compared, "verify", judging)
-    monkeypatch.setattr("allo.stages.sample.turn_end_ids", lambda tokenizer: ENDS[1:])
+    monkeypatch.setattr("allo.sampling.completions.turn_end_ids", lambda tokenizer: ENDS[1:])
     own = ["locate=null", "score=null", "forget=null", f"improve.trainer={kind}"]
     more = [f"model={place}", "improve.training.max_steps=1", "sample.num_generations=4"]
     run = run_all(recipe(folder, tmp_path, *own, *more), until="improve")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allo import tasks
+from allo.recipe.tasks import TASKS
 from allo.stages.overlap import overlaps
 from allo.tasks.base import question_of, word
 from allo.tasks.overlap import SHARE, SPAN, Overlap, overlap
@@ -126,4 +127,4 @@ def test_the_record_counts_against_each_training_set() -> None:
         "none: exact": None,  # nothing to compare with is not nothing found
         "none: near": None,
     }
-    assert set(benchmark.SETS) == set(tasks.MODULES) - {"planted_flaws"}
+    assert set(benchmark.SETS) == set(TASKS) - {"planted_flaws"}

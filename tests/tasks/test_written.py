@@ -11,7 +11,8 @@ from allo.files.artifacts import read_jsonl, write_jsonl
 from allo.files.records import Pair, Wrong
 from allo.models.rows import counted_completions, counted_pairs
 from allo.models.written import check_written
-from allo.stages.sample import check_servable, ids_of
+from allo.sampling.at_servers import check_servable
+from allo.sampling.completions import ids_of
 from allo.tasks.pairing import rejected_completions
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows
 from allo.tasks.prompts import PromptSource, read_prompts

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from allo.compare.methods import START
+from allo.recipe.criteria import CRITERIA
 
 KINDS = ("solutions", "right samples", "wrong samples", "rewards")
 SOLUTIONS, RIGHT, WRONG, REWARDS = KINDS
@@ -23,21 +24,21 @@ _BY_SCORER = {
     "uniform": set[str](),
     "random": set[str](),
 }
-_WITHOUT_DATA = ("magnitude", "last", "random")
 
 
 def sees(method: str, recipe: Mapping[str, Any]) -> list[str]:
     """Return the kinds that a trial's training stages read, in the order of `KINDS`.
 
     Right and wrong samples of ready pairs are their chosen and rejected answers. A user's own scorer may read
-    everything known about a completion.
+    everything known about a completion, and a user's own criterion may read the pairs.
     """
     locate, score, forget, improve = (recipe.get(key) for key in ("locate", "score", "forget", "improve"))
     found: set[str] = set()
     if method == START:
         return []
-    if locate is not None and locate.get("criterion") not in _WITHOUT_DATA:
-        found |= _PAIRS
+    if locate is not None:
+        criterion = CRITERIA.get(locate.get("criterion", "warmup"))
+        found |= set() if criterion and not criterion.sees_pairs else _PAIRS
     if forget is not None and score is not None:
         shown = _BY_SCORER.get(score.get("scorer", "implicit"), {SOLUTIONS, RIGHT})
         found |= {WRONG} | (shown if score.get("solutions", True) else shown - {SOLUTIONS})

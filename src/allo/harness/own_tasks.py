@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allo import tasks
 from allo.files.records import Completion, Prompt
 from allo.stages.judge import verify
 from allo.tasks.prompts import PromptSource, read_prompts
@@ -65,4 +64,4 @@ def names() -> list[str]:
 
 
 def is_own(name: str) -> bool:
-    return name.removeprefix(PREFIX) in tasks.MODULES and name in names()
+    return name in names()

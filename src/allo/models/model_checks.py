@@ -261,3 +261,18 @@ def check_positions(positions: int | None, max_length: int, *, key: str, ref: st
             f"{key} is {max_length}, but {ref} has {positions} positions for a row's prompt and completion together: "
             f"set {key} to {positions} or less."
         )
+
+
+def prompt_room(positions: int | None, *, max_length: int, max_new_tokens: int) -> int:
+    """Return the tokens of a prompt that is to be completed: `max_length`, or as many as the model's positions leave.
+
+    Raises `UserError` if they leave none.
+    """
+    if positions is None:
+        return max_length
+    if max_new_tokens >= positions:
+        raise UserError(
+            f"max_new_tokens is {max_new_tokens}, but the model has {positions} positions for a prompt and "
+            "its completion together: lower max_new_tokens."
+        )
+    return min(max_length, positions - max_new_tokens)

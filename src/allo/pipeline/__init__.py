@@ -308,7 +308,8 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
         rows = value.get("data_folder") or rows
         keys = ("file", "pairs", "rewriter", "reward_model")
         yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
-        own = [value.get(key) or "" for key in ("scorer", "loss")] + (value.get("beside") or [])
+        own = [value.get(key) or "" for key in ("scorer", "loss", "criterion", "task")]
+        own += value.get("beside") or []
         yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")

@@ -3,6 +3,7 @@
 from allo.pipeline import stages_of
 from allo.plan.memory import Plan, StagePlan
 from allo.recipe import Recipe
+from allo.recipe.backends import BACKENDS
 
 
 def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
@@ -27,11 +28,8 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
 def _elsewhere(recipe: Recipe) -> dict[str, str]:
     """Return the stages whose memory cannot be planned, each with the reason."""
     found = {}
-    match recipe.sample.backend:
-        case "openai":
-            found["sample"] = "whose servers have a memory of their own"
-        case "vllm":
-            found["sample"] = "for which vLLM takes nine tenths of the device by itself"
+    if (unplanned := BACKENDS[recipe.sample.backend].unplanned) is not None:
+        found["sample"] = unplanned
     if recipe.judge.reward_model is not None:
         found["judge"] = "which loads a reward model of its own"
     if recipe.improve is not None and recipe.improve.trainer != "selected":

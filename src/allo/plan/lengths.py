@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from allo.models.load import Model
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.recipe import Recipe
-from allo.stages.sample import prompt_room
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from allo.plan.live_bytes import LiveBytes
 from allo.plan.memory import StagePlan
 from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Locate, Recipe
+from allo.recipe.criteria import Needs, criterion_of
 from allo.recipe.losses import SUPERVISED
 from allo.stages.settings import named_loss
 from allo.training.arguments import Arguments, training_arguments
@@ -35,8 +36,10 @@ _INDEX_BYTES = 4  # of a mask's entry in host memory
 
 def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     """Plan the peak of an optimizer step after the first, on one micro-batch of the longest rows."""
-    if stage == "locate" and recipe.locate and recipe.locate.criterion not in ("warmup", "bottom"):
-        return _plan_passes(recipe, recipe.locate)
+    if stage == "locate" and recipe.locate:
+        needs = criterion_of(recipe.locate.criterion).needs
+        if needs != "warm-up":
+            return _plan_passes(recipe, recipe.locate, needs)
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
         trainer = take_a_step(rehearsed_model(recipe), recipe, stage, rehearsal, Path(folder))
     lengths = training_lengths(recipe)
@@ -52,21 +55,21 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     )
 
 
-def _plan_passes(recipe: Recipe, locate: Locate) -> StagePlan:
+def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
     """Plan locating without an optimizer: the peak of one micro-batch, and the bytes kept on the host."""
     lengths = training_lengths(recipe)
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
         model = rehearsed_model(recipe)
         rehearsal.hold([*model.parameters(), *model.buffers()], "weights")
-        if locate.criterion in ("magnitude", "last", "random"):
+        if needs in ("weights", "layers", "hashes"):
             return StagePlan("locate", "no data", dict(rehearsal.at_peak))
-        host, state = _kept(model, locate)
+        host, state = _kept(model, locate, needs)
         if recipe.reads_warmup:  # all weights in fp32, while they are written for the scorer
             host += 4 * sum(param.numel() for param in model.parameters())
         arguments = _arguments(recipe, "locate", Path(folder))
         row = _pair(*_texts(recipe))
         rows, _ = counted_pairs(one_word_tokenizer(), [row], max_length=recipe.max_length)
-        if locate.criterion != "fisher":
+        if needs != "squared gradients":
             rows = _micro_batch(rows[0], arguments, max_tokens=locate.max_tokens_per_batch)
         passes = DpoPasses(
             model,
@@ -87,9 +90,9 @@ def _plan_passes(recipe: Recipe, locate: Locate) -> StagePlan:
     )
 
 
-def _kept(model: Model, locate: Locate) -> tuple[int, int]:
+def _kept(model: Model, locate: Locate, needs: Needs) -> tuple[int, int]:
     """Return the bytes that a criterion keeps between micro-batches, on the host and on the device."""
-    if locate.criterion == "warmup_fused":
+    if needs == "fused warm-up":
         warmup = FusedWarmup(model)
         return warmup.host_bytes, warmup.device_bytes
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}

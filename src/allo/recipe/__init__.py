@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from allo.errors import UserError
+from allo.recipe.backends import BACKENDS
 from allo.recipe.compare import Compare
+from allo.recipe.criteria import CRITERIA, CriterionName
 from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.granularity import PATTERN, WEIGHT, granularity_name
@@ -38,9 +40,7 @@ from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining, T
 GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
-Criterion = Literal[
-    "warmup", "warmup_fused", "gradient", "fisher", "taylor", "magnitude", "bottom", "last", "random"
-]
+NEEDS_WARMUP = "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
 # torch's other devices, such as "meta", hold no numbers.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu|hpu|mlu|musa)(:[0-9]{1,3})?)$")]
 TrainerName = Literal["selected", "lora", "shira", "rloo", "grpo"]
@@ -56,11 +56,11 @@ class Sft(Block):
 class Locate(Block):
     """The choice of the weights that matter (method.md 1.1)."""
 
-    criterion: Criterion = "warmup"
+    criterion: CriterionName = "warmup"
     """`warmup` trains all weights with optimizer state; `warmup_fused` updates each tensor inside the backward pass.
     `gradient`, `fisher` and `taylor` sum over the pairs at the starting model. `last` takes weights from the last
     layer backwards; embeddings, the head and norms outside the layers come last. Within a layer, as in any tie, a
-    stable hash decides."""
+    stable hash decides. You can also name your own function as `file.py:function` (docs/extending.md)."""
     granularity: GranularityName = WEIGHT
     """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of linear
     layers also make the backward pass cheaper."""
@@ -72,10 +72,11 @@ class Locate(Block):
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _bottom_ranks_weights(self) -> "Locate":
-        if self.criterion == "bottom" and self.granularity != WEIGHT:
+    def _scores_have_a_norm(self) -> "Locate":
+        known = CRITERIA.get(self.criterion)
+        if known and not known.ranks_groups and self.granularity != WEIGHT:
             raise ValueError(
-                "criterion 'bottom' mirrors the scores of single weights, which have no norm: "
+                f"criterion {known.name!r} mirrors the scores of single weights, which have no norm: "
                 "set granularity to weight"
             )
         return self
@@ -239,10 +240,9 @@ class Recipe(Block):
             self._fits_trainer(self.improve)
         elif self.locate is None and self.max_density < 1:
             raise ValueError("locate is null: forget.density and improve.density must be 1.0")
-        if self.reads_warmup and not (self.locate and self.locate.criterion in ("warmup", "warmup_fused")):
-            raise ValueError(
-                "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
-            )
+        criterion = self.locate and CRITERIA.get(self.locate.criterion)  # one of your own is not loaded yet
+        if self.reads_warmup and (self.locate is None or (criterion and not criterion.trains)):
+            raise ValueError(NEEDS_WARMUP)
         return self
 
     @model_validator(mode="after")
@@ -261,9 +261,10 @@ class Recipe(Block):
             return self
         if self.data.pairs is not None:
             raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
-        if self.sample.backend == "openai":
+        if BACKENDS[self.sample.backend].asks_servers:
+            others = " or ".join(each.name for each in BACKENDS.values() if not each.asks_servers)
             raise ValueError(
-                "rounds sample from models that no server has yet: set sample.backend to hf or vllm, or rounds to 1"
+                f"rounds sample from models that no server has yet: set sample.backend to {others}, or rounds to 1"
             )
         if self.round_prompts == "next" and self.data.limit is None:
             raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")

@@ -1,10 +1,12 @@
-"""Users' own functions that a recipe names as `file.py:function`: scorers and losses."""
+"""Functions that recipes and tables name: users' own as `file.py:function`, the library's as `module:function`."""
 
+import contextlib
 import functools
+import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,8 @@ from pydantic import StringConstraints
 
 from allo.errors import UserError
 
-OwnFunction = Annotated[str, StringConstraints(pattern=r"^.+\.py:[A-Za-z_]\w*$")]
+PATTERN = r"^.+\.py:[A-Za-z_]\w*$"
+OwnFunction = Annotated[str, StringConstraints(pattern=PATTERN)]
 """`path/to/file.py:function`. Naming it in a recipe runs the file, just as passing a script to python does."""
 
 
@@ -20,6 +23,18 @@ def own_file(name: str) -> Path | None:
     """Return the file of `file.py:function`; None for any other name."""
     file, colon, function = name.rpartition(":")
     return Path(file).expanduser() if colon and file.endswith(".py") and function.isidentifier() else None
+
+
+def function_of(name: str, *, key: str) -> Callable[..., Any]:
+    """Return the function that a recipe's `key` or the record of a table names.
+
+    Raises `UserError` if it is the user's own and cannot be loaded.
+    """
+    if own_file(name) is not None:
+        return load_function(name, key=key)
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def load_function(name: str, *, key: str) -> Callable[..., Any]:
@@ -56,16 +71,26 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
 
 
 def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Callable[..., Any]:
-    """Return the function with its name added to its errors, and its signature unchanged."""
+    """Return the function with its name added to its errors, also to a generator's, and its signature unchanged."""
 
-    @functools.wraps(found)
-    def called(*args: Any, **named: Any) -> Any:
+    @contextlib.contextmanager
+    def errors_named() -> Iterator[None]:
         try:
-            return found(*args, **named)
-        except (KeyboardInterrupt, UserError):
+            yield
+        except (KeyboardInterrupt, GeneratorExit, UserError):
             raise
         except BaseException as error:
             raise UserError(f"{key}: {name} fails{_raised(error, path)}") from error
+
+    def iterated(items: Iterator[Any]) -> Iterator[Any]:
+        with errors_named():
+            yield from items
+
+    @functools.wraps(found)
+    def called(*args: Any, **named: Any) -> Any:
+        with errors_named():
+            returned = found(*args, **named)
+        return iterated(returned) if isinstance(returned, Iterator) else returned
 
     return called
 
@@ -73,7 +98,9 @@ def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Cal
 def _raised(error: BaseException, path: Path) -> str:
     """Return the error in words, with the last line of the file that led to it."""
     lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path.absolute())
     ]
     where = f" in line {lines[-1]}" if lines else ""
     return f"{where}: {type(error).__name__}: {error}"

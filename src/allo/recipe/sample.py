@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.recipe.address import why_no_address
+from allo.recipe.backends import BACKENDS, BackendName
 from allo.recipe.numbers import (
     BatchSize,
     Connections,
@@ -67,7 +68,7 @@ class Sample(Block):
     batch_size: BatchSize = 128
     """Completions decoded together by `hf`; `vllm` receives four times as many at a time. Servers ignore it."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    backend: Literal["hf", "vllm", "openai"] = "hf"
+    backend: BackendName = "hf"
     """`hf` samples in this process through transformers, `vllm` through vLLM (extra `vllm`). `openai` asks
     OpenAI-compatible servers of the starting model (extra `server`; docs/sampling.md)."""
     model: Name | None = None
@@ -91,9 +92,9 @@ class Sample(Block):
     @model_validator(mode="after")
     def _keys_are_the_backends(self) -> "Sample":
         given: dict[str, Any] = {"model": self.model, "servers": self.servers}
-        if self.backend == "openai":
+        if BACKENDS[self.backend].asks_servers:
             if missing := [key for key, value in given.items() if value is None]:
-                raise ValueError(f"backend openai asks servers: give {' and '.join(missing)}")
+                raise ValueError(f"backend {self.backend} asks servers: give {' and '.join(missing)}")
             if own := sorted(_OWN & self.extra_body.keys()):
                 raise ValueError(f"extra_body: each request says {', '.join(own)} by itself: remove it there")
             return self
@@ -113,7 +114,7 @@ class Sample(Block):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings that completions depend on, without the servers' addresses and connections."""
-        if self.backend == "openai":
+        if BACKENDS[self.backend].asks_servers:
             # An earlier version trained on the end of a turn even after a stop string.
             keeps = {"keeps": "stop"} if self.stop else {}
             return self.model_dump(exclude={"servers", "batch_size"}) | keeps

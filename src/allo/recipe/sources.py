@@ -5,20 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allo.recipe.numbers import Count, CountOrZero, GenerationsOrZero, Name, Place, Positive, Tokens
-
-TaskName = Literal[
-    "planted_flaws",
-    "ecqa",
-    "qasc",
-    "openbookqa",
-    "strategyqa",
-    "gsm8k",
-    "math",
-    "mawps",
-    "tabmwp",
-    "alpaca_eval",
-    "arena_hard",
-]
+from allo.recipe.tasks import TaskName
 
 
 class Block(BaseModel):
@@ -29,6 +16,7 @@ class Source(Block):
     """A source of prompts: exactly one of `task`, `file` and `hub`."""
 
     task: TaskName | None = None
+    """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
     file: Place | None = None
     """JSONL or Parquet with `prompt, answer?, solution?, choices?, id?`."""
     hub: Name | None = None

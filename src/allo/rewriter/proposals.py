@@ -12,8 +12,8 @@ from allo.files.records import Completion, Prompt
 from allo.models.load import Tokenizer
 from allo.models.start import load_start, read_start
 from allo.rewriter.cases import Case, Run
+from allo.sampling.completions import complete
 from allo.stages.judge import verify
-from allo.stages.sample import complete
 from allo.tokens.edit_distance import edit_share, nearest, text_ids
 from allo.tokens.rewrite_wording import WORDING, ask_for_rewrite
 

@@ -1,1 +1,1 @@
-"""Completions: decoded in this process, by vLLM, or asked of servers."""
+"""Sampling of completions: in this process, through vLLM, or at servers."""

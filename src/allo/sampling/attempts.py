@@ -1,4 +1,4 @@
-"""One attempt at a request: what came of it, or why nothing did."""
+"""One attempt at a request: its result, or the reason of its failure."""
 
 import asyncio
 import random
@@ -9,19 +9,19 @@ from typing import Any, Literal
 from allo.sampling.endpoint import LONGEST_PAUSE, Endpoint
 from allo.sampling.server_words import wait_of, without
 
-FIRST_PAUSE = 0.5  # seconds before the first further attempt
+FIRST_PAUSE = 0.5  # seconds before the first retry
 # Names that servers give an unknown model if they answer 400 rather than 404.
 _UNKNOWN_MODEL = {"model_not_found", "invalid_model", "unknown_model"}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a request has no reply, without the key.
+    """The reason why a request has no reply, without the key.
 
-    `lost`: the server was not reached, or the connection broke; `late`: it took too long; `throttled`: it is asked too
-    often (429); `busy`: it cannot now (408, 409, 5xx); `garbled`: no reply of this API; `refused`: it will not have
-    this request; `key`: it refuses the key; `model`: it knows no such model or address; `moved`: it redirects elsewhere.
-    `wait`: seconds after which the server wants to be asked again, where it says so.
+    `lost`: the server was not reached, or the connection broke; `late`: it took too long; `throttled`: too many
+    requests (429); `busy`: the server cannot answer now (408, 409, 5xx); `garbled`: the reply is not of this API;
+    `refused`: it rejects this request; `key`: it rejects the key; `model`: it knows no such model or address; `moved`: it
+    redirects elsewhere. `wait`: seconds after which the server asks to be tried again, if it says so.
     """
 
     kind: Literal["lost", "late", "throttled", "busy", "garbled", "refused", "key", "model", "moved"]
@@ -30,19 +30,19 @@ class Failure:
 
     @property
     def is_of_server(self) -> bool:
-        """Whether no other request can do better there."""
+        """Whether every other request would fail there too."""
         return self.kind in ("key", "model", "moved")
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may do better later."""
+        """Whether the same request may succeed later."""
         return self.kind in ("lost", "late", "throttled", "busy")
 
 
 async def attempt(
     request: Awaitable[Any], endpoint: Endpoint, key: str, *, seconds: float | None = None
 ) -> Any:
-    """Return what the client made of the server's answer, or a `Failure`; after so many seconds in any case."""
+    """Return the client's reading of the server's answer, or a `Failure`, within so many seconds in any case."""
     import openai
 
     from allo.sampling.transport import RedirectedError
@@ -75,12 +75,12 @@ async def attempt(
         cause = error.__cause__ or error
         return Failure("lost", without(key, f"connection lost: {str(cause) or type(cause).__name__}"))
     except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        # A body that is not JSON, or not the API's, of which the client builds its objects all the same.
+        # The client builds its objects even from a body that is not JSON, or not of this API.
         return Failure("garbled", without(key, f"not a reply of this API: {error}"))
 
 
 def pause_before(number: int, failure: Failure) -> float:
-    """Return the seconds before further attempt `number`, from 0: as the server asks, else doubled each time."""
+    """Return the seconds before retry `number`, counted from 0: as the server asks, otherwise doubled each time."""
     if failure.wait is not None:
         return failure.wait
     return min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) * (1 - random.random() / 4)

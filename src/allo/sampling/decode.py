@@ -1,8 +1,7 @@
-"""The decoding loop: prompts' ids in, sampled ids out, for any causal language model with a key-value cache.
+"""The decoding loop, from prompt ids to sampled ids, for any causal language model with a key-value cache.
 
-It differs from transformers' `generate` in what costs time: completions of a prompt share its prefill and, where
-the model's attention can be exchanged, its keys and values; rows that have ended leave, and waiting prompts
-take their place.
+It is faster than transformers' `generate`: completions of a prompt share its prefill and, if the model's attention
+can be exchanged, its keys and values. Rows that have ended leave, and waiting prompts take their place.
 """
 
 import itertools
@@ -32,14 +31,14 @@ def decode(
     """Continue every prompt num_generations times; row p * num_generations + g continues prompts[p].
 
     Args:
-        prompts: they begin in this order; little is padded where neighbours have about equal lengths.
-        uniforms: [prompts * num_generations, max_new_tokens] float32 in [0, 1), what a row draws its tokens
-            with; so a row's tokens do not depend on which others are decoded beside it.
-        max_rows: decoded together; at least num_generations are.
+        prompts: they begin in this order; neighbours of about equal length need little padding.
+        uniforms: [prompts * num_generations, max_new_tokens] float32 in [0, 1), from which a row draws
+            its tokens; so a row's tokens do not depend on which others are decoded beside it.
+        max_rows: rows decoded together, at least num_generations.
         choose: (logits [rows, vocabulary], uniforms [rows]) -> token ids [rows].
         eos: ids that end a row.
-        has_stopped: whether a row's ids end it for another reason; asked now and then, so a row may run on
-            for a few tokens. None where only EOS ends rows.
+        has_stopped: whether a row's ids end it for another reason; checked every few steps, so a row may
+            run on for a few tokens. None if only EOS ends rows.
 
     Returns:
         For each row its ids up to and with the first of `eos`, or max_new_tokens of them.
@@ -85,7 +84,7 @@ def _run(
 
 
 class _Drawn:
-    """What each row has drawn; a row that has drawn all it may changes no more."""
+    """The tokens that each row has drawn; a row with all its tokens no longer changes."""
 
     def __init__(
         self,
@@ -99,13 +98,13 @@ class _Drawn:
         self._eos = torch.tensor(eos, device=uniforms.device)
         num_rows, self.limit = uniforms.shape
         self.all_rows = torch.arange(num_rows, device=uniforms.device)
-        # One column more than is used: there, rows go on drawing that have not left yet.
+        # One spare column, for rows that have ended but not left yet: they go on drawing.
         self._tokens = self.all_rows.new_zeros(num_rows, self.limit + 1)
         self._lengths = torch.zeros_like(self.all_rows)
         self._ended = self._lengths.bool()
 
     def append(self, rows: Tensor, logits: Tensor) -> None:
-        """One more token for each of these rows."""
+        """Add one token to each of these rows."""
         column = self._lengths[rows]
         chosen = self._choose(logits, self._uniforms[rows, column.clamp(max=self.limit - 1)])
         self._tokens[rows, column] = chosen
@@ -116,14 +115,14 @@ class _Drawn:
         return self._tokens[rows, self._lengths[rows] - 1]
 
     def unfinished(self, rows: Tensor) -> Tensor:
-        """Indices into `rows` of those that go on."""
+        """Return the indices into `rows` of those that have not ended."""
         if self._has_stopped is not None:
             stopped = [self._has_stopped(ids) for ids in self.ids(rows)]
             self._ended[rows] |= torch.tensor(stopped, dtype=torch.bool, device=rows.device)
         return (~self._ended[rows] & (self._lengths[rows] < self.limit)).nonzero().squeeze(-1)
 
     def ids(self, rows: Tensor) -> list[list[int]]:
-        """What each of these rows drew, up to and with the first EOS."""
+        """Return the tokens of each of these rows, up to and with the first EOS."""
         ends = set(self._eos.tolist())
         return [
             _up_to_first(ids[:length], ends)

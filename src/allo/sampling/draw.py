@@ -1,14 +1,14 @@
-"""How a token is chosen from logits: the most probable one, or one drawn from the nucleus."""
+"""Choice of a token from logits: the most probable one, or one drawn from the nucleus."""
 
 import torch
 from torch import Tensor
 
-CANDIDATES = 128  # tokens that usually hold the nucleus; rows where they do not are sorted whole
-VALUES_IN_CACHE = 2**18  # fp32, what a CPU core keeps near it; rows of a larger vocabulary come one by one
+CANDIDATES = 128  # tokens that usually hold the nucleus; otherwise the whole row is sorted
+VALUES_IN_CACHE = 2**18  # fp32 values in a CPU core's cache; rows of a larger vocabulary come one by one
 
 
 def take_most_probable(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Greedy decoding: logits [rows, vocabulary] -> ids [rows]; the uniforms are not needed."""
+    """Return the most probable ids [rows] of logits [rows, vocabulary]; the uniforms are ignored."""
     return logits.argmax(-1)
 
 
@@ -37,7 +37,7 @@ def _draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float)
     if top_p == 1:
         cumulative = probs.cumsum(-1)
         return _invert(cumulative, cumulative[:, -1:], uniforms)
-    # On an accelerator a sort is cheaper than to wait for the answer to "do the candidates suffice?".
+    # On an accelerator, sorting is cheaper than waiting to learn whether the candidates suffice.
     num_candidates = min(CANDIDATES, probs.shape[1]) if probs.device.type == "cpu" else probs.shape[1]
     ids, reached = _draw_from_top(probs, uniforms, top_p=top_p, num_candidates=num_candidates)
     if num_candidates < probs.shape[1]:
@@ -52,7 +52,7 @@ def _draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float)
 def _draw_from_top(
     probs: Tensor, uniforms: Tensor, *, top_p: float, num_candidates: int
 ) -> tuple[Tensor, Tensor]:
-    """Ids [rows] drawn from the nucleus among the candidates, and the candidates' probability [rows]."""
+    """Return ids [rows] drawn from the nucleus among the candidates, and the candidates' probability [rows]."""
     top, ids = probs.topk(num_candidates)
     cumulative = top.cumsum(-1)
     last = (cumulative[:, :-1] < top_p).sum(-1, keepdim=True)
@@ -61,7 +61,7 @@ def _draw_from_top(
 
 
 def _invert(cumulative: Tensor, mass: Tensor, uniforms: Tensor) -> Tensor:
-    """First index whose cumulative probability exceeds uniforms * mass; mass [rows, 1]."""
-    # Rounding up to the mass itself would reach past the last token that has any probability.
+    """Return the first index whose cumulative probability exceeds uniforms * mass; mass [rows, 1]."""
+    # If rounded up to the mass itself, it would select a token behind the last that has any probability.
     target = torch.minimum(uniforms[:, None] * mass, torch.nextafter(mass, torch.zeros_like(mass)))
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)

@@ -1,6 +1,6 @@
 """A server behind an OpenAI-compatible address: its settings, their checks, its key and its client.
 
-The key comes from the environment and goes into the request's header alone.
+The key comes from the environment and goes only into the request's header.
 """
 
 import os
@@ -38,17 +38,17 @@ class Endpoint:
 
     @property
     def longest_request(self) -> float:
-        """Seconds after which a request is given up with all its attempts, also one whose reply drips."""
+        """Seconds after which a request with all its attempts is given up, even if its reply trickles in."""
         return (self.max_retries + 1) * (self.timeout + LONGEST_PAUSE)
 
     @property
     def name(self) -> str:
-        """As errors call it."""
+        """The endpoint's name in errors."""
         return f"{self.base_url}, model {self.model!r}"
 
 
 def open_client(endpoint: Endpoint, key: str, *, tokens: int) -> "AsyncOpenAI":
-    """Return a client for requests of at most so many tokens, which makes one attempt at each.
+    """Return a client for requests of at most `tokens` tokens, which makes one attempt at each.
 
     Raises `UserError` without the `openai` package.
     """
@@ -67,7 +67,7 @@ def open_client(endpoint: Endpoint, key: str, *, tokens: int) -> "AsyncOpenAI":
 
 
 def require_openai() -> None:
-    """Raises `UserError` without the `openai` package."""
+    """Raise `UserError` without the `openai` package."""
     try:
         import openai  # noqa: F401
     except ImportError as error:
@@ -77,7 +77,7 @@ def require_openai() -> None:
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Raises `UserError` for an address that is none or holds a secret, settings beyond their bounds, and without a key."""
+    """Raise `UserError` for a bad address, one that holds a secret, settings beyond their bounds, or a missing key."""
     if why := why_no_address(endpoint.base_url):
         raise UserError(f"{why}; the key belongs into the environment variable {endpoint.key_variable}.")
     if not endpoint.model.strip():
@@ -90,13 +90,13 @@ def check_endpoint(endpoint: Endpoint) -> None:
         **{name: (0, 1e9) for name, price in prices.items() if price is not None},
     }
     for name, (least, most) in bounds.items():
-        if not least <= getattr(endpoint, name) <= most:  # nan is none of these
+        if not least <= getattr(endpoint, name) <= most:  # nan fails too
             raise UserError(f"{name} is {getattr(endpoint, name)}; give a number from {least:g} to {most:g}.")
     required_key(endpoint)
 
 
 def key_of(endpoint: Endpoint) -> str:
-    """The key; empty where its variable is not set."""
+    """Return the key; empty if its variable is not set."""
     return os.environ.get(endpoint.key_variable, "").strip()
 
 

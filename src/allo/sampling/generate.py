@@ -1,4 +1,4 @@
-"""Sample completions in batches, each a pure function of the prompts, the settings, the seed and its number."""
+"""Completions sampled in batches, each a pure function of the prompts, the settings, the seed and its number."""
 
 import bisect
 import hashlib
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from allo.sampling.decode import decode
 from allo.sampling.draw import draw, take_most_probable
 
-WAVES = 4  # a batch has so many times the rows that are decoded together
-REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
+WAVES = 4  # a batch has this many times the rows that are decoded together
+REPLACEMENT = "\ufffd"  # stands for bytes that form no whole character
 LONGEST_CHARACTER = 4  # bytes in UTF-8
 
 
@@ -22,8 +22,8 @@ LONGEST_CHARACTER = 4  # bytes in UTF-8
 class Generated:
     """Completion number `index` of `prompts[prompt]`.
 
-    `finished`: an end id or a stop string ended it; neither is in `text`, but other special tokens are. `token_ids`
-    are what was sampled, up to and with the token that ended it.
+    `finished`: an end id or a stop string ended it. `text` leaves these out but keeps other special tokens. `token_ids`
+    are the sampled ids, up to and with the token that ended it.
     """
 
     prompt: int
@@ -62,20 +62,20 @@ def generate(
 ) -> Iterator[Batch]:
     """Yield completions batch by batch, longest prompts first, from batch number `start` on.
 
-    The batches follow from all the prompts, and each is decoded by itself: a run resumed at batch b yields
-    what an uninterrupted one would have. A completion's random numbers are its own, from the seed, its
-    prompt's place and its index, so the samples are the same for any batch size, but for rounding. Global
-    random state is neither read nor changed. Only temperature and top-p shape the distribution; a
-    generation_config's penalties and top-k do not.
+    All prompts together determine the batches, and each is decoded by itself: a run resumed at batch b yields
+    the same as an uninterrupted one. A completion's random numbers follow from the seed, its prompt's place
+    and its index, so the samples are the same for any batch size, except for rounding. Global random state
+    is neither read nor changed. Only temperature and top-p shape the distribution, not the penalties or
+    top-k of a generation_config.
 
     Args:
         prompts: each prompt's token ids, at least one (see `tokenization.prompt_ids`).
         temperature: 0 takes the most probable token each time; then `num_generations` must be 1.
         top_p: each token is drawn from the smallest set of tokens that has this probability.
         stop: a completion ends before the first of these strings, and is finished. They may be special tokens.
-        turn_ends: ids that end a completion, too (see `tokenization.turn_end_ids`).
-        batch_size: rows decoded together, at least `num_generations`. A batch has WAVES times as many, which
-            take the places of those that end.
+        turn_ends: further ids that end a completion (see `tokenization.turn_end_ids`).
+        batch_size: rows decoded together, at least `num_generations`. A batch has WAVES times as many; they
+            take the places of rows that end.
     """
     assert not model.training
     assert num_generations == 1 or temperature > 0
@@ -106,17 +106,17 @@ def generate(
 
 
 def num_batches(num_prompts: int, *, num_generations: int, batch_size: int) -> int:
-    """How many batches `generate` yields from batch 0 on."""
+    """Return how many batches `generate` yields from batch 0 on."""
     return -(-num_prompts // prompts_per_batch(num_generations, batch_size))
 
 
 def prompts_per_batch(num_generations: int, batch_size: int) -> int:
-    """`WAVES` times as many as are decoded together."""
+    """Return how many prompts a batch has: `WAVES` times as many as are decoded together."""
     return WAVES * max(1, batch_size // num_generations)
 
 
 def _uniforms(seed: int, prompt: int, index: int, *, num: int) -> Tensor:
-    """[num] float32 in [0, 1), what completion `index` of a prompt draws its tokens with."""
+    """Return the [num] float32 in [0, 1) from which completion `index` of a prompt draws its tokens."""
     digest = hashlib.sha256(f"{seed}:{prompt}:{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
     return torch.rand(num, generator=generator)
@@ -135,7 +135,7 @@ def read(
     """Return text, finished and token ids of one row of sampled ids."""
     stopped = _has_stopped(tokenizer, ids, stop=stop)
     if stopped:
-        # Tokens after the one that completed a stop string were sampled by chance of when it was noticed.
+        # Tokens after the one that completed a stop string depend on when it was noticed: drop them.
         length = bisect.bisect_left(
             range(len(ids)), True, key=lambda n: _has_stopped(tokenizer, ids[:n], stop=stop)
         )
@@ -150,9 +150,9 @@ def read(
 def reads_as(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, stop: Sequence[str] = ()
 ) -> bool:
-    """Return whether this tokenizer's `ids` say a sample's text and nothing else but what ended it.
+    """Return whether this tokenizer's `ids` decode to a sample's text, plus at most one end.
 
-    Special tokens, the strings of `stop` and any one token end one: a model may name any token in its generation config.
+    An end is a special token, a string of `stop` or any one token, as a generation config may name any.
     """
     if not ids or not all(0 <= id < len(tokenizer) for id in ids):
         return False
@@ -171,11 +171,11 @@ def reads_as(
 
 
 def _has_stopped(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, stop: list[str]) -> bool:
-    """Return whether a stop string is in what the ids say, or was before the character that they break off in."""
+    """Return whether the decoded ids contain a stop string, also if they break off within a character."""
     text = _text(tokenizer, ids)
     texts = [text]
     if text.endswith(REPLACEMENT):
-        # A tokenizer with byte fallback shows all bytes in a row as unreadable if the last of them are cut.
+        # With byte fallback, a tokenizer shows a whole run of bytes as unreadable if its end is cut off.
         texts += [_text(tokenizer, ids[:-n]) for n in range(1, LONGEST_CHARACTER)]
     return any(string in text for text in texts for string in stop)
 

@@ -1,6 +1,6 @@
-"""Ask a server for one token: it answers, takes the key, and has the model behind the address that the prompts go to.
+"""A request for one token, which shows that a server answers, takes the key and has the model.
 
-And gives so many completions a request.
+It also finds how many completions the server gives in one request.
 """
 
 import math
@@ -18,9 +18,9 @@ _TIMEOUT = 30.0  # seconds for one token
 
 
 async def probe(server: Server, prompt: Asked, settings: RequestSettings, key: str) -> Failure | None:
-    """Why the server does not answer for the model now, or None.
+    """Return why the server does not answer for the model now, or None.
 
-    One that refuses so many completions at once is asked for half as many, and so on; `server.most` is what it gives.
+    If it refuses so many completions at once, ask for half as many, and so on; `server.most` becomes what it gives.
     """
     number = server.most
     got = await _one_token(server, prompt, settings, key, number)
@@ -44,7 +44,7 @@ async def probe(server: Server, prompt: Asked, settings: RequestSettings, key: s
 
 
 async def _one_token(server: Server, prompt: Asked, settings: RequestSettings, key: str, number: int) -> Any:
-    """What the client made of the server's answer, or a `Failure`."""
+    """Return the client's reading of the server's answer, or a `Failure`."""
     endpoint = replace(server.endpoint, timeout=min(server.endpoint.timeout, _TIMEOUT))
     asked = request(
         server.client.with_options(timeout=endpoint.timeout),
@@ -58,9 +58,9 @@ async def _one_token(server: Server, prompt: Asked, settings: RequestSettings, k
 
 
 async def announce(servers: Sequence[Server], *, longest: int) -> None:
-    """Say which servers answer for the model though their lists have other names only, and which cut completions.
+    """Warn of servers that accept a model which they do not list, and of servers that cut completions.
 
-    `longest`: tokens of a prompt and its completion. llama.cpp ends a completion where its slot is full, as if
+    `longest`: tokens of a prompt and its completion. llama.cpp ends a completion when its slot is full, as if
     `max_tokens` had ended it; other servers refuse such a request.
     """
     for server in servers:
@@ -79,24 +79,24 @@ async def announce(servers: Sequence[Server], *, longest: int) -> None:
 
 
 async def models(server: Server) -> dict[str, float]:
-    """The models that the server lists, with the tokens that each has room for; none where it has no list."""
+    """Return the models that the server lists, with the tokens that each has room for; none without a list."""
     import openai
 
-    with suppress(openai.OpenAIError, ValueError, TypeError, AttributeError):  # or whatever was sent
+    with suppress(openai.OpenAIError, ValueError, TypeError, AttributeError):  # whatever the server sent
         found = await server.client.with_options(timeout=_TIMEOUT).models.list()
         return {each.id: _room(each) for each in found.data if isinstance(each.id, str)}
     return {}
 
 
 def _room(model: Any) -> float:
-    """What llama.cpp says of its slots; no limit where a server says nothing of the kind."""
+    """Return the tokens in one of llama.cpp's slots; no limit for a server that does not report them."""
     meta = getattr(model, "meta", None)
     room = meta.get("n_ctx") if isinstance(meta, dict) else None
     return room if isinstance(room, int) else math.inf
 
 
 async def _what_else(server: Server, prompt: Asked) -> str:
-    """What may be wrong: the model, where the server lists others; else what the prompts go to."""
+    """Return the likely mistake: the model, if the server lists others, otherwise the address or API."""
     names = await models(server)
     if names and server.endpoint.model not in names:
         return f". It lists {', '.join(names)}"

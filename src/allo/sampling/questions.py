@@ -1,6 +1,6 @@
-"""Questions to a model behind an OpenAI-compatible endpoint: many at once, each reply recorded as it comes.
+"""Questions to a model behind an OpenAI-compatible endpoint: many at once, each reply recorded as it arrives.
 
-Whatever a server says is shown without the key, in case the server repeats it.
+A server's words are shown without the key, in case the server repeats it.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ GIVE_UP_AFTER = 16
 
 @dataclass(frozen=True)
 class Question:
-    """`id` names it in errors and among the replies."""
+    """A question; `id` names it in errors and among the replies."""
 
     id: str
     messages: list[Message]
@@ -45,10 +45,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """`hash`: of the whole request. `finished`: the model ended by itself; tokens are None where none were counted.
+    """A reply. `hash`: of the whole request. `finished`: the model ended by itself. Tokens are None if none were counted.
 
-    `text` is blank where the model refused, only reasoned, or was filtered. `ended`: why it ended, in the server's word,
-    empty where it gave none; None in what was kept before it was recorded.
+    `text` is blank if the model refused, only reasoned, or was filtered. `ended`: the server's word for why it ended,
+    empty if it gave none; None in replies that were kept before this was recorded.
     """
 
     id: str
@@ -61,20 +61,20 @@ class Reply:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether its length ended it, and no filter or abort."""
+        """Return whether its length ended it, rather than a filter or an abort."""
         return not self.finished and (self.ended is None or end_word(self.ended) in BY_LENGTH)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The replies and the reasons of what failed, both by the question's id; `asked` counts this call's requests."""
+    """The replies and the reasons of failures, both by the question's id; `asked` counts this call's requests."""
 
     replies: dict[str, Reply]
     failed: dict[str, str] = field(default_factory=dict)
     asked: int = 0
 
     def counts(self, endpoint: Endpoint) -> dict[str, Any]:
-        """Requests and tokens of all replies, and what they cost where both prices are given."""
+        """Return the requests and tokens of all replies, and their cost if both prices are given."""
         replies = self.replies.values()
         tokens_in = sum(reply.prompt_tokens or 0 for reply in replies)
         tokens_out = sum(reply.completion_tokens or 0 for reply in replies)
@@ -100,10 +100,10 @@ def ask(
 ) -> Answers:
     """Ask every question to which `<path>.replies` holds no reply yet.
 
-    A question is the same where its messages, the server, the model and the settings are. A reply without text is one:
-    asked again until it had some, a model that samples would be chosen from, and the replies would depend on how often
-    they were asked for. A request that fails for good is counted and named; it is asked again by the next call.
-    `temperature` None leaves it to the server.
+    Two questions are the same if their messages, server, model and settings are. A reply without text counts as a reply:
+    asking again until there is some would select among a model's samples, and the replies would depend on how often
+    they were requested. A request that fails for good is counted and named; the next call asks it again.
+    `temperature` None leaves the temperature to the server.
 
     Raises `UserError` without a key or the `openai` package, and where the server refuses the key or does not know
     the model, or `GIVE_UP_AFTER` requests fail in a row. What was answered until then is kept.
@@ -111,7 +111,9 @@ def ask(
     settings = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
     asked = ["chat", endpoint.base_url, endpoint.model, settings]
     hashes = {each.id: sha256_json([*asked, each.messages]) for each in questions}
-    lines = ResumableLines(path, suffix=SUFFIX, in_order=False)  # paid for: a damaged one alone is lost
+    lines = ResumableLines(
+        path, suffix=SUFFIX, in_order=False
+    )  # replies were paid for: a damaged line loses only itself
     replies = _kept_replies(lines)
     todo = [each for each in questions if hashes[each.id] not in replies]
     failed = asyncio.run(_ask_all(endpoint, todo, hashes, settings, lines, replies)) if todo else {}
@@ -120,7 +122,7 @@ def ask(
 
 
 def _kept_replies(lines: ResumableLines) -> dict[str, Reply]:
-    """Return the kept replies by their hash. What is none is not taken, so it is asked for again."""
+    """Return the kept replies by their hash. A line that holds no reply is skipped, so it is asked for again."""
     found = [_kept_reply(row) for row in lines.rows()]
     if unread := found.count(None):
         say(
@@ -161,7 +163,7 @@ async def _ask_all(
 
     async def work() -> None:
         nonlocal in_a_row
-        for question in todo:  # which all workers share
+        for question in todo:  # all workers share this iterator
             reply, reason = await _request(client, endpoint, question, hashes[question.id], settings, key)
             if reply is not None:
                 say_unknown_end(endpoint, reply.ended, unknown)
@@ -183,7 +185,7 @@ async def _ask_all(
             async with asyncio.TaskGroup() as workers:
                 for _ in range(endpoint.concurrency):
                     workers.create_task(work())
-        except ExceptionGroup as several:  # the first ended the others
+        except ExceptionGroup as several:  # the first error ended the other tasks
             raise several.exceptions[0] from None
     return failed
 
@@ -196,8 +198,8 @@ async def _request(
     settings: dict[str, Any],
     key: str,
 ) -> tuple[Reply | None, str | None]:
-    """One reply, or why there is none. Raises `UserError` where no other request can do better."""
-    # A mapping of the API's own form: the client's types know the roles by name.
+    """Return one reply, or why there is none. Raises `UserError` if every other request would fail too."""
+    # A mapping in the API's own form, whose roles the client's types know only by name.
     messages: Any = question.messages
     ends = time.monotonic() + endpoint.longest_request
     for tried in range(endpoint.max_retries + 1):
@@ -215,14 +217,14 @@ async def _request(
 
 
 def asks_too_long(failure: Failure, patience: float) -> str:
-    """Return a failure's reason, with the time that the server asks for if that is longer than it is waited for."""
+    """Return a failure's reason, with the pause that the server asks for if it is longer than `patience`."""
     if failure.wait is None or failure.wait <= patience:
         return failure.reason
     return f"{failure.reason}; it asks to wait {failure.wait:.0f} s, and at most {patience:.0f} s are waited"
 
 
 def say_unknown_end(endpoint: Endpoint, ended: str | None, said: set[str]) -> None:
-    """Say once for each word of a server that is in none of our lists that such a text counts as unfinished."""
+    """Say, once for each unknown reason of a server, that a text which ended so counts as unfinished."""
     if ended is None or is_known_end(ended) or ended in said:
         return
     said.add(ended)
@@ -231,11 +233,11 @@ def say_unknown_end(endpoint: Endpoint, ended: str | None, said: set[str]) -> No
 
 
 def _read(got: Any, question: Question, hash: str, key: str) -> tuple[Reply | None, str | None]:
-    """What a server called a completion, checked: the client builds its objects from whatever came.
+    """Check and return a server's completion: the client builds its objects from whatever it received.
 
-    A choice that has no message, but says that something else than the model ended it, is a reply without text: some
-    filters leave no more. One that a failure of the server ended before it had text is none, nor is one whose text is
-    elsewhere or in another form: it would be kept as blank.
+    A choice without a message that something else than the model ended is a reply without text, as some filters leave
+    no more. It is no reply if a failure of the server ended it before it had text, or if its text is elsewhere or in
+    another form: it would be kept as blank.
     """
     from openai.types.chat import ChatCompletion, ChatCompletionMessage
 

@@ -1,4 +1,4 @@
-"""What is asked of a server for one prompt, and what of its reply is a completion."""
+"""The request to a server for one prompt, and the completions in its reply."""
 
 import re
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _THOUGHTS = re.compile("think|thought|reasoning|reflect", re.IGNORECASE)
-_SEEDS = 2**31  # what every server's generator takes
+_SEEDS = 2**31  # every server's generator takes seeds below this
 
 
 @dataclass(frozen=True)
 class Asked:
     """A prompt as servers read it: a text for /completions, messages for /chat/completions.
 
-    `num_tokens`: those that our tokenizer makes of it.
+    `num_tokens`: its length in our tokenizer.
     """
 
     id: str
@@ -44,7 +44,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class RequestSettings:
-    """How completions are drawn, as every request says it; `extra_body` as the recipe's key."""
+    """The settings of sampling that every request carries; `extra_body` is the recipe's key."""
 
     num_generations: int
     temperature: float
@@ -57,9 +57,9 @@ class RequestSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion of a reply, without what ended it. `ended`: the server's reason, empty without a word of it.
+    """One completion of a reply, without what ended it. `ended`: the server's reason, empty if it gave none.
 
-    `stop`: the stop string, or the id of the token, that ended it; empty for a stop string without its name. None: the
+    `stop`: the stop string, or the id of the token, that ended it; empty for a stop string that is not named. None: the
     model's own end, which `is_guessed` if the server says only that it stopped.
     """
 
@@ -72,7 +72,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Reply:
-    """`prompt_tokens`: None where the server counts none; `completion_tokens`: also where it counts several choices'."""
+    """The completions of a request. `prompt_tokens`: None if the server does not count them; `completion_tokens`: also None
+    if it counts those of several choices together."""
 
     choices: list[Choice]
     prompt_tokens: int | None
@@ -80,14 +81,14 @@ class Reply:
 
 
 def seed_of(seed: int, prompt_id: str, index: int) -> int:
-    """A request's seed: that of the first completion that it asks for, whatever server it goes to and when."""
+    """Return a request's seed. It follows from the first completion asked for, not from the server or the time."""
     return int(sha256_text(f"seed {seed}, prompt {prompt_id}, completion {index}")[:16], 16) % _SEEDS
 
 
 def request(
     client: "AsyncOpenAI", model: str, asked: Asked, settings: RequestSettings, *, first: int, number: int
 ) -> "Awaitable[Any]":
-    """The client's call for completions `first` to `first + number - 1` of a prompt."""
+    """Return the client's call for completions `first` to `first + number - 1` of a prompt."""
     said: dict[str, Any] = {
         "model": model,
         "n": number,
@@ -101,19 +102,18 @@ def request(
         said["stop"] = settings.stop
     if isinstance(asked.prompt, str):
         return client.completions.create(prompt=asked.prompt, **said)
-    # A mapping of the API's own form: the client's types know the roles by name.
+    # A mapping in the API's own form, whose roles the client's types know only by name.
     messages: Any = asked.prompt
     return client.chat.completions.create(messages=messages, **said)
 
 
 def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Failure:
-    """At most `number` completions of what the client made of the server's answer; it builds its objects from whatever
-    came.
+    """Return at most `number` completions of a server's answer, from which the client builds its objects unchecked.
 
-    A text is cut before the first stop string, which some servers leave in it. A choice without text, or one
-    that something else than the model ended (a filter, an abort), is none; one that ended for a reason that we do not
-    know is unfinished, and none without text; a reply without any is a failure, as is one
-    of parts of completions, and a failure stays what it is.
+    A text is cut before the first stop string, which some servers leave in it. A choice is no completion if it has no
+    text, or if something else than the model ended it (a filter, an abort). One that ended for an unknown reason is
+    unfinished, and no completion if its text is blank. A reply without completions is a failure, as is one that holds
+    parts of completions. A `Failure` is returned as it is.
     """
     if isinstance(got, Failure):
         return got
@@ -138,14 +138,14 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
 
 
 def _lacks_thoughts(choice: Any) -> bool:
-    """Whether a field beside the text has thoughts: each server has a name of its own for it."""
+    """Return whether a field beside the text has thoughts; each server names it differently."""
     fields = _fields(getattr(choice, "message", None)) | _fields(choice)
     return any(value for name, value in fields.items() if _THOUGHTS.search(name))
 
 
-def _fields(given: Any) -> dict[str, Any]:
-    """The fields of an object of the client's, with those that only this server has."""
-    return {**getattr(given, "__dict__", {}), **(getattr(given, "model_extra", None) or {})}
+def _fields(read: Any) -> dict[str, Any]:
+    """Return the fields of a client's object, including those that only this server has."""
+    return {**getattr(read, "__dict__", {}), **(getattr(read, "model_extra", None) or {})}
 
 
 def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
@@ -170,9 +170,9 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
 
 
 def _stop_of(choice: Any, word: str, stop: Sequence[str]) -> tuple[str | int | None, bool]:
-    """What ended a completion whose text does not show it, as in `Choice`, and whether that is a guess.
+    """Return what ended a completion whose text does not show it, as in `Choice`, and whether that is a guess.
 
-    Servers that say more than a word name it in a field of the choice: `stop_reason` (vLLM), `matched_stop` (SGLang).
+    Some servers name it in a field of the choice: `stop_reason` (vLLM), `matched_stop` (SGLang).
     """
     said = {name: value for name, value in _fields(choice).items() if "stop" in name}
     named = [value for value in said.values() if value in stop or type(value) is int]

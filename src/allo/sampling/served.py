@@ -1,4 +1,4 @@
-"""Complete prompts at servers: every completion once, whatever fails on the way."""
+"""Completion of prompts at servers: every completion once, whatever fails on the way."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ _LOOKED_AT = 8  # prompts whose completions are compared
 
 @dataclass
 class Tally:
-    """What this process asked for and got."""
+    """The requests of this process and what they brought."""
 
     completions: int = 0
     tokens: int = 0
@@ -37,7 +37,7 @@ class Tally:
         return {"completions": self.completions / seconds, "tokens": self.tokens / seconds}
 
     def counts(self) -> dict[str, Any]:
-        """What the manifest holds of this process alone: 0 all, where an earlier one had left nothing to ask for."""
+        """Return the manifest's counts of this process alone; all are 0 if an earlier process had left nothing to ask for."""
         return {
             "requests": self.requests,
             "retries": self.retries,
@@ -55,15 +55,15 @@ def complete(
     advice: str,
     num_tokens: Callable[[str], int],
 ) -> dict[str, Any]:
-    """Ask for every completion that `lines` lacks; returns counts, of `lines` and of this process.
+    """Ask for every completion that `lines` lacks; return counts of `lines` and of this process.
 
-    Each reply is a batch of rows there, a `Completion` each with the server's count of the prompt's `prompt_tokens` and the
-    `stop` of its `Choice`. The endpoints have one model and one key between them. `num_tokens` counts a text's tokens, for replies of several
-    completions, of which servers count all tokens together.
+    Each reply is a batch of rows there: a `Completion` each, with the server's count of the prompt's `prompt_tokens` and
+    the `stop` of its `Choice`. All endpoints share one model and one key. `num_tokens` counts a text's tokens; it is
+    needed for replies of several completions, whose tokens servers count together.
 
-    Raises `UserError` without the `openai` package; where no server answers, at the beginning or for `patience` seconds
-    (`advice` says what to start); where at the beginning a server refuses the key or does not know the model; and where
-    requests fail for good. What was answered until then is kept.
+    Raises `UserError` without the `openai` package; if no server answers, at the beginning or for `patience` seconds
+    (`advice` says what to start); if at the beginning a server refuses the key or does not know the model; and if
+    requests fail for good. Answers received until then are kept.
     """
     _check_kept(lines)
     there = Counter(str(row["prompt_id"]) for row in lines.rows())
@@ -73,7 +73,7 @@ def complete(
     work = _Work(settings, lines, there, num_tokens, key_of(endpoints[0]), patience)
     try:
         asyncio.run(work.do(todo, endpoints, advice=advice))
-    except ExceptionGroup as several:  # the first ended the others
+    except ExceptionGroup as several:  # the first error ended the other tasks
         raise several.exceptions[0] from None
     if work.failed:
         id, failure = next(iter(work.failed.items()))
@@ -85,7 +85,7 @@ def complete(
 
 
 def _check_kept(lines: ResumableLines) -> None:
-    """Raises `UserError` for a row that `complete` has not written: their numbers follow from how many there are."""
+    """Raise `UserError` for a row that `complete` did not write: completions are numbered by counting rows."""
     kinds = {"prompt_id": str, "index": int, "text": str, "finished": bool, "num_tokens": int}
     for number, row in enumerate(lines.rows(), start=1):
         wrong = [name for name, kind in kinds.items() if type(row.get(name)) is not kind]
@@ -97,10 +97,10 @@ def _check_kept(lines: ResumableLines) -> None:
 
 
 def _recorded(lines: ResumableLines, prompts: Sequence[Asked]) -> dict[str, int]:
-    """What the manifest holds of all processes that wrote the lines.
+    """Return the manifest's counts over all processes that wrote the lines.
 
-    `prompts_read_otherwise`: prompts in which a server counts other tokens than we do. `ends_guessed`: completions of which
-    no server said whether a stop string ended them or the model.
+    `prompts_read_otherwise`: prompts whose tokens a server counts differently. `ends_guessed`: completions for which no
+    server said whether a stop string or the model ended them.
     """
     own = {prompt.id: prompt.num_tokens for prompt in prompts}
     rows = list(lines.rows())
@@ -114,7 +114,7 @@ def _recorded(lines: ResumableLines, prompts: Sequence[Asked]) -> dict[str, int]
 
 @dataclass
 class _Work:
-    """What the requests of one event loop share. `there`: how many completions each prompt has."""
+    """State shared by the requests of one event loop. `there`: how many completions each prompt has."""
 
     settings: RequestSettings
     lines: ResumableLines
@@ -130,7 +130,7 @@ class _Work:
 
     async def do(self, todo: Sequence[Asked], endpoints: Sequence[Endpoint], *, advice: str) -> None:
         async with AsyncExitStack() as stack:
-            # A failed request is not tried again there, but at the next server.
+            # A failed request is tried again at the next server, not at the same one.
             own = [replace(endpoint, max_retries=0) for endpoint in endpoints]
             tokens = self.settings.num_generations * self.settings.max_new_tokens
             clients = [
@@ -164,7 +164,7 @@ class _Work:
         max_retries: int,
         advance: Callable[[int, str], None],
     ) -> None:
-        """Complete one prompt after the other, of those that all workers share."""
+        """Complete one prompt after another, taken from the iterator that all workers share."""
         for prompt in prompts:
             texts: list[str] = []
             while (first := self.there[prompt.id]) < self.settings.num_generations:
@@ -179,7 +179,7 @@ class _Work:
             self._compare(texts)
 
     async def _reply(self, prompt: Asked, first: int, servers: Servers, max_retries: int) -> Reply | Failure:
-        """What a server makes of a prompt from completion `first` on, after so many further attempts."""
+        """Ask for a prompt's completions from `first` on, with at most `max_retries` retries."""
         missing = self.settings.num_generations - first
         tried = pauses = 0
         while True:
@@ -201,7 +201,7 @@ class _Work:
                     return reply
                 servers.failed(server, reply)
             if reply.kind == "refused" and await servers.still_answers(server):
-                if server.most < number:  # which was too many
+                if server.most < number:  # it was asked for too many
                     continue
                 return reply
             if tried == max_retries:
@@ -236,7 +236,7 @@ class _Work:
             )
 
     def _compare(self, texts: list[str]) -> None:
-        """Say so once where a server seems to take the most probable token, whatever the temperature."""
+        """Warn once if a server seems to take the most probable token, whatever the temperature."""
         if self.settings.temperature == 0 or len(texts) < 2 or len(self.distinct) == _LOOKED_AT:
             return
         self.distinct.append(len(set(texts)))

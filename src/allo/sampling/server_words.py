@@ -1,4 +1,4 @@
-"""The words and numbers in which servers say why a text ended, how long it is and when to ask again; and their texts."""
+"""Servers' words and numbers: why a text ended, how long it is, when to ask again; and their texts."""
 
 import math
 import re
@@ -9,14 +9,14 @@ from email.utils import parsedate_to_datetime
 
 from allo.console import printable
 
-_SHOWN = 300  # characters of what a server says
-_SHORTEST_KEY = 8  # characters; a shorter key is not struck out of what a server says of a failure
+_SHOWN = 300  # characters of a server's message
+_SHORTEST_KEY = 8  # characters; a shorter key is not struck out of a server's message
 SHORTEST_SECRET = 16
 """Characters. A shorter key may be a word in a key's place, which stands in good replies, too."""
 MOST_TOKENS = 10**12
 """A larger count of tokens is none."""
-# Why a text ended, in the servers' words: by itself, by its length, by the server's work, by another hand than the
-# model's. Of TGI, Anthropic, Cohere, Gemini, Mistral, TensorRT-LLM and others beside OpenAI's.
+# Why a text ended, in the words of servers: by itself, by its length, by a failure of the server, by a filter or the
+# like. They are OpenAI's and those of TGI, Anthropic, Cohere, Gemini, Mistral, TensorRT-LLM and others.
 BY_ITSELF = {
     *("stop", "stop_sequence", "stop_words", "eos", "eos_token", "eos_id"),
     *("end", "end_turn", "end_id", "complete"),
@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 
 
 def end_word(reason: object) -> str:
-    """Return a server's reason as the sets above have it; empty if it is no word."""
+    """Return a server's reason in the form of the sets above; empty if it is no word."""
     return reason.strip().lower().rpartition(".")[2] if isinstance(reason, str) else ""
 
 
@@ -52,9 +52,9 @@ def count_of(number: object) -> int | None:
 
 
 def wait_of(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds until the server wants to be asked again; None if it does not say, or not intelligibly.
+    """Return the seconds until the server wants to be asked again; None if it does not say so in a readable way.
 
-    A number, or the date that HTTP allows. Infinite for a number too large for a float.
+    It may say a number, or a date as HTTP allows. The result is infinite for a number too large for a float.
     """
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         said = headers.get(name, "").strip()
@@ -69,15 +69,15 @@ def wait_of(headers: Mapping[str, str]) -> float | None:
 
 
 def kept(key: str, text: str) -> str:
-    """Return a model's text as files can hold it: `?` for half a surrogate pair, which JSON can say and UTF-8 cannot.
+    """Return a model's text as files can hold it: `?` for half a surrogate pair, which JSON can express and UTF-8 cannot.
 
-    Without the key where that is a secret and no word, should the server have repeated it.
+    A key that looks like a secret is struck out, in case the server repeated it.
     """
     return _writable(text.replace(key, "[key]") if _is_secret(key) else text)
 
 
 def without(key: str, text: str) -> str:
-    """Return what a server said of a failure, in one short line, without the key."""
+    """Return a server's message about a failure in one short line, without the key."""
     plain = " ".join(printable(_writable(text)).split())  # first: what it takes out may stand within the key
     return (plain.replace(key, "[key]") if len(key) >= _SHORTEST_KEY else plain)[:_SHOWN]
 
@@ -87,7 +87,7 @@ def _writable(text: str) -> str:
 
 
 def _is_secret(key: str) -> bool:
-    """Whether a key looks like one: long, and of letters with digits among them or in both cases."""
+    """Return whether a key looks like a secret: long, with letters, and with digits or both cases."""
     has_letters = any(character.isalpha() for character in key)
     is_mixed = any(character.isdigit() for character in key) or key not in (key.lower(), key.upper())
     return len(key) >= SHORTEST_SECRET and has_letters and is_mixed

@@ -1,4 +1,4 @@
-"""Several servers of one model: each request goes to the one with the fewest open; a dead one is left out until it is back."""
+"""Several servers of one model. A request goes to the server with the fewest open; a dead one is skipped until it is back."""
 
 import asyncio
 import math
@@ -24,9 +24,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a server that is out 
 
 @dataclass(eq=False)
 class Server:
-    """`most`: completions that are asked for in one request. `open`: requests on their way. `reason`: of the last failure.
+    """One server. `most`: completions to ask for in one request. `open`: requests on their way. `reason`: of the last failure.
 
-    `back_at`: while it is out, when it is to be probed, in seconds of the monotonic clock.
+    `back_at`: while it is out, the time of its next probe, in seconds of the monotonic clock.
     """
 
     endpoint: Endpoint
@@ -46,8 +46,8 @@ class Server:
 class Servers:
     """The servers of one model, for tasks of one event loop.
 
-    `probe` asks a server for as little as possible: a `Failure` where it does not answer for the model. `patience`:
-    seconds without any server after which `UserError` is raised; `advice` ends its message.
+    `probe` asks a server for as little as possible, and returns a `Failure` if it does not answer for the model. After
+    `patience` seconds without any server `UserError` is raised; `advice` ends its message.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Servers:
         self._none_since = time.monotonic()
 
     async def check(self) -> None:
-        """Probe all at once, before the first request; those that do not answer are tried again later.
+        """Probe all servers at once, before the first request; those that do not answer are tried again later.
 
-        Raises `UserError` where none answers, and where one answers, but not for the model: a mistake that is still
-        cheap. From here on such a server is left out like a dead one, until it answers for the model.
+        Raises `UserError` if none answers, or if one answers but not for the model, as the mistake is still cheap now.
+        Later such a server is skipped like a dead one, until it answers for the model.
         """
         found = await asyncio.gather(*(self._probe(server) for server in self.all))
         for server, failure in zip(self.all, found, strict=True):
@@ -81,9 +81,9 @@ class Servers:
             raise self._nobody("no server answers")
 
     async def next(self) -> Server:
-        """A server that takes one more request, counted as open until it is `done`. Waits for one, but not for ever.
+        """Wait for a server that takes one more request, and count it as open until it is `done`.
 
-        Whoever comes when a server that is out is due probes it first.
+        A caller that comes when the probe of a server that is out is due makes that probe first.
         """
         while True:
             now = time.monotonic()
@@ -110,7 +110,7 @@ class Servers:
 
     @contextmanager
     def done(self, server: Server) -> Iterator[None]:
-        """The request that `next` counted as open ends with the block."""
+        """End the request that `next` counted as open when the block ends."""
         try:
             yield
         finally:
@@ -121,9 +121,9 @@ class Servers:
         server.failed_in_a_row = 0
 
     def failed(self, server: Server, failure: Failure) -> None:
-        """Count a failure; the server is left out where it seems dead or no server of the model any more.
+        """Count a failure; skip the server from now on if it seems dead or no longer serves the model.
 
-        One that only throttles is not.
+        A server that only throttles is not skipped.
         """
         if failure.kind in ("refused", "throttled"):
             return
@@ -132,9 +132,9 @@ class Servers:
             self._leave_out(server, failure)
 
     async def still_answers(self, server: Server) -> bool:
-        """Whether a server that refuses a request answers for the model; it is left out where not.
+        """Return whether a server that refused a request still answers for the model; skip it from now on if not.
 
-        It has just answered, so a probe that finds it slow or busy says nothing else: it may wait for free slots.
+        It has just answered, so a probe that finds it slow or busy proves nothing: it may wait for free slots.
         """
         failure = await self._probe(server)
         if failure is None or not (failure.is_of_server or failure.kind in ("refused", "lost")):

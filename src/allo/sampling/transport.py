@@ -1,4 +1,4 @@
-"""The HTTP client beneath `openai`'s: replies have a bound, their JSON is read by our reader, and the key stays at its server."""
+"""The HTTP client below `openai`'s: it bounds replies, reads their JSON by our reader, and keeps the key at its server."""
 
 import json
 from typing import Any
@@ -19,29 +19,29 @@ _OF_ITS_BODY = {b"content-encoding", b"content-length", b"content-type", b"trans
 
 
 class UnreadError(openai.OpenAIError):
-    """A reply that is not read, and why."""
+    """A reply that is not read, with the reason."""
 
 
 class RedirectedError(openai.OpenAIError):
-    """A redirect that is not followed, and where it points."""
+    """A redirect that is not followed, with its target."""
 
 
 def largest_reply(tokens: int) -> int:
-    """Return the bytes that a reply to a request for so many tokens may have."""
+    """Return the largest number of bytes that a reply to a request for `tokens` tokens may have."""
     return min(OVERHEAD + tokens * BYTES_PER_TOKEN, LARGEST)
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """Reads at most `largest` bytes of a reply, also unpacked; follows redirects within the server alone.
+    """A client that reads at most `largest` bytes of a reply, also unpacked, and follows redirects only within the server.
 
-    JSON is handed on as our reader reads it. Other text is handed on as text.
+    JSON is passed on as our reader reads it, other text as text.
     """
 
     def __init__(self, *, largest: int, timeout: float) -> None:
         super().__init__(timeout=timeout)
         self._largest = largest
 
-    # The types are those of whichever HTTP library `openai` is built on.
+    # The types belong to the HTTP library that `openai` is built on.
     async def send(
         self, request: Any, *, stream: bool = False, auth: Any = None, follow_redirects: Any = None
     ) -> Any:
@@ -88,7 +88,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 def _counted(value: Any) -> Any:
-    """Return the JSON of a reply with counts of tokens that are some: the client reads `true` as 1."""
+    """Return the JSON of a reply with only valid counts of tokens: the client reads `true` as 1."""
     usage = value.get("usage") if isinstance(value, dict) else None
     if not isinstance(usage, dict):
         return value
@@ -97,7 +97,7 @@ def _counted(value: Any) -> Any:
 
 
 def _followed(request: Any, response: Any) -> Any:
-    """Return the request that a redirect asks for, where it goes to the same server with the same words."""
+    """Return the request that a redirect asks for, if it goes to the same server with the same content."""
     following = response.next_request
     if _origin(following.url) != _origin(request.url):
         scheme, host, port = _origin(following.url)

@@ -1,6 +1,6 @@
-"""Sample completions through vLLM, in this process: the same prompts' token ids, the same settings, its own kernels.
+"""The backend `vllm`: completions sampled in this process from the same token ids and settings, with vLLM's kernels.
 
-Written against vLLM's documented call forms (`LLM`, `SamplingParams`, `RequestOutput`).
+It is written against vLLM's documented call forms (`LLM`, `SamplingParams`, `RequestOutput`).
 """
 
 import gc
@@ -11,8 +11,46 @@ from typing import Any
 import torch
 
 from allo.errors import UserError
-from allo.sampling.generate import Batch, Generated, prompts_per_batch
+from allo.files.artifacts import ResumableLines, RunFolder
+from allo.files.records import Prompt
+from allo.models.start import is_ready, load_start_tokenizer, read_start
+from allo.models.tokenization import cut_left
+from allo.recipe import Recipe
+from allo.sampling.completions import Completed, ids_of, read_completed, record, room_at_start, turn_ends
+from allo.sampling.generate import Batch, Generated, num_batches, prompts_per_batch
+from allo.sampling.replies import seed_of
 from allo.weights.checkpoints import SUFFIX, weight_files
+
+
+def check_vllm(recipe: Recipe) -> None:
+    """Raise `UserError` without the `vllm` package, or if vLLM could read other weights than allo does."""
+    require_vllm()
+    local = recipe.sft is None and Path(recipe.model).expanduser().is_dir()
+    if local and (start := is_ready(recipe)):
+        refuse_other_weights(start)
+
+
+def complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
+    """Complete the prompts in this process, through vLLM."""
+    tokenizer, room = load_start_tokenizer(recipe, run), room_at_start(recipe, run)
+    lines = ResumableLines(run.completions)
+    whole = [ids_of(tokenizer, prompt) for prompt in prompts]
+    batches = vllm_generate(
+        Path(read_start(run).model),
+        [cut_left(tokenizer, prompt, room) for prompt in whole],
+        seeds=[seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
+        dtype=recipe.dtype,
+        max_length=room + recipe.sample.max_new_tokens,
+        trust_remote_code=recipe.trust_remote_code,
+        turn_ends=turn_ends(tokenizer, prompts),
+        start=len(lines.batches),
+        **recipe.sample.decoding,
+    )
+    total = num_batches(
+        len(prompts), num_generations=recipe.sample.num_generations, batch_size=recipe.sample.batch_size
+    )
+    record(batches, lines, prompts, description="sample", total=total)
+    return read_completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
 
 
 def vllm_generate(
@@ -35,13 +73,13 @@ def vllm_generate(
     """Yield completions batch by batch, in the prompts' order, from batch number `start` on.
 
     A batch has as many prompts as one of `generate`; vLLM decides what it decodes together. Completion i of a prompt is
-    drawn with the prompt's seed plus i. The engine's memory is let go at the end.
+    drawn with the prompt's seed plus i. The engine's memory is freed at the end.
 
     Args:
         prompts: each prompt's token ids, at least one.
         seeds: one for each prompt.
-        max_length: of a prompt and its completion together.
-        turn_ends: ids that end a completion beside those that vLLM reads from the checkpoint.
+        max_length: tokens of a prompt and its completion together.
+        turn_ends: further ids that end a completion; vLLM reads the others from the checkpoint.
 
     Raises:
         UserError: without the `vllm` package, and for a model that vLLM does not load.
@@ -81,7 +119,7 @@ def vllm_generate(
 
 
 def require_vllm() -> None:
-    """Raises `UserError` without the `vllm` package."""
+    """Raise `UserError` without the `vllm` package."""
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -105,7 +143,7 @@ def _engine(folder: Path, **settings: Any) -> Any:
 
 
 def refuse_other_weights(folder: Path) -> None:
-    """Raise UserError where vLLM, which looks at file names alone, could read other weights than allo does."""
+    """Raise `UserError` if vLLM, which looks only at file names, could read other weights than allo does."""
     named = weight_files(folder)
     others = sorted(file.name for file in folder.glob(f"*{SUFFIX}") if file not in named)
     if others:

@@ -12,16 +12,16 @@ from allo.files.rounds import data_of_rounds
 from allo.files.rows import Reading
 from allo.models import templates
 from allo.models.load import Tokenizer, num_weights
-from allo.models.model_checks import check_positions, num_positions
-from allo.models.start import check_policy, check_values, date_of, is_ready, load_policy_tokenizer
+from allo.models.model_checks import check_positions, num_positions, prompt_room
+from allo.models.start import check_policy, check_values, date_of, load_policy_tokenizer
 from allo.recipe import Recipe
-from allo.sampling.endpoint import require_openai
-from allo.sampling.vllm_engine import refuse_other_weights, require_vllm
+from allo.recipe.backends import BACKENDS
+from allo.recipe.own_code import function_of
+from allo.sampling.at_servers import check_servable
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_verifiable
 from allo.stages.reward import check_reward_model, has_no_answers
-from allo.stages.sample import check_servable, prompt_room
 from allo.stages.settings import check_settings
 from allo.tasks.gold import check_gold
 from allo.tasks.sources import Sources
@@ -79,7 +79,9 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     _check_lengths(recipe, positions)
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     disk = check_disk(recipe, weights)
-    _check_backend(recipe)
+    check_backend = BACKENDS[recipe.sample.backend].check
+    if check_backend and recipe.data.pairs is None:
+        function_of(check_backend, key="sample.backend")(recipe)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
     unread = [check_values(ref) for ref in _models(recipe)]
     trained = trained_solutions(recipe, tokenizer, sources)
@@ -108,7 +110,7 @@ def _check_asked(
         by = "judged by " + (recipe.judge.reward_model or "their answers")
         one, lengths = asked(tokenizer, samples, room, key="data", judged=by)
         found.append(one)
-        if recipe.sample.backend == "openai":
+        if BACKENDS[recipe.sample.backend].asks_servers:
             for prompt, length in zip(samples, lengths, strict=True):
                 check_servable(prompt, length, room, api=recipe.sample.api)
     sets = {name: sources.prompts(source) for name, source in evaluate.sets.items()}
@@ -169,19 +171,3 @@ def _check_lengths(recipe: Recipe, positions: int | None) -> None:
         lengths.append(recipe.sample.max_new_tokens)
     _room(recipe, positions, max(lengths))
     check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)
-
-
-def _check_backend(recipe: Recipe) -> None:
-    """Check that the sampling backend is installed, and reads the same weights as allo.
-
-    Servers are asked only when sampling begins, since the starting model is made first.
-    """
-    if recipe.data.pairs is not None:
-        return
-    if recipe.sample.backend == "vllm":
-        require_vllm()
-        local = recipe.sft is None and Path(recipe.model).expanduser().is_dir()
-        if local and (start := is_ready(recipe)):
-            refuse_other_weights(start)
-    if recipe.sample.backend == "openai":
-        require_openai()

@@ -9,14 +9,14 @@ from allo.baselines.arguments import trl_arguments, without_known_warnings
 from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl
 from allo.files.records import Completion, Pair
 from allo.models.load import Model
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.start import DTYPES, load_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
+from allo.sampling.completions import ids_of, turn_ends
 from allo.stages.judge import verify
 from allo.stages.reward import load_reader
-from allo.stages.sample import ids_of, prompt_room, turn_ends
 from allo.tasks.sources import training_prompts
 from allo.training.result import write_change
 from allo.training.run import moment_bytes, train_from

@@ -8,6 +8,7 @@ from pathlib import Path
 from allo.errors import UserError
 from allo.models.start import DTYPES, is_ready
 from allo.recipe import Recipe
+from allo.recipe.criteria import criterion_of
 from allo.recipe.training import Training
 
 _STATE = {False: 12, True: 6}
@@ -58,7 +59,7 @@ def _needed(recipe: Recipe, num_weights: int) -> int:
         if number and recipe.momentum:
             lasting += whole
         if recipe.locate is not None:
-            if recipe.locate.criterion in ("warmup", "bottom"):
+            if criterion_of(recipe.locate.criterion).needs == "warm-up":
                 most = max(most, lasting + _checkpoints(recipe.locate.training, num_weights))
             lasting += int(4 * recipe.max_density * num_weights)  # the importance, in fp32
             lasting += 4 * num_weights * recipe.reads_warmup

@@ -13,18 +13,18 @@ from allo.files.records import Completion, Prompt
 from allo.files.rounds import round_name, training_folders
 from allo.models.collate import pad
 from allo.models.load import Model, Tokenizer
-from allo.models.model_checks import num_positions
+from allo.models.model_checks import num_positions, prompt_room
 from allo.models.policy import check_head, completion_distributions
 from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
+from allo.sampling.completions import complete
 from allo.stages.judge import verify
 from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
-from allo.stages.sample import complete, prompt_room
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 from allo.stats.metrics import bootstrap
 from allo.tasks.answers.thoughts import Thoughts

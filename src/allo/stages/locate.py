@@ -14,6 +14,7 @@ from allo.models.load import Model, Tokenizer
 from allo.models.rows import counted_pairs
 from allo.models.start import load_start, read_start
 from allo.recipe import Locate, Recipe
+from allo.recipe.criteria import Needs, criterion_of
 from allo.training.arguments import training_arguments
 from allo.training.dpo_passes import DpoPasses
 from allo.training.run import remove_checkpoints, state_bytes, train
@@ -22,31 +23,33 @@ from allo.weights import importance
 from allo.weights.host_sums import HostSums
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.param_mask import ParamMask
-from allo.weights.selection import PIECE, stable_hash
+from allo.weights.selection import PIECE
 
 WARMUP_WEIGHTS = "weights.safetensors"
 Shapes = dict[str, tuple[int, ...]]
-Scores = Callable[[], Iterable[tuple[str, Tensor]]]
+Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
+"""Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
 Counts = dict[str, Any]
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `04-importance.safetensors`, and `04-warmup` where a warm-up was trained."""
+    """Write `04-importance.safetensors`, and `04-warmup` if a warm-up was trained."""
     assert recipe.locate is not None
     folder.warmup.mkdir(exist_ok=True)
     model, tokenizer = load_start(recipe, folder)
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
-    match recipe.locate.criterion:
-        case "magnitude" | "last" | "random":
-            scores, counts = _without_data(recipe, recipe.locate, model)
-        case "warmup" | "bottom":
-            scores, counts = _trained(recipe, recipe.locate, folder, model, tokenizer, shapes)
-        case "warmup_fused":
-            scores, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer)
-        case _:
-            scores, counts = _summed(recipe, recipe.locate, folder, model, tokenizer, shapes)
+    criterion = criterion_of(recipe.locate.criterion)
+    score, needs = importance.scoring_of(criterion), criterion.needs
+    if needs == "warm-up":
+        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer, shapes)
+    elif needs == "fused warm-up":
+        statistics, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer)
+    elif criterion.sums:
+        statistics, counts = _summed(recipe, recipe.locate, needs, folder, model, tokenizer, shapes)
+    else:
+        statistics, counts = _without_data(recipe, needs, model), {}
     top = ImportanceMap.top(
-        scores,
+        lambda: ((name, score(theta, statistic)) for name, theta, statistic in statistics()),
         density=recipe.max_density,
         granularity=recipe.locate.granularity,
         shapes=shapes,
@@ -64,8 +67,8 @@ def _trained(
     model: Model,
     tokenizer: Tokenizer,
     shapes: Shapes,
-) -> tuple[Scores, Counts]:
-    """Plain DPO of all weights, with fp32 masters: bf16 weights would swallow the small updates."""
+) -> tuple[Statistics, Counts]:
+    """Train all weights by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
     trainer = ImproveTrainer(
         model,
         _arguments(recipe, locate, folder, model),
@@ -82,19 +85,18 @@ def _trained(
     masters, before = trainer.selected.masters(), trainer.selected.slot("ref")
     if recipe.reads_warmup:
         _keep_warmup(folder, {name: masters[name].reshape(shapes[name]) for name in masters})
-    score = importance.bottom if locate.criterion == "bottom" else importance.delta
     counts = {
         "pairs": len(trainer.train_dataset),
         "dropped": trainer.num_dropped,
         "training_state_bytes": state_bytes(trainer),
     }
-    return lambda: ((name, score(before[name], masters[name])) for name in shapes), counts
+    return lambda: ((name, before[name], masters[name]) for name in shapes), counts
 
 
 def _trained_fused(
     recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
-) -> tuple[Scores, Counts]:
-    """Plain DPO of all weights, each updated inside the backward pass, with fp32 deltas in host memory."""
+) -> tuple[Statistics, Counts]:
+    """Train all weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
     passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
     warmup, metrics = passes.train_fused()
     write_jsonl(folder.warmup / "metrics.jsonl", metrics)
@@ -107,46 +109,38 @@ def _trained_fused(
         "host_state_bytes": warmup.host_bytes,
     }
 
-    def scores() -> Iterator[tuple[str, Tensor]]:
-        for name, delta in warmup.deltas.items():
-            yield from ((name, piece.abs()) for piece in _pieces(delta))
-
-    return scores, counts
+    return lambda: _in_pieces(warmup.start, warmup.deltas), counts
 
 
 def _summed(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, shapes: Shapes
-) -> tuple[Scores, Counts]:
-    """One pass over the pairs at the starting point: sum g, or for `fisher` sum g^2 over single pairs."""
+    recipe: Recipe,
+    locate: Locate,
+    needs: Needs,
+    folder: RunFolder,
+    model: Model,
+    tokenizer: Tokenizer,
+    shapes: Shapes,
+) -> tuple[Statistics, Counts]:
+    """Sum g, or g^2 of single pairs, over the pairs at the starting model."""
     passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
     sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
-    if locate.criterion == "fisher":
+    if needs == "squared gradients":
         # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
         passes.take_start_gradients_of_pairs(lambda name, _, gradient: sums.add_squares(name, gradient))
     else:
         passes.take_start_gradients(lambda name, _, gradient: sums.add(name, gradient))
-    score = getattr(importance, locate.criterion)
+    counts = {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
+    return lambda: _in_pieces(dict(model.named_parameters()), sums), counts
 
-    def scores() -> Iterator[tuple[str, Tensor]]:
+
+def _without_data(recipe: Recipe, needs: Needs, model: Model) -> Statistics:
+    def statistics() -> Iterator[tuple[str, Tensor, Tensor]]:
         for name, param in model.named_parameters():
-            pieces = zip(_pieces(param), _pieces(sums[name]), strict=True)
-            yield from ((name, score(theta.cpu(), total)) for theta, total in pieces)
+            flat = param.detach().reshape(-1).cpu()
+            indices, seed = torch.arange(flat.numel()), recipe.seed_of_data
+            yield name, flat, importance.statistic_of(needs, name, flat, indices, seed=seed)
 
-    return scores, {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
-
-
-def _without_data(recipe: Recipe, locate: Locate, model: Model) -> tuple[Scores, Counts]:
-    def score(name: str, param: Tensor) -> Tensor:
-        flat = param.detach().reshape(-1).cpu()
-        if locate.criterion == "magnitude":
-            return importance.magnitude(flat, flat)
-        if locate.criterion == "last":
-            return importance.last(flat, torch.tensor(importance.layer_of(name)).expand(flat.shape))
-        return importance.random(
-            flat, stable_hash(name, torch.arange(flat.numel()), seed=recipe.seed_of_data)
-        )
-
-    return lambda: ((name, score(name, param)) for name, param in model.named_parameters()), {}
+    return statistics
 
 
 def _arguments(recipe: Recipe, locate: Locate, folder: RunFolder, model: Model) -> Any:
@@ -162,7 +156,7 @@ def _arguments(recipe: Recipe, locate: Locate, folder: RunFolder, model: Model) 
 def _passes(
     recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
 ) -> tuple[DpoPasses, int]:
-    """Passes over the pairs, and how many pairs did not fit."""
+    """Return passes over the pairs, and how many pairs did not fit."""
     pairs = [vars(pair) for pair in read_jsonl(folder.pairs, Pair)]
     rows, counts = counted_pairs(tokenizer, pairs, max_length=recipe.max_length)
     if words := counts.words(recipe.max_length):
@@ -179,11 +173,15 @@ def _passes(
 
 
 def _keep_warmup(folder: RunFolder, weights: Mapping[str, Tensor]) -> None:
-    """The warm-up model in fp32 [shape], where the `implicit` scorer will read it."""
+    """Write the warm-up model in fp32 [shape] to the file that the `implicit` scorer reads."""
     with written_aside(folder.warmup / WARMUP_WEIGHTS) as part:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
 
 
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """A tensor's entries in pieces, so that no score of the whole is made."""
-    return tensor.detach().reshape(-1).split(PIECE)
+def _in_pieces(
+    weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | HostSums
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield weights and statistics in pieces, so that no score of a whole tensor is made."""
+    for name, theta in weights.items():
+        flat = (tensor.detach().reshape(-1).split(PIECE) for tensor in (theta, statistics[name]))
+        yield from ((name, piece.cpu(), statistic) for piece, statistic in zip(*flat, strict=True))

@@ -8,14 +8,13 @@ import torch
 
 from allo.errors import UserError
 from allo.losses.pair_losses import PairLoss, chosen_loss
-from allo.recipe import Improve, Locate, Recipe, Steps
+from allo.recipe import NEEDS_WARMUP, Improve, Locate, Recipe, Steps
+from allo.recipe.criteria import CRITERIA, criterion_of
 from allo.recipe.losses import SUPERVISED
 from allo.recipe.own_code import load_function, own_file
 from allo.recipe.training import Training
 from allo.tokens.scorers import scorers_of
-
-SUMMED = ("gradient", "fisher", "taylor")
-"""Criteria that accumulate a sum over the pairs."""
+from allo.weights.importance import scoring_of
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -40,6 +39,8 @@ def check_settings(recipe: Recipe) -> None:
         )
     if recipe.locate is not None:
         check_locate(recipe.locate)
+        if recipe.reads_warmup and not criterion_of(recipe.locate.criterion).trains:
+            raise UserError(f"locate.criterion: {NEEDS_WARMUP}")
     if recipe.score is not None:
         scorers_of(recipe.score)
     if recipe.improve is not None and recipe.improve.loss not in SUPERVISED:
@@ -56,22 +57,25 @@ def named_loss(improve: Improve) -> str | PairLoss:
 
 def check_locate(locate: Locate) -> None:
     """Raise `UserError`, beginning with the key, for settings that the criterion would ignore."""
-    if locate.accumulate != "float32" and locate.criterion not in SUMMED:
+    criterion = criterion_of(locate.criterion)
+    scoring_of(criterion)
+    if locate.accumulate != "float32" and not criterion.sums:
+        summed = [each.name for each in CRITERIA.values() if each.sums]
         raise UserError(
             f"locate.accumulate: criterion {locate.criterion} accumulates nothing; remove the key, or choose "
-            f"one of {', '.join(SUMMED)}."
+            f"one of {', '.join(summed)}."
         )
-    if locate.criterion in ("warmup", "bottom") or not locate.training.model_extra:
+    if criterion.needs == "warm-up" or not locate.training.model_extra:
         return
     from allo.training.dpo_passes import READ_AT_START, READ_IN_WARMUP
 
-    # Criteria with passes of their own, and the arguments that they read; other criteria read none.
-    read = {"warmup_fused": READ_IN_WARMUP, **dict.fromkeys(SUMMED, READ_AT_START)}
-    ignored = (locate.training.model_extra or {}).keys() - read.get(locate.criterion, frozenset())
+    # Criteria with passes of their own read these arguments; other criteria read none.
+    read = READ_IN_WARMUP if criterion.trains else READ_AT_START if criterion.sums else frozenset()
+    ignored = (locate.training.model_extra or {}).keys() - read
     if ignored:
         reason = (
             "has an update rule of its own, inside the backward pass,"
-            if locate.criterion == "warmup_fused"
+            if criterion.trains
             else "trains nothing"
         )
         raise UserError(

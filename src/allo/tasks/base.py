@@ -1,10 +1,9 @@
-"""What the benchmarks share: where rows come from, how they are worded, how they are taught."""
+"""The parts that benchmarks share: reading rows, wording problems, and writing the demonstrations that are taught."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,16 +18,10 @@ WORDED = re.compile(
 )
 
 
-class Task(Protocol):
-    """What a module of this package offers."""
-
-    def load(self, split: str, *, folder: Path | None = None) -> Iterator[Prompt]: ...
-
-
 class Problem(BaseModel):
-    """One problem, before wording. `solution` is its rationale, without the final answer's line.
+    """One problem, before wording. `solution` is its rationale, without the line of the final answer.
 
-    Of an instruction `answer` is the baseline's reply, and there is nothing else.
+    An instruction has nothing but `answer`, the baseline's reply.
     """
 
     model_config = ConfigDict(strict=True)
@@ -42,14 +35,14 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the hub. `configs` are read one after another; `splits` renames ours -> the hub's."""
+    """A data set on the hub. `configs` are read one after another; `splits` maps our names to the hub's."""
 
     id: str
     configs: tuple[str, ...] = ()
     splits: dict[str, str] = field(default_factory=dict)
 
     def rows(self, split: str) -> Iterator[tuple[str, Row]]:
-        """Yields `(place, row)` of one of our splits."""
+        """Yield `(place, row)` of one of our splits."""
         for config in self.configs or (None,):
             for _, place, row in hub_rows(self.id, self.splits.get(split, split), config=config):
                 yield place, row
@@ -57,13 +50,13 @@ class Hub:
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a data set on the hub, of JSON objects: the whole split `test`."""
+    """One file of JSON objects in a data set on the hub, which is the whole split `test`."""
 
     id: str
     name: str
 
     def rows(self, split: str) -> Iterator[tuple[str, Row]]:
-        """Yields `(place, row)`. Raises `UserError` for another split."""
+        """Yield `(place, row)`. Raises `UserError` for another split."""
         if split != "test":
             raise UserError(f"{self.id} has no split {split!r}; it has `test` alone.")
         for _, place, row in hub_file_rows(self.id, self.name):
@@ -78,18 +71,18 @@ def load(
     hub: Hub,
     from_hub: Callable[[Row], Row],
 ) -> Iterator[Prompt]:
-    """The prompts of one split, from `<folder>/<task>/<split>.jsonl[.gz]` or else from the hub.
+    """Return the prompts of one split, from `<folder>/<task>/<split>.jsonl[.gz]`, or from the hub without a folder.
 
-    `from_hub` turns a row of the hub into the columns of `Problem` but for the id. Rows of a folder have
-    them already. Raises `UserError` for a missing folder, file or column, for damaged rows, and for two
-    rows with one id.
+    `from_hub` turns a row of the hub into the columns of `Problem`, except the id; rows of a folder have
+    these columns already. Raises `UserError` for a missing folder, file or column, for damaged rows, and
+    for two rows with one id.
     """
     problems = _problems(task, split, folder, hub, from_hub)
     return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
 
 
 def load_folder(task: str, split: str, *, folder: Path) -> Iterator[Prompt]:
-    """As `load`, for a task that is on no hub."""
+    """Return the prompts of a task that is on no hub; see `load`."""
     problems = _folder_problems(task, split, folder)
     return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
 
@@ -102,13 +95,13 @@ def load_instructions(
     hub: HubFile,
     from_hub: Callable[[Row], Row],
 ) -> Iterator[Prompt]:
-    """As `load`, for instructions: their `answer` is a baseline's reply, which a judge compares with."""
+    """Return the prompts of instructions, whose `answer` is a baseline's reply for a judge to compare; see `load`."""
     problems = _problems(task, split, folder, hub, from_hub)
     return distinct((place, as_instruction(problem, task=task)) for place, problem in problems)
 
 
 def distinct(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Prompt]:
-    """The prompts of `(place, prompt)`. Raises `UserError` naming both places of two that have one id."""
+    """Yield the prompts of `(place, prompt)`. Raises `UserError` that names both places if two share an id."""
     places: dict[str, str] = {}
     for place, prompt in prompts:
         if prompt.id in places:
@@ -120,7 +113,7 @@ def distinct(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Prompt]:
 
 
 def to_prompt(problem: Problem, *, task: str) -> Prompt:
-    """The problem in words, with its demonstration as `solution`."""
+    """Word the problem, with its demonstration as `solution`."""
     return Prompt(
         id=problem.id,
         prompt=word(problem.question, problem.choices),
@@ -132,12 +125,12 @@ def to_prompt(problem: Problem, *, task: str) -> Prompt:
 
 
 def as_instruction(problem: Problem, *, task: str) -> Prompt:
-    """The instruction as it stands. It has no right answer; `solution` is the baseline's reply."""
+    """Return the instruction unchanged. It has no right answer; `solution` is the baseline's reply."""
     return Prompt(id=problem.id, prompt=problem.question, solution=problem.answer, task=task)
 
 
 def word(question: str, choices: list[str] | None) -> str:
-    """The text that the model is shown; it ends with a line break, where the completion begins."""
+    """Return the text that the model is shown. It ends with a line break, after which the completion begins."""
     if choices is None:
         return (
             f"Question: {question.strip()}\n"
@@ -151,20 +144,20 @@ def word(question: str, choices: list[str] | None) -> str:
 
 
 def question_of(prompt: str | list[Message]) -> str:
-    """The question that `word` was given; where it was given none, the whole of what is asked last."""
+    """Return the question inside the wording of `word`; for any other prompt, the whole last message."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     worded = WORDED.fullmatch(text.strip())
     return worded[1] if worded else text
 
 
 def demonstrate(answer: str, rationale: str | None) -> str:
-    """What fine-tuning teaches: the rationale, where there is one, then the final answer on one line."""
+    """Return the text that fine-tuning teaches: the rationale, if there is one, then the final answer on one line."""
     final = f"The answer is {' '.join(answer.split()).removesuffix('.')}."
     return f"{rationale.strip()}\n{final}" if rationale and rationale.strip() else final
 
 
 def keyed_choice(choices: dict[str, list[str]], key: str) -> str:
-    """The text of the option labelled `key`, in the hub's form of options: `{"text": [...], "label": [...]}`."""
+    """Return the text of the option labelled `key`; the hub writes options as `{"text": [...], "label": [...]}`."""
     return choices["text"][choices["label"].index(key)]
 
 

@@ -1,7 +1,7 @@
 """The prompts that a run starts from: a benchmark's, a file's or the hub's."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from allo import tasks
 from allo.errors import UserError
 from allo.files.records import Prompt
 from allo.files.rows import Notes, Reading, Row, checked, hub_rows, named, read_rows, stem
+from allo.recipe.own_code import load_function, own_file
 from allo.tasks.base import distinct
 from allo.tasks.chats import Asked, asked, in_chat, messages, note_ignored, refuse_feedback
 from allo.tasks.gold import Given, right_answers
@@ -75,7 +76,10 @@ def taken(prompts: list[Prompt], *, skip: int, limit: int | None) -> list[Prompt
 def _all_prompts(source: PromptSource, notes: Notes) -> Iterator[Prompt]:
     match source.task, source.file, source.hub:
         case str(task), None, None:
-            return notes.counted(tasks.load(task, source.split, folder=source.folder))
+            if own_file(task) is None:
+                return notes.counted(tasks.load(task, source.split, folder=source.folder))
+            name = f"{Path(task).stem}-{source.split}"
+            return distinct(_from_rows(_own_rows(task, source), notes, name=name, chat=source.chat))
         case None, (str() | Path()) as file, None:
             path = Path(file)
             return distinct(_from_rows(read_rows(path), notes, name=stem(path), chat=source.chat))
@@ -86,6 +90,20 @@ def _all_prompts(source: PromptSource, notes: Notes) -> Iterator[Prompt]:
     raise UserError(
         f"prompts come from exactly one of `task`, `file`, `hub`; given: {', '.join(given) or 'none'}."
     )
+
+
+def _own_rows(task: str, source: PromptSource) -> Iterator[tuple[int, str, Row]]:
+    """Yield `(number, place, row)` of a task of the user's own: a function that returns the rows of a split."""
+    rows = load_function(task, key="task")(source.split, folder=source.folder)
+    if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
+        raise UserError(f"task: {task} must return a split's rows; it returned {type(rows).__name__}.")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"task: {task}: row {number} is a {type(row).__name__}; give a dict with `prompt`, and `answer`, "
+                "`solution`, `choices` and `id` if there are any."
+            )
+        yield number, f"{task}, row {number}", row
 
 
 def _ordered(prompts: list[Prompt], source: PromptSource) -> list[Prompt]:

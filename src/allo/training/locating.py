@@ -24,7 +24,7 @@ def locate(
     processing_class: PreTrainedTokenizerBase,
     *,
     density: float,
-    criterion: importance.Criterion = importance.delta,
+    criterion: importance.Scoring = importance.delta,
     beta: float = 0.1,
     max_length: int = 1200,
     max_tokens_per_batch: int | None = None,

@@ -1,12 +1,18 @@
-"""Which weights matter, and training them alone. The names here are those that an own criterion is written with."""
+"""Importance scores, exact selection, masks, the selected weights in training, and weights on disk.
+
+The names here are those that an own criterion is written with.
+"""
 
 from typing import TYPE_CHECKING
 
 from allo.lazy import names_of
 
 if TYPE_CHECKING:
-    from allo.weights.importance import Criterion
+    from allo.weights.importance import Scoring, criterion
 
-__all__ = ["Criterion"]
+__all__ = ["Scoring", "criterion"]
 
-__getattr__, __dir__ = names_of(__name__, {"Criterion": "allo.weights.importance:Criterion"})
+__getattr__, __dir__ = names_of(
+    __name__,
+    {"Scoring": "allo.weights.importance:Scoring", "criterion": "allo.weights.importance:criterion"},
+)

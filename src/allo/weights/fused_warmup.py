@@ -58,6 +58,11 @@ class FusedWarmup:
             live[rows] = start[rows].to(step.device).float() + moved
 
     @property
+    def start(self) -> Mapping[str, Tensor]:
+        """The weights that the warm-up began with, [shape] in the model's dtype in host memory: no copies."""
+        return self._start
+
+    @property
     def deltas(self) -> Mapping[str, Tensor]:
         """Return each weight's total change, [shape] fp32 in host memory, without copying."""
         return self._deltas

@@ -1,4 +1,4 @@
-"""The most important share of a model's weights with their scores: a mask of any smaller density."""
+"""The most important share of a model's weights with their scores, from which masks of smaller densities follow."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ from allo.weights.selection import num_to_select
 class ImportanceMap:
     """`indices` (int32) and `scores` (fp32) of the top entries, both in order of the flat index.
 
-    The kept entries are themselves an exact selection, so that selecting among them equals
+    The kept entries are themselves an exact selection, so selecting among them gives the same result as
     selecting from the dense scores.
     """
 
@@ -41,8 +41,8 @@ class ImportanceMap:
     ) -> "ImportanceMap":
         """Keep the top `density` of all weights; `tensors` as in `selection.select`.
 
-        Whole groups of a `granularity` other than "weight" fall short of `num_asked`, by less than a group.
-        `metadata` says what the scores are (base_fingerprint, criterion, ...) and goes into masks.
+        Whole groups, of a `granularity` other than "weight", fall short of `num_asked` by less than one group.
+        `metadata` describes the scores (base_fingerprint, criterion, ...) and is copied into masks.
         """
         k = num_to_select(density, sum(math.prod(shape) for shape in shapes.values()))
         indices = select_groups(tensors, k=k, shapes=shapes, granularity=granularity)
@@ -61,14 +61,14 @@ class ImportanceMap:
 
     @property
     def density(self) -> float:
-        """Share of all weights that is kept: the largest density a mask can have."""
+        """The share of all weights that is kept, which is the largest density of a mask."""
         kept = sum(len(indices) for indices in self.indices.values())
         return kept / sum(math.prod(shape) for shape in self.shapes.values())
 
     def mask_at(self, density: float) -> ParamMask:
-        """The mask of the top `density` of all weights, as it is selected from the dense scores.
+        """Return the mask of the top `density` of all weights, equal to a selection from the dense scores.
 
-        UserError when the density is not in (0, 1] or larger than what was kept.
+        Raises `UserError` if the density is not in (0, 1] or larger than the share that was kept.
         """
         k = num_to_select(density, sum(math.prod(shape) for shape in self.shapes.values()))
         num_kept = sum(len(indices) for indices in self.indices.values())
@@ -89,7 +89,7 @@ class ImportanceMap:
         return ParamMask(chosen, shapes=self.shapes, metadata=metadata)
 
     def save(self, path: str | Path, *, profile: sparse_file.Profile = "compact") -> None:
-        """Write `path` (.safetensors), aside and then renamed; `profile` as in `sparse_file`."""
+        """Write `path` (.safetensors) atomically; `profile` is that of `sparse_file`."""
         content = sparse_file.SparseFile(
             shapes=dict(self.shapes),
             indices=self.indices,
@@ -100,7 +100,7 @@ class ImportanceMap:
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceMap":
-        """Read what `save` wrote. UserError when the file is not a whole and valid one."""
+        """Read a file of `save`. Raises `UserError` if it is not whole and valid."""
         content = sparse_file.read(Path(path), "importance", column="scores")
         metadata = content.header.get("metadata")
         if not isinstance(metadata, dict):

@@ -18,21 +18,21 @@ from torch import Tensor
 
 from allo.console import track
 from allo.errors import UserError
+from allo.recipe.criteria import CRITERIA
 from allo.recipe.granularity import WEIGHT, Granularity
 from allo.weights import importance
 from allo.weights.checkpoints import Checkpoint, check_same_layout
 from allo.weights.fingerprints import Digest, combine
 from allo.weights.group_selection import select_groups
 from allo.weights.param_mask import ParamMask
-from allo.weights.selection import num_to_select, select_sampled, stable_hash
+from allo.weights.selection import num_to_select, select_sampled
 from allo.weights.sparse_file import Profile, check_profile
 
-# The criteria that need only two folders; the others need gradients.
-CRITERIA: dict[str, importance.Criterion] = {
-    "delta": importance.delta,
-    "bottom": importance.bottom,
-    "magnitude": importance.magnitude,
-    "random": importance.random,
+# Two folders suffice for these; `warmup` is called `delta`, as nobody knows how the second folder was trained.
+FROM_FOLDERS = {
+    "delta" if criterion.name == "warmup" else criterion.name: criterion
+    for criterion in CRITERIA.values()
+    if criterion.needs == "warm-up" or not criterion.sees_pairs
 }
 
 # The sample: the number of pages, evenly spaced over all tensors, and the neighbouring entries per page.
@@ -99,14 +99,14 @@ def mask_from_checkpoints(
 
 def _check_request(criterion: str, granularity: str) -> None:
     """Raise UserError if two checkpoints cannot provide the criterion, or not at this granularity."""
-    if criterion not in CRITERIA:
+    if criterion not in FROM_FOLDERS:
         raise UserError(
-            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(CRITERIA)}"
+            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(FROM_FOLDERS)}"
         )
     Granularity.parse(granularity)
-    if criterion == "bottom" and granularity != WEIGHT:
+    if not FROM_FOLDERS[criterion].ranks_groups and granularity != WEIGHT:
         raise UserError(
-            f"criterion 'bottom' ranks single weights: granularity {granularity!r} does not apply"
+            f"criterion {criterion!r} ranks single weights: granularity {granularity!r} does not apply"
         )
 
 
@@ -119,7 +119,8 @@ class _Comparison:
     def __init__(self, before: Checkpoint, after: Checkpoint, *, criterion: str, seed: int) -> None:
         check_same_layout(before, after)
         self._before, self._after = before, after
-        self._criterion, self._seed = criterion, seed
+        self._criterion, self._seed = FROM_FOLDERS[criterion], seed
+        self._scoring = importance.scoring_of(self._criterion)
         self.digests: dict[str, str] = {}
         self.num_changed = 0
 
@@ -175,13 +176,16 @@ class _Comparison:
         change = importance.delta(old, new)
         # Counted as integers, four times as fast; no entry is -0.0 here.
         self.num_changed += int(np.count_nonzero(change.view(torch.int32).numpy()))
-        if self._criterion == "delta":
+        if self._scoring is importance.delta:
             return change
         return self._score(name, old, new, torch.arange(start, start + len(old)))
 
     def _score(self, name: str, old: Tensor, new: Tensor, indices: Tensor) -> Tensor:
-        statistic = stable_hash(name, indices, seed=self._seed) if self._criterion == "random" else new
-        return CRITERIA[self._criterion](old, statistic)
+        if self._criterion.needs == "warm-up":
+            return self._scoring(old, new)
+        return self._scoring(
+            old, importance.statistic_of(self._criterion.needs, name, old, indices, seed=self._seed)
+        )
 
 
 @contextmanager
