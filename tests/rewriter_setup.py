@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from allo.rewriter.cases import Run
-from allo.rewriter.data import Settings, make_data
+from allo.rewriter.data import DataSettings, make_data
 from allo.sampling.endpoint import Endpoint
 from server import MODEL, Chat
 
@@ -18,7 +18,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def made(run: Run, out: Path, source: str, *, endpoint: Endpoint | None = None, **own: Any) -> dict[str, Any]:
-    return make_data(run, Settings(source, **own), out, endpoint=endpoint)  # type: ignore[arg-type]
+    return make_data(run, DataSettings(source, **own), out, endpoint=endpoint)  # type: ignore[arg-type]
 
 
 def place(chat: Chat, **own: Any) -> Endpoint:

@@ -7,7 +7,7 @@ from typing import Any
 
 from allo.files.artifacts import ResumableLines
 from allo.sampling.endpoint import Endpoint
-from allo.sampling.replies import Asked, Settings, seed_of
+from allo.sampling.replies import Asked, RequestSettings, seed_of
 from allo.sampling.served import complete
 from model_server import STARTING_MODEL, ModelServer, from_seed
 from server import (
@@ -36,7 +36,7 @@ def prompts(num: int = NUM) -> list[Asked]:
     return [Asked(f"p{number}", f"prompt {number}", num_tokens=3) for number in range(num)]
 
 
-SETTINGS = Settings(num_generations=N, temperature=0.7, top_p=0.9, max_new_tokens=20, seed=SEED)
+SETTINGS = RequestSettings(num_generations=N, temperature=0.7, top_p=0.9, max_new_tokens=20, seed=SEED)
 
 
 def sampled(
@@ -44,7 +44,7 @@ def sampled(
     folder: Path,
     asked: list[Asked] | None = None,
     *,
-    settings: Settings = SETTINGS,
+    settings: RequestSettings = SETTINGS,
     model: str = STARTING_MODEL,
     patience: float = 5.0,
     **own: Any,

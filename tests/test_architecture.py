@@ -46,15 +46,16 @@ HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
 LEAVES = {"errors", "console", "recipe", "files", "tasks"}
 HOUSE = {
     "errors": Room(),
+    "lazy": Room(),
     "console": Room({"errors"}),
     "recipe": Room({"errors"}),
     # `provenance` asks torch about the machine where it is loaded already, and loads it for nothing.
     "files": Room({"errors", "console", "recipe"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     "stats": Room(packages={"numpy", "scipy"}),
     "tasks": Room({"errors", "recipe", "files"}),
-    "losses": Room({"errors"}, {"torch"}),
+    "losses": Room({"errors", "lazy"}, {"torch"}),
     # Which weights, and weights on disk: no model is built, no transformers.
-    "weights": Room({"errors", "console", "recipe", "files"}, {*TENSORS, "scipy"}),
+    "weights": Room({"errors", "lazy", "console", "recipe", "files"}, {*TENSORS, "scipy"}),
     "delta": Room(
         {"errors", "console", "files", "weights"},
         TENSORS,
@@ -64,7 +65,7 @@ HOUSE = {
     "models": Room({*LEAVES, "losses", "weights"}, HEAVY - {"trl", "lm_eval"}),
     "sampling": Room({*LEAVES, "weights", "models"}, HEAVY - {"trl", "lm_eval"}),
     "training": Room({*LEAVES, "losses", "weights", "delta", "models"}, HEAVY - {"trl", "lm_eval"}),
-    "tokens": Room({*LEAVES, "weights", "models", "training"}, HEAVY - {"trl", "lm_eval"}),
+    "tokens": Room({*LEAVES, "lazy", "weights", "models", "training"}, HEAVY - {"trl", "lm_eval"}),
     # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room(
         {*LEAVES, "models", "sampling", "training"}, {"torch", "transformers", "datasets", "peft", "trl"}
@@ -107,7 +108,7 @@ HOUSE = {
     ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
-    "__init__": Room({"weights", "training"}),
+    "__init__": Room({"lazy", "recipe", "weights", "delta", "training", "tokens", "pipeline"}),
 }
 
 # Nothing here may run code that comes from a file.

@@ -12,7 +12,7 @@ from pathlib import Path
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.rewriter.cases import open_run
-from allo.rewriter.data import Settings, make_data
+from allo.rewriter.data import DataSettings, make_data
 from allo.rewriter.train import read_settings, train_rewriter
 
 # The benchmark judges other splits: none of their problems shares its numbers with one here.
@@ -39,7 +39,7 @@ def trained_rewriter(work: Path, *, problems: int) -> tuple[Path, float | None]:
             data = {"task": "planted_flaws", "split": split, "limit": problems}
             own = {"model": str(lab), "out": str(work), "name": f"rewriter-{family}", "data": data}
             recipe = load_recipe(recipes / "allo.yaml", [f"{key}={json.dumps(own[key])}" for key in own])
-            make_data(open_run(run_all(recipe, until="pair").path), Settings("gold"), rows)
+            make_data(open_run(run_all(recipe, until="pair").path), DataSettings("gold"), rows)
             text += rows.read_text(encoding="utf-8")
         rows.write_text(text, encoding="utf-8")
         train_rewriter(rows, str(lab), folder, read_settings(list(TRAINING)))

@@ -63,7 +63,7 @@ def at_server(
                 )
                 for prompt in prompts
             ],
-            served.Settings(
+            served.RequestSettings(
                 options.num_generations, TEMPERATURE, TOP_P, options.max_new_tokens, seed, extra_body=SAMPLES
             ),
             lines=ResumableLines(Path(folder) / "completions"),

@@ -22,7 +22,7 @@ from statistics import fmean
 from allo import tasks
 from allo.files.records import Completion, Prompt
 from allo.recipe.tasks import TASKS
-from allo.stages.judge import judge
+from allo.stages.judge import verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, Record, Row
@@ -118,7 +118,7 @@ def _refused(said: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, str]]:
     return [
         (prompt, text)
         for prompt, text in said
-        if not judge(prompt, Completion(prompt.id, index=0, text=text, finished=True, num_tokens=0)).correct
+        if not verify(prompt, Completion(prompt.id, index=0, text=text, finished=True, num_tokens=0)).correct
     ]
 
 

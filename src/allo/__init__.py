@@ -1,34 +1,49 @@
 """Low-redundancy alignment of language models: few weights, few tokens, two steps.
 
-The public names load when first used, so that `import allo` and `allo --help` take no torch.
+These names are public, and those that `allo.losses`, `allo.tokens` and `allo.weights` export; all else may move. They load when
+first used, so that `import allo` and `allo --help` take no torch.
 """
 
-from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from allo.lazy import names_of
+
 if TYPE_CHECKING:
+    from allo.delta.patch import apply as apply_delta
+    from allo.pipeline import run_all as run
+    from allo.recipe import load_recipe
+    from allo.tokens.scoring import score
+    from allo.training.locating import locate
     from allo.training.trainer import ForgetTrainer, ImproveTrainer
     from allo.weights.param_mask import ParamMask
     from allo.weights.selected import SelectedWeights
 
 __version__ = version("allo-align")
-__all__ = ["ForgetTrainer", "ImproveTrainer", "ParamMask", "SelectedWeights", "__version__"]
+__all__ = [
+    "ForgetTrainer",
+    "ImproveTrainer",
+    "ParamMask",
+    "SelectedWeights",
+    "__version__",
+    "apply_delta",
+    "load_recipe",
+    "locate",
+    "run",
+    "score",
+]
 
-_ROOMS = {
-    "ForgetTrainer": "allo.training.trainer",
-    "ImproveTrainer": "allo.training.trainer",
-    "ParamMask": "allo.weights.param_mask",
-    "SelectedWeights": "allo.weights.selected",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its room (PEP 562); unknown names raise AttributeError as usual."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'allo' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_of(
+    __name__,
+    {
+        "ForgetTrainer": "allo.training.trainer:ForgetTrainer",
+        "ImproveTrainer": "allo.training.trainer:ImproveTrainer",
+        "ParamMask": "allo.weights.param_mask:ParamMask",
+        "SelectedWeights": "allo.weights.selected:SelectedWeights",
+        "apply_delta": "allo.delta.patch:apply",
+        "load_recipe": "allo.recipe:load_recipe",
+        "locate": "allo.training.locating:locate",
+        "run": "allo.pipeline:run_all",
+        "score": "allo.tokens.scoring:score",
+    },
+)

@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 
 def killed(program: str) -> None:
     """Run a program that kills itself with SIGKILL."""
-    header = "import os, signal; from pathlib import Path; from allo import artifacts\n"
+    header = "import os, signal; from pathlib import Path; from allo.files import artifacts\n"
     header += "die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
     done = subprocess.run([sys.executable, "-c", header + program])
     assert done.returncode == -signal.SIGKILL

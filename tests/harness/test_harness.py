@@ -20,7 +20,7 @@ from allo.files.artifacts import RunFolder, read_json
 from allo.files.records import Prompt
 from allo.harness import own_tasks
 from allo.harness.job import model_job, run_job
-from allo.harness.measure import Settings, _unknown, load_tasks
+from allo.harness.measure import HarnessSettings, _unknown, load_tasks
 from allo.harness.subject import load, of_model
 from allo.models.start import write_start
 from allo.recipe.tasks import TASKS
@@ -91,7 +91,7 @@ def test_lm_eval_measures_what_a_runs_own_evaluation_does(
     recipe, run = trained_run
     evaluate.run(recipe, run)
     ours = read_json(run.evaluation)
-    settings = Settings(limit=NUM_PROBLEMS, batch_size=8)
+    settings = HarnessSettings(limit=NUM_PROBLEMS, batch_size=8)
     do(run_job(recipe, run, settings, start=True, output=None, chat=None), "allo_planted_flaws")
 
     content = read_json(run.evaluation)
@@ -118,7 +118,7 @@ def test_a_delta_on_its_base_measures_as_the_merged_model(
     merged = tmp_path / "merged"
     delta.apply(LAB, change, merged)
     out = tmp_path / "out.json"
-    settings = Settings(limit=NUM_PROBLEMS, batch_size=8, max_new_tokens=MAX_NEW_TOKENS)
+    settings = HarnessSettings(limit=NUM_PROBLEMS, batch_size=8, max_new_tokens=MAX_NEW_TOKENS)
     for base, file in ((str(LAB), str(change)), (str(merged), None), (str(LAB), None)):
         do(model_job(base, file, settings, output=out, chat=None, pad_token=None), "allo_planted_flaws")
     with_delta, whole, bare = read_json(out)["harness"].values()
@@ -172,7 +172,7 @@ def test_the_settings_of_a_result_are_recorded_and_other_ones_stand_beside(tmp_p
         job = model_job(
             str(LAB),
             None,
-            Settings(batch_size=4, max_new_tokens=MAX_NEW_TOKENS, **settings),
+            HarnessSettings(batch_size=4, max_new_tokens=MAX_NEW_TOKENS, **settings),
             output=out,
             chat=None,
             pad_token=None,
@@ -207,7 +207,7 @@ def test_lm_eval_keeps_nothing_pickled(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(lm_eval.caching.cache.dill, "dumps", pickles)
     monkeypatch.setattr(lm_eval.caching.cache.dill, "loads", pickles)
     monkeypatch.setattr(sqlitedict.SqliteDict, "__init__", pickles)
-    settings = Settings(limit=1, max_new_tokens=4)
+    settings = HarnessSettings(limit=1, max_new_tokens=4)
     do(
         model_job(str(LAB), None, settings, output=tmp_path / "o.json", chat=None, pad_token=None),
         "allo_planted_flaws",
@@ -225,7 +225,7 @@ def test_task_files_of_ones_own_are_found(tmp_path: Path) -> None:
         "doc_to_target: right\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
     out = tmp_path / "out.json"
-    settings = Settings(include_path=tmp_path)
+    settings = HarnessSettings(include_path=tmp_path)
     do(model_job(str(LAB), None, settings, output=out, chat=None, pad_token=None), "apples")
     [result] = read_json(out)["harness"]["lab"]["results"]
     assert (result["task"], result["num_problems"], result["generation"]) == ("apples", 4, None)
@@ -241,13 +241,13 @@ def test_impossible_tasks_are_refused_before_the_model_is_loaded(
         "test_split: train\ndoc_to_text: ask\ndoc_to_target: right\n"
     )
     with pytest.raises(UserError, match="broken: lm-eval cannot load it"):
-        load_tasks(["broken"], Settings(include_path=tmp_path))
+        load_tasks(["broken"], HarnessSettings(include_path=tmp_path))
     with pytest.raises(UserError, match="no such folder of task files"):
-        load_tasks(["broken"], Settings(include_path=tmp_path / "none"))
+        load_tasks(["broken"], HarnessSettings(include_path=tmp_path / "none"))
     (tmp_path / "gsm8k").mkdir()
     with pytest.raises(UserError, match="has no split 'test'"):
-        load_tasks(["allo_gsm8k"], Settings(data_folder=tmp_path))
-    job = model_job(str(LAB), None, Settings(), output=tmp_path / "o.json", chat=None, pad_token=None)
+        load_tasks(["allo_gsm8k"], HarnessSettings(data_folder=tmp_path))
+    job = model_job(str(LAB), None, HarnessSettings(), output=tmp_path / "o.json", chat=None, pad_token=None)
     with pytest.raises(UserError, match="--max-new-tokens"):
         do(job, "allo_planted_flaws")
 
@@ -257,7 +257,7 @@ def test_an_error_below_lm_eval_is_not_reported_as_its_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def job(chat: bool | None = None) -> Any:
-        settings = Settings(limit=1, max_new_tokens=4)
+        settings = HarnessSettings(limit=1, max_new_tokens=4)
         return model_job(str(LAB), None, settings, output=tmp_path / "o.json", chat=chat, pad_token=None)
 
     with pytest.raises(UserError, match="no chat template"):
@@ -282,7 +282,7 @@ def test_an_error_below_lm_eval_is_not_reported_as_its_refusal(
 def test_without_lm_eval_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
     with pytest.raises(UserError, match=r"allo-align\[eval\]"):
-        load_tasks(["gsm8k_cot"], Settings())
+        load_tasks(["gsm8k_cot"], HarnessSettings())
 
 
 def test_an_unknown_task_is_answered_with_near_names() -> None:

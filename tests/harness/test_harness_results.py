@@ -16,7 +16,7 @@ from allo.errors import UserError
 from allo.files import harness_results as harness_block
 from allo.files.artifacts import RunFolder, held, read_json, write_json
 from allo.harness.job import model_job, run_job
-from allo.harness.measure import Settings
+from allo.harness.measure import HarnessSettings
 from allo.harness.subject import load, of_run
 from allo.models.start import write_start
 from allo.pipeline import run_all
@@ -193,7 +193,7 @@ def test_two_models_of_one_name_and_two_runs_share_a_file(
     tuned: Path, trained_run: tuple[Any, RunFolder], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.json"
-    settings = Settings(limit=1, max_new_tokens=4)
+    settings = HarnessSettings(limit=1, max_new_tokens=4)
     named = tmp_path / tuned.name
     shutil.copytree(LAB, named, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     jobs = [

@@ -38,8 +38,8 @@ def test_a_template_that_opens_a_thought_is_known(end: str, opened: bool) -> Non
     tokenizer.chat_template = CHAT + prompting(end)
     thoughts = thoughts_of(tokenizer, [asked(chat=True)])
     assert thoughts.begins_inside(asked(chat=True).prompt) == opened
-    assert judge.judge(asked(chat=True), sample(0, CUT), thoughts=thoughts).correct == (not opened)
-    assert judge.judge(asked(chat=True), sample(0, f"9?</think>{CUT}"), thoughts=thoughts).correct
+    assert judge.verify(asked(chat=True), sample(0, CUT), thoughts=thoughts).correct == (not opened)
+    assert judge.verify(asked(chat=True), sample(0, f"9?</think>{CUT}"), thoughts=thoughts).correct
 
 
 def test_a_thought_opens_under_a_rows_own_settings_alone() -> None:
@@ -48,14 +48,14 @@ def test_a_thought_opens_under_a_rows_own_settings_alone() -> None:
     plain = asked(chat=True)
     thinking = replace(plain, id="q", template={"chat_template_kwargs": {"thinking": True}})
     thoughts = thoughts_of(tokenizer, [plain, thinking])
-    assert judge.judge(plain, sample(0, CUT), thoughts=thoughts).correct
-    assert not judge.judge(thinking, sample(0, CUT), thoughts=thoughts).correct
+    assert judge.verify(plain, sample(0, CUT), thoughts=thoughts).correct
+    assert not judge.verify(thinking, sample(0, CUT), thoughts=thoughts).correct
 
 
 def test_a_text_prompt_that_opens_a_thought_is_known() -> None:
     prompt = Prompt("p", "2 + 3?\n<think>\n", answer="5")
-    assert not judge.judge(prompt, sample(0, CUT)).correct
-    assert judge.judge(asked(chat=False), sample(0, CUT)).correct
+    assert not judge.verify(prompt, sample(0, CUT)).correct
+    assert judge.verify(asked(chat=False), sample(0, CUT)).correct
 
 
 def test_declared_markers_are_known() -> None:
@@ -63,7 +63,7 @@ def test_declared_markers_are_known() -> None:
     tokenizer.response_template = {"fields": {"thinking": {"open": "<plan>", "close": "</plan>"}}}
     thoughts = thoughts_of(tokenizer, [asked(chat=False)])
     assert Marker("<plan>", "</plan>") in thoughts.markers
-    assert not judge.judge(asked(chat=False), sample(0, f"<plan>{CUT}"), thoughts=thoughts).correct
+    assert not judge.verify(asked(chat=False), sample(0, f"<plan>{CUT}"), thoughts=thoughts).correct
 
 
 def test_the_judge_stage_knows_the_template_of_the_policy(

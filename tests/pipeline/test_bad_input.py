@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from allo import cli, delta
 from allo.errors import UserError
 from allo.models.load import load_model
-from allo.tasks.answers import Judgement
+from allo.tasks.answers import Verified
 from allo.tasks.prompts import PromptSource, read_prompts
 from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
@@ -226,7 +226,7 @@ def test_samples_of_one_kind_alone_make_no_pair(
     refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correct: bool, words: str
 ) -> None:
     monkeypatch.setattr(
-        "allo.stages.judge.verify_final_answer", lambda *_, **__: Judgement(correct, None, "final_answer")
+        "allo.stages.judge.verify_final_answer", lambda *_, **__: Verified(correct, None, "final_answer")
     )
     said = refuse(*arguments("run", tmp_path, "sft=null", "data.limit=3", "evaluate.kl=null"))
     assert words in said and "3 prompts with " in said and " distinct samples" in said

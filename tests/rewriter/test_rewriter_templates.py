@@ -11,7 +11,7 @@ from allo.files.records import Message, Wrong
 from allo.models.load import load_tokenizer
 from allo.recipe import load_recipe
 from allo.rewriter.cases import Run, right_cases, wrong_cases
-from allo.rewriter.data import Settings, make_data
+from allo.rewriter.data import DataSettings, make_data
 from allo.rewriter.row import read_rewrites
 from allo.rewriter.train import read_settings, trainer_of
 from allo.tokens.rewriter import Rewriter, rewriting
@@ -33,7 +33,7 @@ def test_a_rewriter_is_trained_on_the_prompt_that_it_scores_with(tmp_path: Path)
     folder = RunFolder(tmp_path)
     write_jsonl(folder.wrong, [WRONG])
     run = Run(load_recipe(RECIPE, overrides(tmp_path, "sft=null")), folder, tokenizer, {})
-    make_data(run, Settings("gold", identity=0.5), tmp_path / "rows.jsonl")
+    make_data(run, DataSettings("gold", identity=0.5), tmp_path / "rows.jsonl")
     rows = read_rewrites(tmp_path / "rows.jsonl")
     assert [row.template for row in rows] == [ALOUD] * 2  # the rewrite, and a right sample as it is
     policy = model()

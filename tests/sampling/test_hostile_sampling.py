@@ -12,7 +12,7 @@ from allo.errors import UserError
 from allo.files.artifacts import ResumableLines
 from allo.sampling.attempts import Failure
 from allo.sampling.endpoint import Endpoint
-from allo.sampling.replies import Asked, Settings, read
+from allo.sampling.replies import Asked, RequestSettings, read
 from allo.sampling.served import complete
 from hostile import ENDS, FLOODS, busy, endless, sends
 from model_server import STARTING_MODEL, ModelHandler, ModelServer, model_server
@@ -47,7 +47,7 @@ def sampled(model: ModelServer, folder: Path, *, patience: float = 5.0, num: int
     complete(
         [place],
         [Asked(f"p{n}", f"prompt {n}", num_tokens=3) for n in range(num)],
-        Settings(num_generations=2, temperature=0.7, top_p=1.0, max_new_tokens=TOKENS, seed=0),
+        RequestSettings(num_generations=2, temperature=0.7, top_p=1.0, max_new_tokens=TOKENS, seed=0),
         lines=lines,
         patience=patience,
         advice="",

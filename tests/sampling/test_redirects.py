@@ -11,7 +11,7 @@ from allo.files.artifacts import ResumableLines
 from allo.files.records import Message
 from allo.sampling.endpoint import Endpoint
 from allo.sampling.questions import Question, ask
-from allo.sampling.replies import Asked, Settings
+from allo.sampling.replies import Asked, RequestSettings
 from allo.sampling.served import complete
 from hostile import sends
 from server import KEY, LONGEST, MODEL, Chat, Handler, serving, without_proxy
@@ -158,7 +158,7 @@ def test_sampling_stays_at_its_server_too(two: tuple[Chat, Chat], tmp_path: Path
     named, other = two
     named.failures = [to(f"{other.url}/completions")] * 100
     place = Endpoint(named.url, MODEL, VARIABLE, concurrency=1, timeout=LONGEST, max_retries=1)
-    settings = Settings(num_generations=1, temperature=0.7, top_p=1.0, max_new_tokens=5, seed=0)
+    settings = RequestSettings(num_generations=1, temperature=0.7, top_p=1.0, max_new_tokens=5, seed=0)
     with pytest.raises(UserError, match="another one"):
         complete(
             [place],

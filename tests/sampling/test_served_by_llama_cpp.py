@@ -21,7 +21,7 @@ import pytest
 
 from allo.files.artifacts import ResumableLines
 from allo.sampling.endpoint import Endpoint
-from allo.sampling.replies import Asked, Settings
+from allo.sampling.replies import Asked, RequestSettings
 from allo.sampling.served import complete
 from server import without_proxy
 from tiny_run import environment
@@ -90,7 +90,7 @@ def sampled(
     counts = complete(
         [Endpoint(url, "policy", concurrency=3, timeout=300.0) for url in urls],
         [Asked(f"p{k}", f"Question: Tom has {k} pens and buys 3 more.\nAnswer:", 16) for k in range(prompts)],
-        Settings(N, 0.7, 0.95, max_new_tokens, seed=5, extra_body=AS_TOLD),
+        RequestSettings(N, 0.7, 0.95, max_new_tokens, seed=5, extra_body=AS_TOLD),
         lines=lines,
         patience=60.0,
         advice="",

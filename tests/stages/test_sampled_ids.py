@@ -23,7 +23,7 @@ from allo.pipeline import run_all
 from allo.recipe import Recipe
 from allo.sampling import generate as sampling
 from allo.stages import evaluate, forget
-from allo.tasks.answers import Judgement
+from allo.tasks.answers import Verified
 from tiny_chat import chat_tokenizer, save_chat_model
 from tiny_run import tiny
 
@@ -92,8 +92,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
             found.rows.setdefault(found.now, []).extend(map(tuple, input_ids.tolist()))
         return forward(self, input_ids, *arguments, **more)
 
-    def judged(text: str, answer: str, **_: object) -> Judgement:
-        return Judgement(sum(map(ord, text)) % 2 == 0, text[-1:] or None, "final_answer")
+    def judged(text: str, answer: str, **_: object) -> Verified:
+        return Verified(sum(map(ord, text)) % 2 == 0, text[-1:] or None, "final_answer")
 
     monkeypatch.setattr(Stage, "run", watched)
     monkeypatch.setattr(policy, "hidden_states", scoring)
@@ -253,13 +253,13 @@ def test_on_policy_trainers_judge_and_end_samples_as_ours(
     place = tmp_path / "model"
     save_chat_model(place, chat_tokenizer(eos="<|endoftext|>"), ends=[ENDOFTEXT])
     rewarded: list[Completion] = []
-    judge = compared.judge
+    judge = compared.verify
 
     def judging(prompt: Any, completion: Completion, **settings: Any) -> Verdict:
         rewarded.append(completion)
         return judge(prompt, completion, **settings)
 
-    monkeypatch.setattr(compared, "judge", judging)
+    monkeypatch.setattr(compared, "verify", judging)
     monkeypatch.setattr("allo.sampling.completions.turn_end_ids", lambda tokenizer: ENDS[1:])
     own = ["locate=null", "score=null", "forget=null", f"improve.trainer={kind}"]
     more = [f"model={place}", "improve.training.max_steps=1", "sample.num_generations=4"]

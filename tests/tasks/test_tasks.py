@@ -14,7 +14,7 @@ import pytest
 from allo import tasks
 from allo.errors import UserError
 from allo.files.records import Prompt
-from allo.tasks.answers import Judgement, verify_choice, verify_final_answer
+from allo.tasks.answers import Verified, verify_choice, verify_final_answer
 from allo.tasks.answers.final_answer import last_boxed
 
 FREE_FORM = {
@@ -39,7 +39,7 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
 
 
-def judge(prompt: Prompt, text: str) -> Judgement:
+def judge(prompt: Prompt, text: str) -> Verified:
     assert prompt.answer is not None
     if prompt.choices:
         return verify_choice(text, prompt.answer, prompt.choices)

@@ -15,7 +15,7 @@ import pytest
 from allo.errors import UserError
 from allo.sampling.endpoint import Endpoint
 from allo.winrate.figures import remarks
-from allo.winrate.judging import Settings, judge, summary
+from allo.winrate.judging import JudgeSettings, judge, summary
 from allo.winrate.outputs import Output, Outputs
 from allo.winrate.wording import (
     CUT_SHORT,
@@ -43,7 +43,7 @@ from server import (
 VARIABLE = "ALLO_TEST_KEY"
 NUM, BETTER = 6, 4
 RETRY_AFTER = 1.0  # seconds; more than the first pause of a client that is told of none, which is at most 0.5
-SETTINGS = Settings(max_tokens=200, temperature=0.0)
+SETTINGS = JudgeSettings(max_tokens=200, temperature=0.0)
 BLOCK = re.compile(
     r"--- (request|answer 1|answer 2) \[(\w+)\] ---\n(.*?)\n--- end of \1 \[\2\] ---", re.DOTALL
 )

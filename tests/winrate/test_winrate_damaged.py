@@ -8,7 +8,7 @@ import pytest
 
 from allo.errors import UserError
 from allo.sampling.endpoint import Endpoint
-from allo.winrate.judging import Settings, judge
+from allo.winrate.judging import JudgeSettings, judge
 from allo.winrate.outputs import Output, Outputs, models_of_run, of_file, of_run, sets_of_run
 
 ROW = {"prompt_id": "p", "prompt": "Say it.", "greedy": {"text": "it", "num_tokens": 1}, "sampled": []}
@@ -129,5 +129,5 @@ def test_a_judges_record_of_another_form_is_refused_before_anything_is_asked(
     path.write_text(record)
     endpoint = Endpoint("http://127.0.0.1:9/v1", "judge")
     with pytest.raises(UserError, match=r"judged-test-model-base-judge\.json"):
-        judge(own, other, endpoint, Settings(max_tokens=5, temperature=None), folder=tmp_path)
+        judge(own, other, endpoint, JudgeSettings(max_tokens=5, temperature=None), folder=tmp_path)
     assert path.read_text() == record

@@ -13,7 +13,7 @@ from allo.report.page import render
 from allo.report.read import view
 from allo.sampling.endpoint import Endpoint
 from allo.winrate.figures import show
-from allo.winrate.judging import Settings, judge
+from allo.winrate.judging import JudgeSettings, judge
 from allo.winrate.outputs import duels, of_file, of_run
 from allo.winrate.style import style_metadata
 from server import KEY, LONGEST, MODEL, Chat, serving, without_proxy
@@ -57,7 +57,7 @@ def allo(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 def judged(run: Path, chat: Chat, *, max_tokens: int = 20) -> dict[str, Any]:
     own, start = (of_run(run, model=name, set="talk", kind="greedy") for name in ("aligned", "start"))
     endpoint = Endpoint(chat.url, MODEL, key_variable=VARIABLE, timeout=LONGEST)
-    return judge(own, start, endpoint, Settings(max_tokens=max_tokens, temperature=None), folder=run)
+    return judge(own, start, endpoint, JudgeSettings(max_tokens=max_tokens, temperature=None), folder=run)
 
 
 @pytest.fixture

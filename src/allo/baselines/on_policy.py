@@ -1,4 +1,4 @@
-"""RLOO (arXiv 2402.14740) and GRPO (arXiv 2402.03300) through TRL, on the judge's rewards."""
+"""RLOO (arXiv 2402.14740) and GRPO (arXiv 2402.03300) through TRL, on the rewards of a verifier or a reward model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

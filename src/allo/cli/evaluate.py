@@ -106,10 +106,10 @@ def evaluate(
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
     names = _names(tasks)
     from allo.harness.job import model_job, run_job, run_of
-    from allo.harness.measure import Settings
+    from allo.harness.measure import HarnessSettings
     from allo.harness.tables import show
 
-    settings = Settings(
+    settings = HarnessSettings(
         limit=limit,
         num_fewshot=num_fewshot,
         batch_size=batch_size,

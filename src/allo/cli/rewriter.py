@@ -89,9 +89,9 @@ def make_data(
             base_url, model, key_variable, concurrency, timeout, max_retries, price_in, price_out
         )
     from allo.rewriter.cases import open_run
-    from allo.rewriter.data import Settings, make_data, record_of
+    from allo.rewriter.data import DataSettings, make_data, record_of
 
-    settings = Settings(source, identity, max_distance, seed, num_generations, temperature, max_tokens)
+    settings = DataSettings(source, identity, max_distance, seed, num_generations, temperature, max_tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
     counts = make_data(open_run(place, overrides), settings, out, endpoint=endpoint)
     say(f"{out}: {', '.join(f'{key} {value}' for key, value in counts.items())}; more in {record_of(out)}")

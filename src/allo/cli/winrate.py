@@ -64,9 +64,9 @@ def judge_answers(
     endpoint = Endpoint(base_url, model, key_variable, concurrency, timeout, max_retries, price_in, price_out)
     check_endpoint(endpoint)
     from allo.winrate.figures import show
-    from allo.winrate.judging import Settings, judge
+    from allo.winrate.judging import JudgeSettings, judge
 
-    settings = Settings(max_tokens=max_tokens, temperature=temperature)
+    settings = JudgeSettings(max_tokens=max_tokens, temperature=temperature)
     pairs = [pair for place in places for pair in _pairs(place, against, of=of, set=set, answers=answers)]
     records = []
     for folder, own, other in pairs:

@@ -29,7 +29,7 @@ RATED = ("forget", "improve")
 SAMPLED, PREPARED = "pair", "score"
 
 Purpose = Literal["tune", "test"]
-Settings = Mapping[str, Any]
+Overrides = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trial:
     """One trial; `settings` are `rate`, a factor on the recipe's learning rates, and dotted recipe keys."""
 
     method: Resolved
-    settings: Settings
+    settings: Overrides
     seed: int
     purpose: Purpose
 

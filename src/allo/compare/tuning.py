@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from allo.compare.methods import Resolved
-from allo.compare.trials import RATE, Settings, Trial
+from allo.compare.trials import RATE, Overrides, Trial
 from allo.errors import UserError
 from allo.recipe.compare import Compare
 
@@ -21,7 +21,7 @@ Results = Callable[[Trial], Result | None]
 
 def next_trials(method: Resolved, compare: Compare, results: Results) -> list[Trial]:
     """Return the next trials, given the results; none once the method is tuned, or has no choice."""
-    tried: list[Settings] = []
+    tried: list[Overrides] = []
     while wave := _wave(method, compare, results, tried):
         trials = _trials(method, wave, compare)
         if any(results(trial) is None for trial in trials):
@@ -30,20 +30,22 @@ def next_trials(method: Resolved, compare: Compare, results: Results) -> list[Tr
     return []
 
 
-def tuned(method: Resolved, compare: Compare, results: Results) -> Settings:
+def tuned(method: Resolved, compare: Compare, results: Results) -> Overrides:
     """Return the settings with the best validation accuracy, averaged over tuning seeds.
 
     Raises `UserError` if every trial failed.
     """
     if not _is_choice(compare):
         return {RATE: compare.rates[0]}
-    tried: list[Settings] = []
+    tried: list[Overrides] = []
     while wave := _wave(method, compare, results, tried):
         tried += wave
     return _best(tried, method, compare, results)
 
 
-def _wave(method: Resolved, compare: Compare, results: Results, tried: Sequence[Settings]) -> list[Settings]:
+def _wave(
+    method: Resolved, compare: Compare, results: Results, tried: Sequence[Overrides]
+) -> list[Overrides]:
     """Return the settings to try after `tried`, whose results exist."""
     rates = sorted(compare.rates)
     if not _is_choice(compare):
@@ -78,8 +80,8 @@ def accuracy(result: Result | None) -> float:
     return sum(found["sampled"]["correct"]) / (found["sampled"]["of"] * len(found["prompts"]))
 
 
-def _best(candidates: Sequence[Settings], method: Resolved, compare: Compare, results: Results) -> Settings:
-    def score(settings: Settings) -> float:
+def _best(candidates: Sequence[Overrides], method: Resolved, compare: Compare, results: Results) -> Overrides:
+    def score(settings: Overrides) -> float:
         found = [accuracy(results(trial)) for trial in _trials(method, [settings], compare)]
         return sum(found) / len(found)
 
@@ -92,7 +94,7 @@ def _best(candidates: Sequence[Settings], method: Resolved, compare: Compare, re
     return best
 
 
-def _trials(method: Resolved, settings: Sequence[Settings], compare: Compare) -> list[Trial]:
+def _trials(method: Resolved, settings: Sequence[Overrides], compare: Compare) -> list[Trial]:
     return [Trial(method, one, seed, "tune") for one in settings for seed in compare.tuning_seeds]
 
 

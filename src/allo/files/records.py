@@ -41,7 +41,7 @@ class Template(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as the model sees it, with the data that judging an answer needs.
+    """A problem as the model sees it, with the data that verifying an answer needs.
 
     `solution` is the text taught in fine-tuning, which ends with the final answer. `choices` are the options' texts.
     """

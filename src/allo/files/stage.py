@@ -31,19 +31,19 @@ class Stage:
         """Return the recipe as this stage sees it."""
         return recipe
 
-    def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    def run(self, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         module = importlib.import_module(f"allo.stages.{self.verb or self.name}")
-        counts: dict[str, Any] = module.run(self.recipe(recipe), run)
+        counts: dict[str, Any] = module.run(self.recipe(recipe), folder)
         return counts
 
-    def leaves(self, run: RunFolder) -> list[Path]:
+    def leaves(self, folder: RunFolder) -> list[Path]:
         """Return the paths that the stage writes, existing or not, and their unfinished parts."""
-        parts = [path for name in self.writes for path in run.path.glob(f"{name}*.part")]
-        return [run.path / name for name in self.writes] + parts
+        parts = [path for name in self.writes for path in folder.path.glob(f"{name}*.part")]
+        return [folder.path / name for name in self.writes] + parts
 
-    def begun(self, run: RunFolder) -> Path:
+    def begun(self, folder: RunFolder) -> Path:
         """Return the path of the stage's `Mark`, written when it begins."""
-        path = run.path / self.name
+        path = folder.path / self.name
         return path.with_name(f".{path.name}.begun")
 
 
@@ -56,8 +56,8 @@ class StageOfRound(Stage):
     def recipe(self, recipe: Recipe) -> Recipe:
         return of_round(recipe, self.number)
 
-    def run(self, recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-        return super().run(recipe, RunFolder(run.path / round_name(self.number)))
+    def run(self, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+        return super().run(recipe, RunFolder(folder.path / round_name(self.number)))
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def read_mark(path: Path) -> Mark | None:
     return None
 
 
-def remove_old_marks(stages: Sequence[Stage], run: RunFolder) -> None:
+def remove_old_marks(stages: Sequence[Stage], folder: RunFolder) -> None:
     """Remove the marks of stages that were recorded as finished just before a kill.
 
     Otherwise such a stage would pass for an interrupted one if its files were damaged later.
     """
-    done = stages_done(run)
+    done = stages_done(folder)
     for stage in stages:
-        mark = read_mark(stage.begun(run))
+        mark = read_mark(stage.begun(folder))
         if stage.name in done and (mark is None or mark.hash == done[stage.name]["hash"]):
-            remove(stage.begun(run))
+            remove(stage.begun(folder))
 
 
 def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:

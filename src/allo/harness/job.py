@@ -11,7 +11,7 @@ from allo.console import say
 from allo.errors import UserError
 from allo.files import harness_results as harness_block
 from allo.files.artifacts import RunFolder, held
-from allo.harness.measure import Settings, load_tasks, measure
+from allo.harness.measure import HarnessSettings, load_tasks, measure
 from allo.harness.subject import Source, load, of_model, of_run
 from allo.recipe import Recipe, load_recipe
 from allo.report.run_view import HarnessModel
@@ -22,7 +22,7 @@ class Job:
     """Models to measure, the settings, and the file for the results. `run` is the models' run, if any."""
 
     sources: list[Source]
-    settings: Settings
+    settings: HarnessSettings
     output: Path
     device: str = "auto"
     trust_remote_code: bool = False
@@ -96,7 +96,13 @@ def run_of(place: Path, overrides: list[str] | None) -> tuple[Recipe, RunFolder]
 
 
 def run_job(
-    recipe: Recipe, run: RunFolder, settings: Settings, *, start: bool, output: Path | None, chat: bool | None
+    recipe: Recipe,
+    run: RunFolder,
+    settings: HarnessSettings,
+    *,
+    start: bool,
+    output: Path | None,
+    chat: bool | None,
 ) -> Job:
     """Return the job for a run's result; the run's device, chat setting, local rows and lengths are the defaults."""
     settings = replace(
@@ -119,7 +125,7 @@ def run_job(
 def model_job(
     base: str,
     delta: str | None,
-    settings: Settings,
+    settings: HarnessSettings,
     *,
     output: Path | None,
     chat: bool | None,

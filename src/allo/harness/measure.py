@@ -35,7 +35,7 @@ SHOWN = 5  # similar names in an error
 
 
 @dataclass(frozen=True)
-class Settings:
+class HarnessSettings:
     """Settings for running tasks; None keeps the task's own value.
 
     `limit` takes the first problems of each task. `data_folder`, `stop` and `own_max_new_tokens` apply to our tasks
@@ -64,7 +64,7 @@ class Tasks:
         return [task for loaded in self.by_name.values() for task in loaded["tasks"].values()]
 
 
-def load_tasks(names: list[str], settings: Settings) -> Tasks:
+def load_tasks(names: list[str], settings: HarnessSettings) -> Tasks:
     """Read the tasks and their problems.
 
     Raises `UserError` without lm-eval, for a name of no task, group or tag, and for a task that cannot be loaded.
@@ -81,7 +81,7 @@ def load_tasks(names: list[str], settings: Settings) -> Tasks:
     return Tasks(by_name)
 
 
-def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list[dict[str, Any]]]:
+def measure(subject: Subject, tasks: Tasks, settings: HarnessSettings) -> Iterator[list[dict[str, Any]]]:
     """Yield the records of each requested name: one per task, and one for a group.
 
     lm-eval's cache is off, because it would be pickled.
@@ -113,7 +113,7 @@ def measure(subject: Subject, tasks: Tasks, settings: Settings) -> Iterator[list
 
 
 def records(
-    found: Mapping[str, Any], subject: Subject, settings: Settings, *, seconds: float
+    found: Mapping[str, Any], subject: Subject, settings: HarnessSettings, *, seconds: float
 ) -> list[dict[str, Any]]:
     """Return lm-eval's results as records of the `harness` block, with their provenance."""
     made = provenance()
@@ -174,7 +174,7 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _manager(names: list[str], settings: Settings) -> "TaskManager":
+def _manager(names: list[str], settings: HarnessSettings) -> "TaskManager":
     """Return lm-eval's index of tasks, including ours; its own 14,000 are read only if a name may need them."""
     try:
         from lm_eval.tasks import TaskManager
@@ -195,7 +195,7 @@ def _manager(names: list[str], settings: Settings) -> "TaskManager":
         return TaskManager(include_path=[*include], metadata=metadata)
 
 
-def _fit(task: "Task", settings: Settings) -> None:
+def _fit(task: "Task", settings: HarnessSettings) -> None:
     """Replace the task's own settings with those requested; a task that deliberately shows no examples keeps none."""
     generation: dict[str, Any] = {}
     if own_tasks.is_own(task.task_name):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allo.files.records import Completion, Prompt
-from allo.stages.judge import judge
+from allo.stages.judge import verify
 from allo.tasks.prompts import PromptSource, read_prompts
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]
     prompt = Prompt(**{name: row[name] for name in COLUMNS})
     [text] = completions
     completion = Completion(prompt.id, 0, text, finished=True, num_tokens=0)
-    return {"acc": float(judge(prompt, completion).correct)}
+    return {"acc": float(verify(prompt, completion).correct)}
 
 
 def names() -> list[str]:

@@ -13,12 +13,12 @@ from allo.recipe import Recipe
 from allo.recipe.text import override
 from allo.stages.settings import check_locate
 
-Settings = dict[str, Any]
+Overrides = dict[str, Any]
 
 
 def advise(recipe: Recipe, planned: StagePlan, *, limit: int) -> Advised:
     """Return the first settings, in the order of `_levers`, with which the stage takes at most `limit` bytes."""
-    settings: Settings = {}
+    settings: Overrides = {}
     for lever in _levers(recipe, planned.stage):
         found = _plan_with(recipe, planned.stage, settings | lever)
         if found is None:
@@ -40,7 +40,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe | None:
         return None
 
 
-def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
+def _levers(recipe: Recipe, stage: str) -> Iterator[Overrides]:
     """Yield settings that may help, the cheapest first; each is added to those before it."""
     yield _batch(recipe, stage, 1)
     if _trains(recipe, stage):
@@ -54,9 +54,9 @@ def _levers(recipe: Recipe, stage: str) -> Iterator[Settings]:
         yield {"locate.criterion": "gradient"}
 
 
-def _batch(recipe: Recipe, stage: str, size: int) -> Settings:
+def _batch(recipe: Recipe, stage: str, size: int) -> Overrides:
     """Return settings for `size` rows at a time; an optimizer step covers as many rows as before."""
-    settings: Settings = {}
+    settings: Overrides = {}
     if stage not in ("sft", "locate", "forget", "improve"):
         settings |= {f"{stage}.batch_size": size}
     if not _trains(recipe, stage):
@@ -110,7 +110,7 @@ def _keeps_the_step(recipe: Recipe, stage: str, size: int) -> bool:
     return rows % size == 0
 
 
-def _plan_with(recipe: Recipe, stage: str, settings: Settings) -> StagePlan | None:
+def _plan_with(recipe: Recipe, stage: str, settings: Overrides) -> StagePlan | None:
     """Plan the stage with other settings; None if a run would refuse them."""
     changed = with_settings(recipe, settings)
     if changed is None:

@@ -358,13 +358,14 @@ class Recipe(Block):
         return self.out / self.name
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
     `overrides` are `dotted.key=value` strings; the value is parsed as YAML. Raises `UserError` for a missing file,
     bad YAML, and each key that is not allowed.
     """
-    fields, root = parse(_text(path), place=lambda line: f"{path}:{line}")
+    path = Path(path)
+    fields, root = parse(_text(path), where=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
     for text in overrides or []:

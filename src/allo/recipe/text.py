@@ -62,11 +62,11 @@ for _name, (_pattern, _first) in _RULES.items():
     _Dumper.add_implicit_resolver(_TAG + _name, _rule, [*_first, ""] if _name == "null" else list(_first))
 
 
-def parse(text: str, *, place: Callable[[int], str], within: str = "") -> tuple[Any, yaml.Node | None]:
+def parse(text: str, *, where: Callable[[int], str], within: str = "") -> tuple[Any, yaml.Node | None]:
     """Return the plain values of a YAML text, and its nodes, which know their lines.
 
     Args:
-        place: turns a line, from 1, into the beginning of an error.
+        where: turns a line, from 1, into the beginning of an error.
         within: the key under which the values will be set.
 
     Raises:
@@ -74,30 +74,30 @@ def parse(text: str, *, place: Callable[[int], str], within: str = "") -> tuple[
             tag, or a number that is too long or not finite.
     """
     if len(text) > LARGEST:
-        raise UserError(f"{place(1)}: {len(text):,} characters, and a recipe has at most {LARGEST:,}.")
+        raise UserError(f"{where(1)}: {len(text):,} characters, and a recipe has at most {LARGEST:,}.")
     try:
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
             if root is not None:
-                _Check(loader, place).look_at(root, [within] if within else [])
+                _Check(loader, where).look_at(root, [within] if within else [])
             return (None if root is None else loader.construct_document(root)), root
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{place(mark.line + 1 if mark else 1)}: not YAML: {said}.") from error
+        raise UserError(f"{where(mark.line + 1 if mark else 1)}: not YAML: {said}.") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{place(1)}: not YAML: {error}") from error
+        raise UserError(f"{where(1)}: not YAML: {error}") from error
 
 
 class _Check:
     """A check of every node as often as the text refers to it, so that aliases count with their expanded size."""
 
-    def __init__(self, loader: _Loader, place: Callable[[int], str]) -> None:
+    def __init__(self, loader: _Loader, where: Callable[[int], str]) -> None:
         self._loader = loader
-        self._place = place
+        self._where = where
         self._values = 0
 
     def look_at(self, node: yaml.Node, path: list[str]) -> None:
@@ -151,7 +151,7 @@ class _Check:
 
     def _refuse(self, node: yaml.Node, path: list[str], why: str) -> NoReturn:
         key = f"{'.'.join(path)}: " if path else ""
-        raise UserError(f"{self._place(node.start_mark.line + 1)}: {key}{why}.")
+        raise UserError(f"{self._where(node.start_mark.line + 1)}: {key}{why}.")
 
 
 def dump(fields: Any) -> str:
@@ -164,7 +164,7 @@ def override(fields: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: expected key=value, such as improve.density=0.2")
-    found, _ = parse(value, place=lambda _: f"--set {text[:200]}", within=key)
+    found, _ = parse(value, where=lambda _: f"--set {text[:200]}", within=key)
     try:
         place(fields, key, found)
     except UserError as error:

@@ -27,7 +27,7 @@ _NAMED = 3  # failures described in words; all are counted
 
 
 @dataclass(frozen=True)
-class Settings:
+class DataSettings:
     """Settings of the data; `identity` is the share of rows whose right completion stays unchanged."""
 
     source: Source
@@ -39,7 +39,9 @@ class Settings:
     max_tokens: int | None = None
 
 
-def make_data(run: Run, settings: Settings, out: Path, *, endpoint: Endpoint | None = None) -> dict[str, Any]:
+def make_data(
+    run: Run, settings: DataSettings, out: Path, *, endpoint: Endpoint | None = None
+) -> dict[str, Any]:
     """Write the rows to `out`, and a record of their making beside it; return the record's counts.
 
     Raises `UserError` if rewrites could not be verified, or if none is left.
@@ -74,7 +76,7 @@ def record_of(out: Path) -> Path:
 
 
 def _proposals(
-    cases: Sequence[Case], run: Run, settings: Settings, out: Path, endpoint: Endpoint | None
+    cases: Sequence[Case], run: Run, settings: DataSettings, out: Path, endpoint: Endpoint | None
 ) -> tuple[Proposals, dict[str, Any]]:
     """Return the source's proposals, and their cost."""
     match settings.source:
@@ -105,7 +107,7 @@ def _proposals(
 
 
 def _kept(
-    cases: Sequence[Case], proposals: Proposals, run: Run, settings: Settings
+    cases: Sequence[Case], proposals: Proposals, run: Run, settings: DataSettings
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return rows of the minimal right rewrites, and by reason the number of completions without one."""
     rows, dropped = [], Counter[str]()
@@ -128,7 +130,7 @@ def _kept(
     return rows, dropped
 
 
-def _max_distance(settings: Settings) -> float:
+def _max_distance(settings: DataSettings) -> float:
     if settings.max_distance is not None:
         return settings.max_distance
     return MAX_DISTANCE if settings.source in VERIFIED else 1.0
@@ -149,7 +151,7 @@ def _row(case: Case, rewrite: str, source: str, run: Run) -> dict[str, Any]:
     }
 
 
-def _record(run: Run, settings: Settings, out: Path, endpoint: Endpoint | None) -> dict[str, Any]:
+def _record(run: Run, settings: DataSettings, out: Path, endpoint: Endpoint | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "sha256": sha256_file(out),

@@ -13,7 +13,7 @@ from allo.models.load import Tokenizer
 from allo.models.start import load_start, read_start
 from allo.rewriter.cases import Case, Run
 from allo.sampling.completions import complete
-from allo.stages.judge import judge
+from allo.stages.judge import verify
 from allo.tokens.edit_distance import edit_share, nearest, text_ids
 from allo.tokens.rewrite_wording import WORDING, ask_for_rewrite
 
@@ -113,4 +113,4 @@ def minimal(
 def _is_right(case: Case, text: str, run: Run) -> bool:
     prompt = run.prompts[case.wrong.prompt_id]
     rewrite = Completion(prompt.id, index=0, text=text, finished=True, num_tokens=0)
-    return judge(prompt, rewrite, verifier=run.recipe.judge.verifier).correct
+    return verify(prompt, rewrite, verifier=run.recipe.judge.verifier).correct

@@ -27,7 +27,7 @@ from allo.training.trainer import SftTrainer
 from allo.weights.param_mask import ParamMask
 
 
-class Settings(BaseModel):
+class RewriterSettings(BaseModel):
     """Settings of a rewriter's training: the relevant keys of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,20 +42,20 @@ class Settings(BaseModel):
     training: SftTraining = SftTraining()
 
 
-def read_settings(overrides: list[str]) -> Settings:
+def read_settings(overrides: list[str]) -> RewriterSettings:
     """Return settings from `dotted.key=value` strings. Raises `UserError` for anything that is not allowed."""
     fields: dict[str, Any] = {}
     for text in overrides:
         override(fields, text)
     try:
-        return Settings.model_validate(fields)
+        return RewriterSettings.model_validate(fields)
     except ValidationError as error:
         raise UserError(
-            "\n".join(explain(Settings, Path("--set"), None, problem) for problem in error.errors())
+            "\n".join(explain(RewriterSettings, Path("--set"), None, problem) for problem in error.errors())
         ) from error
 
 
-def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dict[str, Any]:
+def train_rewriter(data: Path, model: str, out: Path, settings: RewriterSettings) -> dict[str, Any]:
     """Write the rewriter to the folder `out`: safetensors, the tokenizer, its record and metrics.
 
     A killed run resumes from its last checkpoint in `<out>.training`. Raises `UserError` for bad rows or settings,
@@ -105,7 +105,7 @@ def train_rewriter(data: Path, model: str, out: Path, settings: Settings) -> dic
 
 
 def trainer_of(
-    model: Model, tokenizer: Tokenizer, rows: list[RewriteRow], settings: Settings, *, folder: Path
+    model: Model, tokenizer: Tokenizer, rows: list[RewriteRow], settings: RewriterSettings, *, folder: Path
 ) -> SftTrainer:
     """Return a trainer of every weight, with fp32 masters."""
     arguments = training_arguments(

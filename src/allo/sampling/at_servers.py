@@ -16,7 +16,7 @@ from allo.recipe import Recipe
 from allo.sampling import served
 from allo.sampling.completions import Completed, ids_of, read_completed, room_at_start
 from allo.sampling.endpoint import Endpoint, require_openai
-from allo.sampling.replies import Asked, Settings
+from allo.sampling.replies import Asked, RequestSettings
 
 
 def check_servers(recipe: Recipe) -> None:
@@ -46,7 +46,7 @@ def complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt
     counts = served.complete(
         endpoints,
         [_asked(tokenizer, prompt, room, api=sample.api) for prompt in prompts],
-        Settings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
+        RequestSettings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
         lines=lines,
         patience=servers.patience,
         advice=f"Serve {folder} as {sample.model!r} there, such as by `vllm serve {folder} --served-model-name "

@@ -19,7 +19,7 @@ LONGEST_CHARACTER = 4  # bytes in UTF-8
 
 
 @dataclass(frozen=True)
-class Sample:
+class Generated:
     """Completion number `index` of `prompts[prompt]`.
 
     `finished`: an end id or a stop string ended it. `text` leaves these out but keeps other special tokens. `token_ids`
@@ -42,7 +42,7 @@ class Batch:
     """All completions of a batch's prompts, in the order of (prompt, index)."""
 
     number: int
-    samples: list[Sample]
+    samples: list[Generated]
 
 
 def generate(
@@ -99,7 +99,7 @@ def generate(
                 has_stopped=partial(_has_stopped, tokenizer, stop=stop) if stop else None,
             )
         samples = [
-            Sample(prompt, index, *read(tokenizer, ids, eos=eos, stop=stop))
+            Generated(prompt, index, *read(tokenizer, ids, eos=eos, stop=stop))
             for (prompt, index), ids in zip(places, rows, strict=True)
         ]
         yield Batch(first // size, sorted(samples, key=lambda sample: (sample.prompt, sample.index)))

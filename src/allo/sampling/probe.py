@@ -11,13 +11,13 @@ from typing import Any
 
 from allo.console import say
 from allo.sampling.attempts import Failure, attempt
-from allo.sampling.replies import Asked, Settings, read, request
+from allo.sampling.replies import Asked, RequestSettings, read, request
 from allo.sampling.servers import Server
 
 _TIMEOUT = 30.0  # seconds for one token
 
 
-async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> Failure | None:
+async def probe(server: Server, prompt: Asked, settings: RequestSettings, key: str) -> Failure | None:
     """Return why the server does not answer for the model now, or None.
 
     If it refuses so many completions at once, ask for half as many, and so on; `server.most` becomes what it gives.
@@ -43,7 +43,7 @@ async def probe(server: Server, prompt: Asked, settings: Settings, key: str) -> 
     return None
 
 
-async def _one_token(server: Server, prompt: Asked, settings: Settings, key: str, number: int) -> Any:
+async def _one_token(server: Server, prompt: Asked, settings: RequestSettings, key: str, number: int) -> Any:
     """Return the client's reading of the server's answer, or a `Failure`."""
     endpoint = replace(server.endpoint, timeout=min(server.endpoint.timeout, _TIMEOUT))
     asked = request(

@@ -43,7 +43,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RequestSettings:
     """The settings of sampling that every request carries; `extra_body` is the recipe's key."""
 
     num_generations: int
@@ -86,7 +86,7 @@ def seed_of(seed: int, prompt_id: str, index: int) -> int:
 
 
 def request(
-    client: "AsyncOpenAI", model: str, asked: Asked, settings: Settings, *, first: int, number: int
+    client: "AsyncOpenAI", model: str, asked: Asked, settings: RequestSettings, *, first: int, number: int
 ) -> "Awaitable[Any]":
     """Return the client's call for completions `first` to `first + number - 1` of a prompt."""
     said: dict[str, Any] = {

@@ -16,7 +16,7 @@ from allo.sampling.attempts import Failure, attempt, pause_before
 from allo.sampling.endpoint import Endpoint, key_of, open_client
 from allo.sampling.probe import announce, probe
 from allo.sampling.questions import GIVE_UP_AFTER, asks_too_long, say_unknown_end
-from allo.sampling.replies import Asked, Reply, Settings, read, request
+from allo.sampling.replies import Asked, Reply, RequestSettings, read, request
 from allo.sampling.servers import Server, Servers
 
 _LOOKED_AT = 8  # prompts whose completions are compared
@@ -48,7 +48,7 @@ class Tally:
 def complete(
     endpoints: Sequence[Endpoint],
     prompts: Sequence[Asked],
-    settings: Settings,
+    settings: RequestSettings,
     *,
     lines: ResumableLines,
     patience: float,
@@ -116,7 +116,7 @@ def _recorded(lines: ResumableLines, prompts: Sequence[Asked]) -> dict[str, int]
 class _Work:
     """State shared by the requests of one event loop. `there`: how many completions each prompt has."""
 
-    settings: Settings
+    settings: RequestSettings
     lines: ResumableLines
     there: Counter[str]
     num_tokens: Callable[[str], int]

@@ -17,7 +17,7 @@ from allo.models.start import is_ready, load_start_tokenizer, read_start
 from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
 from allo.sampling.completions import Completed, ids_of, read_completed, record, room_at_start, turn_ends
-from allo.sampling.generate import Batch, Sample, num_batches, prompts_per_batch
+from allo.sampling.generate import Batch, Generated, num_batches, prompts_per_batch
 from allo.sampling.replies import seed_of
 from allo.weights.checkpoints import SUFFIX, weight_files
 
@@ -106,7 +106,7 @@ def vllm_generate(
                 use_tqdm=False,
             )
             samples = [
-                Sample(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
+                Generated(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
                 for place, output in zip(places, outputs, strict=True)
                 for each in sorted(output.outputs, key=lambda completion: completion.index)
             ]

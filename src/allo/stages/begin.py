@@ -16,23 +16,23 @@ from allo.weights.finite import check_finite
 from allo.weights.momentum import extrapolated
 
 
-def run(recipe: RoundRecipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: RoundRecipe, folder: RunFolder) -> dict[str, Any]:
     """Write `00-sft` of a round's folder.
 
     With momentum a, from the second round on, the model is theta_t + a (theta_t - theta_(t-1)). Here theta_t is the
     model that round t left, and theta_0 the run's start.
     """
-    whole, number = run.path.parent, recipe.number
+    whole, number = folder.path.parent, recipe.number
     day = read_start(RunFolder(whole)).date
-    run.start.mkdir(parents=True, exist_ok=True)
+    folder.start.mkdir(parents=True, exist_ok=True)
     latest = _left_by(recipe, whole, number - 1)
     if number > 1 and recipe.momentum:
         earlier = _left_by(recipe, whole, number - 2)
-        folder = run.start / "model"
-        moved = _extrapolate(latest, earlier, folder, momentum=recipe.momentum)
-        write_start(run, folder, day=day)
+        moved_to = folder.start / "model"
+        moved = _extrapolate(latest, earlier, moved_to, momentum=recipe.momentum)
+        write_start(folder, moved_to, day=day)
         return {"moved_weights": moved}
-    write_start(run, latest, within=whole, day=day)
+    write_start(folder, latest, within=whole, day=day)
     return {}
 
 

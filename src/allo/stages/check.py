@@ -20,7 +20,7 @@ from allo.recipe.own_code import function_of
 from allo.sampling.at_servers import check_servable
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
-from allo.stages.judge import check_judgeable
+from allo.stages.judge import check_verifiable
 from allo.stages.reward import check_reward_model, has_no_answers
 from allo.stages.settings import check_settings
 from allo.tasks.gold import check_gold
@@ -103,7 +103,7 @@ def _check_asked(
     recipe: Recipe, sources: Sources, tokenizer: Tokenizer, positions: int | None
 ) -> list[Asked]:
     """Return the prompts to complete. Raises `UserError` for one that cannot be rendered, sent or judged."""
-    found, evaluate, judge = [], recipe.evaluate, recipe.measuring_reward_model
+    found, evaluate, reward_model = [], recipe.evaluate, recipe.measuring_reward_model
     samples = [] if recipe.data.pairs is not None else _samples(recipe, sources)
     if samples:
         room = _room(recipe, positions, recipe.sample.max_new_tokens)
@@ -114,10 +114,10 @@ def _check_asked(
             for prompt, length in zip(samples, lengths, strict=True):
                 check_servable(prompt, length, room, api=recipe.sample.api)
     sets = {name: sources.prompts(source) for name, source in evaluate.sets.items()}
-    open_sets = [name for name, prompts in sets.items() if judge and has_no_answers(name, prompts)]
+    open_sets = [name for name, prompts in sets.items() if reward_model and has_no_answers(name, prompts)]
     room = _room(recipe, positions, evaluate.max_new_tokens)
     for name, prompts in sets.items():
-        by = "judged by " + (str(judge) if name in open_sets else "their answers")
+        by = "judged by " + (str(reward_model) if name in open_sets else "their answers")
         found.append(asked(tokenizer, prompts, room, key=f"evaluate.sets.{name}", judged=by)[0])
     if evaluate.kl is not None:
         room = _room(recipe, positions, evaluate.kl_tokens)
@@ -126,18 +126,18 @@ def _check_asked(
         found.append(asked(tokenizer, prompts, room, key="evaluate.kl", judged=by)[0])
     by_reward = [prompt for name in open_sets for prompt in sets[name]]
     by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
-    _check_judge(recipe, samples, by_answer=by_answer, by_reward=by_reward)
+    _check_verifiers(recipe, samples, by_answer=by_answer, by_reward=by_reward)
     return found
 
 
-def _check_judge(
+def _check_verifiers(
     recipe: Recipe, samples: list[Prompt], *, by_answer: list[Prompt], by_reward: list[Prompt]
 ) -> None:
     """Check that everything to be judged can be, by its answer or by a reward model."""
     if recipe.judge.reward_model is None:
         by_answer = samples + by_answer
     for prompt in by_answer:
-        check_judgeable(prompt, verifier=recipe.judge.verifier)
+        check_verifiable(prompt, verifier=recipe.judge.verifier)
     check_gold(by_answer, verifier=recipe.judge.verifier)
     if recipe.judge.reward_model is not None:
         measured = by_reward if recipe.evaluate.reward_model is None else []

@@ -16,7 +16,7 @@ from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
 from allo.recipe.own_code import function_of
 from allo.sampling.completions import ids_of, turn_ends
-from allo.stages.judge import judge
+from allo.stages.judge import verify
 from allo.stages.reward import load_reader
 from allo.tasks.sources import training_prompts
 from allo.training.result import write_change
@@ -25,12 +25,12 @@ from allo.weights.param_mask import ParamMask
 
 
 @without_known_warnings()
-def train_adapter(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def train_adapter(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: DPO from the starting model with an adapter, merged at the end."""
     improve = recipe.improve
     assert improve is not None
-    model, tokenizer = load_start(recipe, run)
-    args = trl_arguments(recipe, folder=run.improve, device=model.device)
+    model, tokenizer = load_start(recipe, folder)
+    args = trl_arguments(recipe, folder=folder.improve, device=model.device)
     from allo.baselines.adapters import AdapterTrainer, adapter_rank
 
     num_weights = sum(param.numel() for param in model.parameters())
@@ -38,25 +38,25 @@ def train_adapter(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     trainer = AdapterTrainer(
         model,
         args,
-        [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
+        [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
         function_of(improve.trained_by.parts, key="improve.trainer")(rank=rank, seed=recipe.seed),
     )
     counts = {"rows": len(trainer.train_dataset), "dropped": trainer.num_dropped, "adapter_rank": rank}
-    counts |= _train(trainer, run, num_weights=num_weights)
+    counts |= _train(trainer, folder, num_weights=num_weights)
     counts["training_state_bytes"] += trainer.adapter_bytes
-    return counts | _write(trainer.model.merge_and_unload(), recipe, run)
+    return counts | _write(trainer.model.merge_and_unload(), recipe, folder)
 
 
 @without_known_warnings()
-def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def train_on_policy(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: all weights of the starting model, trained by the rewards of its own samples.
 
     They are trained in fp32, and rounded to the run's dtype at the end. A reward model stays in memory beside them.
     """
     assert recipe.improve is not None
-    model, tokenizer = load_start(recipe, run, dtype=torch.float32)
-    args = trl_arguments(recipe, folder=run.improve, device=model.device)
+    model, tokenizer = load_start(recipe, folder, dtype=torch.float32)
+    args = trl_arguments(recipe, folder=folder.improve, device=model.device)
     from allo.baselines.on_policy import on_policy_trainer
 
     prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
@@ -65,7 +65,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     )
     whole = {prompt.id: ids_of(tokenizer, prompt) for prompt in prompts.values()}
 
-    reader = load_reader(recipe, recipe.judge.reward_model, run) if recipe.judge.reward_model else None
+    reader = load_reader(recipe, recipe.judge.reward_model, folder) if recipe.judge.reward_model else None
     samples_cut = 0
     thoughts = thoughts_of(tokenizer, prompts.values())
 
@@ -77,7 +77,7 @@ def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             samples_cut += cut
             return found
         return [
-            judge(prompt, one, verifier=recipe.judge.verifier, thoughts=thoughts).reward
+            verify(prompt, one, verifier=recipe.judge.verifier, thoughts=thoughts).reward
             for prompt, one in asked
         ]
 
@@ -93,20 +93,20 @@ def train_on_policy(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     num_weights = sum(param.numel() for param in model.parameters())
     num_cut = sum(len(ids) > room for ids in whole.values())
     counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
-    counts |= _train(trainer, run, num_weights=num_weights)
+    counts |= _train(trainer, folder, num_weights=num_weights)
     if reader is not None:
         counts["samples_cut"] = samples_cut
     # Besides gradients and moments: the reference, the reward model, and what fp32 takes beyond the run's dtype.
     reference = num_weights * model.dtype.itemsize if trainer.ref_model is not None else 0
     more = num_weights * (model.dtype.itemsize - DTYPES[recipe.dtype].itemsize)
-    judging = sum(param.nbytes for param in reader.model.model.parameters()) if reader else 0
-    counts["training_state_bytes"] += reference + judging + more
-    return counts | _write(model.to(DTYPES[recipe.dtype]), recipe, run)
+    reward_bytes = sum(param.nbytes for param in reader.model.model.parameters()) if reader else 0
+    counts["training_state_bytes"] += reference + reward_bytes + more
+    return counts | _write(model.to(DTYPES[recipe.dtype]), recipe, folder)
 
 
-def _train(trainer: Any, run: RunFolder, *, num_weights: int) -> dict[str, Any]:
+def _train(trainer: Any, folder: RunFolder, *, num_weights: int) -> dict[str, Any]:
     """Train to the end, write `metrics.jsonl`, and return the counts."""
-    write_jsonl(run.improve / "metrics.jsonl", train_from(trainer, None))
+    write_jsonl(folder.improve / "metrics.jsonl", train_from(trainer, None))
     trained = [param for param in trainer.model.parameters() if param.requires_grad]
     num_trained = sum(param.numel() for param in trained)
     return {
@@ -117,9 +117,9 @@ def _train(trainer: Any, run: RunFolder, *, num_weights: int) -> dict[str, Any]:
     }
 
 
-def _write(model: Model, recipe: Recipe, run: RunFolder) -> dict[str, int]:
+def _write(model: Model, recipe: Recipe, folder: RunFolder) -> dict[str, int]:
     """Write the change of all weights, and the whole model."""
     assert recipe.improve is not None
     every = ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
     metadata = {"trainer": recipe.improve.trainer, "seed": str(recipe.seed)}
-    return write_change(model, run, run.improve, among=(every.indices,), metadata=metadata)
+    return write_change(model, folder, folder.improve, among=(every.indices,), metadata=metadata)

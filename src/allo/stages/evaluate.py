@@ -21,7 +21,7 @@ from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
 from allo.recipe.sources import Kl
 from allo.sampling.completions import complete
-from allo.stages.judge import judge
+from allo.stages.judge import verify
 from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
@@ -53,7 +53,7 @@ BEHIND = {
 KL_BATCH = 4
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `08-eval.json`: each model's results, and every completion behind them.
 
     Harness results are kept for models whose weights are the same.
@@ -61,11 +61,13 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
     parts: list[ResumableLines] = []
     seen = overlaps(recipe, sets)
-    results, completions = _measured(recipe, run, sets, parts)
-    judge = recipe.measuring_reward_model
-    open_sets = {name: prompts for name, prompts in sets.items() if judge and has_no_answers(name, prompts)}
-    if judge and open_sets:
-        parts.append(_add_rewards(recipe, run, judge, open_sets, completions))
+    results, completions = _measured(recipe, folder, sets, parts)
+    reward_model = recipe.measuring_reward_model
+    open_sets = {
+        name: prompts for name, prompts in sets.items() if reward_model and has_no_answers(name, prompts)
+    }
+    if reward_model and open_sets:
+        parts.append(_add_rewards(recipe, folder, reward_model, open_sets, completions))
     for name, result in results.items():
         start = completions.get("start", {}) if name != "start" else {}
         for label, rows in completions[name].items():
@@ -76,45 +78,55 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             )
             result["sets"][label] = found | {"overlap": asdict(seen[label])}
     measured = {"schema": SCHEMA, "models": results, "completions": completions}
-    write_json(run.evaluation, measured | _harnessed(recipe, run))
+    write_json(folder.evaluation, measured | _harnessed(recipe, folder))
     for lines in parts:
         lines.discard()
     return {"models": len(results), "sets": len(sets)}
 
 
 def _measured(
-    recipe: Recipe, run: RunFolder, sets: dict[str, list[Prompt]], parts: list[ResumableLines]
+    recipe: Recipe, folder: RunFolder, sets: dict[str, list[Prompt]], parts: list[ResumableLines]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
-    model, tokenizer = load_start(recipe, run)
+    model, tokenizer = load_start(recipe, folder)
     check_head(model)
     results, completions = {}, {}
-    for name, folder in _models(recipe, run).items():
-        patch = _patch(model, folder)
+    for name, trained in _models(recipe, folder).items():
+        patch = _patch(model, trained)
         with patch.exchanged():
-            subject = _Subject(name, recipe, run, model, tokenizer, parts)
+            subject = _Subject(name, recipe, folder, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
-            continued = subject.continued(recipe.evaluate.kl) if folder and recipe.evaluate.kl else []
+            continued = subject.continued(recipe.evaluate.kl) if trained and recipe.evaluate.kl else []
             kl = _kl(continued, patch, recipe, model, tokenizer) if continued else None
             moved = (
                 likelihood(
-                    run,
+                    folder,
                     model,
                     tokenizer,
                     patch.exchanged,
                     num_pairs=recipe.evaluate.likelihood_pairs,
                     max_length=recipe.max_length,
                 )
-                if folder and recipe.evaluate.likelihood_pairs
+                if trained and recipe.evaluate.likelihood_pairs
                 else None
             )
-        results[name] = {"label": LABELS[name], "sets": {}, "kl": kl, "likelihood": moved, **_cost(run, name)}
+        results[name] = {
+            "label": LABELS[name],
+            "sets": {},
+            "kl": kl,
+            "likelihood": moved,
+            **_cost(folder, name),
+        }
         completions[name] = answers
     return results, completions
 
 
 def _add_rewards(
-    recipe: Recipe, run: RunFolder, judge: str, sets: dict[str, list[Prompt]], completions: dict[str, Any]
+    recipe: Recipe,
+    folder: RunFolder,
+    reward_model: str,
+    sets: dict[str, list[Prompt]],
+    completions: dict[str, Any],
 ) -> ResumableLines:
     """Add each answer's `reward` to every model's answers on the sets, after the policy has left memory."""
     prompts = {(label, prompt.id): prompt for label, some in sets.items() for prompt in some}
@@ -126,33 +138,37 @@ def _add_rewards(
         for answer in answers_of(row)
     ]
     asked = [(prompt, answer["text"]) for prompt, answer in found]
-    rewarded = reward(recipe, judge, asked, run=run, path=run.evaluation, description="rewards")
+    rewarded = reward(
+        recipe, reward_model, asked, folder=folder, path=folder.evaluation, description="rewards"
+    )
     for prompt, answer in found:
         answer["reward"] = rewarded.rewards[prompt.id, answer["text"]]
     return rewarded.lines
 
 
-def _models(recipe: Recipe, run: RunFolder) -> dict[str, Path | None]:
+def _models(recipe: Recipe, folder: RunFolder) -> dict[str, Path | None]:
     """Return each model to evaluate with its delta's folder; None for the start itself."""
     models: dict[str, Path | None] = {"start": None} if recipe.evaluate.start else {}
-    *between, (_, last) = training_folders(recipe, run).items()
+    *between, (_, last) = training_folders(recipe, folder).items()
     if recipe.evaluate.forgotten:
-        models |= {BETWEEN[stage]: folder for stage, folder in between}
+        models |= {BETWEEN[stage]: trained for stage, trained in between}
     return models | {"aligned": last}
 
 
-def _harnessed(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def _harnessed(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Return the block of harness results, for models whose weights are the same."""
-    block = read_block(run.evaluation)
-    folders = {name: folder for name, folder in _models(recipe, run).items() if folder and name in block}
-    weights = {name: fingerprint(folder / "model") for name, folder in folders.items()}
-    found = kept(block, {"start": read_start(run).fingerprint, **weights})
+    block = read_block(folder.evaluation)
+    folders = {
+        name: trained for name, trained in _models(recipe, folder).items() if trained and name in block
+    }
+    weights = {name: fingerprint(trained / "model") for name, trained in folders.items()}
+    found = kept(block, {"start": read_start(folder).fingerprint, **weights})
     return {BLOCK: found} if found else {}
 
 
-def _patch(model: Model, folder: Path | None) -> Patch:
+def _patch(model: Model, trained: Path | None) -> Patch:
     """Return what makes the starting model that of a training stage's folder; nothing without a folder."""
-    return patch_of(model.named_parameters(), read_delta(folder / DELTA)) if folder else Patch({}, {}, {})
+    return patch_of(model.named_parameters(), read_delta(trained / DELTA)) if trained else Patch({}, {}, {})
 
 
 @dataclass
@@ -161,7 +177,7 @@ class _Subject:
 
     name: str
     recipe: Recipe
-    run: RunFolder
+    folder: RunFolder
     model: Model
     tokenizer: Tokenizer
     parts: list[ResumableLines] = field(default_factory=list)
@@ -216,7 +232,9 @@ class _Subject:
             self.model,
             self.tokenizer,
             prompts,
-            path=self.run.evaluation.with_name(f"{self.run.evaluation.name}.{self.name}.{label}.{kind}"),
+            path=self.folder.evaluation.with_name(
+                f"{self.folder.evaluation.name}.{self.name}.{label}.{kind}"
+            ),
             description=f"{self.name}, {label}, {kind}",
             max_length=self.recipe.max_length,
             max_new_tokens=max_new_tokens or evaluate.max_new_tokens,
@@ -238,7 +256,7 @@ class _Subject:
         correct = (
             None
             if by_reward
-            else judge(prompt, completion, verifier=self.recipe.judge.verifier, thoughts=thoughts).correct
+            else verify(prompt, completion, verifier=self.recipe.judge.verifier, thoughts=thoughts).correct
         )
         return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
 
@@ -291,9 +309,9 @@ def _kl(
     }
 
 
-def _cost(run: RunFolder, name: str) -> dict[str, Any]:
+def _cost(folder: RunFolder, name: str) -> dict[str, Any]:
     """Return the cost of the model: trained weights, seconds and training state of the stages behind it."""
-    done = [entry for stage, entry in stages_done(run).items() if _is_behind(name, stage)]
+    done = [entry for stage, entry in stages_done(folder).items() if _is_behind(name, stage)]
     counts = [entry["counts"] for entry in done]
     return {
         "trained_weights": max((count.get("trained_weights", 0) for count in counts), default=0),

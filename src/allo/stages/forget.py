@@ -13,22 +13,22 @@ from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.trainer import ForgetTrainer
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `06-forget`: train the located weights by the forgetting loss, from the start or from what improving left."""
     assert recipe.forget is not None
-    model, tokenizer = load_start(recipe, run)
-    mask = located_mask(recipe, run, model, density=recipe.forget.density)
-    before = apply_previous_stage(recipe, run, model, stage="forget")
+    model, tokenizer = load_start(recipe, folder)
+    mask = located_mask(recipe, folder, model, density=recipe.forget.density)
+    before = apply_previous_stage(recipe, folder, model, stage="forget")
     trainer = ForgetTrainer(
         model,
         training_arguments(
             recipe.forget.training.model_dump(),
-            folder=run.forget,
+            folder=folder.forget,
             seed=recipe.seed,
             device=model.device,
             key="forget.training",
         ),
-        _rows(run),
+        _rows(folder),
         tokenizer,
         mask=mask,
         records=True,
@@ -40,12 +40,12 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         lean=recipe.forget.lean,
         max_length=recipe.max_length,
     )
-    return train_stage(trainer, run, run.forget, mask, before=before)
+    return train_stage(trainer, folder, folder.forget, mask, before=before)
 
 
-def _rows(run: RunFolder) -> list[dict[str, Any]]:
+def _rows(folder: RunFolder) -> list[dict[str, Any]]:
     """Return the wrong completions with the ids that were scored and their weights."""
-    table = pq.read_table(run.token_scores, columns=["id", "token_ids", "weights"])
+    table = pq.read_table(folder.token_scores, columns=["id", "token_ids", "weights"])
     scored = {row["id"]: row for row in table.to_pylist()}
     return [
         {
@@ -57,6 +57,6 @@ def _rows(run: RunFolder) -> list[dict[str, Any]]:
             "completion_ids": scored[wrong.id]["token_ids"],
             "token_weights": scored[wrong.id]["weights"],
         }
-        for wrong in read_jsonl(run.wrong, Wrong)
+        for wrong in read_jsonl(folder.wrong, Wrong)
         if wrong.id in scored
     ]

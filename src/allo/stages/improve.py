@@ -16,40 +16,40 @@ from allo.training.trainer import ImproveTrainer, SftTrainer
 from allo.weights.param_mask import ParamMask
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `07-improve` by the recipe's trainer."""
     assert recipe.improve is not None
     train = function_of(recipe.improve.trained_by.function, key="improve.trainer")
-    counts: dict[str, Any] = train(recipe, run)
+    counts: dict[str, Any] = train(recipe, folder)
     return counts
 
 
-def train_selected(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def train_selected(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `07-improve`: train the located weights by `improve.loss`, from the start or from what forgetting left.
 
     The model that training begins from is the reference, too.
     """
     assert recipe.improve is not None
-    model, tokenizer = load_start(recipe, run)
-    mask = located_mask(recipe, run, model, density=recipe.improve.density)
-    before = apply_previous_stage(recipe, run, model, stage="improve")
-    trainer = _trainer(recipe, recipe.improve, run, model, tokenizer, mask)
-    return train_stage(trainer, run, run.improve, mask, before=before)
+    model, tokenizer = load_start(recipe, folder)
+    mask = located_mask(recipe, folder, model, density=recipe.improve.density)
+    before = apply_previous_stage(recipe, folder, model, stage="improve")
+    trainer = _trainer(recipe, recipe.improve, folder, model, tokenizer, mask)
+    return train_stage(trainer, folder, folder.improve, mask, before=before)
 
 
 def _trainer(
-    recipe: Recipe, improve: Improve, run: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
+    recipe: Recipe, improve: Improve, folder: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
 ) -> SelectedTrainer:
     """Return the trainer that learns the recipe's loss under the mask."""
     arguments = training_arguments(
         improve.training.model_dump(),
-        folder=run.improve,
+        folder=folder.improve,
         seed=recipe.seed,
         device=model.device,
         key="improve.training",
     )
     if improve.loss in ANSWER_LOSSES:
-        rows = function_of(ANSWER_LOSSES[improve.loss].function, key="improve.loss")(recipe, run)
+        rows = function_of(ANSWER_LOSSES[improve.loss].function, key="improve.loss")(recipe, folder)
         return SftTrainer(
             model,
             arguments,
@@ -64,7 +64,7 @@ def _trainer(
     return ImproveTrainer(
         model,
         arguments,
-        [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
+        [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
         mask=mask,
         records=True,

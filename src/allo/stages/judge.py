@@ -19,18 +19,18 @@ from allo.tasks.sources import training_prompts
 SHOWN = 80  # characters at the end of a sample without an answer
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
-    completions = read_jsonl(run.completions, Completion)
+    completions = read_jsonl(folder.completions, Completion)
     if recipe.judge.reward_model is not None:
-        return _by_reward(recipe, run, recipe.judge.reward_model, prompts, completions)
+        return _by_reward(recipe, folder, recipe.judge.reward_model, prompts, completions)
     is_chat = any(isinstance(prompt.prompt, list) for prompt in prompts.values())
-    thoughts = thoughts_of(load_start_tokenizer(recipe, run), prompts.values()) if is_chat else USUAL
+    thoughts = thoughts_of(load_start_tokenizer(recipe, folder), prompts.values()) if is_chat else USUAL
     verdicts = [
-        judge(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier, thoughts=thoughts)
+        verify(prompts[completion.prompt_id], completion, verifier=recipe.judge.verifier, thoughts=thoughts)
         for completion in completions
     ]
-    write_jsonl(run.verdicts, verdicts)
+    write_jsonl(folder.verdicts, verdicts)
     unanswered = [verdict for verdict in verdicts if verdict.extracted is None]
     if unanswered:
         say(without_answer(unanswered, num=len(verdicts), max_new_tokens=recipe.sample.max_new_tokens))
@@ -64,14 +64,14 @@ def without_answer(unanswered: Sequence[Verdict], *, num: int, max_new_tokens: i
 
 def _by_reward(
     recipe: Recipe,
-    run: RunFolder,
+    folder: RunFolder,
     model: str,
     prompts: Mapping[str, Prompt],
     completions: Sequence[Completion],
 ) -> dict[str, Any]:
     """Write verdicts that call a prompt's better half of samples correct: those above the median reward."""
     asked = [(prompts[completion.prompt_id], completion.text) for completion in completions]
-    rewarded = reward(recipe, model, asked, run=run, path=run.verdicts, description="judge")
+    rewarded = reward(recipe, model, asked, folder=folder, path=folder.verdicts, description="judge")
     by_prompt: dict[str, list[Completion]] = {}
     for completion in completions:
         by_prompt.setdefault(completion.prompt_id, []).append(completion)
@@ -93,7 +93,7 @@ def _by_reward(
             )
             for one in group
         ]
-    write_jsonl(run.verdicts, verdicts)
+    write_jsonl(folder.verdicts, verdicts)
     rewarded.lines.discard()
     mean = sum(verdict.reward for verdict in verdicts) / len(verdicts)
     return {
@@ -104,7 +104,7 @@ def _by_reward(
     }
 
 
-def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
+def check_verifiable(prompt: Prompt, *, verifier: str) -> None:
     """Raise `UserError` for a prompt without the data that its verifier needs."""
     if prompt.answer is None:
         raise UserError(
@@ -116,7 +116,7 @@ def check_judgeable(prompt: Prompt, *, verifier: str) -> None:
         raise UserError(f"prompt {prompt.id}: judge.verifier is `choice`, but the prompt has no `choices`.")
 
 
-def judge(
+def verify(
     prompt: Prompt, completion: Completion, *, verifier: str = "auto", thoughts: Thoughts = USUAL
 ) -> Verdict:
     """Return a completion's verdict; its reward is 1 if the final answer, outside all thoughts, is right, otherwise
@@ -124,11 +124,11 @@ def judge(
 
     Raises `UserError` for a prompt that cannot be judged.
     """
-    check_judgeable(prompt, verifier=verifier)
+    check_verifiable(prompt, verifier=verifier)
     assert prompt.answer is not None
     inside = thoughts.begins_inside(prompt.prompt, prompt.template)
     by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
-    judgement = (
+    verified = (
         verify_choice(
             completion.text,
             prompt.answer,
@@ -146,9 +146,9 @@ def judge(
         index=completion.index,
         text=completion.text,
         finished=completion.finished,
-        correct=judgement.correct,
-        reward=float(judgement.correct),
-        extracted=judgement.extracted,
-        verifier=judgement.verifier,
+        correct=verified.correct,
+        reward=float(verified.correct),
+        extracted=verified.extracted,
+        verifier=verified.verifier,
         token_ids=completion.token_ids,
     )

@@ -20,7 +20,7 @@ BATCH = 32  # pairs
 
 @torch.inference_mode()
 def likelihood(
-    run: RunFolder,
+    folder: RunFolder,
     model: Model,
     tokenizer: Tokenizer,
     at_start: Callable[[], AbstractContextManager[None]],
@@ -33,7 +33,7 @@ def likelihood(
     The answers are the run's first `num_pairs` pairs, sampled from the starting model (with rounds, the first
     round's). `at_start` turns `model` into the starting model for a block.
     """
-    pairs = [vars(pair) for pair in read_jsonl(first_round(run).pairs, Pair)[:num_pairs]]
+    pairs = [vars(pair) for pair in read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]]
     rows, _ = counted_pairs(tokenizer, pairs, max_length=max_length)
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     sums = torch.zeros(2, dtype=torch.float64)

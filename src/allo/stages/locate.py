@@ -32,20 +32,20 @@ Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
 Counts = dict[str, Any]
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `04-importance.safetensors`, and `04-warmup` if a warm-up was trained."""
     assert recipe.locate is not None
-    run.warmup.mkdir(exist_ok=True)
-    model, tokenizer = load_start(recipe, run)
+    folder.warmup.mkdir(exist_ok=True)
+    model, tokenizer = load_start(recipe, folder)
     shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     criterion = criterion_of(recipe.locate.criterion)
     score, needs = importance.scoring_of(criterion), criterion.needs
     if needs == "warm-up":
-        statistics, counts = _trained(recipe, recipe.locate, run, model, tokenizer, shapes)
+        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer, shapes)
     elif needs == "fused warm-up":
-        statistics, counts = _trained_fused(recipe, recipe.locate, run, model, tokenizer)
+        statistics, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer)
     elif criterion.sums:
-        statistics, counts = _summed(recipe, recipe.locate, needs, run, model, tokenizer, shapes)
+        statistics, counts = _summed(recipe, recipe.locate, needs, folder, model, tokenizer, shapes)
     else:
         statistics, counts = _without_data(recipe, needs, model), {}
     top = ImportanceMap.top(
@@ -53,17 +53,17 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         density=recipe.max_density,
         granularity=recipe.locate.granularity,
         shapes=shapes,
-        metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(run).fingerprint},
+        metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(folder).fingerprint},
     )
-    top.save(run.importance)
-    remove_checkpoints(run.warmup)
+    top.save(folder.importance)
+    remove_checkpoints(folder.warmup)
     return counts | {"weights": sum(len(indices) for indices in top.indices.values())}
 
 
 def _trained(
     recipe: Recipe,
     locate: Locate,
-    run: RunFolder,
+    folder: RunFolder,
     model: Model,
     tokenizer: Tokenizer,
     shapes: Shapes,
@@ -71,8 +71,8 @@ def _trained(
     """Train all weights by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
     trainer = ImproveTrainer(
         model,
-        _arguments(recipe, locate, run, model),
-        [vars(pair) for pair in read_jsonl(run.pairs, Pair)],
+        _arguments(recipe, locate, folder, model),
+        [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
         mask=ParamMask.full(shapes),
         records=True,
@@ -81,10 +81,10 @@ def _trained(
         max_tokens_per_batch=locate.max_tokens_per_batch,
         max_length=recipe.max_length,
     )
-    write_jsonl(run.warmup / "metrics.jsonl", train(trainer))
+    write_jsonl(folder.warmup / "metrics.jsonl", train(trainer))
     masters, before = trainer.selected.masters(), trainer.selected.slot("ref")
     if recipe.reads_warmup:
-        _keep_warmup(run, {name: masters[name].reshape(shapes[name]) for name in masters})
+        _keep_warmup(folder, {name: masters[name].reshape(shapes[name]) for name in masters})
     counts = {
         "pairs": len(trainer.train_dataset),
         "dropped": trainer.num_dropped,
@@ -94,14 +94,14 @@ def _trained(
 
 
 def _trained_fused(
-    recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer
+    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
 ) -> tuple[Statistics, Counts]:
     """Train all weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
-    passes, dropped = _passes(recipe, locate, run, model, tokenizer)
+    passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
     warmup, metrics = passes.train_fused()
-    write_jsonl(run.warmup / "metrics.jsonl", metrics)
+    write_jsonl(folder.warmup / "metrics.jsonl", metrics)
     if recipe.reads_warmup:
-        _keep_warmup(run, {name: warmup.weights(name) for name in warmup.deltas})
+        _keep_warmup(folder, {name: warmup.weights(name) for name in warmup.deltas})
     counts = {
         "pairs": len(passes.rows),
         "dropped": dropped,
@@ -116,13 +116,13 @@ def _summed(
     recipe: Recipe,
     locate: Locate,
     needs: Needs,
-    run: RunFolder,
+    folder: RunFolder,
     model: Model,
     tokenizer: Tokenizer,
     shapes: Shapes,
 ) -> tuple[Statistics, Counts]:
     """Sum g, or g^2 of single pairs, over the pairs at the starting model."""
-    passes, dropped = _passes(recipe, locate, run, model, tokenizer)
+    passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
     sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
     if needs == "squared gradients":
         # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
@@ -143,10 +143,10 @@ def _without_data(recipe: Recipe, needs: Needs, model: Model) -> Statistics:
     return statistics
 
 
-def _arguments(recipe: Recipe, locate: Locate, run: RunFolder, model: Model) -> Any:
+def _arguments(recipe: Recipe, locate: Locate, folder: RunFolder, model: Model) -> Any:
     return training_arguments(
         locate.training.model_dump(),
-        folder=run.warmup,
+        folder=folder.warmup,
         seed=recipe.seed_of_data,
         device=model.device,
         key="locate.training",
@@ -154,17 +154,17 @@ def _arguments(recipe: Recipe, locate: Locate, run: RunFolder, model: Model) -> 
 
 
 def _passes(
-    recipe: Recipe, locate: Locate, run: RunFolder, model: Model, tokenizer: Tokenizer
+    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
 ) -> tuple[DpoPasses, int]:
     """Return passes over the pairs, and how many pairs did not fit."""
-    pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)]
+    pairs = [vars(pair) for pair in read_jsonl(folder.pairs, Pair)]
     rows, counts = counted_pairs(tokenizer, pairs, max_length=recipe.max_length)
     if words := counts.words(recipe.max_length):
         say(words)
     passes = DpoPasses(
         model,
         rows,
-        _arguments(recipe, locate, run, model),
+        _arguments(recipe, locate, folder, model),
         beta=locate.beta,
         pad_id=tokenizer.pad_token_id,
         max_tokens_per_batch=locate.max_tokens_per_batch,
@@ -172,9 +172,9 @@ def _passes(
     return passes, counts.dropped
 
 
-def _keep_warmup(run: RunFolder, weights: Mapping[str, Tensor]) -> None:
+def _keep_warmup(folder: RunFolder, weights: Mapping[str, Tensor]) -> None:
     """Write the warm-up model in fp32 [shape] to the file that the `implicit` scorer reads."""
-    with written_aside(run.warmup / WARMUP_WEIGHTS) as part:
+    with written_aside(folder.warmup / WARMUP_WEIGHTS) as part:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
 
 

@@ -18,19 +18,19 @@ from allo.tasks.rewards import ranked_pairs
 from allo.tasks.sources import training_pairs, training_prompts
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    pairs, wrong = _pairs_and_wrong(recipe, run)
-    write_jsonl(run.wrong, wrong)
-    write_jsonl(run.pairs, pairs)
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    pairs, wrong = _pairs_and_wrong(recipe, folder)
+    write_jsonl(folder.wrong, wrong)
+    write_jsonl(folder.pairs, pairs)
     return {"pairs": len(pairs), "wrong": len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
 
 
-def _pairs_and_wrong(recipe: Recipe, run: RunFolder) -> tuple[list[Pair], list[Wrong]]:
+def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], list[Wrong]]:
     """Return the pairs and the wrong completions. Raises `UserError` if either is empty."""
     if recipe.data.pairs is not None:
-        ready = with_own_ids(recipe, training_pairs(recipe), lambda: load_start_tokenizer(recipe, run))
+        ready = with_own_ids(recipe, training_pairs(recipe), lambda: load_start_tokenizer(recipe, folder))
         return ready, rejected_completions(ready, solutions={})
-    prompts, verdicts = training_prompts(recipe), read_jsonl(run.verdicts, Verdict)
+    prompts, verdicts = training_prompts(recipe), read_jsonl(folder.verdicts, Verdict)
     try:
         pairs = _pairs(recipe, prompts, verdicts)
     except UserError as error:

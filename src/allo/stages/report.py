@@ -25,7 +25,9 @@ def write_report(
     return html, markdown
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `report.html` and `report.md` of one run into its folder."""
-    write_report([run.path], run.path, title=recipe.report.title, num_examples=recipe.report.num_examples)
+    write_report(
+        [folder.path], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples
+    )
     return {}

@@ -92,7 +92,7 @@ class Reader:
         return self.model.rewards([rows[key][0] for key in batch])
 
 
-def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
+def load_reader(recipe: Recipe, model: str, folder: RunFolder) -> Reader:
     """Return the reward model with the settings of the recipe's `judge`, on the run's date.
 
     You are warned if it has fewer positions than `max_length`.
@@ -105,24 +105,24 @@ def load_reader(recipe: Recipe, model: str, run: RunFolder) -> Reader:
         pad_token=judge.pad_token,
         trust_remote_code=recipe.trust_remote_code,
     )
-    give_date(loaded.tokenizer, run)
+    give_date(loaded.tokenizer, folder)
     positions = num_positions(loaded.model.config)
     if positions is not None and positions < judge.max_length:
         say(
             f"{model} has {positions} positions: longer texts lose their beginning (judge.max_length is {judge.max_length})"
         )
-    policy = load_start_tokenizer(recipe, run)
+    policy = load_start_tokenizer(recipe, folder)
     return Reader(loaded, min(judge.max_length, positions or judge.max_length), judge.batch_size, policy)
 
 
 def reward(
-    recipe: Recipe, model: str, asked: Sequence[Asked], *, run: RunFolder, path: Path, description: str
+    recipe: Recipe, model: str, asked: Sequence[Asked], *, folder: RunFolder, path: Path, description: str
 ) -> Rewarded:
     """Return a reward model's rewards for (prompt, completion)s.
 
     Equal texts are read once, so they have one reward whoever wrote them.
     """
-    reader = load_reader(recipe, model, run)
+    reader = load_reader(recipe, model, folder)
     rows = reader.rows(asked)
     batches = reader.batches(rows)
     lines = ResumableLines(path, suffix=".rewards.part")

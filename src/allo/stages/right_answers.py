@@ -25,9 +25,9 @@ def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
     ]
 
 
-def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
+def gold_solutions(recipe: Recipe, folder: RunFolder) -> list[dict[str, Any]]:
     """Return the solutions of the prompts that have a pair. Raises `UserError` if there are none."""
-    paired = {pair.prompt_id for pair in read_jsonl(run.pairs, Pair)}
+    paired = {pair.prompt_id for pair in read_jsonl(folder.pairs, Pair)}
     rows = demonstrations(prompt for prompt in training_prompts(recipe) if prompt.id in paired)
     if not rows:
         raise UserError(
@@ -37,12 +37,12 @@ def gold_solutions(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
+def right_samples(recipe: Recipe, folder: RunFolder) -> list[dict[str, Any]]:
     """Return every distinct right sample that ended by itself; for ready pairs, every distinct chosen answer."""
     if recipe.data.pairs is not None:
         chosen = {
             repr((pair.prompt, pair.template, pair.chosen, pair.chosen_message)): pair
-            for pair in read_jsonl(run.pairs, Pair)
+            for pair in read_jsonl(folder.pairs, Pair)
         }
         return [
             {
@@ -63,7 +63,7 @@ def right_samples(recipe: Recipe, run: RunFolder) -> list[dict[str, Any]]:
             "completion": verdict.text,
             "completion_ids": verdict.token_ids,
         }
-        for verdict in distinct(read_jsonl(run.verdicts, Verdict))
+        for verdict in distinct(read_jsonl(folder.verdicts, Verdict))
         if verdict.correct and verdict.finished
     ]
 

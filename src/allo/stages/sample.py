@@ -10,12 +10,12 @@ from allo.sampling.completions import Completed
 from allo.tasks.sources import training_prompts
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `01-completions.jsonl`."""
     prompts = training_prompts(recipe)
     complete = function_of(BACKENDS[recipe.sample.backend].complete, key="sample.backend")
-    completed: Completed = complete(recipe, run, prompts)
-    write_jsonl(run.completions, completed.completions)
+    completed: Completed = complete(recipe, folder, prompts)
+    write_jsonl(folder.completions, completed.completions)
     completed.lines.discard()
     return {
         "prompts": len(prompts),

@@ -17,14 +17,14 @@ from allo.models.collate import SIDES
 from allo.models.load import Tokenizer
 from allo.models.policy import check_head
 from allo.models.start import give_date, load_start, load_start_tokenizer
-from allo.models.tokenization import tokenize
 from allo.recipe import Recipe
 from allo.recipe.scores import Score, scorer_entry
 from allo.stages.locate import WARMUP_WEIGHTS
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
-from allo.tokens.scorers import Context, Sample, Scored, ScoringFunction, scorers_of
-from allo.tokens.token_credit import first_marked, from_logratios, token_weights
+from allo.tokens.scorers import Context, GradedSample, Scored, ScoringFunction, scorers_of
+from allo.tokens.scoring import tokenized
+from allo.tokens.token_credit import completion_weights, from_logratios
 
 _NUMBERS = pa.list_(pa.float64())
 _COLUMNS = [
@@ -37,30 +37,30 @@ _COLUMNS = [
 Batch = Sequence[Scored]
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `05-token-scores.parquet`."""
     assert recipe.score is not None
-    wrong = read_jsonl(run.wrong, Wrong)
+    wrong = read_jsonl(folder.wrong, Wrong)
     if not recipe.score.solutions:
         wrong = [replace(one, solution=None) for one in wrong]
-    tokenizer = load_start_tokenizer(recipe, run)
+    tokenizer = load_start_tokenizer(recipe, folder)
     rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    lines = ResumableLines(run.token_scores)
+    lines = ResumableLines(folder.token_scores)
     # One scorer at a time: each has the model in the dtype that it needs, and no other scorer's weights are in memory.
     for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
         done = min(max(0, len(lines.batches) - place * len(batches)), len(batches))
         if done < len(batches):
-            for batch in _scored(name, scorer, batches, recipe, run, done=done):
+            for batch in _scored(name, scorer, batches, recipe, folder, done=done):
                 lines.append(batch)
     raw: dict[str, list[list[float]]] = {name: [] for name in recipe.score.scorers}
     for row in lines.rows():
         raw[row["scorer"]].append(row["scores"])
     weighted = _weighted(recipe.score, rows, raw)
-    _write(run, weighted, recipe.score, tokenizer)
+    _write(folder, weighted, recipe.score, tokenizer)
     lines.discard()
-    remove(run.contrast)
+    remove(folder.contrast)
     weights = [weight for row in weighted for weight in row.weights]
     return {
         "completions": len(rows),
@@ -71,10 +71,16 @@ def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _scored(
-    name: str, scorer: ScoringFunction, batches: Sequence[Batch], recipe: Recipe, run: RunFolder, *, done: int
+    name: str,
+    scorer: ScoringFunction,
+    batches: Sequence[Batch],
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    done: int,
 ) -> Iterable[list[dict[str, Any]]]:
     """Yield one scorer's raw scores of the batches that are not done, a batch at a time."""
-    context = scoring_context(recipe, run, name)
+    context = scoring_context(recipe, folder, name)
     for batch in track(batches[done:], f"score {name}", total=len(batches), done=done):
         scores = scorer(batch, context)
         yield [
@@ -83,29 +89,29 @@ def _scored(
         ]
 
 
-def scoring_context(recipe: Recipe, run: RunFolder, scorer: str) -> Context:
+def scoring_context(recipe: Recipe, folder: RunFolder, scorer: str) -> Context:
     """Return all that a scorer may look at: the starting model, or the rewriter if the scorer needs it, and the samples.
 
     The starting model is in fp32 if the scorer asks other models too.
     """
     entry = scorer_entry(scorer)
     if "rewriter" in entry.needs:
-        return _rewriting_context(recipe, run)
+        return _rewriting_context(recipe, folder)
     names = entry.weights
-    train_sides(recipe, run, [name for name in names if name in SIDES])
-    model, tokenizer = load_start(recipe, run, dtype=torch.float32 if names else None)
+    train_sides(recipe, folder, [name for name in names if name in SIDES])
+    model, tokenizer = load_start(recipe, folder, dtype=torch.float32 if names else None)
     check_head(model)
-    files = {name: side_weights(run, name) for name in names} | {"warmup": run.warmup / WARMUP_WEIGHTS}
+    files = {name: side_weights(folder, name) for name in names} | {"warmup": folder.warmup / WARMUP_WEIGHTS}
     weights = {name: load_file(files[name]) for name in names}
     return Context(
-        model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(run), weights=weights
+        model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(folder), weights=weights
     )
 
 
-def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
+def _rewriting_context(recipe: Recipe, folder: RunFolder) -> Context:
     """Return the rewriter in place of the starting model; the tokenizer is the policy's, as are the completions' tokens."""
     assert recipe.score is not None and recipe.score.rewriter is not None
-    tokenizer = load_start_tokenizer(recipe, run)
+    tokenizer = load_start_tokenizer(recipe, folder)
     own = load_rewriter(
         recipe.score.rewriter,
         tokenizer,
@@ -113,23 +119,25 @@ def _rewriting_context(recipe: Recipe, run: RunFolder) -> Context:
         max_length=recipe.max_length,
         device=recipe.device,
     )
-    give_date(own.tokenizer, run)
+    give_date(own.tokenizer, folder)
     return Context(own.model, tokenizer, recipe.max_length, recipe.seed_of_data, rewriter=own)
 
 
-def _samples(run: RunFolder) -> dict[str, list[Sample]]:
+def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
     """Return all judged completions by prompt id; for ready pairs these are both sides."""
-    samples: dict[str, list[Sample]] = {}
-    if run.verdicts.exists():
-        for one in read_jsonl(run.verdicts, Verdict):
-            sample = Sample(one.text, one.finished, one.correct, one.token_ids)
+    samples: dict[str, list[GradedSample]] = {}
+    if folder.verdicts.exists():
+        for one in read_jsonl(folder.verdicts, Verdict):
+            sample = GradedSample(one.text, one.finished, one.correct, one.token_ids)
             samples.setdefault(one.prompt_id, []).append(sample)
         return samples
-    for pair in read_jsonl(run.pairs, Pair):
+    for pair in read_jsonl(folder.pairs, Pair):
         samples.setdefault(pair.prompt_id, []).extend(
             [
-                Sample(pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message),
-                Sample(
+                GradedSample(
+                    pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message
+                ),
+                GradedSample(
                     pair.rejected,
                     pair.rejected_finished,
                     False,
@@ -143,19 +151,10 @@ def _samples(run: RunFolder) -> dict[str, list[Sample]]:
 
 def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -> list[Scored]:
     """Return the completions that fit into the recipe's length, shortest first."""
-    rows = []
-    for one in wrong:
-        tokens = tokenize(
-            tokenizer,
-            one.prompt,
-            one.message or one.completion,
-            finished=one.finished,
-            completion_ids=one.token_ids,
-            max_length=max_length,
-            template=one.template,
-            place=f"prompt {one.prompt_id}",
-        )
-        rows += [Scored(one, tokens)] if tokens else []
+    scored = (
+        tokenized(one, tokenizer, max_length=max_length, place=f"prompt {one.prompt_id}") for one in wrong
+    )
+    rows = [row for row in scored if row is not None]
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 
 
@@ -163,10 +162,9 @@ def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[flo
     """Return all scores as probabilities, and the weights that follow from the first scorer's."""
     lengths = [len(row.tokens.completion_ids) for row in rows]
     flat = {name: probabilities(name, scores) for name, scores in raw.items()}
-    weights = token_weights(flat[score.scorer], rule=score.weights, threshold=score.threshold)
-    own = weights.split(lengths)
-    if score.marked == "first":
-        own = tuple(map(first_marked, own))
+    own = completion_weights(
+        flat[score.scorer], lengths, rule=score.weights, threshold=score.threshold, marked=score.marked
+    )
     split = {name: numbers.split(lengths) for name, numbers in flat.items()}
     return [
         TokenScores(
@@ -189,7 +187,7 @@ def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
     return from_logratios(flat, scale=scale)
 
 
-def _write(run: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:
+def _write(folder: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:
     """Write a row a completion. The schema's metadata names the `scorer`; columns `scores/NAME` are those of `beside`."""
     beside = {name: f"scores/{name}" for name in score.beside}
     schema = pa.schema(
@@ -201,5 +199,5 @@ def _write(run: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tok
         | {column: row.beside[name] for name, column in beside.items()}
         for row in rows
     ]
-    with written_aside(run.token_scores) as part:
+    with written_aside(folder.token_scores) as part:
         pq.write_table(pa.Table.from_pylist(table, schema), part)

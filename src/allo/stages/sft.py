@@ -14,26 +14,26 @@ from allo.training.trainer import SftTrainer
 from allo.weights.param_mask import ParamMask
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `00-sft/start.json`, and `00-sft/model` unless the recipe's model can be used directly."""
-    run.start.mkdir(exist_ok=True)
-    folder = is_ready(recipe) if recipe.sft is None else None
+    folder.start.mkdir(exist_ok=True)
+    model_folder = is_ready(recipe) if recipe.sft is None else None
     counts: dict[str, Any] = {}
     tokenizer = load_policy_tokenizer(recipe, recipe.model)
-    day = give_date(tokenizer, run)
-    if folder is None:
-        folder = run.start / "model"
+    day = give_date(tokenizer, folder)
+    if model_folder is None:
+        model_folder = folder.start / "model"
         model = load_policy(recipe, recipe.model)
         if recipe.sft is not None:
-            counts = _fine_tune(recipe, recipe.sft, model, tokenizer, run)
-        save_whole(model, tokenizer, folder)
-    write_start(run, folder, day=day)
-    remove_checkpoints(run.start)
+            counts = _fine_tune(recipe, recipe.sft, model, tokenizer, folder)
+        save_whole(model, tokenizer, model_folder)
+    write_start(folder, model_folder, day=day)
+    remove_checkpoints(folder.start)
     return counts
 
 
 def _fine_tune(
-    recipe: Recipe, sft: Sft, model: Model, tokenizer: Tokenizer, run: RunFolder
+    recipe: Recipe, sft: Sft, model: Model, tokenizer: Tokenizer, folder: RunFolder
 ) -> dict[str, Any]:
     """Train all weights on the sources' solutions, with fp32 masters."""
     prompts = [prompt for source in sft.sources for prompt in prompts_of(recipe, source)]
@@ -41,7 +41,7 @@ def _fine_tune(
         model,
         training_arguments(
             sft.training.model_dump(),
-            folder=run.start,
+            folder=folder.start,
             seed=recipe.seed_of_data,
             device=model.device,
             key="sft.training",
@@ -52,6 +52,6 @@ def _fine_tune(
         records=True,
         max_length=recipe.max_length,
     )
-    write_jsonl(run.start / "metrics.jsonl", train(trainer))
+    write_jsonl(folder.start / "metrics.jsonl", train(trainer))
     trainer.selected.release()
     return {"demonstrations": len(trainer.train_dataset), "dropped": trainer.num_dropped}

@@ -14,23 +14,23 @@ from allo.training.result import DELTA, MASK
 from allo.weights.param_mask import ParamMask
 
 
-def run(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write the last training stage's folder at the top: the last round's model, and its delta to the run's start.
 
     If every stage trained under a mask, also write the union of all masks.
     """
-    rounds = [RunFolder(run.path / round_name(number)) for number in range(1, recipe.rounds + 1)]
-    folder, start = trained(recipe, run), read_start(run)
-    folder.mkdir(exist_ok=True)
-    found = delta.extract(start.model, trained(recipe, rounds[-1]) / "model", folder / DELTA)
-    remove(folder / "model")
-    delta.apply(start.model, folder / DELTA, folder / "model")
+    rounds = [RunFolder(folder.path / round_name(number)) for number in range(1, recipe.rounds + 1)]
+    united, start = trained(recipe, folder), read_start(folder)
+    united.mkdir(exist_ok=True)
+    found = delta.extract(start.model, trained(recipe, rounds[-1]) / "model", united / DELTA)
+    remove(united / "model")
+    delta.apply(start.model, united / DELTA, united / "model")
     counts = {"changed_weights": found.num_changed, "delta_bytes": found.num_bytes}
-    masks = [folder / MASK for one in rounds for folder in training_folders(recipe, one).values()]
+    masks = [stage / MASK for one in rounds for stage in training_folders(recipe, one).values()]
     if not all(mask.exists() for mask in masks):
         return counts
     mask = _union([ParamMask.load(path) for path in masks])
-    mask.save(folder / MASK)
+    mask.save(united / MASK)
     return {"trained_weights": mask.num_selected, "density": mask.density, **counts}
 
 

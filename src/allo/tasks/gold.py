@@ -175,19 +175,19 @@ def _refusal(prompt: Prompt, *, verifier: str) -> str | None:
         return None
     said = demonstrate(prompt.answer, None)
     if verifier == "choice" or (verifier == "auto" and prompt.choices is not None):
-        judgement = verify_choice(said, prompt.answer, prompt.choices or [])
+        verified = verify_choice(said, prompt.answer, prompt.choices or [])
     else:
-        judgement = verify_final_answer(said, prompt.answer)
+        verified = verify_final_answer(said, prompt.answer)
         alone = _is_final(prompt.answer, extract_final_answer(said) or "")
-        judgement = replace(judgement, correct=judgement.correct and alone)
-    if judgement.correct:
+        verified = replace(verified, correct=verified.correct and alone)
+    if verified.correct:
         return None
     answer = shown(prompt.answer)
     if prompt.choices is not None and not _is_option(prompt.answer, prompt.choices):
         return f"`answer` {answer} is none of its `choices` {shown(prompt.choices)}; write the right option's text"
-    if judgement.extracted is None:
+    if verified.extracted is None:
         return f"`answer` {answer} is no answer that can be read; write the final answer alone"
     return (
-        f"`answer` {answer} is not taken by its own verifier, which reads {shown(judgement.extracted)}; write the final answer "
+        f"`answer` {answer} is not taken by its own verifier, which reads {shown(verified.extracted)}; write the final answer "
         "alone"
     )

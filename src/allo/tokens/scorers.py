@@ -36,7 +36,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Sample:
+class GradedSample:
     """A judged completion of a prompt. `token_ids`: the ids that were sampled, if they are known."""
 
     text: str
@@ -59,7 +59,7 @@ class Context:
     tokenizer: Tokenizer
     max_length: int
     seed: int
-    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[GradedSample]] = field(default_factory=dict)
     weights: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     rewriter: Rewriter | None = None
 
@@ -139,7 +139,7 @@ def edit(rows: Sequence[Scored], context: Context) -> list[list[float]]:
         texts = row.wrong.right or ([row.wrong.solution] if row.wrong.solution else [])
         samples = context.samples.get(row.wrong.prompt_id, ())
         known = {one.text: one for one in reversed(samples) if one.right}
-        shown = [known.get(text, Sample(text, finished=True, right=True)) for text in texts]
+        shown = [known.get(text, GradedSample(text, finished=True, right=True)) for text in texts]
         rights = [_ids(one, row.wrong, context) for one in shown]
         scores.append(edit_scores(row.tokens.completion_ids, rights))
     return scores
@@ -162,16 +162,15 @@ def scorers_of(score: Score) -> dict[str, ScoringFunction]:
     """
     keys = dict.fromkeys(score.beside, "score.beside") | {score.scorer: "score.scorer"}
     return {
-        one.name: _checked(one.name, key=keys[one.name])
+        one.name: checked_scorer(load_function(one.name, key=keys[one.name]), one.name, key=keys[one.name])
         if own_file(one.name)
         else function_of(one.function, key=keys[one.name])
         for one in score.entries
     }
 
 
-def _checked(name: str, *, key: str) -> ScoringFunction:
+def checked_scorer(function: ScoringFunction, name: str, *, key: str) -> ScoringFunction:
     """Return the user's own function, with each of its scores checked."""
-    function = load_function(name, key=key)
 
     def scorer(rows: Sequence[Scored], context: Context) -> list[list[float]]:
         returned = function(rows, context)
@@ -214,7 +213,7 @@ def _differences(after: list[list[float]], before: list[list[float]]) -> list[li
     return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(after, before, strict=True)]
 
 
-def _ids(sample: Sample, beside: Wrong, context: Context) -> list[int]:
+def _ids(sample: GradedSample, beside: Wrong, context: Context) -> list[int]:
     """Return a completion's ids: those that were sampled, otherwise the text's after the prompt of `beside`."""
     if sample.token_ids is not None:
         return sample.token_ids

@@ -93,3 +93,14 @@ def token_weights(scores: Tensor, *, rule: str, threshold: float = 0.5) -> Tenso
         case "as_released":
             return scores.clone()
     raise AssertionError(rule)
+
+
+def completion_weights(
+    scores: Tensor, lengths: Sequence[int], *, rule: str, threshold: float = 0.5, marked: str = "all"
+) -> list[Tensor]:
+    """Return `token_weights` completion by completion; with `marked="first"` only the first that is not 0 stays.
+
+    `scores` [tokens] has the completions one after the other, `lengths` their tokens.
+    """
+    weights = token_weights(scores, rule=rule, threshold=threshold).split(list(lengths))
+    return [first_marked(one) for one in weights] if marked == "first" else list(weights)

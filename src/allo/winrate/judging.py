@@ -33,7 +33,7 @@ _NAMED = 3  # failures described in words; all are counted
 
 
 @dataclass(frozen=True)
-class Settings:
+class JudgeSettings:
     """The request's settings; `temperature` None leaves the choice to the server."""
 
     max_tokens: int
@@ -41,7 +41,7 @@ class Settings:
 
 
 def judge(
-    model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: Settings, *, folder: Path
+    model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: JudgeSettings, *, folder: Path
 ) -> dict[str, Any]:
     """Write `judged-....json` into the folder, and return its content.
 
@@ -180,13 +180,13 @@ def _side(outputs: Outputs) -> dict[str, Any]:
     return {"name": outputs.name, **outputs.origin, "answers_sha256": outputs.sha256}
 
 
-def _asked_of(endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
+def _asked_of(endpoint: Endpoint, settings: JudgeSettings) -> dict[str, Any]:
     """Return the judge and its settings, which hold the name of the key's variable but not the key."""
     return asdict(endpoint) | asdict(settings) | {"wording": WORDING}
 
 
 def _place(
-    model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: Settings, *, folder: Path
+    model: Outputs, baseline: Outputs, endpoint: Endpoint, settings: JudgeSettings, *, folder: Path
 ) -> Path:
     """Return the record's path; a short hash is added if another comparison has the same names."""
     names = dict.fromkeys((model.set, model.name, baseline.name, endpoint.model))
@@ -202,14 +202,14 @@ def _place(
         raise UserError(
             f"{plain}: no record of a judge as allo writes it; its name is needed for one: move it elsewhere."
         )
-    first, second, judge = (dict(block or {}) for block in blocks)
-    return plain if _compared([first, second], judge) == own else beside
+    first, second, judge_block = (dict(block or {}) for block in blocks)
+    return plain if _compared([first, second], judge_block) == own else beside
 
 
-def _compared(sides: Sequence[dict[str, Any]], judge: dict[str, Any]) -> list[Any]:
+def _compared(sides: Sequence[dict[str, Any]], judge_block: dict[str, Any]) -> list[Any]:
     """Return the values that distinguish comparisons with the same names; a run's new answers replace its old ones."""
     files = [
         side.get("answers_sha256") if "model" not in side and "solutions" not in side else None
         for side in sides
     ]
-    return [*files, *(judge.get(key) for key in _JUDGE)]
+    return [*files, *(judge_block.get(key) for key in _JUDGE)]

@@ -34,7 +34,7 @@ _TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Verified:
     """A verdict on a completion: whether it is right, its final answer (None without one), and the rule applied."""
 
     correct: bool
@@ -44,14 +44,14 @@ class Judgement:
 
 def verify_final_answer(
     text: str, answer: str, *, markers: Sequence[Marker] = DEFAULT, begins_inside: bool = False
-) -> Judgement:
-    """Judge a free-form final answer: a number, a LaTeX expression or words.
+) -> Verified:
+    """Verify a free-form final answer: a number, a LaTeX expression or words.
 
     Thoughts hold no answer, and a completion that ends inside a thought has none (see `without_thoughts`).
     """
     line = _announced(text, markers, begins_inside=begins_inside)
     found = None if line is None else first_sentence(line, [plain(answer)])
-    return Judgement(found is not None and same_answer(found, answer), found, "final_answer")
+    return Verified(found is not None and same_answer(found, answer), found, "final_answer")
 
 
 def verify_choice(
@@ -61,17 +61,17 @@ def verify_choice(
     *,
     markers: Sequence[Marker] = DEFAULT,
     begins_inside: bool = False,
-) -> Judgement:
-    """Judge the final answer to a problem with options, given as an option's text, letter or number.
+) -> Verified:
+    """Verify the final answer to a problem with options, given as an option's text, letter or number.
 
     An answer that names no option, or several different ones, is wrong. `answer` is the right option's text.
     """
     choices = [plain(choice) for choice in choices]
     line = _announced(text, markers, begins_inside=begins_inside, choices=choices)
     if line is None:
-        return Judgement(False, None, "choice")
+        return Verified(False, None, "choice")
     named = named_options(line, choices)
-    return Judgement(named == {identity(plain(answer))}, first_sentence(line), "choice")
+    return Verified(named == {identity(plain(answer))}, first_sentence(line), "choice")
 
 
 def same_answer(found: str, gold: str) -> bool:

@@ -1,0 +1,89 @@
+"""Find the weights that matter, in memory: a script's counterpart of the stage `locate`."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from allo.training.run import train_from
+from allo.training.selected_trainer import Row
+from allo.training.trainer import ImproveTrainer
+from allo.weights import importance
+from allo.weights.fingerprints import fingerprint_tensors
+from allo.weights.importance_map import ImportanceMap
+from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
+from allo.weights.selection import num_to_select
+
+
+def locate(
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    train_dataset: Iterable[Row],
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    density: float,
+    criterion: importance.Scoring = importance.delta,
+    beta: float = 0.1,
+    max_length: int = 1200,
+    max_tokens_per_batch: int | None = None,
+) -> ParamMask:
+    """Return the mask of the weights that a short DPO run of all weights changes most (method.md 1.1).
+
+    This is the recipe's criterion `warmup`. The model gets its own bits back afterwards, and its dropout stays off. All
+    weights train with fp32 masters, so the run takes some 20 bytes a weight. `args` are those of the short run; its
+    checkpoints lie in `args.output_dir`, if it saves any.
+
+    Args:
+        train_dataset: rows with `prompt`, `chosen` and `rejected`, as of `ImproveTrainer`.
+        density: the share of all weights to select, above 0 and at most 1.
+        criterion: from a tensor's weights before and after the run, fp32 of one shape, to scores >= 0, fp32 of that shape.
+            The largest scores of all tensors together are selected.
+        beta: DPO's.
+
+    Raises:
+        UserError: a density that selects nothing, scores that are NaN or negative, or as `ImproveTrainer`.
+    """
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    num_to_select(density, sum(param.numel() for param in model.parameters()))  # refused before the run
+    metadata = {
+        "criterion": getattr(criterion, "__name__", "own"),
+        "base_fingerprint": fingerprint_tensors(model.named_parameters()),
+    }
+    was_training = model.training
+    trainer = ImproveTrainer(
+        model,
+        args,
+        train_dataset,
+        processing_class,
+        mask=ParamMask.full(shapes),
+        beta=beta,
+        keep=1.0,
+        reference="swap",
+        max_length=max_length,
+        max_tokens_per_batch=max_tokens_per_batch,
+    )
+    try:
+        train_from(trainer, None)
+        before, after = trainer.selected.slot("ref"), trainer.selected.masters()
+
+        def scores() -> Iterator[tuple[str, Tensor]]:
+            for name, start in before.items():
+                yield name, criterion(start.view(shapes[name]).float(), after[name].view(shapes[name]))
+
+        top = ImportanceMap.top(scores, density=density, shapes=shapes, metadata=metadata)
+    finally:
+        _put_back(model, trainer.selected)
+        model.train(was_training)
+    return top.mask_at(density)
+
+
+@torch.no_grad()
+def _put_back(model: PreTrainedModel, selected: SelectedWeights) -> None:
+    """Give the model the bits that it had before the run, and its hooks and frozen tensors their former state."""
+    start = selected.slot("ref")
+    for name, param in model.named_parameters():
+        if name in start:
+            param.copy_(start[name].view(param.shape))
+    selected.release()

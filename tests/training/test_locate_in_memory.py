@@ -1,0 +1,117 @@
+"""`allo.locate`: the mask that a run's stage finds, and a model that is as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import allo
+from allo.errors import UserError
+from allo.files.artifacts import read_jsonl
+from allo.files.records import Pair
+from allo.models.load import load_model, load_tokenizer
+from allo.models.start import read_start
+from allo.pipeline import run_all
+from allo.training.arguments import training_arguments
+from allo.weights.importance_map import ImportanceMap
+from tiny_run import LAB, tiny
+
+RIGHT, WRONG = "First 7 + 5 = 12. The answer is 12.", "First 7 - 5 = 2. The answer is 2."
+PAIRS = [{"prompt": "Problem: Tom has 7 pens.\n", "chosen": RIGHT, "rejected": WRONG}]
+TOKENIZER = load_tokenizer(LAB)
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return load_model(LAB, dtype=torch.float32, device="cpu")
+
+
+def arguments(folder: Path, **settings: object) -> object:
+    own = {
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        **settings,
+    }
+    return training_arguments(own, folder=folder, seed=0, device=torch.device("cpu"), key="args")
+
+
+def bits(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    return {name: param.detach().clone() for name, param in model.named_parameters()}
+
+
+def test_the_mask_is_that_of_the_stage(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, "sft=null")
+    run = run_all(recipe, until="locate")
+    assert recipe.locate is not None
+    density = recipe.max_density
+    expected = ImportanceMap.load(run.importance).mask_at(density)
+    args = training_arguments(
+        recipe.locate.training.model_dump(),
+        folder=tmp_path / "short",
+        seed=recipe.seed_of_data,
+        device=torch.device("cpu"),
+        key="args",
+    )
+    pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)]
+    model = load_model(LAB, dtype=torch.float32, device="cpu")
+    found = allo.locate(
+        model, args, pairs, TOKENIZER, density=density, beta=recipe.locate.beta, max_length=recipe.max_length
+    )
+    assert found.metadata["base_fingerprint"] == read_start(run).fingerprint
+    assert found.indices.keys() == expected.indices.keys()
+    for name, indices in expected.indices.items():
+        assert torch.equal(found.indices[name], indices)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_as_it_was(model: LlamaForCausalLM, training: bool, tmp_path: Path) -> None:
+    model.train(training)
+    model.lm_head.weight.requires_grad_(False)  # frozen before, frozen after
+    before = bits(model)
+    trainable = {name: param.requires_grad for name, param in model.named_parameters()}
+    mask = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.1)
+    assert mask.density == pytest.approx(0.1, abs=1e-5)
+    assert model.training == training
+    for name, param in model.named_parameters():
+        assert torch.equal(param, before[name]) and param.requires_grad == trainable[name]
+    allo.SelectedWeights(model, mask)  # nothing is left on it that would be in the way
+
+
+def test_the_model_is_as_it_was_also_after_an_error(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    before = bits(model)
+
+    def broken(theta: Tensor, tuned: Tensor) -> Tensor:
+        assert not torch.equal(theta, tuned)
+        return torch.full_like(theta, torch.nan)
+
+    with pytest.raises(UserError, match="NaN or negative"):
+        allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.1, criterion=broken)
+    for name, param in model.named_parameters():
+        assert torch.equal(param, before[name])
+    allo.SelectedWeights(model, allo.ParamMask.full({name: tuple(p.shape) for name, p in before.items()}))
+
+
+def test_a_density_that_selects_nothing_is_refused_before_the_run(
+    model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    for density in (0.0, 1.5, 1e-9):
+        with pytest.raises(UserError, match="density"):
+            allo.locate(model, arguments(tmp_path / "out"), [], TOKENIZER, density=density)
+
+
+def test_an_own_criterion_gets_each_weight_before_and_after(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    before = bits(model)
+    seen = []
+
+    def lowered(theta: Tensor, tuned: Tensor) -> Tensor:
+        seen.append(theta)
+        return (theta - tuned).clamp(min=0)
+
+    mask = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.01, criterion=lowered)
+    assert mask.metadata["criterion"] == "lowered"
+    assert all(any(torch.equal(theta, weights) for weights in before.values()) for theta in seen)
+    same = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.01)
+    assert 0 < same.overlap(mask) < 1
