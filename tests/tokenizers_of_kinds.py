@@ -2,7 +2,16 @@
 
 import re
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = ["Name a tree. Oak. Rock is it.", "the answer is 12, what is 5 + 7?", "A: 12 B: 4 it is"] * 5
@@ -106,3 +115,10 @@ def _trainer(vocabulary: int, alphabet: list[str]) -> trainers.BpeTrainer:
         initial_alphabet=alphabet,
         show_progress=False,
     )
+
+
+def with_blank_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """As Gemma 2's: line breaks and spaces are tokens of their own, added and not special, and so is a word."""
+    blank = ("\n", "\n\n", "\n\n\n", "  ", "▁▁", "\t", "Oak")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in blank])
+    return tokenizer

@@ -287,8 +287,11 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase, close: str) -> tuple[str, li
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+    """The special tokens, and added ones that the chat template writes; line breaks and spaces are text, if they are added, too."""
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    written = [str(token) for token in added if token.special or str(token) in template]
+    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *written]) if token.strip()]
 
 
 def _fitted(
