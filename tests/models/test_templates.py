@@ -268,16 +268,20 @@ def test_a_row_may_set_the_templates_variables_and_nothing_else() -> None:
 def test_the_text_of_a_message_is_the_templates_and_a_dropped_field_is_refused() -> None:
     tokenizer = byte_level(EMPTY_THOUGHT)
     thought = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}
-    assert templates.completion_text(tokenizer, ASKED, thought) == "<think>\nTwo and two.\n</think>\n\n4"
+    assert (
+        templates.completion_text(tokenizer, ASKED, thought)
+        == "<think>\nTwo and two.\n</think>\n\n4<|im_end|>\n"
+    )
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
-    assert templates.completion_text(tokenizer, ASKED, call).endswith("[TOOL_CALLS]add")
+    assert templates.completion_text(tokenizer, ASKED, call).endswith("[TOOL_CALLS]add<|im_end|>\n")
     for field in ("reasoning_content", "tool_calls", "thinking"):
         message = {"role": "assistant", "content": "4", field: [{"function": {"name": "add"}}]}
         with pytest.raises(UserError, match=f"row 3: .*does not write `{field}`"):
             templates.completion_text(byte_level(CHATML), ASKED, message, place="row 3")
     plain = {"role": "assistant", "content": "4"}
     for make in KINDS.values():
-        for template, expected in ((CHATML, "4"), (NO_HEADER, "4"), (LLAMA_2, " 4"), (ZEPHYR, "\n4")):
+        whole = {CHATML: "4<|im_end|>\n", NO_HEADER: "4<|im_end|>\n", LLAMA_2: " 4 </s>", ZEPHYR: "\n4</s>\n"}
+        for template, expected in whole.items():
             assert templates.completion_text(make(template), ASKED, plain) == expected
 
 

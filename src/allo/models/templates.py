@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 
 from allo.errors import UserError
@@ -34,6 +34,12 @@ _RESERVED = frozenset(
 )
 THOUGHT = re.compile(r"<\w+>|\[\w+\]")
 """The tag with which a generation prompt opens a thought. Tags of turns look different, such as `<|user|>`."""
+# Transformers gives a template a thought under the others of these names, too.
+_THOUGHTS = frozenset({"reasoning_content", "thinking", "reasoning"})
+# Tests and filters of a variable that a row may give, and that a template sets otherwise.
+_GUARDS = ("defined", "undefined", "default", "d")
+# Transformers' own tags around an answer.
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 # Digits pass unchanged through template filters such as `trim`, `lower` or a split at the end of a thought.
 PROBE = "7391846205"
@@ -154,45 +160,67 @@ class Chat:
         return found.lead + completion if is_own else completion
 
     def check_fields(self) -> None:
-        """Refuse fields that the template does not write. It may know a field and omit it, as for old thoughts."""
-        source, place = str(self.tokenizer.chat_template), f"{self.place}: " if self.place else ""
-        given = _arguments(self.template or {}, place)
-        fields = {key for message in self.messages for key, value in message.items() if value} - _PLAIN_FIELDS
-        fields |= {key for key, value in given.items() if value is not None}
-        unsure = sorted(name for name in fields if name not in source or name in ("tools", "documents"))
-        whole = self.text(generation_prompt=True) if unsure else ""
-        for name in unsure:
-            fewer = [{key: value for key, value in one.items() if key != name} for one in self.messages]
+        """Refuse what the template does not write. A field of messages that it knows may be left out, as earlier thoughts are."""
+        whole, given = self.text(generation_prompt=True), _arguments(self.template or {}, "")
+        self.check_marks()
+        variables, known = _names(self.tokenizer.get_chat_template(None, given["tools"]))
+        for field in sorted(
+            {key for one in self.messages for key in one if one[key]} - _PLAIN_FIELDS - known
+        ):
+            fewer = [{key: one[key] for key in one if key != field} for one in self.messages]
+            if replace(self, messages=fewer).text(generation_prompt=True) == whole:
+                self.refuse(f"`{field}`")
+        passed = {key for key, value in given.items() if value is not None}
+        for name in sorted(passed - (variables - {"tools", "documents"})):
             own = {key: value for key, value in given.items() if key not in ("tools", "documents", name)}
             other = {key: value for key, value in (self.template or {}).items() if key != name}
-            without = replace(self, messages=fewer, template={**other, "chat_template_kwargs": own})
+            without = replace(self, template={**other, "chat_template_kwargs": own})
             if without.text(generation_prompt=True) == whole:
-                is_variable = name in given and name not in ("tools", "documents")
-                self.refuse(f"`{name}`{' of `chat_template_kwargs`' if is_variable else ''}")
+                self.refuse(f"`{name}`{' of `chat_template_kwargs`' if name not in GIVEN else ''}")
+
+    def check_marks(self, *answer: Mapping[str, object]) -> None:
+        """Refuse messages, or an answer to them, of which the template leaves out a text or a call.
+
+        Marks stand in for them, and a template that fails on marks reads what they stand for.
+        """
+        marks: dict[str, str] = {}
+        marked = [_marked(message, self._probe(*answer), marks) for message in answer or self.messages]
+        chat = replace(self, messages=[*self.messages, *marked] if answer else marked)
+        try:
+            text = chat.text(generation_prompt=not answer)
+        except UserError:
+            return
+        missing = [what for mark, what in marks.items() if mark not in text]
+        if missing and len(missing) == len(marks) and not answer:
+            raise UserError(
+                f"{self.where}: the chat template writes no message that is text. It may want lists of parts, as models of "
+                "images do: take a model with a template for text."
+            )
+        if missing:
+            self.refuse(missing[0])
 
     def refuse(self, what: str) -> NoReturn:
         """Raise the UserError that the template does not write something."""
         raise UserError(
-            f"{self.place or 'a row'}: the chat template of {self._name} does not write {what}; put it into the messages' "
-            "`content`, remove it, or take a model whose template writes it."
+            f"{self.place or 'a row'}: the chat template of {self._name} does not write {what}; remove it, put it where "
+            "the template writes it, or take a model whose template does."
         )
+
+    def _probe(self, *more: Mapping[str, object]) -> str:
+        """A text that the row does not have."""
+        probe = PROBE
+        while probe in str((*self.messages, *more, self.template)):
+            probe += PROBE[len(probe) % len(PROBE)]
+        return probe
 
     def _around(self) -> tuple[str, str]:
         """Return the template's text before and after an answer.
 
         For a template that writes only prompts and no answer, all text is before the answer.
         """
-        probe = PROBE
-        while probe in str(self.messages) + str(self.template):
-            probe += PROBE[len(probe) % len(PROBE)]
+        probe = self._probe()
         text = self.text({"role": "assistant", "content": probe})
-        before, written, after = text.partition(probe)
-        asked = self.messages[-1].get("content") if self.messages else None
-        if not written and isinstance(asked, str) and asked.strip() not in text:
-            raise UserError(
-                f"{self.where}: the chat template writes neither the question nor the answer when they are text. It may "
-                "want lists of parts, as models of images do: take a model with a template for text."
-            )
+        before, _, after = text.partition(probe)
         return before, after
 
 
@@ -204,23 +232,33 @@ def completion_text(
     template: Mapping[str, object] | None = None,
     place: str = "",
 ) -> str:
-    """Return the text that the template writes for an assistant's `message` after the prompt, without its close.
+    """Return the text that the template writes for an assistant's `message` after the prompt, up to the text's end.
 
     Raises:
-        UserError: as `Chat.opening`; the template does not write a field of `message`.
+        UserError: as `Chat.opening`; the template does not write all of `message`, or not where the prompt ends.
     """
     chat = Chat(tokenizer, messages, template, place)
-    found, text = chat.turn(), chat.text(message)
-    for field, value in message.items():
-        if field not in ("role", "content") and value:
-            without = {key: kept for key, kept in message.items() if key != field}
-            if text == chat.text({"content": "", **without}):
-                chat.refuse(f"`{field}`")
-    shared = found.prompt
-    if not text.startswith(shared):  # a thought that only the prompt opens, for example
-        shared = _common(_common(shared, chat._around()[0]), text)
-    rest = text[len(shared) :].removesuffix(found.close)
-    return _without_repeated(_last_tag(found.prompt), found.prompt, rest)
+    prompt, text = chat.opening(), chat.text(message)
+    chat.check_marks(message)
+    fields = [field for field, value in message.items() if field not in ("role", "content") and value]
+    without = {}
+    for field in fields:
+        fewer = {"content": "", **{key: kept for key, kept in message.items() if key != field}}
+        without[field] = chat.text(fewer) if field != "tool_calls" else ""
+        if text == without[field]:
+            chat.refuse(f"`{field}`")
+    if text.startswith(prompt):
+        return text[len(prompt) :]
+    tag = _last_tag(prompt)
+    before = prompt.rstrip().removesuffix(tag)
+    shared = _common(before, text)
+    if (
+        THOUGHT.fullmatch(tag) is None or before[len(shared) :].strip()
+    ):  # not a thought that only the prompt opens
+        blamed = next((field for field in fields if without[field].startswith(prompt)), "content")
+        chat.refuse(f"`{blamed}` of the answer after the prompt, which ends with {prompt[-30:]!r}")
+    rest = _without_repeated(tag, prompt, text[len(shared) :])
+    return rest if _closing(tag) in rest else chat.turn().lead + rest
 
 
 def use_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
@@ -268,6 +306,50 @@ def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
         )
     # For an empty list, some templates would still write the frame of a list of tools.
     return {"tools": template.get("tools") or None, "documents": template.get("documents") or None, **own}
+
+
+@cache
+def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The variables that a template reads, and the names that it may read of messages."""
+    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
+    own = {one.name for one in tree.find_all(nodes.Name) if one.ctx != "load"}
+    guards = [one.node for one in tree.find_all((nodes.Test, nodes.Filter)) if one.name in _GUARDS]
+    own -= {one.name for one in guards if isinstance(one, nodes.Name)}
+    texts = {one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str)}
+    known = texts | {one.attr for one in tree.find_all(nodes.Getattr)}
+    return frozenset(meta.find_undeclared_variables(tree) - own), frozenset(
+        known | (_THOUGHTS if known & _THOUGHTS else set())
+    )
+
+
+def _marked(message: Mapping[str, object], probe: str, marks: dict[str, str]) -> dict[str, object]:
+    """A message with marks for its text and its calls; `marks` is told of each."""
+
+    def new(what: str) -> str:
+        mark = f"{probe}{len(marks):06}"
+        marks[mark] = what
+        return mark
+
+    marked, content, calls = dict(message), message.get("content"), message.get("tool_calls")
+    if isinstance(calls, Sequence) and calls:
+        marked["tool_calls"] = [_marked_call(call, new("`tool_calls`")) for call in calls]
+    if isinstance(content, str) and content.strip():
+        marked["content"] = new(
+            f"the `{message.get('role')}` message{' beside `tool_calls`' if calls else ''}"
+        )
+    return marked
+
+
+def _marked_call(call: object, mark: str) -> object:
+    """A call with the mark for its arguments, or for its name without any."""
+    if not isinstance(call, Mapping):
+        return mark
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _marked_call(call["function"], mark)}
+    arguments = call.get("arguments")
+    if isinstance(arguments, Mapping) and arguments:
+        return {**call, "arguments": dict.fromkeys(arguments, mark)}
+    return {**call, "name": mark}
 
 
 def _last_tag(prompt: str) -> str:

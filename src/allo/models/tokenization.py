@@ -108,11 +108,13 @@ def tokenize(
                 f"{place or 'a row'}: the completion is a message, and the prompt is text; give both alike."
             )
         completion = completion_text(tokenizer, prompt, completion, template=template, place=place)
-    close = tokenizer.eos_token
-    if before.turn is not None and not isinstance(prompt, str):
+        completion, close = _parted(tokenizer, completion, before.turn.close if before.turn else "")
+    elif before.turn is not None and not isinstance(prompt, str):
         close = before.turn.close
         chat = Chat(tokenizer, prompt, template, place)
         completion = chat.answer(completion, before.turn, finished=finished)
+    else:
+        close = tokenizer.eos_token
     end: list[int] = []
     if finished:
         completion, end = _ended(tokenizer, completion, close)
@@ -239,6 +241,15 @@ def _after(tokenizer: PreTrainedTokenizerBase, anchor: str, before: list[int], t
 
 def _read(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _parted(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[str, str]:
+    """A message's text and what closes it: `close`, as after an answer, or another token, as after a call."""
+    written = text.rstrip()
+    if not text.endswith(close):
+        close = next((token for token in _special_tokens(tokenizer) if written.endswith(token)), close)
+        text = written
+    return text.removesuffix(close), close
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, text: str, close: str) -> tuple[str, list[int]]:
