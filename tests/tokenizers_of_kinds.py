@@ -51,7 +51,8 @@ EMPTY_THOUGHT = (
     "{% set parts = m.content.split('</think>') %}"
     "{% set thought = m.reasoning_content or (parts[0].split('<think>')[-1].strip('\n') if parts[1:] else '') %}"
     "<think>\n{{ thought }}\n</think>\n\n{{ parts[-1].lstrip('\n') }}{% else %}{{ m.content.split('</think>')[-1] }}"
-    "{% endif %}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% endif %}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}"
+    "{% if call.function.arguments %}{{ call.function.arguments | tojson }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # The generation prompt opens a thought, and a conversation drops it (as DeepSeek-R1).
