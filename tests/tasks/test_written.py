@@ -10,7 +10,6 @@ from allo.errors import UserError
 from allo.files.artifacts import read_jsonl, write_jsonl
 from allo.files.records import Pair, Wrong
 from allo.models.rows import counted_completions, counted_pairs
-from allo.models.written import check_written
 from allo.sampling.at_servers import check_servable
 from allo.sampling.completions import ids_of
 from allo.tasks.pairing import rejected_completions
@@ -55,7 +54,6 @@ REJECTED = '<|call|>sky{"city": "Rome"}<|im_end|>'
 def test_a_pair_is_trained_on_as_the_template_renders_all_of_it(tmp_path: Path) -> None:
     tokenizer = byte_level(KNOWING, eos="<|im_end|>")
     pairs, _ = pairs_of_rows([ROW])
-    check_written(tokenizer, pairs)
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     read = read_jsonl(tmp_path / "pairs.jsonl", Pair)
     assert read == pairs
@@ -85,7 +83,6 @@ def test_a_prompt_is_sampled_from_with_its_settings(tmp_path: Path) -> None:
     path.write_text(json.dumps({name: ROW[name] for name in ROW if name not in ("chosen", "rejected")}))
     (prompt,) = read_prompts(PromptSource(file=path))
     tokenizer = byte_level(KNOWING, eos="<|im_end|>")
-    check_written(tokenizer, [prompt])
     assert tokenizer.decode(ids_of(tokenizer, prompt)) == RENDERED
     check_servable(prompt, 9, 4, api="completions")
     with pytest.raises(UserError, match="prompt mine-1: `tools` is not sent to a server's chat API"):
@@ -129,7 +126,7 @@ def test_what_a_template_leaves_out_is_refused(template: str, changed: dict[str,
     row = {"prompt": [plain], "chosen": "Oak.", "rejected": "Rock."}
     pairs, _ = pairs_of_rows([row, {**row, **changed}])
     with pytest.raises(UserError, match=f"prompt rows-1: the chat template of .* does not write {what}"):
-        check_written(byte_level(template, eos="<|im_end|>"), pairs)
+        counted_pairs(byte_level(template, eos="<|im_end|>"), [vars(pair) for pair in pairs], max_length=4000)
 
 
 def test_text_and_plain_messages_pass() -> None:
@@ -138,4 +135,5 @@ def test_text_and_plain_messages_pass() -> None:
         [{"prompt": asked, "chosen": "Oak.", "rejected": "Rock."} for asked in ("Q", plain)]
     )
     for template in (CHATML, LLAMA_2, KNOWING):
-        check_written(byte_level(template), pairs)
+        rows, _ = counted_pairs(byte_level(template), [vars(pair) for pair in pairs], max_length=4000)
+        assert len(rows) == 2

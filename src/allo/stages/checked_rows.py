@@ -10,7 +10,6 @@ from allo.models.load import Tokenizer
 from allo.models.rows import Counts, counted_completions, counted_pairs
 from allo.models.templates import Chat
 from allo.models.tokenization import cut_left, prompt_ids
-from allo.models.written import check_written
 from allo.recipe import Recipe
 from allo.recipe.kinds import SOLUTIONS
 from allo.stages.pair import with_own_ids
@@ -56,7 +55,6 @@ def asked(
     Raises `UserError` for the first prompt that the chat template rejects or does not render completely.
     """
     whole = [_ids(tokenizer, prompt) for prompt in prompts]
-    check_written(tokenizer, prompts)
     ids = [cut_left(tokenizer, each, room) for each in whole]
     lengths = [len(each) for each in whole]
     return Asked(key, ids, sum(length > room for length in lengths), _forms(prompts), judged), lengths
@@ -80,7 +78,6 @@ def trained_pairs(recipe: Recipe, tokenizer: Tokenizer, pairs: Sequence[Pair]) -
     rows, counts = _under(
         "data.pairs", counted_pairs, tokenizer, [vars(pair) for pair in ready], recipe.max_length
     )
-    check_written(tokenizer, pairs)
     return Trained("data.pairs", len(ready), rows, counts, _forms(pairs))
 
 
@@ -100,7 +97,6 @@ def _solutions(recipe: Recipe, tokenizer: Tokenizer, key: str, prompts: Sequence
     if not given:
         raise UserError(f"{key}: none of its {len(prompts)} prompts has a `solution` to learn; add it.")
     rows, counts = _under(key, counted_completions, tokenizer, given, recipe.max_length)
-    check_written(tokenizer, prompts)
     return Trained(key, len(given), rows, counts, _forms(prompts), without=len(prompts) - len(given))
 
 
