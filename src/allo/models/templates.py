@@ -13,10 +13,11 @@ from functools import cache
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from allo.errors import UserError
+from allo.models.written import marked, names_read
 
 Conversation = Sequence[Mapping[str, object]]
 """Messages with `role`, `content` and any other field that the template reads."""
@@ -34,12 +35,6 @@ _RESERVED = frozenset(
 )
 THOUGHT = re.compile(r"<\w+>|\[\w+\]")
 """The tag with which a generation prompt opens a thought. Tags of turns look different, such as `<|user|>`."""
-# Transformers gives a template a thought under the others of these names, too.
-_THOUGHTS = frozenset({"reasoning_content", "thinking", "reasoning"})
-# Tests and filters of a variable that a row may give, and that a template sets otherwise.
-_GUARDS = ("defined", "undefined", "default", "d")
-# Transformers' own tags around an answer.
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 # Digits pass unchanged through template filters such as `trim`, `lower` or a split at the end of a thought.
 PROBE = "7391846205"
@@ -163,7 +158,7 @@ class Chat:
         """Refuse what the template does not write. A field of messages that it knows may be left out, as earlier thoughts are."""
         whole, given = self.text(generation_prompt=True), _arguments(self.template or {}, "")
         self.check_marks()
-        variables, known = _names(self.tokenizer.get_chat_template(None, given["tools"]))
+        variables, known = names_read(self.tokenizer.get_chat_template(None, given["tools"]))
         for field in sorted(
             {key for one in self.messages for key in one if one[key]} - _PLAIN_FIELDS - known
         ):
@@ -184,8 +179,8 @@ class Chat:
         Marks stand in for them, and a template that fails on marks reads what they stand for.
         """
         marks: dict[str, str] = {}
-        marked = [_marked(message, self._probe(*answer), marks) for message in answer or self.messages]
-        chat = replace(self, messages=[*self.messages, *marked] if answer else marked)
+        given = [marked(message, self._probe(*answer), marks) for message in answer or self.messages]
+        chat = replace(self, messages=[*self.messages, *given] if answer else given)
         try:
             text = chat.text(generation_prompt=not answer)
         except UserError:
@@ -306,50 +301,6 @@ def _arguments(template: Mapping[str, object], where: str) -> dict[str, Any]:
         )
     # For an empty list, some templates would still write the frame of a list of tools.
     return {"tools": template.get("tools") or None, "documents": template.get("documents") or None, **own}
-
-
-@cache
-def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The variables that a template reads, and the names that it may read of messages."""
-    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
-    own = {one.name for one in tree.find_all(nodes.Name) if one.ctx != "load"}
-    guards = [one.node for one in tree.find_all((nodes.Test, nodes.Filter)) if one.name in _GUARDS]
-    own -= {one.name for one in guards if isinstance(one, nodes.Name)}
-    texts = {one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str)}
-    known = texts | {one.attr for one in tree.find_all(nodes.Getattr)}
-    return frozenset(meta.find_undeclared_variables(tree) - own), frozenset(
-        known | (_THOUGHTS if known & _THOUGHTS else set())
-    )
-
-
-def _marked(message: Mapping[str, object], probe: str, marks: dict[str, str]) -> dict[str, object]:
-    """A message with marks for its text and its calls; `marks` is told of each."""
-
-    def new(what: str) -> str:
-        mark = f"{probe}{len(marks):06}"
-        marks[mark] = what
-        return mark
-
-    marked, content, calls = dict(message), message.get("content"), message.get("tool_calls")
-    if isinstance(calls, Sequence) and calls:
-        marked["tool_calls"] = [_marked_call(call, new("`tool_calls`")) for call in calls]
-    if isinstance(content, str) and content.strip():
-        marked["content"] = new(
-            f"the `{message.get('role')}` message{' beside `tool_calls`' if calls else ''}"
-        )
-    return marked
-
-
-def _marked_call(call: object, mark: str) -> object:
-    """A call with the mark for its arguments, or for its name without any."""
-    if not isinstance(call, Mapping):
-        return mark
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _marked_call(call["function"], mark)}
-    arguments = call.get("arguments")
-    if isinstance(arguments, Mapping) and arguments:
-        return {**call, "arguments": dict.fromkeys(arguments, mark)}
-    return {**call, "name": mark}
 
 
 def _last_tag(prompt: str) -> str:
