@@ -157,7 +157,8 @@ def test_a_runs_own_records_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 SIZE = model().get_input_embeddings().num_embeddings
-IDS = {"prompt": "Tom has 3 pens.\n", "completion": "3."}
+OWN = CHAT(" 3.", add_special_tokens=False).input_ids
+IDS = {"prompt": "Tom has 3 pens.\n", "completion": " 3."}
 
 
 @pytest.mark.parametrize("ids", [[5, SIZE], [5, -1], [2**40], ["5"], [5.5], [True], "55", [[5]]], ids=str)
@@ -165,8 +166,8 @@ IDS = {"prompt": "Tom has 3 pens.\n", "completion": "3."}
 def test_a_completions_ids_that_the_model_does_not_have_are_refused_by_row(
     kind: type[SelectedTrainer], ids: Any, tmp_path: Path
 ) -> None:
-    rows = [IDS, IDS | {"completion_ids": [5, SIZE - 1]}, IDS | {"completion_ids": ids}]
-    assert trainer(kind, rows[:2], tmp_path).train_dataset[1]["completion_ids"] == [5, SIZE - 1]
+    rows = [IDS, IDS | {"completion_ids": [*OWN, SIZE - 1]}, IDS | {"completion_ids": ids}]
+    assert trainer(kind, rows[:2], tmp_path).train_dataset[1]["completion_ids"] == [*OWN, SIZE - 1]
     with pytest.raises(UserError, match=r"^(train_dataset, row|prompt train_dataset-)\s?2: .*completion_ids"):
         trainer(kind, rows, tmp_path)
     with pytest.raises(UserError, match=r"^(eval_dataset, row|prompt eval_dataset-)\s?2: .*completion_ids"):
@@ -200,9 +201,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_training(tmp
 
 @pytest.mark.parametrize("prompt", [IDS["prompt"], ASKED], ids=["text", "messages"])
 def test_ids_that_end_a_turn_of_an_unfinished_completion_are_refused(prompt: Any, tmp_path: Path) -> None:
-    row = {"prompt": prompt, "completion": "3.", "finished": False}
-    cut, ended = ({**row, "completion_ids": ids} for ids in ([5, 6], [5, CHAT.eos_token_id]))
-    assert trainer(SftTrainer, [cut], tmp_path).train_dataset[0]["completion_ids"] == [5, 6]
+    row = {"prompt": prompt, "completion": " 3.", "finished": False}
+    cut, ended = ({**row, "completion_ids": ids} for ids in (OWN, [*OWN, CHAT.eos_token_id]))
+    assert trainer(SftTrainer, [cut], tmp_path).train_dataset[0]["completion_ids"] == OWN
     with pytest.raises(
         UserError, match=r"^prompt train_dataset-1: .*ends a completion, and `finished` is false"
     ):

@@ -1,6 +1,6 @@
-"""A check that a chat template writes all fields of a row: templates silently omit what they do not know."""
+"""Checks that a chat template writes all fields of a row, which templates silently omit, and that token ids are its texts'."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -40,3 +40,30 @@ def _check(chat: Chat) -> None:
             generation_prompt=True
         ):
             chat.refuse(f"the `{message['role']}` message")
+
+
+def reads_as(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, stop: Sequence[str] = ()
+) -> bool:
+    """Return whether this tokenizer's `ids` decode to a sample's text, plus at most one end.
+
+    An end is a special token, a string of `stop` or any one token, as a generation config may name any.
+    """
+    if not ids or not all(0 <= id < len(tokenizer) for id in ids):
+        return False
+    said, text = _said(tokenizer, ids).strip(), text.strip()
+    if _said(tokenizer, ids[:-1]).strip() == text:
+        return True
+    if not said.startswith(text):
+        return False
+    rest = said[len(text) :]
+    space = rest[: len(rest) - len(rest.lstrip())]
+    if any(rest.lstrip().startswith(end.lstrip()) if end.strip() else end in space for end in stop):
+        return True
+    for token in (*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())):
+        rest = rest.replace(token, "")
+    return not rest.strip()
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
