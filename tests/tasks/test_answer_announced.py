@@ -28,6 +28,7 @@ BLOCKS: dict[str, Cases] = {
     "marks behind the answer": [
         ("5 ✅", "5", True), ("5 ✓", "5", True), ("**5** \u2714\ufe0f", "5", True), ("5 ❌", "5", False),
         ("5 \U0001f44d", "5", True), ("5!", "5", True), ("5<|im_end|>", "5", True), ("5</s>", "5", True),
+        ("5<|END_RESPONSE|>", "5", True), ("5.<|eom_id|>", "5", True), ("6<|END_RESPONSE|>", "5", False),
     ],
     "full stops of its own": [
         ("C. S. Lewis", "C. S. Lewis", True), ("C. S. Lewis. He wrote.", "C. S. Lewis", True),

@@ -44,9 +44,8 @@ _TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNOREC
 _ENVIRONMENT = re.compile(
     r"\\(?:begin|end)\s*\{((?:align|aligned|equation|gather|gathered|split|multline|displaymath|math)\*?)\}"
 )
-_END_OF_TURN = re.compile(
-    r"<\|(?:im_end|eot_id|end|endoftext|return|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
-)
+# Ends of turns as most models write them, for texts whose tokenizer is not known.
+_END_OF_TURN = re.compile(r"<\|\w{3,40}\|>|</s>|<end_of_turn>|<eos>")
 _EMPHASIS = re.compile(r"\*\*([^*]+)\*\*")
 _MATHEMATICS = {"$$": "$$", "\\[": "\\]"}
 _MARK = "\\s\u2705\u2713\u2714\u2611\U0001f389\U0001f44d\U0001f44f\U0001f64c\U0001f60a\ufe0f"
