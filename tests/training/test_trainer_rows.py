@@ -94,6 +94,32 @@ def test_completions_have_the_same_forms(
     assert "answer is 3." in completion and "pens" not in completion
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_pairs_reject_is_forgotten(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [FORMS[form]] * 2
+    expected = trainer(ImproveTrainer, rows, tmp_path).train_dataset
+    capsys.readouterr()
+    for given in (rows, iter(rows), Dataset.from_list(rows)):
+        found = trainer(ForgetTrainer, given, tmp_path).train_dataset
+        names = [("prompt_ids", "prompt_ids"), ("completion_ids", "rejected_ids")]
+        assert [[row[own] for own, _ in names] for row in found] == [
+            [row[other] for _, other in names] for row in expected
+        ]
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count("2 rows: the completion is `rejected`, and `chosen` is not read") == 1
+    ids = CHAT(" 3.", add_special_tokens=False).input_ids
+    ((row,), text) = ([{**FORMS["text"], "rejected": " 3.", "rejected_token_ids": ids}], FORMS["text"])
+    assert trainer(ForgetTrainer, [row], tmp_path).train_dataset[0]["completion_ids"] == ids
+    with pytest.raises(UserError, match=r"^train_dataset, row 1: `rejected` stands beside"):
+        trainer(ForgetTrainer, [text, {**text, "token_weights": [1.0]}], tmp_path)
+    with pytest.raises(UserError, match=r"^train_dataset, row 1: lacks `rejected`"):
+        trainer(ForgetTrainer, [text, {"prompt": "Tom", "chosen": "First 3."}], tmp_path)
+    with pytest.raises(UserError, match=r"^train_dataset, row 0: lacks `completion`"):
+        trainer(SftTrainer, [text], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
