@@ -179,10 +179,12 @@ def asked(
             )
     for name in ELSEWHERE.keys() & given.keys():
         raise UserError(f"{place}: `{name}` is no column that is read beside messages; {ELSEWHERE[name]}.")
+    asked_for = prompt if isinstance(prompt, str) else [message["content"].strip() for message in prompt]
     for name in [name for name in given if name not in (*SYSTEM, *TEMPLATE)]:
         part = _PART_OF_PROMPT.search(re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", "_", name).lower())
         seen = str | list | dict | bytes if part and part["media"] else list | dict
-        if part and (isinstance(given[name], seen) or holds_text(given[name])):
+        is_known = isinstance(given[name], str) and given[name].strip() in asked_for
+        if part and not is_known and (isinstance(given[name], seen) or holds_text(given[name])):
             raise UserError(
                 f"{place}: {named(name)} looks like a part of the prompt, and is no column that is read: put it into the messages of "
                 f"`prompt` or under one of {', '.join(f'`{each}`' for each in (SYSTEM[0], *TEMPLATE))}, or remove it."
