@@ -148,3 +148,15 @@ def test_a_deltas_values_are_named_and_not_put_into_a_live_model(
     with pytest.raises(UserError, match=f"tensor {NORM}"):
         delta.apply_to_model(model.named_parameters(), delta.read_delta(tmp_path / "delta.safetensors"))
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", [NORM, "model.embed_tokens.weight"])
+def test_a_model_given_to_a_trainer_is_named_by_its_tensor(name: str, value: float, tmp_path: Path) -> None:
+    """Also where the few tokens that the head is tried on do not reach the entry."""
+    policy = tiny.model()
+    policy.get_parameter(name).data.view(-1)[-1] = value
+    with pytest.raises(UserError, match=rf"^LlamaForCausalLM: tensor {name} has 1 of .* NaN or infinite"):
+        ImproveTrainer(
+            policy, tiny.arguments(tmp_path), tiny.pairs(), tiny.TOKENIZER, mask=tiny.full_mask(policy)
+        )

@@ -1,5 +1,7 @@
 """Fields of messages that few templates know: written by the template, refused, or listed; and columns that may be the prompt."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from allo.files.artifacts import read_jsonl, write_jsonl
 from allo.files.records import Pair
 from allo.models.rows import counted_pairs
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows
+from allo.tasks.prompts import PromptSource, read_prompts
 from tiny_chat import TEMPLATE, chat_tokenizer
 
 ASKED = {"role": "user", "content": "What colour?"}
@@ -65,6 +68,7 @@ def test_a_field_without_text_is_listed_and_does_not_tell_messages_apart() -> No
         ("weight", 0, 1),
         ("weight", 0.5, 1.0),
         ("train", False, True),
+        ("loss", False, True),
         ("training", 0, 1),
         ("prefix", True, False),
     ],
@@ -124,3 +128,48 @@ def test_a_prompt_is_inferred_beside_metadata_and_text_that_it_holds(beside: dic
     ((pair,), reading) = pairs_of_rows([{**SKY, **beside}])
     assert pair.prompt == "The sky is"
     assert sum(reading.mapped.values()) == 1
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("history", [["Hi", "Hello."]]),
+        ("chat_history", [{"role": "user", "content": "Hi"}]),
+        ("image_path", "a.png"),
+        ("pixel_values", [[0.5]]),
+        ("inputImage", "a.png"),
+        ("sys_prompt", "Be brief, please."),
+        ("system_instruction", "Be brief, please."),
+        ("SystemInstructions", "Be brief, please."),
+        ("available_tools", [{"name": "look"}]),
+        ("tool_definitions", "look up a word"),
+        ("audio-url", "a.mp3"),
+    ],
+)
+def test_a_column_that_looks_like_a_part_of_the_prompt_is_refused(
+    column: str, value: Any, chat: bool, tmp_path: Path
+) -> None:
+    given = {"prompt": "The sky is ", "chosen": "blue.", "rejected": "red.", column: value}
+    with pytest.raises(UserError, match=f"row 0: `{column}` looks like a part of the prompt"):
+        pairs_of_rows([given], chat=chat)
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt": "The sky is ", column: value}))
+    with pytest.raises(UserError, match=f"mine.jsonl:1: `{column}` looks like"):
+        read_prompts(PromptSource(file=path, chat=chat))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("tool", "search"),
+        ("num_images", 0),
+        ("operating_system", "Linux"),
+        ("history_class", True),
+        ("has_image", False),
+    ],
+)
+def test_a_columns_word_alone_does_not_refuse_it(column: str, value: Any) -> None:
+    given = {"prompt": "The sky is ", "chosen": "blue.", "rejected": "red.", column: value}
+    _, reading = pairs_of_rows([given])
+    assert reading.ignored == (column,)

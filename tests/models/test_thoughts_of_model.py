@@ -13,6 +13,7 @@ from allo.stages import judge
 from allo.tasks.answers.thoughts import Marker
 from tiny import LABORATORY
 from tiny_run import tiny
+from tokenizers_of_kinds import byte_level
 
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 CUT = "Maybe the answer is 5? Let me"
@@ -50,6 +51,71 @@ def test_a_thought_opens_under_a_rows_own_settings_alone() -> None:
     thoughts = thoughts_of(tokenizer, [plain, thinking])
     assert judge.verify(plain, sample(0, CUT), thoughts=thoughts).correct
     assert not judge.verify(thinking, sample(0, CUT), thoughts=thoughts).correct
+
+
+BY_MESSAGE = {
+    "after a tool's message the thought goes on": (
+        "{% if messages[-1].role != 'tool' %}<think>\n{% endif %}",
+        [Message(role="tool", content="5")],
+    ),
+    "a message switches thoughts off": (
+        "{% if '/no_think' in messages[-1].content %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}",
+        [Message(role="user", content="2 + 3? /no_think")],
+    ),
+    "a system message switches them off": (
+        "{% if messages[0].role != 'system' %}<think>{% endif %}",
+        [Message(role="system", content="Be brief."), Message(role="user", content="2 + 3?")],
+    ),
+}
+
+
+@pytest.mark.parametrize("thinking_first", [True, False])
+@pytest.mark.parametrize(("end", "messages"), BY_MESSAGE.values(), ids=BY_MESSAGE)
+def test_each_conversation_says_whether_it_opens_a_thought(
+    end: str, messages: list[Message], thinking_first: bool
+) -> None:
+    tokenizer = load_tokenizer(LABORATORY)
+    tokenizer.chat_template = CHAT + prompting(end)
+    thinking, plain = asked(chat=True), replace(asked(chat=True), id="q", prompt=messages)
+    prompts = [thinking, plain] if thinking_first else [plain, thinking]
+    thoughts = thoughts_of(tokenizer, prompts)
+    assert judge.judge(plain, sample(0, "The answer is 5."), thoughts=thoughts).correct
+    assert not judge.judge(thinking, sample(0, CUT), thoughts=thoughts).correct
+    assert thoughts.spoken("Mine.", plain.prompt) == "Mine." and not thoughts.spoken(CUT, thinking.prompt)
+
+
+@pytest.mark.parametrize(
+    "close",
+    [
+        "<|END_RESPONSE|><|END_OF_TURN|>",
+        "<answer_ends><turn_ends>",
+        "[/ANSWER]\n</s>",
+        "[OVER]</s>",
+        "\n[END] <stop></s>\n",
+        "<turn_ends>",
+    ],
+)
+def test_what_closes_an_answer_is_no_part_of_it(close: str) -> None:
+    tokens = ["<|END_RESPONSE|>", "<|END_OF_TURN|>", "<answer_ends>", "<turn_ends>"]
+    answered = "{% if message['role'] == 'assistant' %}" + close + "{% endif %}"
+    tokenizer = byte_level(CHAT.replace("}}\n", "}}" + answered + "\n") + prompting("Answer:\n"))
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    thoughts = thoughts_of(tokenizer, [asked(chat=True)])
+    for text in ("The answer is 5", "The answer is 5.", "So: the answer is 5 "):
+        for cut in range(len(close) + 1):
+            whole = close[:cut] in ("", close) or any(map(close[:cut].endswith, thoughts.ends))
+            if whole:
+                verdict = judge.judge(asked(chat=True), sample(0, text + close[:cut]), thoughts=thoughts)
+                assert verdict.correct and verdict.extracted == "5", close[:cut]
+    assert thoughts.spoken("Five." + close) == "Five."
+    assert not judge.judge(asked(chat=True), sample(0, "The answer is 6" + close), thoughts=thoughts).correct
+
+
+def test_a_special_token_that_closes_a_thought_is_no_end() -> None:
+    tokenizer = byte_level(CHAT)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    thoughts = thoughts_of(tokenizer, [asked(chat=True)])
+    assert not judge.judge(asked(chat=True), sample(0, "The answer is 5.</think>"), thoughts=thoughts).correct
 
 
 def test_a_text_prompt_that_opens_a_thought_is_known() -> None:

@@ -62,7 +62,7 @@ def test_the_edit_distance_is_levenshteins(one: list[int], other: list[int]) -> 
 
 def test_the_nearest_is_the_first_of_the_fewest_edits() -> None:
     # difflib would call the third one nearest: it keeps the longest common run.
-    def digits(text: str, *, add_special_tokens: bool) -> SimpleNamespace:
+    def digits(text: str, **_: object) -> SimpleNamespace:
         return SimpleNamespace(input_ids=list(map(int, text)))
 
     assert nearest("1234", ["9", "1934", "23411", "1294"], digits) == "1934"  # type: ignore[arg-type]

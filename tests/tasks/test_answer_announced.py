@@ -25,9 +25,18 @@ BLOCKS: dict[str, Cases] = {
         ("**5** apples", "5", True), ("$5$ dollars", "5 dollars", True), ("$5$ cm", "5 cm", True),
         ("$5$ cm", "5 m", False), ("$5 and $6", "5", False),
     ],
+    "a list of one item": [
+        ("\n1. 5", "5", True), ("\n1) Paris", "Paris", True), ("1) Paris", "Paris", True),
+        ("\n(1) Paris", "Paris", True), ("\n\n1. **Paris**", "Paris", True), ("\n1. x = 5", "5", True),
+        ("\n1. $5$", "5", True), ("\n1. 5 apples.", "5", True), ("\n1. 5", "1", False), ("\n1. 5\nDone.", "5", True),
+        ("\n1. Because it holds.", "1", True), ("\n1. The capital is Paris", "1", True), ("\n1.", "1", True),
+        ("\n1", "1", True), ("\n1.5", "1.5", True), ("1. 5 is wrong", "1", True), ("\n5. Note this.", "5", True),
+        ("\n1. 5\n2. 6", "5, 6", True), ("\n2. 5", "2", True),
+    ],
     "marks behind the answer": [
         ("5 ✅", "5", True), ("5 ✓", "5", True), ("**5** \u2714\ufe0f", "5", True), ("5 ❌", "5", False),
         ("5 \U0001f44d", "5", True), ("5!", "5", True), ("5<|im_end|>", "5", True), ("5</s>", "5", True),
+        ("5<|END_RESPONSE|>", "5", True), ("5.<|eom_id|>", "5", True), ("6<|END_RESPONSE|>", "5", False),
     ],
     "full stops of its own": [
         ("C. S. Lewis", "C. S. Lewis", True), ("C. S. Lewis. He wrote.", "C. S. Lewis", True),
@@ -84,3 +93,23 @@ def test_a_remark_that_is_an_option_is_an_answer() -> None:
     text = "The answer is left. No: then the answer is right."
     assert verify_choice(text, "right", ["left", "right"]).correct
     assert verify_choice(text, "left", ["left", "up"]).correct
+
+
+NUMBERS, TOWNS = ["10", "12", "14", "16"], ["Paris", "Rome", "Oslo", "Bonn"]
+
+
+@pytest.mark.parametrize(
+    ("said", "choices", "right"),
+    [
+        *((said, NUMBERS, None) for said in ("B. 14", "B) 14", "**B**. 14", "option B. 14", "\\boxed{B}. 14", "b. 14")),
+        *((said, NUMBERS, "12") for said in ("B. 12", "B.", "B. 14 is too large.", "B. There are 14 of them.")),
+        ("B. Oslo", TOWNS, None), ("A. Rome.", TOWNS, None), ("B. Rome", TOWNS, "Rome"),
+        ("B. Oslo is colder.", TOWNS, "Rome"), ("A. Paris. It is not Oslo.", TOWNS, "Paris"),
+        ("\n1. Rome", TOWNS, None), ("\n1) Rome", TOWNS, None), ("\n2) Rome", TOWNS, "Rome"),
+    ],
+)  # fmt: skip
+def test_a_letter_beside_another_options_text_names_neither(
+    said: str, choices: list[str], right: str | None
+) -> None:
+    for choice in choices:
+        assert verify_choice(f"The answer is: {said}", choice, choices).correct == (choice == right)

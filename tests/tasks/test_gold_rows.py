@@ -83,7 +83,6 @@ def test_the_source_shows_whether_indices_count_from_0_or_1(
         ([{"answer": 2, "choices": ["2", "4", "8"]}], "may be an index or one of the `choices`"),
         ([{"answer": 5, "choices": MELT}], "`answer` 5: .*valid string"),
         ([{"answer": -1, "choices": MELT}], "`answer` -1: .*valid string"),
-        ([{"answer": 5}], "`answer` 5: .*valid string; put it in quotes"),
         ([{"answer": 2.5}], "`answer` 2.5: .*valid string"),
         ([{"answer": True, "choices": ["yes", "no"]}], "`answer` True: .*valid"),
         ([{"answer": ["ice"], "choices": MELT}], "`answer` .*valid"),
@@ -193,3 +192,12 @@ def test_a_run_reports_answers_that_were_converted(
     assert "evaluate.sets.test: 2 rows: `answer` is a letter, read as the option's text" in said
     assert "evaluate.sets.test: 1 row: the same as an earlier one" in said
     assert "evaluate.sets.test: ignored columns: `meta`, `'source\\x1b[31m'`" in said
+
+
+def test_a_number_is_the_answer_that_it_writes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "Q", "answer": answer}) + "\n" for answer in (4, -3, "4")))
+    prompts, reading = prompts_and_reading(PromptSource(file=path))
+    assert [prompt.answer for prompt in prompts] == ["4", "-3", "4"]
+    assert "1 row: an earlier row asks the same and has another `answer`" in reading.sentences
+    assert reading.duplicates == 2

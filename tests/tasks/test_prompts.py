@@ -104,7 +104,7 @@ def test_orders(tmp_path: Path) -> None:
         ([{"prompt": [{"role": "user"}]}], r"mine\.jsonl:1: `prompt` .*: `content` inside: Field required"),
         ([{"prompt": [{"role": "robot", "content": "x"}]}], r"mine\.jsonl:1: `prompt` .*"),
         ([{"prompt": [*CHAT, {"role": "assistant", "content": "4"}]}], r"mine\.jsonl:1: `prompt`"),
-        ([{"prompt": "Q", "answer": 5}], r"mine\.jsonl:1: `answer` 5: .*valid string"),
+        ([{"prompt": "Q", "answer": 2.5}], r"mine\.jsonl:1: `answer` 2.5: .*valid string"),
         ([{"prompt": "Q", "choices": "AB"}], r"mine\.jsonl:1: `choices` 'AB': .*valid list"),
         ([ROWS[0], ROWS[2], ROWS[0]], r"mine\.jsonl:3: the id 'four' is that of .*mine\.jsonl:1 too"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,20 @@ def test_forgetting_reads_what_it_has_of_a_config(tmp_path: Path) -> None:
     for field, value in (("loss_type", ["ipo"]), ("label_smoothing", 0.1), ("ld_alpha", 0.1)):
         with pytest.raises(UserError, match=rf"^DPOConfig\.{field}"):
             ForgetTrainer(policy, config(tmp_path, **{field: value}), *given, mask=full_mask(policy))
+
+
+@pytest.mark.parametrize(
+    "given", [["sigmoid", "sft"], ["sigmoid", "sigmoid"], [], ("ipo", "robust"), [["ipo"]]], ids=str
+)
+def test_several_losses_are_refused_by_name(given: Any, tmp_path: Path) -> None:
+    args = config(tmp_path)
+    args.loss_type = given
+    policy = model()
+    for kind, rows in ((ImproveTrainer, pairs()), (ForgetTrainer, wrongs())):
+        with pytest.raises(
+            UserError, match=rf"^DPOConfig\.loss_type is {re.escape(repr(given))}: {kind.__name__} has no"
+        ):
+            kind(policy, args, rows, TOKENIZER, mask=full_mask(policy))
 
 
 def test_completions_lose_their_end_with_their_weights(tmp_path: Path) -> None:

@@ -94,6 +94,32 @@ def test_completions_have_the_same_forms(
     assert "answer is 3." in completion and "pens" not in completion
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_pairs_reject_is_forgotten(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [FORMS[form]] * 2
+    expected = trainer(ImproveTrainer, rows, tmp_path).train_dataset
+    capsys.readouterr()
+    for given in (rows, iter(rows), Dataset.from_list(rows)):
+        found = trainer(ForgetTrainer, given, tmp_path).train_dataset
+        names = [("prompt_ids", "prompt_ids"), ("completion_ids", "rejected_ids")]
+        assert [[row[own] for own, _ in names] for row in found] == [
+            [row[other] for _, other in names] for row in expected
+        ]
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count("2 rows: the completion is `rejected`, and `chosen` is not read") == 1
+    ids = CHAT(" 3.", add_special_tokens=False).input_ids
+    ((row,), text) = ([{**FORMS["text"], "rejected": " 3.", "rejected_token_ids": ids}], FORMS["text"])
+    assert trainer(ForgetTrainer, [row], tmp_path).train_dataset[0]["completion_ids"] == ids
+    with pytest.raises(UserError, match=r"^train_dataset, row 1: `rejected` stands beside"):
+        trainer(ForgetTrainer, [text, {**text, "token_weights": [1.0]}], tmp_path)
+    with pytest.raises(UserError, match=r"^train_dataset, row 1: lacks `rejected`"):
+        trainer(ForgetTrainer, [text, {"prompt": "Tom", "chosen": "First 3."}], tmp_path)
+    with pytest.raises(UserError, match=r"^train_dataset, row 0: lacks `completion`"):
+        trainer(SftTrainer, [text], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -157,7 +183,8 @@ def test_a_runs_own_records_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 SIZE = model().get_input_embeddings().num_embeddings
-IDS = {"prompt": "Tom has 3 pens.\n", "completion": "3."}
+OWN = CHAT(" 3.", add_special_tokens=False).input_ids
+IDS = {"prompt": "Tom has 3 pens.\n", "completion": " 3."}
 
 
 @pytest.mark.parametrize("ids", [[5, SIZE], [5, -1], [2**40], ["5"], [5.5], [True], "55", [[5]]], ids=str)
@@ -165,8 +192,8 @@ IDS = {"prompt": "Tom has 3 pens.\n", "completion": "3."}
 def test_a_completions_ids_that_the_model_does_not_have_are_refused_by_row(
     kind: type[SelectedTrainer], ids: Any, tmp_path: Path
 ) -> None:
-    rows = [IDS, IDS | {"completion_ids": [5, SIZE - 1]}, IDS | {"completion_ids": ids}]
-    assert trainer(kind, rows[:2], tmp_path).train_dataset[1]["completion_ids"] == [5, SIZE - 1]
+    rows = [IDS, IDS | {"completion_ids": [*OWN, SIZE - 1]}, IDS | {"completion_ids": ids}]
+    assert trainer(kind, rows[:2], tmp_path).train_dataset[1]["completion_ids"] == [*OWN, SIZE - 1]
     with pytest.raises(UserError, match=r"^(train_dataset, row|prompt train_dataset-)\s?2: .*completion_ids"):
         trainer(kind, rows, tmp_path)
     with pytest.raises(UserError, match=r"^(eval_dataset, row|prompt eval_dataset-)\s?2: .*completion_ids"):
@@ -200,9 +227,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_training(tmp
 
 @pytest.mark.parametrize("prompt", [IDS["prompt"], ASKED], ids=["text", "messages"])
 def test_ids_that_end_a_turn_of_an_unfinished_completion_are_refused(prompt: Any, tmp_path: Path) -> None:
-    row = {"prompt": prompt, "completion": "3.", "finished": False}
-    cut, ended = ({**row, "completion_ids": ids} for ids in ([5, 6], [5, CHAT.eos_token_id]))
-    assert trainer(SftTrainer, [cut], tmp_path).train_dataset[0]["completion_ids"] == [5, 6]
+    row = {"prompt": prompt, "completion": " 3.", "finished": False}
+    cut, ended = ({**row, "completion_ids": ids} for ids in (OWN, [*OWN, CHAT.eos_token_id]))
+    assert trainer(SftTrainer, [cut], tmp_path).train_dataset[0]["completion_ids"] == OWN
     with pytest.raises(
         UserError, match=r"^prompt train_dataset-1: .*ends a completion, and `finished` is false"
     ):

@@ -35,6 +35,7 @@ from allo.models.model_checks import (
     refuse_gguf_left_over,
     refuse_left_over,
 )
+from allo.models.tokenization import PANIC
 from allo.models.tokenizer_checks import check_tokenizer
 from allo.weights.checkpoints import refuse_adapter, weight_files
 from allo.weights.finite import check_finite
@@ -43,7 +44,6 @@ from allo.weights.finite import check_finite
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
 
-_PANIC = "PanicException"  # of native code; not an Exception, and no module exports its class
 # transformers raises these with a message for the user; other errors are shown with their class.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
@@ -287,7 +287,7 @@ def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterat
     except UserError:
         raise
     except BaseException as error:
-        if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
+        if not (isinstance(error, Exception) or type(error).__name__ == PANIC):
             raise
         said = str(error).strip() if isinstance(error, _SPEAKING) else ""
         why = said or f"{type(error).__name__}: {error}".removesuffix(": ")

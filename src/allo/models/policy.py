@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps
 from allo.models.collate import Batch, pad, share_prefix
+from allo.weights.finite import check_finite
 
 # bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap causes far larger errors.
 _HEAD_TOLERANCE = 0.1
@@ -39,8 +40,10 @@ def head_of(model: PreTrainedModel) -> Head:
 def check_head(model: PreTrainedModel) -> None:
     """Compare `head_of` with the model's own logits on four tokens.
 
-    Raises `UserError` for a family that transforms its logits in a way that `Head` does not know.
+    Raises `UserError` for a weight that is NaN or infinite, and for a family with logits that `Head` does not know.
     """
+    advice = "Load it anew: its file is damaged, or training spoiled it."
+    check_finite(model.named_parameters(), where=type(model).__name__, advice=advice)
     input_ids = torch.arange(1, 5, device=model.device).unsqueeze(0)
     own = model(input_ids=input_ids, use_cache=False).logits.float()
     hidden = hidden_states(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})

@@ -23,7 +23,7 @@ from allo.models.load import (
 )
 from allo.models.model_checks import check_config, check_depth, check_stored
 from allo.models.templates import Chat
-from allo.models.tokenization import cut_left
+from allo.models.tokenization import bare_ids, cut_left, encoded
 from allo.models.tokenizer_checks import check_ids_fit, check_tokenizer
 from allo.weights.checkpoints import refuse_adapter
 
@@ -190,7 +190,7 @@ def judged_ids(
     if tokenizer.chat_template is not None:
         ids = _conversation(tokenizer, prompt, completion, template=template, place=place)
     else:
-        ids = _text(tokenizer, prompt, completion)
+        ids = _text(tokenizer, prompt, completion, place=place)
     return cut_left(tokenizer, ids, max_length), len(ids) > max_length
 
 
@@ -207,10 +207,10 @@ def _conversation(
     text = Chat(
         tokenizer, said, template, f"{place}: the reward model" if place else "the reward model"
     ).text()
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return bare_ids(tokenizer, text, place=place)
 
 
-def _text(tokenizer: Tokenizer, prompt: str | list[Message], completion: str) -> list[int]:
+def _text(tokenizer: Tokenizer, prompt: str | list[Message], completion: str, *, place: str) -> list[int]:
     if not isinstance(prompt, str):
         if [message["role"] for message in prompt] != ["user"]:
             raise UserError(
@@ -219,8 +219,8 @@ def _text(tokenizer: Tokenizer, prompt: str | list[Message], completion: str) ->
             )
         prompt = prompt[0]["content"]
     if tokenizer.sep_token is not None:
-        return list(tokenizer(prompt, completion).input_ids)
-    ids = list(tokenizer(prompt + completion).input_ids)
+        return list(encoded(tokenizer, prompt, completion, place=place, special=True).input_ids)
+    ids = list(encoded(tokenizer, prompt + completion, place=place, special=True).input_ids)
     if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
     return ids

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from allo.errors import UserError
 from allo.files.records import Message
+from allo.files.rows import shown
 from allo.models.templates import Chat, Turn, completion_text
 
+PANIC = "PanicException"
+"""The error of native code: not an Exception, and no module exports its class."""
 # Texts after which a completion is tokenized separately. After a letter, SentencePiece inserts no space.
 _ANCHORS = ("", "\n", "a", ".", "1")
 
@@ -32,13 +35,14 @@ class Tokenized:
 class Opened:
     """A prompt that completions can follow: its text, and the text's `own_ids`, which `ids` have after BOS.
 
-    `turn`: the assistant's turn after messages, None after text.
+    `turn`: the assistant's turn after messages, None after text. `place`: what errors begin with.
     """
 
     text: str
     own_ids: list[int]
     ids: list[int]
     turn: Turn | None
+    place: str = ""
 
 
 def opened(
@@ -53,8 +57,8 @@ def opened(
     if not isinstance(prompt, str):
         turn = Chat(tokenizer, prompt, template, place).turn()
     text = turn.prompt if turn is not None else str(prompt)
-    own = _bare(tokenizer, text)
-    return Opened(text, own, _with_prefix(tokenizer, own, place), turn)
+    own = bare_ids(tokenizer, text, place=place)
+    return Opened(text, own, _with_prefix(tokenizer, own, place), turn, place)
 
 
 def tokenize(
@@ -187,7 +191,7 @@ def _text_and_ids(
     place: str,
 ) -> tuple[str, list[int]]:
     text = prompt if isinstance(prompt, str) else Chat(tokenizer, prompt, template, place).opening()
-    return text, _with_prefix(tokenizer, _bare(tokenizer, text), place)
+    return text, _with_prefix(tokenizer, bare_ids(tokenizer, text, place=place), place)
 
 
 def _with_prefix(tokenizer: PreTrainedTokenizerBase, own: list[int], place: str) -> list[int]:
@@ -203,13 +207,33 @@ def _with_prefix(tokenizer: PreTrainedTokenizerBase, own: list[int], place: str)
     return prefix + ids
 
 
-def _bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, *texts: str, place: str, special: bool = False, offsets: bool = False
+) -> BatchEncoding:
+    """Return what the tokenizer makes of a text, or of two together, by default without what it puts around every text.
+
+    Raises `UserError`, which begins with `place`, if its native code fails on them.
+    """
+    try:
+        return tokenizer(*texts, add_special_tokens=special, return_offsets_mapping=offsets)
+    except BaseException as error:
+        # Native code raises no other class of error; that of its panics is no Exception.
+        if type(error) is not Exception and type(error).__name__ != PANIC:
+            raise
+        raise UserError(
+            f"{place or 'a text'}: the tokenizer {tokenizer.name_or_path} fails ({type(error).__name__}: {error}) on the text "
+            f"{shown(''.join(texts))}: change the text, or take a model with another tokenizer."
+        ) from error
+
+
+def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, place: str = "") -> list[int]:
+    """Return a text's own ids. Raises `UserError` as `encoded`."""
+    return list(encoded(tokenizer, text, place=place).input_ids)
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that the tokenizer puts before every text, without a closing EOS."""
-    prefix = list(tokenizer("").input_ids)
+    prefix = list(encoded(tokenizer, "", place="", special=True).input_ids)
     if prefix[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]:
         prefix.pop()  # some tokenizers end every text with EOS, but here a completion follows
     return prefix
@@ -217,19 +241,22 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, before: Opened, text: str) -> list[int]:
     """Return the ids of `text` after a prompt."""
-    own = _after(tokenizer, before.text, before.own_ids, text)
+    place = before.place
+    own = _after(tokenizer, before.text, before.own_ids, text, place)
     if own is not None:
         return own
     expected = _read(tokenizer, before.ids) + text
-    candidates = [_after(tokenizer, anchor, _bare(tokenizer, anchor), text) for anchor in _ANCHORS]
+    candidates = [_after(tokenizer, anchor, bare_ids(tokenizer, anchor), text, place) for anchor in _ANCHORS]
     exact = (ids for ids in candidates if ids is not None and _read(tokenizer, before.ids + ids) == expected)
     # A tokenizer that changes texts (to lower case, for example) never restores the original.
-    return next(exact, _bare(tokenizer, text))
+    return next(exact, bare_ids(tokenizer, text, place=place))
 
 
-def _after(tokenizer: PreTrainedTokenizerBase, anchor: str, before: list[int], text: str) -> list[int] | None:
+def _after(
+    tokenizer: PreTrainedTokenizerBase, anchor: str, before: list[int], text: str, place: str
+) -> list[int] | None:
     """Return the ids of `text` after `anchor`, whose ids are `before`, or None if a token spans both."""
-    whole = tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    whole = encoded(tokenizer, anchor + text, place=place, offsets=tokenizer.is_fast)
     num = len(before)
     if list(whole.input_ids[:num]) != before:
         return None

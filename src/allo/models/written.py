@@ -1,10 +1,11 @@
-"""Names that the source of a chat template reads, and marks that show in its text what it writes."""
+"""Marks that show what a chat template writes, names that its source reads, and whether token ids are a text's."""
 
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 
 from jinja2 import Environment, meta, nodes
+from transformers import PreTrainedTokenizerBase
 
 # Transformers gives a template a thought under the others of these names, too.
 _THOUGHTS = frozenset({"reasoning_content", "thinking", "reasoning"})
@@ -55,3 +56,30 @@ def _marked_call(call: object, mark: str) -> object:
     if isinstance(arguments, Mapping) and arguments:
         return {**call, "arguments": dict.fromkeys(arguments, mark)}
     return {**call, "name": mark}
+
+
+def reads_as(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, stop: Sequence[str] = ()
+) -> bool:
+    """Return whether this tokenizer's `ids` decode to a sample's text, plus at most one end.
+
+    An end is a special token, a string of `stop` or any one token, as a generation config may name any.
+    """
+    if not ids or not all(0 <= id < len(tokenizer) for id in ids):
+        return False
+    said, text = _said(tokenizer, ids).strip(), text.strip()
+    if _said(tokenizer, ids[:-1]).strip() == text:
+        return True
+    if not said.startswith(text):
+        return False
+    rest = said[len(text) :]
+    space = rest[: len(rest) - len(rest.lstrip())]
+    if any(rest.lstrip().startswith(end.lstrip()) if end.strip() else end in space for end in stop):
+        return True
+    for token in (*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())):
+        rest = rest.replace(token, "")
+    return not rest.strip()
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -12,7 +12,7 @@ from allo.files.artifacts import sha256_file, sha256_json, write_atomic, write_j
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
 from allo.models.model_checks import num_positions
 from allo.models.start import DTYPES, save_whole
-from allo.models.tokenization import prompt_ids
+from allo.models.tokenization import bare_ids, prompt_ids
 from allo.models.tokenizer_checks import check_ids_fit
 from allo.recipe.errors import explain
 from allo.recipe.numbers import Count, CountOrZero
@@ -134,7 +134,7 @@ def _num_cut(tokenizer: Tokenizer, rows: list[RewriteRow], max_length: int) -> i
     """Count the rows that lose the beginning of their prompt."""
     lengths = (
         len(prompt_ids(tokenizer, _asked(row), template=row.template))
-        + len(tokenizer(row.rewrite, add_special_tokens=False).input_ids)
+        + len(bare_ids(tokenizer, row.rewrite))
         + 1
         for row in rows
     )

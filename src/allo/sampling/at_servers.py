@@ -11,7 +11,7 @@ from allo.files.artifacts import ResumableLines, RunFolder
 from allo.files.records import Prompt
 from allo.models.load import Tokenizer
 from allo.models.start import load_start_tokenizer, read_start
-from allo.models.tokenization import prompt_text, tokenize
+from allo.models.tokenization import bare_ids, prompt_text, tokenize
 from allo.recipe import Recipe
 from allo.sampling import served
 from allo.sampling.completions import Completed, ids_of, read_completed, room_at_start
@@ -51,7 +51,7 @@ def complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt
         patience=servers.patience,
         advice=f"Serve {folder} as {sample.model!r} there, such as by `vllm serve {folder} --served-model-name "
         f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
-        num_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
+        num_tokens=lambda text: len(bare_ids(tokenizer, text, place="a reply")),
     )
     if counts["ends_guessed"]:
         say(

@@ -147,29 +147,6 @@ def read(
     return body[: min(starts, default=len(body))], stopped or ended, ids
 
 
-def reads_as(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, stop: Sequence[str] = ()
-) -> bool:
-    """Return whether this tokenizer's `ids` decode to a sample's text, plus at most one end.
-
-    An end is a special token, a string of `stop` or any one token, as a generation config may name any.
-    """
-    if not ids or not all(0 <= id < len(tokenizer) for id in ids):
-        return False
-    said, text = _text(tokenizer, ids).strip(), text.strip()
-    if _text(tokenizer, ids[:-1]).strip() == text:
-        return True
-    if not said.startswith(text):
-        return False
-    rest = said[len(text) :]
-    space = rest[: len(rest) - len(rest.lstrip())]
-    if any(rest.lstrip().startswith(end.lstrip()) if end.strip() else end in space for end in stop):
-        return True
-    for token in (*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())):
-        rest = rest.replace(token, "")
-    return not rest.strip()
-
-
 def _has_stopped(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, stop: list[str]) -> bool:
     """Return whether the decoded ids contain a stop string, also if they break off within a character."""
     text = _text(tokenizer, ids)

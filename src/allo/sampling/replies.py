@@ -111,7 +111,7 @@ def read(got: Any, *, number: int, stop: Sequence[str], key: str) -> Reply | Fai
     """Return at most `number` completions of a server's answer, from which the client builds its objects unchecked.
 
     A text is cut before the first stop string, which some servers leave in it. A choice is no completion if it has no
-    text, or if something else than the model ended it (a filter, an abort). One that ended for an unknown reason is
+    text, if calls of tools stand beside its text, or if something else than the model ended it (a filter, an abort). One that ended for an unknown reason is
     unfinished, and no completion if its text is blank. A reply without completions is a failure, as is one that holds
     parts of completions. A `Failure` is returned as it is.
     """
@@ -155,6 +155,8 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
     word = end_word(reason)
     if not isinstance(text, str) or word in BY_FAILURE | BY_OTHERS:
         return None
+    if any(value for name, value in _fields(message).items() if name in BY_OTHERS):
+        return None  # a call beside the text, whatever the server says of its end
     if not text.strip() and word not in BY_ITSELF | BY_LENGTH:
         return None
     begins = {string: text.find(string) for string in stop if string in text}

@@ -127,19 +127,18 @@ def verify(
     check_verifiable(prompt, verifier=verifier)
     assert prompt.answer is not None
     inside = thoughts.begins_inside(prompt.prompt, prompt.template)
+    text = thoughts.without_end(completion.text)
     by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
     verified = (
         verify_choice(
-            completion.text,
+            text,
             prompt.answer,
             prompt.choices or [],
             markers=thoughts.markers,
             begins_inside=inside,
         )
         if by_choice
-        else verify_final_answer(
-            completion.text, prompt.answer, markers=thoughts.markers, begins_inside=inside
-        )
+        else verify_final_answer(text, prompt.answer, markers=thoughts.markers, begins_inside=inside)
     )
     return Verdict(
         prompt_id=completion.prompt_id,

@@ -11,8 +11,8 @@ from allo.files.records import Pair, Prompt, Verdict, Wrong
 from allo.files.rounds import RoundRecipe
 from allo.models.load import Tokenizer
 from allo.models.start import load_start_tokenizer
+from allo.models.written import reads_as
 from allo.recipe import Recipe
-from allo.sampling.generate import reads_as
 from allo.tasks.pairing import make_pairs, rejected_completions, wrong_completions
 from allo.tasks.rewards import ranked_pairs
 from allo.tasks.sources import training_pairs, training_prompts

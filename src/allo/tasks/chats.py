@@ -1,5 +1,6 @@
 """Messages in users' rows, and the columns that change what the chat template renders."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -8,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, mod
 from allo.errors import UserError
 from allo.files.json_text import parse_json
 from allo.files.records import Message, Template
-from allo.files.rows import Notes, Row, holds_text, shown
+from allo.files.rows import Notes, Row, holds_text, named, shown
 
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 """Refused everywhere: no model trained here sees or hears."""
@@ -23,10 +24,14 @@ ELSEWHERE = {
     "functions": "give them as `tools`",
 }
 """Columns that a template could render, but that are not read as columns."""
+_PART_OF_PROMPT = re.compile(
+    r"(?:^|_)(?:sys(?:tem)?_(?:prompt|instruction|message|text)s?|tools?|functions?|history|(?P<media>images?|pixels?|videos?|audios?))(?:_|$)"
+)
+"""Names of columns that hold a part of the prompt, with words before or behind."""
 MISNAMED = {"function_call": "tool_calls", "reasoning": "reasoning_content"}
 """Message fields under names that chat templates do not read."""
 
-WEIGHING = {"weight": 1, "train": True, "training": True, "prefix": False}
+WEIGHING = {"weight": 1, "loss": True, "train": True, "training": True, "prefix": False}
 """Fields of an answer's message that say whether it is learned, each with the value that means yes."""
 
 
@@ -174,6 +179,16 @@ def asked(
             )
     for name in ELSEWHERE.keys() & given.keys():
         raise UserError(f"{place}: `{name}` is no column that is read beside messages; {ELSEWHERE[name]}.")
+    asked_for = prompt if isinstance(prompt, str) else [message["content"].strip() for message in prompt]
+    for name in [name for name in given if name not in (*SYSTEM, *TEMPLATE)]:
+        part = _PART_OF_PROMPT.search(re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", "_", name).lower())
+        seen = str | list | dict | bytes if part and part["media"] else list | dict
+        is_known = isinstance(given[name], str) and given[name].strip() in asked_for
+        if part and not is_known and (isinstance(given[name], seen) or holds_text(given[name])):
+            raise UserError(
+                f"{place}: {named(name)} looks like a part of the prompt, and is no column that is read: put it into the messages of "
+                f"`prompt` or under one of {', '.join(f'`{each}`' for each in (SYSTEM[0], *TEMPLATE))}, or remove it."
+            )
     changing = [name for name in (*SYSTEM, *TEMPLATE) if name in given]
     if isinstance(prompt, str) and not chat:
         if changing:

@@ -60,8 +60,9 @@ def _right_answer(row: Given, start: int | None, notes: Notes) -> str | None:
         if index is not None:
             notes.mapped[f"`answer` is an index that counts from {start}, read as the option's text"] += 1
             return _indexed(row, choices, index, start)
-    if not isinstance(answer, str):
+    if not isinstance(answer, str) and choices:
         raise UserError(f"{row.place}: `answer` {answer}: should be a valid string; put it in quotes.")
+    answer = str(answer)
     if "####" not in answer or choices is not None:
         return answer
     final = answer.rsplit("####", 1)[1].strip()

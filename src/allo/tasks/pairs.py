@@ -1,6 +1,7 @@
 """Ready preference pairs and completions, from users' files and from rows in memory."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -102,6 +103,36 @@ def completions_of_rows(
             }
         )
     return completions, notes.reading()
+
+
+def wrong_of_rows(
+    rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
+) -> tuple[list[dict[str, Any]], Reading]:
+    """Return rows as `completions_of_rows` does; of pairs the rejected sides."""
+    rows = list(rows) if isinstance(rows, Iterator) else rows
+    first = next(iter(rows), None)
+    if not isinstance(first, Mapping) or "rejected" not in first or first.keys() & {"completion", "messages"}:
+        return completions_of_rows(rows, name=name, chat=chat)
+    for _, place, row in _placed(rows, name=name):
+        if row.keys() & {"token_weights", "completion", "completion_ids"}:
+            raise UserError(
+                f"{place}: `rejected` stands beside columns of a `completion`; rename it to `completion`, or remove them."
+            )
+    pairs, reading = pairs_of_rows(rows, name=name, chat=chat)
+    wrong = [
+        {
+            "id": pair.prompt_id,
+            "prompt": pair.prompt,
+            "completion": pair.rejected,
+            "finished": pair.rejected_finished,
+            "template": pair.template,
+            "message": pair.rejected_message,
+            "completion_ids": pair.rejected_token_ids,
+        }
+        for pair in pairs
+    ]
+    said = {"the completion is `rejected`, and `chosen` is not read": len(wrong)}
+    return wrong, replace(reading, mapped={**reading.mapped, **said})
 
 
 def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:

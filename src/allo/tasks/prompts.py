@@ -156,7 +156,10 @@ def _from_rows(
         text = one.prompt if isinstance(one.prompt, str) else messages(one.prompt)
         found.append((number, place, one, asked(text, row, chat=chat, place=place)))
     answers = right_answers([Given(place, one.answer, one.choices) for _, place, one, _ in found], notes)
+    first: dict[str, str | None] = {}
     for answer, (number, place, one, (prompt, template)) in zip(answers, found, strict=True):
+        if first.setdefault(repr((prompt, template)), answer) != answer:
+            notes.mapped["an earlier row asks the same and has another `answer`"] += 1
         yield (
             place,
             Prompt(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rapidfuzz.distance import Levenshtein
 
 from allo.models.load import Tokenizer
+from allo.models.tokenization import bare_ids
 
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
@@ -19,7 +20,7 @@ def edit_share(one: Sequence[int], other: Sequence[int]) -> float:
 
 def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return a completion's token ids."""
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return bare_ids(tokenizer, text)
 
 
 def nearest(text: str, others: Sequence[str], tokenizer: Tokenizer) -> str:

@@ -162,7 +162,7 @@ def _check_field(args: TrainingArguments, field: str, *, of_trl: bool) -> None:
 
 def _loss_of(args: TrainingArguments, losses: Collection[str], *, trainer: str) -> dict[str, OfConfig]:
     kind, named, smoothing = type(args).__name__, args.loss_type, args.label_smoothing
-    loss_type = named[0] if isinstance(named, list) and len(named) == 1 else named
+    loss_type = named if isinstance(named, str) else " and ".join(map(str, named))
     said = loss_type != "sigmoid"
     if loss_type not in losses and (losses or said):
         own = (

@@ -25,7 +25,7 @@ from allo.models.collate import Batch, PairCollator
 from allo.models.policy import per_token_logps, shares_prefix
 from allo.models.rows import counted_completions, counted_pairs
 from allo.recipe.losses import Filter
-from allo.tasks.pairs import completions_of_rows, pairs_of_rows
+from allo.tasks.pairs import completions_of_rows, pairs_of_rows, wrong_of_rows
 from allo.training.chosen_losses import (
     LossSettings,
     chosen_forgetting_loss,
@@ -77,7 +77,7 @@ class ForgetTrainer(SelectedTrainer):
     -log(1 - pi) of each weighted token, without a reference. The trainer takes the mean over tokens or completions.
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights` (by default
-    all tokens count). The reference is the model as given.
+    all tokens count). Of pairs the `rejected` side is the completion. The reference is the model as given.
 
     With `until`, training stops once the weighted tokens' mean probability falls below it. AdamW's steps do not
     shrink with the slope. Without `until`, a higher learning rate therefore forgets more rather than sooner.
@@ -87,7 +87,7 @@ class ForgetTrainer(SelectedTrainer):
         *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
         *("probabilities/forgotten", "forget/kept_tokens"),
     )
-    read_rows = staticmethod(completions_of_rows)
+    read_rows = staticmethod(wrong_of_rows)
     make_rows = staticmethod(counted_completions)
     takes_config = True
 

@@ -1,6 +1,6 @@
 """A trainer's data sets, read like users' rows, as rows of token ids."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from allo.errors import UserError
 from allo.files.rows import Reading
 from allo.models.row_lengths import check_rows_fit, num_tokens
 from allo.models.rows import Counts
+from allo.models.written import reads_as
 from allo.training.dpo_config import LARGEST
 
 Row = Mapping[str, Any]
+_IDS = {"completion": "completion_ids", "chosen": "chosen_token_ids", "rejected": "rejected_token_ids"}
 IdRows = list[dict[str, Any]]
 
 
@@ -42,10 +44,11 @@ class RowReader:
         unread = 0
         if self.read is not None:
             read, reading = self.read(dataset, name=name)
-            dataset = [row if isinstance(row, Mapping) else vars(row) for row in read]
+            dataset = given = [row if isinstance(row, Mapping) else vars(row) for row in read]
             for sentence in reading.sentences:
                 say(f"{name}: {sentence}")
             unread = sum(reading.dropped.values())
+            self._check_ids(given)
         max_length = LARGEST if self.cuts_ends else self.max_length
         num_ids = self.model.get_input_embeddings().weight.shape[0]
         rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length, num_ids=num_ids)
@@ -56,6 +59,17 @@ class RowReader:
             counts = replace(counts, long=counts.long + len(whole) - len(rows))
         check_rows_fit(self.model, rows, name=name, max_length=self.max_length)
         return rows, replace(counts, equal=counts.equal + unread)
+
+    def _check_ids(self, rows: Sequence[Row]) -> None:
+        """Refuse a row whose token ids are another text's."""
+        for row in rows:
+            for side, column in _IDS.items():
+                ids = row.get(column)
+                if ids and not reads_as(self.tokenizer, ids, row[side]):
+                    raise UserError(
+                        f"prompt {row.get('prompt_id') or row['id']}: the `{column}` do not say `{side}` under this model's tokenizer, or say more: they are of "
+                        "another one, the text was edited, or a stop string ended it. Remove them, and the text is tokenized."
+                    )
 
     def _ends_cut(self, rows: IdRows, name: str) -> IdRows:
         """Cut rows like TRL's `truncation_mode` "keep_start": completions lose tokens beyond `max_length`.

@@ -38,15 +38,17 @@ _LEAD_IN = re.compile(
     r"\s*(?:(?:as follows|(?:given|shown|stated)\s+below)\s*[:.]?|(?:the following|below)\s*:)[\s*_]*$", re.I
 )
 _BULLET = re.compile(r"\s*(?:[-*•+–>]|\d{1,2}[.)])\s+(.*)", re.DOTALL)
+# A list of one item: "1) Paris", and on a line of its own "1. 5"; "1. It follows from the rule." begins with the answer.
+_ONLY_BRACKETED = re.compile(r"\(?1\)\s+(?=\S)")
+_ONLY_NUMBERED = re.compile(r"1\.\s+(?=[-+$\\(]*\d|(?:\S+\s+){0,2}\S*[^\s.!?]$)")
 _CELL = re.compile(r"\s*\|\s+([^|]*?)\s+\|\s*")  # a table row with one cell
 _TAG = re.compile(r"</?(?:answer|final_answer|final|result|b|i|strong|em|code)>", re.IGNORECASE)
 _TAGGED = re.compile(r"[\s:*_]*<(answer|final_answer|final|result)>", re.IGNORECASE)
 _ENVIRONMENT = re.compile(
     r"\\(?:begin|end)\s*\{((?:align|aligned|equation|gather|gathered|split|multline|displaymath|math)\*?)\}"
 )
-_END_OF_TURN = re.compile(
-    r"<\|(?:im_end|eot_id|end|endoftext|return|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
-)
+# Ends of turns as most models write them, for texts whose tokenizer is not known.
+_END_OF_TURN = re.compile(r"<\|\w{3,40}\|>|</s>|<end_of_turn>|<eos>")
 _EMPHASIS = re.compile(r"\*\*([^*]+)\*\*")
 _MATHEMATICS = {"$$": "$$", "\\[": "\\]"}
 _MARK = "\\s\u2705\u2713\u2714\u2611\U0001f389\U0001f44d\U0001f44f\U0001f64c\U0001f60a\ufe0f"
@@ -100,7 +102,7 @@ def announced_line(text: str, choices: Sequence[str] = ()) -> str | None:
     options = {choice.strip().rstrip(".").casefold() for choice in choices}
     last = None
     for place in range(len(parts) - 1, 0, -1):
-        line = _block(parts[place])
+        line = _block(parts[place], of_options=bool(choices))
         if place == len(parts) - 1:
             last = line
         if line is None or not _REMARK.match(line) or (first_sentence(line) or "").casefold() in options:
@@ -142,8 +144,11 @@ def bare(text: str) -> str:
     return _EMPHASIS.sub(r"\1", text.rstrip(".").strip())
 
 
-def _block(rest: str) -> str | None:
-    """Return the rest of the line; if it is empty, the next line, list, code fence or mathematics block."""
+def _block(rest: str, *, of_options: bool) -> str | None:
+    """Return the rest of the line; if it is empty, the next line, list, code fence or mathematics block.
+
+    A number before a list's only item is dropped, unless it may be an option's.
+    """
     if tagged := _TAGGED.match(rest):
         rest = " ".join(re.split(rf"</{tagged[1]}>", rest[tagged.end() :], maxsplit=1, flags=re.I)[0].split())
     lines = rest.split("\n")
@@ -156,6 +161,10 @@ def _block(rest: str) -> str | None:
         return None
     following = [line for line in lines[place:] if line.strip()]
     first = following[0].lstrip(" \t\r:*_") if place == 0 else following[0].strip()
+    if not of_options and not _is_numbered(following):
+        for number in (_ONLY_BRACKETED, _ONLY_NUMBERED)[: 2 if place else 1]:
+            if found := number.match(first):
+                first = first[found.end() :]
     fence, opened = first[:3], _ENVIRONMENT.match(first)
     closing = f"\\end{{{opened[1]}}}" if opened else _MATHEMATICS.get(first[:2], "")
     if fence in ("```", "~~~") and fence not in first[3:]:

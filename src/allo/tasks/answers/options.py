@@ -17,6 +17,9 @@ _LETTER = re.compile(
     r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])(?:[.):,;](?=\s|\W|$)|(?=\s+[-–—=:(]|\s*$)|\)))(.*)",
     re.DOTALL,
 )
+_STOPPED_LETTER = re.compile(
+    r"[\s*_]*(?:(?:the\s+)?(?i:option|choice|letter|answer)\s+)?(?:\\boxed\s*\{[A-Za-z]\}|[A-Za-z])[*_]*\.[*_]*\s+(?=\S)"
+)
 _NAMED_LETTER = re.compile(r"\b(?i:option|choice|letter)\s+\(?([A-Z])\b|(?<!\w)[(\[]([A-Z])[)\]]")
 _LETTERS_ALONE = re.compile(r"(?:[\s,;/&.()]|\b(?:and|or|both|maybe|perhaps|possibly|probably)\b|\b[A-Z]\b)+")
 _PAIRS_OF_LETTERS = re.compile(r"(?:([A-Za-z])(?i:\1))+")
@@ -60,7 +63,15 @@ def named_options(line: str, choices: Sequence[str]) -> set[str]:
         named = _written(bare(reading), choices) or _named(reading, choices) or named
         if len(named) == 1:
             break
-    return named
+    return named | _beside_letter(line, choices)
+
+
+def _beside_letter(line: str, choices: Sequence[str]) -> set[str]:
+    """The option whose text, and nothing else, is the sentence after a letter and a full stop: "B. 14"."""
+    found = _STOPPED_LETTER.match(line)
+    if found is None:
+        return set()
+    return _written(bare(said_in(line[found.end() :], choices)), choices)
 
 
 def _lettered(sentence: str, choices: Sequence[str]) -> str:

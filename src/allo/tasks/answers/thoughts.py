@@ -48,21 +48,36 @@ _FIELDS = ("thinking", "reasoning_content", "reasoning")  # of a tokenizer's `re
 
 @dataclass(frozen=True)
 class Thoughts:
-    """One model's thoughts: their markers, and the settings (as `repr`) under which its chat template opens one."""
+    """One model's thoughts: their markers, and the conversations after which its chat template opens one.
+
+    `ends`: the tokens and texts that may end a sample without being a part of what it says.
+    """
 
     markers: tuple[Marker, ...] = DEFAULT
-    opened_under: frozenset[str] = frozenset()
+    opened_after: frozenset[str] = frozenset()
+    ends: tuple[str, ...] = ()
 
     def begins_inside(self, prompt: object, template: object = None) -> bool:
         """Return whether a completion of the prompt begins inside a thought; `template` has the settings of messages."""
         if isinstance(prompt, str):
             return opens_thought(prompt, self.markers)
-        return repr(template) in self.opened_under
+        return conversation(prompt, template) in self.opened_after
 
     def spoken(self, text: str, prompt: object = "", template: object = None) -> str:
         """Return the part of a completion that its reader sees; nothing if it ends inside a thought."""
         inside = self.begins_inside(prompt, template)
-        return without_thoughts(text, self.markers, begins_inside=inside) or ""
+        return without_thoughts(self.without_end(text), self.markers, begins_inside=inside) or ""
+
+    def without_end(self, text: str) -> str:
+        """Return a completion's text without what ends it."""
+        while end := next(filter(text.rstrip().endswith, self.ends), ""):
+            text = text.rstrip().removesuffix(end).rstrip()
+        return text
+
+
+def conversation(prompt: object, template: object) -> str:
+    """Return the name in `Thoughts.opened_after` of a prompt's messages with `template`'s settings."""
+    return repr((prompt, template))
 
 
 USUAL = Thoughts()
@@ -124,6 +139,11 @@ def opens_thought(prompt: str, markers: Sequence[Marker] = DEFAULT) -> bool:
     end = prompt.rstrip()[-_LONGEST:]
     marks = [_Mark(end, found, markers) for found in _pattern(markers).finditer(end)]
     return bool(marks) and marks[-1].end == len(end) and marks[-1].opens and marks[-1].is_sure
+
+
+def is_marker(text: str, markers: Sequence[Marker] = DEFAULT) -> bool:
+    """Whether a text opens or closes a thought."""
+    return _pattern(markers).search(text) is not None
 
 
 def declared_markers(tokenizer_config: Mapping[str, Any]) -> tuple[Marker, ...]:
