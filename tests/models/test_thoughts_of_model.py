@@ -79,8 +79,8 @@ def test_each_conversation_says_whether_it_opens_a_thought(
     thinking, plain = asked(chat=True), replace(asked(chat=True), id="q", prompt=messages)
     prompts = [thinking, plain] if thinking_first else [plain, thinking]
     thoughts = thoughts_of(tokenizer, prompts)
-    assert judge.judge(plain, sample(0, "The answer is 5."), thoughts=thoughts).correct
-    assert not judge.judge(thinking, sample(0, CUT), thoughts=thoughts).correct
+    assert judge.verify(plain, sample(0, "The answer is 5."), thoughts=thoughts).correct
+    assert not judge.verify(thinking, sample(0, CUT), thoughts=thoughts).correct
     assert thoughts.spoken("Mine.", plain.prompt) == "Mine." and not thoughts.spoken(CUT, thinking.prompt)
 
 
@@ -105,17 +105,17 @@ def test_what_closes_an_answer_is_no_part_of_it(close: str) -> None:
         for cut in range(len(close) + 1):
             whole = close[:cut] in ("", close) or any(map(close[:cut].endswith, thoughts.ends))
             if whole:
-                verdict = judge.judge(asked(chat=True), sample(0, text + close[:cut]), thoughts=thoughts)
+                verdict = judge.verify(asked(chat=True), sample(0, text + close[:cut]), thoughts=thoughts)
                 assert verdict.correct and verdict.extracted == "5", close[:cut]
     assert thoughts.spoken("Five." + close) == "Five."
-    assert not judge.judge(asked(chat=True), sample(0, "The answer is 6" + close), thoughts=thoughts).correct
+    assert not judge.verify(asked(chat=True), sample(0, "The answer is 6" + close), thoughts=thoughts).correct
 
 
 def test_a_special_token_that_closes_a_thought_is_no_end() -> None:
     tokenizer = byte_level(CHAT)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     thoughts = thoughts_of(tokenizer, [asked(chat=True)])
-    assert not judge.judge(asked(chat=True), sample(0, "The answer is 5.</think>"), thoughts=thoughts).correct
+    assert not judge.verify(asked(chat=True), sample(0, "The answer is 5.</think>"), thoughts=thoughts).correct
 
 
 def test_a_text_prompt_that_opens_a_thought_is_known() -> None:
