@@ -273,7 +273,7 @@ def test_an_error_below_lm_eval_is_not_reported_as_its_refusal(
     def breaks(*_: Any) -> None:
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr(own_tasks, "judge", breaks)
+    monkeypatch.setattr(own_tasks, "verify", breaks)
     with pytest.raises(ValueError, match="a mistake of ours") as error:
         do(job(), "allo_planted_flaws")
     assert not isinstance(error.value, UserError)

@@ -170,7 +170,7 @@ def test_a_lean_stage_takes_no_other_optimizer(refuse_run: Refuse) -> None:
         ("[1]", ["a JSON list", "one JSON object a line"]),
         ('{"question": "a", "answer": "1"}', ["lacks `prompt`", "`question`"]),
         ('{"prompt": " ", "answer": "1"}', ["`prompt`", "must not be empty"]),
-        ('{"prompt": "a", "answer": 1}', ["`answer` 1"]),
+        ('{"prompt": "a", "answer": 1.5}', ["`answer` 1.5"]),
         ('{"prompt": "b", "answer": "1", "id": "first"}', ["the id 'first' is that of"]),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_in_a_small_write_leaves_the_old_file(
 
     monkeypatch.setattr(artifacts.os, "fsync", full)
     said = refused(monkeypatch, capsys, command("run", tmp_path)[2:])
-    assert "No space left on device" in said and "start it again" in said
+    assert "No space left on device" in said and "start again" in said
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
 
 
