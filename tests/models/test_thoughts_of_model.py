@@ -115,7 +115,9 @@ def test_a_special_token_that_closes_a_thought_is_no_end() -> None:
     tokenizer = byte_level(CHAT)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     thoughts = thoughts_of(tokenizer, [asked(chat=True)])
-    assert not judge.verify(asked(chat=True), sample(0, "The answer is 5.</think>"), thoughts=thoughts).correct
+    assert not judge.verify(
+        asked(chat=True), sample(0, "The answer is 5.</think>"), thoughts=thoughts
+    ).correct
 
 
 def test_a_text_prompt_that_opens_a_thought_is_known() -> None:
