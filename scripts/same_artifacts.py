@@ -115,7 +115,9 @@ def contents(checkout: Path, folder: Path) -> dict[str, bytes]:
         content = path.read_bytes()
         if path.suffix == ".json":
             content = json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
-        found[name] = content.replace(str(folder).encode(), b"OUT")
+        found[name] = content.replace(str(folder).encode(), b"OUT").replace(
+            str(checkout).encode(), b"CHECKOUT"
+        )
     return found
 
 

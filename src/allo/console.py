@@ -65,7 +65,7 @@ def tell(text: object) -> None:
 
 
 def track(items: Iterable[Item], description: str, *, total: int, done: int = 0) -> Generator[Item]:
-    """Yield `items` under a bar that starts at `done` of `total`; no output off a terminal."""
+    """Yield `items` and show a progress bar from `done` of `total`. If the output is no terminal, nothing is shown."""
     with bar(description, total=total, done=done) as advance:
         for item in items:
             yield item

@@ -172,9 +172,9 @@ def _choice(choice: Any, stop: Sequence[str], key: str) -> Choice | None:
 
 
 def _stop_of(choice: Any, word: str, stop: Sequence[str]) -> tuple[str | int | None, bool]:
-    """Return what ended a completion whose text does not show it, as in `Choice`, and whether that is a guess.
+    """Return what ended a completion if its text does not show it (`Choice.stop`), and whether that is a guess.
 
-    Some servers name it in a field of the choice: `stop_reason` (vLLM), `matched_stop` (SGLang).
+    `word` is the server's finish reason. Some servers name the end in a field of the choice: `stop_reason` (vLLM), `matched_stop` (SGLang).
     """
     said = {name: value for name, value in _fields(choice).items() if "stop" in name}
     named = [value for value in said.values() if value in stop or type(value) is int]

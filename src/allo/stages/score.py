@@ -90,9 +90,9 @@ def _scored(
 
 
 def scoring_context(recipe: Recipe, folder: RunFolder, scorer: str) -> Context:
-    """Return all that a scorer may look at: the starting model, or the rewriter if the scorer needs it, and the samples.
+    """Return what a scorer may look at: the starting model or the rewriter, the samples, and the weights of other models.
 
-    The starting model is in fp32 if the scorer asks other models too.
+    Models of the pairs' sides are trained first if the scorer asks them. The starting model is then in fp32.
     """
     entry = scorer_entry(scorer)
     if "rewriter" in entry.needs:

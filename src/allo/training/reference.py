@@ -30,11 +30,11 @@ def add_reference(
     collate: Callable[[Sequence[Row]], Batch],
     file: Path,
 ) -> None:
-    """Add `<completion>_ref_logps` (fp32, one per token) under the current model to every row.
+    """Add the current model's log-prob of each completion token to every row, as `<side>_ref_logps` (fp32).
 
-    A row's `number` is its place in `rows`. `batches` are all rows, batched as in training so that rounding is the
-    same; each rank computes its share. If `file` already has the result for these rows and weights, it is read,
-    otherwise written.
+    `batches` holds every row once, batched as in training, so that rounding is the same. A row's `number` is its index
+    in `rows`. Each rank computes its share. If `file` holds the result for these rows and weights, it is read;
+    otherwise it is written.
     """
     key = _key(model, rows, batches, collate)
     kept = kept_tensors(file, key=key)

@@ -85,7 +85,7 @@ class ParamMask:
         sparse_file.check_same_shapes(self.shapes, shapes, what="the mask")
 
     def overlap(self, other: "ParamMask") -> float:
-        """Return the share of the smaller mask's entries that both have; 0 if either selects nothing."""
+        """Return the number of shared entries divided by the size of the smaller mask; 0 if either is empty."""
         other.check(self.shapes)
         smaller = min(self.num_selected, other.num_selected)
         names = self.indices.keys() & other.indices.keys()
