@@ -1,7 +1,7 @@
 """Show that two checkouts make the same files, byte for byte: the demo, a run of each trainer, a comparison of two methods.
 
     git worktree add ../before COMMIT
-    python scripts/same_artifacts.py ../before . --work /tmp/same
+    python scripts/same_artifacts.py ../before . --work FOLDER
 
 Every file counts but those that hold times, versions and paths (`OWN`). Of masks, importances and deltas, whose code for
 indices may change, the indices and values count, as the checkout that wrote them reads them; of evaluations and trials, those fields are left out.
@@ -35,8 +35,9 @@ SMALL = (
     "evaluate.kl.limit=40",
 )
 DECODE = """
-import hashlib, importlib, json, sys
+import hashlib, importlib.util, json, sys
 from pathlib import Path
+import torch
 from safetensors import safe_open
 room = "weights" if importlib.util.find_spec("allo.weights") else "core"
 sparse_file = importlib.import_module(f"allo.{room}.sparse_file")
@@ -50,7 +51,7 @@ for path in sorted(Path(sys.argv[1]).rglob("*.safetensors")):
         digest = hashlib.sha256(kind.encode())
         for part in (read.indices, read.column):
             for name in sorted(part):
-                digest.update(name.encode() + bytes(part[name].contiguous().view(__import__("torch").uint8).numpy()))
+                digest.update(name.encode() + bytes(part[name].contiguous().view(torch.uint8).numpy()))
         found[path.relative_to(sys.argv[1]).as_posix()] = digest.hexdigest()
 print(json.dumps(found))
 """
@@ -96,7 +97,7 @@ def run(checkout: Path, out: Path) -> None:
 def sparse(checkout: Path, folder: Path) -> dict[str, bytes]:
     """Return a digest of what each mask, importance and delta below a folder holds, as the checkout reads it."""
     read = subprocess.run(
-        [sys.executable, "-c", "import importlib.util\n" + DECODE, str(folder)],
+        [sys.executable, "-c", DECODE, str(folder)],
         env={**os.environ, "PYTHONPATH": str(checkout / "src")},
         check=True,
         capture_output=True,

@@ -70,7 +70,7 @@ def recorded(folder: Path) -> Rows:
 
 
 def expected(num: int = NUM) -> dict[tuple[str, int], str]:
-    """What servers that honour n and seeds say, whichever is asked."""
+    """Return the completions of servers that honour n and seeds, whichever of them is asked."""
     return {
         (f"p{number}", index): f"prompt {number} -> {seed_of(SEED, f'p{number}', 0) + index}"
         for number in range(num)

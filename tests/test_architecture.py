@@ -91,7 +91,7 @@ HOUSE = {
         {"torch"},
         lazy={"lm_eval", "datasets"},
     ),
-    # What a recipe will take and train on, before it runs.
+    # A recipe's memory and the tokens that it trains on, before it runs.
     "plan": Room(
         {*LEAVES, "weights", "models", "training", "tokens", "stages", "pipeline"},
         {"torch"},

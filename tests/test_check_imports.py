@@ -18,7 +18,7 @@ print("loaded", *sorted(sys.modules))
 
 
 def checked(out: Path, *more: str) -> tuple[str, set[str]]:
-    """What is printed but for the last line, and the modules that are then loaded."""
+    """Return all printed lines except the last, and the modules that are loaded by then."""
     run = subprocess.run(
         [sys.executable, "-c", CODE, *arguments("check", out, *more)],
         capture_output=True,

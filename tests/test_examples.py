@@ -25,7 +25,7 @@ PAIRS = [
 
 @pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What an example prints, run as a script in this process."""
+    """Return a function that runs an example as a script in this process and returns its output."""
 
     def run(name: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *arguments])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allo.errors import UserError
-from allo.files.artifacts import RunFolder, read_json, read_jsonl, sha256_file, write_jsonl
+from allo.files.artifacts import read_json, read_jsonl, sha256_file, write_jsonl
 from allo.files.records import Message, Pair, Verdict, Wrong
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
@@ -24,23 +24,6 @@ from tiny import TOKENIZER
 from tiny_run import RECIPE, overrides
 
 # Prompts of the tiny run: some of their 4 samples each are wrong.
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """Make the tiny run up to its pairs, from the unchanged laboratory model."""
-    out = tmp_path_factory.mktemp("runs")
-    return run_all(load_recipe(RECIPE, overrides(out, "sft=null")), until="pair")
-
-
-@pytest.fixture(scope="module")
-def run(folder: RunFolder) -> Run:
-    return open_run(folder.path)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "rows.jsonl"
 
 
 def plain_distance(one: list[int], other: list[int]) -> int:

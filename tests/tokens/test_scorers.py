@@ -39,8 +39,6 @@ TRAINING = {
     "gradient_accumulation_steps": 1,
 }
 MAX_GRAD_NORM = 1.0  # the default
-# All that need no model from outside the run.
-NAMES = [name for name in SCORERS if name != "rewriter"]
 
 
 @pytest.fixture

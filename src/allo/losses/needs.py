@@ -1,4 +1,4 @@
-"""What a loss says of itself by a decorator: the inputs that it needs, and the form of its losses."""
+"""Decorators by which a loss declares the inputs that it needs and the form of its losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Loss = TypeVar("Loss", bound=LossFunction)
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss says of itself; a plain function says these defaults.
+    """The declaration of a loss. A function without a decorator has these defaults.
 
     `reference`: it gets log-ratios beside log-probs; otherwise no reference is computed.
     `reward_mean`: a loss of pairs gets the keyword `delta`, the mean of all rewards of the steps before, chosen and

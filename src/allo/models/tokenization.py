@@ -100,11 +100,7 @@ def tokenize(
     """
     before = before or opened(tokenizer, prompt, template=template, place=place)
     if completion_ids is not None:
-        if not finished and completion_ids[-1:] and completion_ids[-1] in _end_ids(tokenizer, before):
-            raise UserError(
-                f"{place or 'a row'}: the completion's token ids end with {_read(tokenizer, completion_ids[-1:])!r}, which "
-                "ends a completion, and `finished` is false: set it to true, or take the last id away."
-            )
+        _check_unfinished(tokenizer, before, completion_ids, finished=finished, place=place)
         return _fitted(tokenizer, before.ids, list(completion_ids), max_length)
     if not isinstance(completion, str):
         if isinstance(prompt, str):
@@ -123,6 +119,17 @@ def tokenize(
     if finished:
         completion, end = _ended(tokenizer, completion, close)
     return _fitted(tokenizer, before.ids, [*_continuation(tokenizer, before, completion), *end], max_length)
+
+
+def _check_unfinished(
+    tokenizer: PreTrainedTokenizerBase, before: Opened, ids: list[int], *, finished: bool, place: str
+) -> None:
+    """Raise `UserError` for ids that end a completion which is said not to have finished."""
+    if not finished and ids and ids[-1] in _end_ids(tokenizer, before):
+        raise UserError(
+            f"{place or 'a row'}: the completion's token ids end with {_read(tokenizer, ids[-1:])!r}, which ends a "
+            "completion, and `finished` is false: set it to true, or take the last id away."
+        )
 
 
 def prompt_ids(

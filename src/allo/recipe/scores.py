@@ -92,8 +92,8 @@ class Score(Block):
     """Show gold solutions to the scorers; otherwise they only see right samples."""
     batch_size: BatchSize = 16
     training: ContrastTraining = ContrastTraining()
-    """How to train the two models that `contrastive` asks: one on the pairs' chosen answers, which `right_confidence`
-    asks too, and one on the rejected."""
+    """Settings for training the two models that `contrastive` compares: one on the chosen answers, which
+    `right_confidence` uses as well, and one on the rejected."""
 
     @property
     def scorers(self) -> list[str]:

@@ -105,17 +105,21 @@ def vllm_generate(
                 [_settings(**sampling, seed=seeds[place]) for place in places],
                 use_tqdm=False,
             )
-            samples = [
-                Generated(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
-                for place, output in zip(places, outputs, strict=True)
-                for each in sorted(output.outputs, key=lambda completion: completion.index)
-            ]
-            yield Batch(first // size, samples)
+            yield Batch(first // size, _generated(places, outputs))
     finally:
         del engine
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _generated(places: Sequence[int], outputs: Sequence[Any]) -> list[Generated]:
+    """Return the completions of vLLM's outputs, in the order of the prompts' places and of their own numbers."""
+    return [
+        Generated(place, each.index, each.text, each.finish_reason == "stop", list(each.token_ids))
+        for place, output in zip(places, outputs, strict=True)
+        for each in sorted(output.outputs, key=lambda completion: completion.index)
+    ]
 
 
 def require_vllm() -> None:

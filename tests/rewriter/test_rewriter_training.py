@@ -18,7 +18,7 @@ from allo.models.start import save_whole, write_start
 from allo.models.tokenization import Tokenized
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
-from allo.rewriter.cases import Run, open_run
+from allo.rewriter.cases import Run
 from allo.rewriter.row import RewriteRow, read_rewrites
 from allo.rewriter.train import read_settings, train_rewriter, trainer_of
 from allo.stages import score
@@ -35,23 +35,6 @@ from tiny_run import LAB, RECIPE, overrides
 # Of the planted tokens, the share that a rewriter of 50 steps must find to be of any use.
 FOUND = 0.9
 FP32 = {"rtol": 1e-4, "atol": 1e-6}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The tiny run up to its pairs, from the laboratory's model as it lies."""
-    out = tmp_path_factory.mktemp("runs")
-    return run_all(load_recipe(RECIPE, overrides(out, "sft=null")), until="pair")
-
-
-@pytest.fixture(scope="module")
-def run(folder: RunFolder) -> Run:
-    return open_run(folder.path)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "rows.jsonl"
 
 
 QUICK = [
