@@ -4,8 +4,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from allo.errors import UserError
 from allo.files.artifacts import ResumableLines
 from allo.files.records import Message
 from allo.sampling.replies import Asked, seed_of
-from model_server import STARTING_MODEL, ModelServer, from_seed, model_server
+from model_server import STARTING_MODEL, ModelServer, from_seed
 from served_setup import (
     NUM,
     PLACES,
@@ -41,23 +40,9 @@ from server import (
     page,
     stall,
     status,
-    with_short_pauses,
-    without_proxy,
 )
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, no proxy, and pauses that a test can wait for."""
-    without_proxy(monkeypatch, VARIABLE)
-    with_short_pauses(monkeypatch)
-    monkeypatch.setattr("allo.sampling.endpoint.LONGEST_PAUSE", 0.0)
-
-
-@pytest.fixture
-def servers() -> Iterator[list[ModelServer]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(model_server()) for _ in range(2)]
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_request_says_the_prompts_own_words_and_every_setting(

@@ -1,16 +1,15 @@
 """Servers that are lost, come back, or turn out to have another model."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from allo.errors import UserError
-from model_server import STARTING_MODEL, ModelServer, every_prompt, model_server
-from served_setup import ADVICE, NUM, PLACES, VARIABLE, N, after, change, expected, prompts, recorded, sampled
+from model_server import STARTING_MODEL, ModelServer, every_prompt
+from served_setup import ADVICE, NUM, PLACES, N, after, change, expected, prompts, recorded, sampled
 from server import (
     KEY,
     LONGEST,
@@ -18,23 +17,9 @@ from server import (
     Handler,
     stall,
     status,
-    with_short_pauses,
-    without_proxy,
 )
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, no proxy, and pauses that a test can wait for."""
-    without_proxy(monkeypatch, VARIABLE)
-    with_short_pauses(monkeypatch)
-    monkeypatch.setattr("allo.sampling.endpoint.LONGEST_PAUSE", 0.0)
-
-
-@pytest.fixture
-def servers() -> Iterator[list[ModelServer]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(model_server()) for _ in range(2)]
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def once(happened: Callable[[], bool]) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
