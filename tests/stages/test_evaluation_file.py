@@ -1,0 +1,138 @@
+"""`08-eval.json`, made from two deltas by hand: whose answers, accuracy, distance and cost it holds, and what stays."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from allo.delta import write_delta
+from allo.files.artifacts import RunFolder, read_json, write_json, write_jsonl
+from allo.files.harness_results import add
+from allo.files.records import Pair
+from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
+from allo.models.start import START_FILE, read_start
+from allo.stages import evaluate
+from allo.weights.fingerprints import as_bits
+from tiny_run import LAB, tiny
+
+NORM = "model.norm.weight"
+SETS = "evaluate.sets={one: {task: planted_flaws, split: test, limit: 3}, other: {task: planted_flaws, split: reworded, limit: 2}}"
+SETTINGS = (
+    *(SETS, "evaluate.max_new_tokens=5", "evaluate.likelihood_pairs=1", "evaluate.forgotten=true"),
+    *("sft=null", "evaluate.kl.limit=3"),
+)
+COUNTS = {
+    "locate": {"training_state_bytes": 70},
+    "forget": {"trained_weights": 5, "density": 0.1},
+    "improve": {"trained_weights": 3, "density": 0.2, "training_state_bytes": 30},
+}
+
+
+@pytest.fixture(scope="module")
+def policy() -> tuple[Model, Tokenizer]:
+    return load_model(LAB, dtype=torch.float32, device="cpu"), load_tokenizer(str(LAB))
+
+
+def bits(model: Model) -> dict[str, Tensor]:
+    return {name: as_bits(param.detach().reshape(-1)).clone() for name, param in model.named_parameters()}
+
+
+def write_run(run: RunFolder, model: Model) -> None:
+    """Write a run in which forgetting turned the final norm round, and improving emptied it."""
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    norm = dict(model.named_parameters())[NORM].detach()
+    (run.path / "00-sft").mkdir(parents=True)
+    for folder, values in ((run.forget, -norm), (run.improve, torch.zeros_like(norm))):
+        folder.mkdir()
+        write_delta(
+            folder / "delta.safetensors",
+            indices={NORM: torch.arange(len(norm), dtype=torch.int32)},
+            values={NORM: values.clone()},
+            shapes=shapes,
+            base_hashes=dict.fromkeys(shapes, ""),
+            metadata={},
+        )
+    write_json(run.path / "00-sft" / START_FILE, {"model": str(LAB), "hashes": {NORM: "00"}})
+    write_jsonl(run.pairs, [Pair("p", "Tom has 7 pens.\n", "7 + 2 = 9.", "7 + 2 = 8.")] * 2)
+    made = {"hash": "", "outputs": {}, "seconds": 2.0}
+    stages = {name: made | {"counts": counts} for name, counts in COUNTS.items()}
+    write_json(run.manifest, {"identity": {}, "stages": stages})
+
+
+@pytest.fixture
+def run(tmp_path: Path, policy: tuple[Model, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    run = tiny(tmp_path).run_folder
+    write_run(RunFolder(run), policy[0])
+    monkeypatch.setattr(evaluate, "load_start", lambda *_: policy)
+    return RunFolder(run)
+
+
+def answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [answer for row in rows for answer in (row["greedy"], *row["sampled"])]
+
+
+def test_each_model_has_its_own_answers_distance_and_cost(
+    run: RunFolder, policy: tuple[Model, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bits(policy[0])
+    fingerprint = read_start(run).fingerprint
+    for name, weights in (("start", fingerprint), ("forgotten", "others"), ("aligned", "others")):
+        add(run.evaluation, name, label=name, fingerprint=weights, result={"task": "gsm8k"}, replaces=True)
+    monkeypatch.setattr(
+        evaluate, "fingerprint", lambda path: "others" if path == run.improve / "model" else "its own"
+    )
+    counts = evaluate.run(tiny(tmp_path, *SETTINGS), run)
+    assert all(torch.equal(before[name], now) for name, now in bits(policy[0]).items())
+    assert counts == {"models": 3, "sets": 2}
+    found = read_json(run.evaluation)
+    assert found.keys() == {"schema", "models", "completions", "harness"} and found["schema"] == 1
+    models, completions = found["models"], found["completions"]
+    labels = {"start": "SFT", "forgotten": "after forgetting", "aligned": "aligned"}
+    assert {name: one["label"] for name, one in models.items()} == labels
+    for name, one in models.items():
+        for label, size in (("one", 3), ("other", 2)):
+            rows, measured = completions[name][label], one["sets"][label]
+            assert len(rows) == len({row["prompt_id"] for row in rows}) == size == measured["num_prompts"]
+            assert all(row["prompt"] and row["answer"] and len(row["sampled"]) == 2 for row in rows)
+            assert measured["overlap"]["num"] == size
+            tokens = [answer["num_tokens"] for answer in answers(rows)]
+            assert max(tokens) <= 5 and measured["mean_tokens"] == sum(tokens) / len(tokens)
+    # Without its norm the model takes the first of equal tokens, greedily, whatever the prompt.
+    emptied = {row["greedy"]["text"] for rows in completions["aligned"].values() for row in rows}
+    others = {row["greedy"]["text"] for rows in completions["start"].values() for row in rows}
+    assert len(emptied) == 1 and not emptied & others
+    assert models["start"]["kl"] is models["start"]["likelihood"] is None
+    flat, turned = models["aligned"]["kl"], models["forgotten"]["kl"]
+    assert (flat["set"], flat["num_tokens"]) == ("planted_flaws", 3 * 5)
+    assert 0 < flat["low"] <= flat["value"] <= flat["high"] and turned["value"] > 0
+    assert flat["value"] != turned["value"]
+    vocabulary = policy[0].config.vocab_size
+    moved = models["aligned"]["likelihood"]
+    assert moved["num_pairs"] == 1 and moved["chosen"] > -math.log(vocabulary), "the start gave them less than 1"
+    costs = {name: (one["trained_weights"], one["density"], one["seconds"]) for name, one in models.items()}
+    assert costs == {"start": (0, 0.0, 0), "forgotten": (5, 0.1, 4.0), "aligned": (5, 0.2, 6.0)}
+    assert found["harness"].keys() == {"start", "aligned"}, "the forgotten model has other weights now"
+    left = {path.name for path in run.path.iterdir()}
+    assert left == {"00-sft", "03-pairs.jsonl", "06-forget", "07-improve", "08-eval.json", "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["evaluate.start=false", "evaluate.forgotten=false"], ["aligned"]),
+        (["evaluate.forgotten=false"], ["start", "aligned"]),
+        (["improve=null"], ["start", "aligned"]),
+        (["evaluate.start=false"], ["forgotten", "aligned"]),
+    ],
+)
+def test_the_models_are_those_asked_for(
+    run: RunFolder, tmp_path: Path, overrides: list[str], names: list[str]
+) -> None:
+    recipe = tiny(tmp_path, *SETTINGS, *overrides)
+    models = evaluate._models(recipe, run)
+    assert list(models) == names
+    assert models["aligned"] == (run.forget if recipe.improve is None else run.improve)
+    assert models.get("start") is None and models.get("forgotten", run.forget) == run.forget
