@@ -111,7 +111,9 @@ def test_each_model_has_its_own_answers_distance_and_cost(
     assert flat["value"] != turned["value"]
     vocabulary = policy[0].config.vocab_size
     moved = models["aligned"]["likelihood"]
-    assert moved["num_pairs"] == 1 and moved["chosen"] > -math.log(vocabulary), "the start gave them less than 1"
+    assert moved["num_pairs"] == 1 and moved["chosen"] > -math.log(vocabulary), (
+        "the start gave them less than 1"
+    )
     costs = {name: (one["trained_weights"], one["density"], one["seconds"]) for name, one in models.items()}
     assert costs == {"start": (0, 0.0, 0), "forgotten": (5, 0.1, 4.0), "aligned": (5, 0.2, 6.0)}
     assert found["harness"].keys() == {"start", "aligned"}, "the forgotten model has other weights now"

@@ -1,0 +1,274 @@
+"""The order of stages, with stages that only write a line: what runs, what is skipped, recorded, resumed or removed."""
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from allo import pipeline
+from allo.errors import UserError
+from allo.files.artifacts import RunFolder, read_json, sha256_json, write_json
+from allo.files.stage import Stage
+from allo.pipeline import NAMES, named_files, progress, run_all, run_one, stages_of, value_at
+from allo.recipe import Recipe
+from tiny_run import LAB, tiny
+
+Did = list[str]
+
+
+@pytest.fixture
+def did(monkeypatch: pytest.MonkeyPatch) -> Did:
+    """The stages that ran, and `check` for each check of the input."""
+    found: Did = []
+
+    def run(stage: Stage, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+        found.append(stage.name)
+        inputs = [(folder.path / name).read_text() for name in stage.reads if (folder.path / name).exists()]
+        for name in stage.writes:
+            assert not (folder.path / name).exists(), (
+                "what other settings made is gone before the stage begins"
+            )
+            (folder.path / name).parent.mkdir(exist_ok=True)
+            (folder.path / name).write_text(f"{name} {recipe.max_length} {len(''.join(inputs))}")
+        return {"written": len(stage.writes)}
+
+    monkeypatch.setattr(Stage, "run", run)
+    monkeypatch.setattr(pipeline, "_check", lambda recipe: found.append("check"))
+    return found
+
+
+def run(recipe: Recipe, did: Did, **options: Any) -> Did:
+    """Return what a run did."""
+    did.clear()
+    run_all(recipe, **options)
+    return did.copy()
+
+
+def test_input_is_checked_once_before_the_first_stage_and_never_for_a_report(
+    tmp_path: Path, did: Did
+) -> None:
+    recipe = tiny(tmp_path)
+    assert run(recipe, did, until="sample") == ["check", "sft", "sample"]
+    assert run(recipe, did, until="sample") == []
+    assert run(recipe, did, until="evaluate") == ["check", *NAMES[2:-1]]
+    assert run(recipe, did) == ["report"]
+    did.clear()
+    run_one(recipe, "report", force=True)
+    run_one(recipe, "report")
+    assert did == ["report"]
+
+
+def test_a_forced_stage_runs_again_and_those_that_read_something_new(tmp_path: Path, did: Did) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did)
+    assert run(recipe, did, force="judge") == ["check", "judge"], "it came out the same"
+    did.clear()
+    run_one(recipe, "sample", force=True)
+    assert did == ["check", "sample"]
+    (recipe.run_folder / "02-verdicts.jsonl").unlink()
+    with pytest.raises(UserError, match=r"02-verdicts\.jsonl: not there yet.*Run `allo judge`"):
+        run_one(recipe, "pair")
+    (recipe.run_folder / "01-completions.jsonl").write_text("something longer than it was, and other")
+    assert run(recipe, did)[:3] == ["check", "sample", "judge"]
+    for name in ("sampel", "evaluation"):
+        with pytest.raises(UserError, match=f"{name}: no such stage"):
+            run_all(recipe, force=name)
+
+
+def test_progress_is_what_a_run_would_skip_and_writes_nothing(tmp_path: Path, did: Did) -> None:
+    recipe = tiny(tmp_path)
+    assert progress(recipe) == dict.fromkeys(NAMES, False) and not recipe.run_folder.exists()
+    run(recipe, did, until="locate")
+    (recipe.run_folder / ".hashes.json").unlink(missing_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in recipe.run_folder.rglob("*")}
+    expected = {name: place <= NAMES.index("locate") for place, name in enumerate(NAMES)}
+    assert progress(recipe) == expected
+    assert {path: path.stat().st_mtime_ns for path in recipe.run_folder.rglob("*")} == before
+    changed = progress(tiny(tmp_path, "judge.verifier=choice"))
+    assert [name for name, done in changed.items() if done] == ["sft", "sample"]
+    (recipe.run_folder / "00-sft").write_text("other")
+    assert not any(progress(recipe).values()), "after an unfinished stage, all may run again"
+    with pytest.raises(UserError, match="another recipe"):
+        progress(tiny(tmp_path, "data.task=gsm8k"))
+
+
+def test_a_record_has_what_the_stage_was_made_from(tmp_path: Path, did: Did) -> None:
+    recipe = tiny(tmp_path, "seed=3", "data_seed=5")
+    run(recipe, did)
+    manifest = read_json(recipe.run_folder / "manifest.json")
+    assert (manifest["schema"], manifest["name"], list(manifest["stages"])) == (1, "tiny", list(NAMES))
+    for stage in stages_of(recipe):
+        entry = manifest["stages"][stage.name]
+        assert entry["config"] == {key: value_at(recipe, key) for key in stage.keys}
+        assert set(stage.reads) - entry["inputs"].keys() <= {"round-1/03-pairs.jsonl"}
+        assert entry["outputs"].keys() == set(stage.writes)
+        made_from = {"stage": stage.name, "config": entry["config"], "inputs": entry["inputs"]}
+        assert entry["hash"] == sha256_json(made_from)
+        assert entry["counts"] == {"written": len(stage.writes)} and entry["device"] == "cpu"
+        assert entry["seed"] == (3 if "seed" in stage.keys else 5)
+        assert 0 <= entry["seconds"] < 60 and entry["seconds"] == round(entry["seconds"], 3)
+    assert str(LAB) in manifest["stages"]["sft"]["inputs"], "the model's files, not only its name"
+    assert not list(recipe.run_folder.glob(".*.begun"))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_interrupted_stage_goes_on_if_nothing_changed(
+    same: bool, tmp_path: Path, did: Did, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its seconds are those up to its last saved file, of every process."""
+    recipe = tiny(tmp_path)
+    run(recipe, did, until="sample")
+    folder = recipe.run_folder
+    part, begun = folder / "02-verdicts.jsonl.part", folder / ".judge.begun"
+    with monkeypatch.context() as patched:
+        patched.setattr(Stage, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for start, end in ((1000, 1040), (5000, 5002), (9000, 8000)):  # the third saved nothing
+            with pytest.raises(KeyboardInterrupt):
+                run_all(recipe, until="judge")
+            part.write_text("half")
+            os.utime(begun, (start, start))
+            os.utime(part, (end, end))
+    there: list[bool] = []
+    own = Stage.run
+    monkeypatch.setattr(Stage, "run", lambda *all_: (there.append(part.exists()), own(*all_))[1])
+    assert run(recipe if same else tiny(tmp_path, "judge.verifier=choice"), did, until="judge")[1:] == [
+        "judge"
+    ]
+    seconds = read_json(folder / "manifest.json")["stages"]["judge"]["seconds"]
+    assert there == [same]
+    assert 42 <= seconds < 72 if same else seconds < 30
+
+
+FULL = "Error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("raised", "free", "expected"),
+    [
+        (OSError(28, "No space left on device"), 1 << 30, "no space left on the disk"),
+        (RuntimeError(FULL), 1 << 30, "no space left on the disk"),
+        (RuntimeError("unexpected pos 64 vs 0"), (1 << 16) - 1, "no space left on the disk"),
+        (RuntimeError("unexpected pos 64 vs 0"), 1 << 16, None),
+        (UserError(FULL), 0, FULL),
+        (ValueError("a fault"), 1 << 30, None),
+    ],
+)
+def test_a_full_disk_is_said_and_every_other_error_is_itself(
+    raised: Exception,
+    free: int,
+    expected: str | None,
+    tmp_path: Path,
+    did: Did,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did, until="sft")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(Stage, "run", lambda *_: (_ for _ in ()).throw(raised))
+    with pytest.raises((OSError, RuntimeError, ValueError, UserError)) as found:
+        run_all(recipe, until="sample")
+    if expected is None or isinstance(raised, UserError):
+        assert found.value is raised
+    else:
+        assert isinstance(found.value, UserError) and expected in str(found.value)
+        assert str(recipe.run_folder) in str(found.value)
+
+
+def test_what_other_settings_made_is_removed_before_the_stage_and_a_harness_block_stays(
+    tmp_path: Path, did: Did
+) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did, until="improve")
+    folder = RunFolder(recipe.run_folder)
+    harness = {"aligned": {"label": "aligned", "fingerprint": "f", "results": []}}
+    write_json(folder.evaluation, {"schema": 1, "models": {}, "harness": harness})
+    (folder.path / "08-eval.json.aligned.test.greedy.part").write_text("of other settings")
+    work = pipeline._work(stages_of(recipe)[-2], recipe, folder)
+    assert work.begin(force=False) == 0.0
+    assert read_json(folder.evaluation) == {"schema": 1, "harness": harness}
+    assert not list(folder.path.glob("08-eval.json.*"))
+
+
+def test_files_of_stages_that_the_recipe_leaves_out_go_and_others_stay(tmp_path: Path, did: Did) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did)
+    own = recipe.run_folder / "round-2"
+    for place in (recipe.run_folder / "round-1", own):
+        place.mkdir()
+    (recipe.run_folder / "round-1" / "03-pairs.jsonl").write_text("of an earlier recipe")
+    (own / "notes.txt").write_text("the user's")
+    assert run(tiny(tmp_path, "forget=null"), did, until="sample") == []
+    left = {path.name for path in recipe.run_folder.iterdir() if not path.name.startswith(".")}
+    assert not left & {"05-token-scores.parquet", "05-contrast", "06-forget", "round-1"}
+    assert {"00-sft", "03-wrong.jsonl", "04-warmup", "07-improve", "08-eval.json", "round-2"} <= left
+    stages = read_json(recipe.run_folder / "manifest.json")["stages"]
+    assert stages.keys() == set(NAMES) - {"score", "forget"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left_out"),
+    [
+        ([], set()),
+        (["forget=null"], {"score", "forget"}),
+        (["improve=null"], {"improve"}),
+        (["forget=null", "locate=null", "improve.density=1.0"], {"locate", "score", "forget"}),
+        (["data={pairs: pairs.jsonl}"], {"sample", "judge"}),
+    ],
+)
+def test_a_recipe_has_the_stages_that_it_needs(
+    overrides: list[str], left_out: set[str], tmp_path: Path
+) -> None:
+    overrides += ["score=null"] if "forget=null" in overrides else []
+    stages = [stage.name for stage in stages_of(tiny(tmp_path, *overrides))]
+    assert stages == [name for name in NAMES if name not in left_out]
+
+
+def test_in_rounds_the_alignment_is_repeated_and_each_part_is_its_rounds_own(tmp_path: Path) -> None:
+    names = [stage.name for stage in stages_of(tiny(tmp_path, "rounds=2"))]
+    assert names[0] == "sft" and names[-3:] == ["improve", "evaluate", "report"]
+    for number in (1, 2):
+        assert f"round-{number}/sample" in names and f"round-{number}/improve" in names
+
+
+def test_only_one_process_may_run_a_recipe(tmp_path: Path, did: Did, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(tiny(tmp_path), did, until="sft") == ["check", "sft"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2"):
+        run_all(tiny(tmp_path), until="sft")
+
+
+def test_a_value_is_found_at_its_dotted_key_and_below_nothing_is_nothing(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, "sft=null")
+    assert value_at(recipe, "max_length") == 128
+    assert value_at(recipe, "sample.max_new_tokens") == 40
+    assert value_at(recipe, "sft.sources") is None and value_at(recipe, "sft") is None
+    assert value_at(recipe, "evaluate.sets") == {"test": value_at(tiny(tmp_path), "evaluate")["sets"]["test"]}
+
+
+def test_every_local_file_of_a_configuration_is_named(tmp_path: Path) -> None:
+    for name in ("test.jsonl", "test.jsonl.gz", "train.jsonl"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_text("")
+    code = tmp_path / "own.py"
+    code.write_text("")
+    config = {
+        "data_folder": str(tmp_path),
+        "sets": [{"task": "mine", "split": "test"}, {"file": "~/rows.jsonl", "task": None}],
+        "judge": {"reward_model": "/judge", "rewriter": "/rewriter", "pairs": "", "beside": [f"{code}:one"]},
+        "training": {"loss": "ipo", "scorer": f"{code}:two", "criterion": None},
+        "data": {"task": f"{code}:three", "split": "test"},
+    }
+    found = list(named_files(config))
+    assert {path for path in found if path != code} == {
+        *(tmp_path / "mine" / name for name in ("test.jsonl", "test.jsonl.gz")),
+        *(Path.home() / "rows.jsonl", Path("/judge"), Path("/rewriter")),
+    }
+    assert found.count(code) == 3
+    assert list(named_files({"sets": [{"task": "mine", "split": "test"}]})) == [], "without a folder of rows"
+    assert list(named_files({"sets": [{"task": "mine", "split": "train"}]}, str(tmp_path))) == [
+        tmp_path / "mine" / "train.jsonl"
+    ]
