@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from allo.delta import write_delta
-from allo.files.artifacts import RunFolder, read_json, write_json, write_jsonl
+from allo.files.artifacts import ResumableLines, RunFolder, read_json, write_json, write_jsonl
 from allo.files.harness_results import add
-from allo.files.records import Pair
+from allo.files.records import Completion, Pair, Prompt
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
 from allo.models.start import START_FILE, read_start
+from allo.sampling.completions import Completed
 from allo.stages import evaluate
+from allo.tasks.sources import prompts_of
 from allo.weights.fingerprints import as_bits
 from tiny_run import LAB, tiny
 
@@ -138,3 +140,101 @@ def test_the_models_are_those_asked_for(
     assert list(models) == names
     assert models["aligned"] == (run.forget if recipe.improve is None else run.improve)
     assert models.get("start") is None and models.get("forgotten", run.forget) == run.forget
+
+
+def test_completions_are_sampled_as_the_recipe_says_and_judged_with_their_lengths(
+    run: RunFolder, policy: tuple[Model, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = "one: {task: planted_flaws, split: test, limit: 2, num_generations: 3}"
+    recipe = tiny(
+        tmp_path,
+        *(
+            f"evaluate.sets={{{one}}}",
+            "evaluate.temperature=0.3",
+            "evaluate.top_p=0.8",
+            "evaluate.batch_size=7",
+        ),
+        *(
+            "evaluate.max_new_tokens=6",
+            "evaluate.kl.max_new_tokens=4",
+            "sample.stop=[x]",
+            "max_length=99",
+            "seed=9",
+        ),
+    )
+    asked: list[dict[str, Any]] = []
+
+    def complete(model: Model, tokenizer: Tokenizer, prompts: list[Prompt], **settings: Any) -> Completed:
+        asked.append(settings | {"prompts": [prompt.id for prompt in prompts]})
+        num = settings["num_generations"]
+        found = [
+            Completion(
+                prompt.id,
+                index,
+                f"The answer is {prompt.answer if index % 2 == 0 else 'not'}.",
+                True,
+                10 + index,
+            )
+            for prompt in prompts
+            for index in range(num)
+        ]
+        return Completed(found, 0, ResumableLines(settings["path"]))
+
+    monkeypatch.setattr(evaluate, "complete", complete)
+    subject = evaluate._Subject("aligned", recipe, run, *policy)
+    prompts = prompts_of(recipe, recipe.evaluate.sets["one"])
+    rows = subject.answers("one", prompts)
+    assert recipe.evaluate.kl is not None
+    subject.continued(recipe.evaluate.kl)
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert (row["prompt_id"], row["prompt"], row["answer"]) == (prompt.id, prompt.prompt, prompt.answer)
+        assert [answer["correct"] for answer in row["sampled"]] == [True, False, True]
+        assert [answer["num_tokens"] for answer in row["sampled"]] == [10, 11, 12]
+        assert row["greedy"] == {"text": f"The answer is {prompt.answer}.", "correct": True, "num_tokens": 10}
+    same = {"top_p": 0.8, "batch_size": 7, "stop": ["x"], "seed": 9, "max_length": 99}
+    expected = [
+        {
+            "num_generations": 1,
+            "temperature": 0.0,
+            "max_new_tokens": 6,
+            "description": "aligned, one, greedy",
+        },
+        {
+            "num_generations": 3,
+            "temperature": 0.3,
+            "max_new_tokens": 6,
+            "description": "aligned, one, sampled",
+        },
+        {
+            "num_generations": 1,
+            "temperature": 0.3,
+            "max_new_tokens": 4,
+            "description": "aligned, kl, continued",
+        },
+    ]
+    for settings, wanted in zip(asked, expected, strict=True):
+        assert settings.items() >= (same | wanted).items()
+        name = wanted["description"].replace(", ", ".")
+        assert settings["path"] == run.path / f"08-eval.json.{name}"
+    assert asked[0]["prompts"] == [prompt.id for prompt in prompts]
+    assert [lines.path for lines in subject.parts] == [
+        ResumableLines(settings["path"]).path for settings in asked
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ("num_generations=0", {"greedy"}),
+        ("greedy=false", {"sampled"}),
+        ("greedy=true", {"greedy", "sampled"}),
+    ],
+)
+def test_a_kind_of_completion_that_is_not_asked_for_is_not_sampled(
+    settings: str, kinds: set[str], run: RunFolder, policy: tuple[Model, Tokenizer], tmp_path: Path
+) -> None:
+    recipe = tiny(tmp_path, *SETTINGS, f"evaluate.{settings}")
+    subject = evaluate._Subject("start", recipe, run, *policy)
+    rows = subject.answers("one", prompts_of(recipe, recipe.evaluate.sets["one"])[:1])
+    assert {kind for kind in ("greedy", "sampled") if rows[0].get(kind)} == kinds
+    assert len(subject.parts) == len(kinds)

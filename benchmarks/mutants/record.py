@@ -1,0 +1,91 @@
+"""One record of the table `mutants` from what run.py wrote; `make tables` shows it in docs/experiments.md.
+
+    python benchmarks/mutants/record.py after runs/mutants/after.json --out mutants-2-after.json
+
+A survivor counts as equivalent if equivalent.json lists it: it does the same, or no test could tell. The list gives
+each one's kind, and says why of each kind. `--left` prints the survivors that are not in the list.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from run import NOT_DRAWN, TEXT, identity
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import RESULTS, machine
+
+EQUIVALENT = Path(__file__).with_name("equivalent.json")
+CAUGHT = ("killed", "timeout", "segfault", "caught by type check")
+Mutant = dict[str, str]
+
+
+def equivalents() -> set[tuple[str, ...]]:
+    listed = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    assert {one["kind"] for one in listed["mutants"]} <= listed["kinds"].keys()
+    return {(one["file"], *identity(one)) for one in listed["mutants"]}
+
+
+def row(tests: str, file: str, mutants: list[Mutant], equivalent: int) -> dict[str, Any]:
+    """Return a file's row; shares are of the mutants that were run and are not equivalent."""
+    found = Counter(mutant["status"] for mutant in mutants)
+    run = len(mutants) - found[TEXT] - found[NOT_DRAWN]
+    caught = sum(found[status] for status in CAUGHT)
+    return {
+        "tests": tests,
+        "file": file.removeprefix("src/allo/"),
+        "mutants": len(mutants),
+        "message text": found[TEXT],
+        "run": run,
+        "killed": caught,
+        "no test": found["no tests"],
+        "equivalent": equivalent,
+        "killed of the others": round(caught / (run - equivalent), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tests", help="what the rows say of the tests: before, after")
+    parser.add_argument("results", nargs="+", type=Path, help="files that run.py wrote")
+    parser.add_argument("--left", action="store_true", help="print the survivors that are not equivalent")
+    parser.add_argument("--out", required=True, help="the record's name in benchmarks/results")
+    options = parser.parse_args()
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
+    files = {file: mutants for part in parts for file, mutants in part["files"].items()}
+    known = equivalents()
+    left = {
+        file: [one for one in mutants if one["status"] not in (*CAUGHT, TEXT, NOT_DRAWN)]
+        for file, mutants in files.items()
+    }
+    same = {file: sum((file, *identity(one)) in known for one in some) for file, some in left.items()}
+    rows = [row(options.tests, file, mutants, same[file]) for file, mutants in files.items()]
+    every = [mutant for mutants in files.values() for mutant in mutants]
+    rows.append(row(options.tests, "all", every, sum(same.values())))
+    record = {
+        "schema": 1,
+        "table": "mutants",
+        "date": max(part["date"] for part in parts),
+        "commit": " ".join(dict.fromkeys(part["commit"] for part in parts)),
+        "dirty": any(part["dirty"] for part in parts),
+        "machine": machine("cpu"),
+        "command": "; ".join(dict.fromkeys(part["command"] for part in parts)),
+        "columns": list(rows[0]),
+        "rows": [list(row.values()) for row in rows],
+    }
+    (RESULTS / options.out).write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    for file, some in left.items() if options.left else ():
+        for one in some:
+            if (file, *identity(one)) not in known:
+                print(file, one["function"], one["status"], "-", one["was"], "+", one["became"], sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
