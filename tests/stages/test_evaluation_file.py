@@ -14,8 +14,10 @@ from allo.files.harness_results import add
 from allo.files.records import Completion, Pair, Prompt
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
 from allo.models.start import START_FILE, read_start
+from allo.recipe import Recipe
 from allo.sampling.completions import Completed
 from allo.stages import evaluate
+from allo.stages.reward import Rewarded
 from allo.tasks.sources import prompts_of
 from allo.weights.fingerprints import as_bits
 from tiny_run import LAB, tiny
@@ -238,3 +240,50 @@ def test_a_kind_of_completion_that_is_not_asked_for_is_not_sampled(
     rows = subject.answers("one", prompts_of(recipe, recipe.evaluate.sets["one"])[:1])
     assert {kind for kind in ("greedy", "sampled") if rows[0].get(kind)} == kinds
     assert len(subject.parts) == len(kinds)
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_rewards_are_given_to_every_answer_of_open_sets_and_to_no_other(
+    with_model: bool, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"p{n}", "prompt": f"Tom has {n} pens.\n"} for n in range(2)]
+    write_jsonl(tmp_path / "open.jsonl", rows if with_model else [row | {"answer": "1"} for row in rows])
+    file, closed = f"{{file: {tmp_path / 'open.jsonl'}}}", "{task: planted_flaws, split: test, limit: 1}"
+    recipe = tiny(
+        tmp_path,
+        *(f"evaluate.sets={{open: {file}, other: {file}, closed: {closed}}}", "evaluate.max_new_tokens=3"),
+        *("evaluate.reward_model=judge", "evaluate.kl=null", "sft=null", "data.limit=2"),
+    )
+    asked: list[tuple[str, str]] = []
+
+    def reward(recipe: Recipe, model: str, pairs: list[tuple[Prompt, str]], **settings: Any) -> Rewarded:
+        assert model == "judge" and settings["folder"] == run and settings["path"] == run.evaluation
+        asked.extend((prompt.id, text) for prompt, text in pairs)
+        assert all(prompt.prompt in {row["prompt"] for row in rows} for prompt, _ in pairs)
+        found = {key: float(place) for place, key in enumerate(dict.fromkeys(asked))}
+        lines = ResumableLines(run.evaluation, suffix=".rewards.part")
+        lines.append([{"reward": 0.0}])
+        return Rewarded(found, 0, lines)
+
+    monkeypatch.setattr(evaluate, "reward", reward)
+    evaluate.run(recipe, run)
+    found = read_json(run.evaluation)
+    assert not list(run.path.glob("*.part"))
+    places = {key: float(place) for place, key in enumerate(dict.fromkeys(asked))}
+    for name, completions in found["completions"].items():
+        for label, given in completions.items():
+            has_rewards = with_model and label != "closed"
+            measured = found["models"][name]["sets"][label]
+            assert ("rewards" in measured) == has_rewards and (measured["greedy"] is None) == has_rewards
+            for row in given:
+                for answer in (row["greedy"], *row["sampled"]):
+                    key = (f"{label}/{row['prompt_id']}", answer["text"])
+                    assert answer.get("reward") == (places[key] if has_rewards else None)
+                    assert (answer["correct"] is None) == has_rewards
+    if with_model:
+        won = {
+            name: one["sets"]["open"]["rewards"]["greedy"]["win_rate"]
+            for name, one in found["models"].items()
+        }
+        assert won["start"] is None and won["aligned"]["num"] == 2
+        assert len(asked) == 2 * 2 * (2 + 1) * 2, "two models, two sets, two prompts of three answers"

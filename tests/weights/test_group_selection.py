@@ -166,6 +166,13 @@ def test_a_weight_of_a_short_row_counts_as_much_as_one_of_a_long_row() -> None:
     assert selected(tensors, 15, "row") == {"short": list(range(12)), "norm": [0, 1, 2]}
 
 
+def test_norms_are_summed_in_double_precision() -> None:
+    """Added to 4096 squared one by one, a thousand ones are lost in single precision; 31 squared is not."""
+    many, few = torch.ones(1001), torch.zeros(1001)
+    many[0], few[:2] = 4096.0, torch.tensor([4096.0, 31.0])
+    assert selected({"w": torch.stack([few, many])}, 1001, "row") == {"w": list(range(1001, 2002))}
+
+
 def test_single_weights_and_vectors_are_selected_as_without_groups() -> None:
     matrix = model_scores(2)
     vectors = {name: tensor.reshape(-1) for name, tensor in (model_scores(2) | TIES).items()}
@@ -221,9 +228,12 @@ def test_groups_of_a_sparse_stream_that_do_not_come_are_not_chosen() -> None:
 
 def test_a_score_that_is_no_number_is_refused() -> None:
     scores = torch.ones(3, 4)
-    scores[1, 2] = math.nan
+    scores[1, 2] = scores[2, 3] = math.nan
     with pytest.raises(UserError, match=r"tensor w, flat index 6: .*NaN"):
         selected({"w": scores}, 4, "row")
+    pieces = [("w", piece) for piece in scores.reshape(-1).split(5)]
+    with pytest.raises(UserError, match=r"tensor w, flat index 6: .*NaN"):
+        select_groups(lambda: pieces, k=4, shapes={"w": (3, 4)}, granularity="row")
 
 
 def test_a_first_group_that_does_not_fit_is_refused() -> None:
