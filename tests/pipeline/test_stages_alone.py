@@ -1,7 +1,9 @@
 """The order of stages, with stages that only write a line: what runs, what is skipped, recorded, resumed or removed."""
 
 import os
+import re
 import shutil
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_json, sha256_json, write_json
 from allo.files.stage import Stage
 from allo.pipeline import NAMES, named_files, progress, run_all, run_one, stages_of, value_at
-from allo.recipe import Recipe
+from allo.recipe import Recipe, save_recipe
 from tiny_run import LAB, tiny
 
 Did = list[str]
@@ -272,3 +274,80 @@ def test_every_local_file_of_a_configuration_is_named(tmp_path: Path) -> None:
     assert list(named_files({"sets": [{"task": "mine", "split": "train"}]}, str(tmp_path))) == [
         tmp_path / "mine" / "train.jsonl"
     ]
+
+
+def test_a_stage_says_when_it_begins_what_it_took_and_what_it_counts(
+    tmp_path: Path, did: Did, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Stage.run
+    monkeypatch.setattr(Stage, "run", lambda *some: own(*some) | {"steps": 7})
+    recipe = tiny(tmp_path)
+    run_all(recipe, until="sample")
+    begun, ended = "{} ...", r"{} +\d+\.\d s  written 1, steps 7"
+    lines = capsys.readouterr().err.splitlines()
+    for line, (name, form) in zip(lines, product(("sft", "sample"), (begun, ended)), strict=True):
+        assert re.fullmatch(form.format(name.ljust(9) if form == begun else name), line), line
+    run_one(recipe, "sample")
+    run_all(recipe, until="sft")
+    assert capsys.readouterr().err == "sample    done already, skipped\nsft       done already, skipped\n"
+    entry = read_json(recipe.run_folder / "manifest.json")["stages"]["sample"]
+    assert {"commit", "dirty", "versions", "hardware"} < entry.keys() and entry["peak_memory_bytes"] > 2**20
+
+
+def test_the_resolved_recipe_lies_beside_and_is_written_only_if_it_changed(tmp_path: Path, did: Did) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did, until="sft")
+    path = recipe.run_folder / "recipe.yaml"
+    assert path.read_text() == save_recipe(recipe)
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    run(recipe, did, until="sft")
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+    other = tiny(tmp_path, "seed=4")
+    run(other, did, until="sft")
+    assert path.read_text() == save_recipe(other) != save_recipe(recipe)
+    with pytest.raises(UserError, match="another recipe"):
+        run(tiny(tmp_path, "data.task=gsm8k"), did, until="sft")
+    assert path.read_text() == save_recipe(other)
+    shutil.rmtree(path.parent)
+    path.parent.write_text("in the way")
+    with pytest.raises(
+        UserError, match=rf"{path.parent}: cannot write the run folder \(.+\)\. Choose another"
+    ):
+        run(recipe, did, until="sft")
+
+
+def test_a_damaged_manifest_is_removed_if_the_recipe_beside_it_is_this_one(tmp_path: Path, did: Did) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did, until="sample")
+    manifest = recipe.run_folder / "manifest.json"
+    manifest.write_text("[]")
+    assert run(recipe, did, until="sample") == ["check", "sft", "sample"]
+    manifest.write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json: "):
+        run(tiny(tmp_path, "seed=4"), did, until="sample")
+
+
+def test_the_check_of_the_input_has_what_the_recipe_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[Recipe, object]] = []
+    monkeypatch.setattr(pipeline, "sources_read", lambda recipe: ("sources of", recipe))
+    monkeypatch.setattr("allo.stages.check.check", lambda recipe, sources: checked.append((recipe, sources)))
+    recipe = tiny(tmp_path)
+    pipeline._check(recipe)
+    assert checked == [(recipe, ("sources of", recipe))]
+
+
+def test_a_stage_in_a_round_sees_the_rounds_recipe_and_a_file_made_otherwise_is_made_again(
+    tmp_path: Path, did: Did
+) -> None:
+    recipe = tiny(tmp_path, "rounds=2")
+    assert run(recipe, did, until="round-2/sample")[-1] == "round-2/sample"
+    stages = read_json(recipe.run_folder / "manifest.json")["stages"]
+    assert list(stages) == [stage.name for stage in stages_of(recipe)][: len(stages)]
+    assert stages["round-1/sample"]["seed"] == recipe.seed_of_data != stages["round-2/sample"]["seed"]
+    work = pipeline._work(stages_of(recipe)[0], recipe, RunFolder(recipe.run_folder))
+    assert work.is_done and work.outputs().keys() == {"00-sft"}
+    (recipe.run_folder / "00-sft").write_text("by hand")
+    assert not pipeline._work(work.stage, recipe, work.run).is_done
+    assert not pipeline._work(work.stage, tiny(tmp_path, "rounds=2", "dtype=bfloat16"), work.run).is_done
