@@ -13,14 +13,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from run import NOT_DRAWN, TEXT, identity
+from mutant import NOT_DRAWN, TEXT, Mutant, identity
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import RESULTS, machine
 
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 CAUGHT = ("killed", "timeout", "segfault", "caught by type check")
-Mutant = dict[str, str]
 
 
 def equivalents() -> set[tuple[str, ...]]:

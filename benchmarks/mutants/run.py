@@ -10,9 +10,7 @@ is counted but not run: tests hold what a message names, not how it is worded.
 """
 
 import argparse
-import ast
 import datetime
-import difflib
 import json
 import multiprocessing
 import random
@@ -37,9 +35,9 @@ from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_so
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import get_mutant_runner
 
+from mutant import KILLED, NOT_DRAWN, TEXT, Mutant, described, identity
+
 ROOT = Path(__file__).resolve().parents[2]
-TEXT, NOT_DRAWN, KILLED = "message text", "not drawn", "killed"
-Mutant = dict[str, str]
 
 
 def make_mutants(file: str) -> list[Mutant]:
@@ -57,35 +55,17 @@ def make_mutants(file: str) -> list[Mutant]:
     data.load()
     spans = MutantLineSpans.load(file)
     assert spans is not None
-    return [described(name, spans) for name in data.exit_code_by_key]
-
-
-def described(name: str, spans: MutantLineSpans) -> Mutant:
-    """Return a mutant with the lines that it changes, by which it is known in another run."""
-    mangled = mangled_name_from_mutant_name(name).rpartition(".")[2]
-    mutated = name.rpartition(".")[2]
-    own, changed = (
-        textwrap.dedent(source).replace(function, "function", 1)
-        for function in (f"{mangled}__mutmut_orig", mutated)
-        for source in spans.read_function_sources([function])
-    )
-    lines = list(difflib.unified_diff(own.splitlines(), changed.splitlines(), n=0, lineterm=""))[2:]
-    return {
-        "name": name,
-        "function": mangled.removeprefix("x_").removeprefix("xǁ").replace("ǁ", "."),
-        "was": "\n".join(line[1:].strip() for line in lines if line[0] == "-"),
-        "became": "\n".join(line[1:].strip() for line in lines if line[0] == "+"),
-        "status": TEXT if without_messages(own) == without_messages(changed) else NOT_DRAWN,
-    }
-
-
-def without_messages(source: str) -> str:
-    """Return a function's syntax tree with every string that has a space in it left blank."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            node.value = ""
-    return ast.dump(tree)
+    found = []
+    for name in data.exit_code_by_key:
+        mutated = name.rpartition(".")[2]
+        original = f"{mutated.partition('__mutmut_')[0]}__mutmut_orig"
+        own, changed = (
+            textwrap.dedent(source).replace(function, "function", 1)
+            for function in (original, mutated)
+            for source in spans.read_function_sources([function])
+        )
+        found.append(described(name, own, changed))
+    return found
 
 
 def run(drawn: list[Mutant], *, max_children: int) -> None:
@@ -133,10 +113,6 @@ def of_file(file: str, tests: list[str], earlier: list[Mutant], options: argpars
     if drawn:
         run(drawn, max_children=options.max_children)
     part_of(options.out, file).write_text(json.dumps(mutants), encoding="utf-8")
-
-
-def identity(mutant: Mutant) -> tuple[str, str, str]:
-    return mutant["function"], mutant["was"], mutant["became"]
 
 
 def part_of(out: Path, file: str) -> Path:

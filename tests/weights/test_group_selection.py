@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from allo.errors import UserError
 from allo.recipe.granularity import Granularity
 from allo.weights import group_selection
-from allo.weights.group_selection import select_groups, select_groups_among
+from allo.weights.group_selection import Tiles, select_groups, select_groups_among
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.places import Columns, Rows
 from allo.weights.selected import SelectedWeights
@@ -164,6 +164,14 @@ def test_a_weight_of_a_short_row_counts_as_much_as_one_of_a_long_row() -> None:
     }
     assert selected(tensors, 12, "row") == {"short": list(range(12))}
     assert selected(tensors, 15, "row") == {"short": list(range(12)), "norm": [0, 1, 2]}
+
+
+def test_the_groups_of_a_large_tensor_are_numbered_exactly() -> None:
+    """Above 2^24, single precision skips every second number."""
+    tiles = Tiles(1 << 13, 1 << 13, 1, 1)
+    indices = torch.tensor([(1 << 24) + 1, (1 << 25) + 1, (1 << 26) - 1], dtype=torch.int32)
+    for numbered in (tiles.groups_of(indices), tiles.first_entries(indices)):
+        assert torch.equal(numbered, indices) and numbered.dtype == torch.int32
 
 
 def test_norms_are_summed_in_double_precision() -> None:
