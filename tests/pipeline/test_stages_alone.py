@@ -38,7 +38,9 @@ def did(monkeypatch: pytest.MonkeyPatch) -> Did:
         return {"written": len(stage.writes)}
 
     monkeypatch.setattr(Stage, "run", run)
-    monkeypatch.setattr(pipeline, "_check", lambda recipe: found.append("check"))
+    monkeypatch.setattr(
+        pipeline, "_check", lambda recipe: found.append(f"check{recipe.name.removeprefix('tiny')}")
+    )
     return found
 
 
@@ -168,7 +170,8 @@ def test_a_full_disk_is_said_and_every_other_error_is_itself(
 ) -> None:
     recipe = tiny(tmp_path)
     run(recipe, did, until="sft")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    frees = {recipe.run_folder: free}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=frees.get(path, 1 << 40)))
     monkeypatch.setattr(Stage, "run", lambda *_: (_ for _ in ()).throw(raised))
     with pytest.raises((OSError, RuntimeError, ValueError, UserError)) as found:
         run_all(recipe, until="sample")
@@ -249,6 +252,18 @@ def test_a_value_is_found_at_its_dotted_key_and_below_nothing_is_nothing(tmp_pat
     assert value_at(recipe, "sample.max_new_tokens") == 40
     assert value_at(recipe, "sft.sources") is None and value_at(recipe, "sft") is None
     assert value_at(recipe, "evaluate.sets") == {"test": value_at(tiny(tmp_path), "evaluate")["sets"]["test"]}
+
+
+@pytest.mark.parametrize("key", ["file", "pairs", "rewriter", "reward_model"])
+def test_a_file_is_named_under_each_key_that_may_hold_one(key: str) -> None:
+    assert list(named_files({"a": [{"b": {key: "~/x"}}, {key: None}]})) == [Path.home() / "x"]
+
+
+@pytest.mark.parametrize("key", ["scorer", "loss", "criterion", "task", "beside"])
+def test_own_code_is_named_under_each_key_that_may_hold_it(key: str) -> None:
+    value: Any = ["/own.py:one", "advantage"] if key == "beside" else "/own.py:one"
+    assert list(named_files({"a": {key: value}})) == [Path("/own.py")]
+    assert list(named_files({"a": {key: None}, "b": {"name": "/own.py:one"}})) == []
 
 
 def test_every_local_file_of_a_configuration_is_named(tmp_path: Path) -> None:
