@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from allo.delta import write_delta
+from allo.errors import UserError
 from allo.files.artifacts import ResumableLines, RunFolder, read_json, write_json, write_jsonl
 from allo.files.harness_results import add
 from allo.files.records import Completion, Pair, Prompt
@@ -70,7 +71,8 @@ def write_run(run: RunFolder, model: Model) -> None:
 def run(tmp_path: Path, policy: tuple[Model, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     run = tiny(tmp_path).run_folder
     write_run(RunFolder(run), policy[0])
-    monkeypatch.setattr(evaluate, "load_start", lambda *_: policy)
+    starts = {str(LAB): policy}
+    monkeypatch.setattr(evaluate, "load_start", lambda recipe, folder: starts[recipe.model])
     return RunFolder(run)
 
 
@@ -88,6 +90,7 @@ def test_each_model_has_its_own_answers_distance_and_cost(
     monkeypatch.setattr(
         evaluate, "fingerprint", lambda path: "others" if path == run.improve / "model" else "its own"
     )
+    monkeypatch.setattr(evaluate, "KL_BATCH", 2)  # two batches of three texts
     counts = evaluate.run(tiny(tmp_path, *SETTINGS), run)
     assert all(torch.equal(before[name], now) for name, now in bits(policy[0]).items())
     assert counts == {"models": 3, "sets": 2}
@@ -242,6 +245,17 @@ def test_a_kind_of_completion_that_is_not_asked_for_is_not_sampled(
     assert len(subject.parts) == len(kinds)
 
 
+def test_a_text_whose_distance_cannot_be_measured_is_named_by_its_prompt(
+    run: RunFolder, policy: tuple[Model, Tokenizer], tmp_path: Path
+) -> None:
+    model, tokenizer = policy
+    ended = Completion("p7", 0, "First", False, 1, [tokenizer.eos_token_id])  # but said not to have ended
+    with pytest.raises(UserError, match="prompt p7"):
+        evaluate._kl(
+            [(Prompt("p7", "Tom"), ended)], evaluate._patch(model, None), tiny(tmp_path), model, tokenizer
+        )
+
+
 @pytest.mark.parametrize("with_model", [True, False])
 def test_rewards_are_given_to_every_answer_of_open_sets_and_to_no_other(
     with_model: bool, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +271,11 @@ def test_rewards_are_given_to_every_answer_of_open_sets_and_to_no_other(
     asked: list[tuple[str, str]] = []
 
     def reward(recipe: Recipe, model: str, pairs: list[tuple[Prompt, str]], **settings: Any) -> Rewarded:
-        assert model == "judge" and settings["folder"] == run and settings["path"] == run.evaluation
+        assert (
+            model == "judge" == recipe.evaluate.reward_model
+            and settings["folder"] == run
+            and settings["path"] == run.evaluation
+        )
         asked.extend((prompt.id, text) for prompt, text in pairs)
         assert all(prompt.prompt in {row["prompt"] for row in rows} for prompt, _ in pairs)
         found = {key: float(place) for place, key in enumerate(dict.fromkeys(asked))}
