@@ -13,6 +13,7 @@ from allo.stats.statistics import (
     EXACT_UP_TO,
     FLIPS,
     SMALLEST_P,
+    Spread,
     crossed_bootstrap,
     crossed_p,
     drawn_counts,
@@ -121,16 +122,21 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     assert paired.high - paired.low < (alone.high - alone.low) / 4
 
 
-def test_a_constant_has_no_spread() -> None:
-    estimate = crossed_bootstrap(np.full((3, 4), 0.7), seed=0)
-    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.7, 0.7, 0.7), abs=CLOSE)
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_a_constant_has_no_spread_whatever_its_size(size: float) -> None:
+    estimate = crossed_bootstrap(np.full((3, 4), 0.7 * size), seed=0)
+    assert estimate.low == estimate.value == estimate.high == pytest.approx(0.7 * size, rel=CLOSE)
+    spread = crossed_bootstrap(size * np.random.default_rng(17).normal(size=(3, 4)), seed=0)
+    assert spread.low < spread.value < spread.high
     assert crossed_p(np.zeros((3, 4))) == 1
 
 
 def test_an_interval_counts_its_observations_and_depends_on_its_seed_alone() -> None:
     grid = np.random.default_rng(13).normal(size=(3, 7))
     assert crossed_bootstrap(grid, seed=0).num == crossed_bootstrap(np.ones((3, 7)), seed=0).num == 21
-    assert mean_over_seeds([1.0, 2.0, 4.0]).num == 3
+    assert (mean_over_seeds([1.0, 3.0]).num, mean_over_seeds([1.0, 3.0]).value) == (2, 2.0)
+    with pytest.raises(AssertionError):
+        mean_over_seeds([1.0])
     assert (
         crossed_bootstrap(grid, seed=1) == crossed_bootstrap(grid, seed=1) != crossed_bootstrap(grid, seed=2)
     )
@@ -150,6 +156,7 @@ def test_a_single_row_or_column_has_the_spread_of_its_values_and_a_single_number
     for grid in (values[None, :], values[:, None]):
         assert spread_of_mean(grid).variance == pytest.approx(values.var(ddof=1) / 4, abs=CLOSE)
         assert spread_of_mean(grid).freedom == 3
+    assert spread_of_mean(np.array([[1.0, 2.0]])) == Spread(0.25, 1)
     alone = spread_of_mean(np.ones((1, 1)))
     assert math.isnan(alone.variance) and alone.freedom == 0
 
