@@ -5,7 +5,6 @@ problems are paired: a difference is taken over the seeds that both methods have
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from allo.stats.statistics import (
     holm,
     mean_over_seeds,
     seeds_p,
+    share_figure,
 )
 
 SCHEMA = 1
@@ -122,12 +122,6 @@ def grid(trials: list[TrialResult], name: str, kind: str) -> Grid | None:
     return np.stack(present) if len(present) == len(rows) else None
 
 
-def share_figure(values: Grid) -> Json:
-    """Return a share's figure, with its interval kept within 0 and 1."""
-    estimate = crossed_bootstrap(values, seed=SEED)
-    return {"value": estimate.value, "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
-
-
 def _figures(trials: list[TrialResult]) -> Json:
     return {
         "settings": trials[0].settings,
@@ -143,7 +137,7 @@ def _figures(trials: list[TrialResult]) -> Json:
 def _set_figures(trials: list[TrialResult], name: str) -> Json:
     kinds = trials[0].sets[name].rows()
     grids = {kind: grid(trials, name, kind) for kind in kinds}
-    figures = {kind: share_figure(values) for kind, values in grids.items() if values is not None}
+    figures = {kind: share_figure(values, seed=SEED) for kind, values in grids.items() if values is not None}
     return figures | {"tokens": _scalar(trials, lambda trial: trial.sets[name].mean_tokens)}
 
 
@@ -154,7 +148,7 @@ def _scalar(trials: list[TrialResult], of: Callable[[TrialResult], float | None]
         return None
     if len(values) == 1:
         return {"value": values[0], "low": None, "high": None}
-    return _figure(mean_over_seeds(values))
+    return mean_over_seeds(values).figure
 
 
 def _kl_figure(trials: list[TrialResult]) -> Json | None:
@@ -163,11 +157,6 @@ def _kl_figure(trials: list[TrialResult]) -> Json | None:
     if len(trials) == 1 and only is not None:
         return {"value": only.value, "low": only.low, "high": only.high}
     return _scalar(trials, lambda trial: trial.kl.value if trial.kl else None)
-
-
-def _figure(estimate: Estimate) -> Json:
-    found = asdict(estimate)
-    return {key: found[key] for key in ("value", "low", "high")}
 
 
 def _against(trials: list[TrialResult], reference: list[TrialResult]) -> Json | None:
@@ -201,7 +190,7 @@ def _set_against(left: list[TrialResult], right: list[TrialResult], name: str) -
 
 
 def _difference(estimate: Estimate, differences: Grid) -> Json:
-    return {"difference": _figure(estimate), "p": crossed_p(differences)}
+    return {"difference": estimate.figure, "p": crossed_p(differences)}
 
 
 def _correct(comparisons: list[Json]) -> None:

@@ -3,17 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from allo.files.evaluation import Accuracy, Answer, Evaluated, ModelResult, PromptText, SetResult
 from allo.report import figures
-from allo.report.run_view import (
-    Accuracy,
-    Answer,
-    Evaluated,
-    ModelResult,
-    PromptText,
-    RunView,
-    SetResult,
-    TokenSample,
-)
+from allo.report.run_view import RunView, TokenSample
 
 SHADES = 8  # shades of a weight, relative to its completion's largest weight
 OUTCOMES = ("fixed", "broken", "still wrong", "higher reward", "lower reward")  # of examples, as shown

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from allo.files.evaluation import Overlap
 from allo.files.records import Message, Prompt
 from allo.files.rounds import data_of_rounds
 from allo.recipe import Recipe
 from allo.tasks.base import question_of
-from allo.tasks.overlap import Overlap, overlap
+from allo.tasks.overlap import overlap
 from allo.tasks.sources import prompts_of, training_pairs
 
 

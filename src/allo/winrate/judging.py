@@ -16,7 +16,6 @@ from allo.files.artifacts import read_json, sha256_json, write_json
 from allo.sampling.endpoint import Endpoint
 from allo.sampling.questions import Answers, Question, ask
 from allo.stats.length_control import length_controlled
-from allo.stats.metrics import Estimate
 from allo.stats.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, position_bias, win_rate
 from allo.winrate.outputs import Duel, Outputs, duels
 from allo.winrate.wording import CUT_SHORT, STOPPED, WORDING, ask_for_verdict, read_verdict
@@ -98,12 +97,11 @@ def summary(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lost, won = bounds(scores, num_unknown=len(verdicts) - len(known))
     return {
         "num_prompts": len(known),
-        "win_rate": _estimate(win_rate(scores, seed=SEED)),
+        "win_rate": win_rate(scores, seed=SEED).figure,
         "win_rate_if_unread_lost": lost,
         "win_rate_if_unread_won": won,
         **asdict(outcomes(scores)),
-        "length_controlled": controlled
-        and _estimate(controlled.win_rate) | {"length_effect": controlled.effect},
+        "length_controlled": controlled and controlled.win_rate.figure | {"length_effect": controlled.effect},
         "mean_characters": {"model": lengths[:, 0].mean(), "baseline": lengths[:, 1].mean()},
         "longer": float((differences > 0).mean()),
         "position_bias": position_bias(scores[said]),
@@ -170,10 +168,6 @@ def _counted(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     unread = Counter(row[order]["unread"] for row in verdicts if not row["identical"] for order in ORDERS)
     del unread[""]
     return {"identical": sum(row["identical"] for row in verdicts), "unread": dict(unread)}
-
-
-def _estimate(found: Estimate) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _side(outputs: Outputs) -> dict[str, Any]:

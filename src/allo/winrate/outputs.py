@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_json, sha256_answers, sha256_file
+from allo.files.evaluation import Evaluated, Evaluation, read_of_schema
 from allo.files.json_text import parse_json
 from allo.files.records import Message
 from allo.files.rows import Row, checked, read_rows, stem
@@ -241,34 +242,14 @@ def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
     return found
 
 
-class RunAnswer(_Strict):
-    text: str
-    num_tokens: int = Field(ge=0)
-
-
-class RunRow(_Strict):
-    """A prompt's completions in `08-eval.json`; other keys are ignored."""
-
-    prompt_id: str
-    prompt: str | list[Message]
-    greedy: RunAnswer | None = None
-    sampled: list[RunAnswer] = []
-
-
-class RunEvaluation(_Strict):
-    """The completions in `08-eval.json`, by model and set."""
-
-    completions: dict[str, dict[str, list[RunRow]]]
-
-
-def _completions(run: Path) -> dict[str, dict[str, list[RunRow]]]:
+def _completions(run: Path) -> dict[str, dict[str, list[Evaluated]]]:
     path = RunFolder(run).evaluation
     if not path.is_file():
         raise UserError(f"{path}: not there; finish the run first: `allo run {run / 'recipe.yaml'}`.")
-    content = read_json(path)
-    if not isinstance(content, dict) or not content.get("completions"):
+    found = read_of_schema(path, Evaluation).completions
+    if not found:
         raise UserError(f"{path}: holds no completions; evaluate the run again.")
-    return checked(RunEvaluation, content, place=str(path)).completions
+    return found
 
 
 def _name_of(run: Path) -> str:
