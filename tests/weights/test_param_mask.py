@@ -152,6 +152,21 @@ def scores() -> dict[str, Tensor]:
     return {"a": torch.rand(40, 50, generator=generator).bfloat16().float(), "b": torch.zeros(1000)}
 
 
+@pytest.mark.parametrize("granularity", ["weight", "row"])
+def test_an_infinite_score_of_any_criterion_is_refused_by_its_tensor(granularity: str) -> None:
+    """Infinity would rank above every number, and say nothing of the weights."""
+    tensors = scores() | {"c": torch.full((4, 50), torch.inf)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with pytest.raises(UserError, match=r"criterion taylor.*tensor c has .* infinite.*another criterion"):
+        ImportanceMap.top(
+            lambda: tensors.items(),
+            density=0.1,
+            shapes=shapes,
+            metadata={"criterion": "taylor"},
+            granularity=granularity,
+        )
+
+
 @pytest.mark.parametrize("in_memory", [0, 1 << 20])
 def test_a_mask_of_any_smaller_density_is_the_direct_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int

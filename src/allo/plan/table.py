@@ -85,27 +85,24 @@ def as_json(plan: Plan, *, gpus: int) -> dict[str, Any]:
         "limit": plan.limit,
         "gpus": gpus,
         "peak": plan.peak,
-        "stages": [_stage(stage) | _verdict(plan, stage) for stage in plan.stages],
+        "stages": [_stage(plan, stage) for stage in plan.stages],
         "unplanned": list(plan.unplanned),
     }
 
 
-def _stage(stage: StagePlan) -> dict[str, Any]:
+def _stage(plan: Plan, stage: StagePlan) -> dict[str, Any]:
     kinds = {kind: stage.bytes.get(kind, 0) for kind in KINDS}
-    return {
+    found = {
         "stage": stage.stage,
         "load": stage.load,
         "bytes": kinds,
         "total": stage.total,
         "host": stage.host,
     }
-
-
-def _verdict(plan: Plan, stage: StagePlan) -> dict[str, Any]:
     if plan.limit is None:
-        return {}
+        return found
     advised = plan.advice.get(stage.stage)
-    return {
+    return found | {
         "fits": plan.fits(stage),
         "settings": dict(advised.settings) if advised else {},
         "advised_total": advised.plan.total if advised and advised.plan else None,

@@ -24,7 +24,7 @@ from allo.tokens.rewriter import RECORD, SCHEMA, tokenizer_hash
 from allo.training.arguments import training_arguments
 from allo.training.run import train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 
 
 class RewriterSettings(BaseModel):
@@ -120,7 +120,7 @@ def trainer_of(
         arguments,
         [{"prompt": _asked(row), "completion": row.rewrite, "template": row.template} for row in rows],
         tokenizer,
-        mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        mask=ParamMask.full(shapes_of(model)),
         records=True,
         max_length=settings.max_length,
     )

@@ -8,7 +8,7 @@ from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Wrong
 from allo.models.start import load_start
 from allo.recipe import Recipe
-from allo.training.arguments import training_arguments
+from allo.training.arguments import stage_arguments
 from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.trainer import ForgetTrainer
 
@@ -21,13 +21,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     before = apply_previous_stage(recipe, folder, model, stage="forget")
     trainer = ForgetTrainer(
         model,
-        training_arguments(
-            recipe.forget.training.model_dump(),
-            folder=folder.forget,
-            seed=recipe.seed,
-            device=model.device,
-            key="forget.training",
-        ),
+        stage_arguments(recipe, "forget", folder=folder.forget, device=model.device),
         _rows(folder),
         tokenizer,
         mask=mask,

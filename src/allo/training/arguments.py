@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from allo.console import console
 from allo.errors import UserError
+from allo.recipe import Recipe
 
 Arguments = TrainingArguments  # for rooms that do not import transformers
 
@@ -70,6 +71,29 @@ def training_arguments(
     except UserError as error:
         raise UserError(f"{key}.{error}") from error
     return arguments
+
+
+def stage_arguments(
+    recipe: Recipe,
+    stage: str,
+    *,
+    folder: Path,
+    device: torch.device,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainingArguments:
+    """Build the arguments of a stage from its block and `more`.
+
+    Only the stages that align draw by the run's own seed; the others draw by the seed of the data.
+    """
+    block = getattr(recipe, stage)
+    return training_arguments(
+        {**block.training.model_dump(), **more},
+        folder=folder,
+        seed=recipe.seed if stage in recipe.training_stages else recipe.seed_of_data,
+        device=device,
+        key=f"{stage}.training",
+        lean=getattr(block, "lean", False),
+    )
 
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)

@@ -20,7 +20,7 @@ from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import as_bits
 from allo.weights.finite import check_finite
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 from allo.weights.places import gather
 
 DELTA = "delta.safetensors"
@@ -33,7 +33,7 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     Raises `UserError` if the importance was located on another model.
     """
     if recipe.locate is None:
-        return ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
+        return ParamMask.full(shapes_of(model))
     mask = ImportanceMap.load(run.importance).mask_at(density)
     if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
         raise UserError(
