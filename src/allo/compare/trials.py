@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 RATED = ("forget", "improve")
 # The last stages of the two shared preparations: samples with their pairs, then importance and token scores.
 SAMPLED, PREPARED = "pair", "score"
+_PREPARING = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
 
 Purpose = Literal["tune", "test"]
 Overrides = Mapping[str, Any]
@@ -156,11 +157,10 @@ def preparations(recipe: Recipe) -> list[Preparation]:
     """Return the shared stages that a trial starts from: first its pairs, then its importance and token scores."""
     made: list[Preparation] = []
     for until in (SAMPLED, PREPARED):
+        shared = _PREPARING[: _PREPARING.index(until) + 1]
         stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
         names = [stage.name for stage in stages]
-        last = max(
-            (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
-        )
+        last = max((i for i, name in enumerate(names) if name.removeprefix("round-1/") in shared), default=-1)
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
         config = {key: value_at(recipe, key) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
@@ -262,11 +262,6 @@ def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _trained(stages: dict[str, Any]) -> dict[str, Any]:
     trained = ("locate", "score", "forget", "improve")  # in rounds also round-1/locate and so on
     return {name: stage for name, stage in stages.items() if name.rpartition("/")[2] in trained}
-
-
-def _up_to(until: str) -> tuple[str, ...]:
-    order = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
-    return order[: order.index(until) + 1]
 
 
 def _in(recipe: Recipe, folder: Path) -> Recipe:

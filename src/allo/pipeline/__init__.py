@@ -177,16 +177,6 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         yield run
 
 
-def _manifest(recipe: Recipe) -> dict[str, Any]:
-    """Return the beginning of a run's manifest, before its stages."""
-    return {
-        "schema": SCHEMA,
-        "name": recipe.name,
-        "allo": importlib.metadata.version("allo-align"),
-        "identity": identity(recipe),
-    }
-
-
 @dataclass(frozen=True)
 class _Work:
     """One stage with its dependencies; it is finished if their hash is on record."""
@@ -235,11 +225,6 @@ def _work(stage: Stage, recipe: Recipe, run: RunFolder, *, reads_only: bool = Fa
     return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
 
 
-def _is_full_disk(error: Exception, folder: Path) -> bool:
-    """Return whether a write failed for lack of space; safetensors and torch then raise errors of their own."""
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
-
-
 def value_at(recipe: Recipe, key: str) -> Any:
     """Return the recipe's value at a dotted key, as JSON; None if a block on the way is null."""
     value: Any = recipe
@@ -264,7 +249,9 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     try:
         counts = stage.run(recipe, run)
     except Exception as error:
-        if not isinstance(error, UserError) and _is_full_disk(error, run.path):
+        # Without space, safetensors and torch raise errors of their own.
+        is_full = "No space left" in str(error) or shutil.disk_usage(run.path).free < _LEAST_SPACE
+        if is_full and not isinstance(error, UserError):
             raise UserError(
                 f"{run.path}: no space left on the disk. Make room and start it again: what is done is kept."
             ) from error
@@ -283,7 +270,14 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     }
     entries = stages_done(run) | {stage.name: entry}
     in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
-    write_manifest(run, _manifest(recipe) | {"stages": in_order})
+    manifest = {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "allo": importlib.metadata.version("allo-align"),
+        "identity": identity(recipe),
+        "stages": in_order,
+    }
+    write_manifest(run, manifest)
     stage.begun(run).unlink()
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
