@@ -28,13 +28,13 @@ from allo.tokens.edit_distance import text_ids
 from allo.tokens.rewrite_wording import ask_for_rewrite
 from allo.tokens.rewriter import RECORD, check_rewriter, load_rewriter, rewriting, shown_solution
 from allo.tokens.scorers import Context, Scored
+from locate_setup import FP32, dense_logps
 from rewriter_setup import made, rows
 from tiny import TOKENIZER, model
 from tiny_run import LAB, RECIPE, overrides
 
 # Of the planted tokens, the share that a rewriter of 50 steps must find to be of any use.
 FOUND = 0.9
-FP32 = {"rtol": 1e-4, "atol": 1e-6}
 
 
 QUICK = [
@@ -52,15 +52,6 @@ QUICK = [
 def start(folder: Path) -> Path:
     save_whole(model(), TOKENIZER, folder)
     return folder
-
-
-@torch.no_grad()
-def dense_logps(policy: Any, prompt: str, completion: str) -> torch.Tensor:
-    """Log-prob of each token of the completion and of EOS, from the model's own logits."""
-    before = TOKENIZER(prompt).input_ids
-    after = [*TOKENIZER(completion, add_special_tokens=False).input_ids, TOKENIZER.eos_token_id]
-    logps = policy(input_ids=torch.tensor([before + after])).logits[0].log_softmax(-1)
-    return logps[len(before) - 1 : -1].gather(1, torch.tensor(after).unsqueeze(1)).squeeze(1)
 
 
 @pytest.mark.invariant(
