@@ -53,11 +53,10 @@ def summarise(folder_or_trials: Path | list[TrialResult], *, reference: str = "a
     corrected over every method and set, and `p_seeds` flips the signs of whole seeds. Raises `UserError` for broken
     or unequal trials, and if the reference has no test trial.
     """
-    trials, failed = (
-        (read_results(folder_or_trials), _failed(folder_or_trials))
-        if isinstance(folder_or_trials, Path)
-        else (folder_or_trials, [])
-    )
+    trials, failed = folder_or_trials, list[str]()
+    if isinstance(trials, Path):
+        folder, trials = trials / "failed", read_results(trials)
+        failed = [str(path.relative_to(folder)) for path in sorted(folder.glob("*/*.json"))]
     check_results(trials)
     tested = by_method(trial for trial in trials if trial.purpose == "test")
     if reference not in tested:
@@ -212,7 +211,3 @@ def _best_other(methods: Json, name: str, reference: str) -> str | None:
         if method not in (START, reference) and (found := entry["sets"].get(name))
     }
     return max(others, key=lambda method: others[method]["value"], default=None)
-
-
-def _failed(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder / "failed")) for path in sorted((folder / "failed").glob("*/*.json"))]

@@ -99,12 +99,6 @@ Settings = Mapping[str, OfConfig]
 LARGEST = 1 << 31  # longer than any row
 
 
-def own_fields(args: TrainingArguments) -> list[str]:
-    """Return the fields that a subclass of `TrainingArguments` adds."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    return [field.name for field in dataclasses.fields(args) if field.name not in known]
-
-
 def settings_of(
     args: TrainingArguments, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
 ) -> Settings:
@@ -121,7 +115,8 @@ def settings_of(
             f"Give transformers.TrainingArguments{wanted}."
         )
     read = {*READ, *_HELD} if name is not None else set()
-    for field in own_fields(args):
+    read |= {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in (one.name for one in dataclasses.fields(args)):
         if field not in read:
             _check_field(args, field, of_trl=name is not None)
     if name is None:
