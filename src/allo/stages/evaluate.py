@@ -92,8 +92,7 @@ def _measured(
     check_head(model)
     results, completions = {}, {}
     for name, trained in _models(recipe, folder).items():
-        change = read_delta(trained / DELTA) if trained else None
-        patch = patch_of(model.named_parameters(), change) if change else Patch({}, {}, {})
+        patch = _patch(model, trained)
         with patch.exchanged():
             subject = _Subject(name, recipe, folder, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
@@ -158,6 +157,11 @@ def _harnessed(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     weights = {name: fingerprint(trained / "model") for name, trained in folders.items()}
     found = kept(block, {"start": read_start(folder).fingerprint, **weights})
     return {BLOCK: found} if found else {}
+
+
+def _patch(model: Model, trained: Path | None) -> Patch:
+    """Return what makes the starting model that of a training stage's folder; nothing without a folder."""
+    return patch_of(model.named_parameters(), read_delta(trained / DELTA)) if trained else Patch({}, {}, {})
 
 
 @dataclass
