@@ -1,0 +1,91 @@
+"""The benchmarks are a package: imported by their full names, run as modules, and told so in every document."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("benchmarks", "examples", "experiments", "scripts", "tests")
+SCRIPTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in SCRIPTS
+    if path.is_relative_to(ROOT / "benchmarks") and path.name != "__init__.py"
+}
+ALLOWED = {
+    # It runs the code of two checkouts in turn, with this environment's packages.
+    "scripts/same_artifacts.py",
+    # They import modules that they write into a temporary folder, as users have modules beside a recipe.
+    "tests/recipe/test_choice_tables.py",
+    "tests/stages/test_toy_entries.py",
+    "tests/test_extending.py",
+    "tests/benchmarks/test_package.py",  # it looks for these words
+}
+COMMANDS = {name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text()}
+
+
+def edits_of_the_path(source: str) -> list[int]:
+    """Return the lines that use `sys.path` or pytest's way to extend it, or name PYTHONPATH."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.path", "site.addsitedir"))
+        or (isinstance(node, ast.Attribute) and node.attr == "syspath_prepend")
+        or (isinstance(node, ast.Constant) and node.value == "PYTHONPATH")
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys\nsys.path.insert(0, 'x')",
+        "import sys\nsys.path += ['x']",
+        "import sys\nsys.path[:0] = ['x']",
+        "def test(monkeypatch):\n    monkeypatch.syspath_prepend('x')",
+        "import os\nos.environ['PYTHONPATH'] = 'x'",
+    ],
+)
+def test_every_way_to_edit_the_path_is_seen(source: str) -> None:
+    assert edits_of_the_path(source) == [2]
+
+
+def test_no_script_edits_the_path() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in SCRIPTS if edits_of_the_path(path.read_text())}
+    assert found == ALLOWED
+
+
+def test_benchmarks_import_each_other_by_full_names_that_exist() -> None:
+    modules = {name.rpartition(".")[2] for name in MODULES}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert node.module not in modules, f"{name}: {node.module} without its package"
+                parts = node.module.split(".")
+                if parts[0] == "benchmarks":
+                    names = {f"{node.module}.{alias.name}" for alias in node.names}
+                    assert node.module in MODULES or names <= set(MODULES), f"{name}: {node.module}"
+
+
+def test_documents_run_benchmarks_as_modules_that_exist() -> None:
+    """Records keep the command that made them; so do the entries of the log of experiments."""
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")]
+    texts = [ROOT / "Makefile", *ROOT.glob("recipes/*.yaml"), *documents, *MODULES.values()]
+    named = set()
+    for path in texts:
+        lines = [line for line in path.read_text().split("\n") if not line.startswith("<sub>")]
+        named |= set(re.findall(r"\bbenchmarks(?:\.\w+)+", "\n".join(re.findall(r"-m .*", "\n".join(lines)))))
+        if path != ROOT / "docs" / "experiments.md":
+            assert not [line for line in lines if re.search(r"python\S* +benchmarks/", line)], path
+    assert named - {"benchmarks.FOLDER.MODULE"} <= COMMANDS and len(named) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(COMMANDS - {"benchmarks.speed.one"}))
+def test_every_benchmark_starts_as_a_module(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
