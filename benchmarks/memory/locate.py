@@ -31,7 +31,9 @@ from benchmarks.record import RESULTS, ROOT, Record
 
 WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
 TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")
-PAIRS = [{"prompt": f"{n} + {n} =", "chosen": f"{2 * n}", "rejected": f"{2 * n + 1}"} for n in range(10, 14)]
+PAIRS = [
+    {"prompt": f"{n} + {n} =", "chosen": f" {2 * n}", "rejected": f" {2 * n + 1}"} for n in range(10, 14)
+]
 BETA = 0.1
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks are a package: imported by their full names, run as modules, and told so in every document."""
+"""Benchmarks and experiments are packages: imported by full names, run as modules, and documented so."""
 
 import ast
 import re
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("benchmarks", "examples", "experiments", "scripts", "tests")
+PACKAGES = ("benchmarks", "experiments")
+FOLDERS = (*PACKAGES, "examples", "scripts", "tests")
 SCRIPTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in SCRIPTS
-    if path.is_relative_to(ROOT / "benchmarks") and path.name != "__init__.py"
+    if path.relative_to(ROOT).parts[0] in PACKAGES and path.name != "__init__.py"
 }
 ALLOWED = {
     # It runs the code of two checkouts in turn, with this environment's packages.
@@ -58,34 +59,45 @@ def test_no_script_edits_the_path() -> None:
     assert found == ALLOWED
 
 
-def test_benchmarks_import_each_other_by_full_names_that_exist() -> None:
+def test_modules_import_each_other_by_full_names_that_exist() -> None:
     modules = {name.rpartition(".")[2] for name in MODULES}
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert node.module not in modules, f"{name}: {node.module} without its package"
                 parts = node.module.split(".")
-                if parts[0] == "benchmarks":
+                if parts[0] in PACKAGES:
                     names = {f"{node.module}.{alias.name}" for alias in node.names}
                     assert node.module in MODULES or names <= set(MODULES), f"{name}: {node.module}"
 
 
-def test_documents_run_benchmarks_as_modules_that_exist() -> None:
+def test_documents_run_modules_that_exist() -> None:
     """Records keep the command that made them; so do the entries of the log of experiments."""
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")]
+    documents = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("experiments/*.md"),
+        *ROOT.glob("docs/**/*.md"),
+    ]
     texts = [ROOT / "Makefile", *ROOT.glob("recipes/*.yaml"), *documents, *MODULES.values()]
     named = set()
     for path in texts:
         lines = [line for line in path.read_text().split("\n") if not line.startswith("<sub>")]
-        named |= set(re.findall(r"\bbenchmarks(?:\.\w+)+", "\n".join(re.findall(r"-m .*", "\n".join(lines)))))
+        named |= set(
+            re.findall(
+                r"\b(?:benchmarks|experiments)(?:\.\w+)+", "\n".join(re.findall(r"-m .*", "\n".join(lines)))
+            )
+        )
         if path != ROOT / "docs" / "experiments.md":
-            assert not [line for line in lines if re.search(r"python\S* +benchmarks/", line)], path
+            assert not [line for line in lines if re.search(r"python\S* +(benchmarks|experiments)/", line)], (
+                path
+            )
     assert named - {"benchmarks.FOLDER.MODULE"} <= COMMANDS and len(named) > 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(COMMANDS - {"benchmarks.speed.one"}))
-def test_every_benchmark_starts_as_a_module(name: str) -> None:
+def test_every_module_starts(name: str) -> None:
     done = subprocess.run([sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")

@@ -6,7 +6,7 @@ located first, the other on those that a second warm-up, of the model that forgo
 over the seeds, its interval their range. The overlap is the share of the second mask's weights that the first also
 has.
 
-    python -m benchmarks.locate.between
+    python -m experiments.locate_between
 """
 
 import argparse
