@@ -56,8 +56,6 @@ def nls(x: float) -> float:
             {"beta": 0.1, "label_smoothing": 0.2},
             [0.8 * nls(0.3) + 0.2 * nls(-0.3), 0.8 * nls(-0.3) + 0.2 * nls(0.3)],
         ),
-        ("r_dpo", {"beta": 0.1, "alpha": 0.5}, [nls(0.3 - 0.5 * 2), nls(-0.3)]),
-        ("r_dpo", {"beta": 0.1}, [nls(0.3 - 0.05 * 2), nls(-0.3)]),
         ("ipo", {"beta": 0.1}, [(2 / 2 + 1 / 4 - 5) ** 2, (-1 / 3 - 2 / 3 - 5) ** 2]),
         ("ipo", {"beta": 0.1, "length_average": False}, [(3 - 5) ** 2, (-3 - 5) ** 2]),
         ("bco", {"beta": 0.1, "delta": 0.0}, [nls(0.2) + nls(0.1), nls(-0.1) + nls(-0.2)]),
@@ -86,7 +84,6 @@ def sigmoid(x: float) -> float:
 @pytest.mark.parametrize(
     ("loss", "settings", "chosen", "rejected"),
     [
-        ("r_dpo", {"beta": 0.1, "alpha": 0.5}, -0.1 * sigmoid(0.7), 0.1 * sigmoid(0.7)),
         ("ipo", {"beta": 0.1}, 2 * (1.25 - 5) / 2, -2 * (1.25 - 5) / 4),
         ("ipo", {"beta": 0.1, "length_average": False}, 2 * (3 - 5), -2 * (3 - 5)),
         ("bco", {"beta": 0.1, "delta": 0.5}, -0.1 * sigmoid(0.3), 0.1 * sigmoid(-0.6)),
@@ -101,21 +98,6 @@ def test_each_slope_is_its_closed_form(
     assert set(found) == {f"chosen_{kind}", f"rejected_{kind}"}, "it reads nothing else"
     assert found[f"chosen_{kind}"][0] == pytest.approx(chosen, rel=1e-12)
     assert found[f"rejected_{kind}"][0] == pytest.approx(rejected, rel=1e-12)
-
-
-def test_a_longer_chosen_answer_has_less_left_to_win() -> None:
-    """R-DPO: of two pairs with equal log-ratios the one whose chosen answer is longer pulls less."""
-    pairs = replace(
-        two_pairs(),
-        chosen_logratios=doubles(1.0, 1.0),
-        rejected_logratios=doubles(0.0, 0.0),
-        chosen_lengths=lengths(9, 3),
-        rejected_lengths=lengths(3, 9),
-    )
-    longer, shorter = slopes("r_dpo", pairs, beta=0.1, alpha=0.1)["chosen_logratios"]
-    assert -longer < -shorter
-    plain = slopes("dpo", pairs, beta=0.1)["chosen_logratios"]
-    assert slopes("r_dpo", pairs, beta=0.1, alpha=0.0)["chosen_logratios"] == plain
 
 
 def test_ipo_has_its_least_at_the_target_and_no_longer_pulls_beyond() -> None:
@@ -270,7 +252,7 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
 @pytest.mark.parametrize(
     ("loss", "settings", "words"),
     [
-        ("kto", {}, "^loss: 'kto' is none of dpo, r_dpo, ipo, bco, simpo"),
+        ("kto", {}, "^loss: 'kto' is none of dpo, ipo, bco, simpo"),
         (
             "ipo",
             {"alpha": 1.0},

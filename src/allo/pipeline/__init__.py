@@ -20,7 +20,7 @@ from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
 from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.rounds import rounds_there
-from allo.files.stage import Stage, in_order, in_rounds, read_mark, remove_old_marks
+from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.recipe import Recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import sources_read
@@ -56,7 +56,7 @@ STAGES = (
     ),
     Stage(
         "improve",
-        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors"),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
         ("07-improve",),
         (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
     ),
@@ -81,7 +81,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
     }
-    kept = in_order([stage for stage in STAGES if not left_out.get(stage.name)], recipe.training_stages)
+    kept = [stage for stage in STAGES if not left_out.get(stage.name)]
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
 
 

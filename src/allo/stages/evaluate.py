@@ -37,15 +37,11 @@ from allo.weights.places import Patch
 LABELS = {
     "start": "SFT",
     "forgotten": "after forgetting",
-    "improved": "after improving",
     "aligned": "aligned",
 }
-BETWEEN = {"forget": "forgotten", "improve": "improved"}
-"""The model after the first of two training stages."""
 BEHIND = {
     "start": (),
     "forgotten": ("locate", "score", "forget"),
-    "improved": ("locate", "improve"),
     "aligned": ("locate", "score", "forget", "improve"),
 }
 """The alignment stages behind each model."""
@@ -142,9 +138,9 @@ def _add_rewards(
 def _models(recipe: Recipe, folder: RunFolder) -> dict[str, Path | None]:
     """Return each model to evaluate with its delta's folder; None for the start itself."""
     models: dict[str, Path | None] = {"start": None} if recipe.evaluate.start else {}
-    *between, (_, last) = training_folders(recipe, folder).items()
-    if recipe.evaluate.forgotten:
-        models |= {BETWEEN[stage]: trained for stage, trained in between}
+    *between, last = training_folders(recipe, folder).values()
+    if recipe.evaluate.forgotten and between:
+        models["forgotten"] = between[0]
     return models | {"aligned": last}
 
 

@@ -32,7 +32,7 @@ def train_selected(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, folder)
     mask = located_mask(recipe, folder, model, density=recipe.improve.density)
-    before = apply_previous_stage(recipe, folder, model, stage="improve")
+    before = apply_previous_stage(recipe, folder, model)
     trainer = _trainer(recipe, recipe.improve, folder, model, tokenizer, mask)
     return train_stage(trainer, folder, folder.improve, mask, before=before)
 

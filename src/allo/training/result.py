@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from allo import delta
 from allo.errors import DivergedError, UserError
 from allo.files.artifacts import RunFolder, remove, write_jsonl
-from allo.files.rounds import training_folders
 from allo.models.start import LOWER_RATE, Start, read_start
 from allo.recipe import Recipe
 from allo.training.run import remove_checkpoints, state_bytes, train
@@ -43,17 +42,14 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     return mask
 
 
-def apply_previous_stage(
-    recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str
-) -> Mapping[str, Tensor]:
-    """Apply the changes of the training stage before `stage` to the starting model, in place.
+def apply_previous_stage(recipe: Recipe, run: RunFolder, model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """Apply the changes of forgetting, if the recipe forgets, to the starting model, in place.
 
-    Returns their flat indices by tensor. `stage` starts from this model and uses it as its reference.
+    Returns their flat indices by tensor. Improving starts from this model and uses it as its reference.
     """
-    first, *_ = folders = training_folders(recipe, run)
-    if stage == first:
+    if recipe.forget is None:
         return {}
-    change = delta.read_delta(folders[first] / DELTA)
+    change = delta.read_delta(run.forget / DELTA)
     delta.apply_to_model(dict(model.named_parameters()), change)
     return change.indices
 
