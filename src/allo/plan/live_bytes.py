@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from allo.models.internals import check
+
+check(__name__)
+
 
 class LiveBytes(TorchDispatchMode):
     """A counter of each storage's bytes, from the operation that makes it until its last tensor is gone.
