@@ -263,7 +263,7 @@ def test_what_is_no_rewriter_for_this_policy_is_refused(rewriter: Path, tmp_path
         with pytest.raises(UserError, match=said):
             check_rewriter(folder, TOKENIZER, policy="lab", max_length=max_length)
 
-    refused(LAB, r"has no rewriter\.json, so it is no rewriter")
+    refused(LAB, r"has no rewriter\.json, so it is not a rewriter")
     refused(changed(rewriter, tmp_path / "a", wording=0), "was trained with wording 0")
     refused(changed(rewriter, tmp_path / "b", tokenizer="?"), "files have changed since it was trained")
     refused(rewriter, "trained on rows of 160 tokens, which must be more", max_length=160)

@@ -209,7 +209,7 @@ def test_a_mask_of_any_smaller_density_is_the_direct_selection(tmp_path: Path, g
         assert {name: indices.tolist() for name, indices in mask.indices.items()} == direct
         assert mask.metadata["granularity"] == granularity
         assert int(mask.metadata["num_asked"]) == k >= mask.num_selected
-    with pytest.raises(UserError, match=r"density 0\.91 asks for more weights than the importance keeps"):
+    with pytest.raises(UserError, match=r"density 0\.91 selects more weights than the importance file keeps"):
         loaded.mask_at(0.91)
 
 

@@ -37,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
         self._alive: dict[int, _Alive] = {}  # by the storage's address
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count tensors that existed before, or rename those that are counted already."""
+        """Count tensors that existed before; give those already counted another kind."""
         for tensor in tensors:
             self._count(tensor, kind)
             alive = self._alive[tensor.untyped_storage()._cdata]

@@ -43,7 +43,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class SetOverlap:
-    """The number of a set's problems, and how many of them training has word for word or nearly (both)."""
+    """The number of a set's problems, and how many of them occur in training, word for word or nearly."""
 
     num: int
     exact: int
@@ -54,7 +54,7 @@ class SetOverlap:
 class SetResult:
     """One model's results on one evaluation set. `pass_at` maps k to a share; `mean_tokens` is per completion.
 
-    `rewards` are of the greedy and the sampled answers to prompts without a right answer.
+    `rewards` are those of greedy and sampled answers, for prompts without a right answer.
     """
 
     num_prompts: int
@@ -197,7 +197,7 @@ class DensityRow:
 class TokenSample:
     """A wrong completion, token by token; every list has one entry per token.
 
-    `beside` holds other scorers' probabilities by name; `wrong` says which tokens truly are, if that is known.
+    `beside` holds other scorers' probabilities by name; `wrong` marks the tokens that are truly wrong, if known.
     """
 
     id: str
@@ -220,7 +220,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A scorer's probabilities compared with the truth, from low to high."""
+    """A scorer's probabilities beside the observed frequencies, from low to high."""
 
     scorer: str
     bins: tuple[Bin, ...]
