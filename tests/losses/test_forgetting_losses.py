@@ -105,8 +105,14 @@ def of_tokens(tokens: TokenLogratios, *, beta: float) -> Tensor:
 REFUSED: list[tuple[Any, str]] = [
     ("npo", "^loss: 'npo' is not one of token, sequence, unlikelihood"),
     (3, "^loss: 3 is neither a name nor a function"),
-    (mean, r"^loss: .*:mean must return one loss per token, \[B, T\]: of 2 x 4 tokens it returned .* shape \[\]"),
-    (of_tokens, r"^loss: .*:of_tokens must return one loss per completion, \[B\]: of 2 completions it returned"),
+    (
+        mean,
+        r"^loss: .*:mean must return one loss per token, \[B, T\]: of 2 x 4 tokens it returned .* shape \[\]",
+    ),
+    (
+        of_tokens,
+        r"^loss: .*:of_tokens must return one loss per completion, \[B\]: of 2 completions it returned",
+    ),
     (broken, "^loss: .*:broken fails: AttributeError: .*logratio"),
     (needy, "^loss: .*:needy fails: TypeError: .*'width'"),
     (unfed, "^loss: .*:unfed fails: AttributeError"),

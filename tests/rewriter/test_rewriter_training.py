@@ -280,7 +280,7 @@ def test_the_pipeline_checks_the_rewriter_first_and_scores_anew_when_it_changes(
 
     with pytest.raises(UserError, match=r"set score\.rewriter"):
         recipe(None)
-    with pytest.raises(UserError, match="is no rewriter"):
+    with pytest.raises(UserError, match="is not a rewriter"):
         run_all(recipe(LAB), until="score")
     assert not (tmp_path / "tiny/01-completions.jsonl").exists()
 

@@ -48,7 +48,9 @@ def test_ids_of_another_text_are_refused_by_row(
     kind: type[SelectedTrainer], row: dict[str, Any], column: str, said: str, tmp_path: Path
 ) -> None:
     given = [row, {**row, "prompt": "Another. ", column: ids_of(said)}]
-    with pytest.raises(UserError, match=rf"^prompt train_dataset-1: the `{column}` do not decode to .*Remove them"):
+    with pytest.raises(
+        UserError, match=rf"^prompt train_dataset-1: the `{column}` do not decode to .*Remove them"
+    ):
         rows_of(kind, given, tmp_path)
     with pytest.raises(UserError, match=rf"^prompt eval_dataset-1: the `{column}`"):
         rows_of(kind, [row], tmp_path, eval_dataset=given)

@@ -84,6 +84,7 @@ INTERNALS = {
         "transformers.trainer_callback:PrinterCallback": "logs are not printed",
         "transformers.trainer_pt_utils:AcceleratorConfig": "settings that would be ignored are refused",
         "transformers.modeling_layers:GradientCheckpointingLayer": "layers recompute activations in eval mode",
+        "transformers:PreTrainedModel.activation_checkpointing_enable": "layers recompute activations in eval mode",
         "accelerate.data_loader:prepare_data_loader(dataloader, device, num_processes, process_index, ...)": "a resumed run sees the same order",
     },
     "allo.baselines.adapters": {
