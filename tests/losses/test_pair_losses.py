@@ -317,8 +317,8 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
         (quotient, {}, r"^loss: .*:quotient gives \[nan, nan\] when policy and reference are equal"),
         (cut_off, {}, r"^loss: .*:cut_off has no gradient"),
         (two_alone, {}, r"^loss: .*:two_alone must return one loss per pair, \[B\]: of one pair"),
-        (ordered, {}, r"^loss: .*:ordered must give .* shape \[2\] and torch\.bool"),
-        (counted, {}, r"^loss: .*:counted must give .*: of two pairs it returned \[0\.0, 0\.0\]"),
+        (ordered, {}, r"^loss: .*:ordered must return .* shape \[2\] and torch\.bool"),
+        (counted, {}, r"^loss: .*:counted must return .*: of two pairs it returned \[0\.0, 0\.0\]"),
         (3, {}, "^loss: 3 is neither a name nor a function"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_whole_run_on_a_fused_warmup(tmp_path: Path) -> None:
         ("locate.accumulate=bfloat16", "locate.accumulate: criterion warmup accumulates nothing"),
         (
             "locate={criterion: warmup_fused, training: {max_grad_norm: 1.0}}",
-            "locate.training.max_grad_norm: criterion warmup_fused has its own update rule",
+            "locate.training.max_grad_norm: criterion warmup_fused has an update rule of its own",
         ),
     ],
 )

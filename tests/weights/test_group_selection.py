@@ -227,7 +227,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 
 def test_a_first_group_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="has 4 weights, and only 3 are to be selected"):
+    with pytest.raises(UserError, match="has 4 weights, but only 3 are to be selected"):
         selected({"w": torch.ones(3, 4)}, 3, "row")
 
 

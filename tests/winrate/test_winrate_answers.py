@@ -137,7 +137,7 @@ def test_answers_without_a_shared_key_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"model": "improved"}, "no model 'improved' was evaluated; there are start, aligned"),
+        ({"model": "improved"}, "no model 'improved' was evaluated; it has start, aligned"),
         ({"set": "math"}, "no evaluation set 'math'; there are talk"),
         ({"kind": "sampled"}, "no sampled answers on 'talk'; take --answers greedy"),
     ],
