@@ -116,7 +116,7 @@ def test_a_delta_is_not_put_onto_a_gguf_file_beside_its_base(change: Path, tmp_p
     shutil.copytree(LAB, base)
     (base / "base.gguf").write_bytes(b"GGUF")
     source = of_model(str(base / "base.gguf"), str(change), pad_token=None)
-    with pytest.raises(UserError, match=r"base\.gguf: a delta is for the bits of a checkpoint folder"):
+    with pytest.raises(UserError, match=r"base\.gguf: a delta applies to a checkpoint folder"):
         load(source, dtype=None, device="cpu", trust_remote_code=False)
 
 

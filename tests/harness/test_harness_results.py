@@ -242,7 +242,7 @@ def test_the_command_measures_a_run_and_shows_it(
                 "--pad-token p",
             ]
         ),
-        (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--force"], "--force is for the stage"),
+        (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--force"], "--force applies to the stage"),
         (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--set", "a=1"], "--set is for a recipe"),
         (["RECIPE", "--harness", "lm_eval", "--tasks", "ifeval", "--pad-token", "p"], "has `pad_token`"),
         (["LAB", "--harness", "lm_eval"], "needs --tasks"),

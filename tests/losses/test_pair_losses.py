@@ -252,7 +252,7 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
 @pytest.mark.parametrize(
     ("loss", "settings", "words"),
     [
-        ("kto", {}, "^loss: 'kto' is none of dpo, ipo, bco, simpo"),
+        ("kto", {}, "^loss: 'kto' is not one of dpo, ipo, bco, simpo"),
         (
             "ipo",
             {"alpha": 1.0},
@@ -284,7 +284,7 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
         (
             mean,
             {},
-            r"^loss: test_pair_losses\.py:mean must give one loss a pair, \[B\]: of two pairs it gave a tensor of shape \[\]",
+            r"^loss: test_pair_losses\.py:mean must return one loss per pair, \[B\]: of two pairs it returned a tensor of shape \[\]",
         ),
         (broken, {}, r"^loss: test_pair_losses\.py:broken fails: AttributeError: .*chosen_margin"),
         (of_nothing, {}, r"^loss: test_pair_losses\.py:of_nothing fails: TypeError"),
@@ -296,11 +296,11 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
         ),
         (far, {"delta": math.nan}, r"^loss_settings\.delta: must be a finite number"),
         (root, {}, r"^loss: .*:root has a gradient that is not finite"),
-        (quotient, {}, r"^loss: .*:quotient gives \[nan, nan\] where policy and reference are equal"),
+        (quotient, {}, r"^loss: .*:quotient gives \[nan, nan\] when policy and reference are equal"),
         (cut_off, {}, r"^loss: .*:cut_off has no gradient"),
-        (two_alone, {}, r"^loss: .*:two_alone must give one loss a pair, \[B\]: of one pair"),
-        (ordered, {}, r"^loss: .*:ordered must give .* shape \[2\] and torch\.bool"),
-        (counted, {}, r"^loss: .*:counted must give .*: of two pairs it gave \[0\.0, 0\.0\]"),
+        (two_alone, {}, r"^loss: .*:two_alone must return one loss per pair, \[B\]: of one pair"),
+        (ordered, {}, r"^loss: .*:ordered must return .* shape \[2\] and torch\.bool"),
+        (counted, {}, r"^loss: .*:counted must return .*: of two pairs it returned \[0\.0, 0\.0\]"),
         (3, {}, "^loss: 3 is neither a name nor a function"),
     ],
 )

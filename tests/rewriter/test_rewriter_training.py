@@ -254,7 +254,7 @@ def test_what_is_no_rewriter_for_this_policy_is_refused(rewriter: Path, tmp_path
         with pytest.raises(UserError, match=said):
             check_rewriter(folder, TOKENIZER, policy="lab", max_length=max_length)
 
-    refused(LAB, r"has no rewriter\.json, so it is no rewriter")
+    refused(LAB, r"has no rewriter\.json, so it is not a rewriter")
     refused(changed(rewriter, tmp_path / "a", wording=0), "was trained with wording 0")
     refused(changed(rewriter, tmp_path / "b", tokenizer="?"), "files have changed since it was trained")
     refused(rewriter, "trained on rows of 160 tokens, which must be more", max_length=160)
@@ -271,7 +271,7 @@ def test_the_pipeline_checks_the_rewriter_first_and_scores_anew_when_it_changes(
 
     with pytest.raises(UserError, match=r"set score\.rewriter"):
         recipe(None)
-    with pytest.raises(UserError, match="is no rewriter"):
+    with pytest.raises(UserError, match="is not a rewriter"):
         run_all(recipe(LAB), until="score")
     assert not (tmp_path / "tiny/01-completions.jsonl").exists()
 

@@ -90,7 +90,7 @@ def int32(*values: int) -> Tensor:
         ({"w": int32(0, 6)}, r"w\.indices go from 0 to 6, outside .*\[2, 3\]"),
         ({"w": int32(-1, 2)}, r"w\.indices go from -1 to 2"),
         ({"w": torch.tensor([1])}, "int32 tensor, found torch.int64"),
-        ({"w": int32(1), "v": int32(1)}, "the mask: v is none of the model's tensors"),
+        ({"w": int32(1), "v": int32(1)}, "the mask: v is not one of the model's tensors"),
     ],
 )
 def test_a_mask_that_is_no_set_of_the_models_weights_is_refused(
@@ -189,7 +189,7 @@ def test_a_mask_of_any_smaller_density_is_the_direct_selection(
         assert all(torch.equal(mask.indices[name], direct[name]) for name in direct)
         assert mask.density == density
         assert mask.metadata == {"criterion": "delta", "score_dtype": "float32", "density": str(density)}
-    with pytest.raises(UserError, match=r"0.81 asks for more weights than the importance keeps \(0.8\)"):
+    with pytest.raises(UserError, match=r"0.81 selects more weights than the importance file keeps \(0.8\)"):
         loaded.mask_at(0.81)
 
 

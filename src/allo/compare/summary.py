@@ -49,8 +49,8 @@ def summarise(folder_or_trials: Path | list[TrialResult], *, reference: str = "a
     """Return the content of `comparison.json`. A figure is {"value", "low", "high"}; without an interval both are
     null.
 
-    `methods.NAME.against` is that method less the reference. There `p` is for other seeds and problems, `p_holm` is
-    corrected over every method and set, and `p_seeds` flips the signs of whole seeds. Raises `UserError` for broken
+    `methods.NAME.against` is that method minus the reference. `p` covers new seeds and problems, `p_holm` corrects it
+    over every method and set, and `p_seeds` flips the signs of whole seeds. Raises `UserError` for broken
     or unequal trials, and if the reference has no test trial.
     """
     trials, failed = folder_or_trials, list[str]()

@@ -97,7 +97,7 @@ class Comparison:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
 
     def set_aside_other_tests(self, trials: Sequence[Trial]) -> None:
-        """Move test trials of other settings out of the results: a method is compared as it is tuned now."""
+        """Move test trials with other settings out of the results: only the tuned setting is compared."""
         names = {self.file(trial) for trial in trials}
         for folder in {self.file(trial).parent for trial in trials}:
             for file in set(folder.glob("test-*.json")) - names:
@@ -129,7 +129,7 @@ class Comparison:
     def result(self, trial: Trial, recipe: Recipe) -> dict[str, Any] | None:
         """Return the result, or failure record, of a trial with the same recipe and files; otherwise None.
 
-        Raises `UserError` for a file that is neither, or damaged.
+        Raises `UserError` for any other file, and for a damaged one.
         """
         files = self.files(recipe)
         for file in (self.file(trial), self.failure_file(trial)):

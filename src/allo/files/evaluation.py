@@ -52,7 +52,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The number of a set's problems, and how many of them training has word for word or nearly (both)."""
+    """The number of a set's problems, and how many of them occur in training, word for word or nearly."""
 
     num: int
     exact: int
@@ -63,7 +63,7 @@ class Overlap:
 class SetResult:
     """One model's results on one evaluation set. `pass_at` maps k to a share; `mean_tokens` is per completion.
 
-    `rewards` are of the greedy and the sampled answers to prompts without a right answer.
+    `rewards` are those of greedy and sampled answers, for prompts without a right answer.
     """
 
     num_prompts: int

@@ -115,8 +115,8 @@ def model_job(
     chat: bool | None,
     pad_token: str | None,
 ) -> Job:
-    """Return the job for a model, alone or with a delta. Raises `UserError` if no place for results is given."""
+    """Return the job for a model, alone or with a delta. Raises `UserError` if no file for results is given."""
     if output is None:
-        raise UserError(f"{base}: no run's folder, so say where the results go with --output FILE.json.")
+        raise UserError(f"{base}: not a run's folder; name a file for the results with --output FILE.json.")
     source = of_model(base, delta, pad_token=pad_token)
     return Job([source], replace(settings, chat=bool(chat)), output)

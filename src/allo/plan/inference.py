@@ -19,7 +19,7 @@ _WORD = 2
 
 
 def plan_sampling(recipe: Recipe) -> StagePlan:
-    """Plan sampling with whole prompts first, and all completions at full length in the end."""
+    """Plan sampling: its first step with whole prompts, its last with all completions at full length."""
     with torch.inference_mode(), Rehearsal() as rehearsal:
         model = _load(recipe, rehearsal)
         lengths = _generate(recipe, recipe.sample, recipe.sample.num_generations, model, rehearsal)

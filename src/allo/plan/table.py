@@ -43,19 +43,19 @@ def explanation(plan: Plan, *, gpus: int) -> str:
     lines = ["total = " + " + ".join(KINDS), ""]
     lines += [f"  {kind:<12} {meaning}" for kind, meaning in KINDS.items()]
     lines += [
-        f"  {'host':<12} beside it in host memory; where the device is the CPU, add it to the total",
+        f"  {'host':<12} in the host's memory; if the device is the CPU, add it to the total",
         "",
         "Each stage at its longest rows:",
         *(f"  {stage.stage:<12} {stage.load}" for stage in plan.stages),
         "",
-        "Counted are tensors, as torch's own operations allot them. Not counted: what CUDA keeps for itself",
-        "(about 0.5 GB), the scratch of kernels, and memory that an allocator has and does not use.",
+        "Counted: the tensors that torch's operations allocate. Not counted: what CUDA keeps for itself",
+        "(about 0.5 GB), the scratch of kernels, and memory that the allocator holds unused.",
     ]
     if gpus > 1:
         lines += [
             "",
-            f"On {gpus} GPUs each holds all of this: nothing is sharded. A step of as many rows has "
-            f"1/{gpus} of the gradient_accumulation_steps.",
+            f"On {gpus} GPUs each holds all of this: nothing is sharded. For the same rows a step, divide "
+            f"gradient_accumulation_steps by {gpus}.",
         ]
     for stage in plan.stages:
         if not plan.fits(stage):

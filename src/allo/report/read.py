@@ -56,7 +56,7 @@ def view(folder: Path) -> RunView:
 
 
 def _of_these_answers(record: Judged, evaluation: Evaluation) -> bool:
-    """Return whether the judged answers of the run's models are those of the evaluation; a file's answers pass."""
+    """Return True if the judged answers of the run's models are the evaluation's; answers from a file pass."""
     sides = [side for side in (record.model, record.baseline) if side.model is not None]
     return all(side.answers_sha256 == _answers_sha256(side, record.set, evaluation) for side in sides)
 

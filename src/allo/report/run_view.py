@@ -40,7 +40,7 @@ class Manifest:
 class TokenSample:
     """A wrong completion, token by token; every list has one entry per token.
 
-    `beside` holds other scorers' probabilities by name; `wrong` says which tokens truly are, if that is known.
+    `beside` holds other scorers' probabilities by name; `wrong` marks the tokens that are truly wrong, if known.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A scorer's probabilities compared with the truth, from low to high."""
+    """A scorer's probabilities beside the observed frequencies, from low to high."""
 
     scorer: str
     bins: tuple[Bin, ...]

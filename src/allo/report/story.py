@@ -60,7 +60,7 @@ class Change:
 
 
 def with_starts(runs: Sequence[RunView]) -> list[RunView]:
-    """Return the runs; one without a start borrows that of a run whose start has the same files."""
+    """Return the runs; a run without a start gets that of a run whose start has the same files."""
     known = {run.start_hash: run.before for run in reversed(runs) if run.start_hash and run.before}
     return [replace(run, borrowed_start=known.get(run.start_hash or "")) for run in runs]
 
@@ -157,7 +157,7 @@ def changes(run: RunView) -> list[Change]:
 def examples(run: RunView, *, most: int) -> list[Example]:
     """Return the first prompts of each outcome in turn until `most` are found.
 
-    Losses appear beside gains, so the choice does not flatter the model.
+    Problems that got worse appear beside those that improved, so the choice does not flatter the model.
     """
     queues: dict[str, list[Example]] = {outcome: [] for outcome in OUTCOMES}
     for name, pairs in _paired(run).items():

@@ -33,7 +33,7 @@ class RewriterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_length: Count = 2048
-    """Tokens of a row, prompt and rewrite together; more than in the recipe that it is to score for."""
+    """Tokens of a row, prompt and rewrite together; more than max_length of the recipe that it will score for."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     seed: CountOrZero = 0
@@ -150,7 +150,7 @@ def _base(model: str) -> str:
 
 
 def _work_folder(out: Path, made_from: Any) -> Path:
-    """Return the folder for checkpoints until the rewriter is done; those of other settings are removed."""
+    """Return the folder for checkpoints until the rewriter is done; remove checkpoints of other settings."""
     work, key = out.with_name(f"{out.name}.training"), sha256_json(made_from)
     begun = work / "begun"
     if not begun.is_file() or begun.read_bytes() != key.encode():

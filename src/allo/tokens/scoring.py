@@ -120,7 +120,7 @@ def _function(scorer: str | ScoringFunction) -> ScoringFunction:
     if scorer in _ALONE:
         loaded: ScoringFunction = function_of(SCORERS[scorer].function, key="scorer")
         return loaded
-    why = "needs what only a run has: put it into a recipe" if scorer in SCORERS else "is no scorer"
+    why = "needs data that only a run has: use it in a recipe" if scorer in SCORERS else "is no scorer"
     raise UserError(f"scorer: {scorer!r} {why}; here, give one of {', '.join(_ALONE)}, or a function.")
 
 
@@ -137,7 +137,7 @@ def _read(
     for number, (one, beside) in enumerate(zip(read, shown, strict=True)):
         right, solution = beside["right"] or [], beside["solution"]
         if not isinstance(right, list) or not all(isinstance(text, str) for text in right):
-            raise UserError(f"rows, row {number}: `right` must be a list of texts, one a right answer.")
+            raise UserError(f"rows, row {number}: `right` must be a list of texts, one per right answer.")
         if solution is not None and not isinstance(solution, str):
             raise UserError(f"rows, row {number}: `solution` must be one text.")
         wrong = Wrong(

@@ -103,7 +103,7 @@ class DpoPasses:
                 and not is_default(self.arguments, field)
             ):
                 raise UserError(
-                    f"{field}: the fused warm-up has an update rule of its own and would ignore it; remove it."
+                    f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
                 )
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         num_steps = self.arguments.max_steps

@@ -36,7 +36,7 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     mask = ImportanceMap.load(run.importance).mask_at(density)
     if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
         raise UserError(
-            f"{run.importance}: located on another model than {read_start(run).model}. "
+            f"{run.importance}: it was located on a model other than {read_start(run).model}. "
             "Run `allo locate` on this recipe again."
         )
     return mask

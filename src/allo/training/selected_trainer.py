@@ -328,8 +328,8 @@ class SelectedTrainer(CheckpointedTrainer):
         rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
         if rows and self.needs_reference and self.reference == "precomputed":
             raise UserError(
-                "the reference was computed for the data sets given at the beginning, and is no longer here: "
-                "give this eval_dataset to the trainer's constructor, or set reference to swap."
+                "the reference was precomputed for the constructor's data sets only: give this eval_dataset to the "
+                "constructor, or set reference to swap."
             )
         return super().evaluate(rows, ignore_keys, metric_key_prefix)
 

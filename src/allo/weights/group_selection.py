@@ -159,7 +159,7 @@ def _first_to_fit(norms: Tensor, sizes: Tensor, hashes: Tensor, *, k: int) -> Te
     num_chosen = int(np.searchsorted(ends, k, side="right"))
     if k and not num_chosen:
         raise UserError(
-            f"the most important group has {int(ends[0])} weights, and only {k} are to be selected: "
-            "raise the density, or select smaller groups"
+            f"the most important group has {int(ends[0])} weights, but only {k} are to be selected: raise the density, "
+            "or select smaller groups"
         )
     return torch.from_numpy(np.sort(order[:num_chosen]))

@@ -23,7 +23,7 @@ _LARGEST_BITS = 0x7F7FFFFF
 
 
 def criterion(*, needs: Needs) -> Callable[[Own], Own]:
-    """Mark a function of your own as a criterion that is given this statistic; one without a mark gets gradients."""
+    """Mark your own function as a criterion of this statistic; an unmarked function gets gradients."""
 
     def mark(own: Own) -> Own:
         vars(own)["needs"] = needs
@@ -47,7 +47,7 @@ def scoring_of(criterion: Criterion) -> Scoring:
         if not isinstance(scores, Tensor) or scores.shape != theta.shape or scores.dtype == torch.bool:
             found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise UserError(
-                f"locate.criterion: {criterion.name} must return a tensor of numbers, one a weight "
+                f"locate.criterion: {criterion.name} must return a tensor of numbers, one per weight "
                 f"({list(theta.shape)}); it returned {found}."
             )
         return scores.detach().float()
@@ -55,8 +55,8 @@ def scoring_of(criterion: Criterion) -> Scoring:
     tried = checked(*_example(criterion.needs))
     if not bool((tried >= 0).all() & tried.isfinite().all()):
         raise UserError(
-            f"locate.criterion: {criterion.name} returned a score that is negative or not finite; the largest "
-            "scores are selected, from 0 on."
+            f"locate.criterion: {criterion.name} returned a score that is negative or not finite; return finite "
+            "scores from 0 on, larger for weights to select."
         )
     return checked
 

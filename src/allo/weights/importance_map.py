@@ -69,7 +69,7 @@ class ImportanceMap:
 
     @property
     def density(self) -> float:
-        """The share of all weights that is kept, which is the largest density of a mask."""
+        """The share of all weights that is kept: the largest density that a mask can have."""
         kept = sum(len(indices) for indices in self.indices.values())
         return kept / sum(math.prod(shape) for shape in self.shapes.values())
 
@@ -82,7 +82,7 @@ class ImportanceMap:
         num_kept = sum(len(indices) for indices in self.indices.values())
         if k > int(self.metadata.get("num_asked", num_kept)):
             raise UserError(
-                f"density {density} asks for more weights than the importance keeps ({self.density:.4g}):"
+                f"density {density} selects more weights than the importance file keeps ({self.density:.4g}):"
                 " locate again with a larger density"
             )
         granularity = self.metadata.get("granularity", WEIGHT)
@@ -108,7 +108,7 @@ class ImportanceMap:
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceMap":
-        """Read a file of `save`. Raises `UserError` if it is not whole and valid."""
+        """Read a file that `save` wrote. Raises `UserError` if it is incomplete or invalid."""
         content = sparse_file.read(Path(path), "importance", column="scores")
         metadata = content.header.get("metadata")
         if not isinstance(metadata, dict):

@@ -15,7 +15,7 @@ from allo.weights import sparse_file
 
 @dataclass(frozen=True)
 class MaskRow:
-    """The selected and all weights of one kind of module in one layer."""
+    """The number of weights of one module kind in one layer, selected and in total."""
 
     layer: str
     kind: str
@@ -40,7 +40,7 @@ class ParamMask:
     def __post_init__(self) -> None:
         for name, indices in self.indices.items():
             if name not in self.shapes:
-                raise UserError(f"the mask: {name} is none of the model's tensors, which `shapes` names")
+                raise UserError(f"the mask: {name} is not one of the model's tensors in `shapes`")
             sparse_file.check_indices(name, indices, self.shapes[name], where="the mask")
 
     @classmethod

@@ -56,7 +56,7 @@ def num_to_select(density: float, num_weights: int) -> int:
 
 
 def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
-    """Select the k largest scores of all tensors together, in any order of tensors.
+    """Select the k largest scores over all tensors, whose order does not matter.
 
     Each call of `tensors` starts a new pass over (name, non-negative fp32 scores of any shape) with the same values.
     A large tensor may come in several consecutive flat pieces under one name; memory then does not grow with the

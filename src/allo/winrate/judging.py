@@ -57,7 +57,7 @@ def judge(
     if questions and not answers.replies:
         raise UserError(
             f"{endpoint.base_url}, model {endpoint.model!r}: none of {len(questions)} questions was answered; the "
-            f"first was not for: {next(iter(answers.failed.values()))}."
+            f"first failed with: {next(iter(answers.failed.values()))}."
         )
     for id, reason in list(answers.failed.items())[:_NAMED]:
         say(f"{id}: {_NOT_ANSWERED}: {reason}")
@@ -194,7 +194,7 @@ def _place(
     blocks = [there.get(name) if isinstance(there, dict) else None for name in ("model", "baseline", "judge")]
     if not all(isinstance(block, dict) for block in blocks):
         raise UserError(
-            f"{plain}: no record of a judge as allo writes it; its name is needed for one: move it elsewhere."
+            f"{plain}: not one of allo's records of a judge, and a record needs this name: move it elsewhere."
         )
     first, second, judge_block = (dict(block or {}) for block in blocks)
     return plain if _compared([first, second], judge_block) == own else beside
