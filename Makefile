@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow gpu lint mutants invariants tables
+.PHONY: help install demo test lowest slow gpu lint mutants invariants tables
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,18 @@ demo: $(STAMP)  ## run the whole method on a small model (CPU, no download) and 
 test: $(STAMP)  ## the fast tests
 	$(BIN)/python -m pytest -q -n 2
 
+# A few files of each room that other libraries' versions can break.
+LOWEST := tests/test_public.py tests/baselines tests/cli tests/delta/test_delta_shira.py tests/losses/test_trl_parity.py \
+	tests/models/test_internals.py tests/models/test_models.py tests/models/test_shared_prompts.py \
+	tests/recipe/test_recipe.py tests/files/test_rows_refused.py tests/report/test_report.py \
+	tests/sampling/test_endpoint.py tests/training/test_checkpointing.py tests/training/test_trainer.py \
+	tests/training/test_training_arguments.py
+
+lowest:  ## the tests that versions break, at the lowest versions of pyproject.toml, in .venv-lowest (15 minutes)
+	test -x .venv-lowest/bin/python || python3 -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -q -n 2 $(LOWEST)
+
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
@@ -37,7 +49,7 @@ lint: $(STAMP)  ## style and types
 
 mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see which changes no test notices (hours)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
-	$(BIN)/python benchmarks/mutants/run.py --max-children 2
+	$(BIN)/python -m benchmarks.mutants.run --max-children 2
 
 invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers
 	$(BIN)/python scripts/render_invariants.py

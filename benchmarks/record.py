@@ -34,7 +34,7 @@ class Record:
             # Earlier records and plots are not sources of this one.
             **commit_of(ROOT, ignored=("benchmarks/results", "docs/plots")),
             "machine": machine(device),
-            "command": shlex.join(["python", *_portable(sys.argv)]),
+            "command": shlex.join(["python", "-m", *_portable(sys.argv)]),
         }
 
     def write(self, rows: list[Row]) -> None:
@@ -65,4 +65,5 @@ def machine(device: str) -> str:
 def _portable(arguments: list[str]) -> list[str]:
     """Return the command without this machine's folders, since records are read elsewhere."""
     own = [str(Path(part).name) if os.path.isabs(part) else part for part in arguments[1:]]
-    return [os.path.relpath(Path(arguments[0]).resolve(), ROOT), *own]
+    module = Path(os.path.relpath(Path(arguments[0]).resolve(), ROOT)).with_suffix("")
+    return [".".join(module.parts), *own]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from allo.report.run_view import HarnessModel
+from allo.files.evaluation import HarnessModel
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,

@@ -54,7 +54,7 @@ def wrong_completions() -> list[Wrong]:
 def with_pairs(place: Path) -> RunFolder:
     """A run's folder up to the pairs, with a tiny model to start from."""
     folder = RunFolder(place)
-    folder.start.mkdir()
+    folder.start.mkdir(parents=True)
     save_whole(model(), TOKENIZER, folder.start / "model")
     write_start(folder, folder.start / "model")
     write_jsonl(folder.pairs, [Pair(prompt_id=str(row), **pair) for row, pair in enumerate(pairs())])

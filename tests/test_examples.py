@@ -45,15 +45,11 @@ def test_by_hand_the_method_aligns_the_model(printed: Callable[..., str]) -> Non
     assert after > before + 0.15
 
 
-def test_the_counterpart_of_a_dpo_trainer_changes_the_masks_weights_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_counterpart_of_a_dpo_trainer_changes_the_masks_weights_alone(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     from allo import ParamMask
-
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import from_dpo_trainer
+    from examples import from_dpo_trainer
 
     trainer = from_dpo_trainer.train(LAB, PAIRS, tmp_path)
     assert trainer.state.global_step == 4

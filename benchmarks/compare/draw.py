@@ -1,19 +1,16 @@
 """Plots of sweeps, learning rates, losses and of accuracy against KL, from records alone: docs/plots/TABLE.svg.
 
-python benchmarks/compare/draw.py benchmarks/results/lab-sweep-density.json benchmarks/results/lab-rates.json
+python -m benchmarks.compare.draw benchmarks/results/lab-sweep-density.json benchmarks/results/lab-rates.json
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from allo.files.artifacts import write_atomic
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from plot import Mark, Panel, figure
-from record import ROOT, Row, read
+from benchmarks.plot import Mark, Panel, figure
+from benchmarks.record import ROOT, Row, read
 
 PLOTS = ROOT / "docs" / "plots"
 KL = "KL to start, nats a token"

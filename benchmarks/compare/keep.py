@@ -1,7 +1,7 @@
 """Every finished trial of a comparison in one small file, so that its tables and tests need no new training.
 
-    python benchmarks/compare/keep.py FOLDER                # -> benchmarks/results/trials/FOLDER.jsonl.xz
-    python benchmarks/compare/keep.py FOLDER.jsonl.xz --unpack FOLDER
+    python -m benchmarks.compare.keep FOLDER                # -> benchmarks/results/trials/FOLDER.jsonl.xz
+    python -m benchmarks.compare.keep FOLDER.jsonl.xz --unpack FOLDER
 
 `record.py` takes such a file in place of a folder. Unpacked, `allo compare` goes on from it.
 """

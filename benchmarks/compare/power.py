@@ -1,6 +1,6 @@
 """The chance that a comparison finds a real difference, by seeds, effect and variation between seeds.
 
-    python benchmarks/compare/power.py
+    python -m benchmarks.compare.power
 
 Simulates differences of two methods on crossed grids of seeds and problems, tested like `allo compare` tests them:
 alone at p < .05, and in a family under Holm's correction in which the other tests find nothing.
@@ -8,15 +8,13 @@ alone at p < .05, and in a family under Holm's correction in which the other tes
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from allo.stats.statistics import SMALLEST_P, MeanSquares, crossed_spread
-from record import RESULTS, Record
+from benchmarks.record import RESULTS, Record
 
 DRAWS = 100_000
 PROBLEMS = 400

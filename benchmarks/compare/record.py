@@ -1,13 +1,13 @@
 """A record of a finished comparison: accuracies or costs of methods, losses, a sweep of one recipe key, or tuning
 rates.
 
-    python benchmarks/compare/record.py FOLDER --table lab-methods
-    python benchmarks/compare/record.py FOLDER --table lab-methods-costs --costs
-    python benchmarks/compare/record.py FOLDER --table lab-short --short
-    python benchmarks/compare/record.py FOLDER --table lab-ablation --methods allo,mask_only,forget_only
-    python benchmarks/compare/record.py FOLDER --table lab-sweep-density --methods a,b,c --over improve.density
-    python benchmarks/compare/record.py FOLDER --table lab-rates --methods allo,dpo --rates
-    python benchmarks/compare/record.py FOLDER --table study-losses --methods top,full --losses improve
+    python -m benchmarks.compare.record FOLDER --table lab-methods
+    python -m benchmarks.compare.record FOLDER --table lab-methods-costs --costs
+    python -m benchmarks.compare.record FOLDER --table lab-short --short
+    python -m benchmarks.compare.record FOLDER --table lab-ablation --methods allo,mask_only,forget_only
+    python -m benchmarks.compare.record FOLDER --table lab-sweep-density --methods a,b,c --over improve.density
+    python -m benchmarks.compare.record FOLDER --table lab-rates --methods allo,dpo --rates
+    python -m benchmarks.compare.record FOLDER --table study-losses --methods top,full --losses improve
 
 FOLDER is what `allo compare` wrote, or what `keep.py` kept of it. The record has the commit and machine of the
 trials, not of the recording. Trials made from uncommitted changes are refused. `draw.py` plots sweeps, rates and
@@ -29,9 +29,7 @@ from allo.compare.summary import by_method, grid, provenance, share_figure, summ
 from allo.errors import UserError
 from allo.files.artifacts import write_json
 from allo.stats.statistics import mean_over_seeds
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from keep import SUFFIX, unpack
+from benchmarks.compare.keep import SUFFIX, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -269,7 +267,7 @@ def made(options: argparse.Namespace) -> Json:
         for trial in trials
         if trial.purpose == purpose and trial.method in {*methods, options.reference}
     ]
-    given = shlex.join(["python", "benchmarks/compare/record.py", options.folder.name, *_given(options)])
+    given = shlex.join(["python", "-m", "benchmarks.compare.record", options.folder.name, *_given(options)])
     return record(options.table, rows, own, command="; ".join(filter(None, [options.command, given])))
 
 

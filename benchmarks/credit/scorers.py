@@ -11,15 +11,14 @@ the shipped model; level 4 is that of a model that is sure of a flaw (confident.
 the causes in one half of the prompts. Precision and recall are of the other half, for all levels of the shipped model
 together. Costs are for the shipped model and the family told.
 
-    python benchmarks/credit/scorers.py                               # both records
-    python benchmarks/credit/scorers.py --limit 60 --output FOLDER    # a quick look
-    python benchmarks/credit/scorers.py --work FOLDER                 # keeps runs and rewriter, and can resume
+    python -m benchmarks.credit.scorers                               # both records
+    python -m benchmarks.credit.scorers --limit 60 --output FOLDER    # a quick look
+    python -m benchmarks.credit.scorers --work FOLDER                 # keeps runs and rewriter, and can resume
 """
 
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,13 +48,10 @@ from allo.tasks.planted_flaws import label_tokens
 from allo.tokens.contrast import train_sides
 from allo.tokens.scorers import Scored, ScoringFunction, edit
 from allo.tokens.token_credit import random_scores
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import confident
-from judging import Words, auc, best_threshold, precision, recall, with_interval
-from record import RESULTS, Record
-from rewriter import trained_rewriter
+from benchmarks.credit import confident
+from benchmarks.credit.judging import Words, auc, best_threshold, precision, recall, with_interval
+from benchmarks.credit.rewriter import trained_rewriter
+from benchmarks.record import RESULTS, Record
 
 # And the sampled split: no problem shares its numbers with one that the model or the rewriter learnt from.
 FAMILIES = {"told": "validation", "reworded": "reworded"}

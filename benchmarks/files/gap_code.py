@@ -1,6 +1,6 @@
 """The gap code of indices: bytes per entry, speed on one core, and its effect on a delta's size.
 
-    python benchmarks/files/gap_code.py
+    python -m benchmarks.files.gap_code
 
 Masks over square tensors of 16 million entries: random ones of three densities, and at 5% one whose density varies by
 row (log-normal) and one of whole rows. MB are megabytes of int32 indices, the input of encoding and the output of
@@ -11,7 +11,6 @@ The delta is the file that `write_delta` makes of the same indices with bf16 val
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,7 @@ import torch
 
 from allo.delta import write_delta
 from allo.weights import gap_code
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
+from benchmarks.record import RESULTS, Record
 
 WIDTH = 1 << 12
 SPREAD = 1.2  # of the logarithm of a row's density

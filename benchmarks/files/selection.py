@@ -1,6 +1,6 @@
 """The cost of selecting 5% of a checkpoint's changes, against reading and subtracting the two checkpoints once.
 
-    python benchmarks/files/selection.py --folder FOLDER
+    python -m benchmarks.files.selection --folder FOLDER
 
 Two bf16 checkpoints are generated in a new folder below FOLDER and removed at the end. They have layers of
 Llama-2-7B's shapes in shards, with tuned = base + small noise whose size varies by row. Rounded to bf16, most changes
@@ -35,10 +35,8 @@ from safetensors.torch import save_file
 from allo.files.provenance import peak_memory, resident_bytes
 from allo.weights.checkpoints import INDEX, Checkpoint
 from allo.weights.mask_files import mask_from_checkpoints
-from page_cache import forget
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
+from benchmarks.files.page_cache import forget
+from benchmarks.record import RESULTS, Record
 
 WIDTH, MLP, VOCABULARY = 4096, 11008, 32000
 MIB = 1 << 20
@@ -143,7 +141,8 @@ def measure(folder: Path, *, density: float, repeats: int, cold: bool) -> dict[s
                 forget(folder / "tuned")
             command = [
                 sys.executable,
-                __file__,
+                "-m",
+                "benchmarks.files.selection",
                 "--once",
                 what,
                 "--density",

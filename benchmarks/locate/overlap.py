@@ -6,8 +6,8 @@ The accuracy is that after forgetting and improving with the mask. The runs of a
 `edit` scorer, which does not read the warm-up, unless the row says `implicit`. A figure is the mean over the seeds,
 its interval their range.
 
-    python benchmarks/locate/overlap.py                                     # the record
-    python benchmarks/locate/overlap.py --rates 5e-5 1e-4 2e-4 --seeds 0    # warmup_fused on validation problems
+    python -m benchmarks.locate.overlap                                     # the record
+    python -m benchmarks.locate.overlap --rates 5e-5 1e-4 2e-4 --seeds 0    # warmup_fused on validation problems
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from allo.files.artifacts import RunFolder, read_json
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.weights.importance_map import ImportanceMap
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, ROOT, Record
+from benchmarks.record import RESULTS, ROOT, Record
 
 DENSITIES = (0.05, 0.10)
 # The best rate tried on validation problems, with `--rates`.

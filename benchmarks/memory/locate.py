@@ -3,8 +3,8 @@
 A bf16 Llama of random weights reads a few short pairs, so that mostly state is counted: master weights, moments,
 gradients, slots, sums, deltas, one dense gradient and scratch. Each way runs in a new process.
 
-    python benchmarks/memory/locate.py
-    python benchmarks/memory/locate.py --device cuda
+    python -m benchmarks.memory.locate
+    python -m benchmarks.memory.locate --device cuda
 """
 
 import argparse
@@ -26,14 +26,14 @@ from allo.training.run import state_bytes
 from allo.training.trainer import ImproveTrainer
 from allo.weights.host_sums import HostSums
 from allo.weights.param_mask import ParamMask
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from peak import peak_over_present
-from record import RESULTS, ROOT, Record
+from benchmarks.peak import peak_over_present
+from benchmarks.record import RESULTS, ROOT, Record
 
 WAYS = ("warmup", "warmup_fused", "gradient, fp32 sums", "gradient, bf16 sums")
 TOKENIZER = load_tokenizer(ROOT / "src" / "allo" / "lab")
-PAIRS = [{"prompt": f"{n} + {n} =", "chosen": f"{2 * n}", "rejected": f"{2 * n + 1}"} for n in range(10, 14)]
+PAIRS = [
+    {"prompt": f"{n} + {n} =", "chosen": f" {2 * n}", "rejected": f" {2 * n + 1}"} for n in range(10, 14)
+]
 BETA = 0.1
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     record = Record(output, "locate-memory", device=options.device.type)
     rows = []
     for way in WAYS:
-        command = [sys.executable, *sys.argv, "--way", way]
+        command = [sys.executable, "-m", "benchmarks.memory.locate", *sys.argv[1:], "--way", way]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append(json.loads(found.splitlines()[-1]))
         print(found.splitlines()[-1], flush=True)

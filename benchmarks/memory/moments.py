@@ -9,7 +9,6 @@ out if it is not installed.
 import argparse
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.weights.lean_adamw import LeanAdamW
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
+from benchmarks.record import RESULTS, Record
 
 ENTRIES = 1 << 14
 STEPS = 300

@@ -8,7 +8,6 @@ the lean one. Only state on the device counts: lean slots are in host memory.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -17,12 +16,9 @@ from torch import nn
 from allo.weights.lean_adamw import LeanAdamW
 from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
+from benchmarks.peak import peak_over_present
+from benchmarks.record import RESULTS, Record
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from peak import peak_over_present
-from record import RESULTS, Record
-
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 2
 
 

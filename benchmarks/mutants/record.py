@@ -1,6 +1,6 @@
 """One record of the table `mutants` from what run.py wrote; `make tables` shows it in docs/experiments.md.
 
-    python benchmarks/mutants/record.py after runs/mutants/after.json --out mutants-2-after.json
+    python -m benchmarks.mutants.record after runs/mutants/after.json --out mutants-2-after.json
 
 A survivor counts as equivalent if equivalent.json lists it: it does the same, or no test could tell. The list gives
 each one's kind, and says why of each kind. `--left` prints the survivors that are not in the list.
@@ -8,15 +8,12 @@ each one's kind, and says why of each kind. `--left` prints the survivors that a
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mutant import NOT_DRAWN, TEXT, Mutant, identity
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, machine
+from benchmarks.mutants.mutant import NOT_DRAWN, TEXT, Mutant, identity
+from benchmarks.record import RESULTS, machine
 
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 CAUGHT = ("killed", "timeout", "segfault", "caught by type check")

@@ -33,12 +33,9 @@ from allo.tokens.scorers import Context, Scored, confidence
 from allo.training.arguments import training_arguments
 from allo.training.run import train
 from allo.training.trainer import ForgetTrainer, ImproveTrainer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "memory"))
-from peak import peak_over_present
-from record import RESULTS, Record
-from selected_step import one_in_each_run
+from benchmarks.memory.selected_step import one_in_each_run
+from benchmarks.peak import peak_over_present
+from benchmarks.record import RESULTS, Record
 
 # Freed memory returns to the system at once, from one arena.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -169,7 +166,7 @@ def do_stage(recipe: Recipe, stage: str, model: Any, folder: Path, *, rows: int 
 
 def in_a_fresh_process(request: dict[str, Any], **environment: str) -> Any:
     done = subprocess.run(
-        [sys.executable, __file__, "--request", json.dumps(request)],
+        [sys.executable, "-m", "benchmarks.plan.planned_and_measured", "--request", json.dumps(request)],
         env=os.environ | environment,
         capture_output=True,
         text=True,

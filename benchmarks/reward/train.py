@@ -6,7 +6,6 @@ layers, which saves their backward pass. The baseline to beat prefers the longer
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,9 +23,7 @@ from allo.models.reward_model import RewardModel, judged_ids, load_reward_model
 from allo.models.start import save_whole
 from allo.stats.metrics import Estimate, wilson
 from allo.tasks.pairs import read_pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
+from benchmarks.record import RESULTS, Record
 
 TABLE = "reward-model"
 

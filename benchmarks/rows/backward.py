@@ -7,7 +7,6 @@ an order that rotates by one each round. A figure is the median over the rounds,
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,8 @@ from torch import Tensor, nn
 
 from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
+from benchmarks.record import RESULTS, Record
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
-
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DENSE, ENTRIES = "all weights, torch", "single entries"
 Options = argparse.Namespace

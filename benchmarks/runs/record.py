@@ -1,6 +1,6 @@
 """One record of finished runs, for the tables: results with intervals and costs, no row of any data set.
 
-    python benchmarks/runs/record.py TABLE RUN... --command "make demo" --machine "2 CPU cores"
+    python -m benchmarks.runs.record TABLE RUN... --command "make demo" --machine "2 CPU cores"
 
 Reads each run's `08-eval.json` and `manifest.json`; writes `benchmarks/results/TABLE.json`. A start that several runs
 share is recorded once. The recorded commit is that of the evaluation. Stages made from uncommitted changes are

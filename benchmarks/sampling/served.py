@@ -23,17 +23,16 @@ from pathlib import Path
 
 import torch
 
-from allo import served
 from allo.files.artifacts import ResumableLines
 from allo.files.records import Prompt
 from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
 from allo.models.tokenization import prompt_ids, prompt_text
 from allo.sampling.endpoint import Endpoint
+from allo.sampling.replies import Asked, RequestSettings
+from allo.sampling.served import complete
 from allo.tasks.prompts import PromptSource, read_prompts
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
-from throughput import TEMPERATURE, TOP_P, ours
+from benchmarks.record import RESULTS, Record
+from benchmarks.sampling.throughput import TEMPERATURE, TOP_P, ours
 
 # The model's generation_config.json decides whether `transformers serve` samples, and from how many tokens.
 SAMPLES = {"generation_config": json.dumps({"do_sample": True, "top_k": 0})}
@@ -53,17 +52,17 @@ def at_server(
 ) -> int:
     """Return the number of tokens of all completions."""
     with tempfile.TemporaryDirectory() as folder:
-        counts = served.complete(
+        counts = complete(
             [Endpoint(url, options.model, concurrency=options.concurrency, timeout=600.0)],
             [
-                served.Asked(
+                Asked(
                     prompt.id,
                     prompt_text(tokenizer, prompt.prompt, sys.maxsize),
                     len(prompt_ids(tokenizer, prompt.prompt)),
                 )
                 for prompt in prompts
             ],
-            served.RequestSettings(
+            RequestSettings(
                 options.num_generations, TEMPERATURE, TOP_P, options.max_new_tokens, seed, extra_body=SAMPLES
             ),
             lines=ResumableLines(Path(folder) / "completions"),

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +22,7 @@ from allo.models.load import load_model, load_tokenizer
 from allo.models.tokenization import prompt_ids
 from allo.sampling.generate import end_ids, generate
 from allo.tasks.prompts import PromptSource, read_prompts
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
+from benchmarks.record import RESULTS, Record
 
 TEMPERATURE, TOP_P = 0.7, 0.95
 

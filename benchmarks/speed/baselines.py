@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from allo.baselines.adapters import adapter_rank
-from work import BETA, LEARNING_RATE, SEED, Build, Run, Work
+from benchmarks.speed.work import BETA, LEARNING_RATE, SEED, Build, Run, Work
 
 LORA_RANK = 64
 

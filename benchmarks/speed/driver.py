@@ -1,6 +1,6 @@
 """Seconds and memory of a DPO step: allo beside TRL, PEFT and the released arithmetic.
 
-    python benchmarks/speed/driver.py --model MODEL.gguf --data-folder DATA
+    python -m benchmarks.speed.driver --model MODEL.gguf --data-folder DATA
 
 All systems get the same GSM8K pairs in the same order, 8 pairs per optimizer step as 4 x 2. There is no activation
 checkpointing unless the row says so. Systems alternate within a round; each runs in its own process.
@@ -18,11 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from allo.models.load import load_tokenizer
-from one import OUT_OF_MEMORY, SYSTEMS, Figures
-from work import Work, gsm8k_pairs, write_pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record, Row
+from benchmarks.record import RESULTS, Record, Row
+from benchmarks.speed.one import OUT_OF_MEMORY, SYSTEMS, Figures
+from benchmarks.speed.work import Work, gsm8k_pairs, write_pairs
 
 TRL, TRL_PRECOMPUTED = "TRL", "TRL, precomputed reference"
 GB, MB = 1e9, 1e6
@@ -34,9 +32,8 @@ Measure = Callable[[str, Work], Figures | None]
 
 def in_own_process(system: str, work: Work) -> Figures | None:
     """Run `one.measure` in a new interpreter. If it fails, show its output and raise `CalledProcessError`."""
-    script = Path(__file__).with_name("one.py")
     run = subprocess.run(
-        [sys.executable, str(script), system, json.dumps(asdict(work))],
+        [sys.executable, "-m", "benchmarks.speed.one", system, json.dumps(asdict(work))],
         capture_output=True,
         text=True,
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},

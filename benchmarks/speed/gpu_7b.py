@@ -1,6 +1,6 @@
 """Models of 7 and 8 billion weights on one GPU: peak memory and tokens per second of a DPO step.
 
-    python benchmarks/speed/gpu_7b.py
+    python -m benchmarks.speed.gpu_7b
 
 The models have Llama-2-7B's and Llama-3-8B's shapes with random bf16 weights, made on the GPU, so nothing is
 downloaded. Rows have 1200 tokens, with 4 pairs per optimizer step as 4 x 1 and activation checkpointing. The target
@@ -8,17 +8,14 @@ is a total below 24 GB at 5%. `--tiny --device cpu` runs the same code on a toy.
 """
 
 import argparse
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from driver import GB, Measure, Rounds, alternate, in_own_process, table
-from one import OUT_OF_MEMORY
-from work import LABORATORY, TOY, Work, random_pairs, write_pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record, Row
+from benchmarks.record import RESULTS, Record, Row
+from benchmarks.speed.driver import GB, Measure, Rounds, alternate, in_own_process, table
+from benchmarks.speed.one import OUT_OF_MEMORY
+from benchmarks.speed.work import LABORATORY, TOY, Work, random_pairs, write_pairs
 
 LLAMA_2_7B = {
     "vocab_size": 32_000,

@@ -1,7 +1,7 @@
 """The growth of a step's time and memory with the model, the density, the length and the number of pairs.
 
-    python benchmarks/speed/growth.py
-    python benchmarks/speed/growth.py --draw benchmarks/results/growth-cpu.json
+    python -m benchmarks.speed.growth
+    python -m benchmarks.speed.growth --draw benchmarks/results/growth-cpu.json
 
 Random bf16 Llamas train on pairs of random words. One quantity varies, the others stay at the base: 12 million
 weights, 5% selected, 128 tokens, 8 pairs per step. Dense is TRL's DPO with AdamW on every weight. The plots are drawn
@@ -9,20 +9,17 @@ from the record alone.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from allo.files.artifacts import write_atomic
-from driver import MB, TRL, Measure, in_own_process
-from one import Figures
-from work import LABORATORY, Work, random_pairs, write_pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from plot import Mark, Panel, figure
-from record import RESULTS, ROOT, Record, Row, read
+from benchmarks.plot import Mark, Panel, figure
+from benchmarks.record import RESULTS, ROOT, Record, Row, read
+from benchmarks.speed.driver import MB, TRL, Measure, in_own_process
+from benchmarks.speed.one import Figures
+from benchmarks.speed.work import LABORATORY, Work, random_pairs, write_pairs
 
 PLOTS = ROOT / "docs" / "plots"
 OURS = "allo"

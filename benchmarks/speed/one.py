@@ -21,12 +21,10 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from baselines import BASELINES
-from ours import OURS
-from work import LABORATORY, TOY, Work, random_pairs, write_pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from peak import peak_over_present
+from benchmarks.peak import peak_over_present
+from benchmarks.speed.baselines import BASELINES
+from benchmarks.speed.ours import OURS
+from benchmarks.speed.work import LABORATORY, TOY, Work, random_pairs, write_pairs
 
 SYSTEMS = {**OURS, **BASELINES}
 OUT_OF_MEMORY = "out of memory"

@@ -19,7 +19,7 @@ from allo.training.trainer import ImproveTrainer
 from allo.weights.fingerprints import digests
 from allo.weights.param_mask import ParamMask
 from allo.weights.places import gather
-from work import BETA, SEED, Build, Run, Work
+from benchmarks.speed.work import BETA, SEED, Build, Run, Work
 
 
 @dataclass(frozen=True)

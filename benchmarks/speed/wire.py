@@ -23,9 +23,7 @@ from allo.models.load import load_model
 from allo.weights import ranks
 from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record
+from benchmarks.record import RESULTS, Record
 
 LABORATORY = Path(allo.__file__).parent / "lab"
 MICRO_BATCHES = 4
@@ -102,7 +100,10 @@ def main() -> None:
         return
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*torchrun, __file__, "--worker"], check=True, stdout=subprocess.PIPE, text=True
+        [*torchrun, "--module", "benchmarks.speed.wire", "--worker"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout
     found = json.loads(run.splitlines()[-1])
     weights = sum(param.numel() for param in policy().parameters())

@@ -4,8 +4,8 @@ Right answers are worded as in fine-tuning and as models often do: in dollars or
 Wrong ones are right answers of other problems in the set, drawn so that no problem keeps its own. If there are
 options, a random option also serves.
 
-    python benchmarks/tasks/gold.py --data FOLDER                  # rows of FOLDER instead of the hub's
-    python benchmarks/tasks/gold.py --data FOLDER --output OTHER   # a quick look
+    python -m benchmarks.tasks.gold --data FOLDER                  # rows of FOLDER instead of the hub's
+    python -m benchmarks.tasks.gold --data FOLDER --output OTHER   # a quick look
 
 Refused right answers are listed. Exits with 1 if a set misses a bound.
 """
@@ -23,9 +23,7 @@ from allo import tasks
 from allo.files.records import Completion, Prompt
 from allo.recipe.tasks import TASKS
 from allo.stages.judge import verify
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record, Row
+from benchmarks.record import RESULTS, Record, Row
 
 SPLITS = {task.name: task.splits for task in TASKS.values() if task.has_answers and not task.is_generated}
 LEAST_GOLD = 0.995

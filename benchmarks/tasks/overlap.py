@@ -3,8 +3,8 @@
 `exact`: word for word, without capitals and punctuation. `near`: exact, or 70% of a problem's spans of 8 words occur
 there. Only questions are compared, without options and instructions.
 
-    python benchmarks/tasks/overlap.py --data FOLDER --pairs FOLDER/prefs_autoj/train.jsonl.gz
-    python benchmarks/tasks/overlap.py --data FOLDER --output OTHER   # a quick look
+    python -m benchmarks.tasks.overlap --data FOLDER --pairs FOLDER/prefs_autoj/train.jsonl.gz
+    python -m benchmarks.tasks.overlap --data FOLDER --output OTHER   # a quick look
 
 `--data`: rows of FOLDER instead of the hub's. `--pairs`: preference pairs whose instructions are compared.
 """
@@ -20,9 +20,7 @@ from allo.recipe.tasks import TASKS
 from allo.tasks.base import question_of
 from allo.tasks.overlap import overlap
 from allo.tasks.pairs import read_pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from record import RESULTS, Record, Row
+from benchmarks.record import RESULTS, Record, Row
 
 SETS = [task.name for task in TASKS.values() if not task.is_generated]
 

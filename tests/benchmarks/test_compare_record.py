@@ -1,51 +1,34 @@
 """A comparison's records hold what its summary says, with the trials' own origin; its plots show each point."""
 
-import importlib.util
 import json
 import re
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import render_tables
 import synthetic_comparison as synthetic
 from allo.compare.summary import summarise
 from allo.stats import statistics
+from benchmarks import plot
+from benchmarks.compare import draw, keep
+from benchmarks.compare import record as recorder
 
-ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 FOUR_DIGITS = 5e-5
 PIXEL = 0.11
 
 
-def load(path: str) -> ModuleType:
-    """A script, under a name that no other script has."""
-    name = path.removesuffix(".py").replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))  # as a script extends it
         patch.setattr(statistics, "FLIPS", 199)
-        yield SimpleNamespace(
-            record=load("benchmarks/compare/record.py"),
-            keep=load("benchmarks/compare/keep.py"),
-            draw=load("benchmarks/compare/draw.py"),
-            plot=load("benchmarks/plot.py"),
-            tables=load("scripts/render_tables.py"),
-        )
+        yield SimpleNamespace(record=recorder, keep=keep, draw=draw, plot=plot, tables=render_tables)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +62,7 @@ def test_a_record_of_methods_holds_the_summarys_figures(
     assert found["dpo"]["test, p"] == pytest.approx(compared["p_holm"], rel=0.05)
     assert found["dpo"]["test, pass@8"] is not None and "test, pass@4" not in found["dpo"]
     assert found["allo"]["test, less allo"] is None
-    assert record["command"].startswith("make it; python benchmarks/compare/record.py ")
+    assert record["command"].startswith("make it; python -m benchmarks.compare.record ")
     assert str(tmp_path) not in json.dumps(record) and str(folder) not in json.dumps(record)
 
 

@@ -1,37 +1,21 @@
 """The benchmark of token scorers: its figures against plain counting, its tables, and its flaws that a model is sure of."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from allo.files.records import Prompt, Wrong
 from allo.tasks.planted_flaws import demonstrations, label_tokens
+from benchmarks.credit import confident, judging, scorers
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "credit"
 NUM_COMPLETIONS, LENGTH = 30, 12
 SHARE_SPREAD = 0.02  # three standard errors of .95 over 1,200 demonstrations
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"credit_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[f"credit_{name}"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-judging, confident = load("judging"), load("confident")
-
-
 @pytest.fixture
-def words() -> "judging.Words":
+def words() -> judging.Words:
     """Words with ties, of which a wrong one scores somewhat lower."""
     rng = np.random.default_rng(0)
     wrong = rng.random(NUM_COMPLETIONS * LENGTH) < 0.2
@@ -89,14 +73,7 @@ def test_a_confident_flaw_turns_one_operation_and_works_on_from_there() -> None:
     assert confident.flawed("First 2 - 2 = 0. Then 0 + 7 = 7. The answer is 7.") is None  # below 0
 
 
-@pytest.fixture(scope="module")
-def scorers() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))  # as the script extends it
-        yield load("scorers")
-
-
-def test_a_scorer_is_judged_by_level_on_causes_and_on_all_its_marks_together(scorers: ModuleType) -> None:
+def test_a_scorer_is_judged_by_level_on_causes_and_on_all_its_marks_together() -> None:
     """It finds the causes of level 1, not those of level 2, and no word that follows from a cause."""
     labels = [[False, True, False, True]] * 40
     rows = [
@@ -114,7 +91,7 @@ def test_a_scorer_is_judged_by_level_on_causes_and_on_all_its_marks_together(sco
     assert found["recall"]["value"] == pytest.approx(np.mean(np.arange(40)[held_out] % 2 == 0))
 
 
-def test_each_figure_stands_under_its_family_and_level(scorers: ModuleType) -> None:
+def test_each_figure_stands_under_its_family_and_level() -> None:
     kinds = ("1", "2", "3", "4", "precision", "recall", "AUC, all wrong words", "threshold")
     cost = scorers.Cost(2.0, 3.0, 4_000_000)
     found = {

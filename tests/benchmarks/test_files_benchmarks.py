@@ -1,6 +1,5 @@
 """The benchmarks of files run, and their checkpoints are what they say: a few values tie, rows differ."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,17 +9,7 @@ from typing import Any
 import pytest
 
 from allo.weights.checkpoints import Checkpoint
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "files"
-
-
-def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks.files import gap_code, selection
 
 
 def figures(
@@ -33,13 +22,11 @@ def figures(
 
 
 def test_selection_is_timed_beside_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = loaded("selection", monkeypatch)
-
     def here(folder: Path, *, density: float, repeats: int, cold: bool) -> dict[str, list[dict[str, float]]]:
         kinds = ("plain", "threads", "select")
-        return {kind: [benchmark.once(kind, folder, density) for _ in range(repeats)] for kind in kinds}
+        return {kind: [selection.once(kind, folder, density) for _ in range(repeats)] for kind in kinds}
 
-    monkeypatch.setattr(benchmark, "measure", here)
+    monkeypatch.setattr(selection, "measure", here)
     (tmp_path / "made").mkdir()
     arguments = [
         "--folder",
@@ -51,7 +38,7 @@ def test_selection_is_timed_beside_reading(tmp_path: Path, monkeypatch: pytest.M
         "--repeats",
         "1",
     ]
-    disk, cache = figures(benchmark, arguments, tmp_path / "record.json", monkeypatch)
+    disk, cache = figures(selection, arguments, tmp_path / "record.json", monkeypatch)
     assert (disk["read from"], cache["read from"]) == ("disk", "page cache")
     for row in (disk, cache):
         assert row["select / threads"] == pytest.approx(row["select, s"] / row["threads, s"])
@@ -61,7 +48,7 @@ def test_selection_is_timed_beside_reading(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_generated_changes_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded("selection", monkeypatch).generate(tmp_path, 1_000_000, scale=32)
+    selection.generate(tmp_path, 1_000_000, scale=32)
     base, tuned = Checkpoint.open(tmp_path / "base"), Checkpoint.open(tmp_path / "tuned")
     assert len(base.files) > 1 and base.shapes == tuned.shapes
     name = "model.layers.0.mlp.up_proj.weight"
@@ -73,10 +60,9 @@ def test_the_generated_changes_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_gap_codes_figures_meet_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = loaded("gap_code", monkeypatch)
-    monkeypatch.setattr(benchmark, "WIDTH", 1 << 10)
-    rows = figures(benchmark, ["--tensors", "1", "--repeats", "1"], tmp_path / "record.json", monkeypatch)
-    at = {row["density"]: row for row in rows if row["mask"] == benchmark.RANDOM}
+    monkeypatch.setattr(gap_code, "WIDTH", 1 << 10)
+    rows = figures(gap_code, ["--tensors", "1", "--repeats", "1"], tmp_path / "record.json", monkeypatch)
+    at = {row["density"]: row for row in rows if row["mask"] == gap_code.RANDOM}
     assert at[0.05]["bytes an entry"] <= 0.75 and at[0.1]["bytes an entry"] <= 0.61
     assert at[0.05]["delta / bf16 checkpoint"] <= 0.075
     for row in at.values():

@@ -1,35 +1,17 @@
 """Mutants are known by what they change; figures are shares of those that are run and do something else."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "mutants"
+from benchmarks.mutants.mutant import described
+from benchmarks.mutants.record import equivalents, row
+from benchmarks.record import ROOT
+
 NAME = "allo.stages.part.xǁPartǁread__mutmut_3"
 OWN = """def function(self, key):
     if key not in self.parts:
         raise UserError(f"{key}: no " "such part")
     return self.parts[key]["kind"]
 """
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"mutants_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[SimpleNamespace]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(FOLDER), *sys.path])
-        yield SimpleNamespace(mutant=load("mutant"), record=load("record"))
 
 
 @pytest.mark.parametrize(
@@ -42,17 +24,17 @@ def scripts() -> Iterator[SimpleNamespace]:
         ('UserError(f"{key}: no " "such part")', "UserError(None)", "not drawn"),
     ],
 )
-def test_wording_is_told_from_keys(scripts: SimpleNamespace, old: str, new: str, status: str) -> None:
-    found = scripts.mutant.described(NAME, OWN, OWN.replace(old, new))
+def test_wording_is_told_from_keys(old: str, new: str, status: str) -> None:
+    found = described(NAME, OWN, OWN.replace(old, new))
     assert found["status"] == status and found["function"] == "Part.read"
     assert old in found["was"] and new in found["became"] and "\n" not in found["was"]
 
 
-def test_shares_are_of_those_that_were_run_and_are_not_equivalent(scripts: SimpleNamespace) -> None:
+def test_shares_are_of_those_that_were_run_and_are_not_equivalent() -> None:
     statuses = {"killed": 7, "timeout": 1, "survived": 3, "no tests": 1, "message text": 5, "not drawn": 9}
     mutants = [{"status": status} for status, num in statuses.items() for _ in range(num)]
-    row = scripts.record.row("after", "src/allo/a.py", mutants, equivalent=2)
-    assert row == {
+    found = row("after", "src/allo/a.py", mutants, equivalent=2)
+    assert found == {
         "tests": "after",
         "file": "a.py",
         "mutants": 26,
@@ -65,10 +47,9 @@ def test_shares_are_of_those_that_were_run_and_are_not_equivalent(scripts: Simpl
     }
 
 
-def test_every_listed_equivalent_has_a_kind_that_is_explained(scripts: SimpleNamespace) -> None:
-    known = scripts.record.equivalents()
-    root = FOLDER.parents[1]
+def test_every_listed_equivalent_has_a_kind_that_is_explained() -> None:
+    known = equivalents()
     for file, _, was, became in known:
-        lines = {line.strip() for line in (root / file).read_text(encoding="utf-8").splitlines()}
+        lines = {line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()}
         assert was != became
         assert all(line in lines or line.startswith("def function(") for line in was.splitlines()), was

@@ -1,6 +1,5 @@
 """The benchmark of the backward pass: its ways train the same share, from the same loss, each its own entries."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,21 +9,17 @@ import pytest
 import torch
 
 from allo.weights.places import Columns, Entries, Rows
+from benchmarks.rows import backward
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "rows" / "backward.py"
 EQUAL = {"rtol": 1e-4, "atol": 1e-9}
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rows_backward", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     small = ["--layers", "2", "--size", "20", "--tokens", "3", "--rounds", "2"]
     output = ["--output", str(tmp_path / "results" / "record.json")]
     monkeypatch.setattr(sys, "argv", ["backward.py", *small, *output])
-    return module
+    return backward
 
 
 def test_every_way_trains_the_same_share_of_its_own_kind(benchmark: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """The memory benchmark runs, and the training state is what the design promises."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "memory" / "selected_step.py"
+from benchmarks.memory import selected_step
+
 # A selected bf16 weight: index, master, gradient, two moments; and 8 for each tensor's only block.
 BYTES_A_SELECTED_WEIGHT = 2 + 4 + 4 + 2 * 4
 SLOT = 2
@@ -20,15 +20,12 @@ LEAN_BYTES_A_TENSOR = BYTES_A_TENSOR + 256 * (2 + 2) + 2 * 4
 
 def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
     """What the benchmark records of a stack of two 40 x 40 layers."""
-    spec = importlib.util.spec_from_file_location("selected_step", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     output = tmp_path / "results" / "record.json"  # a fresh clone has no such folder
     arguments = ["--layers", "2", "--size", "40", "--every", "20", "--output", str(output), *options]
-    monkeypatch.setattr(sys, "argv", ["selected_step.py", *arguments])
-    benchmark.main()
+    monkeypatch.setattr(sys, "argv", [str(selected_step.__file__), *arguments])
+    selected_step.main()
     record = json.loads(output.read_text())
+    assert record["command"].startswith("python -m benchmarks.memory.selected_step --layers 2 ")
     return dict(zip(record["columns"], record["rows"][0], strict=True))
 
 

@@ -20,7 +20,6 @@ from tiny import LABORATORY, TOKENIZER
 pytest.importorskip("trl", reason="TRL is what is compared with; install the extra `trl`")
 pytest.importorskip("peft", reason="PEFT is what is compared with; install the extra `peft`")
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 DENSITY = 0.05
 # fp32: the same loss by another order of sums.
 TOLERANCE = 1e-5
@@ -39,17 +38,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[SimpleNamespace]:
-    """The benchmark's modules, which import each other as scripts in one folder do."""
+    """The benchmark's modules, imported without progress bars."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARK)
         patch.setenv("TQDM_DISABLE", "1")
-        import baselines
-        import driver
-        import gpu_7b
-        import growth
-        import one
-        import ours
-        import work
+        from benchmarks.speed import baselines, driver, gpu_7b, growth, one, ours, work
 
         yield SimpleNamespace(
             baselines=baselines, driver=driver, gpu_7b=gpu_7b, growth=growth, one=one, ours=ours, work=work

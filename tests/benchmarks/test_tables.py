@@ -1,12 +1,12 @@
 """The documents' tables come from records, and stale ones are found."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+import render_tables as tables
 import targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,16 +24,6 @@ RECORD: dict[str, Any] = {
 DOCUMENT = "before\n<!-- table:demo -->\nold\n<!-- /table:demo -->\nafter\n"
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_tables", ROOT / "scripts" / "render_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
@@ -45,11 +35,11 @@ def put(project: Path, name: str, **changes: object) -> None:
     (project / "benchmarks" / "results" / name).write_text(json.dumps(RECORD | changes))
 
 
-def test_tables_of_this_project_are_up_to_date(tables: ModuleType) -> None:
+def test_tables_of_this_project_are_up_to_date() -> None:
     assert tables.main(["--check"]) == 0, "a table is stale: run `make tables`"
 
 
-def test_a_table_is_filled_from_its_record_and_names_its_origin(tables: ModuleType, project: Path) -> None:
+def test_a_table_is_filled_from_its_record_and_names_its_origin(project: Path) -> None:
     put(project, "a.json")
     assert tables.main(["--check"], root=project) == 1
     assert (project / "README.md").read_text() == DOCUMENT, "--check writes nothing"
@@ -63,7 +53,7 @@ def test_a_table_is_filled_from_its_record_and_names_its_origin(tables: ModuleTy
     assert tables.main(["--check"], root=project) == 0
 
 
-def test_records_of_one_table_follow_each_other_by_file_name(tables: ModuleType, project: Path) -> None:
+def test_records_of_one_table_follow_each_other_by_file_name(project: Path) -> None:
     put(project, "b.json", rows=[["second", 2, 2]])
     put(project, "a.json", rows=[["first", 1, 1]])
     tables.main([], root=project)
@@ -71,7 +61,7 @@ def test_records_of_one_table_follow_each_other_by_file_name(tables: ModuleType,
     assert text.index("first") < text.index("second")
 
 
-def test_a_table_without_a_record_says_so(tables: ModuleType, project: Path) -> None:
+def test_a_table_without_a_record_says_so(project: Path) -> None:
     tables.main([], root=project)
     assert "No result has been recorded yet." in (project / "README.md").read_text()
 
@@ -79,7 +69,7 @@ def test_a_table_without_a_record_says_so(tables: ModuleType, project: Path) -> 
 @pytest.mark.parametrize(
     "changes", [{"dirty": True}, {"schema": 2}, {"rows": [["a cell too few"]]}, {"unknown": 1}], ids=str
 )
-def test_bad_records_are_refused(tables: ModuleType, project: Path, changes: dict[str, object]) -> None:
+def test_bad_records_are_refused(project: Path, changes: dict[str, object]) -> None:
     put(project, "a.json", **changes)
     assert tables.main([], root=project) == 2
     assert (project / "README.md").read_text() == DOCUMENT
@@ -108,7 +98,7 @@ def test_a_method_above_ours_meets_no_target_however_certain() -> None:
     assert measure([row(-0.05, 0.002), row(0.05, 0.001)]) == 1.0
 
 
-def test_several_commits_are_all_named(tables: ModuleType, project: Path) -> None:
+def test_several_commits_are_all_named(project: Path) -> None:
     put(project, "a.json", commit="0123456789abcdef fedcba9876543210")
     tables.main([], root=project)
     assert "commits 0123456, fedcba9, 2 cores" in (project / "README.md").read_text()
@@ -127,9 +117,7 @@ def publish(project: Path, **changes: object) -> None:
     (project / "benchmarks" / "published" / "demo.json").write_text(json.dumps(content | changes))
 
 
-def test_a_published_table_is_shown_as_printed_and_says_whose_it_is(
-    tables: ModuleType, project: Path
-) -> None:
+def test_a_published_table_is_shown_as_printed_and_says_whose_it_is(project: Path) -> None:
     publish(project)
     (project / "README.md").write_text(DOCUMENT.replace("table:demo", "table:published-demo"))
     assert tables.main([], root=project) == 0
@@ -139,7 +127,7 @@ def test_a_published_table_is_shown_as_printed_and_says_whose_it_is(
 
 
 @pytest.mark.invariant("Published and measured figures do not mix.")
-def test_published_and_measured_figures_do_not_mix(tables: ModuleType, project: Path) -> None:
+def test_published_and_measured_figures_do_not_mix(project: Path) -> None:
     publish(project, table="demo")
     assert tables.main([], root=project) == 2
     publish(project)
@@ -147,7 +135,7 @@ def test_published_and_measured_figures_do_not_mix(tables: ModuleType, project: 
     assert tables.main([], root=project) == 2
 
 
-def test_a_plot_is_shown_once_it_is_drawn(tables: ModuleType, project: Path) -> None:
+def test_a_plot_is_shown_once_it_is_drawn(project: Path) -> None:
     place = "<!-- plot:sweep -->\n<!-- /plot:sweep -->\n"
     document = project / "benchmarks" / "RESULTS.md"
     document.write_text(place)

@@ -123,13 +123,34 @@ def test_a_key_missing_from_an_older_recipe_counts_as_its_default(tmp_path: Path
     comparison, base = Comparison(tmp_path), recipe_of(tmp_path)
     trial = Trial(resolve("allo", METHODS), {RATE: 1.0}, 9, "tune")
     recipe = trial.recipe(base)
-    fields = recipe.model_dump(mode="json", exclude={"out", "compare", "order"})
+    fields = recipe.model_dump(mode="json", exclude={"out", "compare", "relocate"})
     comparison.file(trial).parent.mkdir(parents=True)
     comparison.file(trial).write_text(json.dumps(record(trial) | {"recipe": fields}))
     assert comparison.result(trial, recipe) is not None
-    assert comparison.result(trial, recipe.model_copy(update={"order": "improve_first"})) is None
+    assert comparison.result(trial, recipe.model_copy(update={"relocate": False})) is None
     comparison.file(trial).write_text(json.dumps({"recipe": fields | {"a_key_of_old": 1}}))
     assert comparison.result(trial, recipe) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "counts"),
+    [
+        ({"momentum": 0.0, "round_prompts": "same", "order": "forget_first"}, True),
+        ({"momentum": 0.5}, False),
+        ({"round_prompts": "next"}, False),
+        ({"order": "improve_first"}, False),
+    ],
+)
+def test_a_key_that_is_gone_counts_at_its_old_default_alone(
+    tmp_path: Path, old: dict[str, Any], counts: bool
+) -> None:
+    comparison, base = Comparison(tmp_path), recipe_of(tmp_path)
+    trial = Trial(resolve("allo", METHODS), {RATE: 1.0}, 9, "tune")
+    recipe = trial.recipe(base)
+    fields = recipe.model_dump(mode="json", exclude={"out", "compare"})
+    comparison.file(trial).parent.mkdir(parents=True)
+    comparison.file(trial).write_text(json.dumps(record(trial) | {"recipe": fields | old}))
+    assert (comparison.result(trial, recipe) is not None) == counts
 
 
 def test_resampling_gives_each_seed_its_own_data(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_value_changed_with_a_tool_is_refused(tmp_path: Path) -> None:
     tensors = load_file(path) | {"a.values": torch.tensor([0.5, 8.5e37])}
     save_file(tensors, path, metadata={"allo": json.dumps(header_of(path))})
     with pytest.raises(
-        UserError, match=r"delta\.safetensors: its content does not have the digest .* damaged"
+        UserError, match=r"delta\.safetensors: its content does not match the digest .* damaged"
     ):
         delta.read_delta(path)
 

@@ -50,7 +50,7 @@ def test_a_name_that_leads_out_of_the_cache_is_refused_before_anything_is_writte
     delta.push(made / "mine.safetensors", REPO)
     before = files_of(made)
     reply[header] = value
-    with pytest.raises(UserError, match=f"hf://{REPO}: the hub calls the file .* no name of a file"):
+    with pytest.raises(UserError, match=f"hf://{REPO}: the hub calls the file .* not a file name"):
         delta.fetch(f"hf://{REPO}")
     assert files_of(made) == before and not Path("/tmp/stolen").exists()
 
@@ -80,6 +80,6 @@ def test_an_upload_that_is_answered_without_a_commit_is_told_as_that(
 
     monkeypatch.setattr(honest.Handler, "answer", lying)
     with pytest.raises(
-        UserError, match=f"^{REPO}: the hub took the upload but its answer names no commit.*push again"
+        UserError, match=f"^{REPO}: the hub accepted the upload but named no commit.*push again"
     ):
         delta.push(made / "mine.safetensors", REPO)

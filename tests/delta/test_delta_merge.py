@@ -138,7 +138,7 @@ def test_the_command_says_what_was_overruled(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("extract", "what changed"),
+        ("extract", "the changes from"),
         ("apply", "hf://OWNER/NAME"),
         ("merge", "SECOND's is taken"),
         ("export", "weights of Linear layers only"),

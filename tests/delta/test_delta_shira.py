@@ -297,7 +297,7 @@ def test_the_tensor_that_is_no_linear_weight_is_named(
     tmp_path: Path, name: str, config: dict[str, Any]
 ) -> None:
     delta_of(tmp_path, tiny.model(**config), name)
-    with pytest.raises(UserError, match=rf"changes {name}, which is no weight of a Linear layer.* full"):
+    with pytest.raises(UserError, match=rf"changes {name}, which is not a Linear layer's weight.* full"):
         exported(tmp_path)
     assert not [file for file in tmp_path.iterdir() if file.name.startswith("adapter")]
 

@@ -1,7 +1,6 @@
 """Damaged files of a run: derived ones are made again, others are reported for the user to decide."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -151,10 +150,7 @@ pipeline.run_all(tiny(Path(sys.argv[1]), *sys.argv[2:]), until="sample")
 def test_a_kill_between_record_and_mark_leaves_no_mark_that_hides_later_damage(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path, *SHORT], env={**os.environ, "PYTHONPATH": path}
-    )
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, *SHORT], cwd=Path(__file__).parents[1])
     assert done.returncode == -9
     run = RunFolder(tmp_path / "tiny")
     assert (run.path / ".sample.begun").exists() and "sample" in stages_done(run)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from allo import cli, delta, tasks
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_json
+from allo.files.evaluation import HarnessModel
 from allo.files.records import Prompt
 from allo.harness import own_tasks
 from allo.harness.job import model_job, run_job
@@ -23,7 +24,6 @@ from allo.harness.measure import HarnessSettings, _unknown, load_tasks
 from allo.harness.subject import load, of_model
 from allo.recipe.tasks import TASKS
 from allo.report.harness import harness_tables
-from allo.report.run_view import HarnessModel
 from allo.stages import evaluate
 from allo.weights.fingerprints import fingerprint_tensors
 from harness_setup import MAX_NEW_TOKENS, NUM_PROBLEMS, do, needs_lm_eval
@@ -116,7 +116,7 @@ def test_a_delta_is_not_put_onto_a_gguf_file_beside_its_base(change: Path, tmp_p
     shutil.copytree(LAB, base)
     (base / "base.gguf").write_bytes(b"GGUF")
     source = of_model(str(base / "base.gguf"), str(change), pad_token=None)
-    with pytest.raises(UserError, match=r"base\.gguf: a delta is for the bits of a checkpoint folder"):
+    with pytest.raises(UserError, match=r"base\.gguf: a delta applies to a checkpoint folder"):
         load(source, dtype=None, device="cpu", trust_remote_code=False)
 
 

@@ -13,13 +13,13 @@ from allo import cli
 from allo.errors import UserError
 from allo.files import harness_results as harness_block
 from allo.files.artifacts import RunFolder, held, read_json, write_json
+from allo.files.evaluation import HarnessModel
 from allo.harness.job import model_job, run_job
 from allo.harness.measure import HarnessSettings
 from allo.harness.subject import load, of_run
 from allo.pipeline import run_all
 from allo.report.harness import harness_tables
 from allo.report.read import view
-from allo.report.run_view import HarnessModel
 from allo.stages.report import write_report
 from harness_setup import SHORT, do, needs_lm_eval
 from tiny_run import LAB, tiny
@@ -242,7 +242,7 @@ def test_the_command_measures_a_run_and_shows_it(
                 "--pad-token p",
             ]
         ),
-        (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--force"], "--force is for the stage"),
+        (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--force"], "--force applies to the stage"),
         (["LAB", "--harness", "lm_eval", "--tasks", "ifeval", "--set", "a=1"], "--set is for a recipe"),
         (["RECIPE", "--harness", "lm_eval", "--tasks", "ifeval", "--pad-token", "p"], "has `pad_token`"),
         (["LAB", "--harness", "lm_eval"], "needs --tasks"),

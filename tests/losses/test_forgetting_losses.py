@@ -103,16 +103,22 @@ def of_tokens(tokens: TokenLogratios, *, beta: float) -> Tensor:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ("npo", "^loss: 'npo' is none of token, sequence, unlikelihood"),
+    ("npo", "^loss: 'npo' is not one of token, sequence, unlikelihood"),
     (3, "^loss: 3 is neither a name nor a function"),
-    (mean, r"^loss: .*:mean must give one loss a token, \[B, T\]: of 2 x 4 tokens it gave .* shape \[\]"),
-    (of_tokens, r"^loss: .*:of_tokens must give one loss a completion, \[B\]: of 2 completions it gave"),
+    (
+        mean,
+        r"^loss: .*:mean must return one loss per token, \[B, T\]: of 2 x 4 tokens it returned .* shape \[\]",
+    ),
+    (
+        of_tokens,
+        r"^loss: .*:of_tokens must return one loss per completion, \[B\]: of 2 completions it returned",
+    ),
     (broken, "^loss: .*:broken fails: AttributeError: .*logratio"),
     (needy, "^loss: .*:needy fails: TypeError: .*'width'"),
     (unfed, "^loss: .*:unfed fails: AttributeError"),
     (cut_off, "^loss: .*:cut_off has no gradient: compute it from the tensors of `tokens`"),
     (root, "^loss: .*:root has a gradient that is not finite"),
-    (quotient, "^loss: .*:quotient gives .*nan.* where policy and reference are equal"),
+    (quotient, "^loss: .*:quotient gives .*nan.* when policy and reference are equal"),
 ]
 
 
@@ -127,7 +133,7 @@ def test_what_cannot_be_forgotten_by_is_refused(loss: Any, words: str) -> None:
     [
         (None, "there is no such file"),
         ("def other(tokens, *, beta): return 1", "has no function 'mine'; it has other"),
-        ("def mine(tokens, *, beta): return 1", r"mine\.py:mine must give one loss a token"),
+        ("def mine(tokens, *, beta): return 1", r"mine\.py:mine must return one loss per token"),
         ("def mine(tokens, *, beta): return tokens.logits", "mine fails in line 1: AttributeError"),
         ("1 / 0", "fails to load in line 1: ZeroDivisionError"),
     ],

@@ -56,8 +56,6 @@ def nls(x: float) -> float:
             {"beta": 0.1, "label_smoothing": 0.2},
             [0.8 * nls(0.3) + 0.2 * nls(-0.3), 0.8 * nls(-0.3) + 0.2 * nls(0.3)],
         ),
-        ("r_dpo", {"beta": 0.1, "alpha": 0.5}, [nls(0.3 - 0.5 * 2), nls(-0.3)]),
-        ("r_dpo", {"beta": 0.1}, [nls(0.3 - 0.05 * 2), nls(-0.3)]),
         ("ipo", {"beta": 0.1}, [(2 / 2 + 1 / 4 - 5) ** 2, (-1 / 3 - 2 / 3 - 5) ** 2]),
         ("ipo", {"beta": 0.1, "length_average": False}, [(3 - 5) ** 2, (-3 - 5) ** 2]),
         ("bco", {"beta": 0.1, "delta": 0.0}, [nls(0.2) + nls(0.1), nls(-0.1) + nls(-0.2)]),
@@ -86,7 +84,6 @@ def sigmoid(x: float) -> float:
 @pytest.mark.parametrize(
     ("loss", "settings", "chosen", "rejected"),
     [
-        ("r_dpo", {"beta": 0.1, "alpha": 0.5}, -0.1 * sigmoid(0.7), 0.1 * sigmoid(0.7)),
         ("ipo", {"beta": 0.1}, 2 * (1.25 - 5) / 2, -2 * (1.25 - 5) / 4),
         ("ipo", {"beta": 0.1, "length_average": False}, 2 * (3 - 5), -2 * (3 - 5)),
         ("bco", {"beta": 0.1, "delta": 0.5}, -0.1 * sigmoid(0.3), 0.1 * sigmoid(-0.6)),
@@ -101,21 +98,6 @@ def test_each_slope_is_its_closed_form(
     assert set(found) == {f"chosen_{kind}", f"rejected_{kind}"}, "it reads nothing else"
     assert found[f"chosen_{kind}"][0] == pytest.approx(chosen, rel=1e-12)
     assert found[f"rejected_{kind}"][0] == pytest.approx(rejected, rel=1e-12)
-
-
-def test_a_longer_chosen_answer_has_less_left_to_win() -> None:
-    """R-DPO: of two pairs with equal log-ratios the one whose chosen answer is longer pulls less."""
-    pairs = replace(
-        two_pairs(),
-        chosen_logratios=doubles(1.0, 1.0),
-        rejected_logratios=doubles(0.0, 0.0),
-        chosen_lengths=lengths(9, 3),
-        rejected_lengths=lengths(3, 9),
-    )
-    longer, shorter = slopes("r_dpo", pairs, beta=0.1, alpha=0.1)["chosen_logratios"]
-    assert -longer < -shorter
-    plain = slopes("dpo", pairs, beta=0.1)["chosen_logratios"]
-    assert slopes("r_dpo", pairs, beta=0.1, alpha=0.0)["chosen_logratios"] == plain
 
 
 def test_ipo_has_its_least_at_the_target_and_no_longer_pulls_beyond() -> None:
@@ -270,7 +252,7 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
 @pytest.mark.parametrize(
     ("loss", "settings", "words"),
     [
-        ("kto", {}, "^loss: 'kto' is none of dpo, r_dpo, ipo, bco, simpo"),
+        ("kto", {}, "^loss: 'kto' is not one of dpo, ipo, bco, simpo"),
         (
             "ipo",
             {"alpha": 1.0},
@@ -302,7 +284,7 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
         (
             mean,
             {},
-            r"^loss: test_pair_losses\.py:mean must give one loss a pair, \[B\]: of two pairs it gave a tensor of shape \[\]",
+            r"^loss: test_pair_losses\.py:mean must return one loss per pair, \[B\]: of two pairs it returned a tensor of shape \[\]",
         ),
         (broken, {}, r"^loss: test_pair_losses\.py:broken fails: AttributeError: .*chosen_margin"),
         (of_nothing, {}, r"^loss: test_pair_losses\.py:of_nothing fails: TypeError"),
@@ -314,11 +296,11 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
         ),
         (far, {"delta": math.nan}, r"^loss_settings\.delta: must be a finite number"),
         (root, {}, r"^loss: .*:root has a gradient that is not finite"),
-        (quotient, {}, r"^loss: .*:quotient gives \[nan, nan\] where policy and reference are equal"),
+        (quotient, {}, r"^loss: .*:quotient gives \[nan, nan\] when policy and reference are equal"),
         (cut_off, {}, r"^loss: .*:cut_off has no gradient"),
-        (two_alone, {}, r"^loss: .*:two_alone must give one loss a pair, \[B\]: of one pair"),
-        (ordered, {}, r"^loss: .*:ordered must give .* shape \[2\] and torch\.bool"),
-        (counted, {}, r"^loss: .*:counted must give .*: of two pairs it gave \[0\.0, 0\.0\]"),
+        (two_alone, {}, r"^loss: .*:two_alone must return one loss per pair, \[B\]: of one pair"),
+        (ordered, {}, r"^loss: .*:ordered must return .* shape \[2\] and torch\.bool"),
+        (counted, {}, r"^loss: .*:counted must return .*: of two pairs it returned \[0\.0, 0\.0\]"),
         (3, {}, "^loss: 3 is neither a name nor a function"),
     ],
 )

@@ -14,7 +14,6 @@ from allo.files.artifacts import RunFolder
 from allo.models.load import load_model
 from allo.models.reward_model import load_reward_model
 from allo.models.start import save_whole, write_start
-from allo.stages.begin import _extrapolate
 from allo.training.result import write_change
 from allo.training.run import train
 from allo.training.trainer import ImproveTrainer
@@ -127,14 +126,6 @@ def test_such_a_model_is_not_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=f"tensor {NORM}"):
         save_whole(model, tiny.TOKENIZER, tmp_path / "saved")
     assert not list((run.path / "07-improve").iterdir()) and not (tmp_path / "saved").exists()
-
-
-def test_a_round_that_begins_beyond_the_finite_numbers_is_refused(folder: Path, tmp_path: Path) -> None:
-    far = copy_of(folder, tmp_path / "far")
-    write(far, {name: torch.full_like(tensor, 3e38) for name, tensor in tensors_of(far).items()})
-    with pytest.raises(DivergedError, match=r"tensor .*NaN or infinite"):
-        _extrapolate(far, folder, tmp_path / "out", momentum=0.9)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_deltas_values_are_named_and_not_put_into_a_live_model(

@@ -160,7 +160,7 @@ def test_bad_input_is_found_before_anything_is_sampled(
 
 def test_a_lean_stage_takes_no_other_optimizer(refuse_run: Refuse) -> None:
     said = refuse_run("forget.lean=true", "forget.training.optim=sgd")
-    assert "forget.training.optim: sgd: lean training has an AdamW of its own" in said
+    assert "forget.training.optim: sgd: lean training has its own AdamW" in said
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_ctrl_c_stops_with_130_and_the_run_goes_on_to_the_same_end(tmp_path: Pat
         said = interrupt_when(out, there).splitlines()
         assert said[-2:] == [
             f"{stage:<9} ...",
-            "allo: interrupted; start it again to go on where it stopped",
+            "allo: interrupted; start it again to resume where it stopped",
         ]
     assert not (out / "tiny" / "07-improve" / "delta.safetensors").exists()
     process = allo(out)

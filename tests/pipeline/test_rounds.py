@@ -1,6 +1,5 @@
 """Rounds: each begins where the last ended, on fresh samples; their sum is one delta; nothing is done twice."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -43,20 +42,19 @@ LEAST = (
     *(*QUICK, "forget=null", "score=null", "improve.training.learning_rate=2e-3"),
     "improve.training.lr_scheduler_type=constant",
 )
-MOMENTUM = 0.5
-TWO = (*QUICK, "rounds=2", f"momentum={MOMENTUM}", "evaluate.likelihood_pairs=4")
+TWO = (*QUICK, "rounds=2", "evaluate.likelihood_pairs=4")
 ALIGNMENT = ("01-", "02-", "03-", "04-", "05-", "06-", "07-")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two rounds with momentum. Tests copy it where they change it."""
+    """The folder of a run of two rounds. Tests copy it where they change it."""
     return run_all(tiny(tmp_path_factory.mktemp("two"), *TWO)).path
 
 
 @pytest.fixture(scope="module")
 def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds of improving alone, without momentum."""
+    """Two rounds of improving alone."""
     return run_all(tiny(tmp_path_factory.mktemp("least"), *LEAST, "rounds=2")).path
 
 
@@ -82,35 +80,17 @@ def stages(run: Path) -> dict[str, Any]:
 
 
 def test_the_first_round_is_a_run_of_one_round(two: Path, tmp_path: Path) -> None:
-    """Momentum, relocation and prompts of rounds say nothing about a single one."""
+    """Relocation says nothing about a single one."""
     one = run_all(tiny(tmp_path, *QUICK), until="improve").path
     expected = {name: data for name, data in contents(one).items() if name.startswith(ALIGNMENT)}
     found = {name: data for name, data in contents(two / "round-1").items() if name.startswith(ALIGNMENT)}
     assert found == expected
-    others = ("momentum=0.5", "relocate=false", "round_prompts=next")
     before = read_json(one / "manifest.json")
-    run_all(tiny(tmp_path, *QUICK, *others), until="improve")
+    run_all(tiny(tmp_path, *QUICK, "relocate=false"), until="improve")
     assert read_json(one / "manifest.json") == before
 
 
-@pytest.mark.invariant(
-    "All rounds are one delta to the first start; killed ones end with the same bytes; momentum is its formula."
-)
-def test_the_next_round_begins_beyond_the_last_by_the_momentum(two: Path) -> None:
-    start = weights(Path(read_start(RunFolder(two)).model))
-    left = weights(two / "round-1" / "07-improve" / "model")
-    begun = weights(two / "round-2" / "00-sft" / "model")
-    num_moved = 0
-    for name, theta in left.items():
-        expected = theta + MOMENTUM * (theta - start[name])
-        same = as_bits(theta) == as_bits(start[name])
-        expected[same] = theta[same]
-        assert torch.equal(as_bits(begun[name]), as_bits(expected)), name
-        num_moved += int((begun[name] != theta).sum())
-    assert num_moved == stages(two)["round-2/begin"]["counts"]["moved_weights"] > 0
-
-
-def test_without_momentum_the_next_round_begins_where_the_last_ended(least: Path) -> None:
+def test_the_next_round_begins_where_the_last_ended(least: Path) -> None:
     begun = read_start(RunFolder(least / "round-2"))
     assert Path(begun.model) == least / "round-1" / "07-improve" / "model"
     assert begun.fingerprint == fingerprint(begun.model) != read_start(RunFolder(least)).fingerprint
@@ -145,9 +125,7 @@ def test_the_second_round_samples_the_model_that_it_begins_with(two: Path, tmp_p
     assert rows != texts(two / "round-1")
 
 
-@pytest.mark.invariant(
-    "All rounds are one delta to the first start; killed ones end with the same bytes; momentum is its formula."
-)
+@pytest.mark.invariant("All rounds are one delta to the first start; killed ones end with the same bytes.")
 def test_the_rounds_are_one_delta_to_the_first_start(two: Path, tmp_path: Path) -> None:
     start = Path(read_start(RunFolder(two)).model)
     delta.apply(start, two / "07-improve" / "delta.safetensors", tmp_path / "applied")
@@ -195,9 +173,7 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it and go on."""
 
 
-@pytest.mark.invariant(
-    "All rounds are one delta to the first start; killed ones end with the same bytes; momentum is its formula."
-)
+@pytest.mark.invariant("All rounds are one delta to the first start; killed ones end with the same bytes.")
 def test_killed_again_and_again_it_ends_as_if_it_had_not_been(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +240,7 @@ def test_a_run_of_one_round_leaves_no_rounds_behind(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "first", "allowed"),
     [
-        ("momentum=2.0", "round-2/begin", [*(f"round-2/{name}" for name in ROUND), *END]),
+        ("relocate=false", "round-2/locate", ["round-2/locate", "round-2/improve", *END]),
         (
             "improve.training.learning_rate=1e-3",
             "round-1/improve",
@@ -285,7 +261,7 @@ def test_what_changed_is_done_anew_and_no_more(
 
 @pytest.mark.slow
 def test_a_changed_run_is_as_one_made_afresh(copied: Path, tmp_path: Path) -> None:
-    changed = (*LEAST, "rounds=2", "improve.training.learning_rate=1e-3", "momentum=0.5")
+    changed = (*LEAST, "rounds=2", "improve.training.learning_rate=1e-3")
     expected = contents(run_all(tiny(tmp_path / "afresh", *changed), until="improve").path)
     found = contents(run_all(tiny(copied, *changed), until="improve").path)
     assert {name: found[name] for name in expected} == expected
@@ -326,10 +302,8 @@ def test_a_stage_of_a_round_is_named_with_its_round(copied: Path, capsys: pytest
     ("overrides", "said"),
     [
         (["data={pairs: pairs.jsonl}"], r"rounds sample anew: set rounds to 1"),
-        (["data.limit=null", "round_prompts=next"], r"set data\.limit"),
         (["relocate=false"], r"score\.scorer 'implicit' reads: choose another scorer, such as confidence"),
         (["evaluate.forgotten=true"], r"evaluate\.forgotten is for a single round"),
-        (["momentum=-1"], r"momentum"),
     ],
 )
 def test_what_rounds_cannot_do_is_refused_with_what_to_choose(
@@ -337,8 +311,7 @@ def test_what_rounds_cannot_do_is_refused_with_what_to_choose(
 ) -> None:
     with pytest.raises(UserError, match=said):
         tiny(tmp_path, "rounds=2", *overrides)
-    if overrides != ["momentum=-1"]:
-        tiny(tmp_path, *overrides)
+    tiny(tmp_path, *overrides)
 
 
 def test_rounds_draw_with_seeds_of_their_own_in_one_order_of_prompts(tmp_path: Path) -> None:
@@ -350,24 +323,6 @@ def test_rounds_draw_with_seeds_of_their_own_in_one_order_of_prompts(tmp_path: P
     assert taken[0] == taken[1] == taken[2] == [prompt.id for prompt in training_prompts(recipe)]
 
 
-def test_the_next_prompts_are_ones_that_no_earlier_round_took(tmp_path: Path) -> None:
-    recipe = tiny(tmp_path, "rounds=3", "data.order=shuffled", "data.skip=4", "round_prompts=next")
-    taken = [prompt.id for n in (1, 2, 3) for prompt in training_prompts(of_round(recipe, n))]
-    assert len(set(taken)) == len(taken) == 3 * (recipe.data.limit or 0)
-    more = tiny(tmp_path, "data.order=shuffled", "data.skip=4", f"data.limit={len(taken)}")
-    assert taken == [prompt.id for prompt in training_prompts(more)]
-
-
-def test_a_source_too_small_for_the_last_round_is_said_before_the_first(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    row = {"prompt": "2 + 2 = ?", "answer": "4"}
-    file.write_text("".join(json.dumps({**row, "id": str(n)}) + "\n" for n in range(20)))
-    overrides = (f"data={{file: {file}, limit: 10}}", "round_prompts=next")
-    with pytest.raises(UserError, match=r"round 3 of 3: no prompts left: 20 were found"):
-        run_all(tiny(tmp_path, *QUICK[:1], *QUICK[2:], *overrides, "rounds=3"), until="sft")
-    run_all(tiny(tmp_path, *QUICK[:1], *QUICK[2:], *overrides, "rounds=2"), until="sft")
-
-
 def test_a_plan_is_of_one_round(tmp_path: Path) -> None:
     one, three = tiny(tmp_path), tiny(tmp_path, "rounds=3")
     assert stages_that_run_the_model(three) == stages_that_run_the_model(one)
@@ -375,8 +330,6 @@ def test_a_plan_is_of_one_round(tmp_path: Path) -> None:
 
 
 def test_a_comparison_shares_the_first_rounds_samples_whatever_follows(tmp_path: Path) -> None:
-    two, three = (
-        preparations(tiny(tmp_path, *more)) for more in (["rounds=2"], ["rounds=3", "momentum=0.5"])
-    )
+    two, three = (preparations(tiny(tmp_path, f"rounds={number}")) for number in (2, 3))
     assert two == three
     assert [one.until for one in two] == ["round-1/pair", "round-1/score"]

@@ -158,7 +158,7 @@ def test_an_empty_stop_string_is_refused_since_every_text_holds_it(recipe: Path)
     assert ": sample.stop.1: " in found and "at least 1 character" in found
 
 
-@pytest.mark.parametrize("key", ["momentum", "sample.temperature", "improve.anchor", "pair.margin"])
+@pytest.mark.parametrize("key", ["sample.temperature", "improve.anchor", "pair.margin"])
 def test_a_negative_zero_is_zero(recipe: Path, key: str) -> None:
     more = ["sample.num_generations=1"]
     assert load_recipe(recipe, [*more, f"{key}=-0.0"]).model_dump_json() == (

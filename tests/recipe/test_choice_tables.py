@@ -179,7 +179,7 @@ def test_an_own_criterion_without_a_word_is_given_gradients(folder: Path) -> Non
     [
         (SCORE.format(score="statistic"), "returned a score that is negative or not finite"),
         (SCORE.format(score="theta / 0"), "returned a score that is negative or not finite"),
-        (SCORE.format(score="statistic.abs().sum()"), r"one a weight \(\[3\]\); it returned shape \[\]"),
+        (SCORE.format(score="statistic.abs().sum()"), r"one per weight \(\[3\]\); it returned shape \[\]"),
         (SCORE.format(score="[1, 2, 3]"), "it returned list"),
         (SCORE.format(score="statistic > 0"), "must return a tensor of numbers"),
         (SCORE.format(score="statistic.missing"), "fails in line 2: AttributeError"),

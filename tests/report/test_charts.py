@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from allo.files.evaluation import Accuracy
 from allo.report import axes, charts, figures
-from allo.report.run_view import Accuracy, DensityRow
+from allo.weights.param_mask import MaskRow
 from report_setup import Page
 
 NUMBER = re.compile(
@@ -44,9 +45,9 @@ def test_interval_plot_has_finite_coordinates(share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [DensityRow("-", "norm", 0, 0)], [DensityRow(str(i), "k" * 50, i, 99) for i in range(99)]]
+    "rows", [[], [MaskRow("-", "norm", 0, 0)], [MaskRow(str(i), "k" * 50, i, 99) for i in range(99)]]
 )
-def test_heat_map_has_finite_coordinates(rows: list[DensityRow]) -> None:
+def test_heat_map_has_finite_coordinates(rows: list[MaskRow]) -> None:
     for most in (0.0, 1.0):
         assert_finite(charts.heat_map("map", rows, most=most) + charts.heat_legend(most))
 

@@ -16,9 +16,8 @@ from allo.errors import UserError
 from allo.report import figures
 from allo.report.page import render
 from allo.report.read import view
-from allo.report.run_view import DensityRow
 from allo.stages.report import write_report
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import MaskRow, ParamMask
 from report_setup import Page
 
 HOSTILE = (
@@ -235,7 +234,7 @@ def test_curves_come_from_stages_not_from_their_checkpoints(run: Path) -> None:
 def test_mask_reaches_the_density_map(run: Path) -> None:
     seen = view(run)
     assert set(seen.masks["forget"]) == {
-        DensityRow("0", "q_proj", 0, 16), DensityRow("1", "q_proj", 4, 16), DensityRow("-", "embed_tokens", 0, 32),
+        MaskRow("0", "q_proj", 0, 16), MaskRow("1", "q_proj", 4, 16), MaskRow("-", "embed_tokens", 0, 32),
     }  # fmt: skip
     assert "layer 1, q_proj: 25\u00a0% (4 of 16)" in render([seen])[0]
 

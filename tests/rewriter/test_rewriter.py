@@ -206,7 +206,7 @@ def test_ready_pairs_have_gold_and_nearest_but_nothing_to_verify_by(tmp_path: Pa
         made(own, out, source, identity=0.5)
         assert [row["rewrite"] for row in rows(out)] == ["The answer is 7."] * 2
         assert [row["source"] for row in rows(out)] == [source, "identity"]
-    with pytest.raises(UserError, match="--source self: the run is of ready pairs"):
+    with pytest.raises(UserError, match="--source self: the run uses ready pairs"):
         made(own, out, "self")
 
 

@@ -28,13 +28,13 @@ from allo.tokens.edit_distance import text_ids
 from allo.tokens.rewrite_wording import ask_for_rewrite
 from allo.tokens.rewriter import RECORD, check_rewriter, load_rewriter, rewriting, shown_solution
 from allo.tokens.scorers import Context, Scored
+from locate_setup import FP32, dense_logps
 from rewriter_setup import made, rows
 from tiny import TOKENIZER, model
 from tiny_run import LAB, RECIPE, overrides
 
 # Of the planted tokens, the share that a rewriter of 50 steps must find to be of any use.
 FOUND = 0.9
-FP32 = {"rtol": 1e-4, "atol": 1e-6}
 
 
 QUICK = [
@@ -52,15 +52,6 @@ QUICK = [
 def start(folder: Path) -> Path:
     save_whole(model(), TOKENIZER, folder)
     return folder
-
-
-@torch.no_grad()
-def dense_logps(policy: Any, prompt: str, completion: str) -> torch.Tensor:
-    """Log-prob of each token of the completion and of EOS, from the model's own logits."""
-    before = TOKENIZER(prompt).input_ids
-    after = [*TOKENIZER(completion, add_special_tokens=False).input_ids, TOKENIZER.eos_token_id]
-    logps = policy(input_ids=torch.tensor([before + after])).logits[0].log_softmax(-1)
-    return logps[len(before) - 1 : -1].gather(1, torch.tensor(after).unsqueeze(1)).squeeze(1)
 
 
 @pytest.mark.invariant(
@@ -263,7 +254,7 @@ def test_what_is_no_rewriter_for_this_policy_is_refused(rewriter: Path, tmp_path
         with pytest.raises(UserError, match=said):
             check_rewriter(folder, TOKENIZER, policy="lab", max_length=max_length)
 
-    refused(LAB, r"has no rewriter\.json, so it is no rewriter")
+    refused(LAB, r"has no rewriter\.json, so it is not a rewriter")
     refused(changed(rewriter, tmp_path / "a", wording=0), "was trained with wording 0")
     refused(changed(rewriter, tmp_path / "b", tokenizer="?"), "files have changed since it was trained")
     refused(rewriter, "trained on rows of 160 tokens, which must be more", max_length=160)
@@ -280,7 +271,7 @@ def test_the_pipeline_checks_the_rewriter_first_and_scores_anew_when_it_changes(
 
     with pytest.raises(UserError, match=r"set score\.rewriter"):
         recipe(None)
-    with pytest.raises(UserError, match="is no rewriter"):
+    with pytest.raises(UserError, match="is not a rewriter"):
         run_all(recipe(LAB), until="score")
     assert not (tmp_path / "tiny/01-completions.jsonl").exists()
 

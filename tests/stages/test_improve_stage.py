@@ -49,7 +49,7 @@ def improved(sampled: Path, tmp_path: Path, *overrides: str) -> list[dict[str, f
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["improve.loss=r_dpo", "improve.loss_settings={alpha: 0.01}"],
+        ["improve.loss=dpo", "improve.loss_settings={label_smoothing: 0.1}"],
         ["improve.loss=ipo", "improve.loss_settings={length_average: false}"],
         ["improve.loss=bco", "improve.filter=highest"],
         ["improve.loss=simpo", "improve.keep=1.0", "improve.beta=2"],

@@ -200,7 +200,7 @@ def test_an_importance_located_on_another_model_is_refused(run: RunFolder) -> No
         next(policy.parameters())[0, 0] += 1
     save_whole(policy, TOKENIZER, run.start / "model")
     write_start(run, run.start / "model")
-    with pytest.raises(UserError, match=r"04-importance.*located on another model.*`allo locate`"):
+    with pytest.raises(UserError, match=r"04-importance.*located on a model other than.*`allo locate`"):
         located_mask(recipe(), run, policy, density=DENSITY)
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from allo.errors import UserError
 from allo.files.records import Prompt
-from allo.files.rounds import of_round
 from allo.recipe.sources import Part
 from allo.stages.check import check
 from allo.tasks.sources import in_turn, training_prompts
@@ -67,12 +66,6 @@ def test_skip_and_limit_count_prompts_of_the_mixture(tmp_path: Path) -> None:
     whole = training_prompts(tiny(tmp_path, mixture(tmp_path)))
     assert len(whole) == 28 and "b3" not in {prompt.id for prompt in whole}
     assert training_prompts(tiny(tmp_path, mixture(tmp_path, skip=5, limit=9))) == whole[5:14]
-
-
-def test_rounds_take_the_mixtures_next_prompts(tmp_path: Path) -> None:
-    recipe = tiny(tmp_path, mixture(tmp_path, limit=7), "rounds=3", "round_prompts=next")
-    taken = [prompt for number in (1, 2, 3) for prompt in training_prompts(of_round(recipe, number))]
-    assert taken == training_prompts(tiny(tmp_path, mixture(tmp_path, limit=21)))
 
 
 def test_a_part_without_answers_is_found_before_the_first_stage(tmp_path: Path) -> None:

@@ -13,25 +13,17 @@ from transformers import LlamaForCausalLM
 
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_jsonl
-from allo.files.records import Pair, TokenScores, Wrong
-from allo.models.start import save_whole, write_start
+from allo.files.records import TokenScores, Wrong
 from allo.stages import locate, score
 from allo.tokens import scorers
 from allo.tokens.token_credit import edit_scores, random_scores
-from locate_setup import EOS, FP32, dense_logps, recipe, wrong_completions
-from tiny import NUM_PAIRS, TOKENIZER, model, pairs, text, weights
+from locate_setup import EOS, FP32, dense_logps, recipe, with_pairs, wrong_completions
+from tiny import NUM_PAIRS, TOKENIZER, model, text, weights
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run's folder up to the pairs, with a tiny model to start from."""
-    folder = RunFolder(tmp_path)
-    folder.start.mkdir()
-    save_whole(model(), TOKENIZER, folder.start / "model")
-    write_start(folder, folder.start / "model")
-    write_jsonl(folder.pairs, [Pair(prompt_id=str(row), **pair) for row, pair in enumerate(pairs())])
-    write_jsonl(folder.wrong, wrong_completions())
-    return folder
+    return with_pairs(tmp_path)
 
 
 def scored(run: RunFolder, scorer: str, *, criterion: str = "warmup", **own: Any) -> dict[str, TokenScores]:

@@ -111,7 +111,7 @@ def test_a_scorer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_scorer_of_log_ratios(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "toy_logratios.py").write_text(SCORER.replace("float(place % 2)", "float(place % 2) * 2 - 1"))
-    line = Scorer("toy", "toy_logratios:of_places", (), logratios=True)
+    line = Scorer("toy", "toy_logratios:of_places", (), frozenset({RIGHT}), logratios=True)
     monkeypatch.setitem(SCORERS, "toy", line)
     run = run_all(recipe_of(folder, "score.scorer=toy"), until="score")
     for row in pq.read_table(run.token_scores).to_pylist():

@@ -81,7 +81,7 @@ def test_the_model_is_only_read(model: LlamaForCausalLM) -> None:
 
 @pytest.mark.parametrize("scorer", ["implicit", "contrastive", "rewriter", "advantage", "right_confidence"])
 def test_a_scorer_that_needs_a_run_is_refused(model: LlamaForCausalLM, scorer: str) -> None:
-    with pytest.raises(UserError, match=f"'{scorer}' needs what only a run has.*confidence"):
+    with pytest.raises(UserError, match=f"'{scorer}' needs data that only a run has.*confidence"):
         allo.score(model, [ROW], TOKENIZER, scorer=scorer)
 
 

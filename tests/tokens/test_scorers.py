@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import locate_setup
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_jsonl
-from allo.files.records import Pair, Verdict, Wrong
-from allo.models.start import save_whole, write_start
+from allo.files.records import Verdict, Wrong
 from allo.plan import plan_stage
 from allo.recipe import Recipe
 from allo.recipe.scores import SCORERS
@@ -21,34 +21,19 @@ from allo.stages.check import check
 from allo.tokens import contrast, scorers
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.token_credit import UNSEEN, advantages
+from locate_setup import EOS, FP32, dense_logps, with_pairs
 from tiny import TOKENIZER, model, pairs, weights
 from tiny_run import tiny
 
 # All but the one that needs another model: tests/rewriter/test_rewriter.py.
 NAMES = [name for name in SCORERS if name != "rewriter"]
-FP32 = {"rtol": 1e-4, "atol": 1e-6}
-EOS = TOKENIZER.eos_token_id
-# One step an epoch over all pairs, so that their order is none of the matter.
-TRAINING = {
-    "learning_rate": 0.1,
-    "optim": "sgd",
-    "num_train_epochs": 3,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 1,
-}
+TRAINING = locate_setup.TRAINING | {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
 MAX_GRAD_NORM = 1.0  # the default
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run's folder up to the pairs, with a tiny model to start from."""
-    folder = RunFolder(tmp_path / "run")
-    folder.start.mkdir(parents=True)
-    save_whole(model(), TOKENIZER, folder.start / "model")
-    write_start(folder, folder.start / "model")
-    write_jsonl(folder.pairs, [Pair(prompt_id=str(row), **pair) for row, pair in enumerate(pairs())])
+    folder = with_pairs(tmp_path / "run")
     wrong = [
         Wrong(f"w{row}", str(row), pair["prompt"], pair["rejected"], True, pair["chosen"], [pair["chosen"]])
         for row, pair in enumerate(pairs())
@@ -59,18 +44,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def recipe(scorer: str, *beside: str, **own: Any) -> Recipe:
     settings = {"scorer": scorer, "beside": beside, "batch_size": 4, "weights": "soft", "training": TRAINING}
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "model": "unused",
-        "dtype": "float32",
-        "device": "cpu",
-        "max_length": 64,
-        "data": {"pairs": "unused.jsonl"},
-        "locate": {"training": TRAINING},
-        "score": settings,
-        "evaluate": {"sets": {"none": {"task": "planted_flaws"}}},
-    }
-    return Recipe.model_validate(fields | own)
+    return locate_setup.recipe(**{"locate": {"training": TRAINING}, "score": settings} | own)
 
 
 def table(run: RunFolder) -> list[dict[str, Any]]:
@@ -92,13 +66,6 @@ def dense_side(side: str) -> dict[str, torch.Tensor]:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
         optimizer.step()
     return weights(policy)
-
-
-def dense_logps(policy: Any, prompt: str, completion: str) -> torch.Tensor:
-    before = TOKENIZER(prompt).input_ids
-    after = [*TOKENIZER(completion, add_special_tokens=False).input_ids, EOS]
-    logps = policy(input_ids=torch.tensor([before + after])).logits[0].log_softmax(-1)
-    return logps[len(before) - 1 : -1].gather(1, torch.tensor(after).unsqueeze(1)).squeeze(1)
 
 
 @pytest.mark.invariant(

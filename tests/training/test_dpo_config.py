@@ -278,9 +278,7 @@ def test_mixed_precision_is_the_dtype_of_a_bf16_model(tmp_path: Path) -> None:
     plain = {name: value for name, value in QUIET.items() if name != "bf16"}
     args = trl.DPOConfig(str(tmp_path), max_steps=1, **plain)
     assert args.bf16
-    with pytest.raises(
-        UserError, match=r"^DPOConfig\.bf16 is on, as it is unless told otherwise.*bf16=False"
-    ):
+    with pytest.raises(UserError, match=r"^DPOConfig\.bf16 is on \(its default\).*bf16=False"):
         improving(args)
     trainer = improving(args, policy=model(torch.bfloat16))
     assert args.bf16, "the caller's config stays as it is"

@@ -24,7 +24,6 @@ SGD = {"optim": "sgd", "learning_rate": 0.3}
 CUT = {"rtol": 0, "atol": 1e-6}
 LOSSES: dict[str, dict[str, Any]] = {
     "dpo": {},
-    "r_dpo": {},
     "ipo": {},
     "bco": {},
     "simpo": {"loss": "simpo", "beta": 2.0},

@@ -107,7 +107,7 @@ def test_unselected_weights_keep_their_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optim", ["sgd", "adafactor"])
 def test_another_optimizer_is_refused(optim: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^optim: {optim}: lean training has an AdamW of its own"):
+    with pytest.raises(UserError, match=rf"^optim: {optim}: lean training has its own AdamW"):
         trained(ImproveTrainer, pairs(), tmp_path, own=LEAN, optim=optim)
 
 

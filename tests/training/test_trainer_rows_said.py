@@ -48,7 +48,9 @@ def test_ids_of_another_text_are_refused_by_row(
     kind: type[SelectedTrainer], row: dict[str, Any], column: str, said: str, tmp_path: Path
 ) -> None:
     given = [row, {**row, "prompt": "Another. ", column: ids_of(said)}]
-    with pytest.raises(UserError, match=rf"^prompt train_dataset-1: the `{column}` do not say .*Remove them"):
+    with pytest.raises(
+        UserError, match=rf"^prompt train_dataset-1: the `{column}` do not decode to .*Remove them"
+    ):
         rows_of(kind, given, tmp_path)
     with pytest.raises(UserError, match=rf"^prompt eval_dataset-1: the `{column}`"):
         rows_of(kind, [row], tmp_path, eval_dataset=given)
@@ -73,7 +75,7 @@ def test_a_runs_pairs_given_to_another_model_are_refused(tmp_path: Path) -> None
     own = {"chosen_token_ids": ids_of("Oak.", other), "rejected_token_ids": ids_of("Rock.", other)}
     line = {**PAIR, "prompt_id": "mine-7", "chosen_finished": True, "rejected_finished": True, **own}
     assert rows_of(ImproveTrainer, [line], tmp_path, other)
-    with pytest.raises(UserError, match=r"^prompt mine-7: the `chosen_token_ids` do not say"):
+    with pytest.raises(UserError, match=r"^prompt mine-7: the `chosen_token_ids` do not decode to"):
         rows_of(ImproveTrainer, [line], tmp_path)
 
 

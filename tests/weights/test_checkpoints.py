@@ -218,7 +218,7 @@ def test_a_mask_of_whole_groups_is_the_selection_from_memory(
 
 def test_identical_folders_give_exactly_k_and_a_warning(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "one", {"w": torch.randn(400)})
-    with pytest.warns(UserWarning, match="only 0 weights .* differ, 40 are asked for"):
+    with pytest.warns(UserWarning, match="only 0 weights differ .* 40 are to be selected"):
         mask = mask_from_checkpoints(folder, folder, density=0.1, out=tmp_path / "mask.safetensors")
     assert mask.num_selected == 40
 
@@ -230,7 +230,7 @@ def test_masks_that_cannot_be_made_are_refused_and_leave_no_file(tmp_path: Path)
     for density in (0.0, 1.5, -1.0):
         with pytest.raises(UserError, match="density"):
             mask_from_checkpoints(folder, folder, density=density, out=out)
-    with pytest.raises(UserError, match="'fisher' cannot be taken from two checkpoints"):
+    with pytest.raises(UserError, match="'fisher' cannot be computed from two checkpoints"):
         mask_from_checkpoints(folder, folder, density=0.1, criterion="fisher", out=out)
     with pytest.raises(UserError, match="'rows' is none of weight, row, column"):
         mask_from_checkpoints(folder, folder, density=0.1, granularity="rows", out=out)

@@ -164,7 +164,7 @@ def test_a_forged_stream_is_refused_or_gives_indices_of_the_tensor(data: st.Data
     ],
 )
 def test_lengths_that_contradict_each_other_are_refused(body: bytes) -> None:
-    with pytest.raises(UserError, match="which cannot be"):
+    with pytest.raises(UserError, match="bytes: impossible"):
         gap_code.decode(packed(body), size=LARGEST, where="here")
 
 
@@ -180,7 +180,7 @@ def test_gaps_beyond_every_tensor_are_refused(gap: int) -> None:
 def test_no_more_is_unpacked_than_the_tensor_can_have() -> None:
     bomb = packed(struct.pack("<I", 100_000_000) + bytes(100_000_000))
     tracemalloc.start()
-    with pytest.raises(UserError, match="of a larger tensor"):
+    with pytest.raises(UserError, match="made for a larger tensor"):
         gap_code.decode(bomb, size=3000, where="here")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

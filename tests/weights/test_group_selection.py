@@ -224,7 +224,7 @@ def test_a_mask_of_any_smaller_density_is_the_direct_selection(tmp_path: Path, g
         assert {name: indices.tolist() for name, indices in mask.indices.items()} == direct
         assert mask.metadata["granularity"] == granularity
         assert int(mask.metadata["num_asked"]) == k >= mask.num_selected
-    with pytest.raises(UserError, match=r"density 0\.91 asks for more weights than the importance keeps"):
+    with pytest.raises(UserError, match=r"density 0\.91 selects more weights than the importance file keeps"):
         loaded.mask_at(0.91)
 
 
@@ -245,7 +245,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 
 def test_a_first_group_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="has 4 weights, and only 3 are to be selected"):
+    with pytest.raises(UserError, match="has 4 weights, but only 3 are to be selected"):
         selected({"w": torch.ones(3, 4)}, 3, "row")
 
 

@@ -90,7 +90,7 @@ def int32(*values: int) -> Tensor:
         ({"w": int32(0, 6)}, r"w\.indices go from 0 to 6, outside .*\[2, 3\]"),
         ({"w": int32(-1, 2)}, r"w\.indices go from -1 to 2"),
         ({"w": torch.tensor([1])}, "int32 tensor, found torch.int64"),
-        ({"w": int32(1), "v": int32(1)}, "the mask: v is none of the model's tensors"),
+        ({"w": int32(1), "v": int32(1)}, "the mask: v is not one of the model's tensors"),
     ],
 )
 def test_a_mask_that_is_no_set_of_the_models_weights_is_refused(
@@ -152,6 +152,21 @@ def scores() -> dict[str, Tensor]:
     return {"a": torch.rand(40, 50, generator=generator).bfloat16().float(), "b": torch.zeros(1000)}
 
 
+@pytest.mark.parametrize("granularity", ["weight", "row"])
+def test_an_infinite_score_of_any_criterion_is_refused_by_its_tensor(granularity: str) -> None:
+    """Infinity would rank above every number, and say nothing of the weights."""
+    tensors = scores() | {"c": torch.full((4, 50), torch.inf)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with pytest.raises(UserError, match=r"criterion taylor.*tensor c has .* infinite.*another criterion"):
+        ImportanceMap.top(
+            lambda: tensors.items(),
+            density=0.1,
+            shapes=shapes,
+            metadata={"criterion": "taylor"},
+            granularity=granularity,
+        )
+
+
 @pytest.mark.parametrize("in_memory", [0, 1 << 20])
 def test_a_mask_of_any_smaller_density_is_the_direct_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
@@ -174,7 +189,7 @@ def test_a_mask_of_any_smaller_density_is_the_direct_selection(
         assert all(torch.equal(mask.indices[name], direct[name]) for name in direct)
         assert mask.density == density
         assert mask.metadata == {"criterion": "delta", "score_dtype": "float32", "density": str(density)}
-    with pytest.raises(UserError, match=r"0.81 asks for more weights than the importance keeps \(0.8\)"):
+    with pytest.raises(UserError, match=r"0.81 selects more weights than the importance file keeps \(0.8\)"):
         loaded.mask_at(0.81)
 
 

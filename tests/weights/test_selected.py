@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from allo.errors import UserError
 from allo.weights.fingerprints import as_bits
+from allo.weights.lean_adamw import LeanAdamW
 from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
 
@@ -96,6 +97,11 @@ MASKS = {
     "rows": functools.partial(lines_mask, lines="rows"),
     "columns": functools.partial(lines_mask, lines="columns"),
 }
+
+
+def lean_adamw(selected: SelectedWeights, *, lr: float = LR, weight_decay: float = DECAY) -> LeanAdamW:
+    groups = selected.param_groups(weight_decay=weight_decay)
+    return LeanAdamW(groups, selected.walk, lr=lr, betas=BETAS, eps=EPS)
 
 
 def adamw(selected: SelectedWeights, *, lr: float = LR, weight_decay: float = DECAY) -> torch.optim.AdamW:
@@ -202,12 +208,16 @@ def test_a_sparse_mask_is_dense_adamw_under_that_mask(dtype: torch.dtype, kind: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("max_norm", [1e-3, 1e9])
-def test_unselected_weights_keep_their_bits(dtype: torch.dtype, weight_decay: float, max_norm: float) -> None:
+@pytest.mark.parametrize("lean", [False, True])
+def test_unselected_weights_keep_their_bits(
+    dtype: torch.dtype, weight_decay: float, max_norm: float, lean: bool
+) -> None:
     model = TinyModel().to(dtype)
     before = copy.deepcopy(model)
     mask = sparse_mask(model, untouched=["norm.bias"])
-    selected = SelectedWeights(model, mask)
-    train(model, selected, adamw(selected, weight_decay=weight_decay), data(), max_norm=max_norm)
+    selected = SelectedWeights(model, mask, slots=("ref",), lean=lean)
+    optimizer = (lean_adamw if lean else adamw)(selected, weight_decay=weight_decay)
+    train(model, selected, optimizer, data(), max_norm=max_norm)
     for (name, param), old in zip(model.named_parameters(), before.parameters(), strict=True):
         changed = (as_bits(param.data) != as_bits(old.data)).view(-1).nonzero().squeeze(-1)
         chosen = mask.indices.get(name, torch.tensor([], dtype=torch.int32))
@@ -289,21 +299,25 @@ def test_fp32_masters_move_where_bf16_weights_swallow_the_update() -> None:
         assert torch.equal(param[large[name]], old[large[name]]), "bf16 is 2**-11 apart at 0.1"
 
 
-def test_saved_and_loaded_it_goes_on_identically(tmp_path: Path) -> None:
-    model = TinyModel().to(torch.bfloat16)
+@pytest.mark.parametrize(
+    ("dtype", "lean"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, True)]
+)
+def test_saved_and_loaded_it_goes_on_identically(dtype: torch.dtype, lean: bool, tmp_path: Path) -> None:
+    make_optimizer = lean_adamw if lean else adamw
+    model = TinyModel().to(dtype)
     start = copy.deepcopy(model)
     mask = sparse_mask(model)
-    selected = SelectedWeights(model, mask, slots=("ref",))
-    optimizer = adamw(selected)
+    selected = SelectedWeights(model, mask, slots=("ref",), lean=lean)
+    optimizer = make_optimizer(selected)
     train(model, selected, optimizer, data()[:2])
     selected.capture("ref")  # not what a fresh one would capture
     save_file(selected.state_dict(), tmp_path / "selected.safetensors")
     moments = copy.deepcopy(optimizer.state_dict())
     train(model, selected, optimizer, data()[2:])
 
-    resumed = SelectedWeights(start, mask, slots=("ref",))
+    resumed = SelectedWeights(start, mask, slots=("ref",), lean=lean)
     resumed.load_state_dict(load_file(tmp_path / "selected.safetensors"))
-    resumed_optimizer = adamw(resumed)
+    resumed_optimizer = make_optimizer(resumed)
     resumed_optimizer.load_state_dict(moments)
     train(start, resumed, resumed_optimizer, data()[2:])
     for (name, param), other in zip(model.named_parameters(), start.parameters(), strict=True):

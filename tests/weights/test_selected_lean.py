@@ -1,20 +1,18 @@
 """A lean copy of the selected weights: nine bytes an entry, and the training of fp32 masters."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from test_selected import (
     BETAS,
     DECAY,
     EPS,
-    LR,
     MAX_NORM,
     TinyModel,
     adamw,
     data,
+    lean_adamw,
     loss_of,
     shapes_of,
     sparse_mask,
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 
 from allo.errors import UserError
 from allo.weights.fingerprints import as_bits
-from allo.weights.lean_adamw import LeanAdamW, adamw_
+from allo.weights.lean_adamw import adamw_
 from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
 from allo.weights.split_master import split
@@ -37,11 +35,6 @@ COSINE = 0.995
 # Of the gradient's norm: each entry is rounded to bf16 once a micro-batch.
 NORM = 2**-8
 STATE_BYTES = 9.0  # a selected weight, slots aside
-
-
-def lean_adamw(selected: SelectedWeights, *, lr: float = LR, weight_decay: float = DECAY) -> LeanAdamW:
-    groups = selected.param_groups(weight_decay=weight_decay)
-    return LeanAdamW(groups, selected.walk, lr=lr, betas=BETAS, eps=EPS)
 
 
 def long_data() -> Tensor:
@@ -118,20 +111,6 @@ def test_updates_that_bf16_would_swallow_add_up() -> None:
         assert torch.equal(param[large], old[large]), f"{name}: bf16 is 2**-11 apart at 0.1"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unselected_weights_keep_their_bits(dtype: torch.dtype) -> None:
-    model = TinyModel().to(dtype)
-    before = copy.deepcopy(model)
-    mask = sparse_mask(model, untouched=["norm.bias"])
-    selected = SelectedWeights(model, mask, slots=("ref",), lean=True)
-    train(model, selected, lean_adamw(selected, weight_decay=0.5), data())
-    for (name, param), old in zip(model.named_parameters(), before.parameters(), strict=True):
-        changed = (as_bits(param.data) != as_bits(old.data)).view(-1).nonzero().squeeze(-1)
-        chosen = mask.indices.get(name, torch.tensor([], dtype=torch.int32))
-        assert set(changed.tolist()) <= set(chosen.tolist()), name
-        assert len(changed) > 0 or len(chosen) == 0, f"{name} did not train at all"
-
-
 def test_clipping_takes_the_norm_in_fp32() -> None:
     norms = []
     for lean in (True, False):
@@ -145,31 +124,6 @@ def test_clipping_takes_the_norm_in_fp32() -> None:
         assert as_one(selected.gradients()).norm().item() == pytest.approx(MAX_NORM / 100, rel=NORM)
     assert norms[0] == pytest.approx(norms[1], rel=NORM)
     assert norms[0] != pytest.approx(float(torch.tensor(norms[0]).bfloat16()), rel=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_and_loaded_it_goes_on_identically(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = TinyModel().to(dtype)
-    start = copy.deepcopy(model)
-    mask = sparse_mask(model)
-    selected = SelectedWeights(model, mask, slots=("ref",), lean=True)
-    optimizer = lean_adamw(selected)
-    train(model, selected, optimizer, data()[:2])
-    selected.capture("ref")  # not what a fresh one would capture
-    save_file(selected.state_dict(), tmp_path / "selected.safetensors")
-    moments = copy.deepcopy(optimizer.state_dict())
-    train(model, selected, optimizer, data()[2:])
-
-    resumed = SelectedWeights(start, mask, slots=("ref",), lean=True)
-    resumed.load_state_dict(load_file(tmp_path / "selected.safetensors"))
-    resumed_optimizer = lean_adamw(resumed)
-    resumed_optimizer.load_state_dict(moments)
-    train(start, resumed, resumed_optimizer, data()[2:])
-    for (name, param), other in zip(model.named_parameters(), start.parameters(), strict=True):
-        assert torch.equal(as_bits(param.data), as_bits(other.data)), name
-    for name in mask.indices:
-        assert torch.equal(selected.masters()[name], resumed.masters()[name])
-        assert torch.equal(selected.slot("ref")[name], resumed.slot("ref")[name])
 
 
 def test_a_swap_restores_exact_bits_also_after_an_exception() -> None:

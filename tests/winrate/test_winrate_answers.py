@@ -128,16 +128,16 @@ def test_a_file_that_cannot_serve_is_named(content: str, said: str, run: Path, t
 def test_answers_without_a_shared_key_are_refused(tmp_path: Path) -> None:
     arena = Outputs("arena", "x", [Output("hi", id="a")], {})
     alpaca = Outputs("alpaca", "x", [Output("hi", instruction="Say hello.")], {})
-    with pytest.raises(UserError, match="nothing says which two belong together"):
+    with pytest.raises(UserError, match="so they cannot be matched"):
         duels(arena, alpaca)
-    with pytest.raises(UserError, match="neither holds the instructions"):
+    with pytest.raises(UserError, match="neither has the instructions"):
         duels(arena, arena)
 
 
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"model": "improved"}, "no model 'improved' was evaluated; there are start, aligned"),
+        ({"model": "improved"}, "no model 'improved' was evaluated; it has start, aligned"),
         ({"set": "math"}, "no evaluation set 'math'; there are talk"),
         ({"kind": "sampled"}, "no sampled answers on 'talk'; take --answers greedy"),
     ],

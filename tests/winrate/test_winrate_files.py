@@ -243,7 +243,7 @@ def test_questions_of_another_set_are_refused(run: Path, tmp_path: Path) -> None
     path = tmp_path / "question.jsonl"
     own = of_run(run, model="aligned", set="talk", kind="greedy")
     path.write_text('{"question_id": "1", "turns": [{"content": "Count to two."}]}\n')
-    with pytest.raises(UserError, match=r"no question with the text of 'a', as for 2 of 3 answers"):
+    with pytest.raises(UserError, match=r"lacks the questions of 2 of 3 answers, such as 'a'"):
         matched(own, path)
     path.write_text('{"question_id": "1", "text": "Count to two."}\n')
     with pytest.raises(

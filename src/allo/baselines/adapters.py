@@ -5,13 +5,15 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig, ShiraConfig
-from peft.tuners.shira import ShiraLayer
 from torch import nn
 from trl import DPOConfig, DPOTrainer
 
 from allo.console import say
+from allo.models.internals import check
 from allo.models.load import Model, Tokenizer
 from allo.models.rows import PairRow, counted_pairs
+
+check(__name__)
 
 
 class AdapterTrainer(DPOTrainer):
@@ -53,8 +55,7 @@ class AdapterTrainer(DPOTrainer):
         places = (
             indices
             for module in self.model.modules()
-            if isinstance(module, ShiraLayer)
-            for indices in module.shira_indices.values()
+            for indices in getattr(module, "shira_indices", {}).values()
         )
         return sum(tensor.nbytes for tensor in (*weights, *places))
 

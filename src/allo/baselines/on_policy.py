@@ -9,8 +9,11 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from allo.errors import DivergedError
 from allo.files.records import Completion
+from allo.models.internals import check
 from allo.models.load import Model, Tokenizer, quiet
 from allo.sampling.generate import end_ids, read
+
+check(__name__)
 
 Rewards = Callable[[Sequence[Completion]], list[float]]
 

@@ -174,7 +174,7 @@ def _listed(names: str | None) -> list[str] | None:
 
 def _number(text: str) -> int:
     if not text.isdecimal():
-        raise UserError(f"--seeds: {text!r} is no number; give some like 0,1,2.")
+        raise UserError(f"--seeds: {text!r} is not a number; give numbers such as 0,1,2.")
     return int(text)
 
 
@@ -230,7 +230,7 @@ def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
 
 @delta_app.command("extract")
 def delta_extract(base: Path, tuned: Path, out: Path, profile: Profile = "compact") -> None:
-    """Write what changed from BASE to TUNED as one small file."""
+    """Write the changes from BASE to TUNED as one small file."""
     _check_writable(out)
     from allo.delta import extract
 
@@ -294,7 +294,7 @@ def delta_export(
 def delta_push(
     delta: Path,
     repo: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; made if it is not there.")
+        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; created if it is missing.")
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
@@ -332,7 +332,7 @@ def _print_fields(path: str | Path, found: object) -> None:
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 2 bad input, 130 interrupted (start again to go on)."""
+    """Run the command. Exit codes: 0 done, 2 bad input, 130 interrupted (start again to resume)."""
     try:
         app()
     except UserError as error:
@@ -340,7 +340,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
-            say("allo: interrupted; start it again to go on where it stopped")
+            say("allo: interrupted; start it again to resume where it stopped")
         raise
     except OSError as error:
         if error.errno not in UNWRITABLE:

@@ -47,13 +47,10 @@ def _table(dpo: RunFolder, allo: RunFolder) -> Table:
     sets = list(ours["start"]["sets"])
     table = Table("model", *sets, "KL to SFT", "weights trained", "seconds", "training state")
     for label, model in rows.items():
-        accuracies = [_interval(model["sets"][name]["sampled"]) for name in sets]
+        sampled = (model["sets"][name]["sampled"] for name in sets)
+        accuracies = [f"{one['accuracy']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in sampled]
         table.add_row(*map(cell, (label, *accuracies, *_costs(model))))
     return table
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _costs(model: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a recipe's key, such as evaluate.greedy=false."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="The stage alone: do it again.")]
+Force = Annotated[bool, typer.Option("--force", help="Repeat the stage, even if it is finished.")]
 Harness = Annotated[
     Literal["lm_eval"] | None, typer.Option(help="Measure standard tasks through EleutherAI's lm-eval.")
 ]
@@ -46,7 +46,7 @@ NumFewshot = Annotated[int | None, typer.Option(min=0, help="Examples shown. Def
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows computed together.")]
 MaxNewTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Longest completion. Default: the task's; of allo's own tasks, the run's."),
+    typer.Option(min=1, help="Longest completion. Default: the task's; for allo's own tasks, the run's."),
 ]
 Device = Annotated[str | None, typer.Option(help="Default: the run's, otherwise the first GPU or the CPU.")]
 Dtype = Annotated[
@@ -67,7 +67,7 @@ ChatTemplate = Annotated[
         "--apply-chat-template/--no-chat-template", help="Default: the run's `chat`, otherwise none."
     ),
 ]
-PadToken = Annotated[str | None, typer.Option(help="For a tokenizer that has none, such as its EOS.")]
+PadToken = Annotated[str | None, typer.Option(help="Pad token for a tokenizer without one, such as its EOS.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
 
 _OF_THE_STAGE = {"place", "overrides", "force"}
@@ -101,7 +101,7 @@ def evaluate(
         run_one(load_recipe(_recipe_of_the_stage(place, context), overrides), "evaluate", force=force)
         return
     if force:
-        raise UserError("--force is for the stage alone: with --harness every task is measured again.")
+        raise UserError("--force applies to the stage only: with --harness every task is measured again.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
     names = _names(tasks)

@@ -30,7 +30,7 @@ MaxDistance = Annotated[
 Generations = Annotated[
     int,
     typer.Option(
-        min=1, max=10_000, help="self: repairs of a completion, of which the nearest right one is kept."
+        min=1, max=10_000, help="self: repairs to try per completion; the nearest right one is kept."
     ),
 ]
 Temperature = Annotated[

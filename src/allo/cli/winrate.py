@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str, typer.Option("--of", help="The run's model: aligned, start, or one between, as it was evaluated.")
+    str, typer.Option("--of", help="The run's model: aligned, start, or another that was evaluated.")
 ]
 Set = Annotated[str | None, typer.Option("--set", help="One evaluation set of the run. Default: all.")]
 Answers = Annotated[
@@ -124,7 +124,7 @@ def _pairs(
         raise UserError(f"{place}: there is no such run or file; check the path.")
     if not place.is_dir():
         if not Path(against).is_file():
-            raise UserError(f"--against {against}: there is no such file; beside {place} a file is needed.")
+            raise UserError(f"--against {against}: there is no such file; with {place}, give a file.")
         return [(place.parent, of_file(place), of_file(Path(against)))]
     found = []
     for name in sets_of_run(place) if set is None else [set]:

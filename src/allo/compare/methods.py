@@ -15,7 +15,6 @@ _PLAIN: dict[str, Any] = {
     "locate": None,
     "score": None,
     "forget": None,
-    "order": "forget_first",
     "improve.loss": "dpo",
     "improve.anchor": 0.0,
     "improve.density": 1.0,
@@ -26,9 +25,9 @@ _PLAIN: dict[str, Any] = {
 def _plain(
     *settings: dict[str, Any], scale: float = 1.0, rounds: int | None = None, **changes: Any
 ) -> Method:
-    """Return a method on every weight; `changes` are keys of `improve`, `settings` are tried besides its rate.
+    """Return a method on every weight; `changes` sets keys of `improve`, `settings` are tuned besides its rate.
 
-    `rounds` overrides the recipe's, for a method that samples as it trains.
+    `rounds` replaces the recipe's, for a method that samples while it trains.
     """
     own: dict[str, Any] = {f"improve.{key}": value for key, value in changes.items()}
     own |= {} if rounds is None else {"rounds": rounds}
@@ -43,7 +42,6 @@ METHODS: dict[str, Method] = {
     "sft": _plain(_TWICE, loss="sft", scale=2.0),
     "rft": _plain(_TWICE, loss="rft", scale=2.0),
     "dpo": _plain({"beta": 0.5}, _TWICE, beta=0.1),
-    "r_dpo": _plain({"loss_settings": {"alpha": 0.2}}, _TWICE, loss="r_dpo", beta=0.1),
     "ipo": _plain({"beta": 0.5}, _TWICE, loss="ipo", beta=0.1),
     "bco": _plain({"beta": 0.5}, _TWICE, loss="bco", beta=0.1),
     "simpo": _plain({"beta": 10.0}, _TWICE, loss="simpo", beta=2.0),
@@ -99,7 +97,7 @@ def chosen(compare: Compare, names: list[str] | None) -> list[Resolved]:
 
 
 def resolve(name: str, known: Mapping[str, Method], seen: tuple[str, ...] = ()) -> Resolved:
-    """Return a method including what it inherits from the one that it is `like`."""
+    """Return a method with the settings that it inherits through `like`."""
     if name not in known:
         raise UserError(f"compare: unknown method {name!r}; the methods are {', '.join(known)}.")
     if name in seen:

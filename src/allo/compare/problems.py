@@ -18,7 +18,7 @@ def check_problems(recipe: Recipe) -> None:
         for key, source in fixed.items():
             if source.order == "shuffled":
                 raise UserError(
-                    f"{key}.order: with compare.resample each seed would shuffle otherwise, and meet other problems. "
+                    f"{key}.order: with compare.resample each seed would shuffle differently and use other problems. "
                     "Set order to given."
                 )
     validation = prompts_of(recipe, recipe.compare.validation)
@@ -33,8 +33,8 @@ def check_problems(recipe: Recipe) -> None:
         for other, ids in elsewhere.items():
             if shared := tested & ids:
                 raise UserError(
-                    f"{key} and {other} share {len(shared)} problems, {min(shared)} among them: what is tested on may "
-                    "be neither trained nor tuned on. Choose another split, or set skip and limit."
+                    f"{key} and {other} share {len(shared)} problems, such as {min(shared)}: test problems must not be "
+                    "used for training or tuning. Choose another split, or set skip and limit."
                 )
 
 
@@ -42,8 +42,8 @@ def _check_answers(key: str, prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         if prompt.answer is None:
             raise UserError(
-                f"{key}: prompt {prompt.id} has no `answer`, and a comparison is of accuracies, not of rewards. "
-                "Take a set that has answers."
+                f"{key}: prompt {prompt.id} has no `answer`, but a comparison needs accuracies, not rewards. Choose a "
+                "set that has answers."
             )
 
 

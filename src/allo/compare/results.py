@@ -38,7 +38,7 @@ class SetResult(_Part):
     def _one_entry_a_prompt(self) -> "SetResult":
         num = len(self.prompts)
         if len(set(self.prompts)) != num:
-            raise ValueError("a prompt stands twice in `prompts`")
+            raise ValueError("a prompt occurs twice in `prompts`")
         if self.greedy is None and self.sampled is None:
             raise ValueError("neither `greedy` nor `sampled` holds answers")
         if self.greedy is not None and len(self.greedy) != num:
@@ -175,8 +175,8 @@ def check_results(trials: list[TrialResult]) -> None:
             other = first.setdefault(name, trial)
             if _asked(result) != _asked(other.sets[name]):
                 raise UserError(
-                    f"{trial.path}: set {name!r} has other prompts, or other samples a prompt, than in {other.path}. "
-                    "What is compared answers the same questions: remove the one that is out of date."
+                    f"{trial.path}: set {name!r} has other prompts, or other numbers of samples, than in {other.path}. "
+                    "All trials must answer the same questions: remove the outdated one."
                 )
 
 

@@ -5,7 +5,6 @@ problems are paired: a difference is taken over the seeds that both methods have
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from allo.stats.statistics import (
     holm,
     mean_over_seeds,
     seeds_p,
+    share_figure,
 )
 
 SCHEMA = 1
@@ -49,15 +49,14 @@ def summarise(folder_or_trials: Path | list[TrialResult], *, reference: str = "a
     """Return the content of `comparison.json`. A figure is {"value", "low", "high"}; without an interval both are
     null.
 
-    `methods.NAME.against` is that method less the reference. There `p` is for other seeds and problems, `p_holm` is
-    corrected over every method and set, and `p_seeds` flips the signs of whole seeds. Raises `UserError` for broken
+    `methods.NAME.against` is that method minus the reference. `p` covers new seeds and problems, `p_holm` corrects it
+    over every method and set, and `p_seeds` flips the signs of whole seeds. Raises `UserError` for broken
     or unequal trials, and if the reference has no test trial.
     """
-    trials, failed = (
-        (read_results(folder_or_trials), _failed(folder_or_trials))
-        if isinstance(folder_or_trials, Path)
-        else (folder_or_trials, [])
-    )
+    trials, failed = folder_or_trials, list[str]()
+    if isinstance(trials, Path):
+        folder, trials = trials / "failed", read_results(trials)
+        failed = [str(path.relative_to(folder)) for path in sorted(folder.glob("*/*.json"))]
     check_results(trials)
     tested = by_method(trial for trial in trials if trial.purpose == "test")
     if reference not in tested:
@@ -122,12 +121,6 @@ def grid(trials: list[TrialResult], name: str, kind: str) -> Grid | None:
     return np.stack(present) if len(present) == len(rows) else None
 
 
-def share_figure(values: Grid) -> Json:
-    """Return a share's figure, with its interval kept within 0 and 1."""
-    estimate = crossed_bootstrap(values, seed=SEED)
-    return {"value": estimate.value, "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
-
-
 def _figures(trials: list[TrialResult]) -> Json:
     return {
         "settings": trials[0].settings,
@@ -143,7 +136,7 @@ def _figures(trials: list[TrialResult]) -> Json:
 def _set_figures(trials: list[TrialResult], name: str) -> Json:
     kinds = trials[0].sets[name].rows()
     grids = {kind: grid(trials, name, kind) for kind in kinds}
-    figures = {kind: share_figure(values) for kind, values in grids.items() if values is not None}
+    figures = {kind: share_figure(values, seed=SEED) for kind, values in grids.items() if values is not None}
     return figures | {"tokens": _scalar(trials, lambda trial: trial.sets[name].mean_tokens)}
 
 
@@ -154,7 +147,7 @@ def _scalar(trials: list[TrialResult], of: Callable[[TrialResult], float | None]
         return None
     if len(values) == 1:
         return {"value": values[0], "low": None, "high": None}
-    return _figure(mean_over_seeds(values))
+    return mean_over_seeds(values).figure
 
 
 def _kl_figure(trials: list[TrialResult]) -> Json | None:
@@ -163,11 +156,6 @@ def _kl_figure(trials: list[TrialResult]) -> Json | None:
     if len(trials) == 1 and only is not None:
         return {"value": only.value, "low": only.low, "high": only.high}
     return _scalar(trials, lambda trial: trial.kl.value if trial.kl else None)
-
-
-def _figure(estimate: Estimate) -> Json:
-    found = asdict(estimate)
-    return {key: found[key] for key in ("value", "low", "high")}
 
 
 def _against(trials: list[TrialResult], reference: list[TrialResult]) -> Json | None:
@@ -201,7 +189,7 @@ def _set_against(left: list[TrialResult], right: list[TrialResult], name: str) -
 
 
 def _difference(estimate: Estimate, differences: Grid) -> Json:
-    return {"difference": _figure(estimate), "p": crossed_p(differences)}
+    return {"difference": estimate.figure, "p": crossed_p(differences)}
 
 
 def _correct(comparisons: list[Json]) -> None:
@@ -223,7 +211,3 @@ def _best_other(methods: Json, name: str, reference: str) -> str | None:
         if method not in (START, reference) and (found := entry["sets"].get(name))
     }
     return max(others, key=lambda method: others[method]["value"], default=None)
-
-
-def _failed(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder / "failed")) for path in sorted((folder / "failed").glob("*/*.json"))]

@@ -1,6 +1,7 @@
 """A comparison for readers: `comparison.md`, made from its summary alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from allo.report import figures
@@ -167,16 +168,13 @@ def _sees(entry: Json) -> Cell:
     return Cell(", ".join(entry["sees"]) or figures.ABSENT)
 
 
-def _share(figure: Json | None) -> Cell:
+def _share(figure: Json | None, *, form: Callable[[float | None], str] = figures.percent) -> Cell:
     if figure is None:
         return Cell(figures.ABSENT)
-    return Cell(figures.percent(figure["value"]), figures.percent_interval(figure["low"], figure["high"]))
+    return Cell(form(figure["value"]), figures.percent_interval(figure["low"], figure["high"]))
 
 
-def _points(figure: Json | None) -> Cell:
-    if figure is None:
-        return Cell(figures.ABSENT)
-    return Cell(figures.points(figure["value"]), figures.percent_interval(figure["low"], figure["high"]))
+_points = partial(_share, form=figures.points)
 
 
 def _number(figure: Json | None, *, digits: int) -> Cell:

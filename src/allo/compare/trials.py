@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 RATED = ("forget", "improve")
 # The last stages of the two shared preparations: samples with their pairs, then importance and token scores.
 SAMPLED, PREPARED = "pair", "score"
+_PREPARING = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
 
 Purpose = Literal["tune", "test"]
 Overrides = Mapping[str, Any]
@@ -96,7 +97,7 @@ class Comparison:
         return self.path / "failed" / trial.method.name / f"{trial.name}.json"
 
     def set_aside_other_tests(self, trials: Sequence[Trial]) -> None:
-        """Move test trials of other settings out of the results: a method is compared as it is tuned now."""
+        """Move test trials with other settings out of the results: only the tuned setting is compared."""
         names = {self.file(trial) for trial in trials}
         for folder in {self.file(trial).parent for trial in trials}:
             for file in set(folder.glob("test-*.json")) - names:
@@ -128,7 +129,7 @@ class Comparison:
     def result(self, trial: Trial, recipe: Recipe) -> dict[str, Any] | None:
         """Return the result, or failure record, of a trial with the same recipe and files; otherwise None.
 
-        Raises `UserError` for a file that is neither, or damaged.
+        Raises `UserError` for any other file, and for a damaged one.
         """
         files = self.files(recipe)
         for file in (self.file(trial), self.failure_file(trial)):
@@ -156,11 +157,10 @@ def preparations(recipe: Recipe) -> list[Preparation]:
     """Return the shared stages that a trial starts from: first its pairs, then its importance and token scores."""
     made: list[Preparation] = []
     for until in (SAMPLED, PREPARED):
+        shared = _PREPARING[: _PREPARING.index(until) + 1]
         stages = [stage for stage in stages_of(recipe) if stage.name not in ("forget", "improve")]
         names = [stage.name for stage in stages]
-        last = max(
-            (i for i, name in enumerate(names) if name.removeprefix("round-1/") in _up_to(until)), default=-1
-        )
+        last = max((i for i, name in enumerate(names) if name.removeprefix("round-1/") in shared), default=-1)
         keys = [key for stage in stages[: last + 1] for key in stage.keys]
         config = {key: value_at(recipe, key) for key in keys}
         key = f"{until}-{sha256_json([names[: last + 1], config])[:12]}"
@@ -262,11 +262,6 @@ def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _trained(stages: dict[str, Any]) -> dict[str, Any]:
     trained = ("locate", "score", "forget", "improve")  # in rounds also round-1/locate and so on
     return {name: stage for name, stage in stages.items() if name.rpartition("/")[2] in trained}
-
-
-def _up_to(until: str) -> tuple[str, ...]:
-    order = ("sft", "begin", "sample", "judge", "pair", "locate", "score")
-    return order[: order.index(until) + 1]
 
 
 def _in(recipe: Recipe, folder: Path) -> Recipe:

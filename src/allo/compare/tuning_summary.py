@@ -13,7 +13,7 @@ from allo.compare.trials import RATE
 from allo.files.artifacts import sha256_json
 from allo.stats.metrics import CONFIDENCE
 from allo.stats.rate_curves import RateCurve, kl_at_equal_accuracy, robustness
-from allo.stats.statistics import crossed_bootstrap
+from allo.stats.statistics import share_figure
 
 Json = dict[str, Any]
 Candidate = list[TrialResult]  # the trials of one setting, over tuning seeds
@@ -44,7 +44,7 @@ def summarise_tuning(trials: list[TrialResult], *, reference: str, seed: int) ->
             "over_rates": {
                 "settings": _others(curves[method][0]),
                 "rates": [_tried(candidate, seed=seed) for candidate in curves[method]],
-                "robustness": _robustness(curves[method], seed=seed),
+                "robustness": _robustness(curves[method], seed=seed) if len(curves[method]) > 1 else None,
                 "equal_accuracy": None
                 if method == reference or reference not in curves
                 else _equal_accuracy(curves[method], curves[reference], start, seed=seed),
@@ -90,17 +90,12 @@ def _start(trials: list[TrialResult], name: str) -> NDArray[np.float64] | None:
 
 
 def _tried(candidate: Candidate, *, seed: int) -> Json:
-    estimate = crossed_bootstrap(_right(candidate), seed=seed)
     kl = _kl(candidate)
     return {
         "rate": candidate[0].settings[RATE],
         "settings": _others(candidate),
         "seeds": [trial.seed for trial in candidate],
-        "accuracy": {
-            "value": estimate.value,
-            "low": max(0.0, estimate.low),
-            "high": min(1.0, estimate.high),
-        },
+        "accuracy": share_figure(_right(candidate), seed=seed),
         "kl": None if kl is None else kl[0],
     }
 
@@ -116,18 +111,12 @@ def _kl(candidate: Candidate) -> tuple[float, float] | None:
     return mean, float(np.sqrt(np.square(errors).sum()) / len(found))
 
 
-def _robustness(curve: list[Candidate], *, seed: int) -> Json | None:
-    if len(curve) < 2:
-        return None
+def _robustness(curve: list[Candidate], *, seed: int) -> Json:
     return asdict(robustness(_rates(curve), _answers(curve), seed=seed))
 
 
 def _equal_accuracy(
-    curve: list[Candidate],
-    reference: list[Candidate],
-    start: NDArray[np.float64] | None,
-    *,
-    seed: int,
+    curve: list[Candidate], reference: list[Candidate], start: NDArray[np.float64] | None, *, seed: int
 ) -> Json | None:
     curves = [_rate_curve(own) for own in (curve, reference)]
     if start is None or curves[0] is None or curves[1] is None:

@@ -67,8 +67,8 @@ class Workers:
                     future.result()  # raises the job's exception
                 except BrokenProcessPool as error:
                     raise UserError(
-                        f"compare: a worker ended at {names[future]}, for want of memory perhaps: lower --jobs and start "
-                        "it again; what is done is kept."
+                        f"compare: a worker ended at {names[future]}, perhaps for lack of memory: lower --jobs and "
+                        "start it again; finished trials are kept."
                     ) from error
                 ended(number, names[future])
 

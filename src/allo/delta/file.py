@@ -114,7 +114,7 @@ def read_delta(path: str | Path) -> Delta:
         raise UserError(f"{path}: a tensor is missing, the file holds {found}: write it again")
     not_finite = first_not_finite(delta.values.items())
     if not_finite is not None:
-        say(f"{path}: {not_finite}: whoever applies this delta gets a model with such weights")
+        say(f"{path}: {not_finite}: a model to which this delta is applied gets such weights")
     return delta
 
 

@@ -83,8 +83,8 @@ def push(delta: str | Path, repo: str, *, private: bool = False) -> str:
 
 def _no_commit(repo: str) -> UserError:
     return UserError(
-        f"{repo}: the hub took the upload but its answer names no commit, so the file may not be there: look whether "
-        f"{SCHEME}{repo} gives it (`allo delta info`), and push again if not; check HF_ENDPOINT."
+        f"{repo}: the hub accepted the upload but named no commit, so the file may be missing: try `allo delta info "
+        f"{SCHEME}{repo}`, push again if that fails, and check HF_ENDPOINT."
     )
 
 
@@ -105,7 +105,7 @@ def _check_names(place: str, repo: str, file: str, revision: str | None) -> None
     for name in (found.etag, found.commit_hash):
         if name is not None and not _PLAIN.fullmatch(name):
             raise UserError(
-                f"{place}: the hub calls the file {name[:80]!r}, which is no name of a file: it is not downloaded."
+                f"{place}: the hub calls the file {name[:80]!r}, which is not a file name: it is not downloaded."
             )
 
 
@@ -134,8 +134,8 @@ def _reason(error: Exception) -> str:
         return f"the repository has no such file; name it, as in {SCHEME}OWNER/NAME/{FILE}"
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return (
-            "the hub has no such repository, or does not let you in; check its name,"
-            " and log in (`hf auth login`) or set HF_TOKEN to a token with the right to it"
+            "the hub has no such repository, or you have no access; check its name, and log in (`hf auth login`) or "
+            "set HF_TOKEN to a token that has access"
         )
     if status is not None:
         return f"the hub answered with status {status}; try again later"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.errors import UserError
@@ -35,9 +34,8 @@ def merge(first: str | Path, second: str | Path, out: str | Path) -> MergeInfo:
         overruled = as_bits(one.values[name][both]) != as_bits(two.values[name][again])
         num_shared += len(overruled)
         num_overruled += int(overruled.sum())
-        indices[name], values[name] = _union(
-            (one.indices[name][~both], two.indices[name]), (one.values[name][~both], two.values[name])
-        )
+        indices[name], order = torch.cat((one.indices[name][~both], two.indices[name])).sort()
+        values[name] = torch.cat((one.values[name][~both], two.values[name]))[order]
     metadata = dict(one.metadata.items() & two.metadata.items()) | {"made_by": "merge"}
     write_delta(
         out,
@@ -48,12 +46,6 @@ def merge(first: str | Path, second: str | Path, out: str | Path) -> MergeInfo:
         metadata=metadata,
     )
     return MergeInfo(num_shared, num_overruled, info(out))
-
-
-def _union(indices: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Join two disjoint sets of entries into one, sorted."""
-    where, order = torch.cat(indices).sort()
-    return where, torch.cat(values)[order]
 
 
 def _check_same_base(one: Delta, two: Delta, *, where: str) -> None:

@@ -100,7 +100,7 @@ def check_layout(change: Delta, base: Checkpoint, *, what: str) -> None:
     for name, values in change.values.items():
         if values.dtype != base.stored[name].dtype:
             raise UserError(
-                f"{what} was made from a base in {values.dtype}, tensor {name} of {base.folder} is"
+                f"{what} was made from a base in {values.dtype}, but tensor {name} of {base.folder} is"
                 f" {base.stored[name].dtype}: apply it to the base in its original dtype"
             )
 
@@ -139,8 +139,8 @@ def patch_of(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> Pa
             raise UserError(f"the delta was made for another model: tensor {name} is {found}")
         if torch.promote_types(tensor.dtype, values.dtype) != tensor.dtype:
             raise UserError(
-                f"the delta's values are {values.dtype}: tensor {name} of the model is {tensor.dtype} and"
-                f" would round them; load the model in {values.dtype}"
+                f"the delta's values are {values.dtype}, but tensor {name} of the model is {tensor.dtype} and would "
+                f"round them; load the model in {values.dtype}"
             )
     places = {
         name: places_of(where.to(tensors[name].device), tensors[name].shape)

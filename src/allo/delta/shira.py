@@ -138,8 +138,8 @@ def _check_exportable(base: Checkpoint, change: Delta, linear: Collection[str], 
     for name in (name for name in base.stored if name in change.indices):
         if name not in linear:
             raise UserError(
-                f"{what} changes {name}, which is no weight of a Linear layer, or one that another layer shares:"
-                " a SHiRA adapter cannot hold it; use --format full"
+                f"{what} changes {name}, which is not a Linear layer's weight, or is shared with another layer: a "
+                "SHiRA adapter cannot hold it; use --format full"
             )
         if change.values[name].dtype not in FLOATS:
             raise UserError(
@@ -149,7 +149,7 @@ def _check_exportable(base: Checkpoint, change: Delta, linear: Collection[str], 
 
 
 def _layers(base: Checkpoint, change: Delta, *, where: str) -> dict[str, Increments]:
-    """Return the touched layers that sparse differences can express, after checking every tensor of the base."""
+    """Return the changed layers that sparse differences can express, after checking every tensor of the base."""
     layers = {}
     for name, entry in track(base.stored.items(), "delta, export", total=len(base.stored)):
         if name not in change.indices:

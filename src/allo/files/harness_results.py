@@ -8,9 +8,9 @@ from typing import Any
 from allo.console import say
 from allo.errors import UserError
 from allo.files.artifacts import FileHashes, RunFolder, read_json, remove, write_json
+from allo.files.evaluation import SCHEMA
 from allo.files.manifest import read_manifest, write_manifest
 
-SCHEMA = 1
 BLOCK = "harness"
 # Results that differ in one of these are kept side by side; otherwise the later one replaces the earlier.
 SAME = (

@@ -5,13 +5,12 @@ from pathlib import Path
 from allo.files.artifacts import RunFolder, sha256_text
 from allo.recipe import Recipe
 from allo.recipe.numbers import Count, CountOrZero
-from allo.recipe.sources import Data
 
 _SEEDS = 2**31  # seeds that every generator accepts
 
 
 class RoundRecipe(Recipe):
-    """A recipe for round `number`, with the round's own seeds and prompts."""
+    """A recipe for round `number`, with the round's own seeds."""
 
     number: Count
     order_seed: CountOrZero
@@ -24,26 +23,13 @@ class RoundRecipe(Recipe):
 def of_round(recipe: Recipe, number: int) -> RoundRecipe:
     """Return the recipe of round `number`, counted from 1. The first round's recipe is unchanged.
 
-    Prompts keep one order in all rounds, so that later rounds take prompts that no earlier round took.
+    All rounds take the same prompts, in one order.
     """
     changed: dict[str, object] = {"number": number, "order_seed": recipe.seed_of_order}
     if number > 1:
         changed["seed"] = seed_of_round(recipe.seed, number)
         changed["data_seed"] = seed_of_round(recipe.seed_of_data, number)
-    if recipe.round_prompts == "next":
-        taken = (number - 1) * (recipe.data.limit or 0)
-        changed["data"] = recipe.data.model_copy(update={"skip": recipe.data.skip + taken})
     return RoundRecipe.model_validate({**dict(recipe), **changed})
-
-
-def data_of_rounds(recipe: Recipe) -> dict[int, Data]:
-    """Return each distinct data block by the number of the first round that uses it."""
-    found = {1: recipe.data}
-    for number in range(2, recipe.rounds + 1):
-        data = of_round(recipe, number).data
-        if data not in found.values():
-            found[number] = data
-    return found
 
 
 def seed_of_round(seed: int, number: int) -> int:
@@ -68,7 +54,7 @@ def first_round(run: RunFolder) -> RunFolder:
 
 
 def training_folders(recipe: Recipe, run: RunFolder) -> dict[str, Path]:
-    """Return each training stage's folder by name, in the recipe's order."""
+    """Return each training stage's folder by name, in order."""
     folders = {"forget": run.forget, "improve": run.improve}
     return {name: folders[name] for name in recipe.training_stages}
 

@@ -87,17 +87,6 @@ def remove_old_marks(stages: Sequence[Stage], folder: RunFolder) -> None:
             remove(stage.begun(folder))
 
 
-def in_order(stages: Sequence[Stage], training: Sequence[str]) -> list[Stage]:
-    """Return the stages with those of `training` in that order, each reading the previous one's output."""
-    by_name = {stage.name: stage for stage in stages}
-    chain: list[Stage] = []
-    for name in training:
-        left = chain[-1].writes if chain else ()
-        chain.append(replace(by_name[name], reads=by_name[name].reads + left))
-    turn = iter(chain)
-    return [next(turn) if stage.name in training else stage for stage in stages]
-
-
 def in_rounds(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
     """Return a recipe's stages with everything between `sft` and `evaluate` repeated in rounds.
 
@@ -119,13 +108,11 @@ def _stages_of_round(number: int, alignment: Sequence[Stage], recipe: Recipe) ->
     """Yield one round's stages: its starting model, then the alignment. Later rounds may keep the first's importance."""
     here, first = round_name(number), round_name(1)
     result = alignment[-1].writes[0]
-    # Momentum extrapolates the difference between the models that the last two rounds left.
-    models = ["00-sft", *(f"{round_name(earlier)}/{result}" for earlier in range(1, number))]
     yield StageOfRound(
         f"{here}/begin",
-        tuple(models[-2:]),
+        ("00-sft" if number == 1 else f"{round_name(number - 1)}/{result}",),
         (f"{here}/00-sft",),
-        ("momentum",) if number > 1 else (),
+        (),
         verb="begin",
         number=number,
     )

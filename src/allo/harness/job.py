@@ -1,7 +1,6 @@
 """Measurement of one command's models; each result is written as soon as it exists."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from allo.console import say
 from allo.errors import UserError
 from allo.files import harness_results as harness_block
 from allo.files.artifacts import RunFolder, held
+from allo.files.evaluation import HarnessModel
 from allo.harness.measure import HarnessSettings, load_tasks, measure
 from allo.harness.subject import Source, load, of_model, of_run
 from allo.recipe import Recipe, load_recipe
-from allo.report.run_view import HarnessModel
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Job:
         harness_block.read_block(self.output)
         tasks = load_tasks(names, self.settings)
         measured = []
-        with self._alone():
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with held(self.run.path) if self.run else nullcontext():  # another file needs no lock
             for source in self.sources:
                 say(f"{source.label} ...")
                 subject = load(
@@ -45,7 +45,9 @@ class Job:
                     trust_remote_code=trust_remote_code or self.trust_remote_code,
                 )
                 for results in measure(subject, tasks, self.settings):
-                    with self._amended():
+                    with (
+                        harness_block.amended(run, self.output) if (run := self._evaluated) else nullcontext()
+                    ):
                         for result in results:
                             name = harness_block.add(
                                 self.output,
@@ -53,7 +55,7 @@ class Job:
                                 label=source.label,
                                 fingerprint=subject.fingerprint,
                                 result=result,
-                                replaces=self._evaluated is not None,
+                                replaces=run is not None,
                             )
                             measured.append(name)
         block = harness_block.read_block(self.output)
@@ -65,24 +67,6 @@ class Job:
         """Return the run whose evaluation receives the results; None if they go elsewhere."""
         run = self.run
         return run if run is not None and self.output.resolve() == run.evaluation.resolve() else None
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold a run's folder, so that no other process works in it; another file needs no lock."""
-        if self.run is None:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            yield
-            return
-        with held(self.run.path):
-            yield
-
-    @contextmanager
-    def _amended(self) -> Iterator[None]:
-        if self._evaluated is None:
-            yield
-            return
-        with harness_block.amended(self._evaluated, self._evaluated.evaluation):
-            yield
 
 
 def run_of(place: Path, overrides: list[str] | None) -> tuple[Recipe, RunFolder] | None:
@@ -131,8 +115,8 @@ def model_job(
     chat: bool | None,
     pad_token: str | None,
 ) -> Job:
-    """Return the job for a model, alone or with a delta. Raises `UserError` if no place for results is given."""
+    """Return the job for a model, alone or with a delta. Raises `UserError` if no file for results is given."""
     if output is None:
-        raise UserError(f"{base}: no run's folder, so say where the results go with --output FILE.json.")
+        raise UserError(f"{base}: not a run's folder; name a file for the results with --output FILE.json.")
     source = of_model(base, delta, pad_token=pad_token)
     return Job([source], replace(settings, chat=bool(chat)), output)

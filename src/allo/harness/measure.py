@@ -245,7 +245,7 @@ def _loading(name: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise UserError(
-            f"--tasks {name}: lm-eval needs a further package for it ({error}); install what it names."
+            f"--tasks {name}: lm-eval needs another package for it ({error}); install that package."
         ) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(

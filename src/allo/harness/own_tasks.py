@@ -50,7 +50,7 @@ def splits(
 def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]:
     """Return the accuracy on one problem: whether the final answer is right, as in a run's evaluation.
 
-    The verifier is the problem's own (`auto`) whatever a recipe sets: a standard task is the same for all models.
+    The verifier is always the problem's own (`auto`), so that a standard task is the same for all models.
     """
     prompt = Prompt(**{name: row[name] for name in COLUMNS})
     [text] = completions
@@ -59,7 +59,7 @@ def verdict(row: dict[str, Any], completions: Sequence[str]) -> dict[str, float]
 
 
 def names() -> list[str]:
-    """Return every task of ours that has a file for lm-eval."""
+    """Return allo's tasks that have a file for lm-eval."""
     return sorted(path.stem for path in FOLDER.glob(f"{PREFIX}*.yaml"))
 
 

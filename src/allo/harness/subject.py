@@ -76,7 +76,7 @@ def load(source: Source, *, dtype: str | None, device: str, trust_remote_code: b
     folder, gguf = locate_checkpoint(source.base, MODEL_FILES)
     change = None if source.delta is None else read_delta(source.delta)
     if change is not None and gguf is not None:
-        raise UserError(f"{source.base}: a delta is for the bits of a checkpoint folder, not of a GGUF file.")
+        raise UserError(f"{source.base}: a delta applies to a checkpoint folder, not to a GGUF file.")
     if change is not None:
         _check_base(change, folder, source)
     stored = DTYPES["bfloat16"] if gguf else _stored_dtype(folder)

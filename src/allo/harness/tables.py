@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from allo.console import cell
+from allo.files.evaluation import HarnessModel
 from allo.report.harness import harness_tables
-from allo.report.run_view import HarnessModel
 
 _WIDTH = 110  # even on a narrower terminal, so that its headings stay readable
 

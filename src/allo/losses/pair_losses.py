@@ -56,19 +56,6 @@ def dpo(pairs: PairSums, *, beta: float, label_smoothing: float = 0.0) -> Tensor
     )
 
 
-def r_dpo(pairs: PairSums, *, beta: float, alpha: float = 0.05) -> Tensor:
-    """Return DPO under a reward that costs alpha a token (R-DPO, arXiv 2403.19159).
-
-        -log sigmoid(beta (Delta_c - Delta_r) + alpha (length_c - length_r))
-
-    The best policy for reward - alpha * length has reward = beta * log-ratio + alpha * length + const. So a longer
-    chosen answer has less left to win. The paper's alpha depends on the data; 0.05 is the smallest that the SimPO paper
-    tries.
-    """
-    margin = beta * (pairs.chosen_logratios - pairs.rejected_logratios)
-    return -logsigmoid(margin + alpha * (pairs.chosen_lengths - pairs.rejected_lengths))
-
-
 def ipo(pairs: PairSums, *, beta: float, length_average: bool = True) -> Tensor:
     """Return IPO of each pair, (h - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17; beta is its tau).
 

@@ -1,1 +1,5 @@
 """Models of transformers: loading, checks and log-probs; and text to token ids."""
+
+from allo.models.internals import check
+
+check(__name__)

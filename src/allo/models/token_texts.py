@@ -34,10 +34,5 @@ def _text(tokenizer: PreTrainedTokenizerBase, number: int, byte_of: dict[str, in
     if _UNREADABLE not in text:
         return text
     if all(letter in byte_of for letter in token):
-        return _escaped(bytes(byte_of[letter] for letter in token))
+        return bytes(byte_of[letter] for letter in token).decode("utf-8", errors="backslashreplace")
     return token
-
-
-def _escaped(content: bytes) -> str:
-    """Decode bytes, with escapes for those that do not form a whole character."""
-    return content.decode("utf-8", errors="backslashreplace")

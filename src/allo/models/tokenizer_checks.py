@@ -49,6 +49,14 @@ def check_ids_fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, 
         )
 
 
+def require_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless the tokenizer has a pad token."""
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
+        )
+
+
 @contextmanager
 def _no_native_output() -> Iterator[None]:
     """Hide native code's output to standard error on failure: its error says the same."""

@@ -20,7 +20,7 @@ from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
 from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.rounds import rounds_there
-from allo.files.stage import Stage, in_order, in_rounds, read_mark, remove_old_marks
+from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.recipe import Recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import sources_read
@@ -56,7 +56,7 @@ STAGES = (
     ),
     Stage(
         "improve",
-        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors"),
+        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
         ("07-improve",),
         (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
     ),
@@ -81,7 +81,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
     }
-    kept = in_order([stage for stage in STAGES if not left_out.get(stage.name)], recipe.training_stages)
+    kept = [stage for stage in STAGES if not left_out.get(stage.name)]
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
 
 
@@ -177,16 +177,6 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         yield run
 
 
-def _manifest(recipe: Recipe) -> dict[str, Any]:
-    """Return the beginning of a run's manifest, before its stages."""
-    return {
-        "schema": SCHEMA,
-        "name": recipe.name,
-        "allo": importlib.metadata.version("allo-align"),
-        "identity": identity(recipe),
-    }
-
-
 @dataclass(frozen=True)
 class _Work:
     """One stage with its dependencies; it is finished if their hash is on record."""
@@ -235,11 +225,6 @@ def _work(stage: Stage, recipe: Recipe, run: RunFolder, *, reads_only: bool = Fa
     return _Work(stage, run, hashes, config, _hash_inputs(stage, config, run, hashes))
 
 
-def _is_full_disk(error: Exception, folder: Path) -> bool:
-    """Return whether a write failed for lack of space; safetensors and torch then raise errors of their own."""
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_SPACE
-
-
 def value_at(recipe: Recipe, key: str) -> Any:
     """Return the recipe's value at a dotted key, as JSON; None if a block on the way is null."""
     value: Any = recipe
@@ -264,7 +249,9 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     try:
         counts = stage.run(recipe, run)
     except Exception as error:
-        if not isinstance(error, UserError) and _is_full_disk(error, run.path):
+        # Without space, safetensors and torch raise errors of their own.
+        is_full = "No space left" in str(error) or shutil.disk_usage(run.path).free < _LEAST_SPACE
+        if is_full and not isinstance(error, UserError):
             raise UserError(
                 f"{run.path}: no space left on the disk. Make room and start it again: what is done is kept."
             ) from error
@@ -283,7 +270,14 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     }
     entries = stages_done(run) | {stage.name: entry}
     in_order = {one.name: entries[one.name] for one in stages_of(recipe) if one.name in entries}
-    write_manifest(run, _manifest(recipe) | {"stages": in_order})
+    manifest = {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "allo": importlib.metadata.version("allo-align"),
+        "identity": identity(recipe),
+        "stages": in_order,
+    }
+    write_manifest(run, manifest)
     stage.begun(run).unlink()
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")

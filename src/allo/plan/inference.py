@@ -19,11 +19,12 @@ _WORD = 2
 
 
 def plan_sampling(recipe: Recipe) -> StagePlan:
-    """Plan sampling with whole prompts first, and all completions at full length in the end."""
+    """Plan sampling: its first step with whole prompts, its last with all completions at full length."""
     with torch.inference_mode(), Rehearsal() as rehearsal:
         model = _load(recipe, rehearsal)
         lengths = _generate(recipe, recipe.sample, recipe.sample.num_generations, model, rehearsal)
-    rows = _rows(recipe.sample.batch_size, recipe.sample.num_generations)
+    sample = recipe.sample  # all completions of a prompt are decoded together
+    rows = max(1, sample.batch_size // sample.num_generations) * sample.num_generations
     load = f"{rows} completions of {lengths.prompt} + {lengths.completion} tokens"
     return StagePlan("sample", load, dict(rehearsal.at_peak))
 
@@ -86,22 +87,12 @@ def _generate(
         max_new_tokens=settings.max_new_tokens,
     )
     kept = sum(states.nbytes for states in cache)
-    _draw(logits)
+    # Probabilities are in fp32 and fully sorted, as on a GPU.
+    logits.float().softmax(-1).topk(logits.shape[1]).values.cumsum(-1)
     if rehearsal.peak > before:
         rehearsal.at_peak["activations"] -= kept
         rehearsal.at_peak["cache"] += kept
     return lengths
-
-
-def _rows(batch_size: int, num_generations: int) -> int:
-    """Return the rows decoded together, which include all completions of a prompt."""
-    return max(1, batch_size // num_generations) * num_generations
-
-
-def _draw(logits: Tensor) -> None:
-    """Compute probabilities in fp32, fully sorted, as on a GPU."""
-    probs = logits.float().softmax(-1)
-    probs.topk(probs.shape[1]).values.cumsum(-1)
 
 
 def _batch(lengths: Lengths, size: int) -> dict[str, Tensor]:

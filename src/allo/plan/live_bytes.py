@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from allo.models.internals import check
+
+check(__name__)
+
 
 class LiveBytes(TorchDispatchMode):
     """A counter of each storage's bytes, from the operation that makes it until its last tensor is gone.
@@ -33,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
         self._alive: dict[int, _Alive] = {}  # by the storage's address
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count tensors that existed before, or rename those that are counted already."""
+        """Count tensors that existed before; give those already counted another kind."""
         for tensor in tensors:
             self._count(tensor, kind)
             alive = self._alive[tensor.untyped_storage()._cdata]

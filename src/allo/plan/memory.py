@@ -8,13 +8,13 @@ from allo.errors import UserError
 
 # Kinds of memory in the table's order, with their meanings.
 KINDS = {
-    "weights": "all of the model, in the run's dtype",
-    "state": "of the selected weights: places, masters, gradient, the optimizer's moments",
-    "slots": "of the selected weights: the bits that the reference has",
+    "weights": "the whole model, in the run's dtype",
+    "state": "the selected weights' places, masters, gradient and optimizer moments",
+    "slots": "the selected weights' bits in the reference",
     "gradient": "one tensor's dense gradient, until its selected entries are taken",
-    "log-probs": "logits of a chunk of completion tokens (of a row's next token), and what is made of them",
+    "log-probs": "logits of a chunk of completion tokens (of a row's next token), and tensors made from them",
     "cache": "keys and values of prompts and completions at their longest, a prompt's once",
-    "activations": "what the backward pass will need, and the scratch of the operation at the peak",
+    "activations": "tensors kept for the backward pass, and the scratch of the operation at the peak",
 }
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 

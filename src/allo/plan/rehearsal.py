@@ -13,7 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from allo.models.internals import check
 from allo.plan.live_bytes import LiveBytes
+
+check(__name__)
 
 _SMALL = 2  # bytes of an entry: 16 and 8 bits hold numbers or parts of them, never an index or an id
 

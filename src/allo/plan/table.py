@@ -43,19 +43,19 @@ def explanation(plan: Plan, *, gpus: int) -> str:
     lines = ["total = " + " + ".join(KINDS), ""]
     lines += [f"  {kind:<12} {meaning}" for kind, meaning in KINDS.items()]
     lines += [
-        f"  {'host':<12} beside it in host memory; where the device is the CPU, add it to the total",
+        f"  {'host':<12} in the host's memory; if the device is the CPU, add it to the total",
         "",
         "Each stage at its longest rows:",
         *(f"  {stage.stage:<12} {stage.load}" for stage in plan.stages),
         "",
-        "Counted are tensors, as torch's own operations allot them. Not counted: what CUDA keeps for itself",
-        "(about 0.5 GB), the scratch of kernels, and memory that an allocator has and does not use.",
+        "Counted: the tensors that torch's operations allocate. Not counted: what CUDA keeps for itself",
+        "(about 0.5 GB), the scratch of kernels, and memory that the allocator holds unused.",
     ]
     if gpus > 1:
         lines += [
             "",
-            f"On {gpus} GPUs each holds all of this: nothing is sharded. A step of as many rows has "
-            f"1/{gpus} of the gradient_accumulation_steps.",
+            f"On {gpus} GPUs each holds all of this: nothing is sharded. For the same rows a step, divide "
+            f"gradient_accumulation_steps by {gpus}.",
         ]
     for stage in plan.stages:
         if not plan.fits(stage):
@@ -85,27 +85,24 @@ def as_json(plan: Plan, *, gpus: int) -> dict[str, Any]:
         "limit": plan.limit,
         "gpus": gpus,
         "peak": plan.peak,
-        "stages": [_stage(stage) | _verdict(plan, stage) for stage in plan.stages],
+        "stages": [_stage(plan, stage) for stage in plan.stages],
         "unplanned": list(plan.unplanned),
     }
 
 
-def _stage(stage: StagePlan) -> dict[str, Any]:
+def _stage(plan: Plan, stage: StagePlan) -> dict[str, Any]:
     kinds = {kind: stage.bytes.get(kind, 0) for kind in KINDS}
-    return {
+    found = {
         "stage": stage.stage,
         "load": stage.load,
         "bytes": kinds,
         "total": stage.total,
         "host": stage.host,
     }
-
-
-def _verdict(plan: Plan, stage: StagePlan) -> dict[str, Any]:
     if plan.limit is None:
-        return {}
+        return found
     advised = plan.advice.get(stage.stage)
-    return {
+    return found | {
         "fits": plan.fits(stage),
         "settings": dict(advised.settings) if advised else {},
         "advised_total": advised.plan.total if advised and advised.plan else None,

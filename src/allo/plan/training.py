@@ -20,14 +20,14 @@ from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Locate, Recipe
 from allo.recipe.criteria import Needs, criterion_of
 from allo.recipe.losses import ANSWER_LOSSES
-from allo.training.arguments import Arguments, training_arguments
+from allo.training.arguments import Arguments, stage_arguments
 from allo.training.dpo_passes import DpoPasses
 from allo.training.run import train
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.host_sums import HostSums
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 from allo.weights.selection import num_to_select
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
@@ -69,7 +69,10 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
         row = _pair(*_texts(recipe))
         rows, _ = counted_pairs(one_word_tokenizer(), [row], max_length=recipe.max_length)
         if needs != "squared gradients":
-            rows = _micro_batch(rows[0], arguments, max_tokens=locate.max_tokens_per_batch)
+            size, most = arguments.per_device_train_batch_size, locate.max_tokens_per_batch
+            if most is not None:
+                size = max(1, most // PairCollator(0, shared_prefix=True).num_tokens(rows[0]))
+            rows = _copies(rows[0], size)
         passes = DpoPasses(
             model,
             rows,
@@ -94,8 +97,7 @@ def _kept(model: Model, locate: Locate, needs: Needs) -> tuple[int, int]:
     if needs == "fused warm-up":
         warmup = FusedWarmup(model)
         return warmup.host_bytes, warmup.device_bytes
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
-    return HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=0).num_bytes, 0
+    return HostSums(shapes_of(model), dtype=getattr(torch, locate.accumulate), seed=0).num_bytes, 0
 
 
 def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folder: Path) -> SelectedTrainer:
@@ -141,15 +143,8 @@ def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> Selected
 
 def _arguments(recipe: Recipe, stage: str, folder: Path) -> Arguments:
     """Return the stage's training arguments for one step."""
-    block = getattr(recipe, stage)
-    return training_arguments(
-        block.training.model_dump() | {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True},
-        folder=folder,
-        seed=recipe.seed,
-        device=torch.device("cpu"),
-        key=f"{stage}.training",
-        lean=getattr(block, "lean", False),
-    )
+    one_step = {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+    return stage_arguments(recipe, stage, folder=folder, device=torch.device("cpu"), more=one_step)
 
 
 def _texts(recipe: Recipe) -> tuple[str, str]:
@@ -163,24 +158,16 @@ def _pair(prompt: str, completion: str) -> dict[str, str]:
     return {"prompt": prompt, "chosen": completion, "rejected": other_word(completion)}
 
 
-def _micro_batch(
-    row: dict[str, Any], arguments: Arguments, *, max_tokens: int | None
-) -> list[dict[str, Any]]:
-    """Return as many copies of a pair as fit, one of them a token shorter: with padding, attention takes a mask."""
-    size = arguments.per_device_train_batch_size
-    if max_tokens is not None:
-        size = max(1, max_tokens // PairCollator(0, shared_prefix=True).num_tokens(row))
-    rows = [dict(row) for _ in range(size)]
+def _copies(row: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    """Return copies of a row, numbered, one of them a token shorter: with padding, attention takes a mask."""
+    rows = [row | {"number": number} for number in range(size)]
     if size > 1:
         rows[-1]["prompt_ids"] = row["prompt_ids"][1:]
     return rows
 
 
 def _fill_a_micro_batch(trainer: SelectedTrainer) -> None:
-    """Give the trainer as many copies of its row as a micro-batch holds.
-
-    One is a token shorter: with padding, attention takes a mask.
-    """
+    """Give the trainer as many copies of its row as a micro-batch holds."""
     (row,) = trainer.train_dataset
     if trainer.reference == "precomputed":  # not computed in a rehearsal, where it would have no numbers
         row |= {
@@ -189,10 +176,7 @@ def _fill_a_micro_batch(trainer: SelectedTrainer) -> None:
             if name.endswith("_ids") and name != "prompt_ids"
         }
     micro_batch, *_ = trainer._micro_batches([row] * trainer.rows_a_step)
-    rows = [row | {"number": number} for number in range(len(micro_batch))]
-    if len(rows) > 1:
-        rows[-1]["prompt_ids"] = row["prompt_ids"][1:]
-    trainer.train_dataset, trainer.rows_a_step = rows, len(rows)
+    trainer.train_dataset, trainer.rows_a_step = _copies(row, len(micro_batch)), len(micro_batch)
 
 
 def _name_kinds(live: LiveBytes, trainer: SelectedTrainer) -> None:
@@ -259,5 +243,5 @@ class _Spread(Mapping[str, Tensor]):
 
 def spread_mask(model: nn.Module, *, density: float) -> ParamMask:
     """Return a mask that selects `density` of each tensor."""
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    shapes = shapes_of(model)
     return ParamMask(_Spread(shapes, density=density), shapes=shapes)  # type: ignore[arg-type]

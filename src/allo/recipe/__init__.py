@@ -50,6 +50,8 @@ GranularityName = Annotated[
     str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
 ]
 NEEDS_WARMUP = "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
+GONE = {"momentum": 0, "round_prompts": "same", "order": "forget_first"}
+"""Keys that recipes no longer have (experiments/README.md), with the values that changed nothing."""
 # torch's other devices, such as "meta", hold no numbers.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu|hpu|mlu|musa)(:[0-9]{1,3})?)$")]
 
@@ -134,11 +136,11 @@ class Improve(Steps):
     """
     density: Density = 0.10
     loss: LossName = "dpo"
-    """`dpo`, `r_dpo`, `ipo`, `bco` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
+    """`dpo`, `ipo`, `bco` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
     the gold solutions of the pairs' prompts, `rft` the distinct right samples."""
     loss_settings: LossSettings = {}
-    """The loss's own settings, with their defaults: `dpo` label_smoothing 0; `r_dpo` alpha 0.05; `ipo` length_average
-    true; `simpo` gamma 1.0."""
+    """The loss's own settings, with their defaults: `dpo` label_smoothing 0; `ipo` length_average true; `simpo`
+    gamma 1.0."""
     keep: Share = 0.5
     """The share of a rejected completion's tokens that count; 1.0 for `simpo`, `sft` and `rft`."""
     filter: Filter = "lowest"
@@ -212,15 +214,8 @@ class Recipe(Block):
     rounds: Times = 1
     """The number of alignments, from sampling to improving, each on fresh samples of the previous one's model. The
     first start and the last model are evaluated."""
-    momentum: NotNegative = 0.0
-    """Each further round starts from theta_t + momentum * (theta_t - theta_(t-1)); theta_t is the model that round t
-    left."""
-    round_prompts: Literal["same", "next"] = "same"
-    """`next`: each round takes the next `data.limit` prompts of the source."""
     relocate: bool = True
     """Locate in every round; if false, later rounds keep the first round's importance."""
-    order: Literal["forget_first", "improve_first"] = "forget_first"
-    """The training that comes first; the other one starts from its model, which is also its reference."""
 
     data_folder: Place | None = None
     """A folder of the tasks' local rows, `<data_folder>/<task>/<split>.jsonl[.gz]`, read instead of the hub."""
@@ -237,15 +232,18 @@ class Recipe(Block):
     report: Report = Report()
     compare: Compare | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone(cls, fields: Any) -> Any:
+        """Ignore keys that are gone at their old defaults, since the records of earlier runs and trials have them."""
+        if not isinstance(fields, dict):
+            return fields
+        return {key: value for key, value in fields.items() if key not in GONE or value != GONE[key]}
+
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
         if not self.training_stages:
             raise ValueError("forget and improve are both null: nothing would be trained")
-        if self.order == "improve_first" and len(self.training_stages) == 1:
-            raise ValueError(
-                f"order improve_first needs both trainings, and only {self.training_stages[0]} is left: "
-                "remove order, or give both"
-            )
         if self.forget and self.score is None:
             raise ValueError("forget needs score (set `forget: null` to leave both out)")
         if self.data.pairs is None and self.sample.max_new_tokens >= self.max_length:
@@ -287,8 +285,6 @@ class Recipe(Block):
             raise ValueError(
                 f"rounds sample from models that no server has yet: set sample.backend to {others}, or rounds to 1"
             )
-        if self.round_prompts == "next" and self.data.limit is None:
-            raise ValueError("round_prompts 'next' takes the next data.limit prompts: set data.limit")
         if not self.relocate and self.score and self.reads_warmup:
             raise ValueError(
                 "relocate is false, so later rounds train no warm-up, which score.scorer "
@@ -340,8 +336,7 @@ class Recipe(Block):
     @property
     def training_stages(self) -> tuple[str, ...]:
         """Return the recipe's training stages in order; the last one's model is the run's result."""
-        first, second = ("forget", "improve") if self.order == "forget_first" else ("improve", "forget")
-        return tuple(name for name in (first, second) if getattr(self, name))
+        return tuple(name for name in ("forget", "improve") if getattr(self, name))
 
     @property
     def max_density(self) -> float:

@@ -29,7 +29,7 @@ class Criterion:
 
     name: str
     function: str
-    needs: Needs = "gradients"
+    needs: Needs
     ranks_groups: bool = True
 
     @property

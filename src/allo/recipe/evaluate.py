@@ -35,7 +35,7 @@ class Evaluate(Block):
     start: bool = True
     """Evaluate the starting model too; its completions are the other models' baseline."""
     forgotten: bool = False
-    """Also evaluate the model between the two trainings, in the recipe's order."""
+    """Also evaluate the model between the two trainings."""
 
     @model_validator(mode="after")
     def _every_set_is_measured(self) -> "Evaluate":

@@ -46,7 +46,6 @@ PAIR_LOSSES = {
     loss.name: loss
     for loss in (
         PairLoss("dpo", "allo.losses.pair_losses:dpo", trl="sigmoid"),
-        PairLoss("r_dpo", "allo.losses.pair_losses:r_dpo"),
         PairLoss("ipo", "allo.losses.pair_losses:ipo", trl="ipo"),
         PairLoss("bco", "allo.losses.pair_losses:bco"),
         PairLoss("simpo", "allo.losses.pair_losses:simpo"),

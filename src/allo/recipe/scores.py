@@ -25,8 +25,8 @@ class Scorer:
 
     name: str
     function: str
-    needs: Sequence[Literal["model", "warmup", "chosen", "rejected", "rewriter"]] = ("model",)
-    sees: frozenset[str] = frozenset({SOLUTIONS, RIGHT})
+    needs: Sequence[Literal["model", "warmup", "chosen", "rejected", "rewriter"]]
+    sees: frozenset[str]
     logratios: bool = False
     prompts_with_solution: bool = False
 
@@ -41,6 +41,8 @@ class Scorer:
 
 
 _NOTHING: frozenset[str] = frozenset()
+_SOLVED = frozenset({SOLUTIONS})
+_GOLD = frozenset({SOLUTIONS, RIGHT})
 _OURS = "allo.tokens.scorers:"
 SCORERS = {
     scorer.name: scorer
@@ -49,16 +51,10 @@ SCORERS = {
         Scorer("contrastive", _OURS + "contrastive", ("model", "chosen", "rejected"), PAIRS, logratios=True),
         Scorer("right_confidence", _OURS + "right_confidence", ("model", "chosen"), frozenset({RIGHT})),
         Scorer("advantage", _OURS + "advantage", (), PAIRS),
-        Scorer("privileged", _OURS + "privileged", prompts_with_solution=True),
-        Scorer(
-            "rewriter",
-            _OURS + "rewriter",
-            ("rewriter",),
-            frozenset({SOLUTIONS}),
-            prompts_with_solution=True,
-        ),
-        Scorer("confidence", _OURS + "confidence", sees=_NOTHING),
-        Scorer("edit", _OURS + "edit", ()),  # the solutions of prompts without a right sample
+        Scorer("privileged", _OURS + "privileged", ("model",), _GOLD, prompts_with_solution=True),
+        Scorer("rewriter", _OURS + "rewriter", ("rewriter",), _SOLVED, prompts_with_solution=True),
+        Scorer("confidence", _OURS + "confidence", ("model",), _NOTHING),
+        Scorer("edit", _OURS + "edit", (), _GOLD),  # the solutions of prompts without a right sample
         Scorer("uniform", _OURS + "uniform", (), _NOTHING),
         Scorer("random", _OURS + "random", (), _NOTHING),
     )
@@ -68,7 +64,7 @@ ScorerName = Annotated[str, OneOf(SCORERS, or_own=True)]
 
 def scorer_entry(name: str) -> Scorer:
     """Return the scorer's entry; a user's own asks the starting model and may read all that is known."""
-    return SCORERS.get(name) or Scorer(name, name)
+    return SCORERS.get(name) or Scorer(name, name, ("model",), _GOLD)
 
 
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]

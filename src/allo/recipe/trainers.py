@@ -19,19 +19,20 @@ class Trainer:
 
     name: str
     function: str
+    sees: frozenset[str] | None
     selects: bool = False
     has_adapter: bool = False
     samples: bool = False
     config: str = ""
     parts: str = ""
     packages: tuple[str, ...] = ()
-    sees: frozenset[str] | None = None
 
 
 def _adapter(name: str) -> Trainer:
     return Trainer(
         name,
         "allo.stages.compared:train_adapter",
+        sees=None,
         has_adapter=True,
         config="trl:DPOConfig",
         parts=f"allo.baselines.adapters:{name}",
@@ -43,18 +44,18 @@ def _on_policy(name: str, config: str, parts: str) -> Trainer:
     return Trainer(
         name,
         "allo.stages.compared:train_on_policy",
+        sees=frozenset({REWARDS}),
         samples=True,
         config=config,
         parts=parts,
         packages=("trl",),
-        sees=frozenset({REWARDS}),
     )
 
 
 TRAINERS = {
     trainer.name: trainer
     for trainer in (
-        Trainer("selected", "allo.stages.improve:train_selected", selects=True),
+        Trainer("selected", "allo.stages.improve:train_selected", sees=None, selects=True),
         _adapter("lora"),
         _adapter("shira"),
         _on_policy("rloo", "trl:RLOOConfig", "allo.baselines.on_policy:Rloo"),

@@ -6,12 +6,17 @@ can forbid them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from allo.files.evaluation import Accuracy
 from allo.report import figures
 from allo.report.axes import Scale, drawable, extent, tick_labels, ticks
-from allo.report.run_view import Accuracy, Bin, DensityRow
+from allo.report.run_view import Bin
+
+if TYPE_CHECKING:
+    from allo.weights.param_mask import MaskRow
 
 CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to fit
 # The order of data flow through a block; kinds with other names follow in the model's order.
@@ -116,7 +121,7 @@ def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
     return _svg(width, height, title, parts)
 
 
-def heat_map(title: str, rows: Sequence[DensityRow], *, most: float) -> Markup:
+def heat_map(title: str, rows: "Sequence[MaskRow]", *, most: float) -> Markup:
     """Draw density by layer (rows) and tensor kind (columns); colour grows with its root, up to `most`."""
     layers = sorted({row.layer for row in rows}, key=figures.as_number)
     kinds = sorted(dict.fromkeys(row.kind for row in rows), key=_kind_order)

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from allo.files.evaluation import HarnessModel, HarnessResult
 from allo.report import figures
-from allo.report.run_view import HarnessModel, HarnessResult, RunView
+from allo.report.run_view import RunView
 from allo.report.tables import Cell, Table
 
 COLUMNS = ("Model", "Metric", "Value", "Problems", "Examples shown", "Chat template")

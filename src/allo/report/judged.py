@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from allo.report import figures
-from allo.report.run_view import Judged, Rate, RunView
-from allo.report.tables import Cell, Table
+from allo.report.run_view import Judged, RunView
+from allo.report.tables import Cell, Table, rate
 
 COLUMNS = (
     *("Model", "Set", "Against", "Judge"),
@@ -42,8 +42,8 @@ def _row(run: RunView, judged: Judged, *, several: bool) -> tuple[Cell, ...]:
     return (
         Cell(f"{model} ({figures.name(run.name)})" if several else model),
         *map(Cell, others),
-        _rate(found.win_rate),
-        _rate(found.length_controlled),
+        rate(found.win_rate),
+        rate(found.length_controlled),
         Cell(figures.points(found.position_bias), value=found.position_bias),
         Cell(figures.percent(found.agreement), value=found.agreement),
         Cell(
@@ -51,9 +51,3 @@ def _row(run: RunView, judged: Judged, *, several: bool) -> tuple[Cell, ...]:
             f"{figures.count(unread)} replies without a verdict" if unread else "",
         ),
     )
-
-
-def _rate(rate: Rate | None) -> Cell:
-    if rate is None:
-        return Cell(figures.ABSENT)
-    return Cell(figures.percent(rate.value), figures.percent_interval(rate.low, rate.high), rate.value)

@@ -9,10 +9,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from allo.files.evaluation import Accuracy, Rewards, SetResult
 from allo.report import charts, figures, story, tables
 from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
-from allo.report.run_view import Accuracy, Rewards, RunView, SetResult
+from allo.report.run_view import RunView, TokenCredit
 
 HERE = Path(__file__).parent
 COLOURS = 5  # the style sheet's colour classes besides neutral; further models share colours
@@ -134,6 +135,7 @@ def _colour(row: tables.Model) -> int:
 
 
 def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
+    credit = run.credit or TokenCredit((), 0, 0)
     return {
         "name": figures.name(run.name),
         "curves": _curves(run),
@@ -144,16 +146,12 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
             (
                 story.prompt_text(item.prompt),
                 story.tokens(item),
-                story.token_map(item, run.credit.scorer or "scores"),
+                story.token_map(item, credit.scorer or "scores"),
             )
-            for item in run.credit.samples
-        ]
-        if run.credit
-        else [],
-        "calibration": _calibration(run),
-        "weighted": figures.percent(run.credit.num_weighted / max(1, run.credit.num_tokens))
-        if run.credit
-        else "",
+            for item in credit.samples
+        ],
+        "calibration": _calibration(credit),
+        "weighted": figures.percent(credit.num_weighted / max(1, credit.num_tokens)),
         "changes": story.changes(run),
         "examples": story.examples(run, most=num_examples),
         "before": figures.name(run.before.label if run.before else ""),
@@ -183,10 +181,10 @@ def _curves(run: RunView) -> list[StageCurves]:
     return found
 
 
-def _calibration(run: RunView) -> list[tuple[str, str, Markup]]:
+def _calibration(credit: TokenCredit) -> list[tuple[str, str, Markup]]:
     """Return a chart per scorer, if the truth is known: (scorer, its error, SVG)."""
     found = []
-    for each in run.credit.calibration if run.credit else ():
+    for each in credit.calibration:
         name = figures.name(each.scorer or "scores")
         error = f"off by {figures.decimal(each.error, digits=2)} on average"
         found.append((name, error, charts.reliability_plot(f"calibration of {name}", each.bins)))

@@ -3,23 +3,21 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from allo.errors import UserError
 from allo.files.artifacts import sha256_answers
-from allo.files.json_forms import checked, unsealed
+from allo.files.evaluation import SCHEMA, Evaluation, read_of_schema
+from allo.files.json_forms import checked
 from allo.files.json_text import parse_json
 from allo.files.rounds import rounds_there
 from allo.report.credit import token_credit
-from allo.report.run_view import DensityRow, Evaluation, Judged, Manifest, RunView, Side, TokenCredit
+from allo.report.run_view import Judged, Manifest, RunView, Side, TokenCredit
 
-SCHEMA = 1
-
-_AGAIN = "Delete it and run its stage again."
-
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from allo.weights.param_mask import MaskRow
 
 
 def view(folder: Path) -> RunView:
@@ -36,11 +34,11 @@ def view(folder: Path) -> RunView:
             f"{path}: not found, so there is nothing to report. The run is not finished (the folder holds "
             f"{present}): start it again, it goes on where it stopped."
         )
-    evaluation = _read(path, Evaluation)
+    evaluation = read_of_schema(path, Evaluation)
     if not evaluation.models:
         raise UserError(f"{path}: `models` is empty. Evaluate at least one model.")
     manifest = _manifest(folder)
-    judged = {path.name: _read(path, Judged) for path in sorted(folder.glob("judged-*.json"))}
+    judged = {path.name: read_of_schema(path, Judged) for path in sorted(folder.glob("judged-*.json"))}
     before = [name for name, record in judged.items() if not _of_these_answers(record, evaluation)]
     recipe, base = _recipe(folder / "recipe.yaml")
     return RunView(
@@ -58,7 +56,7 @@ def view(folder: Path) -> RunView:
 
 
 def _of_these_answers(record: Judged, evaluation: Evaluation) -> bool:
-    """Return whether the judged answers of the run's models are those of the evaluation; a file's answers pass."""
+    """Return True if the judged answers of the run's models are the evaluation's; answers from a file pass."""
     sides = [side for side in (record.model, record.baseline) if side.model is not None]
     return all(side.answers_sha256 == _answers_sha256(side, record.set, evaluation) for side in sides)
 
@@ -72,17 +70,6 @@ def _answers_sha256(side: Side, set: str, evaluation: Evaluation) -> str | None:
             return None
         answers.append((row.prompt_id, answer.text))
     return sha256_answers(answers)
-
-
-def _read(path: Path, kind: type[T]) -> T:
-    content = parse_json(path.read_bytes(), place=str(path), advice=_AGAIN, lenient=True)
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise UserError(
-            f"{path}: `schema` is {schema!r}; this version of allo reads {SCHEMA}. "
-            "Write the file again with this version."
-        )
-    return checked(unsealed(content, place=str(path), advice=_AGAIN), kind, place=str(path), advice=_AGAIN)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -102,7 +89,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
-    return _read(path, Manifest) if path.is_file() else Manifest(schema=SCHEMA, name=folder.resolve().name)
+    return (
+        read_of_schema(path, Manifest)
+        if path.is_file()
+        else Manifest(schema=SCHEMA, name=folder.resolve().name)
+    )
 
 
 def _recipe(path: Path) -> tuple[str | None, str]:
@@ -147,7 +138,7 @@ def _steps(path: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _masks(folder: Path, manifest: Manifest) -> dict[str, tuple[DensityRow, ...]]:
+def _masks(folder: Path, manifest: Manifest) -> dict[str, "tuple[MaskRow, ...]"]:
     left = _in_order(folder.glob("[0-9][0-9]-*"), folder, manifest)
     paths = [path / "mask.safetensors" for path in left if (path / "mask.safetensors").is_file()]
     if not paths:
@@ -155,13 +146,7 @@ def _masks(folder: Path, manifest: Manifest) -> dict[str, tuple[DensityRow, ...]
     # Imported here, as only masks need torch: a report without masks starts at once.
     from allo.weights.param_mask import ParamMask
 
-    return {
-        path.parent.name[3:]: tuple(
-            DensityRow(layer=row.layer, kind=row.kind, selected=row.selected, total=row.total)
-            for row in ParamMask.load(path).statistics()
-        )
-        for path in paths
-    }
+    return {path.parent.name[3:]: tuple(ParamMask.load(path).statistics()) for path in paths}
 
 
 def _credit(folder: Path) -> TokenCredit | None:

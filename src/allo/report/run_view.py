@@ -1,160 +1,13 @@
-"""The report's data about a run: the shapes of `08-eval.json`, `manifest.json` and the stage files."""
+"""The report's data about a run: the shapes of `manifest.json` and the stages' files, beside its evaluation's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-# A prompt as stored: a text, or chat turns (role, content).
-PromptText = str | list[dict[str, str]]
+from allo.files.evaluation import Evaluation, ModelResult, PromptText, Rate
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of right completions in [0, 1] with its confidence interval, over `num` completions."""
-
-    accuracy: float
-    low: float
-    high: float
-    num: int
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A mean, such as a win rate in [0, 1], with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Measured(Rate):
-    """A mean of `num` observations."""
-
-    num: int
-
-
-@dataclass(frozen=True)
-class Rewards:
-    """A reward model's mean reward, and the share of answers that beat the start's (ties count half)."""
-
-    mean: Measured
-    win_rate: Measured | None = None
-
-
-@dataclass(frozen=True)
-class SetOverlap:
-    """The number of a set's problems, and how many of them training has word for word or nearly (both)."""
-
-    num: int
-    exact: int
-    near: int
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """One model's results on one evaluation set. `pass_at` maps k to a share; `mean_tokens` is per completion.
-
-    `rewards` are of the greedy and the sampled answers to prompts without a right answer.
-    """
-
-    num_prompts: int
-    greedy: Accuracy | None = None
-    sampled: Accuracy | None = None
-    pass_at: dict[str, float] = field(default_factory=dict)
-    mean_tokens: float | None = None
-    rewards: dict[str, Rewards] = field(default_factory=dict)
-    overlap: SetOverlap | None = None
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """KL to the start model in nats per token, with its interval, on the prompts of `set`."""
-
-    set: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    num_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """One evaluated model; training fields are None for a model that was not trained here."""
-
-    label: str
-    sets: dict[str, SetResult]
-    kl: Divergence | None = None
-    trained_weights: int | None = None
-    density: float | None = None
-    seconds: float | None = None
-    training_state_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One judged completion of an evaluation."""
-
-    text: str
-    correct: bool | None = None
-    reward: float | None = None
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One prompt of an evaluation set with a model's completions."""
-
-    prompt_id: str
-    prompt: PromptText
-    answer: str | None = None
-    greedy: Answer | None = None
-    sampled: list[Answer] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class HarnessMetric:
-    """One figure of a task; `filter` says how the answer was read from a completion ("none": unchanged)."""
-
-    metric: str
-    value: float
-    filter: str = "none"
-    stderr: float | None = None
-
-
-@dataclass(frozen=True)
-class HarnessResult:
-    """One task as a harness measured it, with its settings; `num_problems` of the task's `num_all`."""
-
-    harness: str
-    harness_version: str
-    task: str
-    metrics: list[HarnessMetric]
-    version: str | float | None = None
-    num_fewshot: int | None = None
-    limit: int | None = None
-    num_problems: int | None = None
-    num_all: int | None = None
-    chat_template: bool = False
-    dtype: str | None = None
-    commit: str | None = None
-    dirty: bool | None = None
-
-
-@dataclass(frozen=True)
-class HarnessModel:
-    """A model's results from a harness."""
-
-    label: str
-    results: list[HarnessResult]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`08-eval.json`: models by role, their completions by role and set, and harness results by role."""
-
-    schema: int
-    models: dict[str, ModelResult] = field(default_factory=dict)
-    completions: dict[str, dict[str, list[Evaluated]]] = field(default_factory=dict)
-    harness: dict[str, HarnessModel] = field(default_factory=dict)
+if TYPE_CHECKING:
+    from allo.weights.param_mask import MaskRow
 
 
 @dataclass(frozen=True)
@@ -184,20 +37,10 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class DensityRow:
-    """Selected and all weights of one kind of tensor in one layer ("-": outside the layers)."""
-
-    layer: str
-    kind: str
-    selected: int
-    total: int
-
-
-@dataclass(frozen=True)
 class TokenSample:
     """A wrong completion, token by token; every list has one entry per token.
 
-    `beside` holds other scorers' probabilities by name; `wrong` says which tokens truly are, if that is known.
+    `beside` holds other scorers' probabilities by name; `wrong` marks the tokens that are truly wrong, if known.
     """
 
     id: str
@@ -220,7 +63,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A scorer's probabilities compared with the truth, from low to high."""
+    """A scorer's probabilities beside the observed frequencies, from low to high."""
 
     scorer: str
     bins: tuple[Bin, ...]
@@ -309,7 +152,7 @@ class RunView:
     evaluation: Evaluation
     manifest: Manifest
     curves: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
-    masks: Mapping[str, tuple[DensityRow, ...]] = field(default_factory=dict)
+    masks: Mapping[str, "tuple[MaskRow, ...]"] = field(default_factory=dict)
     credit: TokenCredit | None = None
     recipe: str | None = None
     base: str = ""

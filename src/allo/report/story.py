@@ -3,17 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from allo.files.evaluation import Accuracy, Answer, Evaluated, ModelResult, PromptText, SetResult
 from allo.report import figures
-from allo.report.run_view import (
-    Accuracy,
-    Answer,
-    Evaluated,
-    ModelResult,
-    PromptText,
-    RunView,
-    SetResult,
-    TokenSample,
-)
+from allo.report.run_view import RunView, TokenSample
 
 SHADES = 8  # shades of a weight, relative to its completion's largest weight
 OUTCOMES = ("fixed", "broken", "still wrong", "higher reward", "lower reward")  # of examples, as shown
@@ -68,7 +60,7 @@ class Change:
 
 
 def with_starts(runs: Sequence[RunView]) -> list[RunView]:
-    """Return the runs; one without a start borrows that of a run whose start has the same files."""
+    """Return the runs; a run without a start gets that of a run whose start has the same files."""
     known = {run.start_hash: run.before for run in reversed(runs) if run.start_hash and run.before}
     return [replace(run, borrowed_start=known.get(run.start_hash or "")) for run in runs]
 
@@ -165,7 +157,7 @@ def changes(run: RunView) -> list[Change]:
 def examples(run: RunView, *, most: int) -> list[Example]:
     """Return the first prompts of each outcome in turn until `most` are found.
 
-    Losses appear beside gains, so the choice does not flatter the model.
+    Problems that got worse appear beside those that improved, so the choice does not flatter the model.
     """
     queues: dict[str, list[Example]] = {outcome: [] for outcome in OUTCOMES}
     for name, pairs in _paired(run).items():

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from allo.console import printable
+from allo.files.evaluation import Accuracy, ModelResult, Overlap, Rate, Rewards, SetResult
 from allo.report import figures
-from allo.report.run_view import Accuracy, ModelResult, Rewards, RunView, SetOverlap, SetResult, StageRecord
+from allo.report.run_view import RunView, StageRecord
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ def _reward_cells(rewards: Rewards | None) -> tuple[Cell, Cell]:
     reward = Cell(
         figures.decimal(mean.value, digits=3), figures.interval(mean.low, mean.high, digits=3), mean.value
     )
-    if won is None:
-        return Cell(figures.ABSENT), reward
-    return Cell(figures.percent(won.value), figures.percent_interval(won.low, won.high), won.value), reward
+    return rate(won), reward
 
 
 def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
@@ -179,7 +178,7 @@ def _sample_sizes(prompts: list[int], sampled: list[Accuracy | None]) -> str:
     return ", ".join(texts)
 
 
-def _overlaps(found: list[SetOverlap | None]) -> list[str]:
+def _overlaps(found: list[Overlap | None]) -> list[str]:
     """Return sentences on how many of a set's prompts training has seen, once for models with equal counts."""
     return [
         f"{figures.count(overlap.exact)} of {figures.count(overlap.num)} prompts are also training problems, "
@@ -324,11 +323,15 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_|~]|\](?=[(\[:]))", r"\\\1", plain)
 
 
-def _accuracy(accuracy: Accuracy | None) -> Cell:
-    if accuracy is None:
+def rate(found: Rate | None) -> Cell:
+    """Return a share with its interval."""
+    if found is None:
         return Cell(figures.ABSENT)
-    interval = figures.percent_interval(accuracy.low, accuracy.high)
-    return Cell(figures.percent(accuracy.accuracy), interval, accuracy.accuracy)
+    return Cell(figures.percent(found.value), figures.percent_interval(found.low, found.high), found.value)
+
+
+def _accuracy(found: Accuracy | None) -> Cell:
+    return rate(None if found is None else Rate(found.accuracy, found.low, found.high))
 
 
 def _change(before: Accuracy | None, after: Accuracy | None) -> Cell:

@@ -44,12 +44,12 @@ def make_data(
 ) -> dict[str, Any]:
     """Write the rows to `out`, and a record of their making beside it; return the record's counts.
 
-    Raises `UserError` if rewrites could not be verified, or if none is left.
+    Raises `UserError` if rewrites cannot be verified, or if none remains.
     """
     if settings.source in VERIFIED and not run.prompts:
         raise UserError(
-            f"--source {settings.source}: the run is of ready pairs, which have no answers to verify rewrites by; "
-            "take --source nearest."
+            f"--source {settings.source}: the run uses ready pairs, which have no answers to verify rewrites with; use "
+            "--source nearest."
         )
     cases = wrong_cases(run)
     proposals, costs = _proposals(cases, run, settings, out, endpoint)

@@ -24,7 +24,7 @@ from allo.tokens.rewriter import RECORD, SCHEMA, tokenizer_hash
 from allo.training.arguments import training_arguments
 from allo.training.run import train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 
 
 class RewriterSettings(BaseModel):
@@ -33,7 +33,7 @@ class RewriterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_length: Count = 2048
-    """Tokens of a row, prompt and rewrite together; more than in the recipe that it is to score for."""
+    """Tokens of a row, prompt and rewrite together; more than max_length of the recipe that it will score for."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     seed: CountOrZero = 0
@@ -120,7 +120,7 @@ def trainer_of(
         arguments,
         [{"prompt": _asked(row), "completion": row.rewrite, "template": row.template} for row in rows],
         tokenizer,
-        mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        mask=ParamMask.full(shapes_of(model)),
         records=True,
         max_length=settings.max_length,
     )
@@ -150,7 +150,7 @@ def _base(model: str) -> str:
 
 
 def _work_folder(out: Path, made_from: Any) -> Path:
-    """Return the folder for checkpoints until the rewriter is done; those of other settings are removed."""
+    """Return the folder for checkpoints until the rewriter is done; remove checkpoints of other settings."""
     work, key = out.with_name(f"{out.name}.training"), sha256_json(made_from)
     begun = work / "begun"
     if not begun.is_file() or begun.read_bytes() != key.encode():

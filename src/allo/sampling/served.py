@@ -194,7 +194,7 @@ class _Work:
                 self.tally.requests += 1
                 self.tally.retries += tried > 0
                 if isinstance(reply, Reply):
-                    servers.succeeded(server)
+                    server.failed_in_a_row = 0
                     for choice in reply.choices:
                         if not choice.finished:
                             say_unknown_end(server.endpoint, choice.ended, self.unknown_ends)

@@ -117,9 +117,6 @@ class Servers:
             server.open -= 1
             self._wake()
 
-    def succeeded(self, server: Server) -> None:
-        server.failed_in_a_row = 0
-
     def failed(self, server: Server, failure: Failure) -> None:
         """Count a failure; skip the server from now on if it seems dead or no longer serves the model.
 

@@ -87,6 +87,8 @@ def vllm_generate(
     engine = _engine(
         folder, dtype=dtype, max_model_len=max_length, trust_remote_code=trust_remote_code, seed=seeds[0]
     )
+    from vllm import SamplingParams
+
     sampling = {
         "n": num_generations,
         "temperature": temperature,
@@ -102,7 +104,7 @@ def vllm_generate(
             places = range(first, min(first + size, len(prompts)))
             outputs = engine.generate(
                 [{"prompt_token_ids": prompts[place]} for place in places],
-                [_settings(**sampling, seed=seeds[place]) for place in places],
+                [SamplingParams(**sampling, seed=seeds[place]) for place in places],
                 use_tqdm=False,
             )
             yield Batch(first // size, _generated(places, outputs))
@@ -154,9 +156,3 @@ def refuse_other_weights(folder: Path) -> None:
         raise UserError(
             f"{folder}: vLLM could read {others[0]} in place of {named[0].name}: remove it, or set sample.backend to hf."
         )
-
-
-def _settings(**settings: Any) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(**settings)

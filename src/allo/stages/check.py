@@ -8,7 +8,6 @@ from allo.console import say
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder
 from allo.files.records import Prompt
-from allo.files.rounds import data_of_rounds
 from allo.files.rows import Reading
 from allo.models import templates
 from allo.models.load import Tokenizer, num_weights
@@ -104,7 +103,7 @@ def _check_asked(
 ) -> list[Asked]:
     """Return the prompts to complete. Raises `UserError` for one that cannot be rendered, sent or judged."""
     found, evaluate, reward_model = [], recipe.evaluate, recipe.measuring_reward_model
-    samples = [] if recipe.data.pairs is not None else _samples(recipe, sources)
+    samples = [] if recipe.data.pairs is not None else list(sources.prompts(recipe.data))
     if samples:
         room = _room(recipe, positions, recipe.sample.max_new_tokens)
         by = "judged by " + (recipe.judge.reward_model or "their answers")
@@ -144,20 +143,6 @@ def _check_verifiers(
         check_reward_model(recipe, "judge.reward_model", recipe.judge.reward_model, samples + measured)
     if recipe.evaluate.reward_model is not None:
         check_reward_model(recipe, "evaluate.reward_model", recipe.evaluate.reward_model, by_reward)
-
-
-def _samples(recipe: Recipe, sources: Sources) -> list[Prompt]:
-    """Return the prompts of all rounds, each once. Raises `UserError` if a round has none left."""
-    (_, first), *later = data_of_rounds(recipe).items()
-    prompts = list(sources.prompts(first))
-    for number, data in later:
-        try:
-            prompts += sources.prompts(data)
-        except UserError as error:
-            raise UserError(
-                f"round {number} of {recipe.rounds}: {error} Or set round_prompts to same, or fewer rounds."
-            ) from error
-    return prompts
 
 
 def _room(recipe: Recipe, positions: int | None, max_new_tokens: int) -> int:

@@ -21,7 +21,7 @@ from allo.stages.reward import load_reader
 from allo.tasks.sources import training_prompts
 from allo.training.result import write_change
 from allo.training.run import moment_bytes, train_from
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 
 
 @without_known_warnings()
@@ -120,6 +120,6 @@ def _train(trainer: Any, folder: RunFolder, *, num_weights: int) -> dict[str, An
 def _write(model: Model, recipe: Recipe, folder: RunFolder) -> dict[str, int]:
     """Write the change of all weights, and the whole model."""
     assert recipe.improve is not None
-    every = ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
+    every = ParamMask.full(shapes_of(model))
     metadata = {"trainer": recipe.improve.trainer, "seed": str(recipe.seed)}
     return write_change(model, folder, folder.improve, among=(every.indices,), metadata=metadata)

@@ -55,9 +55,7 @@ def _needed(recipe: Recipe, num_weights: int) -> int:
     whole = num_weights * DTYPES[recipe.dtype].itemsize
     lasting = 0 if _starts_in_place(recipe) else whole
     most = lasting + (_checkpoints(recipe.sft.training, num_weights) if recipe.sft else 0)
-    for number in range(recipe.rounds):
-        if number and recipe.momentum:
-            lasting += whole
+    for _ in range(recipe.rounds):
         if recipe.locate is not None:
             if criterion_of(recipe.locate.criterion).needs == "warm-up":
                 most = max(most, lasting + _checkpoints(recipe.locate.training, num_weights))

@@ -6,11 +6,12 @@ from typing import Any
 
 from allo.console import track
 from allo.delta import patch_of, read_delta
-from allo.files.artifacts import ResumableLines, RunFolder, write_json
+from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, write_json
+from allo.files.evaluation import SCHEMA
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
-from allo.files.records import Completion, Prompt
-from allo.files.rounds import round_name, training_folders
+from allo.files.records import Completion, Pair, Prompt
+from allo.files.rounds import first_round, round_name, training_folders
 from allo.models.collate import pad
 from allo.models.load import Model, Tokenizer
 from allo.models.model_checks import num_positions, prompt_room
@@ -33,19 +34,14 @@ from allo.training.result import DELTA
 from allo.weights.checkpoints import fingerprint
 from allo.weights.places import Patch
 
-SCHEMA = 1
 LABELS = {
     "start": "SFT",
     "forgotten": "after forgetting",
-    "improved": "after improving",
     "aligned": "aligned",
 }
-BETWEEN = {"forget": "forgotten", "improve": "improved"}
-"""The model after the first of two training stages."""
 BEHIND = {
     "start": (),
     "forgotten": ("locate", "score", "forget"),
-    "improved": ("locate", "improve"),
     "aligned": ("locate", "score", "forget", "improve"),
 }
 """The alignment stages behind each model."""
@@ -98,18 +94,11 @@ def _measured(
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if trained and recipe.evaluate.kl else []
             kl = _kl(continued, patch, recipe, model, tokenizer) if continued else None
-            moved = (
-                likelihood(
-                    folder,
-                    model,
-                    tokenizer,
-                    patch.exchanged,
-                    num_pairs=recipe.evaluate.likelihood_pairs,
-                    max_length=recipe.max_length,
-                )
-                if trained and recipe.evaluate.likelihood_pairs
-                else None
-            )
+            moved = None
+            if trained and (num_pairs := recipe.evaluate.likelihood_pairs):
+                # Sampled from the starting model; with rounds, the first round's.
+                pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
+                moved = likelihood(pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length)
         results[name] = {
             "label": LABELS[name],
             "sets": {},
@@ -149,9 +138,9 @@ def _add_rewards(
 def _models(recipe: Recipe, folder: RunFolder) -> dict[str, Path | None]:
     """Return each model to evaluate with its delta's folder; None for the start itself."""
     models: dict[str, Path | None] = {"start": None} if recipe.evaluate.start else {}
-    *between, (_, last) = training_folders(recipe, folder).items()
-    if recipe.evaluate.forgotten:
-        models |= {BETWEEN[stage]: trained for stage, trained in between}
+    *between, last = training_folders(recipe, folder).values()
+    if recipe.evaluate.forgotten and between:
+        models["forgotten"] = between[0]
     return models | {"aligned": last}
 
 
@@ -184,29 +173,18 @@ class _Subject:
 
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Return each prompt with its judged completions."""
-        evaluate = self.recipe.evaluate
-        num_samples = evaluate.generations(label)
-        greedy = self._complete(label, prompts, "greedy", 1, 0.0) if evaluate.greedy else []
-        sampled = (
-            self._complete(label, prompts, "sampled", num_samples, evaluate.temperature)
-            if num_samples
-            else []
-        )
-        rows: dict[str, dict[str, Any]] = {
-            prompt.id: {
-                "prompt_id": prompt.id,
-                "prompt": prompt.prompt,
-                "answer": prompt.answer,
-                "sampled": [],
-            }
-            for prompt in prompts
-        }
+        evaluate, thoughts = self.recipe.evaluate, thoughts_of(self.tokenizer, prompts)
         by_id = {prompt.id: prompt for prompt in prompts}
-        thoughts = thoughts_of(self.tokenizer, prompts)
-        for completion in greedy:
-            rows[completion.prompt_id]["greedy"] = self._judged(by_id, completion, thoughts)
-        for completion in sampled:
-            rows[completion.prompt_id]["sampled"].append(self._judged(by_id, completion, thoughts))
+        rows: dict[str, dict[str, Any]] = {
+            one.id: {"prompt_id": one.id, "prompt": one.prompt, "answer": one.answer, "sampled": []}
+            for one in prompts
+        }
+        if evaluate.greedy:
+            for one in self._complete(label, prompts, "greedy", 1, 0.0):
+                rows[one.prompt_id]["greedy"] = self._judged(by_id[one.prompt_id], one, thoughts)
+        if number := evaluate.generations(label):
+            for one in self._complete(label, prompts, "sampled", number, evaluate.temperature):
+                rows[one.prompt_id]["sampled"].append(self._judged(by_id[one.prompt_id], one, thoughts))
         return list(rows.values())
 
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
@@ -232,9 +210,7 @@ class _Subject:
             self.model,
             self.tokenizer,
             prompts,
-            path=self.folder.evaluation.with_name(
-                f"{self.folder.evaluation.name}.{self.name}.{label}.{kind}"
-            ),
+            path=self.folder.path / f"{self.folder.evaluation.name}.{self.name}.{label}.{kind}",
             description=f"{self.name}, {label}, {kind}",
             max_length=self.recipe.max_length,
             max_new_tokens=max_new_tokens or evaluate.max_new_tokens,
@@ -248,16 +224,11 @@ class _Subject:
         self.parts.append(completed.lines)
         return completed.completions
 
-    def _judged(
-        self, prompts: dict[str, Prompt], completion: Completion, thoughts: Thoughts
-    ) -> dict[str, Any]:
-        prompt = prompts[completion.prompt_id]
-        by_reward = prompt.answer is None and self.recipe.measuring_reward_model is not None
-        correct = (
-            None
-            if by_reward
-            else verify(prompt, completion, verifier=self.recipe.judge.verifier, thoughts=thoughts).correct
-        )
+    def _judged(self, prompt: Prompt, completion: Completion, thoughts: Thoughts) -> dict[str, Any]:
+        correct = None
+        if prompt.answer is not None or self.recipe.measuring_reward_model is None:
+            verifier = self.recipe.judge.verifier
+            correct = verify(prompt, completion, verifier=verifier, thoughts=thoughts).correct
         return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
 
 
@@ -300,13 +271,7 @@ def _kl(
     estimate = bootstrap(groups, seed=recipe.seed)
     assert recipe.evaluate.kl is not None
     name = recipe.evaluate.kl.task or str(recipe.evaluate.kl.file or recipe.evaluate.kl.hub)
-    return {
-        "set": name,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "num_tokens": estimate.num,
-    }
+    return {"set": name, **estimate.figure, "num_tokens": estimate.num}
 
 
 def _cost(folder: RunFolder, name: str) -> dict[str, Any]:

@@ -8,26 +8,19 @@ from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Wrong
 from allo.models.start import load_start
 from allo.recipe import Recipe
-from allo.training.arguments import training_arguments
-from allo.training.result import apply_previous_stage, located_mask, train_stage
+from allo.training.arguments import stage_arguments
+from allo.training.result import located_mask, train_stage
 from allo.training.trainer import ForgetTrainer
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `06-forget`: train the located weights by the forgetting loss, from the start or from what improving left."""
+    """Write `06-forget`: train the located weights by the forgetting loss."""
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, folder)
     mask = located_mask(recipe, folder, model, density=recipe.forget.density)
-    before = apply_previous_stage(recipe, folder, model, stage="forget")
     trainer = ForgetTrainer(
         model,
-        training_arguments(
-            recipe.forget.training.model_dump(),
-            folder=folder.forget,
-            seed=recipe.seed,
-            device=model.device,
-            key="forget.training",
-        ),
+        stage_arguments(recipe, "forget", folder=folder.forget, device=model.device),
         _rows(folder),
         tokenizer,
         mask=mask,
@@ -40,7 +33,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         lean=recipe.forget.lean,
         max_length=recipe.max_length,
     )
-    return train_stage(trainer, folder, folder.forget, mask, before=before)
+    return train_stage(trainer, folder, folder.forget, mask, before={})
 
 
 def _rows(folder: RunFolder) -> list[dict[str, Any]]:

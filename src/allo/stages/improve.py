@@ -9,7 +9,7 @@ from allo.models.start import load_start
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.own_code import function_of
-from allo.training.arguments import training_arguments
+from allo.training.arguments import stage_arguments
 from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ImproveTrainer, SftTrainer
@@ -32,7 +32,7 @@ def train_selected(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     assert recipe.improve is not None
     model, tokenizer = load_start(recipe, folder)
     mask = located_mask(recipe, folder, model, density=recipe.improve.density)
-    before = apply_previous_stage(recipe, folder, model, stage="improve")
+    before = apply_previous_stage(recipe, folder, model)
     trainer = _trainer(recipe, recipe.improve, folder, model, tokenizer, mask)
     return train_stage(trainer, folder, folder.improve, mask, before=before)
 
@@ -41,13 +41,7 @@ def _trainer(
     recipe: Recipe, improve: Improve, folder: RunFolder, model: Model, tokenizer: Tokenizer, mask: ParamMask
 ) -> SelectedTrainer:
     """Return the trainer that learns the recipe's loss under the mask."""
-    arguments = training_arguments(
-        improve.training.model_dump(),
-        folder=folder.improve,
-        seed=recipe.seed,
-        device=model.device,
-        key="improve.training",
-    )
+    arguments = stage_arguments(recipe, "improve", folder=folder.improve, device=model.device)
     if improve.loss in ANSWER_LOSSES:
         rows = function_of(ANSWER_LOSSES[improve.loss].function, key="improve.loss")(recipe, folder)
         return SftTrainer(

@@ -11,7 +11,7 @@ from allo.models.start import load_start_tokenizer
 from allo.models.thoughts import thoughts_of
 from allo.recipe import Recipe
 from allo.stages.reward import reward
-from allo.tasks.answers import verify_choice, verify_final_answer
+from allo.tasks.answers import Verified, verify_choice, verify_final_answer
 from allo.tasks.answers.thoughts import USUAL, Thoughts
 from allo.tasks.rewards import above_median
 from allo.tasks.sources import training_prompts
@@ -80,17 +80,7 @@ def _by_reward(
         rewards = {one.text: rewarded.rewards[one.prompt_id, one.text] for one in group}
         better = dict(zip(rewards, above_median(list(rewards.values())), strict=True))
         verdicts += [
-            Verdict(
-                prompt_id=one.prompt_id,
-                index=one.index,
-                text=one.text,
-                finished=one.finished,
-                correct=better[one.text],
-                reward=rewards[one.text],
-                extracted=None,
-                verifier="reward_model",
-                token_ids=one.token_ids,
-            )
+            _verdict(one, Verified(better[one.text], None, "reward_model"), reward=rewards[one.text])
             for one in group
         ]
     write_jsonl(folder.verdicts, verdicts)
@@ -129,25 +119,20 @@ def verify(
     inside = thoughts.begins_inside(prompt.prompt, prompt.template)
     text = thoughts.without_end(completion.text)
     by_choice = verifier == "choice" or (verifier == "auto" and prompt.choices is not None)
-    verified = (
-        verify_choice(
-            text,
-            prompt.answer,
-            prompt.choices or [],
-            markers=thoughts.markers,
-            begins_inside=inside,
-        )
-        if by_choice
-        else verify_final_answer(text, prompt.answer, markers=thoughts.markers, begins_inside=inside)
-    )
+    marked: dict[str, Any] = {"markers": thoughts.markers, "begins_inside": inside}
+    if by_choice:
+        verified = verify_choice(text, prompt.answer, prompt.choices or [], **marked)
+    else:
+        verified = verify_final_answer(text, prompt.answer, **marked)
+    return _verdict(completion, verified, reward=float(verified.correct))
+
+
+def _verdict(completion: Completion, verified: Verified, *, reward: float) -> Verdict:
     return Verdict(
-        prompt_id=completion.prompt_id,
-        index=completion.index,
-        text=completion.text,
-        finished=completion.finished,
-        correct=verified.correct,
-        reward=float(verified.correct),
-        extracted=verified.extracted,
-        verifier=verified.verifier,
-        token_ids=completion.token_ids,
+        **{
+            name: getattr(completion, name)
+            for name in ("prompt_id", "index", "text", "finished", "token_ids")
+        },
+        **vars(verified),
+        reward=reward,
     )

@@ -1,15 +1,13 @@
 """The change in likelihood of the answers that alignment was shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from allo.console import track
-from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Pair
-from allo.files.rounds import first_round
 from allo.models.collate import PairCollator
 from allo.models.load import Model, Tokenizer
 from allo.models.policy import per_token_logps
@@ -20,21 +18,18 @@ BATCH = 32  # pairs
 
 @torch.inference_mode()
 def likelihood(
-    folder: RunFolder,
+    pairs: Sequence[Pair],
     model: Model,
     tokenizer: Tokenizer,
     at_start: Callable[[], AbstractContextManager[None]],
     *,
-    num_pairs: int,
     max_length: int,
 ) -> dict[str, Any]:
     """Return the mean log-ratio of a token to the starting model, in nats, of chosen and of rejected answers.
 
-    The answers are the run's first `num_pairs` pairs, sampled from the starting model (with rounds, the first
-    round's). `at_start` turns `model` into the starting model for a block.
+    `at_start` turns `model` into the starting model for a block.
     """
-    pairs = [vars(pair) for pair in read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]]
-    rows, _ = counted_pairs(tokenizer, pairs, max_length=max_length)
+    rows, _ = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)

@@ -1,6 +1,6 @@
 """Find the weights that matter: score every weight, keep the top share (method.md 1.1)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,21 +15,19 @@ from allo.models.rows import counted_pairs
 from allo.models.start import load_start, read_start
 from allo.recipe import Locate, Recipe
 from allo.recipe.criteria import Needs, criterion_of
-from allo.training.arguments import training_arguments
+from allo.training.arguments import stage_arguments
 from allo.training.dpo_passes import DpoPasses
+from allo.training.locating import Statistics, changes_of, warmup_trainer
 from allo.training.run import remove_checkpoints, state_bytes, train
-from allo.training.trainer import ImproveTrainer
 from allo.weights import importance
 from allo.weights.host_sums import HostSums
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import shapes_of
 from allo.weights.selection import PIECE
 
 WARMUP_WEIGHTS = "weights.safetensors"
-Shapes = dict[str, tuple[int, ...]]
-Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
-"""Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
-Counts = dict[str, Any]
+Located = tuple[Statistics, dict[str, Any]]
+"""Statistics of all weights, and the stage's counts."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -37,22 +35,21 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     assert recipe.locate is not None
     folder.warmup.mkdir(exist_ok=True)
     model, tokenizer = load_start(recipe, folder)
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
     criterion = criterion_of(recipe.locate.criterion)
     score, needs = importance.scoring_of(criterion), criterion.needs
     if needs == "warm-up":
-        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer, shapes)
+        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer)
     elif needs == "fused warm-up":
         statistics, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer)
     elif criterion.sums:
-        statistics, counts = _summed(recipe, recipe.locate, needs, folder, model, tokenizer, shapes)
+        statistics, counts = _summed(recipe, recipe.locate, folder, model, tokenizer)
     else:
         statistics, counts = _without_data(recipe, needs, model), {}
     top = ImportanceMap.top(
         lambda: ((name, score(theta, statistic)) for name, theta, statistic in statistics()),
         density=recipe.max_density,
         granularity=recipe.locate.granularity,
-        shapes=shapes,
+        shapes=shapes_of(model),
         metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(folder).fingerprint},
     )
     top.save(folder.importance)
@@ -61,41 +58,34 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 
 def _trained(
-    recipe: Recipe,
-    locate: Locate,
-    folder: RunFolder,
-    model: Model,
-    tokenizer: Tokenizer,
-    shapes: Shapes,
-) -> tuple[Statistics, Counts]:
-    """Train all weights by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
-    trainer = ImproveTrainer(
+    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
+) -> Located:
+    """Train all weights by plain DPO."""
+    trainer = warmup_trainer(
         model,
-        _arguments(recipe, locate, folder, model),
+        stage_arguments(recipe, "locate", folder=folder.warmup, device=model.device),
         [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
-        mask=ParamMask.full(shapes),
-        records=True,
         beta=locate.beta,
-        keep=1.0,
-        max_tokens_per_batch=locate.max_tokens_per_batch,
         max_length=recipe.max_length,
+        max_tokens_per_batch=locate.max_tokens_per_batch,
+        records=True,
     )
     write_jsonl(folder.warmup / "metrics.jsonl", train(trainer))
-    masters, before = trainer.selected.masters(), trainer.selected.slot("ref")
     if recipe.reads_warmup:
+        shapes, masters = shapes_of(model), trainer.selected.masters()
         _keep_warmup(folder, {name: masters[name].reshape(shapes[name]) for name in masters})
     counts = {
         "pairs": len(trainer.train_dataset),
         "dropped": trainer.num_dropped,
         "training_state_bytes": state_bytes(trainer),
     }
-    return lambda: ((name, before[name], masters[name]) for name in shapes), counts
+    return changes_of(trainer), counts
 
 
 def _trained_fused(
     recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
-) -> tuple[Statistics, Counts]:
+) -> Located:
     """Train all weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
     passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
     warmup, metrics = passes.train_fused()
@@ -108,27 +98,17 @@ def _trained_fused(
         "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
         "host_state_bytes": warmup.host_bytes,
     }
-
     return lambda: _in_pieces(warmup.start, warmup.deltas), counts
 
 
-def _summed(
-    recipe: Recipe,
-    locate: Locate,
-    needs: Needs,
-    folder: RunFolder,
-    model: Model,
-    tokenizer: Tokenizer,
-    shapes: Shapes,
-) -> tuple[Statistics, Counts]:
+def _summed(recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer) -> Located:
     """Sum g, or g^2 of single pairs, over the pairs at the starting model."""
     passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
-    sums = HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
-    if needs == "squared gradients":
-        # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
-        passes.take_start_gradients_of_pairs(lambda name, _, gradient: sums.add_squares(name, gradient))
-    else:
-        passes.take_start_gradients(lambda name, _, gradient: sums.add(name, gradient))
+    sums = HostSums(shapes_of(model), dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
+    # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
+    of_pairs = criterion_of(locate.criterion).needs == "squared gradients"
+    add = sums.add_squares if of_pairs else sums.add
+    passes.take_start_gradients(lambda name, _, gradient: add(name, gradient), of_pairs=of_pairs)
     counts = {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
     return lambda: _in_pieces(dict(model.named_parameters()), sums), counts
 
@@ -143,16 +123,6 @@ def _without_data(recipe: Recipe, needs: Needs, model: Model) -> Statistics:
     return statistics
 
 
-def _arguments(recipe: Recipe, locate: Locate, folder: RunFolder, model: Model) -> Any:
-    return training_arguments(
-        locate.training.model_dump(),
-        folder=folder.warmup,
-        seed=recipe.seed_of_data,
-        device=model.device,
-        key="locate.training",
-    )
-
-
 def _passes(
     recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
 ) -> tuple[DpoPasses, int]:
@@ -164,7 +134,7 @@ def _passes(
     passes = DpoPasses(
         model,
         rows,
-        _arguments(recipe, locate, folder, model),
+        stage_arguments(recipe, "locate", folder=folder.warmup, device=model.device),
         beta=locate.beta,
         pad_id=tokenizer.pad_token_id,
         max_tokens_per_batch=locate.max_tokens_per_batch,

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from allo.files.evaluation import Overlap
 from allo.files.records import Message, Prompt
-from allo.files.rounds import data_of_rounds
 from allo.recipe import Recipe
 from allo.tasks.base import question_of
-from allo.tasks.overlap import Overlap, overlap
+from allo.tasks.overlap import overlap
 from allo.tasks.sources import prompts_of, training_pairs
 
 
@@ -20,11 +20,10 @@ def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, 
 
 
 def _trained_on(recipe: Recipe) -> Iterator[str | list[Message]]:
-    """Yield the prompts of the demonstrations, and of the pairs or of every round's problems."""
+    """Yield the prompts of the demonstrations, and of the pairs or of the problems."""
     for source in recipe.sft.sources if recipe.sft else []:
         yield from (prompt.prompt for prompt in prompts_of(recipe, source))
     if recipe.data.pairs is not None:
         yield from (pair.prompt for pair in training_pairs(recipe))
         return
-    for data in data_of_rounds(recipe).values():
-        yield from (prompt.prompt for prompt in prompts_of(recipe, data))
+    yield from (prompt.prompt for prompt in prompts_of(recipe, recipe.data))

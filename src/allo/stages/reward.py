@@ -63,7 +63,7 @@ class Reader:
         rows = self.rows(asked)
         found: dict[Key, float] = {}
         for batch in self.batches(rows):
-            found |= zip(batch, self.read(rows, batch), strict=True)
+            found |= zip(batch, self.model.rewards([rows[key][0] for key in batch]), strict=True)
         return [found[prompt.id, text] for prompt, text in asked], sum(cut for _, cut in rows.values())
 
     def rows(self, asked: Sequence[Asked]) -> Rows:
@@ -86,10 +86,6 @@ class Reader:
         """Return batches of texts with similar lengths, the longest first."""
         ordered = sorted(rows, key=lambda key: (-len(rows[key][0]), key))
         return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
-
-    def read(self, rows: Rows, batch: Sequence[Key]) -> list[float]:
-        """Return the rewards of one batch."""
-        return self.model.rewards([rows[key][0] for key in batch])
 
 
 def load_reader(recipe: Recipe, model: str, folder: RunFolder) -> Reader:
@@ -128,7 +124,7 @@ def reward(
     lines = ResumableLines(path, suffix=".rewards.part")
     done = len(lines.batches)
     for batch in track(batches[done:], description, total=len(batches), done=done):
-        found = reader.read(rows, batch)
+        found = reader.model.rewards([rows[key][0] for key in batch])
         lines.append([{"key": list(key), "reward": one} for key, one in zip(batch, found, strict=True)])
     rewards = {(row["key"][0], row["key"][1]): float(row["reward"]) for row in lines.rows()}
     return Rewarded(rewards, sum(cut for _, cut in rows.values()), lines)

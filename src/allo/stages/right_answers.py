@@ -7,19 +7,14 @@ from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Pair, Prompt, Verdict
 from allo.recipe import Recipe
-from allo.tasks.pairing import distinct
+from allo.tasks.pairing import answer_row, distinct
 from allo.tasks.sources import training_prompts
 
 
 def demonstrations(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
     """Return the existing solutions of prompts as rows for a trainer."""
     return [
-        {
-            "id": prompt.id,
-            "prompt": prompt.prompt,
-            "template": prompt.template,
-            "completion": prompt.solution,
-        }
+        {"id": prompt.id, "prompt": prompt.prompt, "template": prompt.template, "completion": prompt.solution}
         for prompt in prompts
         if prompt.solution
     ]
@@ -44,17 +39,7 @@ def right_samples(recipe: Recipe, folder: RunFolder) -> list[dict[str, Any]]:
             repr((pair.prompt, pair.template, pair.chosen, pair.chosen_message)): pair
             for pair in read_jsonl(folder.pairs, Pair)
         }
-        return [
-            {
-                "prompt": pair.prompt,
-                "template": pair.template,
-                "message": pair.chosen_message,
-                "completion": pair.chosen,
-                "finished": pair.chosen_finished,
-                "completion_ids": pair.chosen_token_ids,
-            }
-            for pair in chosen.values()
-        ]
+        return [answer_row(pair, "chosen") for pair in chosen.values()]
     prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
     return [
         {

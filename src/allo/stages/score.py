@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from allo.console import track
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
@@ -20,11 +19,11 @@ from allo.models.start import give_date, load_start, load_start_tokenizer
 from allo.recipe import Recipe
 from allo.recipe.scores import Score, scorer_entry
 from allo.stages.locate import WARMUP_WEIGHTS
+from allo.tasks.pairing import answer_row
 from allo.tokens.contrast import side_weights, train_sides
 from allo.tokens.rewriter import load_rewriter
 from allo.tokens.scorers import Context, GradedSample, Scored, ScoringFunction, scorers_of
-from allo.tokens.scoring import tokenized
-from allo.tokens.token_credit import completion_weights, from_logratios
+from allo.tokens.scoring import probabilities, token_scores, tokenized
 
 _NUMBERS = pa.list_(pa.float64())
 _COLUMNS = [
@@ -57,7 +56,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     raw: dict[str, list[list[float]]] = {name: [] for name in recipe.score.scorers}
     for row in lines.rows():
         raw[row["scorer"]].append(row["scores"])
-    weighted = _weighted(recipe.score, rows, raw)
+    found = {name: probabilities(name, scores) for name, scores in raw.items()}
+    weighted = token_scores(
+        rows,
+        found[recipe.score.scorer],
+        rule=recipe.score.weights,
+        threshold=recipe.score.threshold,
+        marked=recipe.score.marked,
+        beside={name: found[name] for name in recipe.score.beside},
+    )
     _write(folder, weighted, recipe.score, tokenizer)
     lines.discard()
     remove(folder.contrast)
@@ -132,20 +139,12 @@ def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
             samples.setdefault(one.prompt_id, []).append(sample)
         return samples
     for pair in read_jsonl(folder.pairs, Pair):
-        samples.setdefault(pair.prompt_id, []).extend(
-            [
-                GradedSample(
-                    pair.chosen, pair.chosen_finished, True, pair.chosen_token_ids, pair.chosen_message
-                ),
-                GradedSample(
-                    pair.rejected,
-                    pair.rejected_finished,
-                    False,
-                    pair.rejected_token_ids,
-                    pair.rejected_message,
-                ),
-            ]
-        )
+        for side in SIDES:
+            row, right = answer_row(pair, side), side == "chosen"
+            sample = GradedSample(
+                row["completion"], row["finished"], right, row["completion_ids"], row["message"]
+            )
+            samples.setdefault(pair.prompt_id, []).append(sample)
     return samples
 
 
@@ -156,35 +155,6 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
     )
     rows = [row for row in scored if row is not None]
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
-
-
-def _weighted(score: Score, rows: Sequence[Scored], raw: dict[str, list[list[float]]]) -> list[TokenScores]:
-    """Return all scores as probabilities, and the weights that follow from the first scorer's."""
-    lengths = [len(row.tokens.completion_ids) for row in rows]
-    flat = {name: probabilities(name, scores) for name, scores in raw.items()}
-    own = completion_weights(
-        flat[score.scorer], lengths, rule=score.weights, threshold=score.threshold, marked=score.marked
-    )
-    split = {name: numbers.split(lengths) for name, numbers in flat.items()}
-    return [
-        TokenScores(
-            row.wrong.id,
-            row.tokens.completion_ids,
-            split[score.scorer][place].tolist(),
-            kept.tolist(),
-            {name: split[name][place].tolist() for name in score.beside},
-        )
-        for place, (row, kept) in enumerate(zip(rows, own, strict=True))
-    ]
-
-
-def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
-    """Return a scorer's numbers for all completions, joined, as probabilities: [tokens] fp32."""
-    flat = torch.tensor([number for row in scores for number in row], dtype=torch.float32)
-    if not scorer_entry(scorer).logratios:
-        return flat
-    scale = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny).item()
-    return from_logratios(flat, scale=scale)
 
 
 def _write(folder: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:

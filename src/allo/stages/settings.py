@@ -8,10 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from allo.errors import UserError
-from allo.recipe import NEEDS_WARMUP, Locate, Recipe, Steps, trains_here
+from allo.recipe import NEEDS_WARMUP, Locate, Recipe, trains_here
 from allo.recipe.criteria import CRITERIA, criterion_of
 from allo.recipe.losses import ANSWER_LOSSES
-from allo.recipe.training import Training
 from allo.tokens.scorers import scorers_of
 from allo.training.chosen_losses import chosen_forgetting_loss, chosen_pair_loss
 from allo.weights.importance import scoring_of
@@ -24,19 +23,14 @@ def check_settings(recipe: Recipe) -> None:
 
         trl_arguments(recipe, folder=recipe.run_folder, device=torch.device("cpu"))
     launched = any(name.startswith("ACCELERATE_") for name in os.environ)  # transformers reads settings there
-    for key, training, lean in _training_blocks(recipe):
-        if training.is_plain and not launched:
+    for stage in ("sft", "locate", "score", "forget", "improve"):
+        block = getattr(recipe, stage)
+        # The trainers of other libraries read their block themselves.
+        if block is None or not trains_here(block) or (block.training.is_plain and not launched):
             continue
-        from allo.training.arguments import training_arguments
+        from allo.training.arguments import stage_arguments
 
-        training_arguments(
-            training.model_dump(),
-            folder=recipe.run_folder,
-            seed=recipe.seed,
-            device=torch.device("cpu"),
-            key=key,
-            lean=lean,
-        )
+        stage_arguments(recipe, stage, folder=recipe.run_folder, device=torch.device("cpu"))
     if recipe.locate is not None:
         check_locate(recipe.locate)
         if recipe.reads_warmup and not criterion_of(recipe.locate.criterion).trains:
@@ -88,11 +82,3 @@ def check_locate(locate: Locate) -> None:
             f"locate.training.{min(ignored)}: criterion {locate.criterion} {reason} and would ignore it; "
             "remove the key."
         )
-
-
-def _training_blocks(recipe: Recipe) -> Iterator[tuple[str, Training, bool]]:
-    """Yield the recipe's own `training` blocks, not TRL's, with their keys and whether they are lean."""
-    for name in ("sft", "locate", "score", "forget", "improve"):
-        block = getattr(recipe, name)
-        if block is not None and trains_here(block):
-            yield f"{name}.training", block.training, isinstance(block, Steps) and block.lean

@@ -8,10 +8,10 @@ from allo.models.start import give_date, is_ready, load_policy, load_policy_toke
 from allo.recipe import Recipe, Sft
 from allo.stages.right_answers import demonstrations
 from allo.tasks.sources import prompts_of
-from allo.training.arguments import training_arguments
+from allo.training.arguments import stage_arguments
 from allo.training.run import remove_checkpoints, train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -39,16 +39,10 @@ def _fine_tune(
     prompts = [prompt for source in sft.sources for prompt in prompts_of(recipe, source)]
     trainer = SftTrainer(
         model,
-        training_arguments(
-            sft.training.model_dump(),
-            folder=folder.start,
-            seed=recipe.seed_of_data,
-            device=model.device,
-            key="sft.training",
-        ),
+        stage_arguments(recipe, "sft", folder=folder.start, device=model.device),
         demonstrations(prompts),
         tokenizer,
-        mask=ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()}),
+        mask=ParamMask.full(shapes_of(model)),
         records=True,
         max_length=recipe.max_length,
     )

@@ -20,6 +20,11 @@ class Estimate:
     high: float
     num: int
 
+    @property
+    def figure(self) -> dict[str, float]:
+        """Return the mean and its bounds, as files of results have them."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def wilson(correct: Sequence[bool]) -> Estimate:
     """Return the share of right answers with Wilson's score interval (1927); one observation per prompt."""

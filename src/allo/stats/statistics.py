@@ -123,6 +123,12 @@ def crossed_bootstrap(grid: Grid, *, seed: int, resamples: int = RESAMPLES) -> E
     return Estimate(mean, mean + float(stretch * low), mean + float(stretch * high), grid.size)
 
 
+def share_figure(grid: Grid, *, seed: int = 0) -> dict[str, float]:
+    """Return a share's mean and bounds by `crossed_bootstrap`, kept within 0 and 1."""
+    estimate = crossed_bootstrap(grid, seed=seed)
+    return {"value": estimate.value, "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
+
+
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Return the mean of one value per seed, with Student's interval; needs at least two seeds."""
     assert len(values) > 1

@@ -1,10 +1,8 @@
 """Arena-Hard-Auto 0.1: 500 hard user requests with the baseline's replies (arXiv 2406.11939)."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from allo.files.records import Prompt
 from allo.tasks import base
 
 BASELINE = "gpt-4-0314"
@@ -13,12 +11,11 @@ BASELINE = "gpt-4-0314"
 HUB = base.HubFile("lmarena-ai/arena-hard-auto", f"data/arena-hard-v0.1/model_answer/{BASELINE}.jsonl")
 
 
-def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Yield prompts of `test`: the bare request; `solution` is the baseline's reply, `answer` is None."""
-    return base.load_instructions("arena_hard", split, folder=folder, hub=HUB, from_hub=from_hub)
-
-
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row in our form. The baseline's file repeats each request before its reply; the id is the set's own."""
     asked, replied = row["messages"]
     return {"id": row["uid"], "question": asked["content"], "answer": replied["content"]["answer"]}
+
+
+load = partial(base.load, "arena_hard", hub=HUB, from_hub=from_hub, instructions=True)
+"""Yields prompts of `test`: the bare request; `solution` is the baseline's reply, `answer` is None."""

@@ -67,37 +67,29 @@ def load(
     task: str,
     split: str,
     *,
-    folder: Path | None,
-    hub: Hub,
+    folder: Path | None = None,
+    hub: Hub | HubFile,
     from_hub: Callable[[Row], Row],
+    instructions: bool = False,
 ) -> Iterator[Prompt]:
     """Return the prompts of one split, from `<folder>/<task>/<split>.jsonl[.gz]`, or from the hub without a folder.
 
-    `from_hub` turns a row of the hub into the columns of `Problem`, except the id; rows of a folder have
-    these columns already. Raises `UserError` for a missing folder, file or column, for damaged rows, and
-    for two rows with one id.
+    `from_hub` turns a row of the hub into the columns of `Problem`, except the id; rows of a folder have these columns
+    already. The `answer` to `instructions` is a baseline's reply, for a judge to compare with. Raises `UserError` for a
+    missing folder, file or column, for damaged rows, and for two rows with one id.
     """
-    problems = _problems(task, split, folder, hub, from_hub)
-    return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
+    if folder is None:
+        problems = _hub_problems(task, split, hub, from_hub)
+    else:
+        problems = _folder_problems(task, split, folder)
+    made = as_instruction if instructions else to_prompt
+    return distinct((place, made(problem, task=task)) for place, problem in problems)
 
 
 def load_folder(task: str, split: str, *, folder: Path) -> Iterator[Prompt]:
     """Return the prompts of a task that is on no hub; see `load`."""
     problems = _folder_problems(task, split, folder)
     return distinct((place, to_prompt(problem, task=task)) for place, problem in problems)
-
-
-def load_instructions(
-    task: str,
-    split: str,
-    *,
-    folder: Path | None,
-    hub: HubFile,
-    from_hub: Callable[[Row], Row],
-) -> Iterator[Prompt]:
-    """Return the prompts of instructions, whose `answer` is a baseline's reply for a judge to compare; see `load`."""
-    problems = _problems(task, split, folder, hub, from_hub)
-    return distinct((place, as_instruction(problem, task=task)) for place, problem in problems)
 
 
 def distinct(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Prompt]:
@@ -159,14 +151,6 @@ def demonstrate(answer: str, rationale: str | None) -> str:
 def keyed_choice(choices: dict[str, list[str]], key: str) -> str:
     """Return the text of the option labelled `key`; the hub writes options as `{"text": [...], "label": [...]}`."""
     return choices["text"][choices["label"].index(key)]
-
-
-def _problems(
-    task: str, split: str, folder: Path | None, hub: Hub | HubFile, from_hub: Callable[[Row], Row]
-) -> Iterator[tuple[str, Problem]]:
-    if folder is None:
-        return _hub_problems(task, split, hub, from_hub)
-    return _folder_problems(task, split, folder)
 
 
 def _folder_problems(task: str, split: str, folder: Path) -> Iterator[tuple[str, Problem]]:

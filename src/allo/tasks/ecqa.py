@@ -1,18 +1,11 @@
 """ECQA: common-sense questions with five options and explanations (Aggarwal et al., ACL 2021)."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from allo.files.records import Prompt
 from allo.tasks import base
 
 HUB = base.Hub("tasksource/ecqa")
-
-
-def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Yield prompts of `train`, `validation` or `test`; the answer is an option's text."""
-    return base.load("ecqa", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
@@ -23,3 +16,7 @@ def from_hub(row: dict[str, Any]) -> dict[str, Any]:
         "answer": row["q_ans"],
         "solution": row["taskA_pos"],
     }
+
+
+load = partial(base.load, "ecqa", hub=HUB, from_hub=from_hub)
+"""Yields prompts of `train`, `validation` or `test`; the answer is an option's text."""

@@ -1,20 +1,13 @@
 """GSM8K: grade-school word problems with worked solutions (arXiv 2110.14168)."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from allo.files.records import Prompt
 from allo.tasks import base
 
 HUB = base.Hub("openai/gsm8k", ("main",))
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-
-
-def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Yield prompts of `train` or `test`; the answer is a number."""
-    return base.load("gsm8k", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
@@ -25,3 +18,7 @@ def from_hub(row: dict[str, Any]) -> dict[str, Any]:
         "answer": answer.strip().replace(",", ""),
         "solution": solution.strip(),
     }
+
+
+load = partial(base.load, "gsm8k", hub=HUB, from_hub=from_hub)
+"""Yields prompts of `train` or `test`; the answer is a number."""

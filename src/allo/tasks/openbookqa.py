@@ -1,18 +1,11 @@
 """OpenBookQA: science questions with four options, without rationales (arXiv 1809.02789)."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from allo.files.records import Prompt
 from allo.tasks import base
 
 HUB = base.Hub("allenai/openbookqa", ("main",))
-
-
-def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Yield prompts of `train`, `validation` or `test`; the answer is an option's text."""
-    return base.load("openbookqa", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
@@ -21,3 +14,7 @@ def from_hub(row: dict[str, Any]) -> dict[str, Any]:
         "choices": row["choices"]["text"],
         "answer": base.keyed_choice(row["choices"], row["answerKey"]),
     }
+
+
+load = partial(base.load, "openbookqa", hub=HUB, from_hub=from_hub)
+"""Yields prompts of `train`, `validation` or `test`; the answer is an option's text."""

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from allo.files.evaluation import Overlap
 
 SPAN = 8
 SHARE = 0.7
@@ -11,18 +12,6 @@ SHARE = 0.7
 their set's wording."""
 
 Words = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """The number of problems, how many of them training holds word for word, and how many nearly.
-
-    `near` includes the exact ones.
-    """
-
-    num: int
-    exact: int
-    near: int
 
 
 def overlap(problems: Sequence[str], training: Iterable[str]) -> Overlap:

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict, Wrong
@@ -69,6 +70,18 @@ def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
         chosen_token_ids=chosen.token_ids,
         rejected_token_ids=rejected.token_ids,
     )
+
+
+def answer_row(pair: Pair, side: str) -> dict[str, Any]:
+    """Return the chosen or rejected answer of a pair as a row of a completion."""
+    return {
+        "prompt": pair.prompt,
+        "template": pair.template,
+        "message": getattr(pair, f"{side}_message"),
+        "completion": getattr(pair, side),
+        "finished": getattr(pair, f"{side}_finished"),
+        "completion_ids": getattr(pair, f"{side}_token_ids"),
+    }
 
 
 def wrong_completions(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> list[Wrong]:

@@ -12,6 +12,7 @@ from allo.files.json_text import half_a_pair
 from allo.files.records import Message, Pair
 from allo.files.rows import Notes, Reading, Row, checked, read_rows, stem, without_nulls
 from allo.tasks.chats import TEMPLATE, ChatMessage, asked, note_ignored, refuse_feedback
+from allo.tasks.pairing import answer_row
 from allo.tasks.row_answers import Answered, Side, apart, text_of, without_repeats
 
 Placed = Iterable[tuple[int, str, Row]]
@@ -119,18 +120,7 @@ def wrong_of_rows(
                 f"{place}: `rejected` stands beside columns of a `completion`; rename it to `completion`, or remove them."
             )
     pairs, reading = pairs_of_rows(rows, name=name, chat=chat)
-    wrong = [
-        {
-            "id": pair.prompt_id,
-            "prompt": pair.prompt,
-            "completion": pair.rejected,
-            "finished": pair.rejected_finished,
-            "template": pair.template,
-            "message": pair.rejected_message,
-            "completion_ids": pair.rejected_token_ids,
-        }
-        for pair in pairs
-    ]
+    wrong = [answer_row(pair, "rejected") | {"id": pair.prompt_id} for pair in pairs]
     said = {"the completion is `rejected`, and `chosen` is not read": len(wrong)}
     return wrong, replace(reading, mapped={**reading.mapped, **said})
 
@@ -170,26 +160,13 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
         kept.append((number, row, one))
     pairs = []
     for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
-        chosen, rejected = _filled("chosen", answered), _filled("rejected", answered)
+        filled = {side: _filled(side, answered) for side in ("chosen", "rejected")}
         prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
-        pair = Pair(
-            prompt_id=one.prompt_id or f"{name}-{number}",
-            prompt=prompt,
-            chosen=text_of(chosen),
-            rejected=text_of(rejected),
-            chosen_finished=one.chosen_finished,
-            rejected_finished=one.rejected_finished,
-            template=template,
-            chosen_message=_message(one.chosen_message, chosen, place=answered.place),
-            rejected_message=_message(one.rejected_message, rejected, place=answered.place),
-            chosen_token_ids=_sampled(
-                one.chosen_token_ids, one.chosen, chosen, one.chosen_message, place=answered.place
-            ),
-            rejected_token_ids=_sampled(
-                one.rejected_token_ids, one.rejected, rejected, one.rejected_message, place=answered.place
-            ),
-        )
-        if _side(pair.chosen, pair.chosen_message) == _side(pair.rejected, pair.rejected_message):
+        given: dict[str, Any] = {"prompt_id": one.prompt_id or f"{name}-{number}", "prompt": prompt}
+        for side, answer in filled.items():
+            given |= _answer(side, answer, one, place=answered.place)
+        pair = Pair(**given, template=template)
+        if _key(pair, "chosen") == _key(pair, "rejected"):
             notes.dropped[EQUAL] += 1
             continue
         pairs.append(pair)
@@ -198,15 +175,7 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
             f"{name}: {notes.rows} rows, and in all of them `chosen` equals `rejected`; such a pair teaches nothing."
         )
     keys = {
-        repr(
-            (
-                pair.prompt,
-                pair.template,
-                _side(pair.chosen, pair.chosen_message),
-                _side(pair.rejected, pair.rejected_message),
-            )
-        )
-        for pair in pairs
+        repr((pair.prompt, pair.template, _key(pair, "chosen"), _key(pair, "rejected"))) for pair in pairs
     }
     return pairs, notes.reading(duplicates=len(pairs) - len(keys))
 
@@ -214,8 +183,21 @@ def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]
 EQUAL = "`chosen` equals `rejected`, which teaches nothing"
 
 
-def _side(text: str, message: Message | None) -> tuple[str, Message | None]:
-    return text.strip(), message
+def _key(pair: Pair, side: str) -> tuple[str, Message | None]:
+    return getattr(pair, side).strip(), getattr(pair, f"{side}_message")
+
+
+def _answer(name: str, side: Side, row: PairRow, *, place: str) -> dict[str, Any]:
+    """Return the fields of a pair's side. The ids given for its text must be those of the bare answer."""
+    given, message = getattr(row, f"{name}_token_ids"), getattr(row, f"{name}_message")
+    fields = {name: text_of(side), f"{name}_message": _message(message, side, place=place)}
+    if given is not None and message is not None:
+        raise UserError(f"{place}: token ids and a message are given for one answer: remove one of them.")
+    if given is not None and getattr(row, name) != side:
+        raise UserError(
+            f"{place}: token ids are the answer's alone: give `prompt` beside them, or remove them."
+        )
+    return fields | {f"{name}_finished": getattr(row, f"{name}_finished"), f"{name}_token_ids": given}
 
 
 def _filled(name: str, answered: Answered) -> Side:
@@ -235,21 +217,3 @@ def _message(given: ChatMessage | None, side: Side, *, place: str) -> Message | 
         )
     side = given or side
     return side.record if isinstance(side, ChatMessage) and side.is_more_than_text else None
-
-
-def _sampled(
-    ids: list[int] | None,
-    given: str | list[ChatMessage],
-    side: Side,
-    message: ChatMessage | None,
-    *,
-    place: str,
-) -> list[int] | None:
-    """Return the ids given for an answer's text, which must then be the bare answer."""
-    if ids is not None and message is not None:
-        raise UserError(f"{place}: token ids and a message are given for one answer: remove one of them.")
-    if ids is not None and given != side:
-        raise UserError(
-            f"{place}: token ids are the answer's alone: give `prompt` beside them, or remove them."
-        )
-    return ids

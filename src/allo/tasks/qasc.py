@@ -1,19 +1,12 @@
 """QASC: science questions with eight options, answered by joining two facts (arXiv 1910.11473)."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from allo.files.records import Prompt
 from allo.tasks import base
 
 # The hub's test split hides its answers.
 HUB = base.Hub("allenai/qasc", splits={"test": "validation"})
-
-
-def load(split: str, *, folder: Path | None = None) -> Iterator[Prompt]:
-    """Yield prompts of `train` or `test`; the answer is an option's text."""
-    return base.load("qasc", split, folder=folder, hub=HUB, from_hub=from_hub)
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:
@@ -24,3 +17,7 @@ def from_hub(row: dict[str, Any]) -> dict[str, Any]:
         "answer": base.keyed_choice(row["choices"], row["answerKey"]),
         "solution": "\n".join([row["fact1"], row["fact2"], row["combinedfact"]]),
     }
+
+
+load = partial(base.load, "qasc", hub=HUB, from_hub=from_hub)
+"""Yields prompts of `train` or `test`; the answer is an option's text."""

@@ -99,7 +99,8 @@ def _chats_apart(
     names = " and ".join(f"`{name}`" for name in chats)
     if isinstance(prompt, str):
         alone = all(len(chat) == 1 for chat in chats.values())
-        if not alone and not all(_asked_in(prompt, chat) for chat in chats.values()):
+        asked = [{one.content.strip() for one in chat if one.role != "assistant"} for chat in chats.values()]
+        if not alone and not all(prompt.strip() in texts for texts in asked):
             raise UserError(
                 f"{place}: {names} hold conversations in which nobody says the `prompt`; remove `prompt`, or leave only the "
                 "assistant's message."
@@ -121,10 +122,6 @@ def _chats_apart(
         notes.mapped["messages that all answers begin with belong to the prompt"] += 1
     sides: dict[str, Side] = {name: chat[-1] for name, chat in zip(chats, whole, strict=True)}
     return Answered(place, _checked(before, place=place), sides)
-
-
-def _asked_in(prompt: str, chat: Sequence[ChatMessage]) -> bool:
-    return any(message.role != "assistant" and message.content.strip() == prompt.strip() for message in chat)
 
 
 def _after(asked: list[ChatMessage], chat: list[ChatMessage], name: str, *, place: str) -> list[ChatMessage]:

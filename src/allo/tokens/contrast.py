@@ -8,11 +8,12 @@ from allo.files.records import Pair
 from allo.models.collate import SIDES
 from allo.models.start import load_start
 from allo.recipe import Recipe
-from allo.training.arguments import training_arguments
+from allo.tasks.pairing import answer_row
+from allo.training.arguments import stage_arguments
 from allo.training.checkpointing import keep_tensors, kept_tensors
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 
 
 def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) -> int:
@@ -32,30 +33,13 @@ def side_weights(run: RunFolder, side: str) -> Path:
 
 def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
     """Train all weights, with fp32 masters, on one answer of every pair."""
-    assert recipe.score is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_start(recipe, run)
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    shapes = shapes_of(model)
     trainer = SftTrainer(
         model,
-        training_arguments(
-            recipe.score.training.model_dump(),
-            folder=path.parent,
-            seed=recipe.seed_of_data,
-            device=model.device,
-            key="score.training",
-        ),
-        [
-            {
-                "prompt": pair.prompt,
-                "template": pair.template,
-                "message": getattr(pair, f"{side}_message"),
-                "completion": getattr(pair, side),
-                "finished": getattr(pair, f"{side}_finished"),
-                "completion_ids": getattr(pair, f"{side}_token_ids"),
-            }
-            for pair in read_jsonl(run.pairs, Pair)
-        ],
+        stage_arguments(recipe, "score", folder=path.parent, device=model.device),
+        [answer_row(pair, side) for pair in read_jsonl(run.pairs, Pair)],
         tokenizer,
         mask=ParamMask.full(shapes),
         records=True,

@@ -65,7 +65,7 @@ def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_lengt
     folder = folder.expanduser()
     if not (folder / RECORD).is_file():
         raise UserError(
-            f"score.rewriter: {folder} has no {RECORD}, so it is no rewriter; make one with `allo rewriter train`."
+            f"score.rewriter: {folder} has no {RECORD}, so it is not a rewriter; make one with `allo rewriter train`."
         )
     record = read_as(folder / RECORD, Record, advice="Train it again with `allo rewriter train`.")
     if record.wording != WORDING:
@@ -83,7 +83,7 @@ def check_rewriter(folder: Path, tokenizer: Tokenizer, *, policy: str, max_lengt
         )
     if tokenizer_hash(tokenizer) != record.tokenizer:
         raise UserError(
-            f"score.rewriter: {folder} was trained on {record.model} with another tokenizer than that of {policy}; they "
+            f"score.rewriter: {folder} was trained on {record.model}, whose tokenizer is not that of {policy}; they "
             f"differ in {', '.join(_differences(own, tokenizer))}. Its probabilities belong to other tokens: train a "
             "rewriter on a model that has the policy's tokenizer."
         )

@@ -1,9 +1,11 @@
-"""Score the tokens of wrong completions, in memory: a script's counterpart of the stage `score`."""
+"""Scores of the tokens of wrong completions, for the stage `score` and in memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from allo.console import say
@@ -11,11 +13,12 @@ from allo.errors import UserError
 from allo.files.records import TokenScores, Wrong
 from allo.models.policy import check_head
 from allo.models.tokenization import tokenize
+from allo.models.tokenizer_checks import require_pad_token
 from allo.recipe.own_code import function_of
-from allo.recipe.scores import SCORERS, WeightRule
+from allo.recipe.scores import SCORERS, WeightRule, scorer_entry
 from allo.tasks.pairs import completions_of_rows
 from allo.tokens.scorers import Context, Scored, ScoringFunction, checked_scorer
-from allo.tokens.token_credit import completion_weights
+from allo.tokens.token_credit import completion_weights, from_logratios
 
 # The scorers that ask nothing but the model and the row itself.
 _ALONE = ("confidence", "privileged", "edit", "uniform", "random")
@@ -54,10 +57,7 @@ def score(
             one number from 0 to 1 a token.
     """
     function = _function(scorer)
-    if processing_class.pad_token_id is None:
-        raise UserError(
-            "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
-        )
+    require_pad_token(processing_class)
     scored = _read(rows, processing_class, max_length=max_length)
     check_head(model)
     context = Context(model, processing_class, max_length, seed)
@@ -68,13 +68,48 @@ def score(
         found = [one for batch in batches for one in function(batch, context)]
     finally:
         model.train(was_training)
-    flat = torch.tensor([number for one in found for number in one], dtype=torch.float32)
-    lengths = [len(row.tokens.completion_ids) for row in scored]
-    each = completion_weights(flat, lengths, rule=weights, threshold=threshold, marked=marked)
+    return token_scores(scored, _joined(found), rule=weights, threshold=threshold, marked=marked)
+
+
+def token_scores(
+    rows: Sequence[Scored],
+    scores: Tensor,
+    *,
+    rule: WeightRule,
+    threshold: float,
+    marked: str,
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
+) -> list[TokenScores]:
+    """Return each completion's scores, and the weights that follow from them.
+
+    `scores` [tokens] fp32 has the completions one after the other, and so have other scorers' in `beside`, by name.
+    """
+    lengths = [len(row.tokens.completion_ids) for row in rows]
+    weights = completion_weights(scores, lengths, rule=rule, threshold=threshold, marked=marked)
+    others = {name: numbers.split(lengths) for name, numbers in beside.items()}
     return [
-        TokenScores(row.wrong.id, row.tokens.completion_ids, numbers, kept.tolist())
-        for row, numbers, kept in zip(scored, found, each, strict=True)
+        TokenScores(
+            row.wrong.id,
+            row.tokens.completion_ids,
+            own.tolist(),
+            kept.tolist(),
+            {name: split[place].tolist() for name, split in others.items()},
+        )
+        for place, (row, own, kept) in enumerate(zip(rows, scores.split(lengths), weights, strict=True))
     ]
+
+
+def probabilities(scorer: str, scores: Sequence[Sequence[float]]) -> Tensor:
+    """Return a scorer's numbers for all completions, joined, as probabilities: [tokens] fp32."""
+    flat = _joined(scores)
+    if not scorer_entry(scorer).logratios:
+        return flat
+    scale = flat.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny).item()
+    return from_logratios(flat, scale=scale)
+
+
+def _joined(scores: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([number for one in scores for number in one], dtype=torch.float32)
 
 
 def _function(scorer: str | ScoringFunction) -> ScoringFunction:
@@ -85,7 +120,7 @@ def _function(scorer: str | ScoringFunction) -> ScoringFunction:
     if scorer in _ALONE:
         loaded: ScoringFunction = function_of(SCORERS[scorer].function, key="scorer")
         return loaded
-    why = "needs what only a run has: put it into a recipe" if scorer in SCORERS else "is no scorer"
+    why = "needs data that only a run has: use it in a recipe" if scorer in SCORERS else "is no scorer"
     raise UserError(f"scorer: {scorer!r} {why}; here, give one of {', '.join(_ALONE)}, or a function.")
 
 
@@ -102,7 +137,7 @@ def _read(
     for number, (one, beside) in enumerate(zip(read, shown, strict=True)):
         right, solution = beside["right"] or [], beside["solution"]
         if not isinstance(right, list) or not all(isinstance(text, str) for text in right):
-            raise UserError(f"rows, row {number}: `right` must be a list of texts, one a right answer.")
+            raise UserError(f"rows, row {number}: `right` must be a list of texts, one per right answer.")
         if solution is not None and not isinstance(solution, str):
             raise UserError(f"rows, row {number}: `solution` must be one text.")
         wrong = Wrong(

@@ -45,11 +45,11 @@ def edit_scores(completion: Sequence[int], right: Sequence[Sequence[int]]) -> li
 
 
 def advantages(completion: Sequence[int], samples: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """Return the share of its prefix's value that each token keeps, [L] in [0, 1]: min(1, V_t / V_(t-1)).
+    """Return the share of the prefix's value that remains after each token, [L] in [0, 1]: min(1, V_t / V_(t-1)).
 
     V_t is the share of right samples among those of the prompt (ids, right?) that begin like the completion up to token t.
     It is a Monte Carlo value of the prefix (VinePPO, arXiv 2410.01679), from samples that exist anyway. By Bayes
-    V_t / V_(t-1) = pi(y_t | right) / pi(y_t). Few samples are left after the token, so UNSEEN samples of value V_(t-1) are
+    V_t / V_(t-1) = pi(y_t | right) / pi(y_t). Few samples share the longer prefix, so UNSEEN samples of value V_(t-1) are
     added to them. If V_(t-1) is 0, the score is 1.
     """
     scores, before = [], list(samples)

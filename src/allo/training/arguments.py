@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from allo.console import console
 from allo.errors import UserError
+from allo.recipe import Recipe
 
 Arguments = TrainingArguments  # for rooms that do not import transformers
 
@@ -72,13 +73,36 @@ def training_arguments(
     return arguments
 
 
+def stage_arguments(
+    recipe: Recipe,
+    stage: str,
+    *,
+    folder: Path,
+    device: torch.device,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainingArguments:
+    """Build the arguments of a stage from its block and `more`.
+
+    Only the stages that align draw by the run's own seed; the others draw by the seed of the data.
+    """
+    block = getattr(recipe, stage)
+    return training_arguments(
+        {**block.training.model_dump(), **more},
+        folder=folder,
+        seed=recipe.seed if stage in recipe.training_stages else recipe.seed_of_data,
+        device=device,
+        key=f"{stage}.training",
+        lean=getattr(block, "lean", False),
+    )
+
+
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
-_NO_SCRIPT = "it is for scripts that call a Trainer, and a recipe's stages say what is done."
+_NO_SCRIPT = "only scripts that call a Trainer read it; a recipe's stages decide what runs."
 # Arguments that no Trainer reads.
 _OF_SCRIPTS = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), _NO_SCRIPT),
-    "resume_from_checkpoint": "a run goes on from its own last checkpoint.",
-    "fsdp_config": "it says nothing without `fsdp`, which is not supported.",
+    "resume_from_checkpoint": "a run resumes from its own last checkpoint.",
+    "fsdp_config": "it has no effect without `fsdp`, which is not supported.",
 }
 _MIXED = (
     "mixed precision does not apply: the model computes in its own dtype, and the selected "
@@ -98,45 +122,41 @@ _REFUSED = {
     "fsdp": _SHARDED,
     "deepspeed": _SHARDED,
     "parallelism_config": _SHARDED,
-    "auto_find_batch_size": "a smaller batch would be other training than the one asked for. Lower "
+    "auto_find_batch_size": "a smaller batch would change the training that you asked for. Lower "
     "per_device_train_batch_size and raise gradient_accumulation_steps.",
-    "save_only_model": "a checkpoint holds the selected weights, which need the optimizer's state to go on.",
-    "push_to_hub": "a checkpoint is no model, and nothing is uploaded. Upload the result with `hf upload`.",
-    "dataloader_num_workers": "rows are lists of ids in memory: there is nothing to load beside training.",
-    "torch_empty_cache_steps": "a step keeps no memory that could be given back.",
+    "save_only_model": "training cannot resume from a checkpoint without the optimizer's state.",
+    "push_to_hub": "a checkpoint is not a model, and allo uploads nothing. Upload the result with `hf upload`.",
+    "dataloader_num_workers": "rows are lists of ids in memory, so workers have nothing to load.",
+    "torch_empty_cache_steps": "a step leaves no cached memory to release.",
     "neftune_noise_alpha": "policy and reference must see the same embeddings.",
-    "label_smoothing_factor": "the losses have no such term; improve.loss_settings has a label_smoothing of dpo's.",
+    "label_smoothing_factor": "the losses have no such term; for dpo, set improve.loss_settings.label_smoothing.",
 }
 
 
 _NO_DDP = "the model is not wrapped in DDP: only the gradient of the selected weights is sent."
 _NO_WORKERS = _REFUSED["dataloader_num_workers"]
-_OWN_EVALUATION = (
-    "evaluation has a loop of its own, which keeps no predictions: it returns the loss and the metrics."
-)
+_OWN_EVALUATION = "allo's evaluation keeps no predictions; it returns the loss and the metrics."
 _OWN_BATCHES = (
-    "each process has all rows of a step and computes its share: there is nothing to split or dispatch."
+    "each process has all rows of a step and computes its share, so nothing is split or dispatched."
 )
 _NO_UPLOAD = _REFUSED["push_to_hub"]
-_PLAIN_CALLS = (
-    "the selected weights are trained on the model's own layers, called one by one; they would not be used."
-)
+_PLAIN_CALLS = "the selected weights are trained in the model's own layers, which this would bypass."
 # Arguments that our trainers do not read, so they must have their defaults.
 _UNREAD = {
     "optim_target_modules": "`mask` says which weights are trained.",
-    "average_tokens_across_devices": "a step's loss is always divided by what all processes have in it.",
+    "average_tokens_across_devices": "a step's loss is always divided by the items of all processes.",
     "torch_compile": _PLAIN_CALLS,
     "torch_compile_backend": _PLAIN_CALLS,
     "torch_compile_mode": _PLAIN_CALLS,
     "use_liger_kernel": _PLAIN_CALLS,
     "liger_kernel_config": _PLAIN_CALLS,
-    "use_cache": "training reads whole rows: there are no keys and values to keep.",
+    "use_cache": "training reads whole rows, so it keeps no keys and values.",
     "eval_do_concat_batches": _OWN_EVALUATION,
     "eval_use_gather_object": _OWN_EVALUATION,
     "eval_accumulation_steps": _OWN_EVALUATION,
     "include_for_metrics": _OWN_EVALUATION,
     "batch_eval_metrics": _OWN_EVALUATION,
-    "label_names": "the losses know their columns.",
+    "label_names": "the losses read fixed columns.",
     "enable_jit_checkpoint": "a checkpoint is written at a step's end, by save_strategy; a killed run resumes from it.",
     "hub_token": _NO_UPLOAD,
     "hub_private_repo": _NO_UPLOAD,
@@ -149,7 +169,7 @@ _UNREAD = {
     "dataloader_prefetch_factor": _NO_WORKERS,
     "dataloader_multiprocessing_context": _NO_WORKERS,
     "dataloader_in_order": _NO_WORKERS,
-    "length_column_name": "rows have no such column; micro-batches put rows of like length together.",
+    "length_column_name": "rows have no such column; micro-batches group rows of similar length.",
     "ddp_find_unused_parameters": _NO_DDP,
     "ddp_bucket_cap_mb": _NO_DDP,
     "ddp_broadcast_buffers": _NO_DDP,
@@ -189,7 +209,7 @@ def own_arguments(
         args.bf16, args.mixed_precision = False, "no"
     if args.bf16 and is_config:
         raise UserError(
-            f"{type(args).__name__}.bf16 is on, as it is unless told otherwise, and the model computes in "
+            f"{type(args).__name__}.bf16 is on (its default), but the model computes in "
             f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
         )
     check_arguments(args, lean=lean)
@@ -206,7 +226,7 @@ def _check_unread(args: TrainingArguments) -> None:
     if args.train_sampling_strategy not in _SAMPLING:
         raise UserError(
             f"train_sampling_strategy: {args.train_sampling_strategy} is none of {', '.join(_SAMPLING)}; micro-batches "
-            "put rows of like length together whatever their order. Remove the key."
+            "group rows of similar length in any case. Remove the key."
         )
     for name, reason in _UNREAD.items():
         if not is_default(args, name):
@@ -261,5 +281,5 @@ def lean_settings(args: TrainingArguments) -> dict[str, Any]:
     optimizer_class, kwargs = optimizer_of(args)
     if optimizer_class is not torch.optim.AdamW:
         name = getattr(args.optim, "value", args.optim)
-        raise UserError(f"optim: {name}: lean training has an AdamW of its own; remove the key, or lean.")
+        raise UserError(f"optim: {name}: lean training has its own AdamW; remove this key or `lean`.")
     return {name: kwargs[name] for name in ("lr", "betas", "eps")}

@@ -141,7 +141,7 @@ def last_sound_checkpoint(folder: Path) -> Path | None:
         if damage is None:
             return checkpoint
         if is_first:
-            say(f"{checkpoint}: damaged ({damage}): removed, training goes on from the one before it")
+            say(f"{checkpoint}: damaged ({damage}); removed, training resumes from the one before it")
             remove_checkpoint(checkpoint)
     return None
 
@@ -166,12 +166,12 @@ def _damage(checkpoint: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if sha256_file(path) != digest:
-            return f"{name} is not what was written"
+            return f"{name} has changed since it was written"
     best = read_json(checkpoint / STATE_FILE)["best_model_checkpoint"]
     if best is None or Path(best).name == checkpoint.name:
         return None
     damage = _damage(checkpoint.parent / Path(best).name)
-    return damage and f"the best one, {Path(best).name}, is: {damage}"
+    return damage and f"the best checkpoint, {Path(best).name}, is damaged: {damage}"
 
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor], *, key: str = "") -> None:
@@ -192,7 +192,7 @@ def kept_tensors(path: Path, *, key: str = "") -> dict[str, Tensor] | None:
     except (SafetensorError, OSError):
         metadata, tensors = {}, {}
     if metadata.get(_DIGEST) != combine(digests(tensors.items())):
-        say(f"{path}: damaged: made again")
+        say(f"{path}: damaged; it is computed again")
         return None
     return tensors if metadata.get("key") == key else None
 

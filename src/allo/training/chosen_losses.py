@@ -1,4 +1,4 @@
-"""The losses that a trainer is given, by name or as functions: found, tried on a few rows, and held to their promises."""
+"""A trainer's losses, given by name or as functions: looked up, and checked on a few rows."""
 
 import inspect
 import json
@@ -32,7 +32,7 @@ def chosen_pair_loss(loss: str | LossFunction, settings: LossSettings, *, keep: 
     _check_settings(loss, settings)
     if keep < 1 and not needs_of(loss).reference:
         raise UserError(
-            f"keep: {loss_name(loss)} has no reference, and tokens are kept by their log-ratios: set keep to 1.0."
+            f"keep: {loss_name(loss)} has no reference, but tokens are kept by their log-ratios to it: set keep to 1.0."
         )
     for num_pairs in (2, 1, 3):
         _try_pairs(loss, settings, keep=keep, num_pairs=num_pairs)
@@ -63,36 +63,36 @@ def pair_losses_of(
 ) -> Tensor:
     """Return the loss of each pair, [B].
 
-    Raises `UserError` naming the function if it raises, or gives anything but one number a pair.
+    Raises `UserError` naming the function if it raises or returns anything but one number per pair.
     """
     given = {"delta": reward_mean, **settings} if needs_of(loss).reward_mean else settings
     num_pairs = len(pairs.chosen_logps)
     count = {1: "one pair", 2: "two pairs"}.get(num_pairs, f"{num_pairs} pairs")
-    return _losses(loss, pairs, (num_pairs,), f"one loss a pair, [B]: of {count}", {"beta": beta, **given})
+    return _losses(loss, pairs, (num_pairs,), f"one loss per pair, [B]: of {count}", {"beta": beta, **given})
 
 
 def forgetting_losses_of(loss: LossFunction, tokens: TokenLogps, *, beta: float) -> Tensor:
     """Return the loss of each token, [B, T], or of each completion, [B], if the loss says so.
 
-    Raises `UserError` naming the function if it raises, or gives anything else.
+    Raises `UserError` naming the function if it raises or returns anything else.
     """
     rows, length = tokens.logps.shape
     if needs_of(loss).completions:
-        promise = f"one loss a completion, [B]: of {rows} completions"
+        promise = f"one loss per completion, [B]: of {rows} completions"
         return _losses(loss, tokens, (rows,), promise, {"beta": beta})
-    promise = f"one loss a token, [B, T]: of {rows} x {length} tokens"
+    promise = f"one loss per token, [B, T]: of {rows} x {length} tokens"
     return _losses(loss, tokens, (rows, length), promise, {"beta": beta})
 
 
 def loss_name(loss: LossFunction) -> str:
-    """Return the name of one of ours, and `file.py:function` of a user's."""
+    """Return the loss's name, or `file.py:function` for a user's own."""
     name = getattr(loss, "__name__", repr(loss))
     code = getattr(inspect.unwrap(loss), "__code__", None)
     return name if _is_ours(loss) or code is None else f"{Path(code.co_filename).name}:{name}"
 
 
 def loss_title(loss: LossFunction) -> str:
-    """Return what an error calls the loss: a user's own is named."""
+    """Return the loss's title for errors, with the name of a user's own."""
     return "loss" if _is_ours(loss) else f"loss {loss_name(loss)}"
 
 
@@ -103,7 +103,7 @@ def _is_ours(loss: LossFunction) -> bool:
 def _function(loss: str | LossFunction, table: Mapping[str, PairLoss | ForgettingLoss]) -> LossFunction:
     if isinstance(loss, str):
         if loss not in table and own_file(loss) is None:
-            raise UserError(f"loss: {loss!r} is none of {', '.join(table)}.")
+            raise UserError(f"loss: {loss!r} is not one of {', '.join(table)}.")
         return function_of(table[loss].function if loss in table else loss, key="loss")
     if not callable(loss):
         raise UserError(f"loss: {loss!r} is neither a name nor a function.")
@@ -113,7 +113,7 @@ def _function(loss: str | LossFunction, table: Mapping[str, PairLoss | Forgettin
 def _losses(
     loss: LossFunction, given: Any, shape: tuple[int, ...], promise: str, keywords: Mapping[str, Any]
 ) -> Tensor:
-    """Call a loss. Raises `UserError` if it raises, or gives no numbers of this shape."""
+    """Call a loss. Raises `UserError` if it raises or does not return numbers of this shape."""
     try:
         found = loss(given, **keywords)
     except UserError as error:
@@ -126,7 +126,7 @@ def _losses(
             if isinstance(found, Tensor)
             else repr(found)
         )
-        raise UserError(f"loss: {loss_name(loss)} must give {promise} it gave {kind}.")
+        raise UserError(f"loss: {loss_name(loss)} must return {promise} it returned {kind}.")
     return found
 
 
@@ -157,7 +157,7 @@ def _check_settings(loss: LossFunction, settings: LossSettings) -> None:
 
 
 def _try_pairs(loss: LossFunction, settings: LossSettings, *, keep: float, num_pairs: int) -> None:
-    """Hold a loss to its promises at the start of training, where all log-ratios are 0."""
+    """Check a loss at the start of training, when all log-ratios are 0."""
     logps, lengths = torch.tensor([-3.0, -5.0, -4.0]), torch.tensor([2, 4, 3])
     zeros = torch.zeros(3)
     chosen, rejected, *logratios = (
@@ -170,8 +170,8 @@ def _try_pairs(loss: LossFunction, settings: LossSettings, *, keep: float, num_p
     slopes = _slopes(loss, found, [chosen, rejected, *logratios], given="pairs")
     if keep < 1 and all(slope is None for slope in slopes[2:]):
         raise UserError(
-            f"keep: {loss_name(loss)} reads no log-ratio, so it would ignore the tokens that are kept: set keep to "
-            "1.0, and mark the function with @pair_loss(needs_reference=False) to save the reference's passes."
+            f"keep: {loss_name(loss)} reads no log-ratio, so `keep` would have no effect: set keep to 1.0, and mark "
+            "the function with @pair_loss(needs_reference=False) to skip the reference's passes."
         )
 
 
@@ -181,8 +181,8 @@ def _slopes(
     """Return the slopes by each input. Raises `UserError` unless losses and slopes are finite, and there are any."""
     if not found.isfinite().all():
         raise UserError(
-            f"loss: {loss_name(loss)} gives {found.tolist()} where policy and reference are equal, as they are "
-            "at the first step: make it finite there."
+            f"loss: {loss_name(loss)} gives {found.tolist()} when policy and reference are equal, as at the first "
+            "step: make it finite there."
         )
     slopes = torch.autograd.grad(found.sum(), inputs, allow_unused=True) if found.requires_grad else ()
     if all(slope is None for slope in slopes):
@@ -192,7 +192,7 @@ def _slopes(
         )
     if not all(slope.isfinite().all() for slope in slopes if slope is not None):
         raise UserError(
-            f"loss: {loss_name(loss)} has a gradient that is not finite where policy and reference are equal, as they "
-            "are at the first step."
+            f"loss: {loss_name(loss)} has a gradient that is not finite when policy and reference are equal, as at the "
+            "first step."
         )
     return slopes

@@ -50,8 +50,8 @@ _SMOOTHED = {"robust"}  # the only one of these that reads label_smoothing
 READ = ("beta", "loss_type", "label_smoothing", "max_length", "precompute_ref_log_probs")
 # Fields that are valid here only at these values, and the reasons.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "model_init_kwargs": ((None,), "the model is given loaded: load it with these"),
-    "trust_remote_code": ((False,), "the model and the tokenizer are given loaded: load them with it"),
+    "model_init_kwargs": ((None,), "the model is already loaded: pass these when you load it"),
+    "trust_remote_code": ((False,), "model and tokenizer are already loaded: pass it when you load them"),
     "disable_dropout": ((True,), "policy and reference must see the same network, so dropout is always off"),
     "dataset_num_proc": ((None,), "rows are tokenized in this process"),
     "truncation_mode": (
@@ -70,17 +70,17 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "loss_weights": ((None, [1.0]), "one loss is trained, with weight 1"),
     "ld_alpha": ((None, 1.0), "no loss here weighs the tokens of the longer answer"),
-    "f_divergence_type": (("reverse_kl",), "the losses here are those of the reverse KL divergence"),
-    "f_alpha_divergence_coef": ((0.5,), "the losses here are those of the reverse KL divergence"),
+    "f_divergence_type": (("reverse_kl",), "the losses here use the reverse KL divergence"),
+    "f_alpha_divergence_coef": ((0.5,), "the losses here use the reverse KL divergence"),
     "use_weighting": ((False,), "pairs are not weighted here"),
     "discopop_tau": ((0.05,), "there is no discopop loss here"),
     "activation_offloading": (
         (False,),
         "activations stay on the device; activation_checkpointing saves memory",
     ),
-    "sync_ref_model": ((False,), "the reference is the model as given, to the end"),
-    "ref_model_mixup_alpha": ((0.6,), "the reference is the model as given, to the end"),
-    "ref_model_sync_steps": ((512,), "the reference is the model as given, to the end"),
+    "sync_ref_model": ((False,), "the reference is always the model as given"),
+    "ref_model_mixup_alpha": ((0.6,), "the reference is always the model as given"),
+    "ref_model_sync_steps": ((512,), "the reference is always the model as given"),
 }
 # Fields that are compared with the model or the tokenizer.
 _HELD = ("router_aux_loss_coef", "pad_token")
@@ -99,29 +99,24 @@ Settings = Mapping[str, OfConfig]
 LARGEST = 1 << 31  # longer than any row
 
 
-def own_fields(args: TrainingArguments) -> list[str]:
-    """Return the fields that a subclass of `TrainingArguments` adds."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    return [field.name for field in dataclasses.fields(args) if field.name not in known]
-
-
 def settings_of(
     args: TrainingArguments, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
 ) -> Settings:
-    """Return our settings from `args`; none for plain `TrainingArguments`.
+    """Return the trainer's settings that a TRL config holds; none for plain `TrainingArguments`.
 
     `losses` are the `loss_type`s that the trainer has; if empty, `loss_type` must be the default. Raises `UserError`
-    for another config of TRL's, and for each field that is not read unless its value changes nothing.
+    for another trainer's config, and for a field that would be ignored, unless its value has no effect.
     """
     name = _of_trl(args)
     if name is not None and not (takes_config and name == "DPOConfig"):
         wanted = " or trl.DPOConfig" if takes_config else ""
         raise UserError(
-            f"{name}: it has settings of another trainer, which {trainer} would ignore. "
+            f"{name}: it has another trainer's settings, which {trainer} would ignore. "
             f"Give transformers.TrainingArguments{wanted}."
         )
     read = {*READ, *_HELD} if name is not None else set()
-    for field in own_fields(args):
+    read |= {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in (one.name for one in dataclasses.fields(args)):
         if field not in read:
             _check_field(args, field, of_trl=name is not None)
     if name is None:

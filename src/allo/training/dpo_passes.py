@@ -77,13 +77,15 @@ class DpoPasses:
         if arguments.activation_checkpointing:
             _checkpoint_layers(model)
 
-    def take_start_gradients(self, take: Take) -> None:
-        """Give `take` the gradient of the summed losses at the starting model, one micro-batch at a time."""
-        self._take_start_gradients(self._micro_batches(self.rows), take)
-
-    def take_start_gradients_of_pairs(self, take: Take) -> None:
-        """Give `take` the gradient of each pair's loss at the starting model, one pair at a time."""
-        self._take_start_gradients([[row] for row in self.rows], take)
+    def take_start_gradients(self, take: Take, *, of_pairs: bool = False) -> None:
+        """Give `take` the gradient of the summed losses at the starting model, one micro-batch or pair at a time."""
+        batches = self._micro_batches(self.rows)
+        if of_pairs:
+            batches = [[row] for row in self.rows]
+        with gradients_taken(self.model, take):
+            for rows in track(batches, "locate", total=len(batches)):
+                logps = _sums(per_token_logps(self.model, self._collated(rows)))
+                self._losses(logps - logps.detach()).sum().backward()
 
     def train_fused(self) -> tuple[FusedWarmup, list[dict[str, float]]]:
         """Warm the model up in place, one update per micro-batch; return the warm-up and a row of metrics per step.
@@ -101,7 +103,7 @@ class DpoPasses:
                 and not is_default(self.arguments, field)
             ):
                 raise UserError(
-                    f"{field}: the fused warm-up has an update rule of its own and would ignore it; remove it."
+                    f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
                 )
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         num_steps = self.arguments.max_steps
@@ -135,18 +137,11 @@ class DpoPasses:
         )
         return warmup, metrics
 
-    def _take_start_gradients(self, batches: Sequence[Sequence[Row]], take: Take) -> None:
-        with gradients_taken(self.model, take):
-            for rows in track(batches, "locate", total=len(batches)):
-                logps = _sums(per_token_logps(self.model, self._collated(rows)))
-                self._losses(logps - logps.detach()).sum().backward()
-
     def _add_reference(self, steps_an_epoch: int) -> None:
         """Add the starting model's log-probs to every row, in the first epoch's batches, for equal rounding."""
         epoch = zip(range(steps_an_epoch), self._steps(), strict=False)
         batches = [part for _, rows in epoch for part in self._micro_batches(rows)]
         file = Path(self.arguments.output_dir) / REFERENCE_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
         add_reference(self.model, self.rows, batches, self._collate, file)
 
     def _steps(self) -> Iterator[list[Row]]:

@@ -1,6 +1,6 @@
-"""Find the weights that matter, in memory: a script's counterpart of the stage `locate`."""
+"""The short training of all weights that finds those that matter, for the stage `locate` and in memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from allo.training.trainer import ImproveTrainer
 from allo.weights import importance
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 from allo.weights.selected import SelectedWeights
 from allo.weights.selection import num_to_select
+
+Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
+"""Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
 
 
 def locate(
@@ -45,38 +48,68 @@ def locate(
     Raises:
         UserError: a density that selects nothing, scores that are NaN or negative, or as `ImproveTrainer`.
     """
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    shapes = shapes_of(model)
     num_to_select(density, sum(param.numel() for param in model.parameters()))  # refused before the run
     metadata = {
         "criterion": getattr(criterion, "__name__", "own"),
         "base_fingerprint": fingerprint_tensors(model.named_parameters()),
     }
     was_training = model.training
-    trainer = ImproveTrainer(
+    trainer = warmup_trainer(
         model,
         args,
         train_dataset,
         processing_class,
-        mask=ParamMask.full(shapes),
         beta=beta,
-        keep=1.0,
-        reference="swap",
         max_length=max_length,
         max_tokens_per_batch=max_tokens_per_batch,
     )
     try:
         train_from(trainer, None)
-        before, after = trainer.selected.slot("ref"), trainer.selected.masters()
+        changes = changes_of(trainer)
 
         def scores() -> Iterator[tuple[str, Tensor]]:
-            for name, start in before.items():
-                yield name, criterion(start.view(shapes[name]).float(), after[name].view(shapes[name]))
+            for name, before, after in changes():
+                yield name, criterion(before.view(shapes[name]).float(), after.view(shapes[name]))
 
         top = ImportanceMap.top(scores, density=density, shapes=shapes, metadata=metadata)
     finally:
         _put_back(model, trainer.selected)
         model.train(was_training)
     return top.mask_at(density)
+
+
+def warmup_trainer(
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    beta: float,
+    max_length: int,
+    max_tokens_per_batch: int | None,
+    records: bool = False,
+) -> ImproveTrainer:
+    """Return a trainer of all weights by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
+    return ImproveTrainer(
+        model,
+        args,
+        rows,
+        tokenizer,
+        mask=ParamMask.full(shapes_of(model)),
+        records=records,
+        beta=beta,
+        keep=1.0,
+        reference="swap",
+        max_length=max_length,
+        max_tokens_per_batch=max_tokens_per_batch,
+    )
+
+
+def changes_of(trainer: ImproveTrainer) -> Statistics:
+    """Return each tensor's weights before training, with their bits, and after it in fp32, both flat."""
+    before, after = trainer.selected.slot("ref"), trainer.selected.masters()
+    return lambda: ((name, start, after[name]) for name, start in before.items())
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ def add_reference(
     if missing or logps is None:
         logps = _compute(model, rows, batches, collate)
         if rank() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
             keep_tensors(file, {"logps": logps}, key=key)
     start = 0
     for row in rows:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from allo import delta
 from allo.errors import DivergedError, UserError
 from allo.files.artifacts import RunFolder, remove, write_jsonl
-from allo.files.rounds import training_folders
 from allo.models.start import LOWER_RATE, Start, read_start
 from allo.recipe import Recipe
 from allo.training.run import remove_checkpoints, state_bytes, train
@@ -20,7 +19,7 @@ from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import as_bits
 from allo.weights.finite import check_finite
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import ParamMask
+from allo.weights.param_mask import ParamMask, shapes_of
 from allo.weights.places import gather
 
 DELTA = "delta.safetensors"
@@ -33,27 +32,24 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     Raises `UserError` if the importance was located on another model.
     """
     if recipe.locate is None:
-        return ParamMask.full({name: tuple(param.shape) for name, param in model.named_parameters()})
+        return ParamMask.full(shapes_of(model))
     mask = ImportanceMap.load(run.importance).mask_at(density)
     if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
         raise UserError(
-            f"{run.importance}: located on another model than {read_start(run).model}. "
+            f"{run.importance}: it was located on a model other than {read_start(run).model}. "
             "Run `allo locate` on this recipe again."
         )
     return mask
 
 
-def apply_previous_stage(
-    recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, stage: str
-) -> Mapping[str, Tensor]:
-    """Apply the changes of the training stage before `stage` to the starting model, in place.
+def apply_previous_stage(recipe: Recipe, run: RunFolder, model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """Apply the changes of forgetting, if the recipe forgets, to the starting model, in place.
 
-    Returns their flat indices by tensor. `stage` starts from this model and uses it as its reference.
+    Returns their flat indices by tensor. Improving starts from this model and uses it as its reference.
     """
-    first, *_ = folders = training_folders(recipe, run)
-    if stage == first:
+    if recipe.forget is None:
         return {}
-    change = delta.read_delta(folders[first] / DELTA)
+    change = delta.read_delta(run.forget / DELTA)
     delta.apply_to_model(dict(model.named_parameters()), change)
     return change.indices
 

@@ -30,7 +30,7 @@ from allo.models.collate import Batch, CompletionCollator, PairCollator
 from allo.models.load import check_whole, switch_off_dropout
 from allo.models.policy import check_head, per_token_logps
 from allo.models.rows import Counts
-from allo.models.tokenizer_checks import check_ids_fit
+from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
 from allo.training.arguments import lean_settings, optimizer_of, own_arguments
 from allo.training.checkpointing import CheckpointedTrainer, whole_checkpoints
 from allo.training.dpo_config import Settings, check_held, settings_of, taken
@@ -105,7 +105,7 @@ class SelectedTrainer(CheckpointedTrainer):
             args, model, lean=lean, is_config=bool(settings), evaluates=eval_dataset is not None
         )
         check_held(args, model, processing_class)
-        _require_pad_token(processing_class)
+        require_pad_token(processing_class)
         check_ids_fit(processing_class, model.config, ref=model.name_or_path or type(model).__name__)
         self.rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.rows_a_step *= max(args.world_size, 1)
@@ -206,9 +206,7 @@ class SelectedTrainer(CheckpointedTrainer):
         self, rows: list[dict[str, Any]], steps: Sequence[Sequence[Row]], name: str, *, max_rows: int
     ) -> None:
         batches = [part for step in steps for part in self._micro_batches(step, max_rows=max_rows)]
-        file = Path(self.args.output_dir) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        add_reference(self.model, rows, batches, self.data_collator, file)
+        add_reference(self.model, rows, batches, self.data_collator, Path(self.args.output_dir) / name)
 
     @staticmethod
     def _has_reference(rows: Sequence[Row]) -> bool:
@@ -330,8 +328,8 @@ class SelectedTrainer(CheckpointedTrainer):
         rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
         if rows and self.needs_reference and self.reference == "precomputed":
             raise UserError(
-                "the reference was computed for the data sets given at the beginning, and is no longer here: "
-                "give this eval_dataset to the trainer's constructor, or set reference to swap."
+                "the reference was precomputed for the constructor's data sets only: give this eval_dataset to the "
+                "constructor, or set reference to swap."
             )
         return super().evaluate(rows, ignore_keys, metric_key_prefix)
 
@@ -387,10 +385,3 @@ class SelectedTrainer(CheckpointedTrainer):
         if "loss" in logs:  # a training step's row; evaluation adds its own means
             logs |= self._take_means() | {"mask/density": self.selected.density}
         super().log(logs, start_time)
-
-
-def _require_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token."
-        )

@@ -42,7 +42,7 @@ from allo.weights.selection import stable_hash
 
 
 def _number(name: str, value: float, *, most: float = math.inf) -> float:
-    """Return a setting that is above 0 and at most `most`; raise a `UserError` that names any other."""
+    """Return a setting. Raises `UserError` unless it is above 0 and at most `most`."""
     if not (0 < value <= most and math.isfinite(value)):
         bound = "" if most == math.inf else f" and at most {most:g}"
         raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
@@ -306,7 +306,7 @@ class ImproveTrainer(SelectedTrainer):
         return losses.reduce(pair_losses, torch.ones_like(pair_losses), denominator=denominator)
 
     def _pairs(self, batch: Batch) -> tuple[PairLogps, Tensor, Tensor]:
-        """Return the loss's input, the kept rejected tokens [B, L], and whole completions' rewards [2B]."""
+        """Return the loss's input, a mask of the kept rejected tokens [B, L], and the completions' rewards [2B]."""
         chosen_lengths, rejected_lengths = batch["completion_mask"].sum(-1).chunk(2)
         _, rejected_mask = batch["completion_mask"].chunk(2)
         if self.needs_reference:

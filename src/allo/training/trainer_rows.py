@@ -61,14 +61,15 @@ class RowReader:
         return rows, replace(counts, equal=counts.equal + unread)
 
     def _check_ids(self, rows: Sequence[Row]) -> None:
-        """Refuse a row whose token ids are another text's."""
+        """Raise UserError for a row whose token ids do not decode to its text."""
         for row in rows:
             for side, column in _IDS.items():
                 ids = row.get(column)
                 if ids and not reads_as(self.tokenizer, ids, row[side]):
                     raise UserError(
-                        f"prompt {row.get('prompt_id') or row['id']}: the `{column}` do not say `{side}` under this model's tokenizer, or say more: they are of "
-                        "another one, the text was edited, or a stop string ended it. Remove them, and the text is tokenized."
+                        f"prompt {row.get('prompt_id') or row['id']}: the `{column}` do not decode to `{side}` with "
+                        "this model's tokenizer: they come from another tokenizer, the text was edited, or a stop "
+                        "string ended it. Remove them to have the text tokenized."
                     )
 
     def _ends_cut(self, rows: IdRows, name: str) -> IdRows:
@@ -92,6 +93,6 @@ class RowReader:
             )
         if not kept:
             raise UserError(
-                f"no row is left to train on: no prompt leaves room in max_length {self.max_length}. Raise it."
+                f"no row is left to train on: every prompt fills max_length {self.max_length}. Raise it."
             )
         return kept

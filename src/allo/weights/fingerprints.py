@@ -65,5 +65,5 @@ def combine(tensor_digests: Mapping[str, str]) -> str:
 
 
 def fingerprint_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return what `checkpoints.fingerprint` gives for the folder that the tensors are saved to."""
+    """Return the fingerprint that `checkpoints.fingerprint` gives once the tensors are saved."""
     return combine(digests(tensors))

@@ -12,8 +12,6 @@ acts as a soft sign: as under Adam, a weight moves by at most `rate`, so that de
 outgrow deltas from steady ones.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -33,15 +31,16 @@ class FusedWarmup:
 
     Each micro-batch is an update. Gradients are neither accumulated nor clipped by a global norm, because no two
     exist at the same time. Device memory holds the weights, one dense gradient, R + C numbers per matrix and 2^20
-    entries of scratch. Host memory holds the fp32 deltas and, in the model's dtype, the starting weights.
+    entries of scratch. Host memory holds `deltas`, each weight's total change [shape] in fp32, and `start`, the weights
+    that it began with [shape] in the model's dtype.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.rate = 0.0
         named = dict(model.named_parameters())
         assert all(param.is_contiguous() for param in named.values())
-        self._start = {name: param.detach().cpu().clone() for name, param in named.items()}
-        self._deltas = {name: torch.zeros(param.shape, dtype=torch.float32) for name, param in named.items()}
+        self.start = {name: param.detach().cpu().clone() for name, param in named.items()}
+        self.deltas = {name: torch.zeros(param.shape, dtype=torch.float32) for name, param in named.items()}
         self._moments = {name: _SecondMoments(param) for name, param in named.items()}
 
     @torch.no_grad()
@@ -50,31 +49,21 @@ class FusedWarmup:
         moments = self._moments[name]
         gradient = _as_matrix(gradient)
         moments.add(gradient)
-        live, start, delta = (_as_matrix(t) for t in (param.detach(), self._start[name], self._deltas[name]))
+        live, start, delta = (_as_matrix(t) for t in (param.detach(), self.start[name], self.deltas[name]))
         for rows in _pieces(gradient):
             step = moments.normalised(gradient[rows], rows).clamp_(-1, 1)
             moved = delta[rows].to(step.device).sub_(step, alpha=self.rate)
             delta[rows] = moved
             live[rows] = start[rows].to(step.device).float() + moved
 
-    @property
-    def start(self) -> Mapping[str, Tensor]:
-        """The weights that the warm-up began with, [shape] in the model's dtype in host memory: no copies."""
-        return self._start
-
-    @property
-    def deltas(self) -> Mapping[str, Tensor]:
-        """Return each weight's total change, [shape] fp32 in host memory, without copying."""
-        return self._deltas
-
     def weights(self, name: str) -> Tensor:
         """Return the warmed-up weights [shape] in fp32, before rounding to the model's dtype."""
-        return self._start[name].float() + self._deltas[name]
+        return self.start[name].float() + self.deltas[name]
 
     @property
     def host_bytes(self) -> int:
         """Return the bytes of the deltas and the starting weights."""
-        held = (*self._start.values(), *self._deltas.values())
+        held = (*self.start.values(), *self.deltas.values())
         return sum(tensor.nbytes for tensor in held)
 
     @property

@@ -37,7 +37,7 @@ def encode(indices: np.ndarray) -> np.ndarray:
 def decode(stream: np.ndarray, *, size: int, where: str) -> np.ndarray:
     """Return the indices, int32 [num_entries], of a tensor of `size` entries.
 
-    Raises UserError, beginning with `where`, for a stream that is truncated, damaged or leads out of the tensor.
+    Raises UserError, beginning with `where`, if the stream is truncated, damaged or leaves the tensor.
     At most 5 bytes for each of the tensor's entries are unpacked, and about 1,000 for each of the stream's.
     """
     size = min(size, 1 << 31)
@@ -49,14 +49,14 @@ def decode(stream: np.ndarray, *, size: int, where: str) -> np.ndarray:
         found = b""
     if not reader.eof or reader.unused_data or len(found) < _COUNT.size:
         raise UserError(
-            f"{where}: the gap code is truncated, damaged or of a larger tensor: the file must be written again"
+            f"{where}: the gap code is truncated, damaged or made for a larger tensor: write the file again"
         )
     num = _COUNT.unpack_from(found)[0]
     parts = np.frombuffer(found, dtype=np.uint8, offset=_COUNT.size)
     gaps = parts[:num].astype(np.int32)
     is_wide = parts[:num] == WIDE
     if len(parts) != num + 4 * np.count_nonzero(is_wide):
-        raise UserError(f"{where}: the gap code gives {num} entries in {len(parts)} bytes, which cannot be")
+        raise UserError(f"{where}: the gap code gives {num} entries in {len(parts)} bytes: impossible")
     wide = np.ascontiguousarray(parts[num:].reshape(4, -1).T).view("<u4").ravel()
     past = num + int(parts[:num].sum(dtype=np.int64)) + int(wide.sum(dtype=np.int64)) - WIDE * len(wide)
     if past > size:

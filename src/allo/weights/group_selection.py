@@ -20,7 +20,7 @@ from torch import Tensor
 
 from allo.errors import UserError
 from allo.recipe.granularity import WEIGHT, Granularity
-from allo.weights.selection import PIECE, Entries, select, select_among, stable_hash
+from allo.weights.selection import Entries, select, select_among, stable_hash, with_starts
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ def select_groups(
     """
     if granularity == WEIGHT:
         return select(tensors, k=k)
-    return _select(_numbered(tensors()), k=k, shapes=shapes, granularity=granularity)
+    pieces = (
+        (name, torch.arange(start, start + len(piece), dtype=torch.int32), piece)
+        for name, start, piece in with_starts(tensors())
+    )
+    return _select(pieces, k=k, shapes=shapes, granularity=granularity)
 
 
 def select_groups_among(
@@ -96,16 +100,6 @@ def select_groups_among(
     if granularity == WEIGHT:
         return select_among(entries, k=k)
     return _select(entries(), k=k, shapes=shapes, granularity=granularity)
-
-
-def _numbered(tensors: Iterable[tuple[str, Tensor]]) -> Entries:
-    """Yield pieces with their flat indices; consecutive tensors of one name are pieces of one tensor."""
-    current, start = "", 0
-    for name, scores in tensors:
-        current, start = name, start if name == current else 0
-        for piece in scores.reshape(-1).split(PIECE):
-            yield name, torch.arange(start, start + len(piece), dtype=torch.int32), piece
-            start += len(piece)
 
 
 def _select(
@@ -165,7 +159,7 @@ def _first_to_fit(norms: Tensor, sizes: Tensor, hashes: Tensor, *, k: int) -> Te
     num_chosen = int(np.searchsorted(ends, k, side="right"))
     if k and not num_chosen:
         raise UserError(
-            f"the most important group has {int(ends[0])} weights, and only {k} are to be selected: "
-            "raise the density, or select smaller groups"
+            f"the most important group has {int(ends[0])} weights, but only {k} are to be selected: raise the density, "
+            "or select smaller groups"
         )
     return torch.from_numpy(np.sort(order[:num_chosen]))

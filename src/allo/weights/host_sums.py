@@ -1,6 +1,6 @@
 """Sums per weight over the data, for example of gradients, in host memory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,16 +36,13 @@ class HostSums:
         self._add(name, values, torch.square)
 
     def _add(self, name: str, values: Tensor, statistic: Callable[[Tensor], Tensor]) -> None:
-        pieces = zip(self._pieces(name), values.reshape(-1).split(_PIECE), strict=True)
-        for total, piece in pieces:
+        both = (tensor.reshape(-1).split(_PIECE) for tensor in (self._sums[name], values))
+        for total, piece in zip(*both, strict=True):
             addend = statistic(piece.cpu().float())
             if total.dtype == torch.float32:
                 total.add_(addend)
             else:
                 total.copy_(_rounded_at_random(total.float().add_(addend), self._random))
-
-    def _pieces(self, name: str) -> Iterator[Tensor]:
-        yield from self._sums[name].view(-1).split(_PIECE)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the sums of one tensor [shape], in their own dtype, without copying."""

@@ -23,7 +23,7 @@ _LARGEST_BITS = 0x7F7FFFFF
 
 
 def criterion(*, needs: Needs) -> Callable[[Own], Own]:
-    """Mark a function of your own as a criterion that is given this statistic; one without a mark gets gradients."""
+    """Mark your own function as a criterion of this statistic; an unmarked function gets gradients."""
 
     def mark(own: Own) -> Own:
         vars(own)["needs"] = needs
@@ -33,9 +33,10 @@ def criterion(*, needs: Needs) -> Callable[[Own], Own]:
 
 
 def scoring_of(criterion: Criterion) -> Scoring:
-    """Return a criterion's function; the user's own is tried on three weights, and checked each time it is called.
+    """Return a criterion's function; the user's own is tried on three weights.
 
-    Raises `UserError` for the user's own if its scores are no scores.
+    Raises `UserError` for the user's own if its scores are no scores, also when it is called. The selection checks the
+    values of all criteria's scores.
     """
     function = function_of(criterion.function, key="locate.criterion")
     if own_file(criterion.function) is None:
@@ -46,18 +47,17 @@ def scoring_of(criterion: Criterion) -> Scoring:
         if not isinstance(scores, Tensor) or scores.shape != theta.shape or scores.dtype == torch.bool:
             found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise UserError(
-                f"locate.criterion: {criterion.name} must return a tensor of numbers, one a weight "
+                f"locate.criterion: {criterion.name} must return a tensor of numbers, one per weight "
                 f"({list(theta.shape)}); it returned {found}."
             )
-        scores = scores.detach().float()
-        if not bool((scores >= 0).all() & scores.isfinite().all()):
-            raise UserError(
-                f"locate.criterion: {criterion.name} returned a score that is negative or not finite; the largest "
-                "scores are selected, from 0 on."
-            )
-        return scores
+        return scores.detach().float()
 
-    checked(*_example(criterion.needs))
+    tried = checked(*_example(criterion.needs))
+    if not bool((tried >= 0).all() & tried.isfinite().all()):
+        raise UserError(
+            f"locate.criterion: {criterion.name} returned a score that is negative or not finite; return finite "
+            "scores from 0 on, larger for weights to select."
+        )
     return checked
 
 

@@ -11,9 +11,15 @@ from torch import Tensor
 from allo.errors import UserError
 from allo.recipe.granularity import WEIGHT
 from allo.weights import sparse_file
+from allo.weights.finite import check_finite
 from allo.weights.group_selection import select_groups, select_groups_among
 from allo.weights.param_mask import ParamMask
-from allo.weights.selection import num_to_select
+from allo.weights.selection import num_to_select, with_starts
+
+_NO_RANK = (
+    "They do not say which weights matter: look for infinite values in the model's weights or gradients, or "
+    "choose another criterion."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,26 +48,28 @@ class ImportanceMap:
         """Keep the top `density` of all weights; `tensors` as in `selection.select`.
 
         Whole groups, of a `granularity` other than "weight", fall short of `num_asked` by less than one group.
-        `metadata` describes the scores (base_fingerprint, criterion, ...) and is copied into masks.
+        `metadata` describes the scores (base_fingerprint, criterion, ...) and is copied into masks. Raises `UserError`,
+        naming the tensor, as the selection does, and for a score that is infinite.
         """
         k = num_to_select(density, sum(math.prod(shape) for shape in shapes.values()))
         indices = select_groups(tensors, k=k, shapes=shapes, granularity=granularity)
         scores = {name: torch.empty(len(kept)) for name, kept in indices.items()}
-        current, start = "", 0
-        for name, piece in tensors():
-            start = start if name == current else 0
-            current, end = name, start + piece.numel()
+        for name, start, piece in with_starts(tensors()):
             if name in indices:
-                first, last = torch.searchsorted(indices[name], torch.tensor([start, end])).tolist()
+                bounds = torch.tensor([start, start + len(piece)])
+                first, last = torch.searchsorted(indices[name], bounds).tolist()
                 inside = indices[name][first:last].long() - start
-                scores[name][first:last] = piece.detach().reshape(-1)[inside.to(piece.device)].cpu()
-            start = end
+                scores[name][first:last] = piece[inside.to(piece.device)].cpu()
+        # Infinity ranks above every number, so a score that is infinite is among those that were kept.
+        check_finite(
+            scores.items(), where=f"importance by criterion {metadata.get('criterion')}", advice=_NO_RANK
+        )
         of_groups = {} if granularity == WEIGHT else {"granularity": granularity, "num_asked": str(k)}
         return cls(indices, scores, shapes, {"score_dtype": "float32", **metadata, **of_groups})
 
     @property
     def density(self) -> float:
-        """The share of all weights that is kept, which is the largest density of a mask."""
+        """The share of all weights that is kept: the largest density that a mask can have."""
         kept = sum(len(indices) for indices in self.indices.values())
         return kept / sum(math.prod(shape) for shape in self.shapes.values())
 
@@ -74,7 +82,7 @@ class ImportanceMap:
         num_kept = sum(len(indices) for indices in self.indices.values())
         if k > int(self.metadata.get("num_asked", num_kept)):
             raise UserError(
-                f"density {density} asks for more weights than the importance keeps ({self.density:.4g}):"
+                f"density {density} selects more weights than the importance file keeps ({self.density:.4g}):"
                 " locate again with a larger density"
             )
         granularity = self.metadata.get("granularity", WEIGHT)
@@ -100,7 +108,7 @@ class ImportanceMap:
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceMap":
-        """Read a file of `save`. Raises `UserError` if it is not whole and valid."""
+        """Read a file that `save` wrote. Raises `UserError` if it is incomplete or invalid."""
         content = sparse_file.read(Path(path), "importance", column="scores")
         metadata = content.header.get("metadata")
         if not isinstance(metadata, dict):

@@ -78,7 +78,7 @@ def mask_from_checkpoints(
 
     if criterion == "delta" and (num_changed := comparison.num_changed) < k:
         warnings.warn(
-            f"only {num_changed} weights of {base} and {tuned} differ, {k} are asked for: the other"
+            f"only {num_changed} weights differ between {base} and {tuned}, but {k} are to be selected: the other"
             f" {k - num_changed} are drawn from the unchanged weights by a stable hash",
             stacklevel=2,
         )
@@ -101,7 +101,7 @@ def _check_request(criterion: str, granularity: str) -> None:
     """Raise UserError if two checkpoints cannot provide the criterion, or not at this granularity."""
     if criterion not in FROM_FOLDERS:
         raise UserError(
-            f"criterion {criterion!r} cannot be taken from two checkpoints: choose {', '.join(FROM_FOLDERS)}"
+            f"criterion {criterion!r} cannot be computed from two checkpoints: choose {', '.join(FROM_FOLDERS)}"
         )
     Granularity.parse(granularity)
     if not FROM_FOLDERS[criterion].ranks_groups and granularity != WEIGHT:

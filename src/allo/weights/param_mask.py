@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from allo.errors import UserError
 from allo.recipe.granularity import WEIGHT
@@ -15,7 +15,7 @@ from allo.weights import sparse_file
 
 @dataclass(frozen=True)
 class MaskRow:
-    """The selected and all weights of one kind of module in one layer."""
+    """The number of weights of one module kind in one layer, selected and in total."""
 
     layer: str
     kind: str
@@ -40,7 +40,7 @@ class ParamMask:
     def __post_init__(self) -> None:
         for name, indices in self.indices.items():
             if name not in self.shapes:
-                raise UserError(f"the mask: {name} is none of the model's tensors, which `shapes` names")
+                raise UserError(f"the mask: {name} is not one of the model's tensors in `shapes`")
             sparse_file.check_indices(name, indices, self.shapes[name], where="the mask")
 
     @classmethod
@@ -106,6 +106,11 @@ class ParamMask:
             selected = before.selected + len(self.indices.get(name, ()))
             rows[layer, kind] = MaskRow(layer, kind, selected, before.total + math.prod(shape))
         return list(rows.values())
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by name."""
+    return {name: tuple(param.shape) for name, param in model.named_parameters()}
 
 
 def _num_common(a: Tensor, b: Tensor) -> int:

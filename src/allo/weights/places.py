@@ -1,4 +1,4 @@
-"""The places of the selected entries in a tensor: gathering them, writing them back, and their memory cost.
+"""The places of a tensor's selected entries: how to gather them, write them back, and what memory they take.
 
 `SelectedWeights` has no other description of a tensor's selection. Values are always in the order of the flat index.
 Whole rows or columns of a matrix are stored as their numbers, single entries as 16 bits within blocks of 65,536.

@@ -50,7 +50,7 @@ class SelectedWeights:
         mask.check({name: tuple(param.shape) for name, param in named.items()})
         if not mask.num_selected:
             raise UserError(
-                "the mask selects no weight, so nothing would train: make one of a higher density"
+                "the mask selects no weight, so nothing would train: make one with a higher density"
             )
         self.density = mask.density
         self._swapped: str | None = None

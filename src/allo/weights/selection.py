@@ -56,7 +56,7 @@ def num_to_select(density: float, num_weights: int) -> int:
 
 
 def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
-    """Select the k largest scores of all tensors together, in any order of tensors.
+    """Select the k largest scores over all tensors, whose order does not matter.
 
     Each call of `tensors` starts a new pass over (name, non-negative fp32 scores of any shape) with the same values.
     A large tensor may come in several consecutive flat pieces under one name; memory then does not grow with the
@@ -68,7 +68,7 @@ def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
     Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent. Raises UserError for
     scores that are NaN or negative. Infinity ranks above every number.
     """
-    return _select(lambda: _with_starts(tensors()), guess((scores for _, scores in tensors()), k=k), k=k)
+    return _select(lambda: with_starts(tensors()), guess((scores for _, scores in tensors()), k=k), k=k)
 
 
 def select_sampled(
@@ -79,7 +79,7 @@ def select_sampled(
     `sample` is a fair share of all `num_entries` scores, in any shapes, in order. A bad sample costs time but leaves
     the result exact.
     """
-    return _select(lambda: _with_starts(tensors()), guess(sample, k=k, num_entries=num_entries), k=k)
+    return _select(lambda: with_starts(tensors()), guess(sample, k=k, num_entries=num_entries), k=k)
 
 
 def select_among(entries: Callable[[], Entries], *, k: int) -> dict[str, Tensor]:
@@ -295,7 +295,7 @@ def _check(name: str, where: Tensor | int, scores: np.ndarray) -> None:
         )
 
 
-def _with_starts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, int, Tensor]]:
+def with_starts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, int, Tensor]]:
     """Yield pieces with their first flat index; consecutive tensors of one name are pieces of one tensor."""
     seen: set[str] = set()
     current, start = "", 0

@@ -119,7 +119,7 @@ def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: 
     if len(indices) == 0:
         return
     if not bool((indices[1:] > indices[:-1]).all()):
-        raise UserError(f"{where}: {name}.indices must be sorted and unique, they are not")
+        raise UserError(f"{where}: {name}.indices must be sorted and unique")
     if int(indices[0]) < 0 or int(indices[-1]) >= math.prod(shape):
         reach = f"{int(indices[0])} to {int(indices[-1])}"
         raise UserError(
@@ -196,11 +196,11 @@ def _content(
         raise UserError(f"{path} is not a {kind} of allo: its header says {found!r}")
     schema = header.pop("schema", None)
     if schema not in (*_OLDER, SCHEMA):
-        raise UserError(f"{path} has schema {schema!r}, this allo reads schema {SCHEMA}: write it again")
+        raise UserError(f"{path} has schema {schema!r}, but this allo reads schema {SCHEMA}: write it again")
     part = "gaps" if header.pop("profile", "interop") == "compact" else "indices"
     if part == "gaps" and schema != SCHEMA:
         raise UserError(
-            f"{path} has schema {schema}, whose gaps are Rice codes; this allo reads those of schema {SCHEMA}, by zlib: "
+            f"{path} has schema {schema}, with gaps in Rice codes; this allo reads schema {SCHEMA}, with gaps by zlib: "
             "remove the file and repeat the command that wrote it"
         )
     shapes = _shapes(path, header.pop("shapes", None))
@@ -217,10 +217,10 @@ def _content(
             if content.column[name].shape != content.indices[name].shape:
                 raise UserError(f"{path}: {name}.{column} and {name}.{part} differ in length")
     if promised is None and schema in _WITHOUT_DIGEST:
-        say(f"{path} is of an older version of allo and has no digest: damage to its content cannot be seen")
+        say(f"{path} has no digest, as in older versions of allo: damage to its content cannot be detected")
     elif promised != _digest(whole, content.indices, content.column):
         raise UserError(
-            f"{path}: its content does not have the digest that its header promises: the file is damaged. Write it again, "
+            f"{path}: its content does not match the digest in its header: the file is damaged. Write it again, "
             "or remove it and download it again"
         )
     return content

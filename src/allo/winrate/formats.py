@@ -87,7 +87,7 @@ def arena_hard_v2(rows: Sequence[tuple[Output, Asked]], *, generator: str, answe
 def _by_id(rows: Sequence[tuple[Output, Asked]]) -> list[tuple[Output, Asked]]:
     """Return the rows sorted by id. Raises `UserError` for a question without one."""
     if any(asked.id is None for _, asked in rows):
-        raise UserError("a question has no id, which Arena-Hard joins by; give its own question.jsonl.")
+        raise UserError("a question has no id, which Arena-Hard needs; give its own question.jsonl.")
     return sorted(rows, key=lambda row: str(row[1].id))
 
 
@@ -114,8 +114,8 @@ def matched(outputs: Outputs, questions: Path) -> list[tuple[Output, Asked]]:
     alone = [row.id for row in outputs.rows if (row.instruction or "").strip() not in known]
     if alone:
         raise UserError(
-            f"{questions}: has no question with the text of {alone[0]!r}, as for {len(alone)} of "
-            f"{len(outputs.rows)} answers; is it the file of the set {outputs.set!r}?"
+            f"{questions}: lacks the questions of {len(alone)} of {len(outputs.rows)} answers, such as {alone[0]!r}; "
+            f"is it the file of the set {outputs.set!r}?"
         )
     return [(row, known[(row.instruction or "").strip()]) for row in outputs.rows]
 

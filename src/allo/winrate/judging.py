@@ -16,7 +16,6 @@ from allo.files.artifacts import read_json, sha256_json, write_json
 from allo.sampling.endpoint import Endpoint
 from allo.sampling.questions import Answers, Question, ask
 from allo.stats.length_control import length_controlled
-from allo.stats.metrics import Estimate
 from allo.stats.win_rate import LOSS, TIE, WIN, agreement, bounds, outcomes, position_bias, win_rate
 from allo.winrate.outputs import Duel, Outputs, duels
 from allo.winrate.wording import CUT_SHORT, STOPPED, WORDING, ask_for_verdict, read_verdict
@@ -58,7 +57,7 @@ def judge(
     if questions and not answers.replies:
         raise UserError(
             f"{endpoint.base_url}, model {endpoint.model!r}: none of {len(questions)} questions was answered; the "
-            f"first was not for: {next(iter(answers.failed.values()))}."
+            f"first failed with: {next(iter(answers.failed.values()))}."
         )
     for id, reason in list(answers.failed.items())[:_NAMED]:
         say(f"{id}: {_NOT_ANSWERED}: {reason}")
@@ -98,12 +97,11 @@ def summary(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lost, won = bounds(scores, num_unknown=len(verdicts) - len(known))
     return {
         "num_prompts": len(known),
-        "win_rate": _estimate(win_rate(scores, seed=SEED)),
+        "win_rate": win_rate(scores, seed=SEED).figure,
         "win_rate_if_unread_lost": lost,
         "win_rate_if_unread_won": won,
         **asdict(outcomes(scores)),
-        "length_controlled": controlled
-        and _estimate(controlled.win_rate) | {"length_effect": controlled.effect},
+        "length_controlled": controlled and controlled.win_rate.figure | {"length_effect": controlled.effect},
         "mean_characters": {"model": lengths[:, 0].mean(), "baseline": lengths[:, 1].mean()},
         "longer": float((differences > 0).mean()),
         "position_bias": position_bias(scores[said]),
@@ -172,10 +170,6 @@ def _counted(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"identical": sum(row["identical"] for row in verdicts), "unread": dict(unread)}
 
 
-def _estimate(found: Estimate) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high}
-
-
 def _side(outputs: Outputs) -> dict[str, Any]:
     return {"name": outputs.name, **outputs.origin, "answers_sha256": outputs.sha256}
 
@@ -200,7 +194,7 @@ def _place(
     blocks = [there.get(name) if isinstance(there, dict) else None for name in ("model", "baseline", "judge")]
     if not all(isinstance(block, dict) for block in blocks):
         raise UserError(
-            f"{plain}: no record of a judge as allo writes it; its name is needed for one: move it elsewhere."
+            f"{plain}: not one of allo's records of a judge, and a record needs this name: move it elsewhere."
         )
     first, second, judge_block = (dict(block or {}) for block in blocks)
     return plain if _compared([first, second], judge_block) == own else beside

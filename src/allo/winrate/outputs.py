@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_json, sha256_answers, sha256_file
+from allo.files.evaluation import Evaluated, Evaluation, read_of_schema
 from allo.files.json_text import parse_json
 from allo.files.records import Message
 from allo.files.rows import Row, checked, read_rows, stem
@@ -72,8 +73,8 @@ def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
     completions = _completions(run)
     if model not in completions:
         raise UserError(
-            f"{run}: no model {model!r} was evaluated; there are {', '.join(completions)}. "
-            "Name one of them, or set `evaluate.start` or `evaluate.forgotten` in the recipe."
+            f"{run}: no model {model!r} was evaluated; it has {', '.join(completions)}. Name one of them, or set "
+            "`evaluate.start` or `evaluate.forgotten` in the recipe."
         )
     if set not in completions[model]:
         raise UserError(f"{run}: no evaluation set {set!r}; there are {', '.join(completions[model])}.")
@@ -98,7 +99,7 @@ def solutions(run: Path, *, set: str) -> Outputs:
     prompts = prompts_of(recipe, recipe.evaluate.sets[set])
     rows = [Output(prompt.solution, prompt.id, said(prompt.prompt)) for prompt in prompts if prompt.solution]
     if not rows:
-        raise UserError(f"{run}: the prompts of {set!r} have no `solution` to be a baseline; give a file.")
+        raise UserError(f"{run}: the prompts of {set!r} have no `solution` as a baseline; give a file.")
     return Outputs(SOLUTION, set, rows, {"solutions": set})
 
 
@@ -121,7 +122,7 @@ def of_file(path: Path) -> Outputs:
 
 
 def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
-    """Return the pairs of answers to one instruction, without thoughts, and the number of the model's left unpaired.
+    """Pair both sides' answers to each instruction, without thoughts; count the model's answers left unpaired.
 
     Answers are joined by id, or by instruction if any lacks an id. Raises `UserError` if nothing can be joined.
     """
@@ -134,8 +135,8 @@ def duels(model: Outputs, baseline: Outputs) -> tuple[list[Duel], int]:
         instruction = row.instruction or others[key].instruction
         if instruction is None:
             raise UserError(
-                f"{model.name} and {baseline.name}: neither holds the instructions that were answered; "
-                "one of the two must be a run, or a file with `instruction`."
+                f"{model.name} and {baseline.name}: neither has the instructions; one of the two must be a run, or a "
+                "file with `instruction`."
             )
         answers = (USUAL.spoken(one.text) for one in (row, others[key]))
         found.append(Duel(row.id or others[key].id or str(number), instruction, *answers))
@@ -232,8 +233,8 @@ def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
         key = row.id if with_ids else (row.instruction or "").strip()
         if not key:
             raise UserError(
-                f"{outputs.name} has answers without instruction, and the other side answers without ids: "
-                "nothing says which two belong together."
+                f"{outputs.name} has answers without instruction, and the other side's have no ids, so they cannot be "
+                "matched."
             )
         if key in found:
             raise UserError(f"{outputs.name}: two answers to {key[:60]!r}; keep one of them.")
@@ -241,34 +242,14 @@ def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
     return found
 
 
-class RunAnswer(_Strict):
-    text: str
-    num_tokens: int = Field(ge=0)
-
-
-class RunRow(_Strict):
-    """A prompt's completions in `08-eval.json`; other keys are ignored."""
-
-    prompt_id: str
-    prompt: str | list[Message]
-    greedy: RunAnswer | None = None
-    sampled: list[RunAnswer] = []
-
-
-class RunEvaluation(_Strict):
-    """The completions in `08-eval.json`, by model and set."""
-
-    completions: dict[str, dict[str, list[RunRow]]]
-
-
-def _completions(run: Path) -> dict[str, dict[str, list[RunRow]]]:
+def _completions(run: Path) -> dict[str, dict[str, list[Evaluated]]]:
     path = RunFolder(run).evaluation
     if not path.is_file():
         raise UserError(f"{path}: not there; finish the run first: `allo run {run / 'recipe.yaml'}`.")
-    content = read_json(path)
-    if not isinstance(content, dict) or not content.get("completions"):
+    found = read_of_schema(path, Evaluation).completions
+    if not found:
         raise UserError(f"{path}: holds no completions; evaluate the run again.")
-    return checked(RunEvaluation, content, place=str(path)).completions
+    return found
 
 
 def _name_of(run: Path) -> str:

@@ -15,7 +15,7 @@ _MARKDOWN = {
 def style_metadata(answer: str, *, num_tokens: int) -> dict[str, Any]:
     """Return an answer's `metadata`, length first: `show_result.py` reads it by position.
 
-    Code does not count. As in Arena-Hard's tool, a code block's text is removed wherever else it occurs, too.
+    Code is not counted. As in Arena-Hard's tool, a code block's text is also removed wherever else it occurs.
     """
     prose = answer
     for code in _CODE.findall(answer):

@@ -6,14 +6,13 @@ located first, the other on those that a second warm-up, of the model that forgo
 over the seeds, its interval their range. The overlap is the share of the second mask's weights that the first also
 has.
 
-    python benchmarks/locate/between.py
+    python -m experiments.locate_between
 """
 
 import argparse
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -27,10 +26,8 @@ from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe
 from allo.stages import evaluate, improve, locate
 from allo.weights.importance_map import ImportanceMap
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from overlap import spread
-from record import RESULTS, ROOT, Record
+from benchmarks.locate.overlap import spread
+from benchmarks.record import RESULTS, ROOT, Record
 
 RECIPE = ROOT / "recipes" / "lab_parts.yaml"
 ONCE, AGAIN = "before forgetting", "again, before learning"

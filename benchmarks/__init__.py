@@ -1,0 +1,1 @@
+"""Benchmarks: each module measures one thing and writes its record, `python -m benchmarks.FOLDER.MODULE` from the project root."""

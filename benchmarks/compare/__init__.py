@@ -1,0 +1,1 @@
+"""Records and plots of comparisons between methods."""

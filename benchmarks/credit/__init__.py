@@ -1,0 +1,1 @@
+"""Token scorers, judged on planted flaws."""

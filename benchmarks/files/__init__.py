@@ -1,0 +1,1 @@
+"""Masks and deltas on disk: time, memory and size."""

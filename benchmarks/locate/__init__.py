@@ -1,0 +1,1 @@
+"""Ways of locating weights, compared by overlap and accuracy."""

@@ -1,0 +1,1 @@
+"""A reward model trained on preference pairs."""

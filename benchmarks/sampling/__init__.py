@@ -1,0 +1,1 @@
+"""Sampling speed, in this process and at a server."""

@@ -1,0 +1,1 @@
+"""Seconds, memory and traffic of a training step."""

@@ -1,0 +1,1 @@
+"""The tasks' verifiers and the overlap of their problems."""

@@ -1,0 +1,170 @@
+"""The internals of other libraries that allo overrides, calls or reads, each with the reason.
+
+Any release may change them, so the module or room that uses them checks them when it is imported.
+"""
+
+import dis
+import importlib.metadata
+import inspect
+import pkgutil
+
+from allo.errors import UserError, and_more
+
+# The versions that work: from the lower bound in pyproject.toml to the last one that all tests ran with.
+WORKING = {
+    "transformers": ">=5.23,<5.24",
+    "accelerate": ">=1.10.1,<1.16",
+    "trl": "==1.16.*",
+    "peft": ">=0.20,<0.22",
+    "torch": ">=2.6,<2.14",
+}
+
+_CHECKPOINT = "a checkpoint holds the selected weights, without pickle"
+_EVALUATION = "evaluation computes the loss as training does"
+_MICRO_BATCHES = "a step's rows are counted by micro-batches"
+_NO_DDP = "the model is not wrapped in DDP"
+_PLAIN = "only models with plain attention share prompts"
+_PREFILL = "a prompt is read with plain attention"
+_RENAMED = "weights under an older name are recognised"
+_SHARED = "completions share their prompt's keys and values"
+
+# User -> internal -> reason. An internal is `module:Class.name`, with the parameters that a method must have; "..."
+# stands for further optional ones.
+INTERNALS = {
+    "allo.models": {
+        "torch._subclasses.fake_tensor:FakeTensor": "weights in a rehearsal have no values",
+        "transformers.conversion_mapping:get_model_conversion_mapping(model, ...)": _RENAMED,
+        "transformers.core_model_loading:WeightTransform.rename_source_key(self, source_key)": _RENAMED,
+        "transformers:PreTrainedModel._keys_to_ignore_on_load_missing": "weights that a model can do without may be absent",
+        "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected": "stored weights that a model ignores are no fault",
+        "transformers:PreTrainedModel._supports_attention_backend": _PLAIN,
+        "transformers:PretrainedConfig._attn_implementation": _PLAIN,
+        "transformers.cache_utils:DynamicLayer": _PLAIN,
+        "transformers.cache_utils:DynamicLayer.keys": _SHARED,
+        "transformers.cache_utils:DynamicLayer.values": _SHARED,
+        "transformers.cache_utils:DynamicSlidingWindowLayer": _PLAIN,
+        "transformers.cache_utils:DynamicSlidingWindowLayer.sliding_window": _SHARED,
+        "transformers:DynamicCache.layers": _SHARED,
+        "transformers:DynamicCache.update(self, key_states, value_states, layer_idx, *args, **kwargs)": _SHARED,
+        "transformers.integrations.sdpa_attention:sdpa_attention_forward(module, query, key, value, attention_mask, ...)": _PREFILL,
+        "transformers.masking_utils:sdpa_mask": _PREFILL,
+        "transformers.convert_slow_tokenizer:bytes_to_unicode()": "parts of characters are shown as bytes",
+        "transformers.utils:logging": "models load without progress bars",
+    },
+    "allo.training": {
+        "transformers:Trainer.save_model(self, output_dir, _internal_call)": _CHECKPOINT,
+        "transformers:Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)": _CHECKPOINT,
+        "transformers:Trainer._load_best_model(self)": _CHECKPOINT,
+        "transformers:Trainer._save_optimizer_and_scheduler(self, output_dir)": _CHECKPOINT,
+        "transformers:Trainer._load_optimizer_and_scheduler(self, checkpoint)": _CHECKPOINT,
+        "transformers:Trainer._save_rng_state(self, output_dir)": _CHECKPOINT,
+        "transformers:Trainer._load_rng_state(self, checkpoint)": _CHECKPOINT,
+        "transformers:Trainer.train(self, ...)": "a precomputed reference comes first",
+        "transformers:Trainer._prepare_inputs(self, inputs)": "batches move to the model's device",
+        "transformers:Trainer._get_train_sampler(self, train_dataset)": "rows keep the Trainer's order",
+        "transformers:Trainer.get_train_dataloader(self)": _MICRO_BATCHES,
+        "transformers:Trainer.get_eval_dataloader(self, eval_dataset)": _EVALUATION,
+        "transformers:Trainer.training_step(self, model, inputs, num_items_in_batch)": _MICRO_BATCHES,
+        "transformers:Trainer.floating_point_ops(self, inputs)": _MICRO_BATCHES,
+        "transformers:Trainer._track_num_input_tokens(self, inputs)": _MICRO_BATCHES,
+        "transformers:Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)": _EVALUATION,
+        "transformers:Trainer.evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)": _EVALUATION,
+        "transformers.trainer_utils:EvalLoopOutput": _EVALUATION,
+        "transformers:Trainer.callback_handler": _EVALUATION,
+        "transformers:Trainer.create_accelerator_and_postprocess(self)": _NO_DDP,
+        "accelerate:Accelerator.prepare_model(self, model, device_placement, evaluation_mode)": _NO_DDP,
+        "transformers:Trainer.create_optimizer(self, model)": "the selected weights are one flat vector",
+        "transformers:Trainer.get_optimizer_cls_and_kwargs(args, ...)": "the recipe's `optim` names the optimizer",
+        "transformers:Trainer._clip_grad_norm(self, model)": "the flat gradient is clipped",
+        "transformers:Trainer._get_grad_norm(self, model, grad_norm)": "the flat gradient's norm is checked",
+        "transformers:Trainer.log(self, logs, start_time)": "logs hold means over all ranks",
+        "transformers:Trainer.is_fsdp_enabled": "sharded parameters are refused",
+        "transformers:Trainer.is_deepspeed_enabled": "sharded parameters are refused",
+        "transformers:TrainingArguments._n_gpu": "further GPUs do not multiply the batch",
+        "transformers.trainer_callback:PrinterCallback": "logs are not printed",
+        "transformers.trainer_pt_utils:AcceleratorConfig": "settings that would be ignored are refused",
+        "transformers.modeling_layers:GradientCheckpointingLayer": "layers recompute activations in eval mode",
+        "transformers:PreTrainedModel.activation_checkpointing_enable": "layers recompute activations in eval mode",
+        "accelerate.data_loader:prepare_data_loader(dataloader, device, num_processes, process_index, ...)": "a resumed run sees the same order",
+    },
+    "allo.baselines.adapters": {
+        "trl:DPOTrainer._prepare_dataset(self, dataset, processing_class, args, dataset_name)": "pairs are already token ids",
+        "trl:DPOTrainer._send_telemetry(self)": "nothing is sent",
+        "peft.tuners.shira:ShiraLayer.shira_indices": "SHiRA's indices count as bytes of the adapter",
+    },
+    "allo.baselines.on_policy": {
+        f"trl:{trainer}.{method}": reason
+        for trainer in ("RLOOTrainer", "GRPOTrainer")
+        for method, reason in {
+            "_tokenize_prompts(self, prompts)": "prompts are tokenized by allo",
+            "_send_telemetry(self)": "nothing is sent",
+            "training_step(self, model, inputs, num_items_in_batch)": "logits are checked before sampling",
+        }.items()
+    },
+    "allo.plan.live_bytes": {
+        "torch.utils._python_dispatch:TorchDispatchMode": "every operation is counted",
+        "torch.utils._pytree:tree_leaves(tree, ...)": "every result is counted",
+        "torch:UntypedStorage._cdata": "views of one storage count once",
+        "torch:ops.aten.add.Tensor._schema": "operations in place make no tensor",
+    },
+    "allo.plan.rehearsal": {
+        "torch._subclasses.fake_tensor:FakeTensorMode": "tensors have no values",
+        "torch.utils._pytree:tree_map_only": "tensors lose their values",
+        "torch:ops.aten._local_scalar_dense.default": "an unknown number is 0",
+    },
+}
+
+
+def check(user: str) -> None:
+    """Raise `UserError` if an internal that this room or module uses is absent or has other parameters."""
+    changes = {name: change for name in INTERNALS[user] if (change := _change(name)) is not None}
+    if changes:
+        name, change = next(iter(changes.items()))
+        package = name.partition(":")[0].partition(".")[0]
+        raise UserError(
+            f"{package} {importlib.metadata.version(package)}: {name.partition('(')[0].replace(':', '.')} {change}"
+            f"{and_more(changes)}. {user} uses it so that {INTERNALS[user][name]}. Install a version that works: "
+            f"pip install '{package}{WORKING[package]}'."
+        )
+
+
+def _change(internal: str) -> str | None:
+    """Describe how an internal differs from what is expected; None if it does not."""
+    path, opened, expected = internal.removesuffix(")").partition("(")
+    try:
+        found = pkgutil.resolve_name(path)
+    except ImportError as error:
+        return f"cannot be imported ({error})"
+    except AttributeError:
+        return None if not opened and _is_set_by_code(path) else "is gone"
+    if not opened:
+        return None
+    there = [each.replace(annotation=each.empty) for each in inspect.signature(found).parameters.values()]
+    names = [str(each.replace(default=each.empty)) for each in there]
+    first, more, _ = expected.partition("...")
+    wanted = [name for name in first.split(", ") if name]
+    further = there[len(wanted) :]
+    if names[: len(wanted)] == wanted and (all(map(_is_optional, further)) if more else not further):
+        return None
+    return f"takes ({', '.join(names)}) and not ({expected})"
+
+
+def _is_optional(parameter: inspect.Parameter) -> bool:
+    return str(parameter).startswith("*") or parameter.default is not parameter.empty
+
+
+def _is_set_by_code(path: str) -> bool:
+    """Return True if a method of a class sets an attribute that only its objects have."""
+    owner, _, name = path.rpartition(".")
+    try:
+        members = [member for each in pkgutil.resolve_name(owner).mro() for member in vars(each).values()]
+    except AttributeError:
+        return False
+    functions = (getattr(member, "fget", getattr(member, "func", member)) for member in members)
+    codes = (each.__code__ for each in functions if hasattr(each, "__code__"))
+    return any(
+        step.opname == "STORE_ATTR" and step.argval == name
+        for code in codes
+        if name in code.co_names
+        for step in dis.get_instructions(code)
+    )
