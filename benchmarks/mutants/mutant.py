@@ -2,6 +2,8 @@
 
 import ast
 import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 TEXT, NOT_DRAWN, KILLED = "message text", "not drawn", "killed"
 Mutant = dict[str, str]
@@ -31,3 +33,12 @@ def without_messages(source: str) -> str:
 
 def identity(mutant: Mutant) -> tuple[str, str, str]:
     return mutant["function"], mutant["was"], mutant["became"]
+
+
+def keyed(mutants: Iterable[Mutant]) -> Iterator[tuple[tuple[str, str, str, int], Mutant]]:
+    """Yield each mutant under a key of its own: two changes of equal lines count up."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for mutant in mutants:
+        key = identity(mutant)
+        seen[key] += 1
+        yield (*key, seen[key]), mutant

@@ -19,7 +19,7 @@ from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_so
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import get_mutant_runner
 
-from benchmarks.mutants.mutant import KILLED, NOT_DRAWN, TEXT, Mutant, described, identity
+from benchmarks.mutants.mutant import KILLED, NOT_DRAWN, TEXT, Mutant, described, keyed
 
 
 def make_mutants(file: str) -> list[Mutant]:
@@ -88,9 +88,9 @@ def of_file(
     mutants = make_mutants(file)
     candidates = [mutant for mutant in mutants if mutant["status"] == NOT_DRAWN]
     if options.again:
-        known = {identity(mutant): mutant["status"] for mutant in earlier}
-        for mutant in mutants:
-            mutant["status"] = known.get(identity(mutant), mutant["status"])
+        known = {key: mutant["status"] for key, mutant in keyed(earlier)}
+        for key, mutant in keyed(mutants):
+            mutant["status"] = known.get(key, mutant["status"])
         drawn = [mutant for mutant in mutants if mutant["status"] not in (KILLED, TEXT, NOT_DRAWN)]
     else:
         drawn = random.Random(options.seed).sample(candidates, min(options.draw, len(candidates)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.mutants.mutant import described
+from benchmarks.mutants.mutant import described, keyed
 from benchmarks.mutants.record import equivalents, row
 from benchmarks.record import ROOT
 
@@ -28,6 +28,11 @@ def test_wording_is_told_from_keys(old: str, new: str, status: str) -> None:
     found = described(NAME, OWN, OWN.replace(old, new))
     assert found["status"] == status and found["function"] == "Part.read"
     assert old in found["was"] and new in found["became"] and "\n" not in found["was"]
+
+
+def test_two_changes_of_equal_lines_have_keys_of_their_own() -> None:
+    one = {"function": "f", "was": "x = 1", "became": "x = 2"}
+    assert [key[3] for key, _ in keyed([one, one | {"became": "x = 0"}, one])] == [1, 1, 2]
 
 
 def test_shares_are_of_those_that_were_run_and_are_not_equivalent() -> None:

@@ -28,13 +28,13 @@ def did(monkeypatch: pytest.MonkeyPatch) -> Did:
 
     def run(stage: Stage, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         found.append(stage.name)
-        inputs = [(folder.path / name).read_text() for name in stage.reads if (folder.path / name).exists()]
+        inputs = [file.read_text() for name in stage.reads for file in pipeline._files(folder.path / name)]
         for name in stage.writes:
-            assert not (folder.path / name).exists(), (
-                "what other settings made is gone before the stage begins"
-            )
-            (folder.path / name).parent.mkdir(exist_ok=True)
-            (folder.path / name).write_text(f"{name} {recipe.max_length} {len(''.join(inputs))}")
+            path = folder.path / name
+            assert not path.exists(), "files of other settings are gone before the stage begins"
+            file = path if path.suffix else path / "file"  # a stage may write a folder
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{name} {recipe.max_length} {len(''.join(inputs))}")
         return {"written": len(stage.writes)}
 
     monkeypatch.setattr(Stage, "run", run)
@@ -93,7 +93,7 @@ def test_progress_is_what_a_run_would_skip_and_writes_nothing(tmp_path: Path, di
     assert {path: path.stat().st_mtime_ns for path in recipe.run_folder.rglob("*")} == before
     changed = progress(tiny(tmp_path, "judge.verifier=choice"))
     assert [name for name, done in changed.items() if done] == ["sft", "sample"]
-    (recipe.run_folder / "00-sft").write_text("other")
+    (recipe.run_folder / "00-sft" / "file").write_text("other")
     assert not any(progress(recipe).values()), "after an unfinished stage, all may run again"
     with pytest.raises(UserError, match="another recipe"):
         progress(tiny(tmp_path, "data.task=gsm8k"))
@@ -116,6 +116,7 @@ def test_a_record_has_what_the_stage_was_made_from(tmp_path: Path, did: Did) -> 
         assert 0 <= entry["seconds"] < 60 and entry["seconds"] == round(entry["seconds"], 3)
     assert str(LAB) in manifest["stages"]["sft"]["inputs"], "the model's files, not only its name"
     assert not list(recipe.run_folder.glob(".*.begun"))
+    assert (recipe.run_folder / ".hashes.json").exists(), "large files are not read again"
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -144,6 +145,24 @@ def test_an_interrupted_stage_goes_on_if_nothing_changed(
     seconds = read_json(folder / "manifest.json")["stages"]["judge"]["seconds"]
     assert there == [same]
     assert 42 <= seconds < 72 if same else seconds < 30
+
+
+def test_a_process_killed_before_it_saved_anything_adds_no_seconds_and_forcing_starts_again(
+    tmp_path: Path, did: Did
+) -> None:
+    recipe = tiny(tmp_path)
+    run(recipe, did, until="sample")
+    folder = RunFolder(recipe.run_folder)
+    work = pipeline._work(stages_of(recipe)[2], recipe, folder)
+    part = folder.path / "02-verdicts.jsonl.part"
+    assert [work.begin(force=False) for _ in range(3)] == [0.0] * 3
+    part.write_text("half")
+    os.utime(folder.path / ".judge.begun", (1000, 1000))
+    os.utime(part, (1007, 1007))
+    assert work.begin(force=False) == 7 and part.exists()
+    run_all(recipe, until="judge", force="judge")
+    assert did[-1] == "judge" and not part.exists()
+    assert read_json(folder.manifest)["stages"]["judge"]["seconds"] < 7
 
 
 FULL = "Error: No space left on device (os error 28)"
@@ -200,14 +219,16 @@ def test_what_other_settings_made_is_removed_before_the_stage_and_a_harness_bloc
 def test_files_of_stages_that_the_recipe_leaves_out_go_and_others_stay(tmp_path: Path, did: Did) -> None:
     recipe = tiny(tmp_path)
     run(recipe, did)
-    own = recipe.run_folder / "round-2"
-    for place in (recipe.run_folder / "round-1", own):
-        place.mkdir()
-    (recipe.run_folder / "round-1" / "03-pairs.jsonl").write_text("of an earlier recipe")
-    (own / "notes.txt").write_text("the user's")
+    for place in (
+        *("round-1/03-pairs.jsonl", "round-2/01-completions.jsonl", "round-2/notes.txt"),
+        *("round-3/.sample.begun", "round-3/02-verdicts.jsonl.part"),
+    ):
+        (recipe.run_folder / place).parent.mkdir(exist_ok=True)
+        (recipe.run_folder / place).write_text("of an earlier recipe, but for the user's notes")
     assert run(tiny(tmp_path, "forget=null"), did, until="sample") == []
     left = {path.name for path in recipe.run_folder.iterdir() if not path.name.startswith(".")}
-    assert not left & {"05-token-scores.parquet", "05-contrast", "06-forget", "round-1"}
+    assert not left & {"05-token-scores.parquet", "05-contrast", "06-forget", "round-1", "round-3"}
+    assert [path.name for path in (recipe.run_folder / "round-2").iterdir()] == ["notes.txt"]
     assert {"00-sft", "03-wrong.jsonl", "04-warmup", "07-improve", "08-eval.json", "round-2"} <= left
     stages = read_json(recipe.run_folder / "manifest.json")["stages"]
     assert stages.keys() == set(NAMES) - {"score", "forget"}
@@ -363,6 +384,6 @@ def test_a_stage_in_a_round_sees_the_rounds_recipe_and_a_file_made_otherwise_is_
     assert stages["round-1/sample"]["seed"] == recipe.seed_of_data != stages["round-2/sample"]["seed"]
     work = pipeline._work(stages_of(recipe)[0], recipe, RunFolder(recipe.run_folder))
     assert work.is_done and work.outputs().keys() == {"00-sft"}
-    (recipe.run_folder / "00-sft").write_text("by hand")
+    (recipe.run_folder / "00-sft" / "file").write_text("by hand")
     assert not pipeline._work(work.stage, recipe, work.run).is_done
     assert not pipeline._work(work.stage, tiny(tmp_path, "rounds=2", "dtype=bfloat16"), work.run).is_done
