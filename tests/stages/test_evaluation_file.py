@@ -222,13 +222,12 @@ def test_completions_are_sampled_as_the_recipe_says_and_judged_with_their_length
         name = wanted["description"].replace(", ", ".")
         assert settings["path"] == run.path / f"08-eval.json.{name}"
     assert asked[0]["prompts"] == [prompt.id for prompt in prompts]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError):
-        patch.setattr(evaluate, "complete", lambda *_, path, **__: Completed([], 0, ResumableLines(path)))
-        subject.continued(recipe.evaluate.kl)
-    subject.parts.pop()
     assert [lines.path for lines in subject.parts] == [
         ResumableLines(settings["path"]).path for settings in asked
     ]
+    monkeypatch.setattr(evaluate, "complete", lambda *_, path, **__: Completed([], 0, ResumableLines(path)))
+    with pytest.raises(ValueError, match="shorter"):
+        subject.continued(recipe.evaluate.kl)
 
 
 @pytest.mark.parametrize(

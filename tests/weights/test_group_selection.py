@@ -234,6 +234,12 @@ def test_groups_of_a_sparse_stream_that_do_not_come_are_not_chosen() -> None:
     assert {name: indices.tolist() for name, indices in found.items()} == {"w": [4, 5, 6, 7]}
 
 
+def test_single_weights_of_a_sparse_stream_are_selected_as_without_groups() -> None:
+    entries = [("w", torch.arange(4, 8, dtype=torch.int32), torch.tensor([1.0, 4.0, 2.0, 3.0]))]
+    found = select_groups_among(lambda: entries, k=2, shapes={"w": (3, 4)}, granularity="weight")
+    assert {name: indices.tolist() for name, indices in found.items()} == {"w": [5, 7]}
+
+
 def test_a_score_that_is_no_number_is_refused() -> None:
     scores = torch.ones(3, 4)
     scores[1, 2] = scores[2, 3] = math.nan
