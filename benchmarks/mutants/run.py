@@ -33,6 +33,11 @@ def commit() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
 
 
+def portable(argument: str) -> str:
+    """Return an argument without this machine's folders, since results are read elsewhere."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,7 +56,7 @@ def main() -> None:
     head = {
         "date": datetime.date.today().isoformat(),
         **commit(),
-        "command": shlex.join(["python", "-m", "benchmarks.mutants.run", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.mutants.run", *map(portable, sys.argv[1:])]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Mutant]] = {}
