@@ -180,9 +180,9 @@ def test_scores_and_indices_of_another_kind_are_refused() -> None:
 def test_a_tensor_too_large_for_32_bit_indices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "LARGEST_BITS", 10)
     monkeypatch.setattr(selection, "PIECE", 4)
-    assert len(list(selection._with_starts([("w", torch.ones(10)), ("v", torch.ones(10))]))) == 6
+    assert len(list(selection.with_starts([("w", torch.ones(10)), ("v", torch.ones(10))]))) == 6
     with pytest.raises(UserError, match="tensor w has over 10 entries"):
-        list(selection._with_starts([("v", torch.ones(3)), ("w", torch.ones(11))]))
+        list(selection.with_starts([("v", torch.ones(3)), ("w", torch.ones(11))]))
 
 
 def test_the_hash_is_splitmix64_of_name_and_index() -> None:
