@@ -122,7 +122,9 @@ def test_too_few_changes_are_counted_in_the_allowed_tensors(folders: Path) -> No
         {name: 0 * one for name, one in scores().items()} | {"embed.weight": scores()["embed.weight"]},
         folders / "tuned/model.safetensors",
     )
-    with pytest.warns(UserWarning, match="only 0 weights differ between .* in the tensors that may be selected"):
+    with pytest.warns(
+        UserWarning, match="only 0 weights differ between .* in the tensors that may be selected"
+    ):
         found = mask(folders, include=["*q_proj*"])
     assert found.metadata["num_changed"] == "0"
 
