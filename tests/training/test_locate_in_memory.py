@@ -1,5 +1,6 @@
 """`allo.locate`: the mask that a run's stage finds, and a model that is as it was."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from allo.models.start import read_start
 from allo.pipeline import run_all
 from allo.training.arguments import training_arguments
 from allo.weights.importance_map import ImportanceMap
+from allo.weights.selection import num_to_select
 from tiny_run import LAB, tiny
 
 RIGHT, WRONG = "First 7 + 5 = 12. The answer is 12.", "First 7 - 5 = 2. The answer is 2."
@@ -42,8 +44,11 @@ def bits(model: LlamaForCausalLM) -> dict[str, Tensor]:
     return {name: param.detach().clone() for name, param in model.named_parameters()}
 
 
-def test_the_mask_is_that_of_the_stage(tmp_path: Path) -> None:
-    recipe = tiny(tmp_path, "sft=null")
+@pytest.mark.parametrize("patterns", [{}, {"include": ["linear"], "exclude": ["*.layers.0.*"]}], ids=str)
+def test_the_mask_is_that_of_the_stage(patterns: dict[str, list[str]], tmp_path: Path) -> None:
+    recipe = tiny(
+        tmp_path, "sft=null", *(f"locate.{key}={json.dumps(value)}" for key, value in patterns.items())
+    )
     run = run_all(recipe, until="locate")
     assert recipe.locate is not None
     density = recipe.max_density
@@ -58,8 +63,17 @@ def test_the_mask_is_that_of_the_stage(tmp_path: Path) -> None:
     pairs = [vars(pair) for pair in read_jsonl(run.pairs, Pair)]
     model = load_model(LAB, dtype=torch.float32, device="cpu")
     found = allo.locate(
-        model, args, pairs, TOKENIZER, density=density, beta=recipe.locate.beta, max_length=recipe.max_length
+        model,
+        args,
+        pairs,
+        TOKENIZER,
+        density=density,
+        beta=recipe.locate.beta,
+        max_length=recipe.max_length,
+        **patterns,
     )
+    assert not patterns or not any(".layers.0." in name or "embed" in name for name in found.indices)
+    assert found.num_selected == num_to_select(density, found.num_weights)
     assert found.metadata["base_fingerprint"] == read_start(run).fingerprint
     assert found.indices.keys() == expected.indices.keys()
     for name, indices in expected.indices.items():
@@ -115,3 +129,15 @@ def test_an_own_criterion_gets_each_weight_before_and_after(model: LlamaForCausa
     assert all(any(torch.equal(theta, weights) for weights in before.values()) for theta in seen)
     same = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.01)
     assert 0 < same.overlap(mask) < 1
+
+
+def test_patterns_are_refused_before_the_run(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    before = bits(model)
+    for own, says in (
+        ({"include": ["q_proj"]}, r"include: 'q_proj' names none .* '\*q_proj\*' names"),
+        ({"exclude": ["linear", "*embed*"]}, r"exclude: [\d,]+ of the model's .* asks for"),
+        ({"include": "linear"}, "give a list"),
+    ):
+        with pytest.raises(UserError, match=says):
+            allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.1, **own)
+    assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())

@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +16,11 @@ from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
 from allo.recipe import load_recipe, schema
 from allo.recipe.granularity import WEIGHT
+from allo.recipe.locate import KINDS
 from allo.tasks.sources import sources_read
+
+if TYPE_CHECKING:
+    from allo.weights.param_mask import MaskRow
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
 # Places that cannot be written: the user can fix them, and a traceback would not help.
@@ -46,6 +50,9 @@ DeltaPlace = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its layers.")
 ]
 Profile = Annotated[
     Literal["compact", "interop"],
@@ -201,21 +208,40 @@ def mask_from_checkpoints(
     granularity: Annotated[
         str, typer.Option(help="weight, or whole groups: row, column, block(n).")
     ] = WEIGHT,
+    include: Annotated[
+        list[str] | None, typer.Option(help=f"Select only here: {', '.join(KINDS)}, or a pattern of names.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Select nothing here; as --include.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
     profile: Profile = "compact",
 ) -> None:
     """Select the weights that differ most between two checkpoints."""
     _check_writable(out)
     from allo.weights.mask_files import mask_from_checkpoints
 
+    def kinds() -> dict[str, set[str]]:
+        from allo.models.load import tensor_kinds  # it takes transformers, and few masks need it
+
+        return tensor_kinds(base, trust_remote_code=trust_remote_code)
+
     mask = mask_from_checkpoints(
-        base, tuned, density=density, out=out, granularity=granularity, profile=profile
+        base,
+        tuned,
+        density=density,
+        out=out,
+        granularity=granularity,
+        profile=profile,
+        include=include or [],
+        exclude=exclude or [],
+        kinds=kinds,
     )
     say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
 
 
 @mask_app.command("info")
 def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
-    """Print a mask's density by layer and kind of tensor."""
+    """Print a mask's density by layer and kind of tensor, and the experts with most selected weights."""
+    from allo.weights.experts import expert_rows
     from allo.weights.param_mask import ParamMask
 
     mask = ParamMask.load(file)
@@ -223,7 +249,15 @@ def mask_info(file: Annotated[Path, typer.Argument(help="A mask.")]) -> None:
         tell(f"{key:<18} {value}")
     tell(f"{'selected':<18} {mask.num_selected} of {mask.num_weights} ({mask.density:.6g})\n")
     tell(f"{'layer':<6} {'kind':<28} {'selected':>12} {'of':>14} {'density':>9}")
-    for row in mask.statistics():
+    _print_rows(mask.statistics())
+    if experts := expert_rows(mask.shapes, mask.indices):
+        holding = sum(row.selected > 0 for row in experts)
+        tell(f"\n{holding} of {len(experts)} experts hold selected weights; those with most:")
+        _print_rows(sorted(experts, key=lambda row: -row.selected)[:10])
+
+
+def _print_rows(rows: "list[MaskRow]") -> None:
+    for row in rows:
         density = row.selected / max(row.total, 1)
         tell(f"{row.layer:<6} {row.kind:<28} {row.selected:>12} {row.total:>14} {density:>9.5f}")
 
@@ -269,9 +303,7 @@ def delta_export(
         Literal["full", "peft-shira"],
         typer.Option(help="The whole model as `apply` writes it, or an adapter of PEFT."),
     ],
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its Linear layers.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write the tuned model as a folder OUT that other libraries load.
 

@@ -3,7 +3,6 @@
 import io
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -37,6 +36,7 @@ from allo.models.model_checks import (
 )
 from allo.models.tokenization import PANIC
 from allo.models.tokenizer_checks import check_tokenizer
+from allo.weights.allowed import kinds_of
 from allo.weights.checkpoints import refuse_adapter, weight_files
 from allo.weights.finite import check_finite
 
@@ -149,13 +149,12 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
 
     Raises `UserError` for a folder without such a configuration.
     """
-    model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
-    holders = Counter(id(param) for module in model.modules() for param in module.parameters(recurse=False))
-    return {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and holders[id(module.weight)] == 1
-    }
+    return tensor_kinds(folder, trust_remote_code=trust_remote_code)["linear"]
+
+
+def tensor_kinds(folder: Path, *, trust_remote_code: bool = False) -> dict[str, set[str]]:
+    """Return `allowed.kinds_of` the model in `folder`, from the configuration alone; raises as `linear_names`."""
+    return kinds_of(_without_weights(folder, folder, trust_remote_code=trust_remote_code))
 
 
 def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:

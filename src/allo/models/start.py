@@ -26,6 +26,7 @@ from allo.models.load import (
     load_model,
     load_tokenizer,
     locate_checkpoint,
+    model_of_config,
     parameter_names,
     quiet,
     read_config,
@@ -34,6 +35,7 @@ from allo.models.load import (
 )
 from allo.models.tokenizer_checks import check_ids_fit
 from allo.recipe import Recipe
+from allo.weights.allowed import Allowed, allowed_by
 from allo.weights.checkpoints import Checkpoint, refuse_adapter
 from allo.weights.fingerprints import Digest, combine
 from allo.weights.finite import check_finite
@@ -96,6 +98,17 @@ def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     config = read_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
     check_ids_fit(tokenizer, config, ref=recipe.model)
     return config
+
+
+def allowed_in_start(recipe: Recipe) -> Allowed | None:
+    """Return the tensors whose weights `locate` may select, from the model's configuration; None if all."""
+    locate = recipe.locate
+    if locate is None or not (locate.include or locate.exclude):
+        return None
+    trusts = recipe.trust_remote_code
+    with torch.device("meta"):
+        model = model_of_config(read_config(recipe.model, trust_remote_code=trusts), trust_remote_code=trusts)
+    return allowed_by(locate, model, density=recipe.max_density)
 
 
 def check_values(ref: str | Path) -> str:

@@ -63,6 +63,8 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
     yield "run", f"{recipe.run_folder}: {space}"
     yield "model", f"{recipe.model}: {found.num_weights:,} weights in {recipe.dtype}, {positions} positions"
     yield from (("", sentence) for sentence in found.unread)
+    if found.selects:
+        yield "locate", found.selects
     yield "tokenizer", f"{len(found.tokenizer):,} tokens; {_ends(preview)}"
     yield "rows", f"at most {recipe.max_length:,} tokens, prompt and completion together (max_length)"
     yield "stages", ", ".join(preview.stages)

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from allo.models.collate import PairCollator
 from allo.models.load import Model
 from allo.models.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
 from allo.models.rows import counted_pairs
+from allo.models.start import allowed_in_start
 from allo.plan.lengths import training_lengths
 from allo.plan.live_bytes import LiveBytes
 from allo.plan.memory import StagePlan
@@ -25,6 +26,7 @@ from allo.training.dpo_passes import DpoPasses
 from allo.training.run import train
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
+from allo.weights.allowed import Shapes, num_entries
 from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.host_sums import HostSums
 from allo.weights.param_mask import ParamMask, shapes_of
@@ -39,8 +41,9 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
         needs = criterion_of(recipe.locate.criterion).needs
         if needs != "warm-up":
             return _plan_passes(recipe, recipe.locate, needs)
+    among = _may_train(recipe, stage)
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
-        trainer = take_a_step(rehearsed_model(recipe), recipe, stage, rehearsal, Path(folder))
+        trainer = take_a_step(rehearsed_model(recipe), recipe, stage, rehearsal, Path(folder), among=among)
     lengths = training_lengths(recipe)
     rows = "pairs" if isinstance(trainer, ImproveTrainer) else "rows"
     taken = dict(rehearsal.at_peak)
@@ -54,17 +57,24 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     )
 
 
+def _may_train(recipe: Recipe, stage: str) -> Collection[str] | None:
+    """Return the names of the tensors that a stage may train; None if all."""
+    allowed = allowed_in_start(recipe) if stage in ("locate", "forget", "improve") else None
+    return None if allowed is None else allowed.names
+
+
 def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
     """Plan locating without an optimizer: the peak of one micro-batch, and the bytes kept on the host."""
-    lengths = training_lengths(recipe)
+    lengths, among = training_lengths(recipe), _may_train(recipe, "locate")
     with tempfile.TemporaryDirectory() as folder, Rehearsal() as rehearsal:
         model = rehearsed_model(recipe)
         rehearsal.hold([*model.parameters(), *model.buffers()], "weights")
         if needs in ("weights", "layers", "hashes"):
             return StagePlan("locate", "no data", dict(rehearsal.at_peak))
-        host, state = _kept(model, locate, needs)
-        if recipe.reads_warmup:  # all weights in fp32, while they are written for the scorer
-            host += 4 * sum(param.numel() for param in model.parameters())
+        shapes = {name: shape for name, shape in shapes_of(model).items() if among is None or name in among}
+        host, state = _kept(model, locate, needs, shapes)
+        if recipe.reads_warmup:  # what was warmed up in fp32, while it is written for the scorer
+            host += 4 * num_entries(shapes)
         arguments = _arguments(recipe, "locate", Path(folder))
         row = _pair(*_texts(recipe))
         rows, _ = counted_pairs(one_word_tokenizer(), [row], max_length=recipe.max_length)
@@ -80,6 +90,7 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
             beta=locate.beta,
             pad_id=one_word_tokenizer().pad_token_id,
             max_tokens_per_batch=locate.max_tokens_per_batch,
+            among=among,
         )
         rehearsal.kind = _kinds(model)
         rehearsal.start_again()
@@ -92,19 +103,30 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
     )
 
 
-def _kept(model: Model, locate: Locate, needs: Needs) -> tuple[int, int]:
+def _kept(model: Model, locate: Locate, needs: Needs, shapes: Shapes) -> tuple[int, int]:
     """Return the bytes that a criterion keeps between micro-batches, on the host and on the device."""
     if needs == "fused warm-up":
-        warmup = FusedWarmup(model)
+        warmup = FusedWarmup(model, among=shapes)
         return warmup.host_bytes, warmup.device_bytes
-    return HostSums(shapes_of(model), dtype=getattr(torch, locate.accumulate), seed=0).num_bytes, 0
+    return HostSums(shapes, dtype=getattr(torch, locate.accumulate), seed=0).num_bytes, 0
 
 
-def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folder: Path) -> SelectedTrainer:
-    """Train `model` for one step under `live`, counting its weights, and return the trainer."""
+def take_a_step(
+    model: Model,
+    recipe: Recipe,
+    stage: str,
+    live: LiveBytes,
+    folder: Path,
+    *,
+    among: Collection[str] | None = None,
+) -> SelectedTrainer:
+    """Train `model` for one step under `live`, counting its weights, and return the trainer.
+
+    `among` names the tensors that may be trained, if not all.
+    """
     live.hold([*model.parameters(), *model.buffers()], "weights")
     live.kind = lambda tensor: "state"
-    trainer = _trainer(recipe, stage, model, folder)
+    trainer = _trainer(recipe, stage, model, folder, among)
     # Gradients and moments exist from the second step on.
     trainer.selected.gradients()
     trainer.create_optimizer().step()
@@ -115,12 +137,14 @@ def take_a_step(model: Model, recipe: Recipe, stage: str, live: LiveBytes, folde
     return trainer
 
 
-def _trainer(recipe: Recipe, stage: str, model: Model, folder: Path) -> SelectedTrainer:
+def _trainer(
+    recipe: Recipe, stage: str, model: Model, folder: Path, among: Collection[str] | None
+) -> SelectedTrainer:
     """Return the stage's trainer for one step, with one of its longest rows."""
     block = getattr(recipe, stage)
     arguments = _arguments(recipe, stage, folder)
     prompt, completion = _texts(recipe)
-    mask = spread_mask(model, density=getattr(block, "density", 1.0))
+    mask = spread_mask(model, density=getattr(block, "density", 1.0), among=among)
     given: dict[str, Any] = {"mask": mask, "max_length": recipe.max_length}
     for option in ("beta", "max_tokens_per_batch", "reference", "shared_prefix", "lean"):
         if hasattr(block, option):
@@ -215,9 +239,7 @@ def _kinds(model: Model) -> Callable[[Tensor], str]:
 class _Spread(Mapping[str, Tensor]):
     """Evenly spread indices, made on access: together they would take 4 bytes an entry."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, density: float) -> None:
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        total = num_to_select(density, sum(sizes.values()))
+    def __init__(self, sizes: Mapping[str, int], *, total: int) -> None:
         self._sizes = sizes
         # Sums are rounded, so that all tensors together have exactly `total`.
         self._counts, so_far, given = {}, 0, 0
@@ -241,7 +263,12 @@ class _Spread(Mapping[str, Tensor]):
         return len(self._counts)
 
 
-def spread_mask(model: nn.Module, *, density: float) -> ParamMask:
-    """Return a mask that selects `density` of each tensor."""
+def spread_mask(model: nn.Module, *, density: float, among: Collection[str] | None = None) -> ParamMask:
+    """Return a mask that selects `density` of all weights, an equal share of each tensor `among` these.
+
+    All of their weights, if they are fewer.
+    """
     shapes = shapes_of(model)
-    return ParamMask(_Spread(shapes, density=density), shapes=shapes)  # type: ignore[arg-type]
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if among is None or name in among}
+    total = min(num_to_select(density, num_entries(shapes)), sum(sizes.values()))
+    return ParamMask(_Spread(sizes, total=total), shapes=shapes)  # type: ignore[arg-type]

@@ -8,17 +8,17 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from allo.errors import UserError
 from allo.recipe.backends import BACKENDS
 from allo.recipe.compare import Compare
-from allo.recipe.criteria import CRITERIA, CriterionName
+from allo.recipe.criteria import CRITERIA
 from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate
-from allo.recipe.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe.judge import Judge, Pairing
 from allo.recipe.kinds import SOLUTIONS
+from allo.recipe.locate import Locate as Locate
 from allo.recipe.losses import (
     Filter,
     ForgettingLossName,
@@ -44,11 +44,8 @@ from allo.recipe.scores import Score
 from allo.recipe.sources import Block, Data, Source
 from allo.recipe.text import LARGEST, dump, override, parse
 from allo.recipe.trainers import TRAINERS, Trainer, TrainerName
-from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining, Training
+from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
 
-GranularityName = Annotated[
-    str, AfterValidator(granularity_name), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
-]
 NEEDS_WARMUP = "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
 GONE = {"momentum": 0, "round_prompts": "same", "order": "forget_first"}
 """Keys that recipes no longer have (experiments/README.md), with the values that changed nothing."""
@@ -61,35 +58,6 @@ class Sft(Block):
 
     sources: Annotated[list[Source], Field(min_length=1)]
     training: SftTraining = SftTraining()
-
-
-class Locate(Block):
-    """The choice of the weights that matter (method.md 1.1)."""
-
-    criterion: CriterionName = "warmup"
-    """`warmup` trains all weights with optimizer state; `warmup_fused` updates each tensor inside the backward pass.
-    `gradient`, `fisher` and `taylor` sum over the pairs at the starting model. `last` takes weights from the last
-    layer backwards; embeddings, the head and norms outside the layers come last. Within a layer, as in any tie, a
-    stable hash decides. You can also name your own function as `file.py:function` (docs/extending.md)."""
-    granularity: GranularityName = WEIGHT
-    """Whole rows, columns or blocks are selected by the root mean square of their scores. Rows and columns of linear
-    layers also make the backward pass cheaper."""
-    beta: Positive = 0.1
-    accumulate: Literal["float32", "bfloat16"] = "float32"
-    """The type of the sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes per weight."""
-    max_tokens_per_batch: Tokens | None = None
-    """As in forget and improve; `fisher` always takes single pairs, and `warmup_fused` updates once per micro-batch."""
-    training: Training = Training()
-
-    @model_validator(mode="after")
-    def _scores_have_a_norm(self) -> "Locate":
-        known = CRITERIA.get(self.criterion)
-        if known and not known.ranks_groups and self.granularity != WEIGHT:
-            raise ValueError(
-                f"criterion {known.name!r} mirrors the scores of single weights, which have no norm: "
-                "set granularity to weight"
-            )
-        return self
 
 
 class Steps(Block):
@@ -298,6 +266,8 @@ class Recipe(Block):
         name = f"improve.trainer {improve.trainer!r}"
         if self.forget is not None:
             raise ValueError(f"{name} starts at the starting model: set `forget: null`")
+        if self.locate and (self.locate.include or self.locate.exclude):
+            raise ValueError(f"{name} trains no located weights: remove locate.include and locate.exclude")
         if not improve.trained_by.samples:
             return
         if self.data.pairs is not None:

@@ -87,7 +87,8 @@ def parse(text: str, *, where: Callable[[int], str], within: str = "") -> tuple[
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{where(mark.line + 1 if mark else 1)}: not YAML: {said}.") from error
+        quotes = "; put a text that begins with * in quotes" if "alias" in said else ""
+        raise UserError(f"{where(mark.line + 1 if mark else 1)}: not YAML: {said}{quotes}.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{where(1)}: not YAML: {error}") from error
 

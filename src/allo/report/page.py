@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from allo.files.evaluation import Accuracy, Rewards, SetResult
 from allo.report import charts, figures, story, tables
+from allo.report.experts import chosen_among, expert_table
 from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
 from allo.report.run_view import RunView, TokenCredit
@@ -44,11 +45,12 @@ class StageCurves:
 
 @dataclass(frozen=True)
 class Density:
-    """One stage's mask as a heat map."""
+    """One stage's mask as a heat map, and its most selected experts, if it has any."""
 
     stage: str
     overall: str
     chart: Markup
+    experts: tables.Table | None
 
 
 def render(
@@ -202,8 +204,10 @@ def _densities(run: RunView) -> list[Density]:
     for stage, mask in run.masks.items():
         selected, total = sum(row.selected for row in mask), sum(row.total for row in mask)
         overall = f"{figures.density(selected / max(1, total))} of all weights: {figures.count(selected)} of {figures.count(total)}"
+        overall += chosen_among(run.among.get(stage, {}))
         chart = charts.heat_map(
             f"density of the {stage} mask by layer and kind of tensor", mask, most=_most(run)
         )
-        found.append(Density(figures.name(stage), overall, chart))
+        experts = expert_table(run.experts.get(stage, ()), selected=selected)
+        found.append(Density(figures.name(stage), overall, chart, experts))
     return found

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -15,9 +15,6 @@ from allo.files.json_text import parse_json
 from allo.files.rounds import rounds_there
 from allo.report.credit import token_credit
 from allo.report.run_view import Judged, Manifest, RunView, Side, TokenCredit
-
-if TYPE_CHECKING:
-    from allo.weights.param_mask import MaskRow
 
 
 def view(folder: Path) -> RunView:
@@ -46,7 +43,7 @@ def view(folder: Path) -> RunView:
         evaluation=evaluation,
         manifest=manifest,
         curves=_curves(folder, manifest),
-        masks=_masks(folder, manifest),
+        **_masks(folder, manifest),
         credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
         base=base,
@@ -138,15 +135,26 @@ def _steps(path: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _masks(folder: Path, manifest: Manifest) -> dict[str, "tuple[MaskRow, ...]"]:
+def _masks(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the view's fields that stages' masks fill, each by stage."""
     left = _in_order(folder.glob("[0-9][0-9]-*"), folder, manifest)
     paths = [path / "mask.safetensors" for path in left if (path / "mask.safetensors").is_file()]
     if not paths:
         return {}
     # Imported here, as only masks need torch: a report without masks starts at once.
+    from allo.weights.experts import expert_rows
     from allo.weights.param_mask import ParamMask
 
-    return {path.parent.name[3:]: tuple(ParamMask.load(path).statistics()) for path in paths}
+    found: dict[str, Any] = {"masks": {}, "experts": {}, "among": {}}
+    for path in paths:
+        stage, mask = path.parent.name[3:], ParamMask.load(path)
+        found["masks"][stage] = tuple(mask.statistics())
+        found["experts"][stage] = tuple(expert_rows(mask.shapes, mask.indices))
+        known = mask.metadata
+        found["among"][stage] = {
+            key: known[key] for key in ("num_allowed", "include", "exclude") if key in known
+        }
+    return found
 
 
 def _credit(folder: Path) -> TokenCredit | None:

@@ -142,8 +142,9 @@ class Judged:
 class RunView:
     """One run as the report shows it: data only, all optional except the evaluation.
 
-    `curves` maps a stage to its logged steps, each from metric to value; `masks` maps a stage to density rows.
-    `recipe` is the resolved recipe's YAML and `base` its model. `borrowed_start` is the start as another run
+    `curves` maps a stage to its logged steps, each from metric to value; `masks` maps a stage to density rows, and
+    `experts` to those of a mixture's experts. `among` has the patterns of the tensors that a mask's weights were selected
+    in, and the number of weights in these. `recipe` is the resolved recipe's YAML and `base` its model. `borrowed_start` is the start as another run
     evaluated it, for a run that did not. `judged` holds judges' records; `judged_before` names records of outdated
     answers.
     """
@@ -153,6 +154,8 @@ class RunView:
     manifest: Manifest
     curves: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
     masks: Mapping[str, "tuple[MaskRow, ...]"] = field(default_factory=dict)
+    experts: Mapping[str, "tuple[MaskRow, ...]"] = field(default_factory=dict)
+    among: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     credit: TokenCredit | None = None
     recipe: str | None = None
     base: str = ""

@@ -12,7 +12,7 @@ from allo.files.rows import Reading
 from allo.models import templates
 from allo.models.load import Tokenizer, num_weights
 from allo.models.model_checks import check_positions, num_positions, prompt_room
-from allo.models.start import check_policy, check_values, date_of, load_policy_tokenizer
+from allo.models.start import allowed_in_start, check_policy, check_values, date_of, load_policy_tokenizer
 from allo.recipe import Recipe
 from allo.recipe.backends import BACKENDS
 from allo.recipe.own_code import function_of
@@ -32,7 +32,7 @@ class Findings:
     """All findings of a recipe's checks.
 
     `unread` says in words what can be checked only once models are loaded. `positions` is None for a model without a
-    limit.
+    limit. `selects` says which weights may be selected, if not all.
     """
 
     tokenizer: Tokenizer
@@ -43,6 +43,7 @@ class Findings:
     trained: list[Trained]
     asked: list[Asked]
     disk: Disk
+    selects: str
 
 
 def check(recipe: Recipe, sources: Sources | None = None) -> None:
@@ -50,6 +51,8 @@ def check(recipe: Recipe, sources: Sources | None = None) -> None:
     found = findings(recipe, sources)
     for sentence in found.unread:
         say(sentence)
+    if found.selects:
+        say(f"locate: {found.selects}")
     for key, reading in found.readings.items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
@@ -77,6 +80,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     positions = num_positions(config)
     _check_lengths(recipe, positions)
     weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
+    allowed = allowed_in_start(recipe)
     disk = check_disk(recipe, weights)
     check_backend = BACKENDS[recipe.sample.backend].check
     if check_backend and recipe.data.pairs is None:
@@ -87,7 +91,15 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
     return Findings(
-        tokenizer, weights, list(filter(None, unread)), positions, sources.readings(), trained, prompts, disk
+        tokenizer,
+        weights,
+        list(filter(None, unread)),
+        positions,
+        sources.readings(),
+        trained,
+        prompts,
+        disk,
+        allowed.words(recipe.max_density) if allowed else "",
     )
 
 

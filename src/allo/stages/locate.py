@@ -20,14 +20,14 @@ from allo.training.dpo_passes import DpoPasses
 from allo.training.locating import Statistics, changes_of, warmup_trainer
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.weights import importance
+from allo.weights.allowed import Allowed, allowed_by
 from allo.weights.host_sums import HostSums
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import shapes_of
 from allo.weights.selection import PIECE
 
 WARMUP_WEIGHTS = "weights.safetensors"
 Located = tuple[Statistics, dict[str, Any]]
-"""Statistics of all weights, and the stage's counts."""
+"""Statistics of all allowed weights, and the stage's counts."""
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -35,22 +35,24 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     assert recipe.locate is not None
     folder.warmup.mkdir(exist_ok=True)
     model, tokenizer = load_start(recipe, folder)
+    allowed = allowed_by(recipe.locate, model, density=recipe.max_density)
     criterion = criterion_of(recipe.locate.criterion)
     score, needs = importance.scoring_of(criterion), criterion.needs
     if needs == "warm-up":
-        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer)
+        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer, allowed)
     elif needs == "fused warm-up":
-        statistics, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer)
+        statistics, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer, allowed)
     elif criterion.sums:
-        statistics, counts = _summed(recipe, recipe.locate, folder, model, tokenizer)
+        statistics, counts = _summed(recipe, recipe.locate, folder, model, tokenizer, allowed)
     else:
-        statistics, counts = _without_data(recipe, needs, model), {}
+        statistics, counts = _without_data(recipe, needs, model, allowed), {}
     top = ImportanceMap.top(
         lambda: ((name, score(theta, statistic)) for name, theta, statistic in statistics()),
         density=recipe.max_density,
         granularity=recipe.locate.granularity,
-        shapes=shapes_of(model),
-        metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(folder).fingerprint},
+        shapes=allowed.shapes,
+        metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(folder).fingerprint}
+        | allowed.metadata,
     )
     top.save(folder.importance)
     remove_checkpoints(folder.warmup)
@@ -58,14 +60,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 
 def _trained(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
+    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, allowed: Allowed
 ) -> Located:
-    """Train all weights by plain DPO."""
+    """Train all allowed weights by plain DPO."""
     trainer = warmup_trainer(
         model,
         stage_arguments(recipe, "locate", folder=folder.warmup, device=model.device),
         [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
+        among=allowed.names,
         beta=locate.beta,
         max_length=recipe.max_length,
         max_tokens_per_batch=locate.max_tokens_per_batch,
@@ -73,7 +76,7 @@ def _trained(
     )
     write_jsonl(folder.warmup / "metrics.jsonl", train(trainer))
     if recipe.reads_warmup:
-        shapes, masters = shapes_of(model), trainer.selected.masters()
+        shapes, masters = allowed.shapes, trainer.selected.masters()
         _keep_warmup(folder, {name: masters[name].reshape(shapes[name]) for name in masters})
     counts = {
         "pairs": len(trainer.train_dataset),
@@ -84,10 +87,10 @@ def _trained(
 
 
 def _trained_fused(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
+    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, allowed: Allowed
 ) -> Located:
-    """Train all weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
-    passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
+    """Train all allowed weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
+    passes, dropped = _passes(recipe, locate, folder, model, tokenizer, allowed)
     warmup, metrics = passes.train_fused()
     write_jsonl(folder.warmup / "metrics.jsonl", metrics)
     if recipe.reads_warmup:
@@ -101,21 +104,26 @@ def _trained_fused(
     return lambda: _in_pieces(warmup.start, warmup.deltas), counts
 
 
-def _summed(recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer) -> Located:
+def _summed(
+    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, allowed: Allowed
+) -> Located:
     """Sum g, or g^2 of single pairs, over the pairs at the starting model."""
-    passes, dropped = _passes(recipe, locate, folder, model, tokenizer)
-    sums = HostSums(shapes_of(model), dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
+    passes, dropped = _passes(recipe, locate, folder, model, tokenizer, allowed)
+    sums = HostSums(allowed.own_shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
     # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
     of_pairs = criterion_of(locate.criterion).needs == "squared gradients"
     add = sums.add_squares if of_pairs else sums.add
     passes.take_start_gradients(lambda name, _, gradient: add(name, gradient), of_pairs=of_pairs)
     counts = {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
-    return lambda: _in_pieces(dict(model.named_parameters()), sums), counts
+    weights = {name: param for name, param in model.named_parameters() if name in allowed.names}
+    return lambda: _in_pieces(weights, sums), counts
 
 
-def _without_data(recipe: Recipe, needs: Needs, model: Model) -> Statistics:
+def _without_data(recipe: Recipe, needs: Needs, model: Model, allowed: Allowed) -> Statistics:
     def statistics() -> Iterator[tuple[str, Tensor, Tensor]]:
         for name, param in model.named_parameters():
+            if name not in allowed.names:
+                continue
             flat = param.detach().reshape(-1).cpu()
             indices, seed = torch.arange(flat.numel()), recipe.seed_of_data
             yield name, flat, importance.statistic_of(needs, name, flat, indices, seed=seed)
@@ -124,7 +132,12 @@ def _without_data(recipe: Recipe, needs: Needs, model: Model) -> Statistics:
 
 
 def _passes(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer
+    recipe: Recipe,
+    locate: Locate,
+    folder: RunFolder,
+    model: Model,
+    tokenizer: Tokenizer,
+    allowed: Allowed,
 ) -> tuple[DpoPasses, int]:
     """Return passes over the pairs, and how many pairs did not fit."""
     pairs = [vars(pair) for pair in read_jsonl(folder.pairs, Pair)]
@@ -138,6 +151,7 @@ def _passes(
         beta=locate.beta,
         pad_id=tokenizer.pad_token_id,
         max_tokens_per_batch=locate.max_tokens_per_batch,
+        among=allowed.names,
     )
     return passes, counts.dropped
 

@@ -204,9 +204,13 @@ def checked_scorer(function: ScoringFunction, name: str, *, key: str) -> Scoring
 
 
 def _under(context: Context, name: str) -> AbstractContextManager[None]:
-    """Return a block in which the model has other weights; its own come back after it, also on an exception."""
-    parameters = dict(context.model.named_parameters())
-    return Patch(parameters, dict.fromkeys(parameters, Everything()), context.weights[name]).exchanged()
+    """Return a block in which the model has other weights; its own come back after it, also on an exception.
+
+    A warm-up that may not train every tensor has no others.
+    """
+    weights = context.weights[name]
+    parameters = {key: param for key, param in context.model.named_parameters() if key in weights}
+    return Patch(parameters, dict.fromkeys(parameters, Everything()), weights).exchanged()
 
 
 def _differences(after: list[list[float]], before: list[list[float]]) -> list[list[float]]:

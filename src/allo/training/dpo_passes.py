@@ -7,7 +7,7 @@ log-probs are those computed beforehand, without a second model or a slot.
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ _BESIDE = re.compile(
 class DpoPasses:
     """Passes of a model in eval mode over `rows` from `rows.counted_pairs`.
 
-    Micro-batches are cut as in the trainers.
+    Micro-batches are cut as in the trainers. With `among`, only these tensors have gradients.
     """
 
     def __init__(
@@ -66,13 +66,14 @@ class DpoPasses:
         beta: float,
         pad_id: int,
         max_tokens_per_batch: int | None = None,
+        among: Collection[str] | None = None,
     ) -> None:
         check_head(model)
         check_rows_fit(model, rows, name="locate")
         self.model, self.arguments, self.beta = model, arguments, beta
         self.rows = [row | {"number": number} for number, row in enumerate(rows)]
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        self._max_tokens = max_tokens_per_batch
+        self._max_tokens, self._among = max_tokens_per_batch, among
         self._collate = PairCollator(pad_id, shared_prefix=shares_prefix(model))
         if arguments.activation_checkpointing:
             _checkpoint_layers(model)
@@ -82,7 +83,7 @@ class DpoPasses:
         batches = self._micro_batches(self.rows)
         if of_pairs:
             batches = [[row] for row in self.rows]
-        with gradients_taken(self.model, take):
+        with gradients_taken(self.model, take, among=self._among):
             for rows in track(batches, "locate", total=len(batches)):
                 logps = _sums(per_token_logps(self.model, self._collated(rows)))
                 self._losses(logps - logps.detach()).sum().backward()
@@ -111,8 +112,8 @@ class DpoPasses:
             num_steps = math.ceil(self.arguments.num_train_epochs * steps_an_epoch)
         self._add_reference(steps_an_epoch)
         steps = zip(learning_rates(self.arguments, num_steps), self._steps(), strict=False)
-        warmup, metrics = FusedWarmup(self.model), []
-        with gradients_taken(self.model, warmup.update):
+        warmup, metrics = FusedWarmup(self.model, among=self._among), []
+        with gradients_taken(self.model, warmup.update, among=self._among):
             for number, (rate, rows) in enumerate(track(steps, "locate", total=num_steps), start=1):
                 seen = []
                 for part in self._micro_batches(rows):

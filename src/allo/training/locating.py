@@ -1,6 +1,6 @@
 """The short training of all weights that finds those that matter, for the stage `locate` and in memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from allo.training.run import train_from
 from allo.training.selected_trainer import Row
 from allo.training.trainer import ImproveTrainer
 from allo.weights import importance
+from allo.weights.allowed import allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.param_mask import ParamMask, shapes_of
 from allo.weights.selected import SelectedWeights
-from allo.weights.selection import num_to_select
 
 Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
 """Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
@@ -31,6 +31,8 @@ def locate(
     beta: float = 0.1,
     max_length: int = 1200,
     max_tokens_per_batch: int | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> ParamMask:
     """Return the mask of the weights that a short DPO run of all weights changes most (method.md 1.1).
 
@@ -44,13 +46,15 @@ def locate(
         criterion: from a tensor's weights before and after the run, fp32 of one shape, to scores >= 0, fp32 of that shape.
             The largest scores of all tensors together are selected.
         beta: DPO's.
+        include, exclude: the tensors that the run trains and the mask selects from, as in a recipe's `locate`.
 
     Raises:
-        UserError: a density that selects nothing, scores that are NaN or negative, or as `ImproveTrainer`.
+        UserError: a density that selects nothing, or more than may be selected; a pattern without a tensor; scores that are
+            NaN or negative; or as `ImproveTrainer`.
     """
-    shapes = shapes_of(model)
-    num_to_select(density, sum(param.numel() for param in model.parameters()))  # refused before the run
-    metadata = {
+    allowed = allowed_in(model, include, exclude, density=density)  # refused before the run
+    shapes = allowed.shapes
+    metadata = allowed.metadata | {
         "criterion": getattr(criterion, "__name__", "own"),
         "base_fingerprint": fingerprint_tensors(model.named_parameters()),
     }
@@ -60,6 +64,7 @@ def locate(
         args,
         train_dataset,
         processing_class,
+        among=allowed.names,
         beta=beta,
         max_length=max_length,
         max_tokens_per_batch=max_tokens_per_batch,
@@ -85,18 +90,19 @@ def warmup_trainer(
     rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
+    among: Collection[str],
     beta: float,
     max_length: int,
     max_tokens_per_batch: int | None,
     records: bool = False,
 ) -> ImproveTrainer:
-    """Return a trainer of all weights by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
+    """Return a trainer of the tensors `among` these by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
     return ImproveTrainer(
         model,
         args,
         rows,
         tokenizer,
-        mask=ParamMask.full(shapes_of(model)),
+        mask=ParamMask.full(shapes_of(model), among=among),
         records=records,
         beta=beta,
         keep=1.0,

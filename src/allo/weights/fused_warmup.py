@@ -12,6 +12,8 @@ acts as a soft sign: as under Adam, a weight moves by at most `rate`, so that de
 outgrow deltas from steady ones.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,9 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class FusedWarmup:
-    """The module's update rule for every weight of a model; `update` takes gradients from `gradients_taken`.
+    """The module's update rule for every weight of a model, or of the tensors `among` these.
+
+    `update` takes gradients from `gradients_taken`:
 
         warmup = FusedWarmup(model)
         with gradients_taken(model, warmup.update):
@@ -35,9 +39,9 @@ class FusedWarmup:
     that it began with [shape] in the model's dtype.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, among: Collection[str] | None = None) -> None:
         self.rate = 0.0
-        named = dict(model.named_parameters())
+        named = {name: param for name, param in model.named_parameters() if among is None or name in among}
         assert all(param.is_contiguous() for param in named.values())
         self.start = {name: param.detach().cpu().clone() for name, param in named.items()}
         self.deltas = {name: torch.zeros(param.shape, dtype=torch.float32) for name, param in named.items()}

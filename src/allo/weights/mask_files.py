@@ -7,7 +7,7 @@ One pass over both folders suffices: this thread reads and scores, a second one 
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from allo.errors import UserError
 from allo.recipe.criteria import CRITERIA
 from allo.recipe.granularity import WEIGHT, Granularity
 from allo.weights import importance
+from allo.weights.allowed import Kinds, allowed_tensors, kinds_unknown, num_entries
 from allo.weights.checkpoints import Checkpoint, check_same_layout
 from allo.weights.fingerprints import Digest, combine
 from allo.weights.group_selection import select_groups
@@ -52,12 +53,16 @@ def mask_from_checkpoints(
     seed: int = 0,
     granularity: str = WEIGHT,
     profile: Profile = "compact",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    kinds: Kinds = kinds_unknown,
 ) -> ParamMask:
     """Select the top `density` of all floating-point weights, write the mask to `out` and return it.
 
     Resident memory grows with the mask, not with the model. The mask has exactly k weights even if fewer weights
     differ, or none. The rest are then unchanged weights, drawn by their stable hash, and a UserWarning counts them.
-    Whole groups (`granularity` "row", "column" or "block(n)") fall short of k by less than one group.
+    Whole groups (`granularity` "row", "column" or "block(n)") fall short of k by less than one group. `include`, `exclude`
+    and `kinds` as in `allowed_tensors`.
 
     Raises UserError for an impossible density, criterion, granularity or profile, for folders that cannot be read or
     differ in layout, and for NaN weights.
@@ -66,19 +71,24 @@ def mask_from_checkpoints(
     check_profile(profile)
     comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
     shapes = comparison.shapes
-    num_weights = sum(math.prod(shape) for shape in shapes.values())
-    k = num_to_select(density, num_weights)
+    allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density)
+    comparison.allowed = allowed.own_shapes
+    k = num_to_select(density, num_entries(shapes))
     with _one_torch_thread():
         if granularity == WEIGHT:
             selected = select_sampled(
-                comparison.scores, sample=comparison.sample(), num_entries=num_weights, k=k
+                comparison.scores,
+                sample=comparison.sample(),
+                num_entries=num_entries(comparison.allowed),
+                k=k,
             )
         else:
             selected = select_groups(comparison.scores, k=k, shapes=shapes, granularity=granularity)
 
+    among = " in the tensors that may be selected" if allowed.metadata else ""
     if criterion == "delta" and (num_changed := comparison.num_changed) < k:
         warnings.warn(
-            f"only {num_changed} weights differ between {base} and {tuned}, but {k} are to be selected: the other"
+            f"only {num_changed} weights differ between {base} and {tuned}{among}, but {k} are to be selected: the other"
             f" {k - num_changed} are drawn from the unchanged weights by a stable hash",
             stacklevel=2,
         )
@@ -89,7 +99,7 @@ def mask_from_checkpoints(
         "num_changed": str(comparison.num_changed),
         "score_dtype": "float32",
         "seed": str(seed),
-    }
+    } | allowed.metadata
     if granularity != WEIGHT:
         metadata |= {"granularity": granularity, "num_asked": str(k)}
     mask = ParamMask(selected, shapes=shapes, metadata=metadata)
@@ -113,7 +123,7 @@ def _check_request(criterion: str, granularity: str) -> None:
 class _Comparison:
     """Two checkpoints of one layout: their scores, the base's digests and the number of changed weights.
 
-    Raises UserError if the layouts differ.
+    Only tensors in `allowed` have scores. Raises UserError if the layouts differ.
     """
 
     def __init__(self, before: Checkpoint, after: Checkpoint, *, criterion: str, seed: int) -> None:
@@ -123,6 +133,7 @@ class _Comparison:
         self._scoring = importance.scoring_of(self._criterion)
         self.digests: dict[str, str] = {}
         self.num_changed = 0
+        self.allowed = self.shapes
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -142,7 +153,7 @@ class _Comparison:
                     waiting.append(hashing.submit(digest.update, old))
                     if len(waiting) > _AHEAD:
                         waiting.popleft().result()
-                    if old.is_floating_point():
+                    if name in self.allowed:
                         yield name, self._counted(name, old, new, start)
                     start += len(old)
                 while waiting:
@@ -151,11 +162,10 @@ class _Comparison:
 
     def sample(self) -> Iterator[Tensor]:
         """Yield the scores of evenly spaced whole pages."""
-        shapes = self.shapes
-        num_pages = {name: -(-math.prod(shape) // PAGE) for name, shape in shapes.items()}
+        num_pages = {name: -(-math.prod(shape) // PAGE) for name, shape in self.allowed.items()}
         every = max(sum(num_pages.values()) // NUM_PAGES, 1)
         first = every // 2
-        for name, shape in shapes.items():
+        for name, shape in self.allowed.items():
             starts = range(first * PAGE, math.prod(shape), every * PAGE)
             first += len(starts) * every - num_pages[name]
             for number in range(0, len(starts), _PAGES_AT_ONCE):

@@ -1,7 +1,7 @@
 """The set of a model's weights that may change."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,9 +44,11 @@ class ParamMask:
             sparse_file.check_indices(name, indices, self.shapes[name], where="the mask")
 
     @classmethod
-    def full(cls, shapes: Mapping[str, tuple[int, ...]]) -> "ParamMask":
-        """Select every weight."""
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    def full(
+        cls, shapes: Mapping[str, tuple[int, ...]], *, among: Collection[str] | None = None
+    ) -> "ParamMask":
+        """Select every weight, or every weight of the tensors `among`."""
+        sizes = {name: math.prod(shapes[name]) for name in shapes if among is None or name in among}
         indices = {name: torch.arange(size, dtype=torch.int32) for name, size in sizes.items() if size}
         return cls(indices, shapes=shapes, metadata={"criterion": "full", "density": "1.0"})
 

@@ -1,7 +1,7 @@
 """A backward pass that passes on each tensor's gradient once complete, and keeps none."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor, nn
 
@@ -10,8 +10,10 @@ Take = Callable[[str, nn.Parameter, Tensor], None]
 
 
 @contextlib.contextmanager
-def gradients_taken(model: nn.Module, take: Take) -> Iterator[None]:
+def gradients_taken(model: nn.Module, take: Take, *, among: Collection[str] | None = None) -> Iterator[None]:
     """Call `take` for each weight in backward passes within the block; at most one gradient exists at a time.
+
+    With `among`, other tensors have no gradient.
 
     By then the pass has finished with the tensor, even a tied one, so `take` may change it in place. The block
     restores each tensor's `requires_grad`. Do not combine with re-entrant checkpointing, which may deliver a shared
@@ -21,8 +23,9 @@ def gradients_taken(model: nn.Module, take: Take) -> Iterator[None]:
     hooks = []
     for name, param in model.named_parameters():
         assert param.grad is None, f"{name} has a gradient of an earlier pass"
-        param.requires_grad_(True)
-        hooks.append(param.register_post_accumulate_grad_hook(_taker(name, take)))
+        param.requires_grad_(among is None or name in among)
+        if param.requires_grad:
+            hooks.append(param.register_post_accumulate_grad_hook(_taker(name, take)))
     try:
         yield
     finally:
