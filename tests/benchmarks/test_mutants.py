@@ -45,16 +45,17 @@ def test_shares_are_of_those_that_were_run_and_are_not_equivalent() -> None:
         "mutants": 26,
         "message text": 5,
         "run": 12,
-        "killed": 8,
+        "killed": 7,
+        "timed out": 1,
         "no test": 1,
         "equivalent": 2,
-        "killed of the others": 0.8,
+        "killed of the others": 0.7,
     }
 
 
 def test_every_listed_equivalent_has_a_kind_that_is_explained() -> None:
     known = equivalents()
-    for file, _, was, became in known:
+    for file, was, became in known:
         lines = {line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()}
         assert was != became
         assert all(line in lines or line.startswith("def function(") for line in was.splitlines()), was

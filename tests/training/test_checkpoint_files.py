@@ -125,7 +125,7 @@ def damaged(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert last_sound_checkpoint(path.parent) is None
     said = capsys.readouterr().err.replace("\n", "")
     assert said.startswith(f"{path}: damaged (")
-    return said.removeprefix(f"{path}: damaged (").partition("): removed")[0]
+    return said.removeprefix(f"{path}: damaged (").partition("); removed")[0]
 
 
 def test_the_first_fault_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +134,7 @@ def test_the_first_fault_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert damaged(path, capsys) == "selected.safetensors is missing"
     path = checkpoint(tmp_path / "b", 1)
     (path / "trainer_state.json").write_text("{}")
-    assert damaged(path, capsys) == "trainer_state.json is not what was written"
+    assert damaged(path, capsys) == "trainer_state.json has changed since it was written"
     for name in ("selected.safetensors", "trainer_state.json"):
         path = checkpoint(tmp_path / name, 1)
         mark = read_json(path / "complete")
@@ -153,13 +153,13 @@ def test_a_best_checkpoint_is_looked_for_beside_it_wherever_the_run_was(
     own = checkpoint(tmp_path / "a", 2, best="/elsewhere/checkpoint-2")
     assert last_sound_checkpoint(tmp_path / "a") == own
     later = checkpoint(tmp_path / "b", 2, best="/elsewhere/checkpoint-1")
-    assert damaged(later, capsys).startswith("the best one, checkpoint-1, is: ")
+    assert damaged(later, capsys).startswith("the best checkpoint, checkpoint-1, is damaged: ")
     best, later = (checkpoint(tmp_path / "c", step, best="x/checkpoint-1") for step in (1, 2))
     assert last_sound_checkpoint(tmp_path / "c") == later
     (best / "selected.safetensors").unlink()
     assert last_sound_checkpoint(tmp_path / "c") is None
     said = capsys.readouterr().err.replace("\n", "")
-    assert "the best one, checkpoint-1, is: selected.safetensors is missing" in said
+    assert "the best checkpoint, checkpoint-1, is damaged: selected.safetensors is missing" in said
 
 
 def test_a_mark_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,5 +187,5 @@ def test_kept_tensors_have_a_key_and_none_is_a_key_of_its_own(
     assert kept_tensors(path) is None
     path.write_bytes(b"no tensors")
     assert kept_tensors(path) is None
-    assert capsys.readouterr().err == f"{path}: damaged: made again\n" * 2
+    assert capsys.readouterr().err == f"{path}: damaged; it is computed again\n" * 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept.safetensors"]
