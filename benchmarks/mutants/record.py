@@ -3,7 +3,7 @@
     python -m benchmarks.mutants.record after runs/mutants/after.json --out mutants-2-after.json
 
 A survivor counts as equivalent if equivalent.json lists it: it does the same, or no test could tell. The list gives
-each one's kind, and says why of each kind. `--left` prints the survivors that are not in the list.
+each one's kind, and says why of each kind. The share of all files weighs each file by its number of mutants. `--left` prints the survivors that are not in the list.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.mutants.mutant import KILLED, NOT_DRAWN, TEXT, Mutant
 from benchmarks.record import RESULTS, machine
 
+SHARE = "killed of the others"
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 
 
@@ -41,7 +42,7 @@ def row(tests: str, file: str, mutants: list[Mutant], equivalent: int) -> dict[s
         "timed out": found["timeout"],
         "no test": found["no tests"],
         "equivalent": equivalent,
-        "killed of the others": round(found[KILLED] / (run - equivalent), 3),
+        SHARE: round(found[KILLED] / (run - equivalent), 3),
     }
 
 
@@ -66,7 +67,9 @@ def main() -> None:
     }
     rows = [row(options.tests, file, mutants, same[file]) for file, mutants in files.items()]
     every = [mutant for mutants in files.values() for mutant in mutants]
-    rows.append(row(options.tests, "all", every, sum(same.values())))
+    sizes = [one["mutants"] - one["message text"] for one in rows]
+    share = sum(size * one[SHARE] for size, one in zip(sizes, rows, strict=True)) / sum(sizes)
+    rows.append(row(options.tests, "all, by size", every, sum(same.values())) | {SHARE: round(share, 3)})
     record = {
         "schema": 1,
         "table": "mutants",
