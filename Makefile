@@ -49,8 +49,7 @@ lint: $(STAMP)  ## style and types
 
 mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see which changes no test notices (hours)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
-	$(BIN)/mutmut run --max-children 2
-	$(BIN)/mutmut results
+	$(BIN)/python -m benchmarks.mutants.run --max-children 2
 
 invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers
 	$(BIN)/python scripts/render_invariants.py

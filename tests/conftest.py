@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from model_folders import copy_of, plain
+
+# For `make mutants`: the same examples for every mutant, and no search for the smallest failing one.
+settings.register_profile(
+    "mutants", derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate)
+)
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,17 @@ def test_the_same_value_everywhere_has_no_spread() -> None:
     assert (estimate.low, estimate.value, estimate.high) == (0.5, 0.5, 0.5)
 
 
+def test_bootstraps_bounds_are_a_normals_for_many_groups() -> None:
+    """Means over 30 seeds of each bound, in standard errors of the mean: minus and plus 1.96."""
+    values = np.random.default_rng(1).normal(size=400)
+    error = values.std() / math.sqrt(len(values))
+    bounds = [bootstrap([[value] for value in values.tolist()], seed=seed) for seed in range(30)]
+    low, high = (
+        (np.mean([getattr(one, side) for one in bounds]) - values.mean()) / error for side in ("low", "high")
+    )
+    assert (low, high) == (pytest.approx(-1.96, rel=0.03), pytest.approx(1.96, rel=0.03))
+
+
 def test_bootstrap_covers_the_truth_where_samples_of_a_prompt_agree() -> None:
     """Prompts are easy or hard, so that 8 samples of one say little more than one sample does."""
     rng = np.random.default_rng(0)

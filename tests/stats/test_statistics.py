@@ -12,10 +12,14 @@ from allo.stats import statistics
 from allo.stats.statistics import (
     EXACT_UP_TO,
     FLIPS,
+    SMALLEST_P,
+    Spread,
     crossed_bootstrap,
     crossed_p,
+    drawn_counts,
     holm,
     mean_over_seeds,
+    mean_squares,
     seeds_p,
     sign_flip_p,
     spread_of_mean,
@@ -118,10 +122,65 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     assert paired.high - paired.low < (alone.high - alone.low) / 4
 
 
-def test_a_constant_has_no_spread() -> None:
-    estimate = crossed_bootstrap(np.full((3, 4), 0.7), seed=0)
-    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.7, 0.7, 0.7), abs=CLOSE)
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_a_constant_has_no_spread_whatever_its_size(size: float) -> None:
+    estimate = crossed_bootstrap(np.full((3, 4), 0.7 * size), seed=0)
+    assert estimate.low == estimate.value == estimate.high == pytest.approx(0.7 * size, rel=CLOSE)
+    spread = crossed_bootstrap(size * np.random.default_rng(17).normal(size=(3, 4)), seed=0)
+    assert spread.low < spread.value < spread.high
     assert crossed_p(np.zeros((3, 4))) == 1
+
+
+def test_an_interval_counts_its_observations_and_depends_on_its_seed_alone() -> None:
+    grid = np.random.default_rng(13).normal(size=(3, 7))
+    assert crossed_bootstrap(grid, seed=0).num == crossed_bootstrap(np.ones((3, 7)), seed=0).num == 21
+    assert (mean_over_seeds([1.0, 3.0]).num, mean_over_seeds([1.0, 3.0]).value) == (2, 2.0)
+    with pytest.raises(AssertionError):
+        mean_over_seeds([1.0])
+    assert (
+        crossed_bootstrap(grid, seed=1) == crossed_bootstrap(grid, seed=1) != crossed_bootstrap(grid, seed=2)
+    )
+
+
+def test_items_are_drawn_with_replacement_as_often_as_there_are_items() -> None:
+    counts = drawn_counts(6, resamples=4000, rng=np.random.default_rng(14))
+    assert counts.shape == (4000, 6) and (counts.sum(1) == 6).all()
+    # Binomial(6, 1/6): mean 1, variance 5/6; four standard errors.
+    assert counts.mean(0) == pytest.approx(1, abs=4 * math.sqrt(5 / 6 / 4000))
+    assert counts.var() == pytest.approx(5 / 6, abs=0.04)
+    assert len({tuple(row) for row in counts.tolist()}) > 300, "each resample is its own"
+
+
+def test_a_single_row_or_column_has_the_spread_of_its_values_and_a_single_number_has_none() -> None:
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    for grid in (values[None, :], values[:, None]):
+        assert spread_of_mean(grid).variance == pytest.approx(values.var(ddof=1) / 4, abs=CLOSE)
+        assert spread_of_mean(grid).freedom == 3
+    assert spread_of_mean(np.array([[1.0, 2.0]])) == Spread(0.25, 1)
+    alone = spread_of_mean(np.ones((1, 1)))
+    assert math.isnan(alone.variance) and alone.freedom == 0
+
+
+def test_seeds_that_agree_entirely_have_their_own_degrees_of_freedom() -> None:
+    """Their mean square is 0, and so is its limit: it has no share of the variance to divide by."""
+    same = np.tile(np.array([0.0, 1.0, 0.5, 0.0, 1.0]), (3, 1))
+    found = spread_of_mean(same)
+    assert found.variance == pytest.approx(mean_squares(same).of_problems / 15, abs=CLOSE)
+    assert (found.freedom, spread_of_mean(np.zeros((3, 5))).freedom) == (2, 2)
+
+
+def test_p_of_a_difference_is_students_t_with_the_doubt_of_the_smallest_p() -> None:
+    grid = (
+        0.4
+        + np.random.default_rng(15).normal(size=(1, 30))
+        + 0.2 * np.random.default_rng(16).normal(size=(8, 30))
+    )
+    spread = spread_of_mean(grid, doubt=SMALLEST_P)
+    assert spread.freedom < 0.9 * spread_of_mean(grid).freedom, "the doubt matters here"
+    expected = 2 * stats.t.sf(abs(grid.mean()) / math.sqrt(spread.variance), spread.freedom)
+    assert SMALLEST_P < expected < 1
+    for sign in (1, -1):
+        assert crossed_p(sign * grid) == pytest.approx(expected, abs=CLOSE)
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [0.5, -0.25, 0.25, 0.5, 1.0], [-1.0, 1.0], [0.1] * 6])
@@ -152,6 +211,15 @@ def test_the_permutation_test_is_scipys() -> None:
 
     assert sign_flip_p(few, seed=0) == pytest.approx(theirs(few), abs=CLOSE)
     assert sign_flip_p(many, seed=0) == pytest.approx(theirs(many), abs=2 * MONTE_CARLO)
+
+
+@pytest.mark.parametrize("num", range(EXACT_UP_TO + 1, EXACT_UP_TO + 9))
+@pytest.mark.parametrize("turn", [1, -1])
+def test_every_sign_is_drawn_whatever_its_place(num: int, turn: int) -> None:
+    """Two large differences of opposite sign cancel in half of the patterns: p is 1/2, wherever they are."""
+    values = np.array([0.01] * (num - 2) + [1.0, -1.0])[::turn]
+    assert sign_flip_p(values, seed=0) == pytest.approx(0.5, abs=MONTE_CARLO)
+    assert sign_flip_p(values, seed=0) == sign_flip_p(values, seed=0) != sign_flip_p(values, seed=1)
 
 
 def test_drawn_signs_agree_with_enumerated_ones(monkeypatch: pytest.MonkeyPatch) -> None:

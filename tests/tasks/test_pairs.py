@@ -1,14 +1,15 @@
 """Pairs and wrong completions, made from judged samples."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allo.errors import UserError
-from allo.files.records import Prompt, Verdict
-from allo.tasks.pairing import distinct, make_pairs, wrong_completions
+from allo.files.records import Pair, Prompt, Verdict, Wrong
+from allo.tasks.pairing import distinct, make_pairs, pair_of, rejected_completions, wrong_completions
 
 PROMPTS = [Prompt(id=f"p{number}", prompt=f"Question {number}", solution="S.") for number in range(4)]
 
@@ -142,3 +143,86 @@ def test_every_distinct_wrong_completion_is_kept_once(verdicts: list[Verdict]) -
 def test_no_pair_is_an_error_that_says_why(verdicts: list[Verdict], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_pairs(PROMPTS, verdicts, max_pairs_per_prompt=5, seed=0)
+
+
+def test_with_samples_of_every_kind_they_are_counted() -> None:
+    found = [verdict("p0", n, f"right {n}", correct=True, finished=False) for n in range(2)]
+    found += [verdict("p1", n, f"wrong {n}", correct=False) for n in range(3)]
+    with pytest.raises(UserError, match=r"4 prompts with 5 distinct samples, 2 right and 3 wrong\."):
+        make_pairs(PROMPTS, found, max_pairs_per_prompt=5, seed=0)
+    with pytest.raises(AssertionError):
+        make_pairs(PROMPTS, found, max_pairs_per_prompt=0, seed=0)
+
+
+TEMPLATE = {"tools": [{"name": "add"}]}
+ASKED = Prompt(id="q", prompt="2 + 2?", template=TEMPLATE, solution="It is 4.")
+
+
+def whole(index: int, text: str, *, correct: bool, finished: bool) -> Verdict:
+    return replace(
+        verdict("q", index, text, correct=correct, finished=finished), token_ids=[index, len(text)]
+    )
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_pair_and_a_wrong_completion_have_everything_that_was_sampled(finished: bool) -> None:
+    right = whole(3, "4", correct=True, finished=True)
+    wrong = whole(5, "22", correct=False, finished=finished)
+    pair = Pair(
+        prompt_id="q",
+        prompt="2 + 2?",
+        template=TEMPLATE,
+        chosen="4",
+        rejected="22",
+        chosen_finished=True,
+        rejected_finished=finished,
+        chosen_token_ids=[3, 1],
+        rejected_token_ids=[5, 2],
+    )
+    assert make_pairs([ASKED], [wrong, right], max_pairs_per_prompt=9, seed=0) == [pair]
+    turned = pair_of(ASKED, chosen=wrong, rejected=right)
+    assert (turned.chosen_finished, turned.chosen_token_ids) == (finished, [5, 2])
+    assert (turned.rejected_finished, turned.rejected_token_ids) == (True, [3, 1])
+    assert wrong_completions([*PROMPTS, ASKED], [wrong, right]) == [
+        Wrong(
+            id="q-5",
+            prompt_id="q",
+            prompt="2 + 2?",
+            template=TEMPLATE,
+            completion="22",
+            finished=finished,
+            solution="It is 4.",
+            right=["4"],
+            token_ids=[5, 2],
+        )
+    ]
+
+
+def test_a_rejected_completion_comes_once_with_all_that_was_preferred_to_it() -> None:
+    first = Pair("q", "2 + 2?", "4", "22", template=TEMPLATE, rejected_finished=False, rejected_token_ids=[8])
+    again = replace(first, chosen="four")
+    others = [
+        replace(first, prompt="3 + 3?", prompt_id="r", chosen="6", template=None),
+        replace(first, template=None),
+        replace(first, rejected="5"),
+        replace(first, rejected_message={"role": "assistant", "content": "22"}),
+        replace(first, prompt="3 + 1?"),
+    ]
+    found = rejected_completions([first, others[0], again, *others[1:]], solutions={"q": "It is 4."})
+    assert found[0] == Wrong(
+        id="q-rejected-0",
+        prompt_id="q",
+        prompt="2 + 2?",
+        template=TEMPLATE,
+        completion="22",
+        message=None,
+        finished=False,
+        solution="It is 4.",
+        right=["4", "four"],
+        token_ids=[8],
+    )
+    assert [one.id for one in found] == [f"{'r' if n == 1 else 'q'}-rejected-{n}" for n in range(6)]
+    assert [one.right for one in found[1:]] == [["6"], ["4"], ["4"], ["4"], ["4"]]
+    assert found[1].solution == "6", "without a gold solution, the first completion preferred to it"
+    assert found[4].message == {"role": "assistant", "content": "22"}
+    assert rejected_completions([], solutions={}) == []

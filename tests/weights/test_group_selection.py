@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from allo.errors import UserError
 from allo.recipe.granularity import Granularity
 from allo.weights import group_selection
-from allo.weights.group_selection import select_groups, select_groups_among
+from allo.weights.group_selection import Tiles, select_groups, select_groups_among
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.places import Columns, Rows
 from allo.weights.selected import SelectedWeights
@@ -166,6 +166,21 @@ def test_a_weight_of_a_short_row_counts_as_much_as_one_of_a_long_row() -> None:
     assert selected(tensors, 15, "row") == {"short": list(range(12)), "norm": [0, 1, 2]}
 
 
+def test_the_groups_of_a_large_tensor_are_numbered_exactly() -> None:
+    """Above 2^24, single precision skips every second number."""
+    tiles = Tiles(1 << 13, 1 << 13, 1, 1)
+    indices = torch.tensor([(1 << 24) + 1, (1 << 25) + 1, (1 << 26) - 1], dtype=torch.int32)
+    for numbered in (tiles.groups_of(indices), tiles.first_entries(indices)):
+        assert torch.equal(numbered, indices) and numbered.dtype == torch.int32
+
+
+def test_norms_are_summed_in_double_precision() -> None:
+    """Added to 4096 squared one by one, a thousand ones are lost in single precision; 31 squared is not."""
+    many, few = torch.ones(1001), torch.zeros(1001)
+    many[0], few[:2] = 4096.0, torch.tensor([4096.0, 31.0])
+    assert selected({"w": torch.stack([few, many])}, 1001, "row") == {"w": list(range(1001, 2002))}
+
+
 def test_single_weights_and_vectors_are_selected_as_without_groups() -> None:
     matrix = model_scores(2)
     vectors = {name: tensor.reshape(-1) for name, tensor in (model_scores(2) | TIES).items()}
@@ -219,11 +234,20 @@ def test_groups_of_a_sparse_stream_that_do_not_come_are_not_chosen() -> None:
     assert {name: indices.tolist() for name, indices in found.items()} == {"w": [4, 5, 6, 7]}
 
 
+def test_single_weights_of_a_sparse_stream_are_selected_as_without_groups() -> None:
+    entries = [("w", torch.arange(4, 8, dtype=torch.int32), torch.tensor([1.0, 4.0, 2.0, 3.0]))]
+    found = select_groups_among(lambda: entries, k=2, shapes={"w": (3, 4)}, granularity="weight")
+    assert {name: indices.tolist() for name, indices in found.items()} == {"w": [5, 7]}
+
+
 def test_a_score_that_is_no_number_is_refused() -> None:
     scores = torch.ones(3, 4)
-    scores[1, 2] = math.nan
+    scores[1, 2] = scores[2, 3] = math.nan
     with pytest.raises(UserError, match=r"tensor w, flat index 6: .*NaN"):
         selected({"w": scores}, 4, "row")
+    pieces = [("w", piece) for piece in scores.reshape(-1).split(5)]
+    with pytest.raises(UserError, match=r"tensor w, flat index 6: .*NaN"):
+        select_groups(lambda: pieces, k=4, shapes={"w": (3, 4)}, granularity="row")
 
 
 def test_a_first_group_that_does_not_fit_is_refused() -> None:

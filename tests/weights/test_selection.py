@@ -157,6 +157,34 @@ def test_scores_that_cannot_be_ranked_are_refused(bad: float) -> None:
         select(lambda: [("w", torch.tensor([1.0, 0.0, bad]))], k=1)
 
 
+def test_a_bad_score_is_found_in_its_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its place in the tensor, given in pieces, cut into pieces or as a sparse stream."""
+    monkeypatch.setattr(selection, "PIECE", 4)
+    scores = torch.arange(12.0)
+    scores[7] = scores[9] = math.nan
+    for pieces in ([("w", scores)], [("w", scores[:5]), ("w", scores[5:])]):
+        with pytest.raises(UserError, match="tensor w, flat index 7: "):
+            select(lambda pieces=pieces: [("v", torch.ones(3)), *pieces], k=1)
+    sparse = [("w", torch.tensor([3, 90], dtype=torch.int32), torch.tensor([1.0, -1.0]))]
+    with pytest.raises(UserError, match="tensor w, flat index 90: "):
+        select_among(lambda: sparse, k=1)
+
+
+def test_scores_and_indices_of_another_kind_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        selection._check("w", 0, np.ones(2))
+    with pytest.raises(AssertionError):
+        selection._check("w", torch.arange(2), np.ones(2, dtype=np.float32))
+
+
+def test_a_tensor_too_large_for_32_bit_indices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "LARGEST_BITS", 10)
+    monkeypatch.setattr(selection, "PIECE", 4)
+    assert len(list(selection.with_starts([("w", torch.ones(10)), ("v", torch.ones(10))]))) == 6
+    with pytest.raises(UserError, match="tensor w has over 10 entries"):
+        list(selection.with_starts([("v", torch.ones(3)), ("w", torch.ones(11))]))
+
+
 def test_the_hash_is_splitmix64_of_name_and_index() -> None:
     for name in ("", "model.layers.0.mlp.up_proj.weight"):
         for seed in (0, 7):
@@ -181,7 +209,8 @@ def test_k_is_the_rounded_share(density: float, k: int) -> None:
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.0001, math.nan, math.inf, 1e-9])
 def test_impossible_densities_are_refused(density: float) -> None:
-    with pytest.raises(UserError, match="density"):
+    said = "selects none of" if density == 1e-9 else "it must be above 0 and at most 1"
+    with pytest.raises(UserError, match=f"density.* {density}.*{said}"):
         num_to_select(density, 1000)
 
 

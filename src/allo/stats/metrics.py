@@ -38,8 +38,8 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> Estimate:
 
     A group holds the samples of one prompt, which are not independent.
     """
-    sums = np.array([sum(group) for group in groups], dtype=float)
-    sizes = np.array([len(group) for group in groups], dtype=float)
+    sums = np.array([sum(group) for group in groups])
+    sizes = np.array([len(group) for group in groups])
     drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
