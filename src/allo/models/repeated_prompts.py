@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from allo.console import say
 from allo.errors import UserError
@@ -149,3 +151,25 @@ class RepeatedPrompts:
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
         logits = _logits(self._model, new, self._mask, positions, self._cache)
         return logits if self._way.moves else logits[self._places]
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Return the cache's tensors: keys and values, or states."""
+        return [
+            held
+            for layer in self._cache.layers
+            for value in vars(layer).values()
+            for held in (value.values() if isinstance(value, dict) else [value])
+            if isinstance(held, Tensor)
+        ]
+
+    def rehearse(self, read: int) -> None:
+        """Grow keys and values as if each row had read so many more tokens."""
+        for layer in self._cache.layers:
+            if isinstance(layer, DynamicLayer) and layer.is_initialized:
+                length, window = layer.keys.shape[2], getattr(layer, "sliding_window", None)
+                more = read if window is None else max(0, min(read, window - 1 - length))
+                layer.keys, layer.values = (pad(held, (0, 0, 0, more)) for held in (layer.keys, layer.values))
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length += read
+        self._ids, self._mask = pad(self._ids, (0, read)), pad(self._mask, (0, read), value=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -36,6 +37,8 @@ def can_share(model: PreTrainedModel) -> bool:
     """
     if not _is_plain_sdpa(model):
         return False
+    if any(isinstance(param, FakeTensor) for param in model.parameters()):
+        return True  # in a rehearsal, whose weights have no values
 
     @contextmanager
     def rows() -> Iterator[Rows]:
