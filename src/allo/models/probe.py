@@ -105,8 +105,13 @@ def _alone(model: PreTrainedModel, text: list[int], *, cached: bool) -> Tensor:
     if not cached:
         return model(input_ids=ids, use_cache=False).logits[0, -_STEPS - 1 :]
     cache = {cache_argument(type(model)): DynamicCache(config=model.config)}
-    parts = [ids[:, :-_STEPS], *ids[:, -_STEPS:].split(1, dim=1)]
-    return torch.cat([model(input_ids=part, use_cache=True, **cache).logits[0, -1:] for part in parts])
+    positions = torch.arange(len(text), device=model.device)[None]
+    lengths = [len(text) - _STEPS] + [1] * _STEPS
+    logits = [
+        model(input_ids=part, position_ids=places, use_cache=True, **cache).logits[0, -1:]
+        for part, places in zip(ids.split(lengths, dim=1), positions.split(lengths, dim=1), strict=True)
+    ]
+    return torch.cat(logits)
 
 
 def _is_within(share: float, ours: Tensor, theirs: Tensor) -> bool:
