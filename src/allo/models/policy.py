@@ -4,7 +4,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from allo.errors import UserError
@@ -13,8 +13,9 @@ from allo.models.collate import Batch, pad, share_prefix
 from allo.models.model_checks import num_positions, rope_length, rope_sides
 from allo.weights.finite import check_finite
 
-# bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap causes far larger errors.
-_HEAD_TOLERANCE = 0.1
+# The names under which families configure how logits are scaled, divided and capped.
+_SCALES = ("logit_scale", "lm_head_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -33,9 +34,14 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(
         weight=output.weight,
         bias=getattr(output, "bias", None),
-        scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
-        softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        scale=_first(config, _SCALES) or 1.0 / (_first(config, ("logits_scaling",)) or 1.0),
+        softcap=_first(config, _CAPS) or 0.0,
     )
+
+
+def _first(config: PretrainedConfig, names: tuple[str, ...]) -> float | None:
+    """Return the first of these settings that is neither absent nor zero."""
+    return next(filter(None, (getattr(config, name, None) for name in names)), None)
 
 
 @torch.no_grad()
@@ -51,7 +57,7 @@ def check_head(model: PreTrainedModel) -> None:
     hidden = hidden_states(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
     ours = head_of(model).logits(hidden[0])
     difference = (own[0] - ours).abs().max().item()
-    if not difference <= _HEAD_TOLERANCE * max(1.0, own.abs().max().item()):
+    if not difference <= rounding(model.dtype) * max(1.0, own.abs().max().item()):
         raise UserError(
             f"{type(model).__name__}: its logits differ by {difference:.3g} from head(hidden states), so this "
             "family transforms them in a way that allo does not know. Use a model with a plain, scaled or "
