@@ -24,7 +24,7 @@ def rounding(dtype: torch.dtype) -> float:
     Rounding moves hidden states by about a hundredth in bf16 and a millionth in fp32; a wrong mask or position, by
     more.
     """
-    return max(1e-3, 8 * torch.finfo(dtype).eps)
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 
 def head_of(model: PreTrainedModel) -> Head:
