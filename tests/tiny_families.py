@@ -155,8 +155,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def config_of(family: str, **settings: Any) -> PreTrainedConfig:
     kind = CONFIG_MAPPING[family.partition("+")[0]]
     known = {*kind.__dataclass_fields__, *kind.attribute_map}
-    given = copy.deepcopy(_SIZES | FAMILIES[family])
-    return kind(**{name: value for name, value in given.items() if name in known}, **settings)
+    given = copy.deepcopy(_SIZES | FAMILIES[family] | settings)
+    return kind(**{name: value for name, value in given.items() if name in known})
 
 
 def family_model(family: str, **settings: Any) -> PreTrainedModel:
