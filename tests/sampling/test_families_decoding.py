@@ -41,6 +41,7 @@ def test_greedy_rows_are_those_of_generate(family: str) -> None:
     alone = [generated(model, prompt, NEW) for prompt in PROMPTS]
     assert decoded(model, PROMPTS) == [row for row in alone for _ in range(2)]
     assert can_share(model) == (family in SHARED)
+    assert way_of(model) == (FASTEST if family != "recurrent_gemma" else Way(pads=False, moves=False))
     assert alone == [greedy(model, prompt, NEW) for prompt in PROMPTS]
 
 
