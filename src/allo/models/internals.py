@@ -21,10 +21,12 @@ WORKING = {
 
 _CHECKPOINT = "a checkpoint holds the selected weights, without pickle"
 _EVALUATION = "evaluation computes the loss as training does"
+_GROWN = "a rehearsed cache is as large as at the last step"
 _MICRO_BATCHES = "a step's rows are counted by micro-batches"
+_MOVED = "rows take other places in the batch, with keys and states"
 _NO_DDP = "the model is not wrapped in DDP"
 _PLAIN = "only models with plain attention share prompts"
-_PREFILL = "a prompt is read with plain attention"
+_PREFILL = "a prompt is read with plain attention's mask"
 _RENAMED = "weights under an older name are recognised"
 _SHARED = "completions share their prompt's keys and values"
 
@@ -46,8 +48,13 @@ INTERNALS = {
         "transformers.cache_utils:DynamicSlidingWindowLayer.sliding_window": _SHARED,
         "transformers:DynamicCache.layers": _SHARED,
         "transformers:DynamicCache.update(self, key_states, value_states, layer_idx, *args, **kwargs)": _SHARED,
-        "transformers.integrations.sdpa_attention:sdpa_attention_forward(module, query, key, value, attention_mask, ...)": _PREFILL,
         "transformers.masking_utils:sdpa_mask": _PREFILL,
+        "transformers:DynamicCache.reorder_cache(self, beam_idx)": _MOVED,
+        "transformers:DynamicCache.is_linear": "a model without attention is not said to have an eager one",
+        "transformers.cache_utils:DynamicLayer.is_initialized": _GROWN,
+        "transformers.cache_utils:DynamicSlidingWindowLayer.cumulative_length": _GROWN,
+        "transformers:GenerationMixin._supports_default_dynamic_cache()": "models with a cache of their own are refused",
+        "transformers:PreTrainedModel._is_stateful": "recurrent models do not share prompts in training",
         "transformers.convert_slow_tokenizer:bytes_to_unicode()": "parts of characters are shown as bytes",
         "transformers.utils:logging": "models load without progress bars",
     },

@@ -3,10 +3,10 @@
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from allo.console import say
 from allo.errors import UserError
 from allo.models.model_checks import (
     check_config,
@@ -47,6 +49,8 @@ Tokenizer = PreTrainedTokenizerBase
 # transformers raises these with a message for the user; other errors are shown with their class.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
+Built = TypeVar("Built")
+
 _WHOLE = "give a complete checkpoint of a causal language model"
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
@@ -57,7 +61,7 @@ MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 def load_model(
     ref: str | Path, *, dtype: torch.dtype, device: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a causal language model in eval mode, with SDPA attention and dense `dtype` weights.
+    """Load a causal language model in eval mode, with dense `dtype` weights and the attention of `with_attention`.
 
     Args:
         ref: checkpoint folder, hub id, or path of a `.gguf` file (dequantised; it can be saved again).
@@ -76,20 +80,23 @@ def load_model(
     with loading(ref, "a causal language model", folder=folder):
         # Only a GGUF file needs `quantization_config`: None would erase the checkpoint's own.
         given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            **given,
-            use_safetensors=None if gguf else True,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        model, info = with_attention(
+            lambda attention: AutoModelForCausalLM.from_pretrained(
+                folder,
+                **given,
+                use_safetensors=None if gguf else True,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
         )
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
     require_all_weights(model, info, ref, advice=_WHOLE)
     assert not getattr(model, "is_quantized", False)  # transformers neither trains nor saves quantised models
     assert all(parameter.dtype == dtype for parameter in model.parameters())
+    _mention_eager(model)
     return model.to(where).eval()
 
 
@@ -117,22 +124,47 @@ def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> Pretrain
 def model_of_config(
     config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Build a model with SDPA attention; its weights are on torch's current default device, such as meta.
+    """Build a model as `load_model` does; its weights are on torch's current default device, such as meta.
 
     Raises `UserError` if transformers has no causal language model of this kind.
     """
     with loading(config.name_or_path, "a causal language model", folder=Path(config.name_or_path)):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        model: PreTrainedModel = with_attention(
+            lambda attention: AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+            )
         )
     return model.eval()
 
 
-def num_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> int:
-    """Count the weights of the model that a configuration describes; a tied tensor counts once."""
+def with_attention(build: Callable[[str], Built]) -> Built:
+    """Build a model with SDPA attention, or with eager attention if its code has no SDPA."""
+    try:
+        return build("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return build("eager")
+
+
+def _mention_eager(model: PreTrainedModel) -> None:
+    """Say once for each kind of model that it has no SDPA, and the cost."""
+    kind, is_eager = type(model).__name__, model.config._attn_implementation == "eager"
+    if is_eager and kind not in _MENTIONED and not all(DynamicCache(config=model.config).is_linear):
+        _MENTIONED.add(kind)
+        say(
+            f"{kind} has no SDPA attention in transformers, so attention is eager: slower, and its memory grows with the "
+            "square of a row's length"
+        )
+
+
+_MENTIONED: set[str] = set()
+
+
+def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model that a configuration describes, without values."""
     with torch.device("meta"):
-        model = model_of_config(config, trust_remote_code=trust_remote_code)
-    return sum(param.numel() for param in model.parameters())
+        return model_of_config(config, trust_remote_code=trust_remote_code)
 
 
 def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
@@ -163,8 +195,7 @@ def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) 
     check_depth(folder, ref)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     config.name_or_path = str(ref)
-    with torch.device("meta"):
-        return model_of_config(config, trust_remote_code=trust_remote_code)
+    return empty_model(config, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(

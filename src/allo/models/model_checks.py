@@ -3,8 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -220,7 +222,7 @@ def _variants(name: str, model: PreTrainedModel) -> set[str]:
 def num_positions(config: PretrainedConfig) -> int | None:
     """Return the number of positions for a prompt and its completion together, or None if unlimited.
 
-    Positions beyond `rope_length` do not count: there a row's result would depend on the rest of its batch.
+    With "dynamic" angles, positions beyond `rope_length` do not count: there a token's result depends on how many follow.
     """
     config = config.get_text_config()
     if config.model_type in _UNLIMITED or getattr(config, "alibi", False):
@@ -234,7 +236,8 @@ def num_positions(config: PretrainedConfig) -> int | None:
     positions = next((int(value) for value in found if isinstance(value, int | float) and value > 0), None)
     if positions is not None and config.model_type in _FROM_PADDING:
         return positions - (config.pad_token_id or 0) - 1
-    return min(filter(None, (positions, rope_length(config))), default=None)
+    limits = (positions, rope_length(config) if _is_dynamic(config) else None)
+    return min(filter(None, limits), default=None)
 
 
 def rope_length(config: PretrainedConfig) -> int | None:
@@ -244,14 +247,37 @@ def rope_length(config: PretrainedConfig) -> int | None:
     and keeps them for later batches.
     """
     config = config.get_text_config()
-    ropes = getattr(config, "rope_parameters", None) or {}
     lengths: list[object] = []
-    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]:
+    for rope in _ropes(config):
         kind = str(rope.get("rope_type", ""))
         if kind == "longrope" or "dynamic" in kind:
             lengths.append(rope.get("original_max_position_embeddings"))
             lengths.append(getattr(config, "max_position_embeddings", None))
     return min((length for length in lengths if isinstance(length, int)), default=None)
+
+
+def _ropes(config: PretrainedConfig) -> list[Mapping[str, Any]]:
+    """Return the rotary settings of a text model: one for all layers, or one for each kind of layer."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    return [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]
+
+
+def _is_dynamic(config: PretrainedConfig) -> bool:
+    return any("dynamic" in str(rope.get("rope_type", "")) for rope in _ropes(config))
+
+
+def rope_sides(config: PretrainedConfig, attention_mask: Tensor) -> list[tuple[Tensor, int]]:
+    """Group rows [B, T] by the side of `rope_length` on which they end: their indices, and their longest row's length.
+
+    Returns no group for a model whose rows may all share a forward pass.
+    """
+    limit = rope_length(config)
+    if limit is None:
+        return []
+    lengths = attention_mask.sum(-1)
+    beyond = lengths > limit
+    found = [rows.nonzero().squeeze(-1) for rows in (~beyond, beyond)]
+    return [(rows, int(lengths[rows].max())) for rows in found if len(rows)]
 
 
 def check_positions(positions: int | None, max_length: int, *, key: str, ref: str | Path) -> None:

@@ -23,10 +23,10 @@ from allo.models.load import (
     MODEL_FILES,
     TOKENIZER_FILES,
     check_folder,
+    empty_model,
     load_model,
     load_tokenizer,
     locate_checkpoint,
-    model_of_config,
     parameter_names,
     quiet,
     read_config,
@@ -106,8 +106,7 @@ def allowed_in_start(recipe: Recipe) -> Allowed | None:
     if locate is None or not (locate.include or locate.exclude):
         return None
     trusts = recipe.trust_remote_code
-    with torch.device("meta"):
-        model = model_of_config(read_config(recipe.model, trust_remote_code=trusts), trust_remote_code=trusts)
+    model = empty_model(read_config(recipe.model, trust_remote_code=trusts), trust_remote_code=trusts)
     return allowed_by(locate, model, density=recipe.max_density)
 
 
