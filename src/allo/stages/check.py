@@ -31,8 +31,8 @@ from allo.tokens.rewriter import check_rewriter
 class Findings:
     """All findings of a recipe's checks.
 
-    `unread` says in words what can be checked only once models are loaded. `positions` is None for a model without a
-    limit. `selects` says which weights may be selected, if not all.
+    `unread` says in words what can be checked only once models are loaded, and what is left as it is. `positions` is
+    None for a model without a limit. `selects` says which weights may be selected, if not all.
     """
 
     tokenizer: Tokenizer
@@ -79,14 +79,19 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     config = check_policy(recipe, tokenizer)
     positions = num_positions(config)
     _check_lengths(recipe, positions)
-    weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
+    weights, of_all = num_weights(config, trust_remote_code=recipe.trust_remote_code)
     allowed = allowed_in_start(recipe)
-    disk = check_disk(recipe, weights)
+    disk = check_disk(recipe, of_all)
     check_backend = BACKENDS[recipe.sample.backend].check
     if check_backend and recipe.data.pairs is None:
         function_of(check_backend, key="sample.backend")(recipe)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
     unread = [check_values(ref) for ref in _models(recipe)]
+    if weights < of_all:
+        unread.append(
+            f"{recipe.model}: {weights:,} of {of_all:,} weights are its text model's. The others, for images, video or "
+            "sound, stay as they are, and no density counts them"
+        )
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
