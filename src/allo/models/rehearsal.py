@@ -26,6 +26,8 @@ def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreT
         dtype=dtype or DTYPES[recipe.dtype],
         trust_remote_code=recipe.trust_remote_code,
     )
+    # Masks of a rehearsal are by live tensor, which takes no values to convert.
+    model._weight_conversions = []
     # It is already in place, and a Module cannot replace parameters without values.
     model.to = lambda *_, **__: model
     return model

@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def way_of(model: PreTrainedModel) -> Way:
         found, is_new = fault(
             model,
             way,
-            lambda way=way: nullcontext(RepeatedPrompts(model, num_generations=2, way=way)),
+            partial(_begun, model, way),
             lengths=(7, 12) if way.pads else (7, 7),
         )
         if found is None:
@@ -63,6 +64,10 @@ def way_of(model: PreTrainedModel) -> Way:
         f"{type(model).__name__}: decoding with a cache {found}, so allo cannot sample from it or evaluate it. Use another "
         "model, or another version of transformers."
     )
+
+
+def _begun(model: PreTrainedModel, way: Way) -> AbstractContextManager["RepeatedPrompts"]:
+    return nullcontext(RepeatedPrompts(model, num_generations=2, way=way))
 
 
 def prefill(

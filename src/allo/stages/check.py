@@ -26,14 +26,15 @@ from allo.stages.settings import check_settings
 from allo.tasks.gold import check_gold
 from allo.tasks.sources import Sources
 from allo.tokens.rewriter import check_rewriter
+from allo.weights.layout import trained_parameters
 
 
 @dataclass(frozen=True)
 class Findings:
     """All findings of a recipe's checks.
 
-    `unread` says in words what can be checked only once models are loaded. `positions` is None for a model without a
-    limit. `selects` says which weights may be selected, if not all.
+    `unread` says in words what can be checked only once models are loaded, and what is left as it is. `positions` is
+    None for a model without a limit. `selects` says which weights may be selected, if not all.
     """
 
     tokenizer: Tokenizer
@@ -82,9 +83,10 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     _check_lengths(recipe, positions)
     _check_trl_lengths(recipe, rope_length(config))
     model = empty_model(config, trust_remote_code=recipe.trust_remote_code)
-    weights = sum(param.numel() for param in model.parameters())
+    weights = sum(param.numel() for param in trained_parameters(model).values())
+    of_all = sum(param.numel() for param in model.parameters())
     allowed = allowed_in_start(recipe)
-    disk = check_disk(recipe, weights)
+    disk = check_disk(recipe, of_all)
     check_backend = BACKENDS[recipe.sample.backend].check
     if check_backend and recipe.data.pairs is None:
         function_of(check_backend, key="sample.backend")(recipe)
@@ -92,6 +94,11 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     if prompts:
         cache_argument(type(model))
     unread = [check_values(ref) for ref in _models(recipe)]
+    if weights < of_all:
+        unread.append(
+            f"{recipe.model}: {weights:,} of {of_all:,} weights are its text model's. The others, for images, video or "
+            "sound, stay as they are, and no density counts them"
+        )
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
