@@ -93,6 +93,18 @@ def test_states_outside_the_cache_keep_their_rows(capsys: pytest.CaptureFixture[
     assert "some of its states are not in its cache" in " ".join(capsys.readouterr().err.split())
 
 
+@torch.inference_mode()
+def test_states_outside_the_cache_do_not_reach_the_next_prompt() -> None:
+    """A prompt of one token looks like a step of the rows before."""
+    model = family_model("recurrent_gemma")
+    rows = RepeatedPrompts(model, num_generations=2, way=way_of(model))
+    prompts = ([5, 6, 7], [9], [9, 8])
+    alone = [model(torch.tensor([prompt]), use_cache=False).logits[:, -1] for prompt in prompts]
+    for prompt, whole in zip(prompts, alone, strict=True):
+        torch.testing.assert_close(rows.admit([prompt]), whole, rtol=0, atol=1e-4)
+        rows.step(torch.tensor([3, 4]))
+
+
 @pytest.mark.parametrize("family", ["phi3+longrope", "phimoe+longrope"])
 @torch.inference_mode()
 def test_rows_cross_the_rotary_limit_as_generate_does(family: str) -> None:
