@@ -18,7 +18,7 @@ from allo.stages import forget, improve, locate, score, sft
 from allo.weights.checkpoints import Checkpoint, fingerprint
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.layout import stored_tensors, trained_parameters
+from allo.weights.layout import Layout, stored_tensors, trained_parameters
 from allo.weights.mask_files import mask_from_checkpoints
 from allo.weights.param_mask import ParamMask
 from locate_setup import wrong_completions
@@ -133,12 +133,34 @@ def test_a_criterion_selects_the_entries_that_two_folders_give(
     assert all(torch.equal(mask.indices[tensor], expected.indices[tensor]) for tensor in mask.indices)
 
 
+@pytest.mark.parametrize("criterion", ["warmup", "gradient", "magnitude"])
+def test_experts_may_be_named_one_by_one(tmp_path: Path, criterion: str) -> None:
+    own = converted.saved("mixtral", tmp_path / "model")
+    named = {"include": ["*.experts.1.*"], "exclude": ["*.w2.weight"]}
+    locating = {"criterion": criterion, "training": TRAINING} | named
+    settings = recipe(own, criterion=criterion, locate=locating)
+    run = begun(settings, tmp_path / "run")
+    locate.run(settings, run)
+    mask = ImportanceMap.load(run.importance).mask_at(DENSITY)
+    assert {name.split("experts.")[1] for name in mask.indices} == {"1.w1.weight", "1.w3.weight"}
+    assert mask.num_selected == round(DENSITY * mask.num_weights)
+    if criterion != "gradient":
+        tuned, file = (
+            (warm("mixtral", own, run) if criterion == "warmup" else own),
+            tmp_path / "mask.safetensors",
+        )
+        name = "delta" if criterion == "warmup" else criterion
+        expected = mask_from_checkpoints(own, tuned, density=DENSITY, out=file, criterion=name, **named)
+        assert all(torch.equal(mask.indices[each], expected.indices[each]) for each in expected.indices)
+
+
 def warm(family: str, own: Path, run: RunFolder) -> Path:
     """The folder of the warmed-up model."""
     model = converted.plain(family, own)
     weights = load_file(run.warmup / "weights.safetensors")
     for name, param in trained_parameters(model).items():
-        param.data.copy_(weights[name])
+        if name in weights:
+            param.data.copy_(weights[name])
     model.save_pretrained(run.path / "warm")
     return run.path / "warm"
 
@@ -165,7 +187,7 @@ def gradients(own: Path, settings: Recipe, run: RunFolder) -> dict[str, torch.Te
     """The summed gradients of all pairs as they would be saved, from the same passes over a model as it is in memory."""
     model, tokenizer = load_start(settings, run)
     assert settings.locate is not None
-    passes, _ = locate._passes(settings, settings.locate, run, model, tokenizer)
+    passes, _ = locate._passes(settings, settings.locate, run, Layout.of(model), tokenizer)
     gradient_of: dict[str, list[torch.Tensor]] = {}
     passes.take_start_gradients(
         lambda name, param, gradient: gradient_of.setdefault(name, []).append(gradient)

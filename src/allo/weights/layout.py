@@ -215,7 +215,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def shapes_of(model: nn.Module) -> Shapes:
     """Return the shapes of `trained_parameters`, as they are in memory."""
-    return {name: tuple(param.shape) for name, param in trained_parameters(model).items()}
+    return _shapes(trained_parameters(model))
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -233,8 +233,12 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _unconverted(tensors: Mapping[str, Tensor]) -> tuple[Group, ...]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = _shapes(tensors)
     return tuple(Group({name: shape}, {name: shape}, renames=True) for name, shape in shapes.items())
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _groups(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Group, ...]:
@@ -256,16 +260,14 @@ def _groups(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Group, ...
         together.setdefault(key, []).append(name)
     groups = []
     for names in together.values():
-        live = {name: tuple(tensors[name].shape) for name in names}
-        if len(names) == 1 and id(empty[names[0]]) in named:
-            groups.append(Group(live, {named[id(empty[names[0]])]: live[names[0]]}, renames=True))
-        else:
-            parts = _converted(model, {name: empty[name] for name in names})
-            groups.append(Group(live, {name: tuple(t.shape) for name, t in parts.items()}, renames=False))
-    names = [name for group in groups for name in group.stored]
-    if sorted(names) != sorted(whole):
-        stored = {name: tuple(tensor.shape) for name, tensor in whole.items()}
-        return (Group({name: tuple(t.shape) for name, t in tensors.items()}, stored, renames=False),)
+        live = {name: empty[name] for name in names}
+        first = id(live[names[0]])
+        renames = len(names) == 1 and first in named
+        stored = {named[first]: live[names[0]]} if renames else _converted(model, live)
+        groups.append(Group(_shapes(live), _shapes(stored), renames))
+    found = [name for group in groups for name in group.stored]
+    if sorted(found) != sorted(whole):  # names that depend on other tensors
+        return (Group(_shapes(tensors), _shapes(whole), renames=False),)
     return tuple(groups)
 
 
