@@ -1,6 +1,5 @@
 """A look at a few tokens: do rows decoded together get the logits of each row alone?"""
 
-import functools
 import inspect
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +27,6 @@ class Rows(Protocol):
     def step(self, token_ids: Tensor) -> Tensor: ...
 
 
-@functools.cache
 def cache_argument(kind: type[PreTrainedModel]) -> str:
     """Return the name under which a class of models takes a cache.
 
