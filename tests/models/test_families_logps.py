@@ -68,6 +68,21 @@ def test_log_probs_are_those_of_plain_forward_passes(family: str) -> None:
     assert shares_prefix(model) == (family not in NEVER_SHARED)
 
 
+@pytest.mark.parametrize(
+    ("family", "part"), [("bamba", "mamba.out_proj"), ("lfm2", "conv.out_proj"), ("llama", "")]
+)
+def test_a_model_with_states_never_shares_a_prefix(family: str, part: str) -> None:
+    """Even if they matter too little on a few tokens to be noticed."""
+    model = family_model(family)
+    for name, param in model.named_parameters():
+        if part and part in name:
+            param.data.zero_()
+    if not part:
+        assert shares_prefix(model)
+        model._is_stateful = True
+    assert not shares_prefix(model)
+
+
 @pytest.mark.parametrize("family", ["qwen3_5_text", "gemma4_text", "deepseek_v3", "gemma2"])
 def test_gradients_of_padded_rows_are_those_of_each_row_alone(family: str) -> None:
     model = family_model(family).train()

@@ -106,8 +106,10 @@ def test_in_one_pass_a_longer_row_would_change_the_others() -> None:
 
 
 def test_a_prefix_is_not_shared_where_the_two_completions_may_end_on_both_sides() -> None:
-    assert not shares_prefix(rotary("longrope"))
-    assert shares_prefix(model(hidden_size=16, max_position_embeddings=64).eval())
+    for positions, shares in ((256, False), (128, True)):  # beyond what is tried on a few tokens
+        rope = ROPES["longrope"] | {"original_max_position_embeddings": 128}
+        policy = model(hidden_size=16, rope_parameters=rope, max_position_embeddings=positions)
+        assert shares_prefix(policy.eval()) == shares
 
 
 def words(length: int) -> str:

@@ -1,5 +1,6 @@
 """Every kind of family decodes as `generate` does on each prompt alone, whoever is decoded beside it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,35 +149,44 @@ def test_a_model_whose_cache_gives_other_logits_is_refused() -> None:
         way_of(model)
 
 
-def dropping(**dropped: Any) -> PreTrainedModel:
-    """A model whose code does not hand these on."""
-    model = family_model("llama")
-    forward = model.model.forward
-    model.model.forward = lambda **inputs: forward(
-        **{k: v for k, v in inputs.items() if k not in dropped} | dropped
-    )
-    return model
-
-
-@pytest.mark.parametrize("dropped", [{"shared_prompts": None}, {"past_key_values": None}])
-@torch.inference_mode()
-def test_an_attention_that_does_not_get_the_shared_prompts_raises(dropped: dict[str, Any]) -> None:
-    model = family_model("llama")
-    with shared_attention(model):
+def stepped(model: PreTrainedModel, spoil: Callable[[], object]) -> None:
+    """Take a step with shared prompts, of a model that is spoiled after it has read them."""
+    with torch.inference_mode(), shared_attention(model):
         shared = SharedPrompts(model, num_generations=2, max_new_tokens=4)
         shared.admit([[5, 6, 7]])
-        forward = model.model.forward
-        model.model.forward = lambda **inputs: forward(**inputs | dropped)
-        with pytest.raises((ValueError, RuntimeError)):
-            shared.step(torch.tensor([3, 4]))
+        spoil()
+        shared.step(torch.tensor([3, 4]))
 
 
-@torch.inference_mode()
-def test_a_layer_whose_attention_is_of_its_own_raises() -> None:
-    """Nemotron's layers use the cache, but no attention that can be exchanged."""
-    model = family_model("nemotron")
-    with shared_attention(model):
-        shared = SharedPrompts(model, num_generations=1, max_new_tokens=4)
-        shared.admit([[5, 6, 7]])
-        with pytest.raises(ValueError, match=r"did not pass on|not every layer's attention read the prompts"):
-            shared.step(torch.tensor([3]))
+@pytest.mark.parametrize("family", ["llama", "nemotron"])
+def test_an_attention_that_does_not_get_the_shared_prompts_raises(family: str) -> None:
+    """Nemotron's layers never hand them on."""
+    model = family_model(family)
+    forward = model.model.forward
+
+    def spoil() -> None:
+        model.model.forward = lambda **inputs: forward(**inputs | {"shared_prompts": None})
+
+    with pytest.raises(ValueError, match="did not pass on `shared_prompts`"):
+        stepped(model, spoil)
+
+
+def test_a_layer_that_does_not_read_the_shared_prompts_raises() -> None:
+    """Its attention is of its own, or it has none."""
+    model = family_model("llama")
+
+    def spoil() -> None:
+        model.model.layers[1].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
+
+    with pytest.raises(ValueError, match="not every layer's attention read the prompts"):
+        stepped(model, spoil)
+
+
+def test_a_layer_that_reads_the_keys_of_another_raises() -> None:
+    model = family_model("llama")
+
+    def spoil() -> None:
+        model.model.layers[1].self_attn.layer_idx = 0
+
+    with pytest.raises(ValueError, match="not every layer's"):
+        stepped(model, spoil)

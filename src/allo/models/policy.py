@@ -4,8 +4,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PretrainedConfig, PreTrainedModel
 
 from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps
@@ -143,7 +142,6 @@ def shares_prefix(model: PreTrainedModel) -> bool:
         layers != {"full_attention"}
         or windowed
         or model._is_stateful
-        or {type(layer) for layer in DynamicCache(config=config).layers} != {DynamicLayer}
         or config._attn_implementation not in ("sdpa", "eager")
         or "position_ids" not in inspect.signature(body.forward).parameters
         or rope_length(config) not in (None, num_positions(config))

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from allo.console import say
 from allo.errors import UserError
 from allo.models.model_checks import rope_length
-from allo.models.probe import cache_argument, fault
+from allo.models.probe import Rows, cache_argument, fault
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def way_of(model: PreTrainedModel) -> Way:
         found, is_new = fault(
             model,
             way,
-            partial(_begun, model, way),
+            partial(_two_of_each, model, way),
             lengths=(7, 12) if way.pads else (7, 7),
         )
         if found is None:
@@ -66,7 +66,7 @@ def way_of(model: PreTrainedModel) -> Way:
     )
 
 
-def _begun(model: PreTrainedModel, way: Way) -> AbstractContextManager["RepeatedPrompts"]:
+def _two_of_each(model: PreTrainedModel, way: Way) -> AbstractContextManager[Rows]:
     return nullcontext(RepeatedPrompts(model, num_generations=2, way=way))
 
 
@@ -85,17 +85,25 @@ def prefill(
         input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     input_ids, mask = input_ids.to(model.device), mask.to(model.device)
-    return _logits(model, input_ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache), input_ids, mask
+    name = cache_argument(type(model))
+    logits = _logits(model, input_ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache, name=name)
+    return logits, input_ids, mask
 
 
 def _logits(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: DynamicCache,
+    *,
+    name: str,
 ) -> Tensor:
     """Return logits [rows, vocabulary] after the last of `input_ids`, which are added to the cache.
 
-    A model of states alone takes a mask of its input; later, nothing of that is padding.
+    `name`: of the cache's argument. A model of states alone takes a mask of its input; after the prompt, nothing in it
+    is padding.
     """
-    name = cache_argument(type(model))
     logits: Tensor = model(
         input_ids=input_ids,
         attention_mask=mask if name != "cache_params" or mask.shape == input_ids.shape else None,
@@ -117,6 +125,7 @@ class RepeatedPrompts:
         self._num_generations = num_generations
         self._way = way
         self._rope_length = rope_length(model.config)
+        self._name = cache_argument(type(model))
 
     def admit(self, prompts: list[list[int]]) -> Tensor:
         """Begin `num_generations` rows for each of the first prompts; return logits [those prompts, vocabulary]."""
@@ -154,7 +163,7 @@ class RepeatedPrompts:
         if self._ids.shape[1] - 1 == self._rope_length:  # from here on, all keys have other angles
             self._cache, new = DynamicCache(config=self._model.config), self._ids
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        logits = _logits(self._model, new, self._mask, positions, self._cache)
+        logits = _logits(self._model, new, self._mask, positions, self._cache, name=self._name)
         return logits if self._way.moves else logits[self._places]
 
     @property
