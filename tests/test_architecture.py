@@ -54,8 +54,10 @@ HOUSE = {
     "stats": Room(packages={"numpy", "scipy"}),
     "tasks": Room({"errors", "recipe", "files"}),
     "losses": Room({"errors", "lazy"}, {"torch"}),
-    # Which weights, and weights on disk: no model is built, no transformers.
-    "weights": Room({"errors", "lazy", "console", "recipe", "files"}, {*TENSORS, "scipy"}),
+    # Which weights, and weights on disk: no model is built; transformers says where it stores a model's weights.
+    "weights": Room(
+        {"errors", "lazy", "console", "recipe", "files"}, {*TENSORS, "scipy"}, lazy={"transformers"}
+    ),
     "delta": Room(
         {"errors", "console", "files", "weights"},
         TENSORS,
@@ -68,7 +70,8 @@ HOUSE = {
     "tokens": Room({*LEAVES, "lazy", "weights", "models", "training"}, HEAVY - {"trl", "lm_eval"}),
     # The only room that knows trl: see test_only_a_recipe_that_asks_loads_trl.
     "baselines": Room(
-        {*LEAVES, "models", "sampling", "training"}, {"torch", "transformers", "datasets", "peft", "trl"}
+        {*LEAVES, "weights", "models", "sampling", "training"},
+        {"torch", "transformers", "datasets", "peft", "trl"},
     ),
     "report": Room({*LEAVES, "weights"}, lazy={"pyarrow", "numpy"}),
     "stages": Room(

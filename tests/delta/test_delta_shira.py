@@ -305,7 +305,7 @@ def test_the_tensor_that_is_no_linear_weight_is_named(
 def test_a_head_tied_to_the_embedding_is_no_linear_weight_of_its_own(tmp_path: Path) -> None:
     for tied in (True, False):
         tiny.model(tie_word_embeddings=tied).save_pretrained(tmp_path / str(tied))
-    assert linear_names(tmp_path / "False") - linear_names(tmp_path / "True") == {"lm_head.weight"}
+    assert linear_names(tmp_path / "False").keys() - linear_names(tmp_path / "True") == {"lm_head.weight"}
 
 
 def test_weights_of_more_than_32_bits_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import tiny
 from allo import delta
 from allo.errors import UserError
-from allo.models.load import check_folder, linear_names, load_model, parameter_names
+from allo.models.load import check_folder, linear_names, load_model, without_weights
 from allo.models.reward_model import load_reward_model
 from allo.sampling.vllm_engine import _engine
 from allo.weights.checkpoints import ADAPTER, Checkpoint, fingerprint, weight_files
@@ -201,7 +201,7 @@ def test_whoever_reads_weights_refuses_a_folder_that_could_mean_two_things(
 @pytest.mark.parametrize("damage", [both, stray_shard, no_index, named_elsewhere])
 def test_names_from_the_configuration_are_not_given_for_such_a_folder(folder: Path, damage: Damage) -> None:
     damage(folder)
-    for names in (parameter_names, linear_names):
+    for names in (linear_names, lambda folder: without_weights(folder, folder)):
         with pytest.raises(UserError, match=r"model\.safetensors|shards"):
             names(folder)
 

@@ -12,6 +12,7 @@ from allo.console import say
 from allo.models.internals import check
 from allo.models.load import Model, Tokenizer
 from allo.models.rows import PairRow, counted_pairs
+from allo.weights.layout import trained_parameters
 
 check(__name__)
 
@@ -79,6 +80,6 @@ def adapter_rank(model: Model, *, density: float) -> int:
     """
     head = model.get_output_embeddings()
     layers = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    wanted = density * sum(param.numel() for param in model.parameters())
+    wanted = density * sum(param.numel() for param in trained_parameters(model).values())
     most = min(rows * columns // (rows + columns) for rows, columns in layers)
     return max(1, min(most, round(wanted / sum(map(sum, layers)))))

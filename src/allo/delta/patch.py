@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from allo.console import track
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
@@ -14,6 +14,7 @@ from allo.weights import sparse_file
 from allo.weights.checkpoints import Checkpoint, check_same_layout, write_like
 from allo.weights.fingerprints import Digest, as_bits
 from allo.weights.finite import check_finite
+from allo.weights.layout import Layout, saved_tensors
 from allo.weights.places import Patch, places_of
 
 
@@ -113,37 +114,43 @@ def check_bits(name: str, digest: str, change: Delta, *, where: str) -> None:
         )
 
 
-def apply_to_model(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> None:
+def apply_to_model(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) -> None:
     """Replace the delta's entries in live tensors, in place; see `patch_of`."""
-    patch_of(named_parameters, delta).exchange()
+    patch_of(tensors, delta).exchange()
 
 
-def patch_of(named_parameters: Iterable[tuple[str, Tensor]], delta: Delta) -> Patch:
-    """Return what puts a delta into live tensors and takes it out again; the caller has loaded the right base.
+def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) -> Patch:
+    """Return what puts a delta into a model, or into tensors under their names on disk, and takes it out again.
 
-    Tensors may have another dtype or device than the values. Raises UserError if a touched tensor is absent, has
-    another shape, or has a dtype that would round the values. Also for NaN and infinite values.
+    The caller has loaded the right base. Tensors may have another dtype or device than the values. Raises UserError if
+    a touched tensor is absent, has another shape, or has a dtype that would round the values. Also for NaN and infinite
+    values.
     """
-    tensors = dict(named_parameters)
     check_finite(
         delta.values.items(),
         where="the delta",
         advice="A model with such weights is not run: make the delta again.",
     )
-    for name, values in delta.values.items():
-        if name not in tensors:
+    if isinstance(tensors, nn.Module):
+        layout, live = Layout.whole(tensors), saved_tensors(tensors)
+    else:
+        live = dict(tensors)
+        layout = Layout.plain(live)
+    shapes = layout.shapes
+    for name in delta.values:
+        if name not in shapes:
             raise UserError(f"the delta was made for another model: this one has no tensor {name}")
-        tensor = tensors[name]
-        if tuple(tensor.shape) != tuple(delta.shapes[name]):
-            found = f"{list(delta.shapes[name])} there, {list(tensor.shape)} in this model"
+        if shapes[name] != tuple(delta.shapes[name]):
+            found = f"{list(delta.shapes[name])} there, {list(shapes[name])} in this model"
             raise UserError(f"the delta was made for another model: tensor {name} is {found}")
-        if torch.promote_types(tensor.dtype, values.dtype) != tensor.dtype:
+    indices, values = layout.live(delta.indices, delta.values)
+    for name, new in values.items():
+        if torch.promote_types(live[name].dtype, new.dtype) != live[name].dtype:
             raise UserError(
-                f"the delta's values are {values.dtype}, but tensor {name} of the model is {tensor.dtype} and would "
-                f"round them; load the model in {values.dtype}"
+                f"the delta's values are {new.dtype}, but tensor {name} of the model is {live[name].dtype} and would "
+                f"round them; load the model in {new.dtype}"
             )
     places = {
-        name: places_of(where.to(tensors[name].device), tensors[name].shape)
-        for name, where in delta.indices.items()
+        name: places_of(where.to(live[name].device), live[name].shape) for name, where in indices.items()
     }
-    return Patch(tensors, places, dict(delta.values))
+    return Patch(live, places, values)

@@ -101,11 +101,12 @@ def common_rank(layers: Mapping[str, Increments]) -> tuple[int, set[str]]:
 
 
 def export_shira(
-    base: str | Path, delta: str | Path, out: str | Path, *, linear: Collection[str]
+    base: str | Path, delta: str | Path, out: str | Path, *, linear: Mapping[str, str]
 ) -> ShiraInfo:
     """Write the folder `out`, which `PeftModel.from_pretrained` loads onto the model in `base`.
 
-    `linear` names the weights of the model's Linear layers that no other module shares. Memory holds the adapter.
+    `linear` has the weights of the model's Linear layers that no other module shares: their names on disk, and those in
+    the model, which the adapter has. Memory holds the adapter.
     Raises UserError for another base, and for a changed tensor that is not in `linear`, naming the first.
     """
     checkpoint, change = Checkpoint.open(base), read_delta(delta)
@@ -116,11 +117,12 @@ def export_shira(
         rank, fit = common_rank(layers)
         sparse = {name: layers[name].padded(rank) for name in fit}
         whole = [name for name in change.indices if name not in fit]
-        tensors = _sparse_tensors(sparse) | _whole_tensors(checkpoint, change, whole)
+        tensors = _sparse_tensors(sparse, linear) | _whole_tensors(checkpoint, change, whole, linear)
         weights = part / "adapter_model.safetensors"
         save_file(tensors, weights, metadata={"format": "pt"})
         give_default_mode(weights)
-        config = _config(rank, sorted(fit), sorted(whole))
+        modules = (sorted(_module(linear[name]) for name in names) for names in (fit, whole))
+        config = _config(rank, *modules)
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return ShiraInfo(
         rank=rank,
@@ -168,23 +170,28 @@ def _module(weight: str) -> str:
     return weight.removesuffix(WEIGHT)
 
 
-def _sparse_tensors(layers: Mapping[str, Increments]) -> dict[str, Tensor]:
+def _sparse_tensors(layers: Mapping[str, Increments], linear: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors under PEFT's names: row and column numbers int32 [2, r(m + n)], and the values."""
     tensors = {}
     for name, layer in layers.items():
         rows, columns = layer.indices // layer.shape[1], layer.indices % layer.shape[1]
-        tensors[f"base_model.model.{_module(name)}.shira_indices"] = torch.stack((rows, columns))
-        tensors[f"base_model.model.{_module(name)}.shira_weight"] = layer.values
+        module = f"base_model.model.{_module(linear[name])}"
+        tensors[f"{module}.shira_indices"] = torch.stack((rows, columns))
+        tensors[f"{module}.shira_weight"] = layer.values
     return tensors
 
 
-def _whole_tensors(base: Checkpoint, change: Delta, names: Collection[str]) -> dict[str, Tensor]:
+def _whole_tensors(
+    base: Checkpoint, change: Delta, names: Collection[str], linear: Mapping[str, str]
+) -> dict[str, Tensor]:
     """Return whole layers: the tuned weight and, because PEFT expects the whole module, the base's bias if any."""
     tensors = {}
     for name in names:
-        for other in filter(base.stored.__contains__, (name, _module(name) + ".bias")):
-            tensors[f"base_model.model.{other}"] = base.read(other)
-        scatter(tensors[f"base_model.model.{name}"], change.indices[name], change.values[name])
+        live = f"base_model.model.{_module(linear[name])}"
+        for part in (WEIGHT, ".bias"):
+            if _module(name) + part in base.stored:
+                tensors[live + part] = base.read(_module(name) + part)
+        scatter(tensors[live + WEIGHT], change.indices[name], change.values[name])
     return tensors
 
 
@@ -199,6 +206,6 @@ def _config(rank: int, sparse: list[str], whole: list[str]) -> dict[str, object]
         "mask_type": "allo",
         "init_weights": True,
         "fan_in_fan_out": False,
-        "target_modules": [_module(name) for name in sparse] or NO_TARGET,
-        "modules_to_save": [_module(name) for name in whole] or None,
+        "target_modules": sparse or NO_TARGET,
+        "modules_to_save": whole or None,
     }

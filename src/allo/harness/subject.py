@@ -17,7 +17,8 @@ from allo.recipe import Recipe
 from allo.stages.evaluate import LABELS
 from allo.training.result import DELTA
 from allo.weights.checkpoints import Checkpoint
-from allo.weights.fingerprints import fingerprint_tensors
+from allo.weights.fingerprints import combine, digests
+from allo.weights.layout import stored_tensors
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,21 @@ def load(source: Source, *, dtype: str | None, device: str, trust_remote_code: b
     stored = DTYPES["bfloat16"] if gguf else _stored_dtype(folder)
     model = load_model(source.base, dtype=stored, device=device, trust_remote_code=trust_remote_code)
     if change is not None:
-        apply_to_model(model.named_parameters(), change)
-    fingerprint = fingerprint_tensors(model.named_parameters())
+        apply_to_model(model, change)
+    fingerprint = combine(_digests(model, None if gguf else Checkpoint.open(folder)))
     tokenizer = load_tokenizer(source.base, pad_token=source.pad_token, trust_remote_code=trust_remote_code)
     return Subject(model if dtype is None else model.to(DTYPES[dtype]), tokenizer, fingerprint)
+
+
+def _digests(model: Model, base: Checkpoint | None) -> dict[str, str]:
+    """Return the digests of the folder's tensors with the model's values, in the folder's dtypes."""
+    stored = base.stored if base else {}
+    live = (
+        (name, each.to(stored[name].dtype) if name in stored else each)
+        for name, each in stored_tensors(model)
+    )
+    found = digests(live)
+    return found | {name: base.digest(name) for name in stored if base and name not in found}
 
 
 def _check_base(change: Delta, folder: Path, source: Source) -> None:

@@ -3,3 +3,4 @@
 from allo.models.internals import check
 
 check(__name__)
+check("allo.weights.layout")

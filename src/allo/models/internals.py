@@ -21,11 +21,14 @@ WORKING = {
 
 _CHECKPOINT = "a checkpoint holds the selected weights, without pickle"
 _EVALUATION = "evaluation computes the loss as training does"
+_GROWN = "a rehearsed cache is as large as at the last step"
 _MICRO_BATCHES = "a step's rows are counted by micro-batches"
+_MOVED = "rows take other places in the batch, with keys and states"
 _NO_DDP = "the model is not wrapped in DDP"
 _PLAIN = "only models with plain attention share prompts"
-_PREFILL = "a prompt is read with plain attention"
+_PREFILL = "a prompt is read with plain attention's mask"
 _RENAMED = "weights under an older name are recognised"
+_STORED = "weights have their names and places on disk"
 _SHARED = "completions share their prompt's keys and values"
 
 # User -> internal -> reason. An internal is `module:Class.name`, with the parameters that a method must have; "..."
@@ -34,7 +37,11 @@ INTERNALS = {
     "allo.models": {
         "torch._subclasses.fake_tensor:FakeTensor": "weights in a rehearsal have no values",
         "transformers.conversion_mapping:get_model_conversion_mapping(model, ...)": _RENAMED,
+        "transformers.core_model_loading:dot_natural_key": _STORED,
+        "transformers.core_model_loading:WeightRenaming": _STORED,
         "transformers.core_model_loading:WeightTransform.rename_source_key(self, source_key)": _RENAMED,
+        "transformers.core_model_loading:rename_source_key(source_key, weight_renamings, weight_converters, base_model_prefix, meta_state_dict, ...)": _STORED,
+        "transformers:PreTrainedModel._get_dtype_plan(self, dtype)": "weights that a family keeps in fp32 are known before loading",
         "transformers:PreTrainedModel._keys_to_ignore_on_load_missing": "weights that a model can do without may be absent",
         "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected": "stored weights that a model ignores are no fault",
         "transformers:PreTrainedModel._supports_attention_backend": _PLAIN,
@@ -46,10 +53,24 @@ INTERNALS = {
         "transformers.cache_utils:DynamicSlidingWindowLayer.sliding_window": _SHARED,
         "transformers:DynamicCache.layers": _SHARED,
         "transformers:DynamicCache.update(self, key_states, value_states, layer_idx, *args, **kwargs)": _SHARED,
-        "transformers.integrations.sdpa_attention:sdpa_attention_forward(module, query, key, value, attention_mask, ...)": _PREFILL,
         "transformers.masking_utils:sdpa_mask": _PREFILL,
+        "transformers:DynamicCache.reorder_cache(self, beam_idx)": _MOVED,
+        "transformers:DynamicCache.is_linear": "a model without attention is not said to have an eager one",
+        "transformers.cache_utils:DynamicLayer.is_initialized": _GROWN,
+        "transformers.cache_utils:DynamicSlidingWindowLayer.cumulative_length": _GROWN,
+        "transformers:GenerationMixin._supports_default_dynamic_cache()": "models with a cache of their own are refused",
+        "transformers:PreTrainedModel._is_stateful": "recurrent models do not share prompts in training",
         "transformers.convert_slow_tokenizer:bytes_to_unicode()": "parts of characters are shown as bytes",
         "transformers.utils:logging": "models load without progress bars",
+    },
+    # The room knows no transformers until it is given a model; `allo.models` checks these.
+    "allo.weights.layout": {
+        "transformers.core_model_loading:WeightConverter.reverse_transform(self)": _STORED,
+        "transformers.core_model_loading:PrefixChange": _STORED,
+        "transformers.core_model_loading:apply_converters(source_key, weight_converters)": _STORED,
+        "transformers.core_model_loading:revert_weight_conversion(model, state_dict)": _STORED,
+        "transformers.core_model_loading:convert_and_load_state_dict_in_model._weight_conversions": _STORED,
+        "transformers:PreTrainedModel._keys_to_ignore_on_save": _STORED,
     },
     "allo.training": {
         "transformers:Trainer.save_model(self, output_dir, _internal_call)": _CHECKPOINT,
@@ -111,6 +132,7 @@ INTERNALS = {
         "torch._subclasses.fake_tensor:FakeTensorMode": "tensors have no values",
         "torch.utils._pytree:tree_map_only": "tensors lose their values",
         "torch:ops.aten._local_scalar_dense.default": "an unknown number is 0",
+        "torch:ops.aten._grouped_mm.default": "experts have shapes in every dtype",
     },
 }
 
@@ -154,12 +176,14 @@ def _is_optional(parameter: inspect.Parameter) -> bool:
 
 
 def _is_set_by_code(path: str) -> bool:
-    """Return True if a method of a class sets an attribute that only its objects have."""
+    """Return True if a method of a class, or a function, sets an attribute that only objects have."""
     owner, _, name = path.rpartition(".")
     try:
-        members = [member for each in pkgutil.resolve_name(owner).mro() for member in vars(each).values()]
+        found = pkgutil.resolve_name(owner)
     except AttributeError:
         return False
+    classes = found.mro() if isinstance(found, type) else ()
+    members = [found, *(member for each in classes for member in vars(each).values())]
     functions = (getattr(member, "fget", getattr(member, "func", member)) for member in members)
     codes = (each.__code__ for each in functions if hasattr(each, "__code__"))
     return any(

@@ -3,10 +3,10 @@
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -14,9 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    DynamicCache,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from allo.console import say
 from allo.errors import UserError
 from allo.models.model_checks import (
     check_config,
@@ -33,12 +38,14 @@ from allo.models.model_checks import (
     refuse_absent,
     refuse_gguf_left_over,
     refuse_left_over,
+    use_conversions,
 )
 from allo.models.tokenization import PANIC
 from allo.models.tokenizer_checks import check_tokenizer
 from allo.weights.allowed import kinds_of
-from allo.weights.checkpoints import refuse_adapter, weight_files
+from allo.weights.checkpoints import Checkpoint, refuse_adapter, weight_files
 from allo.weights.finite import check_finite
+from allo.weights.layout import Layout, saved_tensors
 
 # The names under which stages pass these on.
 Model = PreTrainedModel
@@ -46,6 +53,8 @@ Tokenizer = PreTrainedTokenizerBase
 
 # transformers raises these with a message for the user; other errors are shown with their class.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
+Built = TypeVar("Built")
 
 _WHOLE = "give a complete checkpoint of a causal language model"
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
@@ -57,11 +66,11 @@ MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 def load_model(
     ref: str | Path, *, dtype: torch.dtype, device: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a causal language model in eval mode, with SDPA attention and dense `dtype` weights.
+    """Load a causal language model in eval mode, with dense `dtype` weights and the attention of `with_attention`.
 
     Args:
         ref: checkpoint folder, hub id, or path of a `.gguf` file (dequantised; it can be saved again).
-        dtype: of every weight, for any dtype in the file.
+        dtype: of every weight, for any dtype in the file; some families keep a few in fp32.
         device: a torch device, or "auto": the first CUDA device, otherwise the CPU.
 
     Raises:
@@ -71,25 +80,31 @@ def load_model(
     """
     where = resolve_device(device)
     folder, gguf = locate_checkpoint(ref, MODEL_FILES)
+    code = {"trust_remote_code": trust_remote_code}
     if gguf is None:
-        check_folder(folder, ref, trust_remote_code=trust_remote_code)
+        check_folder(folder, ref, **code)
     with loading(ref, "a causal language model", folder=folder):
         # Only a GGUF file needs `quantization_config`: None would erase the checkpoint's own.
         given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            **given,
-            use_safetensors=None if gguf else True,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        auto = _auto_class(None if gguf else read_config(folder, **code))
+        model, info = with_attention(
+            lambda attention: auto.from_pretrained(
+                folder,
+                **given,
+                use_safetensors=None if gguf else True,
+                dtype=dtype,
+                attn_implementation=attention,
+                **code,
+                output_loading_info=True,
+            )
         )
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
     require_all_weights(model, info, ref, advice=_WHOLE)
     assert not getattr(model, "is_quantized", False)  # transformers neither trains nor saves quantised models
-    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    # A family may keep a few weights in fp32, such as routers.
+    assert all(parameter.dtype in (dtype, torch.float32) for parameter in model.parameters())
+    _mention_eager(model)
     return model.to(where).eval()
 
 
@@ -98,7 +113,7 @@ def check_folder(folder: Path, ref: str | Path, *, trust_remote_code: bool = Fal
 
     It reads little beyond headers, so it can run before the first stage.
     """
-    model = _without_weights(folder, ref, trust_remote_code=trust_remote_code)
+    model = without_weights(folder, ref, trust_remote_code=trust_remote_code)
     check_stored(model, folder, ref, advice=_WHOLE)
 
 
@@ -117,54 +132,99 @@ def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> Pretrain
 def model_of_config(
     config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Build a model with SDPA attention; its weights are on torch's current default device, such as meta.
+    """Build a model as `load_model` does; its weights are on torch's current default device, such as meta.
 
     Raises `UserError` if transformers has no causal language model of this kind.
     """
     with loading(config.name_or_path, "a causal language model", folder=Path(config.name_or_path)):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        model: PreTrainedModel = with_attention(
+            lambda attention: _auto_class(config).from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+            )
         )
     return model.eval()
 
 
-def num_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> int:
-    """Count the weights of the model that a configuration describes; a tied tensor counts once."""
+def _auto_class(config: PretrainedConfig | None) -> Any:
+    """Return transformers' class that picks a model: of text, or of text and images if the family has no other."""
+    wraps = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if wraps and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def with_attention(build: Callable[[str], Built]) -> Built:
+    """Build a model with SDPA attention, or with eager attention if its code has no SDPA."""
+    try:
+        return build("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return build("eager")
+
+
+def _mention_eager(model: PreTrainedModel) -> None:
+    """Say once for each kind of model that it has no SDPA, and the cost."""
+    kind, is_eager = type(model).__name__, model.config._attn_implementation == "eager"
+    if is_eager and kind not in _MENTIONED and not all(DynamicCache(config=model.config).is_linear):
+        _MENTIONED.add(kind)
+        say(
+            f"{kind} has no SDPA attention in transformers, so attention is eager: slower, and its memory grows with the "
+            "square of a row's length"
+        )
+
+
+_MENTIONED: set[str] = set()
+
+
+def empty_model(
+    config: PretrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Build the model that a configuration describes, without values."""
     with torch.device("meta"):
-        model = model_of_config(config, trust_remote_code=trust_remote_code)
-    return sum(param.numel() for param in model.parameters())
+        return model_of_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
-def parameter_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
-    """Return the names of the weights that the model in `folder` trains, from its configuration alone.
+def linear_names(folder: Path, *, trust_remote_code: bool = False) -> dict[str, str]:
+    """Return the Linear layers' weights that no other module shares: their names on disk, and those in memory.
 
-    A tied tensor has one name. Raises `UserError` for a folder without such a configuration.
+    A layer whose weight is stored in parts, or as a part, is none of them. Raises `UserError` for a folder without a
+    causal language model's configuration.
     """
-    model = _without_weights(folder, folder, trust_remote_code=trust_remote_code)
-    return {name for name, _ in model.named_parameters()}
-
-
-def linear_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
-    """Return the names of Linear layers' weights that no other module shares, from the configuration alone.
-
-    Raises `UserError` for a folder without such a configuration.
-    """
-    return tensor_kinds(folder, trust_remote_code=trust_remote_code)["linear"]
+    model = without_weights(folder, folder, trust_remote_code=trust_remote_code)
+    linear = kinds_of(model)["linear"]
+    return {
+        stored: live
+        for group in Layout.of(model).groups
+        for stored, live in zip(group.stored, group.live, strict=group.renames)
+        if stored in linear
+    }
 
 
 def tensor_kinds(folder: Path, *, trust_remote_code: bool = False) -> dict[str, set[str]]:
     """Return `allowed.kinds_of` the model in `folder`, from the configuration alone; raises as `linear_names`."""
-    return kinds_of(_without_weights(folder, folder, trust_remote_code=trust_remote_code))
+    return kinds_of(without_weights(folder, folder, trust_remote_code=trust_remote_code))
 
 
-def _without_weights(folder: Path, ref: str | Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    """Return the folder's model on the meta device, if its config.json and its files' headers allow it."""
+def without_weights(
+    folder: Path, ref: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return the folder's model on the meta device, with the conversions and dtypes that it would be loaded with.
+
+    Raises `UserError` unless its config.json and its files' headers allow it.
+    """
     require_safetensors(folder, ref)
     check_depth(folder, ref)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     config.name_or_path = str(ref)
-    with torch.device("meta"):
-        return model_of_config(config, trust_remote_code=trust_remote_code)
+    model = empty_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    kept = "|".join(key.replace("*", ".*") for key in model._get_dtype_plan(dtype))
+    for name, tensor in saved_tensors(model).items():
+        if kept and re.search(kept, name):
+            tensor.data = tensor.data.float()
+    use_conversions(model, Checkpoint.open(folder).stored)
+    return model
 
 
 def load_tokenizer(

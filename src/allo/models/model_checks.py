@@ -1,15 +1,24 @@
 """Checks of a model's folder that read none of its weights: its files, configuration and stored dtypes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from allo.errors import UserError, and_more
 from allo.weights.checkpoints import DENSE, Checkpoint, read_config_json
+from allo.weights.layout import Layout
 
 DENSE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -96,44 +105,81 @@ def check_depth(folder: Path, ref: str | Path) -> None:
             )
 
 
+def use_conversions(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """Mark the conversions that loading tensors of these names uses, as `from_pretrained` does; a layout depends on them.
+
+    Returns, for each stored name, the name that it has in the model: of several, the first.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if isinstance(one, WeightConverter)]
+    known, prefix = model.state_dict(), model.base_model_prefix
+    places = {}
+    for name in sorted(stored, key=dot_natural_key):
+        places[name], _ = rename_source_key(name, renamings, converters, prefix, known)
+        if places[name] not in known and name in known:
+            places[name], _ = rename_source_key(name, [], [], prefix, known)
+    model._weight_conversions = [one for one in conversions if one.was_used()]
+    return places
+
+
 def check_stored(model: PreTrainedModel, folder: Path, ref: str | Path, *, advice: str) -> None:
     """Raise UserError unless the folder's tensors can be the weights of `model`, which may be on the meta device.
 
-    Dtypes must be dense floats, shapes the model's. Each name must be the model's, with or without the body's prefix,
-    or one that transformers renames. If none is renamed, no weight of the model may be missing. Copies of a tied
-    weight must be equal; no other data are read.
+    Dtypes must be dense floats, names and shapes those that the model is stored with, with or without the body's
+    prefix. No weight of the model may be missing, and conversions must be bijections. Copies of a tied weight must be
+    equal; no other data are read.
     """
     checkpoint = Checkpoint.open(folder)
     stored = checkpoint.stored
-    known = model.state_dict()
     for name, entry in stored.items():
         if entry.dtype not in DENSE_DTYPES and not _is_harmless(name, model):
             raise UserError(
                 f"{ref}: tensor {name} is stored as {str(entry.dtype).removeprefix('torch.')}: quantised weights. {DENSE}"
             )
-    places = {name: known.keys() & _variants(name, model) for name in sorted(stored)}
-    for name, place in ((name, place) for name, found in places.items() for place in found):
-        if tuple(known[place].shape) != stored[name].shape:
+    places, live = use_conversions(model, stored), model.state_dict()
+    layout = Layout.whole(model)
+    known = {name: tuple(tensor.shape) for name, tensor in live.items()} | layout.shapes
+    found = {name: known.keys() & _variants(name, model) for name in sorted(stored)}
+    for name, place in ((name, place) for name, names in found.items() for place in names):
+        if known[place] != stored[name].shape:
             raise UserError(
                 f"{ref}: tensor {name} has shape {list(stored[name].shape)} in {stored[name].file.name}, but config.json "
-                f"makes it {list(known[place].shape)}: the two are not of one model; download the folder again."
+                f"makes it {list(known[place])}: the two are not of one model; download the folder again."
             )
-    renames = get_model_conversion_mapping(model)
-    unplaced = {name for name, found in places.items() if not found}
-    renamed = {name for name in unplaced if any(each.rename_source_key(name)[1] for each in renames)}
     tied = _tied_names(model)
-    if not renamed:
-        present = {name for found in places.values() for name in found}
-        optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
-        absent = [
-            names[0]
-            for names in tied
-            if not present & set(names) and not any(re.search(key, names[0]) for key in optional)
-        ]
-        refuse_absent(absent, model, ref, advice=advice)
-    refuse_left_over(unplaced - renamed, model, ref)
-    for names in tied:
-        _refuse_unequal_copies(checkpoint, [name for name in names if name in stored], ref)
+    present = {place for names in found.values() for place in names}
+    refuse_absent(_absent(model, layout, tied, present, set(places.values())), model, ref, advice=advice)
+    unplaced = {name for name, names in found.items() if not names and places[name] not in live}
+    refuse_left_over({name for name in unplaced if not _is_harmless(places[name], model)}, model, ref)
+    layout.check()
+    for names in (names for names in tied if len(names) > 1):
+        copies = [name for name in stored if places[name] in names]
+        _refuse_unequal_copies(checkpoint, sorted(copies, key=lambda name: names.index(places[name])), ref)
+
+
+def _absent(
+    model: PreTrainedModel, layout: Layout, tied: list[list[str]], present: set[str], placed: set[str]
+) -> list[str]:
+    """Return the weights that no tensor on disk is for, not even a tied one or one in an older format.
+
+    `present`: names on disk. `placed`: their names in the model.
+    """
+    optional: Sequence[str] = list(model._keys_to_ignore_on_load_missing or ())
+    names_of = {names[0]: names for names in tied}
+    absent: list[str] = []
+    for group in layout.groups:
+        missing = sorted(group.stored.keys() - present)
+        others = {name for live in group.live for name in names_of.get(live, ())}
+        if (
+            not missing
+            or not others  # a buffer, which the model can make
+            or (len(missing) == len(group.stored) and others & (placed | present))
+            or any(re.search(key, name) for key in optional for name in group.live)
+        ):
+            continue
+        absent += missing
+    return absent
 
 
 def _tied_names(model: PreTrainedModel) -> list[list[str]]:
@@ -207,8 +253,13 @@ def _is_harmless(name: str, model: PreTrainedModel) -> bool:
     variants = _variants(name, model)
     if any(buffer in variants for buffer, _ in model.named_buffers()):
         return True
+    return bool(_TABLES.search(name)) or is_ignored(name, model)
+
+
+def is_ignored(name: str, model: PreTrainedModel) -> bool:
+    """Return True if the family ignores a stored tensor: other towers, heads that predict several tokens."""
     ignored: Sequence[str] = list(model._keys_to_ignore_on_load_unexpected or ())
-    return bool(_TABLES.search(name)) or any(re.search(pattern, name) for pattern in ignored)
+    return any(re.search(pattern, name) for pattern in ignored)
 
 
 def _variants(name: str, model: PreTrainedModel) -> set[str]:
@@ -220,7 +271,7 @@ def _variants(name: str, model: PreTrainedModel) -> set[str]:
 def num_positions(config: PretrainedConfig) -> int | None:
     """Return the number of positions for a prompt and its completion together, or None if unlimited.
 
-    Positions beyond `rope_length` do not count: there a row's result would depend on the rest of its batch.
+    With "dynamic" angles, positions beyond `rope_length` do not count: there a token's result depends on how many follow.
     """
     config = config.get_text_config()
     if config.model_type in _UNLIMITED or getattr(config, "alibi", False):
@@ -234,7 +285,8 @@ def num_positions(config: PretrainedConfig) -> int | None:
     positions = next((int(value) for value in found if isinstance(value, int | float) and value > 0), None)
     if positions is not None and config.model_type in _FROM_PADDING:
         return positions - (config.pad_token_id or 0) - 1
-    return min(filter(None, (positions, rope_length(config))), default=None)
+    limits = (positions, rope_length(config) if _is_dynamic(config) else None)
+    return min(filter(None, limits), default=None)
 
 
 def rope_length(config: PretrainedConfig) -> int | None:
@@ -244,14 +296,37 @@ def rope_length(config: PretrainedConfig) -> int | None:
     and keeps them for later batches.
     """
     config = config.get_text_config()
-    ropes = getattr(config, "rope_parameters", None) or {}
     lengths: list[object] = []
-    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]:
+    for rope in _ropes(config):
         kind = str(rope.get("rope_type", ""))
         if kind == "longrope" or "dynamic" in kind:
             lengths.append(rope.get("original_max_position_embeddings"))
             lengths.append(getattr(config, "max_position_embeddings", None))
     return min((length for length in lengths if isinstance(length, int)), default=None)
+
+
+def _ropes(config: PretrainedConfig) -> list[Mapping[str, Any]]:
+    """Return the rotary settings of a text model: one for all layers, or one for each kind of layer."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    return [ropes, *(each for each in ropes.values() if isinstance(each, Mapping))]
+
+
+def _is_dynamic(config: PretrainedConfig) -> bool:
+    return any("dynamic" in str(rope.get("rope_type", "")) for rope in _ropes(config))
+
+
+def rope_sides(config: PretrainedConfig, attention_mask: Tensor) -> list[tuple[Tensor, int]]:
+    """Group rows [B, T] by the side of `rope_length` on which they end: their indices, and their longest row's length.
+
+    Returns no group for a model whose rows may all share a forward pass.
+    """
+    limit = rope_length(config)
+    if limit is None:
+        return []
+    lengths = attention_mask.sum(-1)
+    beyond = lengths > limit
+    found = [rows.nonzero().squeeze(-1) for rows in (~beyond, beyond)]
+    return [(rows, int(lengths[rows].max())) for rows in found if len(rows)]
 
 
 def check_positions(positions: int | None, max_length: int, *, key: str, ref: str | Path) -> None:

@@ -3,16 +3,18 @@
 import inspect
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps
 from allo.models.collate import Batch, pad, share_prefix
+from allo.models.model_checks import num_positions, rope_length, rope_sides
 from allo.weights.finite import check_finite
 
-# bf16 logits of magnitude ~10 are 2**-5 apart; a missing scale or cap causes far larger errors.
-_HEAD_TOLERANCE = 0.1
+# The names under which families configure how logits are scaled, divided and capped.
+_SCALES = ("logit_scale", "lm_head_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -21,7 +23,7 @@ def rounding(dtype: torch.dtype) -> float:
     Rounding moves hidden states by about a hundredth in bf16 and a millionth in fp32; a wrong mask or position, by
     more.
     """
-    return max(1e-3, 8 * torch.finfo(dtype).eps)
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -31,9 +33,14 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(
         weight=output.weight,
         bias=getattr(output, "bias", None),
-        scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
-        softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        scale=_first(config, _SCALES) or 1.0 / (_first(config, ("logits_scaling",)) or 1.0),
+        softcap=_first(config, _CAPS) or 0.0,
     )
+
+
+def _first(config: PretrainedConfig, names: tuple[str, ...]) -> float | None:
+    """Return the first of these settings that is neither absent nor zero."""
+    return next(filter(None, (getattr(config, name, None) for name in names)), None)
 
 
 @torch.no_grad()
@@ -49,7 +56,7 @@ def check_head(model: PreTrainedModel) -> None:
     hidden = hidden_states(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
     ours = head_of(model).logits(hidden[0])
     difference = (own[0] - ours).abs().max().item()
-    if not difference <= _HEAD_TOLERANCE * max(1.0, own.abs().max().item()):
+    if not difference <= rounding(model.dtype) * max(1.0, own.abs().max().item()):
         raise UserError(
             f"{type(model).__name__}: its logits differ by {difference:.3g} from head(hidden states), so this "
             "family transforms them in a way that allo does not know. Use a model with a plain, scaled or "
@@ -58,12 +65,52 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Compute the last hidden states [B, T, H] of a batch's rows."""
+    """Compute the last hidden states [B, T, H] of a batch's rows, in train mode as in eval mode.
+
+    Rows on both sides of `rope_length` do not share a forward pass.
+    """
+    body = body_of(model)
+    if body.training:
+        switch_off_noise(body)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     if "segments" in batch:
         inputs["attention_mask"] = _mask_of(batch["segments"], model.dtype)
-    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
-    return hidden
+    sides = [] if "segments" in batch else rope_sides(model.config, batch["attention_mask"])
+    if len(sides) < 2:
+        hidden: Tensor = body(**inputs, use_cache=False).last_hidden_state
+        return hidden
+    # Padding counts as length, so each side is cut to its own longest row.
+    parts = [
+        _widened(
+            hidden_states(model, {name: tensor[rows, :length] for name, tensor in inputs.items()}), batch
+        )
+        for rows, length in sides
+    ]
+    order = torch.cat([rows for rows, _ in sides]).argsort()
+    return torch.cat(parts)[order]
+
+
+def _widened(hidden: Tensor, batch: Batch) -> Tensor:
+    missing = batch["input_ids"].shape[1] - hidden.shape[1]
+    return torch.nn.functional.pad(hidden, (0, 0, 0, missing))
+
+
+def body_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of the model that computes hidden states, without the vocabulary head."""
+    if model.base_model is not model:
+        return model.base_model
+    # Llama 4's text model has the prefix of its multimodal wrapper.
+    return next(part for part in model.children() if isinstance(part, PreTrainedModel))
+
+
+def switch_off_noise(body: nn.Module) -> None:
+    """Put everything inside a model into eval mode, except layers that recompute their activations.
+
+    Dropout is not all that is random in training: routers jitter or draw experts.
+    """
+    for module in body.modules():
+        if not getattr(module, "gradient_checkpointing", False):
+            module.training = False
 
 
 def _mask_of(segments: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,17 +130,21 @@ def _mask_of(segments: Tensor, dtype: torch.dtype) -> Tensor:
 def shares_prefix(model: PreTrainedModel) -> bool:
     """Return True if this model can read a prompt and two completions as one row (`collate.share_prefix`).
 
-    It cannot with windowed attention, flash kernels, or without position ids. Otherwise, the hidden states of one row
-    are compared with those of two rows; a model that fails on one row does not share.
+    It cannot with windowed attention, recurrent states, flash kernels, without position ids, or if rows may be longer
+    than `rope_length`. Otherwise, the hidden states of one row are compared with those of two rows; a model that fails
+    on one row does not share.
     """
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    body = body_of(model)
     if (
         layers != {"full_attention"}
         or windowed
+        or model._is_stateful
         or config._attn_implementation not in ("sdpa", "eager")
-        or "position_ids" not in inspect.signature(model.base_model.forward).parameters
+        or "position_ids" not in inspect.signature(body.forward).parameters
+        or rope_length(config) not in (None, num_positions(config))
     ):
         return False
     # Ids from all over the vocabulary: the first ones are special, and rounding affects them more.
@@ -111,7 +162,7 @@ def shares_prefix(model: PreTrainedModel) -> bool:
             hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
             for batch in (one, two)
         )
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):  # the model's code
+    except Exception:  # raised by the model's code
         return False
     return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
 

@@ -1,5 +1,6 @@
 """The models and texts of a rehearsal: weights without values, and texts of a given number of tokens."""
 
+import contextlib
 import copy
 import functools
 
@@ -10,7 +11,8 @@ from torch.nn.functional import pad
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from allo.models.load import model_of_config, read_config
-from allo.models.shared_prompts import SharedPrompts, shared_attention
+from allo.models.repeated_prompts import RepeatedPrompts
+from allo.models.shared_prompts import SharedPrompts, can_share, shared_attention
 from allo.models.start import DTYPES
 from allo.recipe import Recipe
 
@@ -24,6 +26,8 @@ def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreT
         dtype=dtype or DTYPES[recipe.dtype],
         trust_remote_code=recipe.trust_remote_code,
     )
+    # Masks of a rehearsal are by live tensor, which takes no values to convert.
+    model._weight_conversions = []
     # It is already in place, and a Module cannot replace parameters without values.
     model.to = lambda *_, **__: model
     return model
@@ -58,14 +62,30 @@ def rehearse_sampling(
 
     Returns logits [prompts * num_generations, vocabulary], and the keys and values.
     """
-    with shared_attention(model):
-        rows = SharedPrompts(model, num_generations=num_generations, max_new_tokens=max_new_tokens)
-        rows.admit([[2] * (length - number % 2) for number in range(prompts)])
-        read = max(max_new_tokens - 2, 0)
-        rows.own_states = [
-            (pad(keys, (0, 0, 0, read)), pad(values, (0, 0, 0, read))) for keys, values in rows.own_states
-        ]
-        rows._lengths.fill_(read)
-        rows._oldest = read
-        logits = rows.step(torch.full((prompts * num_generations,), 2))
+    given = [[2] * (length - number % 2) for number in range(prompts)]
+    read = max(max_new_tokens - 2, 0)
+    token_ids = torch.full((prompts * num_generations,), 2)
+    if can_share(model):
+        with (
+            contextlib.suppress(ValueError, RuntimeError),
+            shared_attention(model),
+        ):  # its attention is of its own
+            return _rehearse_shared(model, given, token_ids, read=read, max_new_tokens=max_new_tokens)
+    rows = RepeatedPrompts(model, num_generations=num_generations)
+    rows.admit(given)
+    rows.rehearse(read)
+    return rows.step(token_ids), rows.states
+
+
+def _rehearse_shared(
+    model: PreTrainedModel, given: list[list[int]], token_ids: Tensor, *, read: int, max_new_tokens: int
+) -> tuple[Tensor, list[Tensor]]:
+    rows = SharedPrompts(model, num_generations=len(token_ids) // len(given), max_new_tokens=max_new_tokens)
+    rows.admit(given)
+    rows.own_states = [
+        (pad(keys, (0, 0, 0, read)), pad(values, (0, 0, 0, read))) for keys, values in rows.own_states
+    ]
+    rows._lengths.fill_(read)
+    rows._oldest = read
+    logits = rows.step(token_ids)
     return logits, [states for layer in rows.prompt_states + rows.own_states for states in layer]

@@ -21,7 +21,7 @@ from allo.models.load import (
     require_safetensors,
     resolve_device,
 )
-from allo.models.model_checks import check_config, check_depth, check_stored
+from allo.models.model_checks import check_config, check_depth, check_stored, rope_sides
 from allo.models.templates import Chat
 from allo.models.tokenization import bare_ids, cut_left, encoded
 from allo.models.tokenizer_checks import check_ids_fit, check_tokenizer
@@ -50,9 +50,12 @@ class RewardModel:
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(longest) < lengths[:, None]).long()
         device = self.model.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        assert logits.shape == (len(rows), 1)
-        found = logits[:, 0].float().cpu()
+        found = torch.empty(len(rows))
+        for side, width in rope_sides(self.model.config, mask) or [(torch.arange(len(rows)), longest)]:
+            part = {"input_ids": ids[side, :width], "attention_mask": mask[side, :width]}
+            logits = self.model(**{name: tensor.to(device) for name, tensor in part.items()}).logits
+            assert logits.shape == (len(side), 1)
+            found[side] = logits[:, 0].float().cpu()
         if not found.isfinite().all():
             raise UserError(
                 f"{self.model.name_or_path}: a completion's reward is no finite number; "

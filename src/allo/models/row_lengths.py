@@ -25,7 +25,7 @@ def check_rows_fit(
         return
     reason = "for prompt and completion together"
     if limit == rope_length(model.config):
-        reason = "beyond which its rotary angles depend on what else is in the batch"
+        reason = "beyond which its rotary angles depend on how many tokens follow"
     now = "" if max_length is None else f" (it is {max_length})"
     raise UserError(
         f"{name}: the longest row has {longest} tokens, but {type(model).__name__} has {limit} positions {reason}: set "

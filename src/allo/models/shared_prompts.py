@@ -6,9 +6,8 @@ ages run side by side, so a waiting prompt can replace finished rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from allo.console import say
-from allo.models.policy import rounding
+from allo.models.probe import Rows, fault
 from allo.models.repeated_prompts import prefill
 
 ATTENTION = "allo_shared_prompts"
@@ -41,17 +39,19 @@ def can_share(model: PreTrainedModel) -> bool:
         return False
     if any(isinstance(param, FakeTensor) for param in model.parameters()):
         return True  # in a rehearsal, whose weights have no values
-    if model not in _PROBED:
-        reason = _disagreement(model)
-        _PROBED[model] = reason is None
-        if reason is not None:
-            say(
-                f"{type(model).__name__}: {reason}; each completion keeps a copy of its prompt's keys and values"
-            )
-    return _PROBED[model]
 
+    @contextmanager
+    def rows() -> Iterator[Rows]:
+        with shared_attention(model):
+            yield SharedPrompts(model, num_generations=2, max_new_tokens=5)
 
-_PROBED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+    found, is_new = fault(model, "shared", rows)
+    if found is not None and is_new:
+        say(
+            f"{type(model).__name__}: a prompt shared by its completions {found}; each completion keeps a copy of its "
+            "prompt's keys and values"
+        )
+    return found is None
 
 
 def _is_plain_sdpa(model: PreTrainedModel) -> bool:
@@ -62,34 +62,6 @@ def _is_plain_sdpa(model: PreTrainedModel) -> bool:
         and {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
         and getattr(model.config, "attention_chunk_size", None) is None
     )
-
-
-@torch.inference_mode()
-def _disagreement(model: PreTrainedModel) -> str | None:
-    """Describe how shared prompts fail on a few tokens, compared with reading each row alone; None if they agree.
-
-    Two prompts of unequal lengths get two continuations of three tokens each. No random number is drawn.
-    """
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = (torch.arange(1, 35) * 7919 % vocabulary).tolist()  # from all over the vocabulary
-    prompts, steps = [ids[:7], ids[7:19]], torch.tensor(ids[19:31], device=model.device).view(3, 4)
-    rows = [prompts[row // 2] + steps[:, row].tolist() for row in range(4)]
-    try:
-        with shared_attention(model):
-            shared = SharedPrompts(model, num_generations=2, max_new_tokens=5)
-            shared.admit(prompts)
-            ours = torch.stack([shared.step(tokens) for tokens in steps], dim=1).float()
-        alone = [
-            model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0, -3:]
-            for row in rows
-        ]
-    except Exception as error:  # raised by the model's code
-        return f"shared prompts fail in its attention ({type(error).__name__})"
-    theirs = torch.stack(alone).float()
-    centred = theirs - theirs.mean(-1, keepdim=True)
-    if bool((ours - theirs).norm() <= rounding(model.dtype) * centred.norm()):
-        return None
-    return "shared prompts give it other logits"
 
 
 class SharedPrompts(DynamicCache):
@@ -116,7 +88,8 @@ class SharedPrompts(DynamicCache):
         self._prompt_of = none  # [R]
         self._generation_of = none  # [R], below num_generations
         self._lengths = none  # [R], a row's own tokens read so far
-        self._written = -1  # the layer that wrote its keys last
+        self._written: list[int] = []  # layers that wrote keys in this step
+        self._read: list[int] = []  # layers whose attention read the prompts
         self._oldest = 0  # the largest of the lengths, known without asking the device
         self._biases: dict[int | None, Tensor] = {}  # by window, see `_bias`
 
@@ -125,7 +98,8 @@ class SharedPrompts(DynamicCache):
         logits, caches = [], []
         for group in _groups(prompts):
             caches.append(DynamicCache())
-            logits.append(prefill(self._model, group, caches[-1])[0])
+            with _attention(self._model, "sdpa"):
+                logits.append(prefill(self._model, group, caches[-1])[0])
         self._append(caches, self._prompt_lengths.new_tensor([len(prompt) for prompt in prompts]))
         return torch.cat(logits)
 
@@ -170,6 +144,7 @@ class SharedPrompts(DynamicCache):
         if self.own_states[0][0].shape[2] <= self._oldest:
             _change(self.own_states, lambda states: pad(states, (0, 0, 0, SPARE_POSITIONS)))
         self._biases = {window: self._bias(window) for window in set(self._windows)}
+        self._written, self._read = [], []
         logits = self._model(
             input_ids=token_ids[:, None],
             position_ids=self._positions()[:, None],
@@ -178,6 +153,8 @@ class SharedPrompts(DynamicCache):
             logits_to_keep=1,
             shared_prompts=self,
         ).logits[:, -1]
+        if sorted(self._read) != list(range(len(self.prompt_states))):
+            raise ValueError(f"{type(self._model).__name__}: not every layer's attention read the prompts")
         self._lengths = (self._lengths + 1).clamp_(max=self._max_own)
         self._oldest = min(self._oldest + 1, self._max_own)
         return logits
@@ -202,7 +179,7 @@ class SharedPrompts(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the rows' next keys and values; return their own, [R, heads, capacity, head size]."""
-        self._written = layer_idx
+        self._written.append(layer_idx)
         rows = torch.arange(len(self._lengths), device=self._lengths.device)
         for buffer, states in zip(self.own_states[layer_idx], (key_states, value_states), strict=True):
             buffer[rows, :, self._lengths] = states[:, :, 0]
@@ -218,8 +195,9 @@ class SharedPrompts(DynamicCache):
         Returns:
             [R, 1, query heads, head size of values].
         """
-        if layer_idx != self._written:  # a layer that runs several times keeps several layers of keys
-            raise ValueError(f"layer {layer_idx} reads the keys of layer {self._written}")
+        self._read.append(layer_idx)
+        if self._read != self._written:  # a layer that runs several times keeps several layers of keys
+            raise ValueError(f"layers {self._read} read the keys of layers {self._written}")
         prompt_keys, prompt_values = self.prompt_states[layer_idx]
         heads, longest = prompt_keys.shape[1:3]
         query = query.reshape(len(query), heads, -1, query.shape[-1])
@@ -285,9 +263,12 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Implement transformers' attention interface; without shared prompts, as in a prefill, use plain SDPA."""
+    """Implement transformers' attention interface for one step; prompts are read with SDPA.
+
+    Raises `ValueError` if the model's code has dropped `shared_prompts`.
+    """
     if shared_prompts is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        raise ValueError(f"{type(module).__name__} did not pass on `shared_prompts`")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     assert isinstance(module.layer_idx, int)
     return shared_prompts.attend(query, key, value, layer_idx=module.layer_idx, scaling=scaling), None
@@ -297,11 +278,15 @@ AttentionInterface.register(ATTENTION, _attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-@contextmanager
-def shared_attention(model: PreTrainedModel) -> Iterator[None]:
+def shared_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Give the model the attention that `SharedPrompts` needs, within the block."""
+    return _attention(model, ATTENTION)
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -23,22 +23,23 @@ from allo.models.load import (
     MODEL_FILES,
     TOKENIZER_FILES,
     check_folder,
+    empty_model,
     load_model,
     load_tokenizer,
     locate_checkpoint,
-    model_of_config,
-    parameter_names,
     quiet,
     read_config,
-    require_safetensors,
     resolve_device,
+    without_weights,
 )
+from allo.models.model_checks import is_ignored
 from allo.models.tokenizer_checks import check_ids_fit
 from allo.recipe import Recipe
 from allo.weights.allowed import Allowed, allowed_by
 from allo.weights.checkpoints import Checkpoint, refuse_adapter
 from allo.weights.fingerprints import Digest, combine
 from allo.weights.finite import check_finite
+from allo.weights.layout import Layout, saved_tensors
 
 LOWER_RATE = "Training made it so: lower the learning rate, or check the data."
 _QUICKLY_READ = 1 << 30  # bytes of weights that are read before the first stage: a second or two
@@ -67,19 +68,22 @@ class Start:
 def is_ready(recipe: Recipe) -> Path | None:
     """Return the folder of `recipe.model` if the run can start from it unchanged, otherwise None.
 
-    It must hold safetensors in the run's dtype under exactly the live model's names. A bare backbone or a second copy
-    of a tied tensor does not qualify. Raises `UserError` for a folder without a causal language model's
+    It must hold safetensors under exactly the names that the live model is stored with, in the run's dtype; weights
+    that the family keeps in fp32 may be in either. Tensors that the family ignores stay. A bare backbone or a second
+    copy of a tied tensor does not qualify. Raises `UserError` for a folder without a causal language model's
     configuration.
     """
     folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
     if gguf is not None:
         return None
-    require_safetensors(folder, recipe.model)
-    stored = Checkpoint.open(folder).stored
-    if {entry.dtype for entry in stored.values()} != {DTYPES[recipe.dtype]}:
+    dtype, stored = DTYPES[recipe.dtype], Checkpoint.open(folder).stored
+    model = without_weights(folder, recipe.model, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
+    layout, live = Layout.whole(model), saved_tensors(model)
+    kept = {name: live[min(group.live)].dtype for group in layout.groups for name in group.stored}
+    others = stored.keys() - kept.keys()
+    if kept.keys() - stored.keys() or not all(is_ignored(name, model) for name in others):
         return None
-    live = parameter_names(folder, trust_remote_code=recipe.trust_remote_code)
-    return folder if stored.keys() == live else None
+    return folder if all(stored[name].dtype in {kept[name], dtype} for name in kept) else None
 
 
 def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -105,9 +109,11 @@ def allowed_in_start(recipe: Recipe) -> Allowed | None:
     locate = recipe.locate
     if locate is None or not (locate.include or locate.exclude):
         return None
-    trusts = recipe.trust_remote_code
-    with torch.device("meta"):
-        model = model_of_config(read_config(recipe.model, trust_remote_code=trusts), trust_remote_code=trusts)
+    trusts, folder = recipe.trust_remote_code, Path(recipe.model).expanduser()
+    if folder.is_dir():
+        model = without_weights(folder, recipe.model, trust_remote_code=trusts)
+    else:
+        model = empty_model(read_config(recipe.model, trust_remote_code=trusts), trust_remote_code=trusts)
     return allowed_by(locate, model, density=recipe.max_density)
 
 
@@ -246,8 +252,8 @@ def _sound_pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer to a temporary folder, then rename it.
 
-    Raises `DivergedError` for weights that are NaN or infinite, and `UserError` if saved and live tensors have
-    different names. Indices then could not be transferred between them.
+    Raises `DivergedError` for weights that are NaN or infinite, and `UserError` if other tensors are saved than the
+    model's layout says. Indices then could not be transferred between them.
     """
     check_finite(model.named_parameters(), where=str(folder), advice=LOWER_RATE, kind=DivergedError)
     with folder_written_aside(folder, replaces=True) as part:
@@ -256,10 +262,10 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         tokenizer.save_pretrained(part)
         for file in part.iterdir():
             give_default_mode(file)
-        live = {name for name, _ in model.named_parameters()}
-        stored = set(Checkpoint.open(part).stored)
-        if live != stored:
+        layout, stored = Layout.whole(model).shapes, Checkpoint.open(part).shapes
+        if layout != stored:
+            name = min(name for name in layout | stored if layout.get(name) != stored.get(name))
             raise UserError(
                 f"{type(model).__name__} stores its weights under other names than it trains them "
-                f"(first: {min(live ^ stored)}), which allo does not support."
+                f"(first: {name}), which allo does not support."
             )

@@ -14,6 +14,7 @@ from allo.recipe import Recipe
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.sample import Sample
 from allo.stages.evaluate import KL_BATCH
+from allo.weights.layout import trained_parameters
 
 _WORD = 2
 
@@ -42,7 +43,7 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
         model = _load(recipe, rehearsal, dtype=torch.float32 if compared else None)
         if any(scorer.needs for scorer in scorers):
             per_token_logps(model, _batch(lengths, size))
-    host = compared * sum(param.nbytes for param in model.parameters())
+    host = compared * sum(param.nbytes for param in trained_parameters(model).values())
     load = f"{size} rows of {lengths.prompt} + {lengths.completion} tokens"
     return StagePlan("score", load, dict(rehearsal.at_peak), host=host)
 

@@ -54,9 +54,18 @@ class Rehearsal(LiveBytes):
             return _every_place(first)
         if func is _aten.index.Tensor:
             args = (args[0], _as_places(args[1]))
+        if str(func) == "aten._grouped_mm.default" and first is not None:  # by its rules, experts are in bf16
+            with self._without_numbers:
+                made = func(*tree_map_only(Tensor, _in_bf16, args), **tree_map_only(Tensor, _in_bf16, kwargs))
+                return made.to(first.dtype)
         if first is not None:
             args, kwargs = tree_map_only(Tensor, self._emptied, (args, kwargs))
             with self._without_numbers:
+                if (
+                    func is _aten._grouped_mm.default
+                ):  # experts; without numbers, torch knows it in bf16 alone
+                    args = (*(tensor.bfloat16() for tensor in args[:2]), *args[2:])
+                    return func(*args, **kwargs).to(first.dtype)
                 return func(*args, **kwargs)
         if not tensors:
             with self._without_numbers:
@@ -77,6 +86,10 @@ class Rehearsal(LiveBytes):
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
             )
+
+
+def _in_bf16(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
 def _as_places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -29,7 +29,8 @@ from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.weights.allowed import Shapes, num_entries
 from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.host_sums import HostSums
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import shapes_of
+from allo.weights.param_mask import ParamMask
 from allo.weights.selection import num_to_select
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
@@ -58,9 +59,9 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
 
 
 def _may_train(recipe: Recipe, stage: str) -> Collection[str] | None:
-    """Return the names of the tensors that a stage may train; None if all."""
+    """Return the names in memory of the tensors that a stage may train; None if all."""
     allowed = allowed_in_start(recipe) if stage in ("locate", "forget", "improve") else None
-    return None if allowed is None else allowed.names
+    return None if allowed is None else allowed.live
 
 
 def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:

@@ -24,7 +24,7 @@ from allo.tokens.rewriter import RECORD, SCHEMA, tokenizer_hash
 from allo.training.arguments import training_arguments
 from allo.training.run import train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import Layout
 
 
 class RewriterSettings(BaseModel):
@@ -120,7 +120,7 @@ def trainer_of(
         arguments,
         [{"prompt": _asked(row), "completion": row.rewrite, "template": row.template} for row in rows],
         tokenizer,
-        mask=ParamMask.full(shapes_of(model)),
+        mask=Layout.of(model).full_mask(),
         records=True,
         max_length=settings.max_length,
     )

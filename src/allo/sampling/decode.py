@@ -6,12 +6,14 @@ can be exchanged, its keys and values. Rows that have ended leave, and waiting p
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo.models.repeated_prompts import RepeatedPrompts
+from allo.models.model_checks import rope_length
+from allo.models.repeated_prompts import RepeatedPrompts, way_of
 from allo.models.shared_prompts import SharedPrompts, can_share, shared_attention
 
 CHECK_EVERY = 4  # steps between looks at which rows have ended; each look waits for the device
@@ -45,12 +47,17 @@ def decode(
     """
     num_generations, max_new_tokens = uniforms.shape[0] // len(prompts), uniforms.shape[1]
     drawn = _Drawn(uniforms, choose=choose, eos=eos, has_stopped=has_stopped)
-    if can_share(model):
+    # Rows beyond this length have other angles: they cross it together, and change all their keys.
+    limit = rope_length(model.config)
+    crosses = limit is not None and max(map(len, prompts)) + max_new_tokens > limit
+    if not crosses and can_share(model):
         with shared_attention(model):
             shared = SharedPrompts(model, num_generations=num_generations, max_new_tokens=max_new_tokens)
             _run(shared, prompts, drawn, max_rows=max_rows)
     else:
-        repeated = RepeatedPrompts(model, num_generations=num_generations)
+        way = way_of(model)
+        way = replace(way, pads=way.pads and not crosses)
+        repeated = RepeatedPrompts(model, num_generations=num_generations, way=way)
         _run(repeated, prompts, drawn, max_rows=max_rows)
     return drawn.ids(drawn.all_rows)
 
@@ -76,7 +83,8 @@ def _run(
                     logits = running.admit(waiting).repeat_interleave(num_generations, dim=0)
                     new = drawn.all_rows[num_begun * num_generations :][: len(logits)]
                     drawn.append(new, logits)
-                    rows, num_begun, youngest = torch.cat([rows, new]), num_begun + len(waiting), 1
+                    rows, youngest = torch.cat([rows, new]), 1
+                    num_begun += len(new) // num_generations
         if not len(rows):
             return
         drawn.append(rows, running.step(drawn.last(rows)))

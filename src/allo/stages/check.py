@@ -10,8 +10,9 @@ from allo.files.artifacts import RunFolder
 from allo.files.records import Prompt
 from allo.files.rows import Reading
 from allo.models import templates
-from allo.models.load import Tokenizer, num_weights
-from allo.models.model_checks import check_positions, num_positions, prompt_room
+from allo.models.load import Tokenizer, empty_model
+from allo.models.model_checks import check_positions, num_positions, prompt_room, rope_length
+from allo.models.probe import cache_argument
 from allo.models.start import allowed_in_start, check_policy, check_values, date_of, load_policy_tokenizer
 from allo.recipe import Recipe
 from allo.recipe.backends import BACKENDS
@@ -25,14 +26,15 @@ from allo.stages.settings import check_settings
 from allo.tasks.gold import check_gold
 from allo.tasks.sources import Sources
 from allo.tokens.rewriter import check_rewriter
+from allo.weights.layout import trained_parameters
 
 
 @dataclass(frozen=True)
 class Findings:
     """All findings of a recipe's checks.
 
-    `unread` says in words what can be checked only once models are loaded. `positions` is None for a model without a
-    limit. `selects` says which weights may be selected, if not all.
+    `unread` says in words what can be checked only once models are loaded, and what is left as it is. `positions` is
+    None for a model without a limit. `selects` says which weights may be selected, if not all.
     """
 
     tokenizer: Tokenizer
@@ -79,14 +81,24 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     config = check_policy(recipe, tokenizer)
     positions = num_positions(config)
     _check_lengths(recipe, positions)
-    weights = num_weights(config, trust_remote_code=recipe.trust_remote_code)
+    _check_trl_lengths(recipe, rope_length(config))
+    model = empty_model(config, trust_remote_code=recipe.trust_remote_code)
+    weights = sum(param.numel() for param in trained_parameters(model).values())
+    of_all = sum(param.numel() for param in model.parameters())
     allowed = allowed_in_start(recipe)
-    disk = check_disk(recipe, weights)
+    disk = check_disk(recipe, of_all)
     check_backend = BACKENDS[recipe.sample.backend].check
     if check_backend and recipe.data.pairs is None:
         function_of(check_backend, key="sample.backend")(recipe)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
+    if prompts:
+        cache_argument(type(model))
     unread = [check_values(ref) for ref in _models(recipe)]
+    if weights < of_all:
+        unread.append(
+            f"{recipe.model}: {weights:,} of {of_all:,} weights are its text model's. The others, for images, video or "
+            "sound, stay as they are, and no density counts them"
+        )
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
@@ -168,3 +180,14 @@ def _check_lengths(recipe: Recipe, positions: int | None) -> None:
         lengths.append(recipe.sample.max_new_tokens)
     _room(recipe, positions, max(lengths))
     check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)
+
+
+def _check_trl_lengths(recipe: Recipe, limit: int | None) -> None:
+    """Refuse rows beyond `limit`, the model's `rope_length`, in a trainer that does not separate them from others."""
+    trl = recipe.improve is not None and recipe.improve.trained_by.config
+    if trl and limit is not None and recipe.max_length > limit:
+        raise UserError(
+            f"max_length is {recipe.max_length}, but TRL would batch rows on both sides of {limit} tokens, and in "
+            f"{recipe.model} the longest row of a batch decides on the rotary angles of all: set max_length to {limit} or "
+            "less, or take a trainer of allo's."
+        )

@@ -21,7 +21,7 @@ from allo.stages.reward import load_reader
 from allo.tasks.sources import training_prompts
 from allo.training.result import write_change
 from allo.training.run import moment_bytes, train_from
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import Layout
 
 
 @without_known_warnings()
@@ -33,7 +33,7 @@ def train_adapter(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     args = trl_arguments(recipe, folder=folder.improve, device=model.device)
     from allo.baselines.adapters import AdapterTrainer, adapter_rank
 
-    num_weights = sum(param.numel() for param in model.parameters())
+    num_weights = Layout.of(model).full_mask().num_weights
     rank = improve.adapter_rank or adapter_rank(model, density=improve.density)
     trainer = AdapterTrainer(
         model,
@@ -90,7 +90,7 @@ def train_on_policy(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         turn_ends=turn_ends(tokenizer, list(prompts.values())),
         rewards=rewards,
     )
-    num_weights = sum(param.numel() for param in model.parameters())
+    num_weights = Layout.of(model).full_mask().num_weights
     num_cut = sum(len(ids) > room for ids in whole.values())
     counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
     counts |= _train(trainer, folder, num_weights=num_weights)
@@ -120,6 +120,6 @@ def _train(trainer: Any, folder: RunFolder, *, num_weights: int) -> dict[str, An
 def _write(model: Model, recipe: Recipe, folder: RunFolder) -> dict[str, int]:
     """Write the change of all weights, and the whole model."""
     assert recipe.improve is not None
-    every = ParamMask.full(shapes_of(model))
+    every = Layout.of(model).full_mask()
     metadata = {"trainer": recipe.improve.trainer, "seed": str(recipe.seed)}
     return write_change(model, folder, folder.improve, among=(every.indices,), metadata=metadata)

@@ -157,7 +157,7 @@ def _harnessed(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 def _patch(model: Model, trained: Path | None) -> Patch:
     """Return what makes the starting model that of a training stage's folder; nothing without a folder."""
-    return patch_of(model.named_parameters(), read_delta(trained / DELTA)) if trained else Patch({}, {}, {})
+    return patch_of(model, read_delta(trained / DELTA)) if trained else Patch({}, {}, {})
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Find the weights that matter: score every weight, keep the top share (method.md 1.1)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from allo.console import say
 from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
 from allo.files.records import Pair
-from allo.models.load import Model, Tokenizer
+from allo.models.load import Tokenizer
 from allo.models.rows import counted_pairs
 from allo.models.start import load_start, read_start
 from allo.recipe import Locate, Recipe
@@ -20,9 +20,10 @@ from allo.training.dpo_passes import DpoPasses
 from allo.training.locating import Statistics, changes_of, warmup_trainer
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.weights import importance
-from allo.weights.allowed import Allowed, allowed_by
+from allo.weights.allowed import allowed_by
 from allo.weights.host_sums import HostSums
 from allo.weights.importance_map import ImportanceMap
+from allo.weights.layout import Layout, trained_parameters
 from allo.weights.selection import PIECE
 
 WARMUP_WEIGHTS = "weights.safetensors"
@@ -36,16 +37,17 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     folder.warmup.mkdir(exist_ok=True)
     model, tokenizer = load_start(recipe, folder)
     allowed = allowed_by(recipe.locate, model, density=recipe.max_density)
+    layout = Layout.of(model).among(allowed.names)
     criterion = criterion_of(recipe.locate.criterion)
     score, needs = importance.scoring_of(criterion), criterion.needs
     if needs == "warm-up":
-        statistics, counts = _trained(recipe, recipe.locate, folder, model, tokenizer, allowed)
+        statistics, counts = _trained(recipe, recipe.locate, folder, layout, tokenizer)
     elif needs == "fused warm-up":
-        statistics, counts = _trained_fused(recipe, recipe.locate, folder, model, tokenizer, allowed)
+        statistics, counts = _trained_fused(recipe, recipe.locate, folder, layout, tokenizer)
     elif criterion.sums:
-        statistics, counts = _summed(recipe, recipe.locate, folder, model, tokenizer, allowed)
+        statistics, counts = _summed(recipe, recipe.locate, folder, layout, tokenizer)
     else:
-        statistics, counts = _without_data(recipe, needs, model, allowed), {}
+        statistics, counts = _without_data(recipe, needs, layout), {}
     top = ImportanceMap.top(
         lambda: ((name, score(theta, statistic)) for name, theta, statistic in statistics()),
         density=recipe.max_density,
@@ -60,15 +62,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 
 def _trained(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, allowed: Allowed
+    recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> Located:
     """Train all allowed weights by plain DPO."""
     trainer = warmup_trainer(
-        model,
-        stage_arguments(recipe, "locate", folder=folder.warmup, device=model.device),
+        layout.model,
+        stage_arguments(recipe, "locate", folder=folder.warmup, device=layout.model.device),
         [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
-        among=allowed.names,
+        among=layout.shapes,
         beta=locate.beta,
         max_length=recipe.max_length,
         max_tokens_per_batch=locate.max_tokens_per_batch,
@@ -76,21 +78,21 @@ def _trained(
     )
     write_jsonl(folder.warmup / "metrics.jsonl", train(trainer))
     if recipe.reads_warmup:
-        shapes, masters = allowed.shapes, trainer.selected.masters()
+        shapes, masters = layout.live_shapes, trainer.selected.masters()
         _keep_warmup(folder, {name: masters[name].reshape(shapes[name]) for name in masters})
     counts = {
         "pairs": len(trainer.train_dataset),
         "dropped": trainer.num_dropped,
         "training_state_bytes": state_bytes(trainer),
     }
-    return changes_of(trainer), counts
+    return changes_of(trainer, layout), counts
 
 
 def _trained_fused(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, allowed: Allowed
+    recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> Located:
     """Train all allowed weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
-    passes, dropped = _passes(recipe, locate, folder, model, tokenizer, allowed)
+    passes, dropped = _passes(recipe, locate, folder, layout, tokenizer)
     warmup, metrics = passes.train_fused()
     write_jsonl(folder.warmup / "metrics.jsonl", metrics)
     if recipe.reads_warmup:
@@ -101,30 +103,27 @@ def _trained_fused(
         "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
         "host_state_bytes": warmup.host_bytes,
     }
-    return lambda: _in_pieces(warmup.start, warmup.deltas), counts
+    return lambda: _in_pieces(layout.beside(warmup.start, warmup.deltas)), counts
 
 
 def _summed(
-    recipe: Recipe, locate: Locate, folder: RunFolder, model: Model, tokenizer: Tokenizer, allowed: Allowed
+    recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> Located:
     """Sum g, or g^2 of single pairs, over the pairs at the starting model."""
-    passes, dropped = _passes(recipe, locate, folder, model, tokenizer, allowed)
-    sums = HostSums(allowed.own_shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
+    passes, dropped = _passes(recipe, locate, folder, layout, tokenizer)
+    sums = HostSums(layout.live_shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
     # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
     of_pairs = criterion_of(locate.criterion).needs == "squared gradients"
     add = sums.add_squares if of_pairs else sums.add
     passes.take_start_gradients(lambda name, _, gradient: add(name, gradient), of_pairs=of_pairs)
     counts = {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
-    weights = {name: param for name, param in model.named_parameters() if name in allowed.names}
-    return lambda: _in_pieces(weights, sums), counts
+    return lambda: _in_pieces(layout.beside(trained_parameters(layout.model), sums)), counts
 
 
-def _without_data(recipe: Recipe, needs: Needs, model: Model, allowed: Allowed) -> Statistics:
+def _without_data(recipe: Recipe, needs: Needs, layout: Layout) -> Statistics:
     def statistics() -> Iterator[tuple[str, Tensor, Tensor]]:
-        for name, param in model.named_parameters():
-            if name not in allowed.names:
-                continue
-            flat = param.detach().reshape(-1).cpu()
+        for name, tensor in layout.stored(trained_parameters(layout.model)):
+            flat = tensor.detach().reshape(-1).cpu()
             indices, seed = torch.arange(flat.numel()), recipe.seed_of_data
             yield name, flat, importance.statistic_of(needs, name, flat, indices, seed=seed)
 
@@ -132,12 +131,7 @@ def _without_data(recipe: Recipe, needs: Needs, model: Model, allowed: Allowed) 
 
 
 def _passes(
-    recipe: Recipe,
-    locate: Locate,
-    folder: RunFolder,
-    model: Model,
-    tokenizer: Tokenizer,
-    allowed: Allowed,
+    recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> tuple[DpoPasses, int]:
     """Return passes over the pairs, and how many pairs did not fit."""
     pairs = [vars(pair) for pair in read_jsonl(folder.pairs, Pair)]
@@ -145,13 +139,13 @@ def _passes(
     if words := counts.words(recipe.max_length):
         say(words)
     passes = DpoPasses(
-        model,
+        layout.model,
         rows,
-        stage_arguments(recipe, "locate", folder=folder.warmup, device=model.device),
+        stage_arguments(recipe, "locate", folder=folder.warmup, device=layout.model.device),
         beta=locate.beta,
         pad_id=tokenizer.pad_token_id,
         max_tokens_per_batch=locate.max_tokens_per_batch,
-        among=allowed.names,
+        among=layout.live_shapes,
     )
     return passes, counts.dropped
 
@@ -162,10 +156,8 @@ def _keep_warmup(folder: RunFolder, weights: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
 
 
-def _in_pieces(
-    weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | HostSums
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _in_pieces(tensors: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield weights and statistics in pieces, so that no score of a whole tensor is made."""
-    for name, theta in weights.items():
-        flat = (tensor.detach().reshape(-1).split(PIECE) for tensor in (theta, statistics[name]))
-        yield from ((name, piece.cpu(), statistic) for piece, statistic in zip(*flat, strict=True))
+    for name, *both in tensors:
+        pieces = zip(*(tensor.detach().split(PIECE) for tensor in both), strict=True)
+        yield from ((name, piece.cpu(), statistic) for piece, statistic in pieces)

@@ -11,7 +11,7 @@ from allo.tasks.sources import prompts_of
 from allo.training.arguments import stage_arguments
 from allo.training.run import remove_checkpoints, train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import Layout
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _fine_tune(
         stage_arguments(recipe, "sft", folder=folder.start, device=model.device),
         demonstrations(prompts),
         tokenizer,
-        mask=ParamMask.full(shapes_of(model)),
+        mask=Layout.of(model).full_mask(),
         records=True,
         max_length=recipe.max_length,
     )

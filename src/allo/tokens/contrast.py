@@ -13,7 +13,7 @@ from allo.training.arguments import stage_arguments
 from allo.training.checkpointing import keep_tensors, kept_tensors
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.training.trainer import SftTrainer
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import Layout, shapes_of
 
 
 def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) -> int:
@@ -41,7 +41,7 @@ def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
         stage_arguments(recipe, "score", folder=path.parent, device=model.device),
         [answer_row(pair, side) for pair in read_jsonl(run.pairs, Pair)],
         tokenizer,
-        mask=ParamMask.full(shapes),
+        mask=Layout.of(model).full_mask(),
         records=True,
         max_length=recipe.max_length,
     )

@@ -13,7 +13,8 @@ from allo.weights import importance
 from allo.weights.allowed import allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import Layout, stored_tensors
+from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
 
 Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
@@ -53,10 +54,10 @@ def locate(
             NaN or negative; or as `ImproveTrainer`.
     """
     allowed = allowed_in(model, include, exclude, density=density)  # refused before the run
-    shapes = allowed.shapes
+    layout, shapes = Layout.of(model).among(allowed.names), allowed.shapes
     metadata = allowed.metadata | {
         "criterion": getattr(criterion, "__name__", "own"),
-        "base_fingerprint": fingerprint_tensors(model.named_parameters()),
+        "base_fingerprint": fingerprint_tensors(stored_tensors(model)),
     }
     was_training = model.training
     trainer = warmup_trainer(
@@ -64,14 +65,14 @@ def locate(
         args,
         train_dataset,
         processing_class,
-        among=allowed.names,
+        among=layout.shapes,
         beta=beta,
         max_length=max_length,
         max_tokens_per_batch=max_tokens_per_batch,
     )
     try:
         train_from(trainer, None)
-        changes = changes_of(trainer)
+        changes = changes_of(trainer, layout)
 
         def scores() -> Iterator[tuple[str, Tensor]]:
             for name, before, after in changes():
@@ -102,7 +103,7 @@ def warmup_trainer(
         args,
         rows,
         tokenizer,
-        mask=ParamMask.full(shapes_of(model), among=among),
+        mask=ParamMask.full(Layout.of(model).shapes, among=among),
         records=records,
         beta=beta,
         keep=1.0,
@@ -112,10 +113,10 @@ def warmup_trainer(
     )
 
 
-def changes_of(trainer: ImproveTrainer) -> Statistics:
-    """Return each tensor's weights before training, with their bits, and after it in fp32, both flat."""
+def changes_of(trainer: ImproveTrainer, layout: Layout) -> Statistics:
+    """Return the weights on disk before training, with their bits, and after it in fp32, both flat."""
     before, after = trainer.selected.slot("ref"), trainer.selected.masters()
-    return lambda: ((name, start, after[name]) for name, start in before.items())
+    return lambda: layout.beside(before, after)
 
 
 @torch.no_grad()

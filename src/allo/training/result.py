@@ -19,7 +19,8 @@ from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import as_bits
 from allo.weights.finite import check_finite
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.param_mask import ParamMask, shapes_of
+from allo.weights.layout import Layout, trained_parameters
+from allo.weights.param_mask import ParamMask
 from allo.weights.places import gather
 
 DELTA = "delta.safetensors"
@@ -32,7 +33,7 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     Raises `UserError` if the importance was located on another model.
     """
     if recipe.locate is None:
-        return ParamMask.full(shapes_of(model))
+        return Layout.of(model).full_mask()
     mask = ImportanceMap.load(run.importance).mask_at(density)
     if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
         raise UserError(
@@ -50,7 +51,7 @@ def apply_previous_stage(recipe: Recipe, run: RunFolder, model: PreTrainedModel)
     if recipe.forget is None:
         return {}
     change = delta.read_delta(run.forget / DELTA)
-    delta.apply_to_model(dict(model.named_parameters()), change)
+    delta.apply_to_model(model, change)
     return change.indices
 
 
@@ -109,12 +110,13 @@ def _write_delta(
 ) -> int:
     base = Checkpoint.open(start.model)
     indices, values = {}, {}
-    for name, param in model.named_parameters():
+    for name, tensor in Layout.of(model).stored(trained_parameters(model)):
         candidates = [found[name] for found in among if name in found]
         if not candidates:
             continue
         where = torch.cat(candidates).unique()
-        live = gather(param.data.cpu(), where)
+        # In the dtype on disk: the family may keep a weight in fp32 that is stored in bf16.
+        live = gather(tensor.detach().cpu(), where).to(base.stored[name].dtype)
         differs = as_bits(live) != as_bits(gather(base.read(name), where))
         if differs.any():
             indices[name], values[name] = where[differs], live[differs]

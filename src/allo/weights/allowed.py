@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from allo.errors import UserError, and_more
 from allo.recipe.locate import KINDS, Locate
 from allo.weights.experts import is_of_experts
+from allo.weights.layout import Layout
 from allo.weights.selection import num_to_select
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,12 +24,16 @@ _VISION = re.compile(r"vision|visual|multi_modal_projector")
 
 @dataclass(frozen=True)
 class Allowed:
-    """The names of the tensors whose weights may be selected; `shapes` has every tensor of the model."""
+    """The names of the tensors whose weights may be selected; `shapes` has every tensor of the model.
+
+    `live`: the names of the tensors in memory that hold them, if a model is at hand.
+    """
 
     names: Collection[str]
     shapes: Shapes
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    live: Collection[str] = ()
 
     @property
     def own_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -104,10 +109,18 @@ def allowed_in(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str], *, density: float, key: str = ""
 ) -> Allowed:
     """Return `allowed_tensors` of a model in memory."""
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
-    return allowed_tensors(
-        shapes, lambda: kinds_of(model), include=include, exclude=exclude, density=density, key=key
+    layout = Layout.of(model)
+    whole = Layout.whole(model).shapes
+    allowed = allowed_tensors(
+        layout.shapes,
+        lambda: kinds_of(model),
+        include=include,
+        exclude=exclude,
+        density=density,
+        key=key,
+        others={name: shape for name, shape in whole.items() if name not in layout.shapes},
     )
+    return replace(allowed, live=layout.among(allowed.names).live_shapes)
 
 
 def allowed_by(locate: Locate, model: nn.Module, *, density: float) -> Allowed:
@@ -121,7 +134,7 @@ def num_entries(shapes: Shapes) -> int:
 
 
 def kinds_of(model: nn.Module) -> dict[str, set[str]]:
-    """Return the names of a model's tensors that are `linear` or `embeddings`."""
+    """Return the names on disk of a model's tensors that are `linear` or `embeddings`, and stored as they are."""
     holders: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
         for param in module.parameters(recurse=False):
@@ -132,7 +145,11 @@ def kinds_of(model: nn.Module) -> dict[str, set[str]]:
             found["embeddings"].add(name)
         elif isinstance(holders[param][0], nn.Linear) and len(holders[param]) == 1 and param.ndim == 2:
             found["linear"].add(name)
-    return found
+    renamed = [group for group in Layout.of(model).groups if group.renames]
+    return {
+        kind: {name for group in renamed if group.live.keys() <= names for name in group.stored}
+        for kind, names in found.items()
+    }
 
 
 def kinds_unknown() -> Mapping[str, Collection[str]]:

@@ -17,6 +17,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from allo.weights.layout import trained_parameters
+
 # Entries updated together, which bounds the fp32 scratch.
 _PIECE = 1 << 20
 _DECAY = 0.8
@@ -41,7 +43,8 @@ class FusedWarmup:
 
     def __init__(self, model: nn.Module, *, among: Collection[str] | None = None) -> None:
         self.rate = 0.0
-        named = {name: param for name, param in model.named_parameters() if among is None or name in among}
+        parameters = trained_parameters(model)
+        named = {name: param for name, param in parameters.items() if among is None or name in among}
         assert all(param.is_contiguous() for param in named.values())
         self.start = {name: param.detach().cpu().clone() for name, param in named.items()}
         self.deltas = {name: torch.zeros(param.shape, dtype=torch.float32) for name, param in named.items()}

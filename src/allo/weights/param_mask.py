@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from allo.errors import UserError
 from allo.recipe.granularity import WEIGHT
@@ -108,11 +108,6 @@ class ParamMask:
             selected = before.selected + len(self.indices.get(name, ()))
             rows[layer, kind] = MaskRow(layer, kind, selected, before.total + math.prod(shape))
         return list(rows.values())
-
-
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by name."""
-    return {name: tuple(param.shape) for name, param in model.named_parameters()}
 
 
 def _num_common(a: Tensor, b: Tensor) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from allo.errors import UserError
+from allo.weights.layout import Layout, trained_parameters
 from allo.weights.lean_adamw import CHUNK, clip_grad_norm_in_fp32_
 from allo.weights.param_mask import ParamMask
 from allo.weights.parts import LeanPart, Part
@@ -46,6 +47,7 @@ class SelectedWeights:
     def __init__(
         self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = (), lean: bool = False
     ) -> None:
+        mask = Layout.of(model).live_mask(mask)
         named = _named_as(model, mask)
         mask.check({name: tuple(param.shape) for name, param in named.items()})
         if not mask.num_selected:
@@ -196,7 +198,7 @@ def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
     """Return the model's parameters; a tied one has its name in the mask, and so in the checkpoint."""
     every = dict(model.named_parameters(remove_duplicate=False))
     known = {param for name, param in every.items() if name in mask.shapes}
-    own = dict(model.named_parameters())
+    own = trained_parameters(model)
     named = {
         name: param
         for name, param in every.items()

@@ -5,13 +5,15 @@ from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor, nn
 
+from allo.weights.layout import trained_parameters
+
 # Takes a tensor's name, the tensor and its gradient [shape], in the tensor's dtype and on its device.
 Take = Callable[[str, nn.Parameter, Tensor], None]
 
 
 @contextlib.contextmanager
 def gradients_taken(model: nn.Module, take: Take, *, among: Collection[str] | None = None) -> Iterator[None]:
-    """Call `take` for each weight in backward passes within the block; at most one gradient exists at a time.
+    """Call `take` for each trained weight in backward passes within the block; at most one gradient exists at a time.
 
     With `among`, other tensors have no gradient.
 
@@ -20,8 +22,10 @@ def gradients_taken(model: nn.Module, take: Take, *, among: Collection[str] | No
     tensor's gradient in two parts.
     """
     before = {param: param.requires_grad for param in model.parameters()}
+    for param in before:
+        param.requires_grad_(False)
     hooks = []
-    for name, param in model.named_parameters():
+    for name, param in trained_parameters(model).items():
         assert param.grad is None, f"{name} has a gradient of an earlier pass"
         param.requires_grad_(among is None or name in among)
         if param.requires_grad:
