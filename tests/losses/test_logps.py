@@ -182,6 +182,13 @@ def test_under_autocast_the_head_runs_in_its_own_dtype(hidden_dtype: torch.dtype
     )
 
 
+def test_hidden_states_of_another_dtype_take_the_heads() -> None:
+    hidden, weight, bias, _ = inputs(torch.bfloat16)
+    wider = hidden.detach().float() * 1.001  # not a bf16 number
+    head = Head(weight, bias)
+    assert torch.equal(head.logits(wider), head.logits(wider.bfloat16()))
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the number of entries of the largest tensor that any operation returns."""
 

@@ -203,3 +203,23 @@ def test_every_kind_has_a_rule() -> None:
     for kind in KINDS:
         found = allowed_tensors(shapes, lambda: kinds, include=[kind], exclude=(), density=0.01)
         assert 0 < found.num_allowed < found.num_weights
+
+
+class Router(nn.Linear):
+    """A router as Llama 4's and PhiMoE's: a Linear layer by class that returns scores and logits."""
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        logits = super().forward(hidden)
+        return logits.softmax(-1), logits
+
+
+class Scaled(nn.Linear):
+    """A Linear layer with a forward pass of its own, as Falcon's."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden) * 2
+
+
+def test_a_layer_that_returns_more_than_a_tensor_is_not_linear() -> None:
+    model = nn.ModuleDict({"plain": nn.Linear(3, 2), "scaled": Scaled(3, 2), "router": Router(3, 2)})
+    assert kinds_of(model)["linear"] == {"plain.weight", "scaled.weight"}

@@ -27,8 +27,11 @@ class Head:
     softcap: float = 0.0
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits, [N, H] -> [N, V], in fp32 (fp64 for an fp64 model)."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        """Return the logits, [N, H] -> [N, V], in fp32 (fp64 for an fp64 model).
+
+        As in the models themselves, hidden states of another dtype (fp32 residuals of Mamba 2) take the weight's.
+        """
+        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale

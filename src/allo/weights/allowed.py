@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from allo.errors import UserError, and_more
@@ -143,13 +144,23 @@ def kinds_of(model: nn.Module) -> dict[str, set[str]]:
     for name, param in model.named_parameters():
         if any(isinstance(module, nn.Embedding) for module in holders[param]):
             found["embeddings"].add(name)
-        elif isinstance(holders[param][0], nn.Linear) and len(holders[param]) == 1 and param.ndim == 2:
+        elif len(holders[param]) == 1 and param.ndim == 2 and _is_linear(holders[param][0]):
             found["linear"].add(name)
     renamed = [group for group in Layout.of(model).groups if group.renames]
     return {
         kind: {name for group in renamed if group.live.keys() <= names for name in group.stored}
         for kind, names in found.items()
     }
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Return True for a Linear layer that returns one tensor, as an adapter around it expects; some routers return more."""
+    if not isinstance(module, nn.Linear):
+        return False
+    if type(module).forward is nn.Linear.forward:
+        return True
+    with torch.no_grad():
+        return isinstance(module(module.weight.new_zeros(1, module.in_features)), torch.Tensor)
 
 
 def kinds_unknown() -> Mapping[str, Collection[str]]:
