@@ -10,10 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from benchmarks.families.families import Family
-from benchmarks.families.folders import ENDS, plain_model
-from benchmarks.families.outcome import WrongError, require
-from benchmarks.families.tiny_recipe import recipe_of, tiny_pairs
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +25,10 @@ from allo.sampling.draw import take_most_probable
 from allo.training.arguments import training_arguments
 from allo.training.trainer import ImproveTrainer
 from allo.weights.param_mask import ParamMask
+from benchmarks.families.families import Family
+from benchmarks.families.folders import ENDS, plain_model
+from benchmarks.families.outcome import WrongError, require
+from benchmarks.families.tiny_recipe import recipe_of, tiny_pairs
 
 TOLERANCE = 1e-4  # nats a token
 TIE = 1e-3  # two logits this close may change places by rounding

@@ -123,6 +123,8 @@ class Family:
     model_type: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     architecture: str | None = None
+    on_hub: tuple[tuple[str, str], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     smoke: bool = False
 
     @property
@@ -199,7 +201,7 @@ FAMILIES = (
         _HEADS | _QWEN_EXPERTS | {"num_hidden_layers": 3, "mlp_only_layers": [0]},
         smoke=True,
     ),
-    Family("Qwen3-Next", "qwen3_next", _QWEN_NEXT),
+    Family("Qwen3-Next", "qwen3_next", _QWEN_NEXT, copies=((r"^model\.layers\.1\.", "mtp.layers.0."),)),
     Family("Qwen3.5 (text)", "qwen3_5_text", _HEADS | _LINEAR | _QWEN35_ROPE, smoke=True),
     Family("Qwen3.5-MoE (text)", "qwen3_5_moe_text", _QWEN_NEXT | _QWEN35_ROPE),
     Family(
@@ -220,8 +222,7 @@ FAMILIES = (
             "text_config": _HEADS | _LINEAR | _QWEN35_ROPE,
             "vision_config": _QWEN_VISION | {"num_position_embeddings": 16},
         },
-        architecture="Qwen3_5ForConditionalGeneration",
-    ),
+        architecture="Qwen3_5ForConditionalGeneration", copies=((r"^model\.language_model\.layers\.1\.", "mtp.layers.0."),)),
     Family("Gemma", "gemma", _HEADS),
     Family("Gemma 2", "gemma2", _HEADS | _WINDOWS | {"query_pre_attn_scalar": 8}),
     Family("Gemma 3 (text)", "gemma3_text", _HEADS | _WINDOWS | {"query_pre_attn_scalar": 8}),
@@ -237,8 +238,7 @@ FAMILIES = (
             "eoi_token_index": 187,
         },
         architecture="Gemma3ForConditionalGeneration",
-        smoke=True,
-    ),
+        smoke=True, on_hub=((r"^vision_tower\.", "vision_tower.vision_model."),)),
     Family(
         "Gemma 3n (text)",
         "gemma3n_text",
@@ -285,12 +285,12 @@ FAMILIES = (
     Family("GLM4-MoE", "glm4_moe", _HEADS | _GROUPS | {
         "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
         "first_k_dense_replace": 1, "use_qk_norm": True,
-    }),
+    }, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
     Family("DeepSeek-V2", "deepseek_v2", _DEEPSEEK),
-    Family("DeepSeek-V3", "deepseek_v3", _DEEPSEEK | _GROUPS, smoke=True),
+    Family("DeepSeek-V3", "deepseek_v3", _DEEPSEEK | _GROUPS, smoke=True, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
     Family("MiniCPM3", "minicpm3", _SMALL | _LATENT | {"intermediate_size": 48, "dim_model_base": 16}),
     Family("LFM2", "lfm2", _DENSE | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
-    Family("Falcon (rope)", "falcon", _SMALL),
+    Family("Falcon (rope)", "falcon", _SMALL, copies=((r"^transformer\.word_embeddings\.", "lm_head."),)),
     Family("Falcon 40B (rope)", "falcon", _SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     Family("Falcon (ALiBi)", "falcon", _SMALL | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
     Family("Falcon-H1", "falcon_h1", _DENSE | _MAMBA | _CHUNK | {"mamba_d_ssm": 64}),
@@ -332,14 +332,14 @@ FAMILIES = (
     Family("Seed-OSS", "seed_oss", _HEADS),
     Family("EXAONE 4", "exaone4", _DENSE | _WINDOWS),
     Family("Apertus", "apertus", _DENSE),
-    Family("GPT-2", "gpt2", _GPT),
+    Family("GPT-2", "gpt2", _GPT, on_hub=((r"^transformer\.", ""),)),
     Family("GPT-J", "gptj", _GPT | {"rotary_dim": 4}),
     Family("GPT-Neo", "gpt_neo", _IDS | {
         "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
         "max_position_embeddings": POSITIONS, "window_size": WINDOW, "initializer_range": 0.2,
     }),
     Family("GPT-NeoX, Pythia", "gpt_neox", _SMALL | {"intermediate_size": 48}),
-    Family("Bloom", "bloom", _IDS | {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}),
+    Family("Bloom", "bloom", _IDS | {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}, on_hub=((r"^transformer\.", ""),)),
     Family("MPT", "mpt", _IDS | {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": POSITIONS, "initializer_range": 0.2}),
     Family("OPT", "opt", _SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     Family("StableLM", "stablelm", _DENSE),

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 import transformers
-from benchmarks.families.families import VOCABULARY, Family
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.families.families import VOCABULARY, Family
+
+WEIGHTS = "model.safetensors"
 LABORATORY = Path(str(files("allo") / "lab"))
 _OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal_projector")
 # Several, so that rows end at different steps.
@@ -64,12 +67,26 @@ def build(family: Family) -> PreTrainedModel:
 def make(family: Family, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """Save the family's checkpoint and the laboratory's tokenizer; weights that transformers keeps in fp32 stay so."""
     shutil.rmtree(folder, ignore_errors=True)
-    build(family).save_pretrained(folder)
+    save_as_on_hub(build(family), family, folder)
     if dtype != torch.float32:
-        plain_model(family, folder, dtype=dtype).save_pretrained(folder)
+        save_as_on_hub(plain_model(family, folder, dtype=dtype), family, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(LABORATORY / name, folder / name)
     return folder
+
+
+def save_as_on_hub(model: PreTrainedModel, family: Family, folder: Path, *, base: Path | None = None) -> None:
+    """Save a model under the hub's names, with the tensors that the hub's checkpoints have besides, or `base` has."""
+    model.save_pretrained(folder)
+    tensors = load_file(folder / WEIGHTS)
+    for pattern, replacement in family.on_hub:
+        tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items()}
+    besides = {} if base is None else load_file(base / WEIGHTS)
+    for pattern, replacement in family.copies:
+        for name in [name for name in tensors if re.search(pattern, name)]:
+            copy = re.sub(pattern, replacement, name)
+            tensors[copy] = besides.get(copy, tensors[name]).clone()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def plain_model(

@@ -21,16 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from allo.files.artifacts import write_json
+from allo.files.provenance import commit_of
+from allo.recipe.criteria import CRITERIA
 from benchmarks.families import checks, run_checks
 from benchmarks.families.checks import Case
 from benchmarks.families.families import BY_NAME, FAMILIES, Family
 from benchmarks.families.folders import make
 from benchmarks.families.outcome import Outcome, outcome
 from benchmarks.record import RESULTS, ROOT, Record, machine
-
-from allo.files.artifacts import write_json
-from allo.files.provenance import commit_of
-from allo.recipe.criteria import CRITERIA
 
 LONGEST = 600  # seconds that one family may take
 ALONE = "loads"  # without it no other check has a model

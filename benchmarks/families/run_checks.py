@@ -1,13 +1,10 @@
 """Checks of a whole run of a family: locating, training, its delta, and its result in other hands."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import torch
-from benchmarks.families.checks import TOLERANCE, Case, plain_logps, random_ids
-from benchmarks.families.folders import make, plain_class, plain_model, text_weights
-from benchmarks.families.outcome import require
-from benchmarks.families.tiny_recipe import DENSITY, recipe_of
 from peft import PeftModel
 from torch import nn
 
@@ -21,6 +18,10 @@ from allo.weights.fingerprints import as_bits
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.param_mask import ParamMask
 from allo.weights.selection import num_to_select
+from benchmarks.families.checks import TOLERANCE, Case, plain_logps, random_ids
+from benchmarks.families.folders import make, plain_class, plain_model, save_as_on_hub, text_weights
+from benchmarks.families.outcome import require
+from benchmarks.families.tiny_recipe import DENSITY, recipe_of
 
 RUN, HALF = "run", "run-bf16"  # names of the runs that later checks read
 FORGET, IMPROVE = "06-forget", "07-improve"
@@ -65,7 +66,7 @@ def runs_in_bf16(case: Case) -> str:
     dtypes = Counter(
         str(entry.dtype).removeprefix("torch.") for entry in Checkpoint.open(folder).stored.values()
     )
-    _changed_within_masks(folder, case.work / HALF)
+    _changed_within_masks(case, folder, case.work / HALF)
     _delta_gives_result(folder, case.work / HALF, case.work / "bf16-applied")
     _loads_whole(case, case.work / HALF / IMPROVE / RESULT)
     return ", ".join(f"{number} in {dtype}" for dtype, number in dtypes.items()) if len(dtypes) > 1 else ""
@@ -76,14 +77,15 @@ def selects_k(case: Case) -> str:
     run = case.work / RUN
     for stage, density in ((FORGET, DENSITY["forget"]), (IMPROVE, DENSITY["improve"])):
         _exactly(case, ParamMask.load(run / stage / MASK), density)
-    return _changed_within_masks(case.folder, run)
+    return _changed_within_masks(case, case.folder, run)
 
 
-def _changed_within_masks(folder: Path, run: Path) -> str:
+def _changed_within_masks(case: Case, folder: Path, run: Path) -> str:
     """Require that the result differs from the user's folder at places of the masks, and nowhere else."""
     before, after = Checkpoint.open(folder), Checkpoint.open(run / IMPROVE / RESULT)
     require(before.stored.keys() == after.stored.keys(), _names(set(before.stored), set(after.stored)))
     masks = [ParamMask.load(run / stage / MASK).indices for stage in (FORGET, IMPROVE)]
+    tied = _tied_copies(case)
     total = 0
     for name, entry in before.stored.items():
         require(
@@ -93,8 +95,8 @@ def _changed_within_masks(folder: Path, run: Path) -> str:
         differ = as_bits(before.read(name)).flatten() != as_bits(after.read(name)).flatten()
         allowed = torch.zeros_like(differ)
         for mask in masks:
-            if name in mask:
-                allowed[mask[name].long()] = True
+            if (found := mask.get(name, mask.get(tied.get(name, "")))) is not None:
+                allowed[found.long()] = True
         outside = int((differ & ~allowed).sum())
         require(outside == 0, f"{outside} weights of {name} changed that no mask selects")
         total += int(differ.sum())
@@ -102,6 +104,17 @@ def _changed_within_masks(folder: Path, run: Path) -> str:
     stated = delta.info(run / IMPROVE / DELTA).num_changed
     require(total == stated, f"{total} weights changed, the delta says {stated}")
     return f"{total} changed"
+
+
+def _tied_copies(case: Case) -> dict[str, str]:
+    """Return the stored copies of tied weights, each with the name under which the weight trains."""
+    own = {name for name, _ in case.plain.named_parameters(remove_duplicate=False)}
+    return {
+        re.sub(pattern, copy, name): name
+        for name in own
+        for pattern, copy in case.family.copies
+        if re.search(pattern, name) and re.sub(pattern, copy, name) in own
+    }
 
 
 def _names(before: set[str], after: set[str]) -> str:
@@ -147,10 +160,14 @@ def result_loads(case: Case) -> str:
 
 
 def _loads_whole(case: Case, folder: Path) -> None:
-    """Require that transformers finds every weight of the model in the folder, and nothing else."""
-    _, info = plain_class(case.family).from_pretrained(folder, output_loading_info=True)
+    """Require that transformers finds every weight in the folder, and nothing else that the user's folder lacks."""
+    kind = plain_class(case.family)
+    (_, own), (_, info) = (
+        kind.from_pretrained(path, output_loading_info=True) for path in (case.folder, folder)
+    )
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        require(not info[key], f"plain transformers: {len(info[key])} {key.replace('_', ' ')}")
+        new = sorted(map(str, set(info[key]) - set(own[key])))
+        require(not new, f"plain transformers: {len(new)} {key.replace('_', ' ')} (first: {new[:1]})")
 
 
 @torch.no_grad()
@@ -171,7 +188,7 @@ def adapts(case: Case) -> str:
             changed += 1
     if not changed:
         return "no Linear layer to export"
-    model.save_pretrained(tuned)
+    save_as_on_hub(model, case.family, tuned, base=case.folder)
     delta.extract(case.folder, tuned, change)
     found = delta.export_shira(case.folder, change, adapter, linear=linear_names(case.folder))
     prompt, completion = random_ids(9, 12)

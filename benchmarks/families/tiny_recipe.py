@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.families.families import Family
-
 from allo.recipe import Recipe, load_recipe
 from allo.recipe.criteria import CRITERIA
 from allo.tasks.planted_flaws import demonstrations
+from benchmarks.families.families import Family
 
 DENSITY = {"forget": 0.05, "improve": 0.1}
 _STEPS = {
