@@ -9,15 +9,14 @@ import argparse
 import contextlib
 import io
 import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from benchmarks.families.checks import Case
 from benchmarks.families.families import BY_NAME, FAMILIES, Family
 from benchmarks.families.folders import make
 from benchmarks.families.outcome import Outcome, outcome
+from benchmarks.families.tables import write_tables
 from benchmarks.record import RESULTS, ROOT, Record, machine
 
 LONGEST = 600  # seconds that one family may take
@@ -87,28 +87,39 @@ def _quiet() -> Any:
         yield
 
 
-def try_alone(family: Family, file: Path) -> None:
-    """Try a family in a new process; a process that dies or takes too long is an outcome as well."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.families.run",
-        "--one",
-        family.name,
-        "--out",
-        str(file.parent),
-    ]
-    began, died = time.monotonic(), ""
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST)
-        if done.returncode:
-            died = f"the process ended with {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}"
-    except subprocess.TimeoutExpired:
-        died = f"not ready after {LONGEST} s"
-    if died:
-        _keep(
-            file, family, {name: Outcome("crash", died) for name in NAMES}, seconds=time.monotonic() - began
-        )
+def try_all(families: list[Family], files: dict[str, Path], *, jobs: int) -> Iterator[Family]:
+    """Try families, each in a process of its own, `jobs` at a time; yield each when its outcomes are written.
+
+    A process that dies or takes too long is an outcome of all checks.
+    """
+    fork, waiting = multiprocessing.get_context("fork"), list(families)
+    running: list[tuple[BaseProcess, Family, float]] = []
+    while waiting or running:
+        if waiting and len(running) < jobs:
+            family = waiting.pop(0)
+            process = fork.Process(target=_try_one, args=(family, files[family.name]))
+            process.start()
+            running.append((process, family, time.monotonic()))
+            continue
+        time.sleep(0.1)
+        for entry in list(running):
+            process, family, began = entry
+            seconds = time.monotonic() - began
+            if process.is_alive() and seconds < LONGEST:
+                continue
+            if process.is_alive():
+                process.kill()
+            process.join()
+            if process.exitcode:
+                died = Outcome("crash", f"the process ended with {process.exitcode} after {seconds:.0f} s")
+                _keep(files[family.name], family, dict.fromkeys(NAMES, died), seconds=seconds)
+            running.remove(entry)
+            yield family
+
+
+def _try_one(family: Family, file: Path) -> None:
+    began = time.monotonic()
+    _keep(file, family, outcomes_of(family), seconds=time.monotonic() - began)
 
 
 def _keep(file: Path, family: Family, found: dict[str, Outcome], *, seconds: float) -> None:
@@ -183,27 +194,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(BY_NAME), metavar="NAME", help="default: all")
     parser.add_argument("--table", type=Path, help="also write the outcomes of all checks here, as Markdown")
     parser.add_argument("--output", type=Path, default=RESULTS / "families.json")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     files = {family.name: options.out.resolve() / f"{family.slug}.json" for family in FAMILIES}
-    if options.one:
-        began, family = time.monotonic(), BY_NAME[options.one]
-        _keep(files[family.name], family, outcomes_of(family), seconds=time.monotonic() - began)
-        return
     record = Record(options.output, "families", device="cpu")
     wanted = [BY_NAME[name] for name in options.only or BY_NAME]
     waiting = [family for family in wanted if read(files[family.name]) is None]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for family, _ in zip(
-            waiting, pool.map(lambda each: try_alone(each, files[each.name]), waiting), strict=True
-        ):
-            found = json.loads(files[family.name].read_text(encoding="utf-8"))
-            print(f"{found['seconds']:6.1f} s  {family.name}: {row(found)['works']}", flush=True)
+    for family in try_all(waiting, files, jobs=options.jobs):
+        found = json.loads(files[family.name].read_text(encoding="utf-8"))
+        print(f"{found['seconds']:6.1f} s  {family.name}: {row(found)['works']}", flush=True)
+        if options.table:
+            write_tables(
+                [json.loads(file.read_text()) for file in files.values() if file.is_file()], options.table
+            )
     found = [json.loads(files[family.name].read_text(encoding="utf-8")) for family in wanted]
     if options.table:
-        from benchmarks.families.tables import write_tables
-
         write_tables(found, options.table)
     if not options.only:
         record.write([row(each) for each in found])
