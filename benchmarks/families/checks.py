@@ -26,7 +26,7 @@ from allo.training.arguments import training_arguments
 from allo.training.trainer import ImproveTrainer
 from allo.weights.param_mask import ParamMask
 from benchmarks.families.families import Family
-from benchmarks.families.folders import ENDS, plain_model
+from benchmarks.families.folders import plain_model
 from benchmarks.families.outcome import WrongError, require
 from benchmarks.families.tiny_recipe import recipe_of, tiny_pairs
 
@@ -58,6 +58,12 @@ class Case:
     def plain(self) -> PreTrainedModel:
         """The model as transformers alone loads it."""
         return plain_model(self.family, self.folder)
+
+    @property
+    def ends(self) -> list[int]:
+        """The ids that end a completion."""
+        found = self.plain.generation_config.eos_token_id
+        return found if isinstance(found, list) else [found]
 
 
 def random_ids(*lengths: int) -> list[list[int]]:
@@ -153,7 +159,7 @@ def decodes(case: Case) -> str:
             uniforms,
             max_rows=2 * COPIES,
             choose=take_most_probable,
-            eos=ENDS,
+            eos=case.ends,
             has_stopped=None,
         )
     for number, prompt in enumerate(prompts):
@@ -190,7 +196,7 @@ def _as_generated(model: PreTrainedModel, prompt: list[int], ours: list[int], nu
 
 def plans(case: Case) -> str:
     """Compare the planned peak of an improving step with the bytes of tensors alive in a real one."""
-    recipe = recipe_of(case.family, case.folder, case.work, "plan")
+    recipe = recipe_of(case.folder, case.work, "plan")
     planned = plan_stage(recipe, "improve").total
     model = load_model(case.folder, dtype=torch.float32, device="cpu")
     with LiveBytes() as live:

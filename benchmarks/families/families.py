@@ -163,6 +163,17 @@ _DEEPSEEK |= {
     "num_experts_per_tok": 2,
     "first_k_dense_replace": 1,
 }
+_YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": POSITIONS // 4,
+    }
+}
+_ALPHA = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 100.0, "factor": 1.0}}
 _GROUPS = {"n_group": 2, "topk_group": 1}
 _GRANITE = {
     "embedding_multiplier": 2.0,
@@ -287,7 +298,7 @@ FAMILIES = (
         "first_k_dense_replace": 1, "use_qk_norm": True,
     }, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
     Family("DeepSeek-V2", "deepseek_v2", _DEEPSEEK),
-    Family("DeepSeek-V3", "deepseek_v3", _DEEPSEEK | _GROUPS, smoke=True, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
+    Family("DeepSeek-V3", "deepseek_v3", _DEEPSEEK | _GROUPS | _YARN, smoke=True, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
     Family("MiniCPM3", "minicpm3", _SMALL | _LATENT | {"intermediate_size": 48, "dim_model_base": 16}),
     Family("LFM2", "lfm2", _DENSE | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
     Family("Falcon (rope)", "falcon", _SMALL, copies=((r"^transformer\.word_embeddings\.", "lm_head."),)),
@@ -327,8 +338,8 @@ FAMILIES = (
         "moe_intermediate_size": 16, "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1,
         "moe_layer_start_index": 1,
     }),
-    Family("Hunyuan", "hunyuan_v1_dense", _HEADS),
-    Family("Hunyuan MoE", "hunyuan_v1_moe", _HEADS | {"num_experts": 4, "moe_topk": 2}),
+    Family("Hunyuan", "hunyuan_v1_dense", _HEADS | _ALPHA),
+    Family("Hunyuan MoE", "hunyuan_v1_moe", _HEADS | _ALPHA | {"num_experts": 4, "moe_topk": 2}),
     Family("Seed-OSS", "seed_oss", _HEADS),
     Family("EXAONE 4", "exaone4", _DENSE | _WINDOWS),
     Family("Apertus", "apertus", _DENSE),

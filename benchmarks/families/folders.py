@@ -1,5 +1,6 @@
 """A family's checkpoint as the hub has it: random weights, saved in transformers' original format, and a tokenizer."""
 
+import copy
 import hashlib
 import re
 import shutil
@@ -37,7 +38,7 @@ def build(family: Family) -> PreTrainedModel:
     from their neutral values. Routers are scaled so that the chosen experts are no matter of rounding.
     """
     torch.manual_seed(_seed(family))
-    config = AutoConfig.for_model(family.model_type, **family.settings)
+    config = AutoConfig.for_model(family.model_type, **copy.deepcopy(dict(family.settings)))
     kind = plain_class(family)
     model: PreTrainedModel = kind.from_config(config) if kind is AutoModelForCausalLM else kind(config)
     generator = torch.Generator().manual_seed(_seed(family))
@@ -84,8 +85,8 @@ def save_as_on_hub(model: PreTrainedModel, family: Family, folder: Path, *, base
     besides = {} if base is None else load_file(base / WEIGHTS)
     for pattern, replacement in family.copies:
         for name in [name for name in tensors if re.search(pattern, name)]:
-            copy = re.sub(pattern, replacement, name)
-            tensors[copy] = besides.get(copy, tensors[name]).clone()
+            added = re.sub(pattern, replacement, name)
+            tensors[added] = besides.get(added, tensors[name]).clone()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -66,7 +66,7 @@ NAMES = tuple(check.name for check in CHECKS)
 def outcomes_of(family: Family, *, only: tuple[str, ...] = NAMES) -> dict[str, Outcome]:
     """Make the family's checkpoint in a temporary folder, and return the outcome of each check."""
     found: dict[str, Outcome] = {}
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         case = Case(family, make(family, Path(folder) / "checkpoint"), Path(folder) / "work")
         for check in CHECKS:
             if check.name in only:
@@ -80,7 +80,7 @@ def outcomes_of(family: Family, *, only: tuple[str, ...] = NAMES) -> dict[str, O
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """Hide warnings and progress of the libraries, which are no outcome."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

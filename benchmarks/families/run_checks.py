@@ -1,6 +1,7 @@
 """Checks of a whole run of a family: locating, training, its delta, and its result in other hands."""
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -31,16 +32,14 @@ _EVERY = 16  # th weight of a Linear layer changes, for the adapter
 
 def checked(case: Case) -> str:
     """Pass `allo check`, before anything runs."""
-    found = findings(recipe_of(case.family, case.folder, case.work, RUN))
+    found = findings(recipe_of(case.folder, case.work, RUN))
     return f"{found.num_weights} weights, {found.positions or 'any number of'} positions"
 
 
 def located(case: Case, criterion: str) -> str:
     """Locate by a criterion; exactly as many weights are selected as asked for."""
     name = f"locate-{criterion}"
-    folder = run_all(
-        recipe_of(case.family, case.folder, case.work, name, criterion=criterion), until="locate"
-    )
+    folder = run_all(recipe_of(case.folder, case.work, name, criterion=criterion), until="locate")
     _exactly(case, ImportanceMap.load(folder.importance).mask_at(DENSITY["improve"]), DENSITY["improve"])
     return ""
 
@@ -55,14 +54,14 @@ def _exactly(case: Case, mask: ParamMask, density: float) -> None:
 
 def runs(case: Case) -> str:
     """Run every stage: locate, score, forget, improve, evaluate, report."""
-    run_all(recipe_of(case.family, case.folder, case.work, RUN))
+    run_all(recipe_of(case.folder, case.work, RUN))
     return ""
 
 
 def runs_in_bf16(case: Case) -> str:
     """Run every stage on the checkpoint in bf16, in which some weights stay in fp32, and check its result."""
     folder = make(case.family, case.work / "bf16", dtype=torch.bfloat16)
-    run_all(recipe_of(case.family, folder, case.work, HALF, dtype="bfloat16"))
+    run_all(recipe_of(folder, case.work, HALF, dtype="bfloat16"))
     dtypes = Counter(
         str(entry.dtype).removeprefix("torch.") for entry in Checkpoint.open(folder).stored.values()
     )
@@ -129,6 +128,7 @@ def delta_applies(case: Case) -> str:
 
 
 def _delta_gives_result(folder: Path, run: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
     delta.apply(folder, run / IMPROVE / DELTA, out)
     applied, result = Checkpoint.open(out), Checkpoint.open(run / IMPROVE / RESULT)
     require(applied.stored.keys() == result.stored.keys(), _names(set(applied.stored), set(result.stored)))

@@ -7,7 +7,6 @@ from typing import Any
 from allo.recipe import Recipe, load_recipe
 from allo.recipe.criteria import CRITERIA
 from allo.tasks.planted_flaws import demonstrations
-from benchmarks.families.families import Family
 
 DENSITY = {"forget": 0.05, "improve": 0.1}
 _STEPS = {
@@ -29,7 +28,7 @@ def tiny_pairs(number: int) -> list[dict[str, Any]]:
 
 
 def recipe_of(
-    family: Family, model: Path, work: Path, name: str, *, dtype: str = "float32", criterion: str = "warmup"
+    model: Path, work: Path, name: str, *, dtype: str = "float32", criterion: str = "warmup"
 ) -> Recipe:
     """Return the recipe of a run in `work` / `name`."""
     work.mkdir(parents=True, exist_ok=True)
@@ -45,7 +44,8 @@ def recipe_of(
         "max_length": 96,
         "data": {"pairs": str(pairs)},
         "locate": {"criterion": criterion, "training": _STEPS if trains else {}},
-        "score": {"scorer": "implicit" if trains else "confidence", "batch_size": 4},
+        # Every token of a random model has some weight.
+        "score": {"scorer": "implicit" if trains else "confidence", "threshold": 1.0, "batch_size": 4},
         "forget": {"density": DENSITY["forget"], "training": _STEPS},
         "improve": {"density": DENSITY["improve"], "training": _STEPS},
         "evaluate": {
