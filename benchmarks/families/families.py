@@ -107,6 +107,14 @@ _GEMMA4_VISION = {
     "patch_size": 4,
     "position_embedding_size": 16,
 }
+# The hub has keys and values of its own for layers that read those of an earlier one.
+_SHARED_KEYS = tuple(
+    (
+        rf"(language_model|^model)\.layers\.{number}\.(self_attn\.(k_proj|v_proj|k_norm))",
+        rf"\1.layers.{number + 2}.\2",
+    )
+    for number in (0, 1)
+)
 _GEMMA_PLACES = {"image_token_id": 181, "audio_token_id": 182, "video_token_id": 183}
 _GEMMA_PLACES |= {"boi_token_id": 184, "eoi_token_id": 185, "boa_token_id": 186, "eoa_token_index": 187}
 
@@ -249,7 +257,7 @@ FAMILIES = (
             "eoi_token_index": 187,
         },
         architecture="Gemma3ForConditionalGeneration",
-        smoke=True, on_hub=((r"^vision_tower\.", "vision_tower.vision_model."),)),
+        smoke=True, on_hub=((r"^vision_tower\.(?!vision_model)", "vision_tower.vision_model."),)),
     Family(
         "Gemma 3n (text)",
         "gemma3n_text",
@@ -265,14 +273,16 @@ FAMILIES = (
             "laurel_rank": 4,
             "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
         },
+        copies=_SHARED_KEYS,
     ),
-    Family("Gemma 4 (text)", "gemma4_text", _GEMMA4, smoke=True),
+    Family("Gemma 4 (text)", "gemma4_text", _GEMMA4, copies=_SHARED_KEYS, smoke=True),
     Family("Gemma 4 MoE (text)", "gemma4_text", _GEMMA4_EXPERTS),
     Family(
         "Gemma 4 (wrapper)",
         "gemma4",
         _GEMMA_PLACES | {"text_config": _GEMMA4, "vision_config": _GEMMA4_VISION, "audio_config": None},
         architecture="Gemma4ForConditionalGeneration",
+        copies=_SHARED_KEYS,
     ),
     Family("gpt-oss", "gpt_oss", _HEADS | _WINDOWS | _LOCAL_EXPERTS, smoke=True),
     Family("Phi-3, Phi-4", "phi3", _DENSE),
@@ -296,9 +306,9 @@ FAMILIES = (
     Family("GLM4-MoE", "glm4_moe", _HEADS | _GROUPS | {
         "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
         "first_k_dense_replace": 1, "use_qk_norm": True,
-    }, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
+    }, copies=((r"^model\.layers\.1\.", "model.layers.46."),)),
     Family("DeepSeek-V2", "deepseek_v2", _DEEPSEEK),
-    Family("DeepSeek-V3", "deepseek_v3", _DEEPSEEK | _GROUPS | _YARN, smoke=True, copies=((r"^model\.layers\.1\.", "model.layers.2."),)),
+    Family("DeepSeek-V3", "deepseek_v3", _DEEPSEEK | _GROUPS | _YARN, smoke=True, copies=((r"^model\.layers\.1\.", "model.layers.61."),)),
     Family("MiniCPM3", "minicpm3", _SMALL | _LATENT | {"intermediate_size": 48, "dim_model_base": 16}),
     Family("LFM2", "lfm2", _DENSE | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
     Family("Falcon (rope)", "falcon", _SMALL, copies=((r"^transformer\.word_embeddings\.", "lm_head."),)),
@@ -332,12 +342,12 @@ FAMILIES = (
         "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "chunk_size": 16, "n_routed_experts": 4,
         "num_experts_per_tok": 2, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16,
         "use_mamba_kernels": False,
-    }),
+    }, copies=((r"^backbone\.layers\.3\.", "mtp.layers.0."),)),
     Family("Ernie 4.5", "ernie4_5", _HEADS),
     Family("Ernie 4.5 MoE", "ernie4_5_moe", _DENSE | {
         "moe_intermediate_size": 16, "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1,
         "moe_layer_start_index": 1,
-    }),
+    }, copies=((r"^model\.layers\.1\.", "model.mtp_block.0."),)),
     Family("Hunyuan", "hunyuan_v1_dense", _HEADS | _ALPHA),
     Family("Hunyuan MoE", "hunyuan_v1_moe", _HEADS | _ALPHA | {"num_experts": 4, "moe_topk": 2}),
     Family("Seed-OSS", "seed_oss", _HEADS),

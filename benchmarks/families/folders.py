@@ -76,17 +76,15 @@ def make(family: Family, folder: Path, *, dtype: torch.dtype = torch.float32) ->
     return folder
 
 
-def save_as_on_hub(model: PreTrainedModel, family: Family, folder: Path, *, base: Path | None = None) -> None:
-    """Save a model under the hub's names, with the tensors that the hub's checkpoints have besides, or `base` has."""
+def save_as_on_hub(model: PreTrainedModel, family: Family, folder: Path) -> None:
+    """Save a model under the hub's names, with the tensors that the hub's checkpoints have besides."""
     model.save_pretrained(folder)
     tensors = load_file(folder / WEIGHTS)
     for pattern, replacement in family.on_hub:
         tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items()}
-    besides = {} if base is None else load_file(base / WEIGHTS)
     for pattern, replacement in family.copies:
-        for name in [name for name in tensors if re.search(pattern, name)]:
-            added = re.sub(pattern, replacement, name)
-            tensors[added] = besides.get(added, tensors[name]).clone()
+        found = [name for name in tensors if re.search(pattern, name)]
+        tensors |= {re.sub(pattern, replacement, name): tensors[name].clone() for name in found}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -101,7 +99,12 @@ def plain_model(
 
 def text_weights(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """Return the weights that text passes through: without towers of images and sounds, and what joins them."""
-    return {name: weight for name, weight in model.named_parameters() if not _OTHER_SENSES.search(name)}
+    return {name: weight for name, weight in model.named_parameters() if is_of_text(name)}
+
+
+def is_of_text(name: str) -> bool:
+    """Return whether a weight, under its name on disk or in memory, is one that text passes through."""
+    return not _OTHER_SENSES.search(name)
 
 
 def _seed(family: Family) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from allo import delta
@@ -20,7 +21,7 @@ from allo.weights.importance_map import ImportanceMap
 from allo.weights.param_mask import ParamMask
 from allo.weights.selection import num_to_select
 from benchmarks.families.checks import TOLERANCE, Case, plain_logps, random_ids
-from benchmarks.families.folders import make, plain_class, plain_model, save_as_on_hub, text_weights
+from benchmarks.families.folders import WEIGHTS, is_of_text, make, plain_class, plain_model, text_weights
 from benchmarks.families.outcome import require
 from benchmarks.families.tiny_recipe import DENSITY, recipe_of
 
@@ -170,32 +171,27 @@ def _loads_whole(case: Case, folder: Path) -> None:
         require(not new, f"plain transformers: {len(new)} {key.replace('_', ' ')} (first: {new[:1]})")
 
 
-@torch.no_grad()
 def adapts(case: Case) -> str:
     """Export a change of Linear weights as PEFT's adapter, which gives the tuned model's log-probs."""
     tuned, change, adapter = (case.work / name for name in ("tuned", "linear.safetensors", "adapter"))
-    model = plain_model(case.family, case.folder)
-    shared = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
-    linear = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and shared[id(module.weight)] == 1
-    }
-    changed = 0
-    for weight in text_weights(model).values():
-        if id(weight) in linear:
-            weight.view(-1)[::_EVERY] *= 1.25
-            changed += 1
-    if not changed:
+    linear = linear_names(case.folder)
+    shutil.copytree(case.folder, tuned, dirs_exist_ok=True)
+    tensors = load_file(tuned / WEIGHTS)
+    chosen = [name for name in tensors if name in linear and is_of_text(name)]
+    if not chosen:
+        has_any = any(isinstance(module, nn.Linear) for module in case.plain.base_model.modules())
+        require(not has_any, "no weight of its Linear layers can be exported")
         return "no Linear layer to export"
-    save_as_on_hub(model, case.family, tuned, base=case.folder)
+    for name in chosen:
+        tensors[name].view(-1)[::_EVERY] *= 1.25
+    save_file(tensors, tuned / WEIGHTS, metadata={"format": "pt"})
     delta.extract(case.folder, tuned, change)
-    found = delta.export_shira(case.folder, change, adapter, linear=linear_names(case.folder))
+    found = delta.export_shira(case.folder, change, adapter, linear=linear)
     prompt, completion = random_ids(9, 12)
     wanted = plain_logps(plain_model(case.family, tuned), prompt, completion)
-    ours = plain_logps(
-        PeftModel.from_pretrained(plain_model(case.family, case.folder), adapter).eval(), prompt, completion
-    )
+    # PEFT names modules: those of the class that allo loads, which need not be a wrapper's.
+    base = type(case.model).from_pretrained(case.folder, attn_implementation="eager")
+    ours = plain_logps(PeftModel.from_pretrained(base, adapter).eval(), prompt, completion)
     difference = float((ours - wanted).abs().max())
     require(difference <= TOLERANCE, f"log-probs with the adapter differ by {difference:.2g}")
     return f"{found.num_sparse} layers sparse, {found.num_whole} whole"
