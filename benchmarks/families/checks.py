@@ -23,8 +23,8 @@ from allo.plan.training import take_a_step
 from allo.sampling.decode import decode
 from allo.sampling.draw import take_most_probable
 from allo.training.arguments import training_arguments
+from allo.training.locating import locate
 from allo.training.trainer import ImproveTrainer
-from allo.weights.param_mask import ParamMask
 from benchmarks.families.families import Family
 from benchmarks.families.folders import plain_model
 from benchmarks.families.outcome import WrongError, require
@@ -128,16 +128,15 @@ def shared_logps(case: Case) -> str:
 
 
 def trained_logps(case: Case) -> str:
-    """Compute log-probs in train mode, after a trainer has prepared the model, twice."""
+    """Compute log-probs in train mode, twice, after locating in memory and with the model as a trainer prepares it."""
     model = load_model(case.folder, dtype=torch.float32, device="cpu")
     settings = {"max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
     arguments = training_arguments(
         settings, folder=case.work / "trainer", seed=0, device=torch.device("cpu"), key="improve.training"
     )
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    trainer = ImproveTrainer(
-        model, arguments, tiny_pairs(4), case.tokenizer, mask=ParamMask.full(shapes), max_length=128
-    )
+    pairs, given = tiny_pairs(4), {"processing_class": case.tokenizer, "max_length": 128}
+    mask = locate(model, arguments, pairs, density=0.1, **given)
+    trainer = ImproveTrainer(model, arguments, pairs, mask=mask, **given)
     trainer.model.train()
     first, second = (_largest_difference(case, trainer.model, _padded()) for _ in range(2))
     return _near(max(first, second))

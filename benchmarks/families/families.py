@@ -6,7 +6,7 @@ state spaces beside attention, dense layers before mixtures of experts, shared e
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 VOCABULARY = 192
 POSITIONS = 256
@@ -131,6 +131,7 @@ class Family:
     model_type: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     architecture: str | None = None
+    reference: Literal["eager", "sdpa"] = "eager"
     on_hub: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     smoke: bool = False
@@ -313,7 +314,10 @@ FAMILIES = (
     Family("LFM2", "lfm2", _DENSE | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
     Family("Falcon (rope)", "falcon", _SMALL, copies=((r"^transformer\.word_embeddings\.", "lm_head."),)),
     Family("Falcon 40B (rope)", "falcon", _SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    Family("Falcon (ALiBi)", "falcon", _SMALL | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    # Its eager attention adds ALiBi's bias twice, to the scores and within the mask.
+    Family("Falcon (ALiBi)", "falcon", _SMALL | {
+        "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
+    }, reference="sdpa"),
     Family("Falcon-H1", "falcon_h1", _DENSE | _MAMBA | _CHUNK | {"mamba_d_ssm": 64}),
     Family("Falcon-Mamba", "falcon_mamba", _IDS | {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
     Family("Mamba", "mamba", _IDS | {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),

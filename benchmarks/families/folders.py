@@ -88,12 +88,10 @@ def save_as_on_hub(model: PreTrainedModel, family: Family, folder: Path) -> None
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def plain_model(
-    family: Family, folder: Path, *, dtype: torch.dtype = torch.float32, attention: str | None = "eager"
-) -> PreTrainedModel:
+def plain_model(family: Family, folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a folder as transformers alone does, with its reference attention."""
-    given = {} if attention is None else {"attn_implementation": attention}
-    model: PreTrainedModel = plain_class(family).from_pretrained(folder, dtype=dtype, **given)
+    kind = plain_class(family)
+    model: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype, attn_implementation=family.reference)
     return model.eval()
 
 

@@ -190,7 +190,7 @@ def adapts(case: Case) -> str:
     prompt, completion = random_ids(9, 12)
     wanted = plain_logps(plain_model(case.family, tuned), prompt, completion)
     # PEFT names modules: those of the class that allo loads, which need not be a wrapper's.
-    base = type(case.model).from_pretrained(case.folder, attn_implementation="eager")
+    base = type(case.model).from_pretrained(case.folder, attn_implementation=case.family.reference)
     ours = plain_logps(PeftModel.from_pretrained(base, adapter).eval(), prompt, completion)
     difference = float((ours - wanted).abs().max())
     require(difference <= TOLERANCE, f"log-probs with the adapter differ by {difference:.2g}")
