@@ -134,6 +134,7 @@ class Family:
     reference: Literal["eager", "sdpa"] = "eager"
     on_hub: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    fused_experts: bool = False
     smoke: bool = False
 
     @property
@@ -243,6 +244,18 @@ FAMILIES = (
             "vision_config": _QWEN_VISION | {"num_position_embeddings": 16},
         },
         architecture="Qwen3_5ForConditionalGeneration", copies=((r"^model\.language_model\.layers\.1\.", "mtp.layers.0."),)),
+    Family(
+        "Qwen3.5-MoE (wrapper)",
+        "qwen3_5_moe",
+        _QWEN_PLACES
+        | {
+            "text_config": _QWEN_NEXT | _QWEN35_ROPE,
+            "vision_config": _QWEN_VISION | {"num_position_embeddings": 16},
+        },
+        architecture="Qwen3_5MoeForConditionalGeneration",
+        fused_experts=True,
+        copies=((r"^model\.language_model\.layers\.1\.", "mtp.layers.0."),),
+    ),
     Family("Gemma", "gemma", _HEADS),
     Family("Gemma 2", "gemma2", _HEADS | _WINDOWS | {"query_pre_attn_scalar": 8}),
     Family("Gemma 3 (text)", "gemma3_text", _HEADS | _WINDOWS | {"query_pre_attn_scalar": 8}),

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.families.families import VOCABULARY, Family
 
 WEIGHTS = "model.safetensors"
 LABORATORY = Path(str(files("allo") / "lab"))
+_EXPERT = re.compile(r"^(.*\.experts)\.\d+\.\w+_proj\.weight$")
 _OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal_projector")
 # Several, so that rows end at different steps.
 ENDS = [2, *range(20, VOCABULARY, 16)]
@@ -43,7 +45,7 @@ def build(family: Family) -> PreTrainedModel:
     model: PreTrainedModel = kind.from_config(config) if kind is AutoModelForCausalLM else kind(config)
     generator = torch.Generator().manual_seed(_seed(family))
 
-    def noise(tensor: torch.Tensor, spread: float) -> torch.Tensor:
+    def noise(tensor: Tensor, spread: float) -> Tensor:
         return spread * torch.randn(tensor.shape, generator=generator)
 
     with torch.no_grad():
@@ -80,12 +82,28 @@ def save_as_on_hub(model: PreTrainedModel, family: Family, folder: Path) -> None
     """Save a model under the hub's names, with the tensors that the hub's checkpoints have besides."""
     model.save_pretrained(folder)
     tensors = load_file(folder / WEIGHTS)
+    if family.fused_experts:
+        tensors = _with_fused_experts(tensors)
     for pattern, replacement in family.on_hub:
         tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items()}
     for pattern, replacement in family.copies:
         found = [name for name in tensors if re.search(pattern, name)]
         tensors |= {re.sub(pattern, replacement, name): tensors[name].clone() for name in found}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _with_fused_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with each layer's experts as `gate_up_proj` and `down_proj`, [experts, ...]."""
+    others = {name: tensor for name, tensor in tensors.items() if not _EXPERT.search(name)}
+    for layer in sorted({found[1] for name in tensors if (found := _EXPERT.search(name))}):
+        number = sum(name.startswith(f"{layer}.") for name in tensors) // 3
+
+        def stacked(kind: str, layer: str = layer, number: int = number) -> Tensor:
+            return torch.stack([tensors[f"{layer}.{expert}.{kind}_proj.weight"] for expert in range(number)])
+
+        others[f"{layer}.gate_up_proj"] = torch.cat([stacked("gate"), stacked("up")], dim=1)
+        others[f"{layer}.down_proj"] = stacked("down")
+    return others
 
 
 def plain_model(family: Family, folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
