@@ -1,4 +1,4 @@
-"""What a check of a family found: it holds, it was refused, a figure is wrong, or something crashed."""
+"""The outcome of a check of a family: it holds, it was refused, a figure is wrong, or something crashed."""
 
 import traceback
 from collections.abc import Callable
