@@ -44,8 +44,10 @@ def gemma(folder: Path) -> Path:
     ("family", "file_in"), [(SMOLLM2, smollm2), (GEMMA, gemma)], ids=["smollm2", "gemma3"]
 )
 def test_a_released_model_holds_what_the_tiny_ones_hold(
-    family: Family, file_in: Callable[[Path], Path], tmp_path: Path
+    family: Family, file_in: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (checks, run_checks):
+        monkeypatch.setattr(module, "TOLERANCE", 1e-3)  # rounding of 30 layers is above that of two
     file, folder = file_in(tmp_path), tmp_path / "checkpoint"
     with quiet():
         load_model(file, dtype=torch.float32, device="cpu").save_pretrained(folder)
