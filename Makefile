@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lowest slow gpu lint mutants invariants tables
+.PHONY: help install demo test lowest slow gpu lint mutants invariants tables families
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -55,4 +55,8 @@ invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers
 	$(BIN)/python scripts/render_invariants.py
 
 tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
+	$(BIN)/python scripts/render_tables.py
+
+families: $(STAMP)  ## try every family of models on tiny random checkpoints (under an hour), then write its table
+	$(BIN)/python -m benchmarks.families.run --jobs 2
 	$(BIN)/python scripts/render_tables.py

@@ -1,0 +1,1 @@
+"""The families of models that allo trains, each on a tiny random checkpoint."""
