@@ -35,7 +35,12 @@ STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
     Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
-    Stage("pair", ("02-verdicts.jsonl",), ("03-pairs.jsonl", "03-wrong.jsonl"), (*PROMPTS, "data", "pair")),
+    Stage(
+        "pair",
+        ("02-verdicts.jsonl",),
+        ("03-pairs.jsonl", "03-wrong.jsonl", "03-held-out.jsonl"),
+        (*PROMPTS, "data", "pair"),
+    ),
     Stage(
         "locate",
         ("00-sft", "03-pairs.jsonl"),
@@ -62,7 +67,11 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
+        (
+            "00-sft",
+            *("03-pairs.jsonl", "03-held-out.jsonl", "round-1/03-pairs.jsonl"),
+            *("06-forget", "07-improve"),
+        ),
         ("08-eval.json",),
         (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
     ),

@@ -14,6 +14,7 @@ from allo.report import charts, figures, story, tables
 from allo.report.experts import chosen_among, expert_table
 from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
+from allo.report.pairs import held_out_tables
 from allo.report.run_view import RunView, TokenCredit
 
 HERE = Path(__file__).parent
@@ -60,7 +61,9 @@ def render(
     assert runs, "a report needs a run"
     runs = story.with_starts(runs)
     rows = tables.models(runs)
-    results = tables.result_tables(rows) + win_rate_tables(runs) + tables_of_runs(runs)
+    results = (
+        tables.result_tables(rows) + held_out_tables(rows) + win_rate_tables(runs) + tables_of_runs(runs)
+    )
     cost = tables.cost_table(rows)
     heading = figures.printable(title or " · ".join(run.name for run in runs))
     style = (HERE / "page.css").read_text(encoding="utf-8")

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from allo.console import say
 from allo.files.artifacts import RunFolder, write_atomic
 from allo.recipe import Recipe
 from allo.report.page import DEFAULT_EXAMPLES, render
 from allo.report.read import view
+from allo.report.run_view import RunView
+from allo.report.story import headline
 
 
 def write_report(
@@ -17,7 +20,11 @@ def write_report(
 
     Raises `UserError` if a run has no evaluation yet, or one of its files is malformed.
     """
-    page, tables = render([view(folder) for folder in folders], title=title, num_examples=num_examples)
+    return _write([view(folder) for folder in folders], out, title=title, num_examples=num_examples)
+
+
+def _write(runs: Sequence[RunView], out: Path, *, title: str | None, num_examples: int) -> tuple[Path, Path]:
+    page, tables = render(runs, title=title, num_examples=num_examples)
     out.mkdir(parents=True, exist_ok=True)
     html, markdown = out / "report.html", out / "report.md"
     write_atomic(html, page)
@@ -26,8 +33,8 @@ def write_report(
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `report.html` and `report.md` of one run into its folder."""
-    write_report(
-        [folder.path], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples
-    )
+    """Write `report.html` and `report.md` of one run into its folder, and say its result."""
+    own = view(folder.path)
+    _write([own], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples)
+    say(headline(own))
     return {}
