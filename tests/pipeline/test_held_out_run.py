@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from allo.cli.result import show_result
 from allo.errors import UserError
 from allo.files.artifacts import read_json, read_jsonl
 from allo.files.records import Pair
@@ -83,7 +84,8 @@ def test_the_manifest_the_terminal_and_the_report_say_it(
 ) -> None:
     stages = read_json(finished / "manifest.json")["stages"]
     assert stages["pair"]["counts"]["held_out"] == stages["evaluate"]["counts"]["held_out"] == 10
-    run_all(recipe(place, f"{{pairs: {place / 'pairs.jsonl'}}}"), force="report")
+    read = recipe(place, f"{{pairs: {place / 'pairs.jsonl'}}}")
+    show_result(read, run_all(read, force="report"))
     said = capsys.readouterr().err
     held_out = read_json(finished / "08-eval.json")["models"]["aligned"]["held_out"]
     share = f"{100 * held_out['reward_accuracy']['value']:.1f}\u00a0%"
@@ -92,6 +94,22 @@ def test_the_manifest_the_terminal_and_the_report_say_it(
         text = (finished / report).read_text()
         assert "Held-out pairs" in text and f"{held_out['margin']['value']:.3f}" in text
         assert "10 pairs of 5 prompts, beta 0.2" in text
+
+
+def test_a_run_ends_with_where_its_model_is_and_what_to_do_with_it(
+    place: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = recipe(place, f"{{pairs: {place / 'pairs.jsonl'}}}")
+    show_result(read, run_all(read))
+    said = capsys.readouterr().err.splitlines()
+    assert f"the model is in {finished / 'model'}" in said
+    assert any(line.endswith(f"vllm serve {finished / 'model'}") for line in said)
+    assert any(f"push {finished / '07-improve' / 'delta.safetensors'} OWNER/NAME" in line for line in said)
+    for report in ("report.html", "report.md"):
+        text = (finished / report).read_text()
+        assert text.index("Use this model") > text.index("Held-out pairs")
+        assert "vllm serve ./model" in text and "push 07-improve/delta.safetensors" in text
+        assert str(finished) not in text.split("Use this model")[1]
 
 
 def test_a_run_that_begins_again_holds_out_the_same_pairs(

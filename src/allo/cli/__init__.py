@@ -68,8 +68,13 @@ def run_recipe(
     force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
 ) -> None:
     """Run every stage of a recipe; finished stages are skipped."""
-    folder = run_all(load_recipe(recipe, overrides), until=until, force=force)
+    read = load_recipe(recipe, overrides)
+    folder = run_all(read, until=until, force=force)
     say(f"the run is in {folder.path}")
+    if until is None:
+        from allo.cli.result import show_result
+
+        show_result(read, folder)
 
 
 def _add_stage(name: str) -> None:

@@ -279,6 +279,7 @@ class RunFolder:
     forget = _Below("06-forget")
     improve = _Below("07-improve")
     evaluation = _Below("08-eval.json")
+    model = _Below("model")
     manifest = _Below("manifest.json")
 
 

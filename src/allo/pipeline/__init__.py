@@ -19,7 +19,8 @@ from allo.files.harness_results import leave_block
 from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
 from allo.files.provenance import peak_memory, provenance, reset_peak_memory
-from allo.files.rounds import rounds_there
+from allo.files.result_link import is_linked, remove_broken_link
+from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.recipe import Recipe, save_recipe
 from allo.recipe.own_code import own_file
@@ -106,6 +107,7 @@ def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = Non
             work = _work(stage, recipe, run)
             if stage.name != force and work.is_done:
                 say(f"{stage.name:<9} done already, skipped")
+                _link_result(stage, recipe, run)
                 continue
             if not checked and stage is not REPORT:
                 _check(recipe)
@@ -288,8 +290,15 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     }
     write_manifest(run, manifest)
     stage.begun(run).unlink()
+    _link_result(stage, recipe, run)
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
+
+
+def _link_result(stage: Stage, recipe: Recipe, run: RunFolder) -> None:
+    """After the last training stage, link the run's `model` to its result, unless that is done."""
+    if stage.name == recipe.training_stages[-1] and not is_linked(run, trained(recipe, run) / "model"):
+        importlib.import_module("allo.stages.result").point_to_result(recipe, run)
 
 
 def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
@@ -333,6 +342,7 @@ def _discard(stage: Stage, run: RunFolder) -> None:
     remove(stage.begun(run))
     for path in stage.leaves(run):
         leave_block(path) if path == run.evaluation else remove(path)
+    remove_broken_link(run)
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:

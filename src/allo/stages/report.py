@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allo.console import say
 from allo.files.artifacts import RunFolder, write_atomic
 from allo.recipe import Recipe
 from allo.report.page import DEFAULT_EXAMPLES, render
 from allo.report.read import view
-from allo.report.run_view import RunView
 from allo.report.story import headline
 
 
@@ -20,11 +18,7 @@ def write_report(
 
     Raises `UserError` if a run has no evaluation yet, or one of its files is malformed.
     """
-    return _write([view(folder) for folder in folders], out, title=title, num_examples=num_examples)
-
-
-def _write(runs: Sequence[RunView], out: Path, *, title: str | None, num_examples: int) -> tuple[Path, Path]:
-    page, tables = render(runs, title=title, num_examples=num_examples)
+    page, tables = render([view(folder) for folder in folders], title=title, num_examples=num_examples)
     out.mkdir(parents=True, exist_ok=True)
     html, markdown = out / "report.html", out / "report.md"
     write_atomic(html, page)
@@ -33,8 +27,13 @@ def _write(runs: Sequence[RunView], out: Path, *, title: str | None, num_example
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `report.html` and `report.md` of one run into its folder, and say its result."""
-    own = view(folder.path)
-    _write([own], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples)
-    say(headline(own))
+    """Write `report.html` and `report.md` of one run into its folder."""
+    write_report(
+        [folder.path], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples
+    )
     return {}
+
+
+def result_of_run(run: Path) -> str:
+    """Return a finished run's result in one sentence."""
+    return headline(view(run))
