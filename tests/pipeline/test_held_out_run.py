@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from allo.cli.result import show_result
+from allo.delta import info
 from allo.errors import UserError
-from allo.files.artifacts import read_json, read_jsonl
+from allo.files.artifacts import read_json, read_jsonl, sha256_file
 from allo.files.records import Pair
 from allo.models.load import load_model, load_tokenizer
 from allo.pipeline import run_all
@@ -151,3 +152,25 @@ def test_held_out_problems_are_answered_before_and_after(place: Path, tmp_path: 
         assert result["overlap"]["exact"] == 0
         answered = {row["prompt_id"] for row in content["completions"][model]["held_out"]}
         assert len(answered) == 6 and answered.isdisjoint(trained) and len(answered | trained) == 25
+
+
+def test_the_card_stands_beside_the_model_and_names_its_hashes(place: Path, finished: Path) -> None:
+    text = (finished / "model-card.md").read_text()
+    held_out = read_json(finished / "08-eval.json")["models"]["aligned"]["held_out"]
+    assert f"{100 * held_out['reward_accuracy']['value']:.1f} %" in text
+    assert sha256_file(finished / "07-improve" / "delta.safetensors") in text
+    assert info(finished / "07-improve" / "delta.safetensors").base_fingerprint in text
+    assert "preference pairs of the file pairs.jsonl" in text and str(place) not in text
+    assert not (finished / "07-improve" / "model" / "model-card.md").exists()
+    assert read_json(finished / "manifest.json")["stages"]["report"]["outputs"].keys() >= {"model-card.md"}
+
+
+def test_a_lost_card_is_written_again_and_nothing_is_trained(
+    place: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "model-card.md").read_bytes()
+    (finished / "model-card.md").unlink()
+    run_all(recipe(place, f"{{pairs: {place / 'pairs.jsonl'}}}"))
+    assert (finished / "model-card.md").read_bytes() == before
+    begun = [line.split()[0] for line in capsys.readouterr().err.splitlines() if line.endswith("...")]
+    assert begun == ["report"]

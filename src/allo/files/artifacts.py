@@ -280,6 +280,7 @@ class RunFolder:
     improve = _Below("07-improve")
     evaluation = _Below("08-eval.json")
     model = _Below("model")
+    card = _Below("model-card.md")
     manifest = _Below("manifest.json")
 
 

@@ -31,7 +31,7 @@ _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
 
 MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
 PROMPTS = ("data_folder", "chat", "seed_of_data")
-REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
+REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md", "model-card.md"), ("name", "report"))
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),

@@ -27,10 +27,13 @@ def write_report(
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `report.html` and `report.md` of one run into its folder."""
+    """Write `report.html`, `report.md` and `model-card.md` of one run into its folder."""
+    from allo.stages.card import write_card  # unlike a report, it needs the delta, and so torch
+
     write_report(
         [folder.path], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples
     )
+    write_card(recipe, folder)
     return {}
 
 
