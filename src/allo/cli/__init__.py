@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from allo.cli.evaluate import evaluate
+from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
 from allo.cli.winrate import app as winrate_app
 from allo.console import say, tell
@@ -75,6 +76,9 @@ def run_recipe(
         from allo.cli.result import show_result
 
         show_result(read, folder)
+
+
+app.command("push")(push_run)
 
 
 def _add_stage(name: str) -> None:
