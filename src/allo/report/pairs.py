@@ -6,8 +6,10 @@ from allo.files.evaluation import HeldOut, Rate
 from allo.report import figures
 from allo.report.tables import Cell, Model, Table, rate
 
-COLUMNS = ("Reward accuracy", "Margin", "Likelihood accuracy", "Chosen", "Rejected", "Chosen, a token")
-COLUMNS += ("Rejected, a token",)
+COLUMNS = (
+    *("Reward accuracy", "Margin", "Likelihood accuracy"),
+    *("Chosen", "Rejected", "Chosen, a token", "Rejected, a token"),
+)
 
 
 def held_out_tables(rows: Sequence[Model]) -> list[Table]:
@@ -45,8 +47,8 @@ def _cells(found: HeldOut) -> tuple[Cell, ...]:
         rate(found.reward_accuracy),
         _nats(found.margin),
         rate(found.likelihood_accuracy),
-        *(_nats(change and change.answer) for change in (chosen, rejected)),
-        *(_nats(change and change.token) for change in (chosen, rejected)),
+        *(_nats(change.answer if change else None) for change in (chosen, rejected)),
+        *(_nats(change.token if change else None) for change in (chosen, rejected)),
     )
 
 

@@ -1,6 +1,6 @@
 """The model card of a run, beside its report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from allo.delta import info
@@ -37,8 +37,8 @@ def _data(recipe: Recipe) -> Iterator[str]:
     """Yield the origins of all rows, without the folders of local files."""
     for source in recipe.sft.sources if recipe.sft else []:
         yield f"fine-tuned on the solutions of {_source(source)}"
-    for part in recipe.data.mixture or [recipe.data]:
-        yield _source(part)
+    origins: Sequence[Source] = recipe.data.mixture or [recipe.data]
+    yield from map(_source, origins)
 
 
 def _source(source: Source) -> str:

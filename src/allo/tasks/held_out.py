@@ -48,8 +48,9 @@ def number_of(held_out: HeldOut, num_prompts: int) -> int:
     return held_out if isinstance(held_out, int) else 0
 
 
-def sentence(held_out: Sequence[Record], num_rows: int) -> str:
+def sentence(kept: Sequence[Record], held_out: Sequence[Record]) -> str:
     """Return how many of all rows are held out, in words."""
+    num_rows = len(kept) + len(held_out)
     kind = "pairs" if held_out and isinstance(held_out[0], Pair) else "prompts"
     if not held_out:
         return f"none of {num_rows:,} rows is held out, since the prompts are too few: nothing is measured on them"

@@ -51,9 +51,9 @@ class Sources:
         """Return how many rows are held out, in words; nothing if the recipe holds out none."""
         if not self.recipe.data.held_out:
             return ""
-        pairs = self.recipe.data.pairs is not None
-        kept, held_out = self._split_pairs() if pairs else self._split_prompts(self.recipe.data)
-        return sentence(held_out, len(kept) + len(held_out))
+        if self.recipe.data.pairs is not None:
+            return sentence(*self._split_pairs())
+        return sentence(*self._split_prompts(self.recipe.data))
 
     def _split_prompts(self, source: Source) -> tuple[list[Prompt], list[Prompt]]:
         prompts = self._prompts_and_readings(source, key="")[0]
