@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder
 from allo.files.result_link import is_linked
-from allo.models import load
 from allo.pipeline import run_all
 from allo.stages import improve, result
 from allo.weights.checkpoints import Checkpoint
@@ -59,7 +58,7 @@ def test_a_second_run_leaves_the_link_and_checks_nothing(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (copied / "model").lstat().st_ino
-    monkeypatch.setattr(result, "parameter_names", None)
+    monkeypatch.setattr(result, "is_ready", None)
     again(copied)
     assert (copied / "model").lstat().st_ino == before
 
@@ -123,9 +122,10 @@ def test_where_links_are_not_possible_it_says_where_the_model_is(
 
 def test_a_folder_under_other_names_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copied / "model").unlink()
-    monkeypatch.setattr(result, "parameter_names", lambda folder, **_: {*load.parameter_names(folder), "x"})
-    with pytest.raises(UserError, match=r"07-improve/model: transformers knows .* \(first: x\)"):
+    monkeypatch.setattr(result, "is_ready", lambda recipe: None)
+    with pytest.raises(UserError, match=r"07-improve/model: transformers would load .* under other names"):
         again(copied)
+    assert not (copied / "model").exists()
 
 
 def test_with_rounds_the_link_leads_to_the_union(tmp_path: Path) -> None:

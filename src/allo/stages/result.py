@@ -4,10 +4,8 @@ from allo.errors import UserError
 from allo.files.artifacts import RunFolder
 from allo.files.result_link import link
 from allo.files.rounds import trained
-from allo.models.load import parameter_names
-from allo.models.start import load_policy_tokenizer
+from allo.models.start import is_ready, load_policy_tokenizer
 from allo.recipe import Recipe
-from allo.weights.checkpoints import Checkpoint
 
 
 def point_to_result(recipe: Recipe, run: RunFolder) -> None:
@@ -16,11 +14,10 @@ def point_to_result(recipe: Recipe, run: RunFolder) -> None:
     Raises `UserError` if transformers would not load its tensors under the names on disk, or not its tokenizer.
     """
     folder = trained(recipe, run) / "model"
-    live = parameter_names(folder, trust_remote_code=recipe.trust_remote_code)
     load_policy_tokenizer(recipe, folder)
-    if other := live ^ Checkpoint.open(folder).stored.keys():
+    if is_ready(recipe.model_copy(update={"model": str(folder)})) is None:
         raise UserError(
-            f"{folder}: transformers knows its weights by other names than the files have (first: {min(other)}). "
+            f"{folder}: transformers would load its weights under other names or in other types than the files have. "
             "Report this with the model's name; `allo delta apply` makes the folder again from the base."
         )
     link(run, folder)
