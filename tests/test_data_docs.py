@@ -18,7 +18,7 @@ from allo.recipe.tasks import TASKS
 from allo.tasks import alpaca_eval, arena_hard, base
 from allo.tasks.pairs import read_pairs
 from allo.tasks.prompts import PromptSource, read_prompts
-from allo.tasks.sources import training_pairs, training_prompts
+from allo.tasks.sources import Sources, training_pairs, training_prompts
 from tiny_run import tiny
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
@@ -121,3 +121,11 @@ def test_the_table_names_every_benchmark_with_its_hub_id() -> None:
         assert all(split in splits for split in record.splits) or splits == "those of the folder"
     for module in (alpaca_eval, arena_hard):
         assert f"`{module.BASELINE}`" in PAGE
+
+
+def test_the_held_out_pair_is_not_trained_on(folder: Path) -> None:
+    read = recipe("held_out.yaml")
+    assert read.data.held_out == 1
+    sources = Sources(read)
+    (held_out,), kept = sources.held_out_pairs(), sources.pairs()
+    assert len(kept) == 2 and held_out not in kept

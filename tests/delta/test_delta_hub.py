@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from allo import delta
+from allo.cli.push import push_run
 from allo.delta.hub import FILE
 from allo.errors import UserError
 
@@ -104,14 +106,18 @@ class Handler(BaseHTTPRequestHandler):
             if asked.get("visibility") == "private":
                 self.hub.private.add(repo)
             self.answer({"url": f"{self.hub.url}/{repo}"})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
         elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
             files = json.loads(self.body)["files"]
             mode = {"uploadMode": "lfs", "shouldIgnore": False}
             self.answer({"files": [{"path": file["path"], **mode} for file in files]})
         elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path):
-            (wanted,) = json.loads(self.body)["objects"]
-            action = {"upload": {"href": f"{self.hub.url}/blobs/{wanted['oid']}"}}
-            self.answer({"transfer": "basic", "objects": [{**wanted, "actions": action}]})
+            wanted = json.loads(self.body)["objects"]
+            blobs = f"{self.hub.url}/blobs"
+            places = [{"upload": {"href": f"{blobs}/{one['oid']}"}} for one in wanted]
+            found = [one | {"actions": place} for one, place in zip(wanted, places, strict=True)]
+            self.answer({"transfer": "basic", "objects": found})
         elif match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
             lines = [json.loads(line) for line in self.body.splitlines()]
             files = {
@@ -314,7 +320,7 @@ def test_a_hub_out_of_reach_is_said_to_be(
 
 def allo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     run = subprocess.run(
-        [sys.executable, "-m", "allo", "delta", *arguments],
+        [sys.executable, "-m", "allo", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -326,9 +332,9 @@ def allo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.invariant("A token is written nowhere.")
 def test_the_commands_push_and_apply_over_http_and_the_token_is_written_nowhere(hub: Hub, made: Path) -> None:
-    pushed = allo("push", "mine.safetensors", REPO, folder=made)
+    pushed = allo("delta", "push", "mine.safetensors", REPO, folder=made)
     place = pushed.stdout.strip()
-    applied = allo("apply", "base", place, "out", folder=made)
+    applied = allo("delta", "apply", "base", place, "out", folder=made)
     tuned, out = (load_file(made / name / "model.safetensors") for name in ("tuned", "out"))
     assert tuned.keys() == out.keys()
     assert all(torch.equal(tuned[name], out[name]) for name in tuned)
@@ -339,3 +345,39 @@ def test_the_commands_push_and_apply_over_http_and_the_token_is_written_nowhere(
     assert len(hub.requests) > 5 and os.environ["HF_TOKEN"] == TOKEN
     for content in [*written, *(text.encode() for text in seen)]:
         assert secret not in content and base64.b64encode(secret) not in content
+
+
+@pytest.fixture
+def finished(made: Path) -> Path:
+    """What a run leaves behind, as far as it is pushed."""
+    stage = made / "run" / "07-improve"
+    shutil.copytree(made / "tuned", stage / "model")
+    (stage / "model" / "config.json").write_text("{}")
+    (stage / "model" / "README.md").write_text("the base's card")
+    shutil.copyfile(made / "mine.safetensors", stage / FILE)
+    (made / "run" / "model-card.md").write_text("# Mine")
+    return made / "run"
+
+
+@pytest.mark.parametrize("is_delta", [False, True])
+def test_a_run_is_pushed_with_its_card_in_one_commit(hub: Hub, finished: Path, is_delta: bool) -> None:
+    pushed = allo("push", "run", REPO, *(["--delta"] if is_delta else []), folder=finished.parent)
+    ((oid, files),) = hub.commits[REPO].items()
+    assert pushed.stdout.startswith(f"{REPO}@{oid}: ")
+    assert files.pop("README.md") == b"# Mine"  # not the base's
+    stage = finished / "07-improve"
+    if is_delta:
+        assert files == {FILE: (stage / FILE).read_bytes()}
+        assert delta.fetch(f"hf://{REPO}").read_bytes() == files[FILE]
+    else:
+        names = {"model.safetensors", "config.json"}
+        assert files == {name: (stage / "model" / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("missing", ["model-card.md", "07-improve/model"])
+def test_an_unfinished_run_is_not_pushed(hub: Hub, finished: Path, missing: str) -> None:
+    gone = finished / missing
+    gone.rename(finished / "aside")
+    with pytest.raises(UserError, match=rf"{missing}: not there. Give the folder of a finished run"):
+        push_run(finished, REPO)
+    assert hub.requests == []

@@ -125,7 +125,7 @@ def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> Non
         ("locate.criterion=best", "locate.criterion"),
         ("improve.training.learning_rate=0", "improve.training.learning_rate"),
         ("improve.training.save_total_limit=1", "improve.training.save_total_limit"),
-        ("evaluate.sets={}", "evaluate.sets"),
+        ("evaluate.sets=[]", "evaluate.sets"),
         ("data.file=x.jsonl", "data"),  # two origins
         ("data.task=null", "data"),  # none
         ("evaluate.kl={split: test}", "evaluate.kl"),
@@ -274,7 +274,7 @@ def test_what_is_saved_reads_back_equal(write, tmp_path: Path) -> None:
 def test_the_schema_is_json_and_forbids_unknown_keys() -> None:
     found = json.loads(json.dumps(schema()))
     assert found["additionalProperties"] is False
-    assert set(found["required"]) == {"name", "model", "data", "evaluate"}
+    assert set(found["required"]) == {"name", "model", "data"}
     assert found["properties"].keys() == Recipe.model_fields.keys()
     assert found["$defs"]["Improve"]["properties"]["density"]["exclusiveMinimum"] == 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from allo.cli.evaluate import evaluate
+from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
 from allo.cli.winrate import app as winrate_app
 from allo.console import say, tell
@@ -68,8 +69,16 @@ def run_recipe(
     force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
 ) -> None:
     """Run every stage of a recipe; finished stages are skipped."""
-    folder = run_all(load_recipe(recipe, overrides), until=until, force=force)
+    read = load_recipe(recipe, overrides)
+    folder = run_all(read, until=until, force=force)
     say(f"the run is in {folder.path}")
+    if until is None:
+        from allo.cli.result import show_result
+
+        show_result(read, folder)
+
+
+app.command("push")(push_run)
 
 
 def _add_stage(name: str) -> None:

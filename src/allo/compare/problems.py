@@ -21,6 +21,10 @@ def check_problems(recipe: Recipe) -> None:
                     f"{key}.order: with compare.resample each seed would shuffle differently and use other problems. "
                     "Set order to given."
                 )
+    if not sets:
+        raise UserError(
+            "evaluate.sets: a comparison is of accuracies on test problems, and the recipe names none: add a set."
+        )
     validation = prompts_of(recipe, recipe.compare.validation)
     _check_answers("compare.validation", validation)
     elsewhere = {"compare.validation": _ids(validation)}

@@ -1,7 +1,7 @@
 """Deltas, the entries that alignment changed: written, applied, merged, exported and shared."""
 
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
-from allo.delta.hub import fetch, push
+from allo.delta.hub import fetch, push, push_files
 from allo.delta.merging import MergeInfo, merge
 from allo.delta.patch import apply, apply_to_model, extract, patch_of
 from allo.delta.shira import ShiraInfo, export_shira
@@ -20,6 +20,7 @@ __all__ = [
     "merge",
     "patch_of",
     "push",
+    "push_files",
     "read_delta",
     "write_delta",
 ]

@@ -5,7 +5,7 @@ shows nor stores them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -59,26 +59,36 @@ def push(delta: str | Path, repo: str, *, private: bool = False) -> str:
     The place includes the commit, so it always refers to these bytes. A missing repository is created, private if
     requested. Raises UserError if the file is not a delta or the hub refuses.
     """
-    if not _REPO.fullmatch(repo):
-        raise UserError(f"{repo!r} is no repository of the hub: give OWNER/NAME")
+    _check_repo(repo)
     read_delta(delta)
-    from huggingface_hub import HfApi
+    commit = push_files({FILE: Path(delta)}, repo, private=private, message="Upload a delta of allo")
+    return f"{SCHEME}{repo}@{commit}/{FILE}"
+
+
+def push_files(files: Mapping[str, Path], repo: str, *, private: bool, message: str) -> str:
+    """Upload files under their names in one commit to the model repository `repo`, and return the commit.
+
+    A missing repository is created, private if requested. Raises UserError if the hub refuses.
+    """
+    _check_repo(repo)
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     with _speaking_of(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
         try:
-            commit = api.upload_file(
-                path_or_fileobj=str(delta),
-                path_in_repo=FILE,
-                repo_id=repo,
-                commit_message="Upload a delta of allo",
-            )
+            adding = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+            commit = api.create_commit(repo, adding, commit_message=message)
         except (KeyError, TypeError, AttributeError) as error:  # the client does not check the answer
             raise _no_commit(repo) from error
     if not isinstance(commit.oid, str) or not _PLAIN.fullmatch(commit.oid):
         raise _no_commit(repo)
-    return f"{SCHEME}{repo}@{commit.oid}/{FILE}"
+    return commit.oid
+
+
+def _check_repo(repo: str) -> None:
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"{repo!r} is no repository of the hub: give OWNER/NAME")
 
 
 def _no_commit(repo: str) -> UserError:

@@ -271,6 +271,7 @@ class RunFolder:
     verdicts = _Below("02-verdicts.jsonl")
     pairs = _Below("03-pairs.jsonl")
     wrong = _Below("03-wrong.jsonl")
+    held_out = _Below("03-held-out.jsonl")
     importance = _Below("04-importance.safetensors")
     warmup = _Below("04-warmup")
     contrast = _Below("05-contrast")
@@ -278,6 +279,8 @@ class RunFolder:
     forget = _Below("06-forget")
     improve = _Below("07-improve")
     evaluation = _Below("08-eval.json")
+    model = _Below("model")
+    card = _Below("model-card.md")
     manifest = _Below("manifest.json")
 
 

@@ -87,12 +87,37 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Change:
+    """The mean change in log-likelihood from the starting model, in nats, of an answer and of a token."""
+
+    answer: Rate
+    token: Rate
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One model's results on held-out pairs (`stages/likelihood.py`); the starting model has no changes."""
+
+    num_pairs: int
+    num_prompts: int
+    likelihood_accuracy: Rate
+    num_dropped: int = 0
+    beta: float | None = None
+    reward_accuracy: Rate | None = None
+    margin: Rate | None = None
+    chosen: Change | None = None
+    rejected: Change | None = None
+    overlap: Overlap | None = None
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """One evaluated model; training fields are None for a model that was not trained here."""
 
     label: str
     sets: dict[str, SetResult]
     kl: Divergence | None = None
+    held_out: HeldOut | None = None
     trained_weights: int | None = None
     density: float | None = None
     seconds: float | None = None

@@ -58,6 +58,7 @@ Built = TypeVar("Built")
 
 _WHOLE = "give a complete checkpoint of a causal language model"
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
+README = "README.md"  # where a model of the hub states its licence
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 CONFIG_FILES = ["config.json", "*.py"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
@@ -282,7 +283,9 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
         raise UserError(f"{ref} does not exist; give a checkpoint's folder, a .gguf file or a hub id.")
     try:
         with quiet():
-            return Path(snapshot_download(ref, allow_patterns=files, ignore_patterns=["*/*"])), None
+            return Path(
+                snapshot_download(ref, allow_patterns=[*files, README], ignore_patterns=["*/*"])
+            ), None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{ref}: there is no such folder here, and the Hugging Face hub gave no model of that id "

@@ -19,7 +19,8 @@ from allo.files.harness_results import leave_block
 from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
 from allo.files.provenance import peak_memory, provenance, reset_peak_memory
-from allo.files.rounds import rounds_there
+from allo.files.result_link import is_linked, remove_broken_link
+from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.recipe import Recipe, save_recipe
 from allo.recipe.own_code import own_file
@@ -30,12 +31,17 @@ _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
 
 MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
 PROMPTS = ("data_folder", "chat", "seed_of_data")
-REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name", "report"))
+REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md", "model-card.md"), ("name", "report"))
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
     Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
-    Stage("pair", ("02-verdicts.jsonl",), ("03-pairs.jsonl", "03-wrong.jsonl"), (*PROMPTS, "data", "pair")),
+    Stage(
+        "pair",
+        ("02-verdicts.jsonl",),
+        ("03-pairs.jsonl", "03-wrong.jsonl", "03-held-out.jsonl"),
+        (*PROMPTS, "data", "pair"),
+    ),
     Stage(
         "locate",
         ("00-sft", "03-pairs.jsonl"),
@@ -62,7 +68,11 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
+        (
+            "00-sft",
+            *("03-pairs.jsonl", "03-held-out.jsonl", "round-1/03-pairs.jsonl"),
+            *("06-forget", "07-improve"),
+        ),
         ("08-eval.json",),
         (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
     ),
@@ -97,6 +107,7 @@ def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = Non
             work = _work(stage, recipe, run)
             if stage.name != force and work.is_done:
                 say(f"{stage.name:<9} done already, skipped")
+                _link_result(stage, recipe, run)
                 continue
             if not checked and stage is not REPORT:
                 _check(recipe)
@@ -279,8 +290,15 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     }
     write_manifest(run, manifest)
     stage.begun(run).unlink()
+    _link_result(stage, recipe, run)
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
+
+
+def _link_result(stage: Stage, recipe: Recipe, run: RunFolder) -> None:
+    """After the last training stage, link the run's `model` to its result, unless that is done."""
+    if stage.name == recipe.training_stages[-1] and not is_linked(run, trained(recipe, run) / "model"):
+        importlib.import_module("allo.stages.result").point_to_result(recipe, run)
 
 
 def _hash_inputs(stage: Stage, config: dict[str, Any], run: RunFolder, hashes: FileHashes) -> dict[str, str]:
@@ -324,6 +342,7 @@ def _discard(stage: Stage, run: RunFolder) -> None:
     remove(stage.begun(run))
     for path in stage.leaves(run):
         leave_block(path) if path == run.evaluation else remove(path)
+    remove_broken_link(run)
 
 
 def _discard_left_out(recipe: Recipe, run: RunFolder) -> None:

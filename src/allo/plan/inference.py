@@ -7,13 +7,14 @@ from allo.models.collate import pad
 from allo.models.load import Model
 from allo.models.policy import completion_distributions, per_token_logps
 from allo.models.rehearsal import rehearse_sampling, rehearsed_model
-from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths
+from allo.plan.lengths import Lengths, sampling_lengths, scoring_lengths, training_lengths
 from allo.plan.memory import StagePlan
 from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Recipe
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.sample import Sample
 from allo.stages.evaluate import KL_BATCH
+from allo.stages.likelihood import BATCH as PAIRS_BATCH
 from allo.weights.layout import trained_parameters
 
 _WORD = 2
@@ -49,19 +50,24 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
 
 
 def plan_evaluation(recipe: Recipe) -> StagePlan:
-    """Plan greedy answers (one row per prompt), samples, or KL to the start, whichever takes most."""
-    evaluate = recipe.evaluate
-    numbers = {evaluate.generations(name) for name in evaluate.sets} | ({1} if evaluate.greedy else set())
+    """Plan greedy answers (one row per prompt), samples, held-out pairs, or KL to the start, whichever takes most."""
+    evaluate, loads = recipe.evaluate, []
+    numbers = {evaluate.generations(name) for name in recipe.set_names}
+    numbers |= {1} if evaluate.greedy and numbers else set()
     with torch.inference_mode(), Rehearsal() as rehearsal:
         model = _load(recipe, rehearsal)
         for number in sorted(numbers - {0}):
             lengths = _generate(recipe, evaluate, number, model, rehearsal)
+            loads = [f"{evaluate.batch_size} completions of {lengths.prompt} + {lengths.completion} tokens"]
+        if recipe.data.held_out and recipe.data.pairs is not None:
+            per_token_logps(model, _batch(training_lengths(recipe), 2 * PAIRS_BATCH))
+            loads.append(f"{PAIRS_BATCH} held-out pairs of {recipe.max_length} tokens a side")
         if evaluate.kl is not None:
             batch = _batch(sampling_lengths(recipe, model, evaluate.kl_tokens), KL_BATCH)
             logps, start = (completion_distributions(model, batch) for _ in range(2))
             (logps.exp() * (logps - start)).sum(-1)
-    load = f"{evaluate.batch_size} completions of {lengths.prompt} + {lengths.completion} tokens"
-    return StagePlan("evaluate", load, dict(rehearsal.at_peak))
+            loads = loads or [f"{KL_BATCH} rows for KL"]
+    return StagePlan("evaluate", " and ".join(loads) or "no rows", dict(rehearsal.at_peak))
 
 
 def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = None) -> Model:

@@ -14,6 +14,7 @@ from allo.plan.preview_sample import SampledPair
 from allo.plan.preview_tokens import SHOWN_ENDS, Token, laid_out
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import ANSWER_LOSSES
+from allo.recipe.sources import HELD_OUT
 from allo.stages.check import Findings
 from allo.stages.checked_rows import Asked, Trained
 from allo.stages.disk import size
@@ -99,6 +100,8 @@ def _counts(preview: Preview) -> dict[str, list[str]]:
         sentences = said.setdefault(key, [])
         sentences.insert(0, _number(reading.rows, "row", "read"))
         sentences += reading.sentences
+    for sentence in found.held_out:
+        said.setdefault(f"data.{HELD_OUT}", []).append(sentence)
     rows: list[Trained | Asked] = [*found.trained, *found.asked]
     for one in rows:
         unknown = num_unknown(found.tokenizer, _ids(one))

@@ -15,7 +15,7 @@ from allo.recipe.backends import BACKENDS
 from allo.recipe.compare import Compare
 from allo.recipe.criteria import CRITERIA
 from allo.recipe.errors import explain
-from allo.recipe.evaluate import Evaluate
+from allo.recipe.evaluate import Evaluate, with_held_out
 from allo.recipe.judge import Judge, Pairing
 from allo.recipe.kinds import SOLUTIONS
 from allo.recipe.locate import Locate as Locate
@@ -41,8 +41,8 @@ from allo.recipe.numbers import (
 )
 from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
-from allo.recipe.sources import Block, Data, Source
-from allo.recipe.text import LARGEST, dump, override, parse
+from allo.recipe.sources import HELD_OUT, Block, Data, Source
+from allo.recipe.text import dump, override, parse, read_text
 from allo.recipe.trainers import TRAINERS, Trainer, TrainerName
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
 
@@ -196,22 +196,28 @@ class Recipe(Block):
     score: Score | None = Score()
     forget: Forget | None = Forget()
     improve: Improve | None = Improve()
-    evaluate: Evaluate
+    evaluate: Evaluate = Evaluate()
     report: Report = Report()
     compare: Compare | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_gone(cls, fields: Any) -> Any:
-        """Ignore keys that are gone at their old defaults, since the records of earlier runs and trials have them."""
+        """Ignore keys that are gone at their old defaults, since the records of earlier runs and trials have them.
+
+        Without evaluation sets, rows are held out.
+        """
         if not isinstance(fields, dict):
             return fields
-        return {key: value for key, value in fields.items() if key not in GONE or value != GONE[key]}
+        return with_held_out({k: value for k, value in fields.items() if k not in GONE or value != GONE[k]})
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
         if not self.training_stages:
             raise ValueError("forget and improve are both null: nothing would be trained")
+        if self.data.held_out and HELD_OUT in self.evaluate.sets:
+            raise ValueError(f"evaluate.sets.{HELD_OUT} has the name of data.held_out: give it another")
+        self.evaluate.check_measures(self.set_names)
         if self.forget and self.score is None:
             raise ValueError("forget needs score (set `forget: null` to leave both out)")
         if self.data.pairs is None and self.sample.max_new_tokens >= self.max_length:
@@ -294,6 +300,12 @@ class Recipe(Block):
         return self.evaluate.reward_model or self.judge.reward_model
 
     @property
+    def set_names(self) -> tuple[str, ...]:
+        """Return the names of the evaluation sets whose prompts are answered, held-out prompts included."""
+        held_out = (HELD_OUT,) if self.data.held_out and self.data.pairs is None else ()
+        return (*self.evaluate.sets, *held_out)
+
+    @property
     def seed_of_data(self) -> int:
         """Return the seed of every stage up to scoring."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -330,7 +342,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     bad YAML, and each key that is not allowed.
     """
     path = Path(path)
-    fields, root = parse(_text(path), where=lambda line: f"{path}:{line}")
+    fields, root = parse(read_text(path), where=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
     for text in overrides or []:
@@ -341,18 +353,6 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(
             "\n".join(explain(Recipe, path, root, problem) for problem in error.errors())
         ) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(4 * LARGEST + 1).decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error
 
 
 def save_recipe(recipe: Recipe) -> str:

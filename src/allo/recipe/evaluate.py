@@ -1,8 +1,9 @@
 """The recipe's block on evaluation."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from allo.recipe.numbers import (
     BatchSize,
@@ -14,11 +15,27 @@ from allo.recipe.numbers import (
     Share,
     Tokens,
 )
-from allo.recipe.sources import Block, EvaluationSet, Kl
+from allo.recipe.sources import AUTO, HELD_OUT, Block, EvaluationSet, Kl
+
+
+def with_held_out(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's fields with rows held out if they have no evaluation sets.
+
+    Sampled answers to held-out prompts may then be as long as those trained on.
+    """
+    data, evaluate, sample = fields.get("data"), fields.get("evaluate"), fields.get("sample")
+    evaluate = {} if evaluate is None else evaluate
+    if not isinstance(data, dict) or not isinstance(evaluate, dict) or evaluate.get("sets"):
+        return fields
+    held_out = {HELD_OUT: AUTO} if data.get(HELD_OUT) is None else {}
+    if isinstance(sample, dict) and "max_new_tokens" in sample:
+        evaluate = {"max_new_tokens": sample["max_new_tokens"]} | evaluate
+    return fields | {"data": data | held_out, "evaluate": evaluate}
 
 
 class Evaluate(Block):
-    sets: Annotated[dict[SetName, EvaluationSet], Field(min_length=1)]
+    sets: dict[SetName, EvaluationSet] = {}
+    """Without any, held-out rows of `data` are measured (`data.held_out`)."""
     num_generations: GenerationsOrZero = 4
     """Sampled completions per prompt; 0 measures greedy accuracy alone."""
     greedy: bool = True
@@ -39,16 +56,20 @@ class Evaluate(Block):
 
     @model_validator(mode="after")
     def _every_set_is_measured(self) -> "Evaluate":
-        for name in self.sets:
+        self.check_measures(self.sets)
+        return self
+
+    def check_measures(self, names: Iterable[str]) -> None:
+        """Raise `ValueError` for a set to whose prompts no answer is measured."""
+        for name in names:
             if not self.greedy and self.generations(name) == 0:
                 raise ValueError(
                     f"set {name!r} has no completion to measure: set greedy to true, or num_generations above 0"
                 )
-        return self
 
     def generations(self, name: str) -> int:
         """Return the number of sampled completions per prompt of a set."""
-        own = self.sets[name].num_generations
+        own = self.sets[name].num_generations if name in self.sets else None
         return self.num_generations if own is None else own
 
     @property

@@ -1,11 +1,31 @@
 """The sources of a recipe's prompts and pairs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from allo.recipe.numbers import Count, CountOrZero, GenerationsOrZero, Name, Place, Positive, Tokens
 from allo.recipe.tasks import TaskName
+
+AUTO = "auto"
+HELD_OUT = "held_out"
+"""The name of the evaluation set of held-out prompts."""
+
+
+def _number_or_share(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    whole, share = isinstance(value, int) and 0 <= value <= 10**9, is_number and 0 < value < 1
+    if value is not None and value != AUTO and not (is_number and (whole or share)):
+        raise ValueError("give a number of prompts (0 holds out none), a share below 1 such as 0.1, or auto")
+    return value
 
 
 class Block(BaseModel):
@@ -53,6 +73,16 @@ class Data(Source):
     mixture: Annotated[list[Part], Field(min_length=2)] | None = None
     """Several sources, whose prompts alternate by weight, so that every stretch has the same mix; `skip` and `limit`
     beside it count prompts of the mixture."""
+    held_out: Annotated[int | float | Literal["auto"] | None, BeforeValidator(_number_or_share)] = None
+    """Prompts that are not trained on, but measured before and after: a number, a share, or `auto`, the default
+    without `evaluate.sets`. `auto` is 5%, at least 32 and at most 512, and never more than a fifth. All pairs of a
+    held-out prompt are held out with it."""
+
+    @model_serializer(mode="wrap")
+    def _unless_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave an unset `held_out` out: the hashes of earlier runs are of data without this key."""
+        fields: dict[str, Any] = write(self)
+        return {key: value for key, value in fields.items() if key != HELD_OUT or value is not None}
 
     @model_validator(mode="after")
     def _some_are_taken_as_they_stand(self) -> "Data":

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -184,3 +185,16 @@ def place(fields: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{parent} is not a block of keys")
         target = child
     target[last] = value
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a recipe's file, cut where it is longer than any that `parse` takes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * LARGEST + 1).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 text ({error.reason}). Give the path of a YAML file.") from error

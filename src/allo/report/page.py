@@ -14,11 +14,13 @@ from allo.report import charts, figures, story, tables
 from allo.report.experts import chosen_among, expert_table
 from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
+from allo.report.pairs import held_out_tables
 from allo.report.run_view import RunView, TokenCredit
 
 HERE = Path(__file__).parent
 COLOURS = 5  # the style sheet's colour classes besides neutral; further models share colours
 DEFAULT_EXAMPLES = 6
+IN_THE_FOLDER = "In the run's folder:"
 
 # The metrics drawn for each stage: a panel's title, and its lines (metric, label, colour class).
 PANELS = (
@@ -60,7 +62,9 @@ def render(
     assert runs, "a report needs a run"
     runs = story.with_starts(runs)
     rows = tables.models(runs)
-    results = tables.result_tables(rows) + win_rate_tables(runs) + tables_of_runs(runs)
+    results = (
+        tables.result_tables(rows) + held_out_tables(rows) + win_rate_tables(runs) + tables_of_runs(runs)
+    )
     cost = tables.cost_table(rows)
     heading = figures.printable(title or " · ".join(run.name for run in runs))
     style = (HERE / "page.css").read_text(encoding="utf-8")
@@ -96,8 +100,17 @@ def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table]
             "",
             *(f"{text}\n" for text in sentences),
             *map(tables.to_markdown, shown),
+            *(line for run in runs for line in _uses(run, several=len(runs) > 1)),
         ]
     )
+
+
+def _uses(run: RunView, *, several: bool) -> list[str]:
+    """Return the Markdown lines on the use of a run's model."""
+    if not run.uses:
+        return []
+    title = f"Use this model, {tables.escaped(figures.name(run.name))}" if several else "Use this model"
+    return [f"### {title}", "", IN_THE_FOLDER, "", *(f"- {text}: `{line}`" for text, line in run.uses), ""]
 
 
 def _intervals(rows: Sequence[tables.Model]) -> list[tuple[str, Markup]]:
@@ -161,6 +174,8 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
         "stages": tables.stage_table(run) if run.manifest.stages else None,
         "recipe": figures.printable(run.recipe) if run.recipe else "",
         "allo": figures.name(run.manifest.allo),
+        "uses": run.uses,
+        "in_the_folder": IN_THE_FOLDER,
     }
 
 

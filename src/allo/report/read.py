@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from allo.errors import UserError
-from allo.files.artifacts import sha256_answers
+from allo.files.artifacts import RunFolder, sha256_answers
 from allo.files.evaluation import SCHEMA, Evaluation, read_of_schema
 from allo.files.json_forms import checked
 from allo.files.json_text import parse_json
+from allo.files.result_link import result_of, uses
 from allo.files.rounds import rounds_there
 from allo.report.credit import token_credit
 from allo.report.run_view import Judged, Manifest, RunView, Side, TokenCredit
@@ -49,7 +50,17 @@ def view(folder: Path) -> RunView:
         base=base,
         judged=tuple(record for name, record in judged.items() if name not in before),
         judged_before=tuple(before),
+        uses=_uses(RunFolder(folder)),
     )
+
+
+def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
+    """Return what can be done with the last training stage's model; nothing if the folder has none."""
+    for stage in (run.improve, run.forget):
+        if (stage / "model").is_dir():
+            model = result_of(run, stage / "model").relative_to(run.path)
+            return tuple(uses(f"./{model}", f"{stage.name}/delta.safetensors"))
+    return ()
 
 
 def _of_these_answers(record: Judged, evaluation: Evaluation) -> bool:

@@ -146,7 +146,7 @@ class RunView:
     `experts` to those of a mixture's experts. `among` has the patterns of the tensors that a mask's weights were selected
     in, and the number of weights in these. `recipe` is the resolved recipe's YAML and `base` its model. `borrowed_start` is the start as another run
     evaluated it, for a run that did not. `judged` holds judges' records; `judged_before` names records of outdated
-    answers.
+    answers. `uses` says what can be done with the run's model: (purpose, command in the run's folder).
     """
 
     name: str
@@ -162,6 +162,7 @@ class RunView:
     borrowed_start: ModelResult | None = None
     judged: tuple[Judged, ...] = ()
     judged_before: tuple[str, ...] = ()
+    uses: tuple[tuple[str, str], ...] = ()
 
     @property
     def before(self) -> ModelResult | None:

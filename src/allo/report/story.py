@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from allo.files.evaluation import Accuracy, Answer, Evaluated, ModelResult, PromptText, SetResult
+from allo.files.evaluation import (
+    Accuracy,
+    Answer,
+    Evaluated,
+    HeldOut,
+    ModelResult,
+    PromptText,
+    Rate,
+    SetResult,
+)
 from allo.report import figures
 from allo.report.run_view import RunView, TokenSample
 
@@ -68,6 +77,8 @@ def with_starts(runs: Sequence[RunView]) -> list[RunView]:
 def headline(run: RunView) -> str:
     """Return the run's result in one sentence: the first evaluation set, before and after, and the price."""
     after, before = run.after, run.before
+    if after.held_out and not after.sets:
+        return _on_pairs(after.held_out, before) + _trained(after)
     if not after.sets:
         return f"{figures.name(after.label)} was evaluated on no set."
     name = next(iter(after.sets))
@@ -89,6 +100,19 @@ def headline(run: RunView) -> str:
     apart = accuracy.low > known.high or accuracy.high < known.low
     overlap = "do not overlap" if apart else "overlap"
     return f"{where} went from {left} to {reached}, {change} points; the intervals {overlap}.{trained}"
+
+
+def _on_pairs(found: HeldOut, before: ModelResult | None) -> str:
+    """Return the headline's sentence for held-out pairs."""
+    likelier = f"the chosen answer is the likelier one in {_share(found.likelihood_accuracy)}"
+    if before and before.held_out and before.held_out is not found:
+        likelier += f", at the start in {_share(before.held_out.likelihood_accuracy)}"
+    rewarded = f"reward accuracy is {_share(found.reward_accuracy)}; " if found.reward_accuracy else ""
+    return f"On {figures.count(found.num_pairs)} held-out pairs, {rewarded}{likelier}."
+
+
+def _share(found: Rate) -> str:
+    return f"{figures.percent(found.value)} {figures.percent_interval(found.low, found.high)}"
 
 
 def _trained(model: ModelResult) -> str:
@@ -114,7 +138,7 @@ def _rewarded(name: str, result: SetResult, after: ModelResult, before: ModelRes
 
 
 def _spoken(accuracy: Accuracy) -> str:
-    return f"{figures.percent(accuracy.accuracy)} {figures.percent_interval(accuracy.low, accuracy.high)}"
+    return _share(Rate(accuracy.accuracy, accuracy.low, accuracy.high))
 
 
 def price(model: ModelResult) -> list[tuple[str, str]]:

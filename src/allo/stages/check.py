@@ -1,7 +1,7 @@
 """Checks that find bad input, and the rows a run will train on, before its first stage costs time."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from allo.console import say
@@ -17,6 +17,7 @@ from allo.models.start import allowed_in_start, check_policy, check_values, date
 from allo.recipe import Recipe
 from allo.recipe.backends import BACKENDS
 from allo.recipe.own_code import function_of
+from allo.recipe.sources import HELD_OUT
 from allo.sampling.at_servers import check_servable
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
@@ -34,7 +35,8 @@ class Findings:
     """All findings of a recipe's checks.
 
     `unread` says in words what can be checked only once models are loaded, and what is left as it is. `positions` is
-    None for a model without a limit. `selects` says which weights may be selected, if not all.
+    None for a model without a limit. `selects` says which weights may be selected, if not all. `held_out` says
+    what is kept out of training.
     """
 
     tokenizer: Tokenizer
@@ -46,6 +48,7 @@ class Findings:
     asked: list[Asked]
     disk: Disk
     selects: str
+    held_out: list[str] = field(default_factory=list)
 
 
 def check(recipe: Recipe, sources: Sources | None = None) -> None:
@@ -58,6 +61,8 @@ def check(recipe: Recipe, sources: Sources | None = None) -> None:
     for key, reading in found.readings.items():
         for sentence in reading.sentences:
             say(f"{key}: {sentence}")
+    for sentence in found.held_out:
+        say(f"data.{HELD_OUT}: {sentence}")
     for rows in found.trained:
         if words := rows.counts.words(recipe.max_length):
             say(f"{rows.key}: {words}")
@@ -102,6 +107,10 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
         trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
+    said = [sources.held_out()]
+    if recipe.data.pairs is not None and (pairs := sources.held_out_pairs()):
+        counts = trained_pairs(recipe, tokenizer, pairs, key=f"data.{HELD_OUT}").counts
+        said.append(counts.words(recipe.max_length))
     return Findings(
         tokenizer,
         weights,
@@ -112,6 +121,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
         prompts,
         disk,
         allowed.words(recipe.max_density) if allowed else "",
+        list(filter(None, said)),
     )
 
 
@@ -136,12 +146,14 @@ def _check_asked(
         if BACKENDS[recipe.sample.backend].asks_servers:
             for prompt, length in zip(samples, lengths, strict=True):
                 check_servable(prompt, length, room, api=recipe.sample.api)
-    sets = {name: sources.prompts(source) for name, source in evaluate.sets.items()}
+    sets = sources.sets()
     open_sets = [name for name, prompts in sets.items() if reward_model and has_no_answers(name, prompts)]
-    room = _room(recipe, positions, evaluate.max_new_tokens)
+    if sets:
+        room = _room(recipe, positions, evaluate.max_new_tokens)
     for name, prompts in sets.items():
         by = "judged by " + (str(reward_model) if name in open_sets else "their answers")
-        found.append(asked(tokenizer, prompts, room, key=f"evaluate.sets.{name}", judged=by)[0])
+        key = f"evaluate.sets.{name}" if name in evaluate.sets else f"data.{name}"
+        found.append(asked(tokenizer, prompts, room, key=key, judged=by)[0])
     if evaluate.kl is not None:
         room = _room(recipe, positions, evaluate.kl_tokens)
         prompts = sources.prompts(evaluate.kl)
@@ -175,10 +187,12 @@ def _room(recipe: Recipe, positions: int | None, max_new_tokens: int) -> int:
 
 def _check_lengths(recipe: Recipe, positions: int | None) -> None:
     """Check that prompts, completions and training rows fit the model's positions."""
-    lengths = [recipe.evaluate.max_new_tokens, recipe.evaluate.kl_tokens]
+    lengths = [recipe.evaluate.max_new_tokens] if recipe.set_names else []
+    if recipe.evaluate.kl is not None:
+        lengths.append(recipe.evaluate.kl_tokens)
     if recipe.data.pairs is None:
         lengths.append(recipe.sample.max_new_tokens)
-    _room(recipe, positions, max(lengths))
+    _room(recipe, positions, max(lengths, default=1))
     check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)
 
 

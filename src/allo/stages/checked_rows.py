@@ -72,13 +72,13 @@ def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return prompt_ids(tokenizer, text, place=place)
 
 
-def trained_pairs(recipe: Recipe, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> Trained:
-    """Return the ready pairs as the trainers read them. Raises `UserError` if none is left."""
+def trained_pairs(
+    recipe: Recipe, tokenizer: Tokenizer, pairs: Sequence[Pair], *, key: str = "data.pairs"
+) -> Trained:
+    """Return the ready pairs under `key` as the trainers read them. Raises `UserError` if none is left."""
     ready = with_own_ids(recipe, list(pairs), lambda: tokenizer)
-    rows, counts = _under(
-        "data.pairs", counted_pairs, tokenizer, [vars(pair) for pair in ready], recipe.max_length
-    )
-    return Trained("data.pairs", len(ready), rows, counts, _forms(pairs))
+    rows, counts = _under(key, counted_pairs, tokenizer, [vars(pair) for pair in ready], recipe.max_length)
+    return Trained(key, len(ready), rows, counts, _forms(pairs))
 
 
 def trained_solutions(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) -> list[Trained]:

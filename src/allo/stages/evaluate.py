@@ -20,16 +20,16 @@ from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
-from allo.recipe.sources import Kl
+from allo.recipe.sources import HELD_OUT, Kl
 from allo.sampling.completions import complete
 from allo.stages.judge import verify
-from allo.stages.likelihood import likelihood
+from allo.stages.likelihood import AtStart, likelihood, measured_pairs
 from allo.stages.overlap import overlaps
 from allo.stages.reward import has_no_answers, reward
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 from allo.stats.metrics import bootstrap
 from allo.tasks.answers.thoughts import Thoughts
-from allo.tasks.sources import prompts_of
+from allo.tasks.sources import Sources, prompts_of
 from allo.training.result import DELTA
 from allo.weights.checkpoints import fingerprint
 from allo.weights.places import Patch
@@ -54,10 +54,11 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     Harness results are kept for models whose weights are the same.
     """
-    sets = {name: prompts_of(recipe, source) for name, source in recipe.evaluate.sets.items()}
+    sets = Sources(recipe).sets()
+    held_out = read_jsonl(folder.held_out, Pair) if folder.held_out.exists() else []
     parts: list[ResumableLines] = []
     seen = overlaps(recipe, sets)
-    results, completions = _measured(recipe, folder, sets, parts)
+    results, completions = _measured(recipe, folder, sets, held_out, parts)
     reward_model = recipe.measuring_reward_model
     open_sets = {
         name: prompts for name, prompts in sets.items() if reward_model and has_no_answers(name, prompts)
@@ -77,11 +78,16 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     write_json(folder.evaluation, measured | _harnessed(recipe, folder))
     for lines in parts:
         lines.discard()
-    return {"models": len(results), "sets": len(sets)}
+    counts = {"models": len(results), "sets": len(sets)}
+    return counts | ({"held_out": len(held_out)} if held_out else {})
 
 
 def _measured(
-    recipe: Recipe, folder: RunFolder, sets: dict[str, list[Prompt]], parts: list[ResumableLines]
+    recipe: Recipe,
+    folder: RunFolder,
+    sets: dict[str, list[Prompt]],
+    held_out: list[Pair],
+    parts: list[ResumableLines],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, folder)
@@ -99,15 +105,36 @@ def _measured(
                 # Sampled from the starting model; with rounds, the first round's.
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
                 moved = likelihood(pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length)
+            at_start = patch.exchanged if trained else None
+            on_pairs = _on_pairs(recipe, held_out, model, tokenizer, at_start) if held_out else {}
         results[name] = {
             "label": LABELS[name],
             "sets": {},
             "kl": kl,
             "likelihood": moved,
+            **on_pairs,
             **_cost(folder, name),
         }
         completions[name] = answers
     return results, completions
+
+
+def _on_pairs(
+    recipe: Recipe, pairs: list[Pair], model: Model, tokenizer: Tokenizer, at_start: AtStart | None
+) -> dict[str, Any]:
+    """Return the measures of held-out pairs, with the beta of the last training stage."""
+    block = recipe.improve or recipe.forget
+    assert block is not None
+    found = measured_pairs(
+        pairs,
+        model,
+        tokenizer,
+        at_start,
+        beta=block.beta,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+    return {HELD_OUT: found | {"overlap": asdict(overlaps(recipe, {HELD_OUT: pairs})[HELD_OUT])}}
 
 
 def _add_rewards(

@@ -1,10 +1,13 @@
-"""The change in likelihood of the answers that alignment was shown."""
+"""The change in likelihood of chosen and rejected answers, on pairs of the run or on held-out ones."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from allo.console import track
 from allo.files.records import Pair
@@ -12,34 +15,137 @@ from allo.models.collate import PairCollator
 from allo.models.load import Model, Tokenizer
 from allo.models.policy import per_token_logps
 from allo.models.rows import counted_pairs
+from allo.stats.metrics import Estimate, bootstrap, wilson
 
 BATCH = 32  # pairs
+AtStart = Callable[[], AbstractContextManager[None]]
+Rows = list[dict[str, Any]]
 
 
 @torch.inference_mode()
 def likelihood(
-    pairs: Sequence[Pair],
-    model: Model,
-    tokenizer: Tokenizer,
-    at_start: Callable[[], AbstractContextManager[None]],
-    *,
-    max_length: int,
+    pairs: Sequence[Pair], model: Model, tokenizer: Tokenizer, at_start: AtStart, *, max_length: int
 ) -> dict[str, Any]:
     """Return the mean log-ratio of a token to the starting model, in nats, of chosen and of rejected answers.
 
     `at_start` turns `model` into the starting model for a block.
     """
     rows, _ = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
-    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)
+    for logps, start, mask in _batches(rows, model, tokenizer, at_start):
+        sums += torch.stack([side.double().sum().cpu() for side in (logps - start).chunk(2)])
+        counts += torch.stack([side.sum().cpu() for side in mask.chunk(2)])
+    chosen, rejected = (sums / counts).tolist()
+    return {"chosen": chosen, "rejected": rejected, "num_pairs": len(rows)}
+
+
+@torch.inference_mode()
+def measured_pairs(
+    pairs: Sequence[Pair],
+    model: Model,
+    tokenizer: Tokenizer,
+    at_start: AtStart | None,
+    *,
+    beta: float,
+    max_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return a model's accuracies on held-out pairs and, unless it is the start itself, its changes from the start.
+
+    A pair's margin is beta times the difference between the log-ratios of chosen and rejected answer, DPO's implicit
+    reward; it is right if the margin is above 0. By likelihood it is right if the chosen answer is likelier. Intervals
+    are over prompts.
+    """
+    rows, counts = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
+    found = list(_of_pairs(rows, model, tokenizer, at_start))
+    groups = _Groups.of(rows, seed)
+    changes: dict[str, Any] = dict.fromkeys(("reward_accuracy", "margin", "chosen", "rejected"))
+    if at_start is not None:
+        margins = [beta * (sum(one.chosen) - sum(one.rejected)) for one in found]
+        changes = {
+            "reward_accuracy": groups.share([margin > 0 for margin in margins]),
+            "margin": groups.mean([[margin] for margin in margins]),
+            "chosen": groups.change([one.chosen for one in found]),
+            "rejected": groups.change([one.rejected for one in found]),
+        }
+    return {
+        "num_pairs": len(rows),
+        "num_prompts": len(groups.members),
+        "num_dropped": counts.dropped,
+        "beta": beta,
+        "likelihood_accuracy": groups.share([one.is_likelier for one in found]),
+        **changes,
+    }
+
+
+@dataclass(frozen=True)
+class _Ratios:
+    """One pair's log-ratios to the start, token by token, and whether its chosen answer is likelier now."""
+
+    chosen: list[float]
+    rejected: list[float]
+    is_likelier: bool
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The pairs of each prompt, by their places: pairs of one prompt are not independent."""
+
+    members: list[list[int]]
+    seed: int
+
+    @classmethod
+    def of(cls, rows: Rows, seed: int) -> "_Groups":
+        found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            found[tuple(row["prompt_ids"])].append(place)
+        return cls(list(found.values()), seed)
+
+    def mean(self, values: Sequence[Sequence[float]]) -> dict[str, float]:
+        """Return the mean over all values of all pairs."""
+        return self._estimate(values).figure
+
+    def share(self, right: Sequence[bool]) -> dict[str, float]:
+        """Return the share of right pairs, with Wilson's interval if every prompt has one pair."""
+        if len(self.members) == len(right):
+            return wilson(right).figure
+        return self.mean([[float(each)] for each in right])
+
+    def change(self, ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """Return the mean change in log-likelihood of an answer, and of a token."""
+        return {"answer": self.mean([[sum(one)] for one in ratios]), "token": self.mean(ratios)}
+
+    def _estimate(self, values: Sequence[Sequence[float]]) -> Estimate:
+        grouped = [[value for place in group for value in values[place]] for group in self.members]
+        return bootstrap(grouped, seed=self.seed)
+
+
+def _of_pairs(rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None) -> Iterator[_Ratios]:
+    for logps, start, mask in _batches(rows, model, tokenizer, at_start):
+        likelier = [
+            bool(chosen > rejected) for chosen, rejected in zip(*logps.double().sum(-1).chunk(2), strict=True)
+        ]
+        ratios = [one[kept].tolist() for one, kept in zip((logps - start).double(), mask, strict=True)]
+        half = len(likelier)
+        yield from map(_Ratios, ratios[:half], ratios[half:], likelier)
+
+
+def _batches(
+    rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield, for each batch, token log-probs under the model and under the start, and the mask of completion tokens.
+
+    Chosen answers come first, then rejected ones. Without `at_start` the model is the start.
+    """
+    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     starts = range(0, len(rows), BATCH)
     for start in track(starts, "likelihood", total=len(starts)):
         batch = {key: value.to(model.device) for key, value in collate(rows[start : start + BATCH]).items()}
-        aligned = per_token_logps(model, batch)
+        logps = per_token_logps(model, batch)
+        if at_start is None:
+            yield logps, logps, batch["completion_mask"]
+            continue
         with at_start():
-            logratios = aligned - per_token_logps(model, batch)
-        sums += torch.stack([side.double().sum().cpu() for side in logratios.chunk(2)])
-        counts += torch.stack([side.sum().cpu() for side in batch["completion_mask"].chunk(2)])
-    chosen, rejected = (sums / counts).tolist()
-    return {"chosen": chosen, "rejected": rejected, "num_pairs": len(rows)}
+            before = per_token_logps(model, batch)
+        yield logps, before, batch["completion_mask"]

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from allo.files.evaluation import Overlap
-from allo.files.records import Message, Prompt
+from allo.files.records import Message, Pair, Prompt
 from allo.recipe import Recipe
 from allo.tasks.base import question_of
 from allo.tasks.overlap import overlap
 from allo.tasks.sources import prompts_of, training_pairs
 
 
-def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> dict[str, Overlap]:
+def overlaps(recipe: Recipe, sets: Mapping[str, Sequence[Prompt | Pair]]) -> dict[str, Overlap]:
     """Count each evaluation set's questions that fine-tuning or alignment has seen, whatever the wording around them."""
     trained = [question_of(prompt) for prompt in _trained_on(recipe)]
     return {

@@ -15,14 +15,21 @@ from allo.models.written import reads_as
 from allo.recipe import Recipe
 from allo.tasks.pairing import make_pairs, rejected_completions, wrong_completions
 from allo.tasks.rewards import ranked_pairs
-from allo.tasks.sources import training_pairs, training_prompts
+from allo.tasks.sources import Sources, training_pairs, training_prompts
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     pairs, wrong = _pairs_and_wrong(recipe, folder)
     write_jsonl(folder.wrong, wrong)
     write_jsonl(folder.pairs, pairs)
-    return {"pairs": len(pairs), "wrong": len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
+    counts = {"pairs": len(pairs), "wrong": len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
+    if recipe.data.pairs is None or not recipe.data.held_out:
+        return counts
+    if not (held_out := Sources(recipe).held_out_pairs()):
+        return counts
+    own = with_own_ids(recipe, held_out, lambda: load_start_tokenizer(recipe, folder))
+    write_jsonl(folder.held_out, own)
+    return counts | {"held_out": len(own)}
 
 
 def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], list[Wrong]]:

@@ -8,6 +8,7 @@ from allo.files.artifacts import RunFolder, write_atomic
 from allo.recipe import Recipe
 from allo.report.page import DEFAULT_EXAMPLES, render
 from allo.report.read import view
+from allo.report.story import headline
 
 
 def write_report(
@@ -26,8 +27,16 @@ def write_report(
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `report.html` and `report.md` of one run into its folder."""
+    """Write `report.html`, `report.md` and `model-card.md` of one run into its folder."""
+    from allo.stages.card import write_card  # unlike a report, it needs the delta, and so torch
+
     write_report(
         [folder.path], folder.path, title=recipe.report.title, num_examples=recipe.report.num_examples
     )
+    write_card(recipe, folder)
     return {}
+
+
+def result_of_run(run: Path) -> str:
+    """Return a finished run's result in one sentence."""
+    return headline(view(run))

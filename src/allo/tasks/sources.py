@@ -6,8 +6,9 @@ from allo.errors import UserError
 from allo.files.records import Pair, Prompt
 from allo.files.rows import Reading
 from allo.recipe import Recipe
-from allo.recipe.sources import Data, Part, Source
+from allo.recipe.sources import HELD_OUT, Data, Part, Source
 from allo.tasks.base import distinct
+from allo.tasks.held_out import sentence, split
 from allo.tasks.pairs import pairs_and_reading
 from allo.tasks.prompts import PromptSource, prompts_and_reading, repeated, taken
 
@@ -21,18 +22,52 @@ class Sources:
         self._pairs: tuple[list[Pair], Reading] | None = None
 
     def prompts(self, source: Source) -> list[Prompt]:
-        """Return the prompts (at least one) of a source or a mixture. Raises `UserError` for bad input."""
-        return self._prompts_and_readings(source, key="")[0]
+        """Return the prompts (at least one) of a source or a mixture. Raises `UserError` for bad input.
+
+        Held-out prompts of the recipe's `data` block are left out.
+        """
+        return self._split_prompts(source)[0]
+
+    def sets(self) -> dict[str, list[Prompt]]:
+        """Return the prompts of each evaluation set, held-out prompts among them. Raises `UserError` for bad input."""
+        found = {name: self.prompts(source) for name, source in self.recipe.evaluate.sets.items()}
+        if self.recipe.data.pairs is not None:
+            return found
+        held_out = self._split_prompts(self.recipe.data)[1]
+        return found | ({HELD_OUT: held_out} if held_out else {})
 
     def pairs(self) -> list[Pair]:
-        """Return the ready pairs (at least one) of the recipe's `data` block. Raises `UserError` for bad input."""
+        """Return the ready pairs (at least one) to train on, of the recipe's `data` block.
+
+        Raises `UserError` for bad input.
+        """
+        return self._split_pairs()[0]
+
+    def held_out_pairs(self) -> list[Pair]:
+        """Return the ready pairs that are held out. Raises `UserError` for bad input."""
+        return self._split_pairs()[1]
+
+    def held_out(self) -> str:
+        """Return how many rows are held out, in words; nothing if the recipe holds out none."""
+        if not self.recipe.data.held_out:
+            return ""
+        if self.recipe.data.pairs is not None:
+            return sentence(*self._split_pairs())
+        return sentence(*self._split_prompts(self.recipe.data))
+
+    def _split_prompts(self, source: Source) -> tuple[list[Prompt], list[Prompt]]:
+        prompts = self._prompts_and_readings(source, key="")[0]
+        held_out = source.held_out if isinstance(source, Data) else 0
+        return split(prompts, held_out, seed=self.recipe.seed_of_order)
+
+    def _split_pairs(self) -> tuple[list[Pair], list[Pair]]:
         data, (found, _) = self.recipe.data, self._pairs_and_reading()
         pairs = found[data.skip :][: data.limit]
         if not pairs:
             raise UserError(
                 f"{data.pairs}: no pairs left: {len(found)} were found, skip is {data.skip}; lower `skip`."
             )
-        return pairs
+        return split(pairs, data.held_out, seed=self.recipe.seed_of_order)
 
     def readings(self) -> dict[str, Reading]:
         """Return the fate of every source's rows by its key in the recipe. Raises `UserError` for bad input."""
@@ -100,12 +135,12 @@ def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
 
 
 def training_prompts(recipe: Recipe) -> list[Prompt]:
-    """Return the prompts of the recipe's `data` block."""
+    """Return the prompts of the recipe's `data` block that are not held out."""
     return prompts_of(recipe, recipe.data)
 
 
 def training_pairs(recipe: Recipe) -> list[Pair]:
-    """Return the ready pairs (at least one) of the recipe's `data` block. Raises `UserError` for bad input."""
+    """Return the ready pairs to train on; see `Sources.pairs`."""
     return Sources(recipe).pairs()
 
 

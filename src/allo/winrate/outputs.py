@@ -15,7 +15,7 @@ from allo.files.records import Message
 from allo.files.rows import Row, checked, read_rows, stem
 from allo.recipe import load_recipe
 from allo.tasks.answers.thoughts import USUAL
-from allo.tasks.sources import prompts_of
+from allo.tasks.sources import Sources
 
 Kind = Literal["greedy", "sampled"]
 SOLUTION = "solution"
@@ -96,7 +96,7 @@ def of_run(run: Path, *, model: str, set: str, kind: Kind) -> Outputs:
 def solutions(run: Path, *, set: str) -> Outputs:
     """Return the set's own baseline; for AlpacaEval and Arena-Hard, the public baseline's replies."""
     recipe = load_recipe(run / "recipe.yaml")
-    prompts = prompts_of(recipe, recipe.evaluate.sets[set])
+    prompts = Sources(recipe).sets()[set]
     rows = [Output(prompt.solution, prompt.id, said(prompt.prompt)) for prompt in prompts if prompt.solution]
     if not rows:
         raise UserError(f"{run}: the prompts of {set!r} have no `solution` as a baseline; give a file.")

@@ -1,0 +1,57 @@
+"""The link `model` at the top of a run's folder to the run's result, and ways to use it."""
+
+import os
+import shlex
+from pathlib import Path
+
+from allo.console import say
+from allo.files.artifacts import RunFolder, remove
+
+
+def result_of(run: RunFolder, folder: Path) -> Path:
+    """Return the place of the run's result: its link if it leads to the model in `folder`, otherwise `folder`."""
+    return run.model if is_linked(run, folder) else folder
+
+
+def is_linked(run: RunFolder, folder: Path) -> bool:
+    """Return whether the run's link leads to `folder`."""
+    return run.model.is_symlink() and os.readlink(run.model) == _target(run, folder)
+
+
+def link(run: RunFolder, folder: Path) -> None:
+    """Make the run's `model` a relative link to `folder`, a model below the run's own folder.
+
+    Where no link can be made, or something else of this name is in the way, it says where the model is instead.
+    """
+    if run.model.exists() and not run.model.is_symlink():
+        say(f"{run.model}: no link of allo, so it is left as it is. The run's model is {folder}")
+        return
+    part = run.path / ".model.part"
+    try:
+        remove(part)
+        part.symlink_to(_target(run, folder), target_is_directory=True)
+        os.replace(part, run.model)
+    except (OSError, NotImplementedError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        say(f"{run.model}: no link can be made here ({why}). The run's model is {folder}")
+
+
+def remove_broken_link(run: RunFolder) -> None:
+    """Remove the run's link if the model that it leads to is gone."""
+    if run.model.is_symlink() and not run.model.exists():
+        run.model.unlink()
+
+
+def uses(model: str, delta: str) -> list[tuple[str, str]]:
+    """Return what can be done with a result's folder and its delta: (purpose, command)."""
+    folder, file = shlex.quote(model), shlex.quote(delta)
+    return [
+        ("load in transformers", f"AutoModelForCausalLM.from_pretrained({model!r})"),
+        ("serve with vLLM", f"vllm serve {folder}"),
+        ("share the delta alone", f"allo delta push {file} OWNER/NAME"),
+        ("convert to GGUF, in a checkout of llama.cpp", f"python convert_hf_to_gguf.py {folder}"),
+    ]
+
+
+def _target(run: RunFolder, folder: Path) -> str:
+    return os.path.relpath(folder, run.path)
