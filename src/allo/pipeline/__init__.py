@@ -34,7 +34,7 @@ REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md"), ("name
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
-    Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
+    Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge.settings")),
     Stage("pair", ("02-verdicts.jsonl",), ("03-pairs.jsonl", "03-wrong.jsonl"), (*PROMPTS, "data", "pair")),
     Stage(
         "locate",
@@ -64,7 +64,7 @@ STAGES = (
         "evaluate",
         ("00-sft", "03-pairs.jsonl", "round-1/03-pairs.jsonl", "06-forget", "07-improve"),
         ("08-eval.json",),
-        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
+        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge.settings", "sample.stop", "evaluate"),
     ),
     REPORT,
 )
@@ -303,7 +303,7 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
         keys = ("file", "pairs", "rewriter", "reward_model")
         yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
         own = [value.get(key) or "" for key in ("scorer", "loss", "criterion", "task")]
-        own += value.get("beside") or []
+        own += [*(value.get("beside") or []), *(value.get("function") or [])]
         yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")
