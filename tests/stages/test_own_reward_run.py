@@ -16,7 +16,6 @@ from allo.stages import judge as judging
 from allo.stages.check import check
 from own_reward_setup import NUM_PROMPTS, own_recipe, rows, write_inputs
 from reward_setup import done
-from tiny_run import contents
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="trains through TRL; install the extra")
 TRUTH = {row["id"]: row["truth"]["number"] for row in rows()}
@@ -188,7 +187,9 @@ def test_a_function_that_fails_is_found_before_the_first_stage(inputs: Path, tmp
     with pytest.raises(UserError, match=r"missing a required argument: 'verdict'.*first rows of data"):
         check(own_recipe(tmp_path, tmp_path / "out", "f"))
     sets = "evaluate.sets={own: {task: planted_flaws, split: test, limit: 2}}"
-    with pytest.raises(UserError, match=r"KeyError.*first rows of evaluate\.sets\.own"):
+    with pytest.raises(
+        UserError, match=r"in line 7: TypeError.*\(prompt '.*first rows of evaluate\.sets\.own"
+    ):
         check(own_recipe(inputs, tmp_path / "out", "right", sets))
 
 
@@ -205,7 +206,7 @@ def test_a_set_can_still_be_judged_by_its_answers(inputs: Path, finished: RunFol
     shutil.copytree(finished.path, tmp_path / "tiny")
     sets = "evaluate.sets={own: {task: planted_flaws, limit: 6, by_answer: true}}"
     run = run_all(own_recipe(inputs, tmp_path, "right", sets))
-    assert contents(run)["02-verdicts.jsonl"] == contents(finished)["02-verdicts.jsonl"]
+    assert run.verdicts.read_bytes() == finished.verdicts.read_bytes()
     accuracies = [
         read_json(one.evaluation)["models"]["aligned"]["sets"]["own"]["greedy"] for one in (run, finished)
     ]

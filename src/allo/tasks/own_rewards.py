@@ -85,8 +85,9 @@ class OwnRewards:
         """Return the error with the row that causes it, if one does by itself; otherwise with all."""
         for sample in samples if len(samples) > 1 else ():
             if "error" in (reply := self.process.ask(number, self._request([sample], state))):
-                return f"{reply['error']} ({_rows([sample])})"
-        return f"{error} ({_rows(samples)})"
+                error, samples = str(reply["error"]), [sample]
+                break
+        return f"{error.removesuffix('.')} ({_rows(samples)})."
 
 
 @contextmanager
