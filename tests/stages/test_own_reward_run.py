@@ -12,6 +12,7 @@ from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_json, read_jsonl, write_jsonl
 from allo.files.records import Completion, Pair, Verdict, Wrong
 from allo.pipeline import run_all
+from allo.stages import evaluate as evaluating
 from allo.stages import judge as judging
 from allo.stages.check import check
 from own_reward_setup import NUM_PROMPTS, own_recipe, rows, write_inputs
@@ -211,3 +212,53 @@ def test_a_set_can_still_be_judged_by_its_answers(inputs: Path, finished: RunFol
         read_json(one.evaluation)["models"]["aligned"]["sets"]["own"]["greedy"] for one in (run, finished)
     ]
     assert accuracies[0]["num"] == accuracies[1]["num"] == 6
+
+
+def test_a_prompt_without_a_verdict_leaves_the_figures_of_every_model(
+    inputs: Path, finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *_ = TRUTH
+    (tmp_path / "rewards.py").write_text(
+        (inputs / "rewards.py").read_text()
+        + "\ndef some(completions, id, **columns):\n"
+        + f"    return [None if one == {first!r} else reward\n"
+        + "            for one, reward in zip(id, right(completions, **columns), strict=True)]\n"
+    )
+    run = RunFolder(shutil.copytree(finished.path, tmp_path / "tiny"))
+    recipe = own_recipe(inputs, tmp_path, "right", f"judge.function={tmp_path / 'rewards.py'}:some")
+    evaluating.run(recipe, run)
+    assert "no verdict on an answer to 1 of 6 prompts" in capsys.readouterr().err
+    own, theirs = (read_json(one.evaluation) for one in (run, finished))
+    for name, model in own["models"].items():
+        measured = model["sets"]["own"]
+        assert measured["num_prompts"] == 5 and measured["sampled"]["num"] == 10
+        rows = own["completions"][name]["own"]
+        assert rows[0]["prompt_id"] == first and rows[0]["greedy"]["correct"] is None
+        assert rows[1:] == theirs["completions"][name]["own"][1:]
+
+
+def test_an_evaluation_that_is_stopped_by_its_function_goes_on_and_ends_alike(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    """The first attempt fails on one prompt's answers; those of the prompts before are not judged again."""
+    calls, last = tmp_path / "calls", list(TRUTH)[5]
+    (tmp_path / "rewards.py").write_text(
+        (inputs / "rewards.py").read_text()
+        + f"\nimport pathlib\nCALLS = pathlib.Path({str(calls)!r})\n"
+        + "def once(completions, id, **columns):\n"
+        + f"    if {last!r} in id and not CALLS.exists():\n        CALLS.write_text('')\n        raise OSError('full')\n"
+        + "    CALLS.open('a').write(' '.join(id) + ' ') if CALLS.exists() else None\n"
+        + "    return right(completions, **columns)\n"
+    )
+    run = RunFolder(shutil.copytree(finished.path, tmp_path / "tiny"))
+    recipe = own_recipe(
+        inputs, tmp_path, "right", f"judge.function={tmp_path / 'rewards.py'}:once", "judge.batch_size=1"
+    )
+    run.evaluation.unlink()
+    with pytest.raises(UserError, match="OSError: full"):
+        evaluating.run(recipe, run)
+    calls.write_text("")
+    evaluating.run(recipe, run)
+    assert set(calls.read_text().split()) == {last}
+    assert read_json(run.evaluation)["completions"] == read_json(finished.evaluation)["completions"]
+    assert not list(run.path.glob("08-eval.json.*"))

@@ -84,7 +84,11 @@ def on_policy_trainer(
         judge.__name__ = name  # TRL logs a function's rewards by its name
         return judge
 
-    judges = rewards if isinstance(rewards, Mapping) else {"judge": lambda samples, _: list(rewards(samples))}
+    if isinstance(rewards, Mapping):
+        judges = rewards
+    else:
+        one = rewards  # narrowed, also inside the function below
+        judges = {"judge": lambda samples, _: [*one(samples)]}
     model.generation_config.eos_token_id = ends  # TRL reads the end of a sample here
     with quiet():  # TRL loads the reference again
         trainer = kind(

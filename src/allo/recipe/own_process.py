@@ -6,6 +6,7 @@ empty. `main` is the child's part.
 
 import asyncio
 import contextlib
+import faulthandler
 import inspect
 import json
 import os
@@ -24,7 +25,13 @@ from allo.recipe.own_code import load_function, own_file
 KEY = "judge.function"
 ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """The arguments of a reward function besides the columns of its rows."""
-STATE = {"epoch": None, "global_step": 0, "max_steps": 0, "num_train_epochs": 0, "log_history": []}
+STATE: dict[str, Any] = {
+    "epoch": None,
+    "global_step": 0,
+    "max_steps": 0,
+    "num_train_epochs": 0,
+    "log_history": [],
+}
 """The `trainer_state` of a call outside of training."""
 
 
@@ -65,7 +72,8 @@ class OwnProcess:
         A reward is a number, None, or the `repr` of anything else. Raises `UserError` if the function hangs or ends
         the process.
         """
-        line = json.dumps({"function": number, **request}, default=_refused).encode() + b"\n"
+        asked = {"function": number, "timeout": self.timeout, **request}
+        line = json.dumps(asked, default=_refused).encode() + b"\n"
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # an ended process is reported below
             self._process.stdin.write(line)
@@ -120,10 +128,13 @@ def main() -> None:
         return
     for line in requests:
         request = json.loads(line)
+        # A process whose parent was killed must not hang forever.
+        faulthandler.dump_traceback_later(2 * request.pop("timeout"), exit=True)
         try:
             reply = _called(functions[request.pop("function")], **request)
         except UserError as error:
             reply = {"error": str(error)}
+        faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
         print(json.dumps(reply, default=repr), file=replies, flush=True)
 
