@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from allo.files.artifacts import read_json, read_jsonl
-from allo.files.records import Completion
+from allo.files.records import Completion, Verdict
 from allo.models.load import load_tokenizer
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
+from allo.tasks.sources import training_prompts
 from allo.weights.importance_map import ImportanceMap
 from tiny_run import LAB, RECIPE, overrides
 
@@ -48,6 +49,7 @@ def run_tests(file: str) -> int:
 @pytest.mark.parametrize(
     "file",
     [
+        "test_my_reward.py",
         "test_my_scorer.py",
         "test_my_loss.py",
         "test_my_forgetting_loss.py",
@@ -62,6 +64,7 @@ def test_the_pages_tests_pass(file: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [
+        ("my_reward.py", "numbers[-1]", "numbers[0]"),
         ("my_scorer.py", "str.isdigit", "str.isalpha"),
         ("my_loss.py", ".clamp(min=0)", ".abs()"),
         ("my_forgetting_loss.py", ".clamp(min=0)", ".abs()"),
@@ -111,6 +114,17 @@ def test_a_run_takes_the_pages_scorer_and_loss(folder: Path) -> None:
     (folder / "my_forgetting_loss.py").write_text(FILES["my_forgetting_loss.py"].replace("0.1", "0.2"))
     run_all(recipe, until="forget")
     assert read_json(run.manifest)["stages"]["forget"]["hash"] != stages["forget"]["hash"]
+
+
+def test_a_run_takes_the_pages_reward(folder: Path) -> None:
+    function = yaml.safe_load(FILES["judge.yaml"])["judge"]["function"]
+    settings = [f"judge.function={function}", "data.limit=4", "sft=null"]
+    recipe = load_recipe(RECIPE, overrides(folder / "runs", *settings))
+    run = run_all(recipe, until="judge")
+    right = {one.id: one.answer for one in training_prompts(recipe)}
+    for verdict in read_jsonl(run.verdicts, Verdict):
+        numbers = re.findall("[0-9]+", verdict.text)
+        assert verdict.correct == (numbers[-1:] == [right[verdict.prompt_id]])
 
 
 def test_a_run_takes_the_pages_criterion_and_task(folder: Path) -> None:

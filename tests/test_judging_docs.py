@@ -95,6 +95,7 @@ def test_the_recipes_shown_are_some(tmp_path: Path) -> None:
     for shown in re.findall(r"(?s)```yaml\n(.*?)```", PAGE):
         path.write_text(f"name: shown\nmodel: some/model\ndata: {{task: alpaca_eval, split: test}}\n{shown}")
         recipes.append(load_recipe(path))
-    ranking, on_policy = recipes
+    own, ranking, on_policy = recipes
+    assert own.judge.function == ["rewards.py:right_number"] and own.evaluate.sets["gsm8k"].by_answer
     assert ranking.measuring_reward_model != ranking.judge.reward_model is not None
     assert on_policy.on_policy and on_policy.judge.reward_model is not None

@@ -76,7 +76,7 @@ def test_the_table_shows_wins_and_rewards_and_only_the_start_has_no_wins(run: Pa
 def test_the_headline_says_by_what_it_was_judged(run: Path) -> None:
     _, markdown = render([view(run)])
     assert (
-        "On open, sampled answers of ALLO beat those of SFT on 62.5 % [58.5, 65.5] by the reward model, mean reward "
+        "On open, sampled answers of ALLO beat those of SFT on 62.5 % [58.5, 65.5] by their rewards, mean reward "
         "−0.250 to 0.500; the interval does not contain one half. 10 % of the weights were trained."
     ) in markdown.replace("\u00a0", " ")
 

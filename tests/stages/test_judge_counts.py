@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from allo.errors import DivergedError, UserError
 from allo.files.artifacts import RunFolder, write_jsonl
 from allo.files.records import Completion, Verdict
+from allo.files.rounds import of_round
 from allo.stages.judge import SHOWN, run, without_answer
 from tiny_run import tiny
 
@@ -17,14 +19,16 @@ def unanswered(index: int, text: str, *, finished: bool = True, prompt: str = "p
 
 
 def judged(
-    folder: Path, samples: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str]
+    folder: Path, samples: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str], *more: str
 ) -> tuple[dict[str, int], str]:
     """The stage's counts, and what it said, of one prompt's (text, finished) samples; the answer is 4."""
     rows = folder / "rows.jsonl"
     rows.write_text(json.dumps({"id": "p0", "prompt": "2+2?", "answer": "4"}) + "\n")
     where = RunFolder(folder)
     write_jsonl(where.completions, [Completion("p0", n, *one, 3) for n, one in enumerate(samples)])
-    recipe = tiny(folder, f"data={{file: {rows}}}", "evaluate.sets={t: {task: planted_flaws, split: test}}")
+    recipe = tiny(
+        folder, f"data={{file: {rows}}}", "evaluate.sets={t: {task: planted_flaws, split: test}}", *more
+    )
     counts = run(recipe, where)
     return counts, capsys.readouterr().err
 
@@ -33,12 +37,48 @@ def test_samples_without_an_answer_are_counted_with_an_example(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = [("It is 4.", True)] * 5 + [("so we add", False)] * 2 + [("The answer is 4.", True)]
-    counts, said = judged(tmp_path, samples, capsys)
+    counts, said = judged(tmp_path, samples, capsys, "judge.max_unanswered=1.0")
     assert counts == {"completions": 8, "correct": 1, "no_answer": 7, "unfinished": 2}
     (line,) = [line for line in said.splitlines() if line.startswith("judge:")]
     assert "7 of 8 samples have no final answer" in line and "prompt 'p0', sample 0" in line
     assert "'It is 4.'" in line and "2 of them were cut" in line
     assert "sample.max_new_tokens" in line and "judge.verifier" in line and "prompt ask for" in line
+
+
+ANSWERED, BARE, CUT = ("The answer is 4.", True), ("It is 4.", True), ("so we add", False)
+
+
+@pytest.mark.invariant("A run stops if more than half of its samples have no final answer that can be read.")
+@pytest.mark.parametrize("bare", [BARE, CUT])
+def test_a_run_of_which_most_samples_have_no_answer_stops_and_names_the_other_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bare: tuple[str, bool]
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        judged(tmp_path, [ANSWERED] * 2 + [bare] * 3, capsys)
+    for word in (
+        "3 of 5 samples have no final answer",
+        "judge.function",
+        "judge.reward_model",
+        "max_unanswered",
+    ):
+        assert word in str(refusal.value)
+    assert not RunFolder(tmp_path).verdicts.exists()
+
+
+def test_a_run_of_which_half_of_the_samples_have_no_answer_goes_on_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts, said = judged(tmp_path, [ANSWERED] * 3 + [BARE] * 3, capsys)
+    assert counts["no_answer"] == 3 and "3 of 6 samples have no final answer" in said
+
+
+def test_a_later_round_without_answers_has_diverged(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"id": "p0", "prompt": "2+2?", "answer": "4"}) + "\n")
+    recipe = tiny(tmp_path, f"data={{file: {rows}}}", "rounds=2")
+    write_jsonl(RunFolder(tmp_path).completions, [Completion("p0", 0, *BARE, 3)])
+    with pytest.raises(DivergedError, match="round 2: judge: 1 of 1 samples have no final answer"):
+        run(of_round(recipe, 2), RunFolder(tmp_path))
 
 
 def test_nothing_is_said_if_every_sample_has_an_answer(

@@ -38,6 +38,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
             "top_p": sample.top_p,
             "max_completion_length": sample.max_new_tokens,
         }
+        settings |= {"reward_weights": recipe.judge.function_weights} if recipe.judge.function else {}
     kind: Any = function_of(improve.trained_by.config, key="improve.trainer")
     # By default TRL uses mixed precision and activation checkpointing.
     plain = {"bf16": False}

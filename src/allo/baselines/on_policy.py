@@ -16,6 +16,8 @@ from allo.sampling.generate import end_ids, read
 check(__name__)
 
 Rewards = Callable[[Sequence[Completion]], list[float]]
+OwnRewards = Callable[[Sequence[Completion], Mapping[str, Any]], list[float | None]]
+"""The second argument is what TRL passes to a reward function besides prompts, completions and their ids."""
 
 
 class _OurPrompts:
@@ -58,31 +60,40 @@ def on_policy_trainer(
     prompts: Mapping[str, list[int]],
     tokenizer: Tokenizer,
     *,
-    rewards: Rewards,
+    rewards: Rewards | Mapping[str, OwnRewards],
     turn_ends: Sequence[int] = (),
 ) -> Rloo | Grpo:
     """Build TRL's trainer of all of `model`'s weights, which samples from it while training.
 
-    prompts: id -> token ids. rewards: of all samples of a step at once. turn_ends: ids other than EOS that end a
+    prompts: id -> token ids. rewards: of all samples of a step at once, or several functions of the user's by name,
+    which TRL weighs by `args.reward_weights`. turn_ends: ids other than EOS that end a
     completion. If `args.beta` is above 0, the reference is read from the model's own folder.
     """
     own_ends = model.generation_config.eos_token_id
     ends = list(dict.fromkeys([*end_ids(model, tokenizer), *turn_ends]))
 
-    def judge(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        read_back = [read(tokenizer, ids, eos=ends, stop=[]) for ids in completion_ids]
-        return rewards(
-            [
+    def through_trl(name: str, function: OwnRewards) -> Callable[..., list[float | None]]:
+        def judge(prompts: list[str], completion_ids: list[list[int]], **passed: Any) -> list[float | None]:
+            read_back = [read(tokenizer, ids, eos=ends, stop=[]) for ids in completion_ids]
+            samples = [
                 Completion(prompt, 0, text, finished, len(ids), ids)
                 for prompt, (text, finished, ids) in zip(prompts, read_back, strict=True)
             ]
-        )
+            return function(samples, passed)
 
+        judge.__name__ = name  # TRL logs a function's rewards by its name
+        return judge
+
+    if isinstance(rewards, Mapping):
+        judges = rewards
+    else:
+        one = rewards  # narrowed, also inside the function below
+        judges = {"judge": lambda samples, _: [*one(samples)]}
     model.generation_config.eos_token_id = ends  # TRL reads the end of a sample here
     with quiet():  # TRL loads the reference again
         trainer = kind(
             model,
-            reward_funcs=judge,
+            reward_funcs=[through_trl(name, function) for name, function in judges.items()],
             args=args,
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
             processing_class=tokenizer,

@@ -250,6 +250,12 @@ def _losses(recipe: Recipe, run: RunFolder) -> dict[str, list[float]]:
 def _outcomes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the outcome of each problem: 0 or 1 for the greedy answer, and the number of right samples."""
     of = len(rows[0]["sampled"])
+    answers = [one for row in rows for one in [*row["sampled"], *filter(None, [row.get("greedy")])]]
+    if any(one["correct"] is None for one in answers):
+        raise UserError(
+            "compare: judge.function gave an answer another reward than 0 and 1, or no verdict, and a comparison is of right "
+            "and wrong answers. Compare by a function that returns True or False."
+        )
     return {
         "prompts": [row["prompt_id"] for row in rows],
         "greedy": [int(row["greedy"]["correct"]) for row in rows] if "greedy" in rows[0] else None,

@@ -44,7 +44,7 @@ class Measured(Rate):
 
 @dataclass(frozen=True)
 class Rewards:
-    """A reward model's mean reward, and the share of answers that beat the start's (ties count half)."""
+    """The mean reward by a reward model or a function, and the share of answers that beat the start's (ties count half)."""
 
     mean: Measured
     win_rate: Measured | None = None
@@ -63,7 +63,7 @@ class Overlap:
 class SetResult:
     """One model's results on one evaluation set. `pass_at` maps k to a share; `mean_tokens` is per completion.
 
-    `rewards` are those of greedy and sampled answers, for prompts without a right answer.
+    `rewards` are those of greedy and sampled answers, for prompts that no accuracy measures.
     """
 
     num_prompts: int

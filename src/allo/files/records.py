@@ -44,6 +44,7 @@ class Prompt:
     """A problem as the model sees it, with the data that verifying an answer needs.
 
     `solution` is the text taught in fine-tuning, which ends with the final answer. `choices` are the options' texts.
+    `columns` has a user's whole row, for functions of their own.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Prompt:
     choices: list[str] | None = None
     task: str | None = None
     template: Template | None = None
+    columns: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

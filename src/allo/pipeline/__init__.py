@@ -35,7 +35,7 @@ REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md", "model-
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
-    Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge")),
+    Stage("judge", ("01-completions.jsonl",), ("02-verdicts.jsonl",), (*PROMPTS, "data", "judge.settings")),
     Stage(
         "pair",
         ("02-verdicts.jsonl",),
@@ -74,7 +74,7 @@ STAGES = (
             *("06-forget", "07-improve"),
         ),
         ("08-eval.json",),
-        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge", "sample.stop", "evaluate"),
+        (*MODEL, "seed", *PROMPTS, "sft.sources", "data", "judge.settings", "sample.stop", "evaluate"),
     ),
     REPORT,
 )
@@ -321,7 +321,7 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
         keys = ("file", "pairs", "rewriter", "reward_model")
         yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
         own = [value.get(key) or "" for key in ("scorer", "loss", "criterion", "task")]
-        own += value.get("beside") or []
+        own += [*(value.get("beside") or []), *(value.get("function") or [])]
         yield from filter(None, map(own_file, own))
         if rows and value.get("task"):
             yield from (Path(rows) / value["task"]).glob(f"{value['split']}.jsonl*")

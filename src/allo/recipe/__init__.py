@@ -244,8 +244,10 @@ class Recipe(Block):
             raise ValueError(
                 "pair.margin chooses among samples, and data.pairs are taken as they are: remove it"
             )
-        if self.pair.margin and self.judge.reward_model is None:
-            raise ValueError("pair.margin is a difference of rewards: set judge.reward_model, or remove it")
+        if self.pair.margin and self.judge.reward_model is None and not self.judge.function:
+            raise ValueError(
+                "pair.margin is a difference of rewards: set judge.reward_model or judge.function, or remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -291,8 +293,9 @@ class Recipe(Block):
         """Return what `improve` depends on besides its own block, if its trainer samples by itself; otherwise None."""
         if self.improve is None or not self.improve.trained_by.samples:
             return None
-        keys = ("data_folder", "chat", "seed_of_data", "data", "judge")
-        return {key: getattr(self, key) for key in keys} | {"sample": self.sample.decoding}
+        keys = ("data_folder", "chat", "seed_of_data", "data")
+        judged = {"judge": self.judge.settings, "sample": self.sample.decoding}
+        return {key: getattr(self, key) for key in keys} | judged
 
     @property
     def measuring_reward_model(self) -> str | None:

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
 
 
 def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Callable[..., Any]:
-    """Return the function with its name added to its errors, also to a generator's, and its signature unchanged."""
+    """Return the function with its name added to its errors, also to a generator's or coroutine's.
+
+    Its signature is unchanged.
+    """
 
     @contextlib.contextmanager
     def errors_named() -> Iterator[None]:
@@ -83,10 +87,16 @@ def _named(found: Callable[..., Any], name: str, path: Path, *, key: str) -> Cal
         with errors_named():
             yield from items
 
+    async def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        with errors_named():
+            return await coroutine
+
     @functools.wraps(found)
     def called(*args: Any, **named: Any) -> Any:
         with errors_named():
             returned = found(*args, **named)
+        if inspect.iscoroutine(returned):
+            return awaited(returned)
         return iterated(returned) if isinstance(returned, Iterator) else returned
 
     return called

@@ -114,3 +114,5 @@ class Kl(Source):
 class EvaluationSet(Source):
     num_generations: GenerationsOrZero | None = None
     """Overrides `evaluate.num_generations`."""
+    by_answer: bool = False
+    """Judge this set by its final answers, although `judge.function` judges the samples."""

@@ -120,7 +120,7 @@ def _trained(model: ModelResult) -> str:
 
 
 def _rewarded(name: str, result: SetResult, after: ModelResult, before: ModelResult | None) -> str:
-    """Return the headline's sentence for a set that a reward model measured."""
+    """Return the headline's sentence for a set that rewards measured."""
     kind = "sampled" if "sampled" in result.rewards else "greedy"
     rewards = result.rewards[kind]
     where, won = f"On {figures.name(name)}, {kind} answers of {figures.name(after.label)}", rewards.win_rate
@@ -132,7 +132,7 @@ def _rewarded(name: str, result: SetResult, after: ModelResult, before: ModelRes
     changed = f", mean reward {figures.decimal(known.mean.value, digits=3)} to {reward}" if known else ""
     half = "contains" if won.low <= 0.5 <= won.high else "does not contain"
     return (
-        f"{where} beat those of {figures.name(before.label)} on {share} by the reward model{changed}; "
+        f"{where} beat those of {figures.name(before.label)} on {share} by their rewards{changed}; "
         f"the interval {half} one half."
     )
 

@@ -114,8 +114,8 @@ def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
         title=figures.name(name),
         columns=("Model", *(column for both in columns for column in both), "Mean tokens"),
         rows=tuple(rows),
-        remark=f"{' or '.join(map(figures.count, prompts))} prompts. Wins by the reward model's judgement against the "
-        "start's answers to the same prompts, ties half",
+        remark=f"{' or '.join(map(figures.count, prompts))} prompts. Wins by reward against the start's answers to "
+        "the same prompts, ties half",
     )
 
 

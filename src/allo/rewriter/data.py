@@ -46,10 +46,10 @@ def make_data(
 
     Raises `UserError` if rewrites cannot be verified, or if none remains.
     """
-    if settings.source in VERIFIED and not run.prompts:
+    if settings.source in VERIFIED and (not run.prompts or run.recipe.judge.function):
+        why = "is judged by a function of yours" if run.prompts else "uses ready pairs, which have no answers"
         raise UserError(
-            f"--source {settings.source}: the run uses ready pairs, which have no answers to verify rewrites with; use "
-            "--source nearest."
+            f"--source {settings.source}: the run {why}, and rewrites are verified by final answers; use --source nearest."
         )
     cases = wrong_cases(run)
     proposals, costs = _proposals(cases, run, settings, out, endpoint)

@@ -22,7 +22,8 @@ from allo.sampling.at_servers import check_servable
 from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_verifiable
-from allo.stages.reward import check_reward_model, has_no_answers
+from allo.stages.own_reward import try_functions
+from allo.stages.reward import check_reward_model, measured_by
 from allo.stages.settings import check_settings
 from allo.tasks.gold import check_gold
 from allo.tasks.sources import Sources
@@ -136,22 +137,27 @@ def _check_asked(
     recipe: Recipe, sources: Sources, tokenizer: Tokenizer, positions: int | None
 ) -> list[Asked]:
     """Return the prompts to complete. Raises `UserError` for one that cannot be rendered, sent or judged."""
-    found, evaluate, reward_model = [], recipe.evaluate, recipe.measuring_reward_model
+    found, evaluate = [], recipe.evaluate
     samples = [] if recipe.data.pairs is not None else list(sources.prompts(recipe.data))
     if samples:
         room = _room(recipe, positions, recipe.sample.max_new_tokens)
-        by = "judged by " + (recipe.judge.reward_model or "their answers")
+        by = "judged by " + (", ".join(recipe.judge.function) or recipe.judge.reward_model or "their answers")
         one, lengths = asked(tokenizer, samples, room, key="data", judged=by)
         found.append(one)
         if BACKENDS[recipe.sample.backend].asks_servers:
             for prompt, length in zip(samples, lengths, strict=True):
                 check_servable(prompt, length, room, api=recipe.sample.api)
     sets = sources.sets()
-    open_sets = [name for name, prompts in sets.items() if reward_model and has_no_answers(name, prompts)]
+    measured = {name: measured_by(recipe, name, prompts) for name, prompts in sets.items()}
+    names = {
+        "answers": "their answers",
+        "function": ", ".join(recipe.judge.function),
+        "reward model": str(recipe.measuring_reward_model),
+    }
     if sets:
         room = _room(recipe, positions, evaluate.max_new_tokens)
     for name, prompts in sets.items():
-        by = "judged by " + (str(reward_model) if name in open_sets else "their answers")
+        by = "judged by " + names[measured[name]]
         key = f"evaluate.sets.{name}" if name in evaluate.sets else f"data.{name}"
         found.append(asked(tokenizer, prompts, room, key=key, judged=by)[0])
     if evaluate.kl is not None:
@@ -159,9 +165,13 @@ def _check_asked(
         prompts = sources.prompts(evaluate.kl)
         by = "the distance to the starting model is measured there"
         found.append(asked(tokenizer, prompts, room, key="evaluate.kl", judged=by)[0])
-    by_reward = [prompt for name in open_sets for prompt in sets[name]]
-    by_answer = [prompt for name in sets if name not in open_sets for prompt in sets[name]]
+    by_answer, by_reward = (
+        [prompt for name in sets if measured[name] == by for prompt in sets[name]]
+        for by in ("answers", "reward model")
+    )
     _check_verifiers(recipe, samples, by_answer=by_answer, by_reward=by_reward)
+    by_function = {f"evaluate.sets.{name}": sets[name] for name in sets if measured[name] == "function"}
+    try_functions(recipe, ({"data": samples} if samples else {}) | by_function, tokenizer)
     return found
 
 
@@ -169,7 +179,7 @@ def _check_verifiers(
     recipe: Recipe, samples: list[Prompt], *, by_answer: list[Prompt], by_reward: list[Prompt]
 ) -> None:
     """Check that everything to be judged can be, by its answer or by a reward model."""
-    if recipe.judge.reward_model is None:
+    if recipe.judge.reward_model is None and not recipe.judge.function:
         by_answer = samples + by_answer
     for prompt in by_answer:
         check_verifiable(prompt, verifier=recipe.judge.verifier)

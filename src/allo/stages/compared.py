@@ -1,13 +1,15 @@
 """Improving by a method to compare with: adapters and on-policy trainers of other libraries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from allo.baselines.arguments import trl_arguments, without_known_warnings
 from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl
-from allo.files.records import Completion, Pair
+from allo.files.records import Completion, Pair, Prompt
 from allo.models.load import Model
 from allo.models.model_checks import num_positions, prompt_room
 from allo.models.start import DTYPES, load_start
@@ -15,13 +17,17 @@ from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import cut_left
 from allo.recipe import Recipe
 from allo.recipe.own_code import function_of
+from allo.recipe.own_process import STATE
 from allo.sampling.completions import ids_of, turn_ends
 from allo.stages.judge import verify
 from allo.stages.reward import load_reader
+from allo.tasks.own_rewards import Reward, Sample, own_rewards
 from allo.tasks.sources import training_prompts
 from allo.training.result import write_change
 from allo.training.run import moment_bytes, train_from
 from allo.weights.layout import Layout
+
+OwnJudge = Callable[[Sequence[Completion], Mapping[str, Any]], list[Reward]]
 
 
 @without_known_warnings()
@@ -81,19 +87,20 @@ def train_on_policy(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             for prompt, one in asked
         ]
 
-    trainer = on_policy_trainer(
-        function_of(recipe.improve.trained_by.parts, key="improve.trainer"),
-        model,
-        args,
-        {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},
-        tokenizer,
-        turn_ends=turn_ends(tokenizer, list(prompts.values())),
-        rewards=rewards,
-    )
-    num_weights = Layout.of(model).full_mask().num_weights
-    num_cut = sum(len(ids) > room for ids in whole.values())
-    counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
-    counts |= _train(trainer, folder, num_weights=num_weights)
+    with _own_judges(recipe, prompts) as own:
+        trainer = on_policy_trainer(
+            function_of(recipe.improve.trained_by.parts, key="improve.trainer"),
+            model,
+            args,
+            {name: cut_left(tokenizer, ids, room) for name, ids in whole.items()},
+            tokenizer,
+            turn_ends=turn_ends(tokenizer, list(prompts.values())),
+            rewards=own or rewards,
+        )
+        num_weights = Layout.of(model).full_mask().num_weights
+        num_cut = sum(len(ids) > room for ids in whole.values())
+        counts = {"rows": len(prompts), "prompts_cut": num_cut, "dropped": 0}
+        counts |= _train(trainer, folder, num_weights=num_weights)
     if reader is not None:
         counts["samples_cut"] = samples_cut
     # Besides gradients and moments: the reference, the reward model, and what fp32 takes beyond the run's dtype.
@@ -102,6 +109,29 @@ def train_on_policy(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     reward_bytes = sum(param.nbytes for param in reader.model.model.parameters()) if reader else 0
     counts["training_state_bytes"] += reference + reward_bytes + more
     return counts | _write(model.to(DTYPES[recipe.dtype]), recipe, folder)
+
+
+@contextmanager
+def _own_judges(recipe: Recipe, prompts: Mapping[str, Prompt]) -> Iterator[dict[str, OwnJudge]]:
+    """Yield the functions of `judge.function` by name, as `on_policy_trainer` takes them."""
+    if not recipe.judge.function:
+        yield {}
+        return
+    with own_rewards(recipe.judge, prompts.values()) as own:
+
+        def judge(number: int, completions: Sequence[Completion], passed: Mapping[str, Any]) -> list[Reward]:
+            samples = [Sample(prompts[one.prompt_id], one.text, one.token_ids or []) for one in completions]
+            state = {name: getattr(passed["trainer_state"], name) for name in STATE}
+            reply = own.by(number, samples, state)
+            for log in ("log_metric", "log_extra"):
+                for name, value in reply[log]:
+                    passed[log](name, value)
+            rewards: list[Reward] = reply["rewards"]
+            return rewards
+
+        names = [name.rpartition(":")[2] for name in recipe.judge.function]
+        unique = names if len(set(names)) == len(names) else [f"{one}_{n}" for n, one in enumerate(names)]
+        yield {name: partial(judge, number) for number, name in enumerate(unique)}
 
 
 def _train(trainer: Any, folder: RunFolder, *, num_weights: int) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from allo.console import track
+from allo.console import say, track
 from allo.delta import patch_of, read_delta
+from allo.errors import UserError
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, write_json
 from allo.files.evaluation import SCHEMA
 from allo.files.harness_results import BLOCK, kept, read_block
@@ -25,10 +26,12 @@ from allo.sampling.completions import complete
 from allo.stages.judge import verify
 from allo.stages.likelihood import AtStart, likelihood, measured_pairs
 from allo.stages.overlap import overlaps
-from allo.stages.reward import has_no_answers, reward
+from allo.stages.own_reward import function_rewards
+from allo.stages.reward import measured_by, reward
 from allo.stages.summarize import accuracies_on_set, answers_of, rewards_on_set
 from allo.stats.metrics import bootstrap
 from allo.tasks.answers.thoughts import Thoughts
+from allo.tasks.own_rewards import Sample, right_or_wrong
 from allo.tasks.sources import Sources, prompts_of
 from allo.training.result import DELTA
 from allo.weights.checkpoints import fingerprint
@@ -59,20 +62,17 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     parts: list[ResumableLines] = []
     seen = overlaps(recipe, sets)
     results, completions = _measured(recipe, folder, sets, held_out, parts)
-    reward_model = recipe.measuring_reward_model
-    open_sets = {
-        name: prompts for name, prompts in sets.items() if reward_model and has_no_answers(name, prompts)
-    }
-    if reward_model and open_sets:
-        parts.append(_add_rewards(recipe, folder, reward_model, open_sets, completions))
+    ranked = _add_rewards(recipe, folder, sets, completions, parts)
+    ranked |= (own := _add_own_rewards(recipe, folder, sets, completions, parts)).ranked
     for name, result in results.items():
-        start = completions.get("start", {}) if name != "start" else {}
         for label, rows in completions[name].items():
-            found = (
-                rewards_on_set(rows, start=start.get(label), seed=recipe.seed)
-                if label in open_sets
-                else accuracies_on_set(rows, seed=recipe.seed)
-            )
+            mine = own.with_verdicts(label, rows)
+            if label in ranked:
+                start = completions.get("start", {}).get(label) if name != "start" else None
+                start = None if start is None else own.with_verdicts(label, start)
+                found = rewards_on_set(mine, start=start, seed=recipe.seed)
+            else:
+                found = accuracies_on_set(mine, seed=recipe.seed)
             result["sets"][label] = found | {"overlap": asdict(seen[label])}
     measured = {"schema": SCHEMA, "models": results, "completions": completions}
     write_json(folder.evaluation, measured | _harnessed(recipe, folder))
@@ -137,29 +137,105 @@ def _on_pairs(
     return {HELD_OUT: found | {"overlap": asdict(overlaps(recipe, {HELD_OUT: pairs})[HELD_OUT])}}
 
 
-def _add_rewards(
+@dataclass(frozen=True)
+class _ByFunctions:
+    """The sets that functions measured: `ranked` by mean rewards, the others by accuracies.
+
+    `no_verdict` has the prompts of each set of which an answer, of any model, has no verdict.
+    """
+
+    ranked: set[str]
+    no_verdict: dict[str, set[str]]
+
+    def with_verdicts(self, label: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows that figures are of, the same prompts for every model."""
+        return [row for row in rows if row["prompt_id"] not in self.no_verdict.get(label, ())]
+
+
+def _add_own_rewards(
     recipe: Recipe,
     folder: RunFolder,
-    reward_model: str,
     sets: dict[str, list[Prompt]],
     completions: dict[str, Any],
-) -> ResumableLines:
-    """Add each answer's `reward` to every model's answers on the sets, after the policy has left memory."""
+    parts: list[ResumableLines],
+) -> _ByFunctions:
+    """Add to each answer on the sets that functions measure whether it is `correct`, or its `reward`."""
+    mine = {label: some for label, some in sets.items() if measured_by(recipe, label, some) == "function"}
+    found = _answers(mine, completions)
+    if not found:
+        return _ByFunctions(set(), {})
+    samples = [Sample(prompt, answer["text"], answer.pop("token_ids")) for prompt, answer in found]
+    rewards, lines = function_rewards(recipe, samples, path=folder.evaluation, description="rewards")
+    parts.append(lines)
+    own = _ByFunctions(set(), {})
+    for label, prompts in mine.items():
+        answers = [
+            (prompt_id, answer, rewards[f"{label}/{prompt_id}", answer["text"]])
+            for rows in completions.values()
+            for row in rows[label]
+            for prompt_id in [row["prompt_id"]]
+            for answer in answers_of(row)
+        ]
+        is_accuracy = right_or_wrong(value for *_, value in answers)
+        own.ranked.update(() if is_accuracy else (label,))
+        own.no_verdict[label] = {prompt_id for prompt_id, _, value in answers if value is None}
+        if left_out := len(own.no_verdict[label]):
+            if left_out == len(prompts):
+                raise UserError(
+                    f"evaluate.sets.{label}: judge.function gave no verdict on any of its prompts."
+                )
+            say(
+                f"evaluate.sets.{label}: judge.function gave no verdict on an answer to {left_out} of {len(prompts)} "
+                "prompts, and the figures are without them"
+            )
+        for _, answer, value in answers:
+            if value is not None:
+                answer |= {"correct": value == 1} if is_accuracy else {"reward": value}
+    return own
+
+
+def _answers(
+    sets: dict[str, list[Prompt]], completions: dict[str, Any]
+) -> list[tuple[Prompt, dict[str, Any]]]:
+    """Return every model's answers on the sets, each with its prompt under an id of its own."""
     prompts = {(label, prompt.id): prompt for label, some in sets.items() for prompt in some}
-    found = [
+    return [
         (replace(prompts[label, row["prompt_id"]], id=f"{label}/{row['prompt_id']}"), answer)
         for answers in completions.values()
         for label in sets
         for row in answers[label]
         for answer in answers_of(row)
     ]
-    asked = [(prompt, answer["text"]) for prompt, answer in found]
+
+
+def _add_rewards(
+    recipe: Recipe,
+    folder: RunFolder,
+    sets: dict[str, list[Prompt]],
+    completions: dict[str, Any],
+    parts: list[ResumableLines],
+) -> set[str]:
+    """Add a reward model's `reward` to each answer on the sets that it measures, after the policy has left memory.
+
+    Return the names of these sets.
+    """
+    mine = {label: some for label, some in sets.items() if measured_by(recipe, label, some) == "reward model"}
+    found = _answers(mine, completions)
+    if not found:
+        return set()
+    assert recipe.measuring_reward_model is not None
     rewarded = reward(
-        recipe, reward_model, asked, folder=folder, path=folder.evaluation, description="rewards"
+        recipe,
+        recipe.measuring_reward_model,
+        [(prompt, answer["text"]) for prompt, answer in found],
+        folder=folder,
+        path=folder.evaluation,
+        description="rewards",
     )
     for prompt, answer in found:
         answer["reward"] = rewarded.rewards[prompt.id, answer["text"]]
-    return rewarded.lines
+    parts.append(rewarded.lines)
+    return set(mine)
 
 
 def _models(recipe: Recipe, folder: RunFolder) -> dict[str, Path | None]:
@@ -201,6 +277,7 @@ class _Subject:
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Return each prompt with its judged completions."""
         evaluate, thoughts = self.recipe.evaluate, thoughts_of(self.tokenizer, prompts)
+        by = measured_by(self.recipe, label, prompts)
         by_id = {prompt.id: prompt for prompt in prompts}
         rows: dict[str, dict[str, Any]] = {
             one.id: {"prompt_id": one.id, "prompt": one.prompt, "answer": one.answer, "sampled": []}
@@ -208,10 +285,10 @@ class _Subject:
         }
         if evaluate.greedy:
             for one in self._complete(label, prompts, "greedy", 1, 0.0):
-                rows[one.prompt_id]["greedy"] = self._judged(by_id[one.prompt_id], one, thoughts)
+                rows[one.prompt_id]["greedy"] = self._judged(by, by_id[one.prompt_id], one, thoughts)
         if number := evaluate.generations(label):
             for one in self._complete(label, prompts, "sampled", number, evaluate.temperature):
-                rows[one.prompt_id]["sampled"].append(self._judged(by_id[one.prompt_id], one, thoughts))
+                rows[one.prompt_id]["sampled"].append(self._judged(by, by_id[one.prompt_id], one, thoughts))
         return list(rows.values())
 
     def continued(self, kl: Kl) -> list[tuple[Prompt, Completion]]:
@@ -251,12 +328,13 @@ class _Subject:
         self.parts.append(completed.lines)
         return completed.completions
 
-    def _judged(self, prompt: Prompt, completion: Completion, thoughts: Thoughts) -> dict[str, Any]:
+    def _judged(self, by: str, prompt: Prompt, completion: Completion, thoughts: Thoughts) -> dict[str, Any]:
         correct = None
-        if prompt.answer is not None or self.recipe.measuring_reward_model is None:
+        if by == "answers":
             verifier = self.recipe.judge.verifier
             correct = verify(prompt, completion, verifier=verifier, thoughts=thoughts).correct
-        return {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
+        judged = {"text": completion.text, "correct": correct, "num_tokens": completion.num_tokens}
+        return judged | ({"token_ids": completion.token_ids} if by == "function" else {})
 
 
 def _kl(

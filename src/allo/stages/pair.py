@@ -14,7 +14,7 @@ from allo.models.start import load_start_tokenizer
 from allo.models.written import reads_as
 from allo.recipe import Recipe
 from allo.tasks.pairing import make_pairs, rejected_completions, wrong_completions
-from allo.tasks.rewards import ranked_pairs
+from allo.tasks.rewards import by_rank, ranked_pairs
 from allo.tasks.sources import Sources, training_pairs, training_prompts
 
 
@@ -46,7 +46,7 @@ def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], lis
                 f"round {recipe.number}: {error} Or lower the learning rates, or the number of rounds."
             ) from error
         raise
-    if recipe.judge.reward_model is None:
+    if not by_rank(verdicts):
         return pairs, wrong_completions(prompts, verdicts)
     # Without right and wrong answers, the completions to forget are those that a pair rejects.
     solutions = {prompt.id: prompt.solution for prompt in prompts if prompt.solution is not None}
@@ -83,6 +83,8 @@ def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer
 def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> list[Pair]:
     """Return pairs by right and wrong, or by rewards."""
     most = recipe.pair.max_pairs_per_prompt
-    if recipe.judge.reward_model is None:
+    if not by_rank(verdicts):
+        if recipe.pair.margin:
+            say("pair: all rewards are 0 or 1, so samples are paired as right and wrong, without pair.margin")
         return make_pairs(prompts, verdicts, max_pairs_per_prompt=most, seed=recipe.seed_of_data)
     return ranked_pairs(prompts, verdicts, max_pairs_per_prompt=most, margin=recipe.pair.margin)

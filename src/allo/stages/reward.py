@@ -130,6 +130,21 @@ def reward(
     return Rewarded(rewards, sum(cut for _, cut in rows.values()), lines)
 
 
+def measured_by(recipe: Recipe, name: str, prompts: Sequence[Prompt]) -> str:
+    """Return what measures an evaluation set: "answers", "function" or "reward model".
+
+    Raises `UserError` if only some prompts have an answer, and a reward model would measure the others.
+    """
+    block = recipe.evaluate.sets.get(name)  # held-out prompts have none
+    by_answer = block is not None and block.by_answer
+    own = recipe.judge.function and not by_answer
+    if own and (recipe.evaluate.reward_model is None or any(prompt.answer is not None for prompt in prompts)):
+        return "function"
+    if recipe.measuring_reward_model and not by_answer and has_no_answers(name, prompts):
+        return "reward model"
+    return "answers"
+
+
 def has_no_answers(name: str, prompts: Sequence[Prompt]) -> bool:
     """Return whether rewards measure an evaluation set. Raises `UserError` if only some prompts have an answer."""
     without = [prompt for prompt in prompts if prompt.answer is None]

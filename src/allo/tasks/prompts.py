@@ -14,6 +14,7 @@ from allo.errors import UserError
 from allo.files.records import Prompt
 from allo.files.rows import Notes, Reading, Row, checked, hub_rows, named, read_rows, stem
 from allo.recipe.own_code import load_function, own_file
+from allo.recipe.own_process import ARGUMENTS
 from allo.tasks.base import distinct
 from allo.tasks.chats import Asked, asked, in_chat, messages, note_ignored, refuse_feedback
 from allo.tasks.gold import Given, right_answers
@@ -25,7 +26,8 @@ class PromptSource:
 
     `folder` holds local rows of the benchmarks. Prompts are put in `order` (`shortest`: by the solution's length in
     characters); then `skip` are dropped and `limit` kept. So two sources that differ only in disjoint `skip` and
-    `limit` ranges share no prompt. `chat` turns a text prompt into one user message.
+    `limit` ranges share no prompt. `chat` turns a text prompt into one user message. `for_function`: a function of the
+    user's judges, so whole rows are kept, and `answer`, `choices` and `solution` may hold anything.
     """
 
     task: str | None = None
@@ -38,6 +40,7 @@ class PromptSource:
     skip: int = 0
     seed: int = 0
     chat: bool = False
+    for_function: bool = False
 
 
 def read_prompts(source: PromptSource) -> list[Prompt]:
@@ -79,13 +82,13 @@ def _all_prompts(source: PromptSource, notes: Notes) -> Iterator[Prompt]:
             if own_file(task) is None:
                 return notes.counted(tasks.load(task, source.split, folder=source.folder))
             name = f"{Path(task).stem}-{source.split}"
-            return distinct(_from_rows(_own_rows(task, source), notes, name=name, chat=source.chat))
+            return distinct(_from_rows(_own_rows(task, source), notes, source, name=name))
         case None, (str() | Path()) as file, None:
             path = Path(file)
-            return distinct(_from_rows(read_rows(path), notes, name=stem(path), chat=source.chat))
+            return distinct(_from_rows(read_rows(path), notes, source, name=stem(path)))
         case None, None, str(hub):
             name = f"{hub.split('/')[-1]}-{source.split}"
-            return distinct(_from_rows(hub_rows(hub, source.split), notes, name=name, chat=source.chat))
+            return distinct(_from_rows(hub_rows(hub, source.split), notes, source, name=name))
     given = [name for name in ("task", "file", "hub") if getattr(source, name) is not None]
     raise UserError(
         f"prompts come from exactly one of `task`, `file`, `hub`; given: {', '.join(given) or 'none'}."
@@ -143,21 +146,48 @@ class PromptRow(BaseModel):
     id: str | None = None
 
 
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+"""Columns that TRL does not pass to a reward function, since arguments hold them."""
+
+
+def _columns(row: Row, *, place: str) -> Row:
+    """Return the columns that functions are passed. Raises `UserError` for the name of another argument."""
+    for name in ARGUMENTS:
+        if name in row and name not in NOT_COLUMNS:
+            raise UserError(
+                f"{place}: `{name}` is the name of an argument of judge.function; rename the column."
+            )
+    return {name: value for name, value in row.items() if name not in NOT_COLUMNS}
+
+
+def _as_texts(row: Row) -> Row:
+    """Return the row with `answer`, `solution` and `id` as texts or absent: only the function knows their meaning."""
+    given = {name: row.get(name) for name in ("answer", "solution", "id")}
+    texts = {name: str(value) for name, value in given.items() if type(value) in (str, int, float)}
+    return {name: value for name, value in row.items() if name not in (*given, "choices")} | texts
+
+
 def _from_rows(
-    rows: Iterator[tuple[int, str, Row]], notes: Notes, *, name: str, chat: bool
+    rows: Iterator[tuple[int, str, Row]], notes: Notes, source: PromptSource, *, name: str
 ) -> Iterator[tuple[str, Prompt]]:
     found = []
     for number, place, row in rows:
         notes.rows += 1
         refuse_feedback(row, place=place)
-        _refuse_misnamed_choices(row, place=place)
-        note_ignored(notes, row, read=PromptRow.model_fields)
-        one = checked(PromptRow, row, place=place)
+        if not source.for_function:
+            _refuse_misnamed_choices(row, place=place)
+        columns = _columns(row, place=place) if source.for_function else None
+        note_ignored(
+            notes, row if columns is None else {"prompt": row.get("prompt")}, read=PromptRow.model_fields
+        )
+        one = checked(PromptRow, row if columns is None else _as_texts(row), place=place)
         text = one.prompt if isinstance(one.prompt, str) else messages(one.prompt)
-        found.append((number, place, one, asked(text, row, chat=chat, place=place)))
-    answers = right_answers([Given(place, one.answer, one.choices) for _, place, one, _ in found], notes)
+        found.append((number, place, one, columns, asked(text, row, chat=source.chat, place=place)))
+    given = [Given(place, one.answer, one.choices) for _, place, one, _, _ in found]
+    as_given = [None if one.answer is None else str(one.answer) for one in given]
+    answers = as_given if source.for_function else right_answers(given, notes)
     first: dict[str, str | None] = {}
-    for answer, (number, place, one, (prompt, template)) in zip(answers, found, strict=True):
+    for answer, (number, place, one, columns, (prompt, template)) in zip(answers, found, strict=True):
         if first.setdefault(repr((prompt, template)), answer) != answer:
             notes.mapped["an earlier row asks the same and has another `answer`"] += 1
         yield (
@@ -169,5 +199,6 @@ def _from_rows(
                 solution=one.solution,
                 choices=one.choices,
                 template=template,
+                columns=columns,
             ),
         )

@@ -7,6 +7,14 @@ from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict
 from allo.tasks.pairing import distinct, pair_of
 
+REWARD_MODEL, RANKED_FUNCTION = "reward_model", "ranked_function"
+"""The `verifier` of verdicts that say better or worse by rank, not right or wrong."""
+
+
+def by_rank(verdicts: Sequence[Verdict]) -> bool:
+    """Return whether verdicts rank the samples of a prompt."""
+    return any(verdict.verifier in (REWARD_MODEL, RANKED_FUNCTION) for verdict in verdicts)
+
 
 def ranked_pairs(
     prompts: Sequence[Prompt], verdicts: Iterable[Verdict], *, max_pairs_per_prompt: int, margin: float

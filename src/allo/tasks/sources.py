@@ -6,7 +6,7 @@ from allo.errors import UserError
 from allo.files.records import Pair, Prompt
 from allo.files.rows import Reading
 from allo.recipe import Recipe
-from allo.recipe.sources import HELD_OUT, Data, Part, Source
+from allo.recipe.sources import HELD_OUT, Data, EvaluationSet, Part, Source
 from allo.tasks.base import distinct
 from allo.tasks.held_out import sentence, split
 from allo.tasks.pairs import pairs_and_reading
@@ -145,6 +145,13 @@ def training_pairs(recipe: Recipe) -> list[Pair]:
 
 
 def _prompt_source(recipe: Recipe, source: Source) -> PromptSource:
-    """Return a recipe's source with the recipe's seed, chat setting and folder of local rows."""
+    """Return a recipe's source with the recipe's seed, chat setting, folder of local rows, and judge."""
     fields = source.model_dump(include=set(Source.model_fields))
-    return PromptSource(**fields, folder=recipe.data_folder, seed=recipe.seed_of_order, chat=recipe.chat)
+    return PromptSource(
+        **fields,
+        folder=recipe.data_folder,
+        seed=recipe.seed_of_order,
+        chat=recipe.chat,
+        for_function=bool(recipe.judge.function)
+        and not (isinstance(source, EvaluationSet) and source.by_answer),
+    )
