@@ -262,3 +262,16 @@ def test_an_evaluation_that_is_stopped_by_its_function_goes_on_and_ends_alike(
     assert set(calls.read_text().split()) == {last}
     assert read_json(run.evaluation)["completions"] == read_json(finished.evaluation)["completions"]
     assert not list(run.path.glob("08-eval.json.*"))
+
+
+def test_without_sets_the_function_measures_the_prompts_held_out(inputs: Path, tmp_path: Path) -> None:
+    recipe = own_recipe(inputs, tmp_path, "right", "evaluate.sets={}", "data.held_out=3")
+    check(recipe)
+    run = run_all(recipe)
+    trained = {one.prompt_id for one in read_jsonl(run.completions, Completion)}
+    measured = read_json(run.evaluation)
+    for name, model in measured["models"].items():
+        rows_held_out = measured["completions"][name]["held_out"]
+        assert len(rows_held_out) == 3 and trained.isdisjoint(row["prompt_id"] for row in rows_held_out)
+        right = [is_right(row["prompt_id"], one["text"]) for row in rows_held_out for one in row["sampled"]]
+        assert model["sets"]["held_out"]["sampled"]["accuracy"] == pytest.approx(mean(right))
