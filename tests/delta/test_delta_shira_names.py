@@ -56,5 +56,5 @@ def test_peft_gives_the_tuned_logits_of_a_converted_model(
 
 def test_an_expert_is_no_linear_layer(tmp_path: Path) -> None:
     name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
-    with pytest.raises(UserError, match=rf"changes {name}, which is no weight of a Linear layer"):
+    with pytest.raises(UserError, match=rf"changes {name}, which is not a Linear layer's weight"):
         exported("mixtral", tmp_path, {name: 1.25})

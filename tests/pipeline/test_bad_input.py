@@ -228,7 +228,11 @@ def test_samples_of_one_kind_alone_make_no_pair(
     monkeypatch.setattr(
         "allo.stages.judge.verify_final_answer", lambda *_, **__: Verified(correct, None, "final_answer")
     )
-    said = refuse(*arguments("run", tmp_path, "sft=null", "data.limit=3", "evaluate.kl=null"))
+    said = refuse(
+        *arguments(
+            "run", tmp_path, "sft=null", "data.limit=3", "evaluate.kl=null", "judge.max_unanswered=1.0"
+        )
+    )
     assert words in said and "3 prompts with " in said and " distinct samples" in said
     assert not list((tmp_path / "tiny").glob("0[3-8]-*"))
 

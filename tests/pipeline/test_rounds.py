@@ -60,7 +60,7 @@ def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(least: Path, tmp_path: Path) -> Path:
-    shutil.copytree(least, tmp_path / "copy" / "tiny")
+    shutil.copytree(least, tmp_path / "copy" / "tiny", symlinks=True)
     return tmp_path / "copy"
 
 

@@ -99,7 +99,7 @@ def whole(server: Server) -> Whole:
     status, seconds = server.start()  # what the first one had to load is in the machine's cache
     assert status == 0 and found(server.run) == expected
     copy = server.out.with_name("whole")
-    shutil.copytree(server.out, copy)
+    shutil.copytree(server.out, copy, symlinks=True)
     return Whole(expected, seconds, copy)
 
 
@@ -181,7 +181,7 @@ def survive_kills(server: Server, whole: Whole, *, times: int, draw: random.Rand
         if not moments or not server.run.exists():
             continue
         left.append(server.out.with_name(f"left-{len(left)}"))
-        shutil.copytree(server.out, left[-1])
+        shutil.copytree(server.out, left[-1], symlinks=True)
         assert not differing(server.finish(), whole.expected), moments
         print(f"kill {len(left)}: at {[round(one, 2) for one in moments]} s", flush=True)
     return left
@@ -194,7 +194,7 @@ def survive_damages(
     equal = 0
     for number in range(times):
         server.empty()
-        shutil.copytree(draw.choice(left) if number % 2 else whole.copy, server.out)
+        shutil.copytree(draw.choice(left) if number % 2 else whole.copy, server.out, symlinks=True)
         what = damage(server.run, draw)
         wrong = differing(server.finish(), whole.expected)
         assert not wrong, (what, wrong, server.log.read_text())
