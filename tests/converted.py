@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tiny import TOKENIZER
@@ -86,6 +87,12 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "vision_config": _QWEN_VISION | {"num_position_embeddings": 16},
     },
 }
+# Families whose authors stored the body alone, in whose names there is no prefix, and others that may be stored so.
+BARE: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": _IDS | {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "bloom": _IDS | {"hidden_size": 16, "n_layer": 2, "n_head": 2},
+    "llama": _SMALL | {"tie_word_embeddings": False},
+}
 # The class that people load the checkpoint with, if AutoModelForCausalLM gives another or none.
 WHOLE = {
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -98,7 +105,7 @@ WRAPPERS = tuple(WHOLE)
 def built(family: str) -> PreTrainedModel:
     """A model of random weights, made from its configuration; vectors and buffers are not at their neutral values."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config = AutoConfig.for_model(family, **(FAMILIES | BARE)[family])
     kind: Any = getattr(transformers, WHOLE.get(family, ""), None)
     model: PreTrainedModel = kind(config) if kind else AutoModelForCausalLM.from_config(config)
     stored = model.state_dict().keys()
@@ -113,6 +120,17 @@ def saved(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path
     """The checkpoint and the laboratory's tokenizer."""
     built(family).to(dtype).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def bare(family: str, folder: Path) -> Path:
+    """The checkpoint as its authors stored it: the body's names have no prefix. GPT-2's has its causal masks besides."""
+    prefix = f"{built(family).base_model_prefix}."
+    tensors = load_file(saved(family, folder) / "model.safetensors")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if family == "gpt2":
+        tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril().byte() for layer in range(2)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

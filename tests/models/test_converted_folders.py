@@ -12,10 +12,11 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 import converted
 from allo.errors import UserError
 from allo.models import model_checks
-from allo.models.load import check_folder, linear_names
+from allo.models.load import check_folder, linear_names, load_model
 from allo.models.start import is_ready, save_whole
 from allo.recipe import Recipe
 from allo.weights.checkpoints import Checkpoint, fingerprint
+from allo.weights.layout import Layout
 from tiny import TOKENIZER
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
@@ -93,6 +94,22 @@ def test_linear_layers_have_both_their_names(tmp_path: Path) -> None:
     experts = linear_names(converted.saved("mixtral", tmp_path / "mixtral"))
     assert f"model.{tail}" in experts
     assert not [name for name in experts if "experts" in name]
+
+
+@pytest.mark.parametrize("family", ["mixtral", *converted.BARE])
+def test_a_folder_without_the_bodys_prefix_is_the_start_and_gives_the_names(
+    tmp_path: Path, family: str
+) -> None:
+    folder = converted.bare(family, tmp_path / "model")
+    assert is_ready(recipe(folder)) == folder
+    model = load_model(folder, dtype=torch.float32, device="cpu")
+    assert Layout.whole(model).shapes.items() <= Checkpoint.open(folder).shapes.items()
+    again = converted.plain(family, folder).state_dict()
+    save_whole(model, TOKENIZER, tmp_path / "saved")
+    saved = converted.plain(family, tmp_path / "saved").state_dict()
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in again.items())
+    assert Checkpoint.open(tmp_path / "saved").shapes == Layout.whole(model).shapes
 
 
 class Doubled(ConversionOps):

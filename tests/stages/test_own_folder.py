@@ -1,5 +1,6 @@
 """Runs of families that transformers converts: they start from the user's own folder, and their files are for it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import converted
 from allo import delta
 from allo.files.artifacts import RunFolder, write_jsonl
 from allo.files.records import Pair
-from allo.models.start import is_ready, load_start, read_start
+from allo.models.start import allowed_in_start, is_ready, load_start, read_start
 from allo.recipe import Recipe
 from allo.recipe.criteria import CRITERIA
 from allo.stages import forget, improve, locate, score, sft
@@ -21,6 +22,7 @@ from allo.weights.importance_map import ImportanceMap
 from allo.weights.layout import Layout, stored_tensors, trained_parameters
 from allo.weights.mask_files import mask_from_checkpoints
 from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
 from locate_setup import wrong_completions
 from tiny import pairs
 
@@ -99,6 +101,39 @@ def test_the_delta_turns_the_users_folder_into_the_result(tmp_path: Path, family
     assert fingerprint_tensors(stored_tensors(live)) == fingerprint(result)
     assert mask.num_selected == round(DENSITY * mask.num_weights)
     assert mask.num_weights == sum(param.numel() for param in trained_parameters(live).values())
+
+
+@pytest.mark.parametrize("family", [*converted.BARE, "mixtral"])
+def test_a_folder_without_the_bodys_prefix_keeps_its_names(tmp_path: Path, family: str) -> None:
+    own = converted.bare(family, tmp_path / "model")
+    run = improved(recipe(own), tmp_path / "run")
+    assert Path(read_start(run).model) == own
+    result, file = run.improve / "model", run.improve / "delta.safetensors"
+    mask = ParamMask.load(run.improve / "mask.safetensors")
+    delta.apply(own, file, tmp_path / "applied")
+    assert fingerprint(tmp_path / "applied") == fingerprint(result)
+    found = changed(own, result)
+    assert sum(map(len, found.values())) >= 0.7 * mask.num_selected
+    assert all(set(where.tolist()) <= set(mask.indices[name].tolist()) for name, where in found.items())
+    live, tuned = converted.plain(family, own), converted.plain(family, result).state_dict()
+    assert mask.num_weights == sum(param.numel() for param in trained_parameters(live).values())
+    if family == "mixtral":
+        return  # transformers alone does not know that its names were converted and have no prefix
+    SelectedWeights(live, mask)
+    delta.apply_to_model(live, delta.read_delta(file))
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in live.state_dict().items())
+
+
+@pytest.mark.parametrize("named", ["transformer.h.1.*", "h.1.*"])
+@pytest.mark.parametrize("make", [converted.bare, converted.saved])
+def test_patterns_name_tensors_with_and_without_the_bodys_prefix(
+    tmp_path: Path, make: Callable[[str, Path], Path], named: str
+) -> None:
+    settings = recipe(make("gpt2", tmp_path), locate={"criterion": "magnitude", "include": [named]})
+    allowed, prefix = allowed_in_start(settings), "transformer." if make is converted.saved else ""
+    assert allowed is not None
+    assert len(allowed.names) == 12
+    assert all(name.startswith(f"{prefix}h.1.") for name in allowed.names)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])

@@ -132,7 +132,7 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
         advice="A model with such weights is not run: make the delta again.",
     )
     if isinstance(tensors, nn.Module):
-        layout, live = Layout.whole(tensors), saved_tensors(tensors)
+        layout, live = Layout.whole(tensors).spelled_as(delta.shapes), saved_tensors(tensors)
     else:
         live = dict(tensors)
         layout = Layout.plain(live)

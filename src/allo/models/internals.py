@@ -38,6 +38,7 @@ INTERNALS = {
         "torch._subclasses.fake_tensor:FakeTensor": "weights in a rehearsal have no values",
         "transformers.conversion_mapping:get_model_conversion_mapping(model, ...)": _RENAMED,
         "transformers.core_model_loading:dot_natural_key": _STORED,
+        "transformers.core_model_loading:PrefixChange": _STORED,
         "transformers.core_model_loading:WeightRenaming": _STORED,
         "transformers.core_model_loading:WeightTransform.rename_source_key(self, source_key)": _RENAMED,
         "transformers.core_model_loading:rename_source_key(source_key, weight_renamings, weight_converters, base_model_prefix, meta_state_dict, ...)": _STORED,

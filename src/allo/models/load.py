@@ -101,6 +101,8 @@ def load_model(
         )
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
+        else:
+            use_conversions(model, Checkpoint.open(folder).stored)
     require_all_weights(model, info, ref, advice=_WHOLE)
     assert not getattr(model, "is_quantized", False)  # transformers neither trains nor saves quantised models
     # A family may keep a few weights in fp32, such as routers.

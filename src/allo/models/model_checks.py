@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    PrefixChange,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -106,7 +107,10 @@ def check_depth(folder: Path, ref: str | Path) -> None:
 
 
 def use_conversions(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
-    """Mark the conversions that loading tensors of these names uses, as `from_pretrained` does; a layout depends on them.
+    """Mark the conversions that loading tensors of these names uses; a layout, and what is saved, depend on them.
+
+    They are those that `from_pretrained` marks, and the body's prefix if it adds that to every name of the body: it
+    reads GPT-2's `wte.weight` as `transformer.wte.weight`, and by itself would save it so.
 
     Returns, for each stored name, the name that it has in the model: of several, the first.
     """
@@ -114,12 +118,16 @@ def use_conversions(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, 
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
     known, prefix = model.state_dict(), model.base_model_prefix
-    places = {}
+    places, bare = {}, {}
     for name in sorted(stored, key=dot_natural_key):
+        bare[name], _ = rename_source_key(name, renamings, converters)
         places[name], _ = rename_source_key(name, renamings, converters, prefix, known)
         if places[name] not in known and name in known:
             places[name], _ = rename_source_key(name, [], [], prefix, known)
     model._weight_conversions = [one for one in conversions if one.was_used()]
+    body = [name for name, place in places.items() if place.startswith(f"{prefix}.")]
+    if body and all(places[name] == f"{prefix}.{bare[name]}" for name in body):
+        model._weight_conversions.append(PrefixChange(prefix_to_add=prefix))
     return places
 
 

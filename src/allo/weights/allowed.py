@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -75,18 +76,20 @@ def allowed_tensors(
     density: float,
     key: str = "",
     others: Shapes | None = None,
+    respelled: Mapping[str, str] = MappingProxyType({}),
 ) -> Allowed:
     """Return the tensors that `include` names, all if it is empty, without those that `exclude` names.
 
     An entry is a word of `KINDS`, or a pattern for a whole name as in a shell, whose `*` also crosses dots. `shapes` has
     every tensor of the model; `key` precedes "include" and "exclude" in errors. `others` are stored beside them and never
-    selected, such as a vision tower; an entry may name these too.
+    selected, such as a vision tower; an entry may name these too. `respelled`: other names of tensors, which count for a
+    pattern that names none.
 
     Raises UserError for an entry that names no tensor, and if fewer weights are left than `density` of all.
     """
     every = {**(others or {}), **shapes}
-    named = _named(every, kinds, include, key=f"{key}include") if include else set(shapes)
-    left_out = _named(every, kinds, exclude, key=f"{key}exclude")
+    named = _named(every, kinds, include, respelled, key=f"{key}include") if include else set(shapes)
+    left_out = _named(every, kinds, exclude, respelled, key=f"{key}exclude")
     allowed = Allowed(shapes.keys() & named - left_out, shapes, include, exclude)
     num_weights, num_left = allowed.num_weights, allowed.num_allowed
     k = num_to_select(density, num_weights)
@@ -109,9 +112,11 @@ def allowed_tensors(
 def allowed_in(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str], *, density: float, key: str = ""
 ) -> Allowed:
-    """Return `allowed_tensors` of a model in memory."""
-    layout = Layout.of(model)
-    whole = Layout.whole(model).shapes
+    """Return `allowed_tensors` of a model in memory; patterns may have the body's prefix where names on disk lack it.
+
+    And the reverse: of a model on the hub, how its files spell names is not known before the download.
+    """
+    layout, whole = Layout.of(model), Layout.whole(model)
     allowed = allowed_tensors(
         layout.shapes,
         lambda: kinds_of(model),
@@ -119,7 +124,8 @@ def allowed_in(
         exclude=exclude,
         density=density,
         key=key,
-        others={name: shape for name, shape in whole.items() if name not in layout.shapes},
+        others={name: shape for name, shape in whole.shapes.items() if name not in layout.shapes},
+        respelled=whole.respelled(),
     )
     return replace(allowed, live=layout.among(allowed.names).live_shapes)
 
@@ -170,12 +176,15 @@ def kinds_unknown() -> Mapping[str, Collection[str]]:
     )
 
 
-def _named(shapes: Shapes, kinds: Kinds, patterns: Sequence[str], *, key: str) -> set[str]:
+def _named(
+    shapes: Shapes, kinds: Kinds, patterns: Sequence[str], respelled: Mapping[str, str], *, key: str
+) -> set[str]:
     if isinstance(patterns, str):
         raise UserError(f"{key}: {patterns!r} is one text; give a list of patterns")
     found: set[str] = set()
     for pattern in patterns:
         named = _of_kind(shapes, kinds, pattern) if pattern in KINDS else _matches(shapes, pattern)
+        named = named or {respelled[name] for name in _matches(respelled, pattern)}
         if not named:
             raise UserError(
                 f"{key}: {pattern!r} names none of the model's {len(shapes)} tensors; {_hint(shapes, pattern)}"

@@ -9,7 +9,7 @@ lies, whatever the conversion is made of. It must be a bijection.
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -86,6 +86,29 @@ class Layout:
         """Return the layout of the groups with tensors of these names on disk; it gives no others of them."""
         groups = tuple(group for group in self.groups if any(name in names for name in group.stored))
         return Layout(self.model, groups, names)
+
+    def respelled(self) -> dict[str, str]:
+        """Return the names on disk by their other spelling: without the body's prefix if they have it, or with it."""
+        return {
+            prefix + name if in_body and not name.startswith(prefix) else name.removeprefix(prefix): name
+            for prefix in [_prefix(self.model)]
+            for group in self.groups
+            for in_body in [any(live.startswith(prefix) for live in group.live)]
+            for name in group.stored
+        }
+
+    def spelled_as(self, names: Collection[str]) -> "Layout":
+        """Return this layout without the body's prefix if names of a mask or delta lack it and nothing is converted.
+
+        A model that transformers alone loaded does not tell whether its folder's names have it.
+        """
+        prefix = _prefix(self.model)
+        bare = {name: name.removeprefix(prefix) for name in self.shapes}
+        if not all(group.renames for group in self.groups) or not set(bare.values()) <= set(names):
+            return self
+        stored = [{bare[name]: shape for name, shape in group.stored.items()} for group in self.groups]
+        groups = (replace(group, stored=each) for group, each in zip(self.groups, stored, strict=True))
+        return replace(self, groups=tuple(groups))
 
     def full_mask(self) -> ParamMask:
         """Select every weight."""
@@ -230,6 +253,11 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors of the checkpoint that `save_pretrained` writes, as they are there, with their names."""
     return Layout.whole(model).stored(saved_tensors(model))
+
+
+def _prefix(model: nn.Module) -> str:
+    """Return what names in memory of the body's tensors begin with, which names on disk may omit."""
+    return f"{getattr(model, 'base_model_prefix', '')}."
 
 
 def _unconverted(tensors: Mapping[str, Tensor]) -> tuple[Group, ...]:

@@ -47,7 +47,7 @@ class SelectedWeights:
     def __init__(
         self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = (), lean: bool = False
     ) -> None:
-        mask = Layout.of(model).live_mask(mask)
+        mask = Layout.of(model).spelled_as(mask.shapes).live_mask(mask)
         named = _named_as(model, mask)
         mask.check({name: tuple(param.shape) for name, param in named.items()})
         if not mask.num_selected:
