@@ -70,10 +70,17 @@ def doubled_llama(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [half_bare_gpt2, doubled_llama])
-def test_a_folder_under_other_names_is_stored_anew(make: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_folder_under_other_names_is_stored_anew(
+    make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make(tmp_path / "model")
     assert is_ready(recipe(folder)) is None
     run, live = started(folder, tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"the run starts from the copy {run.start / 'model'}, and its masks and deltas are for that copy"
+        in said
+    )
     stored = Checkpoint.open(run.start / "model")
     assert stored.stored.keys() == {name for name, _ in live.named_parameters()}
     before = load_model(folder, dtype=torch.float32, device="cpu")
@@ -82,12 +89,15 @@ def test_a_folder_under_other_names_is_stored_anew(make: Callable[[Path], Path],
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_folder_under_the_live_names_is_used_as_it_lies(tied: bool, tmp_path: Path) -> None:
+def test_a_folder_under_the_live_names_is_used_as_it_lies(
+    tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(model(tie_word_embeddings=tied), tmp_path / "model")
     assert is_ready(recipe(folder)) == folder
     assert is_ready(recipe(folder, dtype="bfloat16")) is None
     run, _ = started(folder, tmp_path / "run")
     assert [file.name for file in run.start.iterdir()] == ["start.json"]
+    assert "copy" not in capsys.readouterr().err
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:

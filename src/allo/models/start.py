@@ -70,8 +70,8 @@ def is_ready(recipe: Recipe) -> Path | None:
 
     It must hold safetensors under exactly the names that the live model is stored with, in the run's dtype; weights
     that the family keeps in fp32 may be in either. Tensors that the family ignores stay. A second copy of a tied tensor
-    does not qualify, nor the body's prefix on some names only. Raises `UserError` for a folder without a causal language model's
-    configuration.
+    does not qualify, nor the body's prefix on some names only. Raises `UserError` for a folder without a causal
+    language model's configuration.
     """
     folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
     if gguf is not None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from allo.console import say
 from allo.files.artifacts import RunFolder, write_jsonl
 from allo.models.load import Model, Tokenizer
 from allo.models.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
@@ -24,7 +25,12 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if model_folder is None:
         model_folder = folder.start / "model"
         model = load_policy(recipe, recipe.model)
-        if recipe.sft is not None:
+        if recipe.sft is None:
+            say(
+                f"{recipe.model} is not stored as this run would store its model (a GGUF file, another dtype, other names, or a "
+                f"tied weight twice): the run starts from the copy {model_folder}, and its masks and deltas are for that copy"
+            )
+        else:
             counts = _fine_tune(recipe, recipe.sft, model, tokenizer, folder)
         save_whole(model, tokenizer, model_folder)
     write_start(folder, model_folder, day=day)
