@@ -77,7 +77,7 @@ def few_positions(folder: Path) -> None:
         (lambda folder: edit(folder, "config.json", num_attention_heads=0), ["num_attention_heads: 0"]),
         (lambda folder: (folder / ADAPTER).write_text("{}"), ["adapter", "merge_and_unload"]),
         (without_a_weight, ["1 weights", "missing", "model.layers.0.mlp.up_proj.weight"]),
-        (a_body_without_a_weight, ["1 weights", "missing", "model.norm.weight"]),
+        (a_body_without_a_weight, ["1 weights", "missing", "first: norm.weight"]),
         (without_a_head, ["1 weights", "missing", "lm_head.weight"]),
         (not_finite, ["tensor model.norm.weight has 16 of 16 entries that are NaN or infinite"]),
         (larger_tokenizer, ["'<tool_call>'", "no embedding"]),
