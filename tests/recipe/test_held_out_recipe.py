@@ -22,21 +22,26 @@ def recipe(folder: Path, text: str, *more: str) -> Recipe:
 @pytest.mark.parametrize(
     ("text", "digest"),
     [
-        ("data: {task: gsm8k, limit: 10}\n", "b383116614f80a93"),
+        ("data: {task: gsm8k, limit: 10}\n", "9c96837ddcf62802"),
         (
             f"data: {PAIRS}\nlocate: null\nscore: null\nforget: null\nimprove: {{density: 1.0}}\n",
-            "9cc432a0d2617899",
+            "24ef8f56af0ecb4a",
         ),
-        ("data: {mixture: [{task: ecqa}, {task: qasc}]}\nrounds: 2\n", "838c1fc7a2f3e1ab"),
+        ("data: {mixture: [{task: ecqa}, {task: qasc}]}\nrounds: 2\n", "4167801a904f226d"),
     ],
 )
-def test_with_evaluation_sets_every_stage_keeps_the_configuration_that_it_had(
+def test_with_evaluation_sets_stages_keep_the_configuration_that_they_had(
     tmp_path: Path, text: str, digest: str
 ) -> None:
-    """The digests are those of the version before rows could be held out: old runs stay finished."""
+    """The digests are those of the version before rows could be held out and functions could judge.
+
+    Of an old run, only what judges runs again, and what begins a further round.
+    """
     read = recipe(tmp_path, text + SETS)
     stages = {
-        stage.name: [value_at(stage.recipe(read), key) for key in stage.keys] for stage in stages_of(read)
+        stage.name: [value_at(stage.recipe(read), key) for key in stage.keys]
+        for stage in stages_of(read)
+        if stage.name.split("/")[-1] not in ("judge", "evaluate", "begin")
     }
     assert sha256_json(stages)[:16] == digest
     assert "held_out" not in save_recipe(read)
