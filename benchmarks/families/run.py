@@ -61,6 +61,10 @@ CHECKS = (
     Check("PEFT", run_checks.adapts, ALONE),
 )
 NAMES = tuple(check.name for check in CHECKS)
+_LONG = {"plan", "run in bf16", *(f"locate {name}" for name in CRITERIA if name != "gradient")}
+SHORT = tuple(
+    name for name in NAMES if name not in _LONG
+)  # a few seconds a family; the run locates by warm-up
 
 
 def outcomes_of(family: Family, *, only: tuple[str, ...] = NAMES) -> dict[str, Outcome]:
@@ -87,7 +91,9 @@ def quiet() -> Any:
         yield
 
 
-def try_all(families: list[Family], files: dict[str, Path], *, jobs: int) -> Iterator[Family]:
+def try_all(
+    families: list[Family], files: dict[str, Path], *, jobs: int, only: tuple[str, ...] = NAMES
+) -> Iterator[Family]:
     """Try families, each in a process of its own, `jobs` at a time; yield each when its outcomes are written.
 
     A process that dies or takes too long is an outcome of all checks.
@@ -97,7 +103,7 @@ def try_all(families: list[Family], files: dict[str, Path], *, jobs: int) -> Ite
     while waiting or running:
         if waiting and len(running) < jobs:
             family = waiting.pop(0)
-            process = fork.Process(target=_try_one, args=(family, files[family.name]))
+            process = fork.Process(target=_try_one, args=(family, files[family.name], only))
             process.start()
             running.append((process, family, time.monotonic()))
             continue
@@ -112,14 +118,14 @@ def try_all(families: list[Family], files: dict[str, Path], *, jobs: int) -> Ite
             process.join()
             if process.exitcode:
                 died = Outcome("crash", f"the process ended with {process.exitcode} after {seconds:.0f} s")
-                _keep(files[family.name], family, dict.fromkeys(NAMES, died), seconds=seconds)
+                _keep(files[family.name], family, dict.fromkeys(only, died), seconds=seconds)
             running.remove(entry)
             yield family
 
 
-def _try_one(family: Family, file: Path) -> None:
+def _try_one(family: Family, file: Path, only: tuple[str, ...]) -> None:
     began = time.monotonic()
-    _keep(file, family, outcomes_of(family), seconds=time.monotonic() - began)
+    _keep(file, family, outcomes_of(family, only=only), seconds=time.monotonic() - began)
 
 
 def _keep(file: Path, family: Family, found: dict[str, Outcome], *, seconds: float) -> None:
@@ -128,24 +134,28 @@ def _keep(file: Path, family: Family, found: dict[str, Outcome], *, seconds: flo
         {
             "family": family.name,
             "type": family.model_type,
-            "made": _made(),
+            "made": _made(tuple(found)),
             "seconds": round(seconds, 1),
             "checks": {name: each.as_json() for name, each in found.items()},
         },
     )
 
 
-def _made() -> dict[str, Any]:
-    """Return what the outcomes depend on: the commit, and the libraries' versions."""
-    return {**commit_of(ROOT, ignored=("benchmarks/results", "docs")), "machine": machine("cpu")}
+def _made(only: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the outcomes depend on: the checks, the commit, and the libraries' versions."""
+    return {
+        "tried": list(only),
+        **commit_of(ROOT, ignored=("benchmarks/results", "docs")),
+        "machine": machine("cpu"),
+    }
 
 
-def read(file: Path) -> dict[str, Any] | None:
+def read(file: Path, only: tuple[str, ...] = NAMES) -> dict[str, Any] | None:
     """Return a family's outcomes, or None if there are none of this commit and these versions."""
     if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    made = _made()
+    made = _made(only)
     return found if found["made"] == made and not made["dirty"] else None
 
 
@@ -158,7 +168,8 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
         works, failing = f"no: {checks['check'].what}", []
     else:
         missing = [*failing, *late]
-        works = "everything" if not missing else "everything but " + ", ".join(_grouped(missing))
+        all_tried = "everything" if checks.keys() >= set(NAMES) else "every short check"
+        works = all_tried if not missing else f"{all_tried} but " + ", ".join(_grouped(missing))
     return {
         "family": found["family"],
         "transformers type": found["type"],
@@ -192,15 +203,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "families", help="folder of the outcomes")
     parser.add_argument("--jobs", type=int, default=1, help="families tried at the same time")
     parser.add_argument("--only", nargs="*", choices=list(BY_NAME), metavar="NAME", help="default: all")
+    parser.add_argument("--short", action="store_true", help="leave out the plan, bf16 and most criteria")
     parser.add_argument("--table", type=Path, help="also write the outcomes of all checks here, as Markdown")
     parser.add_argument("--output", type=Path, default=RESULTS / "families.json")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     files = {family.name: options.out.resolve() / f"{family.slug}.json" for family in FAMILIES}
     record = Record(options.output, "families", device="cpu")
+    only = SHORT if options.short else NAMES
     wanted = [BY_NAME[name] for name in options.only or BY_NAME]
-    waiting = [family for family in wanted if read(files[family.name]) is None]
-    for family in try_all(waiting, files, jobs=options.jobs):
+    waiting = [family for family in wanted if read(files[family.name], only) is None]
+    for family in try_all(waiting, files, jobs=options.jobs, only=only):
         found = json.loads(files[family.name].read_text(encoding="utf-8"))
         print(f"{found['seconds']:6.1f} s  {family.name}: {row(found)['works']}", flush=True)
         if options.table:

@@ -146,13 +146,13 @@ def test_outcomes_of_another_commit_or_version_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"commit": "a", "dirty": False, "machine": "m"}
-    monkeypatch.setattr(run, "_made", lambda: made)
+    monkeypatch.setattr(run, "_made", lambda _: made)
     file = tmp_path / "x.json"
     assert run.read(file) is None
     run._keep(file, LLAMA, {"check": Outcome("ok")}, seconds=1.0)
     assert run.read(file) is not None
     for other in ({"commit": "b"}, {"machine": "n"}, {"dirty": True}):
-        monkeypatch.setattr(run, "_made", lambda other=other: made | other)
+        monkeypatch.setattr(run, "_made", lambda _, other=other: made | other)
         assert run.read(file) is None
 
 
@@ -174,6 +174,9 @@ def test_a_row_says_what_works_and_how() -> None:
     assert row["works"] == "no: no attention; use Llama"
     located = {f"locate {name}": Outcome("crash") for name in run.CRITERIA}
     assert run.row(found_with(**located))["works"] == "everything but locating"
+    short = found_with()
+    short["checks"] = {name: short["checks"][name] for name in run.SHORT}
+    assert run.row(short)["works"] == "every short check"
 
 
 def test_the_table_names_each_failing_check_with_its_place(tmp_path: Path) -> None:
