@@ -123,8 +123,8 @@ def test_every_change_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("removed", "user"),
     [
-        ("transformers:Trainer._save_rng_state()", "allo.training"),
-        ("transformers:Trainer._clip_grad_norm()", "allo.training"),
+        ("transformers:Trainer._save_rng_state()", "allo.training.checkpointing"),
+        ("transformers:Trainer._clip_grad_norm()", "allo.training.checkpointing"),
         ("transformers.core_model_loading:WeightTransform.rename_source_key()", "allo.models"),
         ("transformers.conversion_mapping:get_model_conversion_mapping", "allo.models"),
         ("trl:DPOTrainer._prepare_dataset()", "allo.baselines.adapters"),
@@ -140,19 +140,21 @@ def test_importing_a_user_is_refused(removed: str, user: str, monkeypatch: pytes
             importlib.reload(module)
 
 
-def test_the_command_says_so_without_a_traceback() -> None:
+def test_a_run_says_so_without_a_traceback_before_its_first_stage(tmp_path: Path) -> None:
     code = (
         "import sys, transformers\n"
         "del transformers.Trainer._load_rng_state\n"
         "from allo.cli import main\n"
-        "sys.argv = ['allo', 'check', 'recipes/lab.yaml']\n"
+        "sys.argv = ['allo', 'run', 'recipes/lab.yaml', '--set', f'out={sys.argv[1]}']\n"
         "main()"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     said = " ".join((run.stdout + run.stderr).split())
     assert run.returncode == 2, said
     assert "Traceback" not in said
     assert "Trainer._load_rng_state is gone" in said
+    assert not (tmp_path / "lab" / "00-sft").exists()
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:

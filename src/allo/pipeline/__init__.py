@@ -247,6 +247,7 @@ def value_at(recipe: Recipe, key: str) -> Any:
 def _check(recipe: Recipe) -> None:
     """Check input before the first stage costs time; a report reads only the run."""
     sources = sources_read(recipe)
+    importlib.import_module("allo.training.checkpointing")  # refuses a transformers that it does not fit
     importlib.import_module("allo.stages.check").check(recipe, sources)
 
 
@@ -296,8 +297,9 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
 
 
 def _link_result(stage: Stage, recipe: Recipe, run: RunFolder) -> None:
-    """After the last training stage, link the run's `model` to its result, unless that is done."""
-    if stage.name == recipe.training_stages[-1] and not is_linked(run, trained(recipe, run) / "model"):
+    """After the last training stage, link the run's `model` to its result, unless that is done or there is none."""
+    model = trained(recipe, run) / "model"
+    if stage.name == recipe.training_stages[-1] and model.is_dir() and not is_linked(run, model):
         importlib.import_module("allo.stages.result").point_to_result(recipe, run)
 
 

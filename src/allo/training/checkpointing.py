@@ -26,9 +26,12 @@ from allo.files.artifacts import (
     write_json,
     written_aside,
 )
+from allo.models.internals import check
 from allo.weights.fingerprints import combine, digests
 from allo.weights.ranks import rank
 from allo.weights.selected import SelectedWeights
+
+check("allo.training")  # here and not in the room: a check of numbers needs no Trainer
 
 SELECTED_FILE = "selected.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
