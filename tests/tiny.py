@@ -18,6 +18,7 @@ import allo
 from allo.models.load import load_tokenizer
 from allo.training.arguments import training_arguments
 from allo.training.selected_trainer import SelectedTrainer
+from allo.weights.layout import Layout
 from allo.weights.param_mask import ParamMask
 
 LABORATORY = Path(allo.__file__).parent / "lab"
@@ -92,7 +93,8 @@ def shapes(policy: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def full_mask(policy: PreTrainedModel) -> ParamMask:
-    return ParamMask.full(shapes(policy))
+    """Select every weight, under the names on disk."""
+    return Layout.of(policy).full_mask()
 
 
 def every_third(policy: PreTrainedModel) -> ParamMask:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 from allo.errors import UserError
 from allo.recipe.own_code import load_function, own_file
@@ -115,6 +115,11 @@ def _refused(value: object) -> Any:
     )
 
 
+def _answer(replies: IO[str], line: str) -> None:
+    replies.write(line + "\n")
+    replies.flush()
+
+
 def main() -> None:
     """Load the functions that the command line names, and answer requests until there are no more."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -122,9 +127,9 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         functions = [_loaded(name) for name in sys.argv[1:]]
-        print(json.dumps({}), file=replies, flush=True)
+        _answer(replies, json.dumps({}))
     except UserError as error:
-        print(json.dumps({"error": str(error)}), file=replies, flush=True)
+        _answer(replies, json.dumps({"error": str(error)}))
         return
     for line in requests:
         request = json.loads(line)
@@ -136,7 +141,7 @@ def main() -> None:
             reply = {"error": str(error)}
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
-        print(json.dumps(reply, default=repr), file=replies, flush=True)
+        _answer(replies, json.dumps(reply, default=repr))
 
 
 def _loaded(name: str) -> tuple[str, Callable[..., Any]]:
