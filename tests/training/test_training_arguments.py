@@ -180,7 +180,7 @@ def test_tokens_seen_are_those_that_the_model_reads(shared: bool, tmp_path: Path
         policy, read, masked = model(), [0], [0]
 
         def count(module: Any, args: Any, kwargs: Any, read: Any = read, masked: Any = masked) -> None:
-            if module.training and torch.is_grad_enabled():
+            if torch.is_grad_enabled():
                 read[0] += kwargs["input_ids"].numel()
                 masked[0] += int((kwargs["input_ids"] != TOKENIZER.pad_token_id).sum())
 
