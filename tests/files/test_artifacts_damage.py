@@ -23,7 +23,13 @@ from allo.tokens.rewriter import RECORD, check_rewriter
 from tiny_run import LAB, contents, tiny
 
 # Samples and pairs, in some seconds.
-SHORT = ("sft=null", "data.limit=4", "sample.max_new_tokens=16", "sample.num_generations=2")
+SHORT = (
+    "judge.max_unanswered=1.0",
+    "sft=null",
+    "data.limit=4",
+    "sample.max_new_tokens=16",
+    "sample.num_generations=2",
+)
 FOREIGN = {
     "null": b"null",
     "list": b"[]",
