@@ -59,7 +59,7 @@ _LONGROPE = {
         "original_max_position_embeddings": LIMIT,
     },
 }
-# What each has beside the sizes; `type+variant` is a variant.
+# Settings of each family, added to the common sizes. A second configuration of a type is named `type+variant`.
 FAMILIES: dict[str, dict[str, Any]] = {
     # Without SDPA: soft-capped scores, sinks, ALiBi.
     "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},

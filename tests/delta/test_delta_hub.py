@@ -349,7 +349,7 @@ def test_the_commands_push_and_apply_over_http_and_the_token_is_written_nowhere(
 
 @pytest.fixture
 def finished(made: Path) -> Path:
-    """What a run leaves behind, as far as it is pushed."""
+    """Write those files of a finished run that are pushed."""
     stage = made / "run" / "07-improve"
     shutil.copytree(made / "tuned", stage / "model")
     (stage / "model" / "config.json").write_text("{}")

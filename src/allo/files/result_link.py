@@ -31,9 +31,8 @@ def link(run: RunFolder, folder: Path) -> None:
         remove(part)
         part.symlink_to(_target(run, folder), target_is_directory=True)
         os.replace(part, run.model)
-    except (OSError, NotImplementedError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        say(f"{run.model}: no link can be made here ({why}). The run's model is {folder}")
+    except OSError as error:
+        say(f"{run.model}: no link can be made here ({error.strerror}). The run's model is {folder}")
 
 
 def remove_broken_link(run: RunFolder) -> None:

@@ -272,4 +272,4 @@ def spread_mask(model: nn.Module, *, density: float, among: Collection[str] | No
     shapes = shapes_of(model)
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if among is None or name in among}
     total = min(num_to_select(density, num_entries(shapes)), sum(sizes.values()))
-    return ParamMask(_Spread(sizes, total=total), shapes=shapes)  # type: ignore[arg-type]
+    return ParamMask(_Spread(sizes, total=total), shapes=shapes)

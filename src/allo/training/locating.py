@@ -1,6 +1,7 @@
 """The short training of all weights that finds those that matter, for the stage `locate` and in memory."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,17 +73,19 @@ def locate(
     )
     try:
         train_from(trainer, None)
-        changes = changes_of(trainer, layout)
-
-        def scores() -> Iterator[tuple[str, Tensor]]:
-            for name, before, after in changes():
-                yield name, criterion(before.view(shapes[name]).float(), after.view(shapes[name]))
-
+        scores = partial(_scores, changes_of(trainer, layout), criterion, shapes)
         top = ImportanceMap.top(scores, density=density, shapes=shapes, metadata=metadata)
     finally:
         _put_back(model, trainer.selected)
         model.train(was_training)
     return top.mask_at(density)
+
+
+def _scores(
+    changes: Statistics, criterion: importance.Scoring, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, before, after in changes():
+        yield name, criterion(before.view(shapes[name]).float(), after.view(shapes[name]))
 
 
 def warmup_trainer(

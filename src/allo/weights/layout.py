@@ -1,4 +1,4 @@
-"""Where a model's trained weights lie in the checkpoint that `save_pretrained` writes of it.
+"""The places of a model's trained weights in the checkpoint that `save_pretrained` writes.
 
 Masks, importances and deltas name the tensors of the checkpoint on disk. Most models train the same tensors. Others are
 converted when they are loaded: an expert's matrix on disk is a slice of one tensor in memory, a name has another prefix.

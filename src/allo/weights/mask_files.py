@@ -85,13 +85,9 @@ def mask_from_checkpoints(
         else:
             selected = select_groups(comparison.scores, k=k, shapes=shapes, granularity=granularity)
 
-    among = " in the tensors that may be selected" if allowed.metadata else ""
-    if criterion == "delta" and (num_changed := comparison.num_changed) < k:
-        warnings.warn(
-            f"only {num_changed} weights differ between {base} and {tuned}{among}, but {k} are to be selected: the other"
-            f" {k - num_changed} are drawn from the unchanged weights by a stable hash",
-            stacklevel=2,
-        )
+    if criterion == "delta" and comparison.num_changed < k:
+        among = " in the tensors that may be selected" if allowed.metadata else ""
+        warnings.warn(_too_few_differ(f"{base} and {tuned}{among}", comparison.num_changed, k), stacklevel=2)
     metadata = {
         "base_fingerprint": combine(comparison.digests),
         "criterion": criterion,
@@ -105,6 +101,13 @@ def mask_from_checkpoints(
     mask = ParamMask(selected, shapes=shapes, metadata=metadata)
     mask.save(out, profile=profile)
     return mask
+
+
+def _too_few_differ(between: str, num_changed: int, k: int) -> str:
+    return (
+        f"only {num_changed} weights differ between {between}, but {k} are to be selected: the other {k - num_changed} are"
+        " drawn from the unchanged weights by a stable hash"
+    )
 
 
 def _check_request(criterion: str, granularity: str) -> None:

@@ -33,7 +33,7 @@ class ParamMask:
     malformed indices and for a tensor that is not in `shapes`.
     """
 
-    indices: dict[str, Tensor]
+    indices: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]] = field(kw_only=True)
     metadata: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
@@ -65,7 +65,7 @@ class ParamMask:
         """Write `path` (.safetensors) to a temporary file, then rename it; `profile` as in `sparse_file`."""
         header = {"metadata": {"granularity": WEIGHT, **self.metadata}}
         content = sparse_file.SparseFile(
-            shapes=dict(self.shapes), indices=self.indices, column={}, header=header
+            shapes=dict(self.shapes), indices=dict(self.indices), column={}, header=header
         )
         sparse_file.write(Path(path), "mask", content, profile=profile)
 
