@@ -39,6 +39,7 @@ from allo.recipe.numbers import (
     Times,
     Tokens,
 )
+from allo.recipe.presets import PresetName, with_preset
 from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
 from allo.recipe.sources import HELD_OUT, Block, Data, Source
@@ -165,6 +166,8 @@ class Recipe(Block):
     data_seed: Seed | None = None
     """The seed of all stages before training, and of the order of prompts; by default `seed`. Runs that differ only
     in `seed` then share their samples, pairs, importance and token scores."""
+    preset: PresetName | None = None
+    """`paper`: the settings of the published method for the keys of `locate` and `score` that the recipe leaves out."""
     model: Name
     """A folder, a hub id, or a GGUF file."""
     trust_remote_code: bool = False
@@ -205,11 +208,12 @@ class Recipe(Block):
     def _without_gone(cls, fields: Any) -> Any:
         """Ignore keys that are gone at their old defaults, since the records of earlier runs and trials have them.
 
-        Without evaluation sets, rows are held out.
+        A preset fills in keys that are left out. Without evaluation sets, rows are held out.
         """
         if not isinstance(fields, dict):
             return fields
-        return with_held_out({k: value for k, value in fields.items() if k not in GONE or value != GONE[k]})
+        kept = {key: value for key, value in fields.items() if key not in GONE or value != GONE[key]}
+        return with_held_out(with_preset(kept))
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
