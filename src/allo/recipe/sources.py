@@ -66,28 +66,32 @@ class Part(Source):
 
 
 class Data(Source):
-    """The problems to align on, or ready preference pairs."""
+    """The problems to align on, ready preference pairs, or labelled feedback."""
 
     pairs: Place | None = None
     """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
+    feedback: Place | None = None
+    """JSONL or Parquet with `prompt, completion, label` (TRL's formats), true for a good completion: nothing is sampled."""
     mixture: Annotated[list[Part], Field(min_length=2)] | None = None
     """Several sources, whose prompts alternate by weight, so that every stretch has the same mix; `skip` and `limit`
     beside it count prompts of the mixture."""
     held_out: Annotated[int | float | Literal["auto"] | None, BeforeValidator(_number_or_share)] = None
     """Prompts that are not trained on, but measured before and after: a number, a share, or `auto`, the default
-    without `evaluate.sets`. `auto` is 5%, at least 32 and at most 512, and never more than a fifth. All pairs of a
+    without `evaluate.sets`. `auto` is 5%, at least 32 and at most 512, and never more than a fifth. All rows of a
     held-out prompt are held out with it."""
 
     @model_serializer(mode="wrap")
     def _unless_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave an unset `held_out` out: the hashes of earlier runs are of data without this key."""
+        """Leave unset keys that came later out: the hashes of earlier runs are of data without them."""
         fields: dict[str, Any] = write(self)
-        return {key: value for key, value in fields.items() if key != HELD_OUT or value is not None}
+        later = (HELD_OUT, "feedback")
+        return {key: value for key, value in fields.items() if key not in later or value is not None}
 
     @model_validator(mode="after")
     def _some_are_taken_as_they_stand(self) -> "Data":
-        if self.pairs is not None and self.order != "given":
-            raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
+        if self.is_ready and self.order != "given":
+            rows = "pairs" if self.feedback is None else "labelled rows"
+            raise ValueError(f"{rows} are taken in the order of their file: remove `order`, or sort the file")
         if self.mixture is not None and (self.order, self.split) != ("given", "train"):
             raise ValueError("a mixture's parts have an order and a split of their own: move them there")
         return self
@@ -102,7 +106,12 @@ class Data(Source):
 
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub", "pairs", "mixture")
+        return ("task", "file", "hub", "pairs", "feedback", "mixture")
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the completions are given, so that nothing is sampled or judged."""
+        return self.pairs is not None or self.feedback is not None
 
 
 class Kl(Source):
