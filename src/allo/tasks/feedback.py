@@ -115,7 +115,10 @@ class Labels:
 
 def bad_completions(rows: Iterable[Feedback]) -> list[Wrong]:
     """Return the distinct bad completions, which have no right answer beside them."""
-    bad = {_key(row): row for row in reversed(list(rows)) if not row.label}
+    bad: dict[str, Feedback] = {}
+    for row in rows:
+        if not row.label:
+            bad.setdefault(_key(row), row)
     return [
         Wrong(
             id=f"{row.prompt_id}-bad-{number}",
@@ -129,7 +132,7 @@ def bad_completions(rows: Iterable[Feedback]) -> list[Wrong]:
             right=[],
             token_ids=row.completion_ids,
         )
-        for number, row in enumerate(reversed(bad.values()))
+        for number, row in enumerate(bad.values())
     ]
 
 

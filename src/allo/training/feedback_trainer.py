@@ -86,7 +86,8 @@ class FeedbackTrainer(SelectedTrainer):
         super().__init__(model, args, train_dataset, processing_class, **options)
         check_reference_point(self.feedback_loss, reference=self.reference, rows_a_step=self.rows_a_step)
         weighs = "desirable_weight" in inspect.signature(self.feedback_loss).parameters
-        say(f"train_dataset: {balance(self.train_dataset, self.loss_settings, weighs=weighs)}")
+        if weighs and (advice := balance_advice(self.train_dataset, self.loss_settings)):
+            say(f"train_dataset: {advice}")
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> FeedbackCollator:
         return FeedbackCollator(pad_id)
@@ -207,21 +208,17 @@ def _two_means() -> list[RunningMean]:
     return [RunningMean(), RunningMean()]
 
 
-def balance(rows: Sequence[Mapping[str, Any]], settings: LossSettings, *, weighs: bool) -> str:
-    """Return the numbers of good and bad rows in words, with a weight that balances them if the loss has weights.
-
-    `weighs`: the loss has `desirable_weight` and `undesirable_weight`.
-    """
+def balance_advice(rows: Sequence[Mapping[str, Any]], settings: LossSettings) -> str:
+    """Return a weight for KTO that balances the numbers of good and of bad rows; nothing if they are balanced."""
     good = sum(bool(row["label"]) for row in rows)
     bad = len(rows) - good
-    said = f"{good:,} good and {bad:,} bad completions"
-    if not weighs or not good or not bad:
-        return said
-    desirable, undesirable = (float(settings.get(f"{name}desirable_weight", 1.0)) for name in ("", "un"))
-    ratio = desirable * good / (undesirable * bad) if undesirable * bad else float("inf")
+    desirable, undesirable = (float(settings.get(f"{side}desirable_weight", 1.0)) for side in ("", "un"))
+    if not (good and bad and desirable and undesirable):
+        return ""
+    ratio = desirable * good / (undesirable * bad)
     if _FAIR[0] <= ratio <= _FAIR[1]:
-        return said
+        return ""
     return (
-        f"{said}; the good ones weigh {ratio:.2g} times as much as the bad ones, and KTO's authors recommend 1 to 1.33 "
-        f"times: set loss_settings.desirable_weight to {undesirable * bad / good:.3g}"
+        f"{good:,} good and {bad:,} bad completions; in sum the good ones weigh {ratio:.2g} times as much as the bad ones, and "
+        f"KTO's authors recommend 1 to 1.33 times: set loss_settings.desirable_weight to {undesirable * bad / good:.3g}"
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from allo.losses.feedback_losses import classified
+from allo.losses.needs import LossFunction
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.run import train_from
 from allo.training.selected_trainer import Row, SelectedTrainer
@@ -23,6 +24,8 @@ from allo.weights.selected import SelectedWeights
 
 Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
 """Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
+LABELLED_LOSS: LossFunction = classified
+"""The warm-up's loss of labelled completions."""
 
 
 def locate(
@@ -116,7 +119,9 @@ def warmup_trainer(
         "max_tokens_per_batch": max_tokens_per_batch,
     }
     if labelled:
-        return FeedbackTrainer(model, args, rows, tokenizer, beta=beta, keep=1.0, loss=classified, **options)
+        return FeedbackTrainer(
+            model, args, rows, tokenizer, beta=beta, keep=1.0, loss=LABELLED_LOSS, **options
+        )
     return ImproveTrainer(model, args, rows, tokenizer, beta=beta, keep=1.0, **options)
 
 
