@@ -11,7 +11,7 @@ from allo.stats.metrics import auc
 ROWS = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=12)
 
 
-@settings(deadline=None)  # two thousand resamples
+@settings(deadline=None, max_examples=40)
 @given(rows=ROWS)
 def test_it_is_the_share_of_all_pairs_in_which_the_good_one_is_above(rows: list[tuple[int, bool]]) -> None:
     scores, good = [float(score) for score, _ in rows], [label for _, label in rows]

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -53,24 +55,26 @@ def auc(
 
     A group holds the places of one prompt's observations. None without a good or without a bad one.
     """
-    values, labels, group_of = np.array(scores), np.array(good, dtype=bool), np.empty(len(scores), dtype=int)
-    for number, places in enumerate(groups):
-        group_of[list(places)] = number
-    if labels.all() or not labels.any():
+    if all(good) or not any(good):
         return None
-    ranks, is_good = stats.rankdata(values, method="dense").astype(int) - 1, labels.astype(float)
+    ranks = np.unique(np.array(scores), return_inverse=True)[1]
+    counts = np.zeros((2, len(groups), ranks.max() + 1))  # of bad and good, by group and rank
+    for number, places in enumerate(groups):
+        for place in places:
+            counts[int(good[place]), number, ranks[place]] += 1
 
-    def of(weights: np.ndarray) -> float:
-        """Return the chance if each observation counts this often; NaN if one kind counts nowhere."""
-        above = np.bincount(ranks, weights * is_good, minlength=ranks.max() + 1)
-        below = np.bincount(ranks, weights * (1 - is_good), minlength=ranks.max() + 1)
-        pairs = above.sum() * below.sum()
-        return float((above * (below.cumsum() - below / 2)).sum() / pairs) if pairs else math.nan
+    def of(times: NDArray[Any]) -> NDArray[Any]:
+        """Return the chances if each group counts so often, [n, groups] -> [n]; NaN where one kind is missing."""
+        bad, above = times @ counts
+        pairs = bad.sum(1) * above.sum(1)
+        won = (above * (bad.cumsum(1) - bad / 2)).sum(1)
+        return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
 
     drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
-    found = [of(np.bincount(row, minlength=len(groups))[group_of].astype(float)) for row in drawn]
+    times = [np.bincount(row, minlength=len(groups)) for row in drawn]
+    found = np.concatenate([of(np.array(times[start : start + 100])) for start in range(0, RESAMPLES, 100)])
     low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(of(np.ones(len(values))), float(low), float(high), len(values))
+    return Estimate(float(of(np.ones((1, len(groups))))[0]), float(low), float(high), len(scores))
 
 
 def pass_at_k(num_correct: Sequence[int], *, num_samples: int, k: int) -> float:
