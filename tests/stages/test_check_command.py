@@ -130,6 +130,7 @@ def test_a_pair_of_the_run_is_shown_with_the_tokens_that_forgetting_weighs(tmp_p
     recipe = tiny_recipe(tmp_path / "runs", "sft=null")
     before = shown(recipe)
     assert any("Completions are sampled by the run; each ends with <eos>." in line for line in before)
+    assert any("it says which share of the tokens it marks" in line for line in before)
     assert not recipe.out.exists(), "it wrote something"
     run = run_all(recipe, until="score")
     (run.path / ".hashes.json").unlink()
@@ -140,6 +141,9 @@ def test_a_pair_of_the_run_is_shown_with_the_tokens_that_forgetting_weighs(tmp_p
     assert {name for name, done in found.stages.items() if done} == {
         "sft", "sample", "judge", "pair", "locate", "score"
     }  # fmt: skip
+    rows = pq.read_table(run.path / "05-token-scores.parquet")["weights"].to_pylist()
+    share = f"{sum(w > 0 for row in rows for w in row):,} of {sum(map(len, rows)):,} tokens of wrong answers have weight"
+    assert share in " ".join(" ".join(page).split())
     pair = found.pair
     assert pair is not None and pair.weights is not None and sum(map(bool, pair.weights)) > 0
     assert block(page, "prompt") == plain(tiny.TOKENIZER, pair.prompt_ids)

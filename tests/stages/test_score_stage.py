@@ -133,6 +133,33 @@ def test_a_scorer_that_is_shown_no_solution_scores_as_if_there_were_none(run: Ru
     assert scores(known=text(1, 3), shown=False) != scores(known=text(1, 3), shown=True)
 
 
+@pytest.mark.parametrize(
+    ("scorer", "own", "share", "warned"),
+    [
+        ("uniform", {"weights": "indicator"}, 1.0, True),
+        ("uniform", {"weights": "soft"}, 1.0, False),  # weighs without marking
+        ("random", {"weights": "indicator", "threshold": 0.0}, 0.0, False),
+    ],
+)
+def test_the_share_of_tokens_with_weight_is_said_and_a_large_one_explained(
+    run: RunFolder,
+    capsys: pytest.CaptureFixture[str],
+    scorer: str,
+    own: dict[str, Any],
+    share: float,
+    warned: bool,
+) -> None:
+    settings = recipe(score={"scorer": scorer, "batch_size": 4, **own})
+    score.run(settings, run)
+    number = sum(map(len, pq.read_table(run.token_scores)["scores"].to_pylist()))
+    said = capsys.readouterr().err
+    assert (
+        f"score: {round(share * number)} of {number} tokens of wrong answers have weight ({share:.0%})"
+        in said
+    )
+    assert ("Lower score.threshold" in said) is warned
+
+
 def test_nothing_wrong_leaves_a_table_of_no_rows(run: RunFolder) -> None:
     write_jsonl(run.wrong, [])
     assert scored(run, "confidence") == {}

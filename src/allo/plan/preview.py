@@ -1,6 +1,8 @@
 """The preview of a recipe: its checks and the tokens to train on. Nothing is run or written."""
 
-from allo.files.rounds import round_name
+from allo.files.artifacts import RunFolder
+from allo.files.manifest import stages_done
+from allo.files.rounds import first_round, round_name
 from allo.pipeline import progress
 from allo.plan.preview_page import Preview
 from allo.plan.preview_sample import sampled_pair
@@ -17,4 +19,7 @@ def preview(recipe: Recipe, sources: Sources | None = None) -> Preview:
     pair = None
     if "pair" in done and not recipe.data.is_ready:
         pair = sampled_pair(recipe, found.tokenizer, is_scored="score" in done)
-    return Preview(recipe, found, stages, pair)
+    counts = (
+        stages_done(first_round(RunFolder(recipe.run_folder)))["score"]["counts"] if "score" in done else None
+    )
+    return Preview(recipe, found, stages, pair, marked=counts and (counts["weighted"], counts["tokens"]))

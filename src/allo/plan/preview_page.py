@@ -26,12 +26,16 @@ _COMPLETION_ENDS = 100  # tokens shown at each end of a long completion
 
 @dataclass(frozen=True)
 class Preview:
-    """A preview; `stages` says whether each is finished, `pair` is one that the run has sampled."""
+    """A preview; `stages` says whether each is finished, `pair` is one that the run has sampled.
+
+    `marked`: of the wrong answers' tokens, those that have weight, and all, once they are scored.
+    """
 
     recipe: Recipe
     found: Findings
     stages: dict[str, bool]
     pair: SampledPair | None = None
+    marked: tuple[int, int] | None = None
 
 
 def show(preview: Preview, *, plain: bool) -> None:
@@ -66,6 +70,9 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
     yield from (("", sentence) for sentence in found.unread)
     if found.selects:
         yield "locate", found.selects
+    if recipe.score is not None and recipe.forget is not None:
+        unknown = f"{recipe.score.scorer}; once it has run, it says which share of the tokens it marks"
+        yield "score", recipe.score.share_said(*preview.marked) if preview.marked else unknown
     yield "tokenizer", f"{len(found.tokenizer):,} tokens; {_ends(preview)}"
     yield "rows", f"at most {recipe.max_length:,} tokens, prompt and completion together (max_length)"
     yield "stages", ", ".join(preview.stages)

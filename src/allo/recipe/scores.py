@@ -75,6 +75,8 @@ def scorer_entry(name: str) -> Scorer:
     return SCORERS.get(name) or Scorer(name, name, ("model",), _GOLD)
 
 
+MUCH = 0.5
+"""The share of marked tokens above which a run says that a marking tells little."""
 WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 
 
@@ -118,6 +120,16 @@ class Score(Block):
     def warmup_reader(self) -> str | None:
         """The first scorer that asks the warm-up's model."""
         return next((one.name for one in self.entries if "warmup" in one.needs), None)
+
+    def share_said(self, weighted: int, tokens: int) -> str:
+        """Return a sentence on the share of wrong answers' tokens that have weight, and what to do if it is large."""
+        said = f"{weighted:,} of {tokens:,} tokens of wrong answers have weight ({weighted / max(tokens, 1):.0%})"
+        if weighted <= MUCH * tokens or self.weights != "indicator":
+            return f"{said}."
+        return (
+            f"{said}: so many that most are no mistakes. Lower score.threshold ({self.threshold}), or set score.marked to "
+            "first; `score` alone is done again."
+        )
 
     @model_validator(mode="after")
     def _rewriter_is_named(self) -> "Score":

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from allo.console import track
+from allo.console import say, track
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
 from allo.files.records import Feedback, Pair, TokenScores, Verdict, Wrong
 from allo.models.collate import SIDES
@@ -69,12 +69,9 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     lines.discard()
     remove(folder.contrast)
     weights = [weight for row in weighted for weight in row.weights]
-    return {
-        "completions": len(rows),
-        "dropped": len(wrong) - len(rows),
-        "tokens": len(weights),
-        "weighted": sum(weight != 0 for weight in weights),
-    }
+    counts = {"tokens": len(weights), "weighted": sum(weight != 0 for weight in weights)}
+    say(f"score: {recipe.score.share_said(counts['weighted'], counts['tokens'])}")
+    return {"completions": len(rows), "dropped": len(wrong) - len(rows), **counts}
 
 
 def _scored(
