@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from allo.errors import UserError
 from allo.files.json_text import half_a_pair
 from allo.files.records import Message, Pair
-from allo.files.rows import Notes, Reading, Row, checked, read_rows, stem, without_nulls
+from allo.files.row_files import without_nulls
+from allo.files.rows import TRAIN, Notes, Reading, Row, checked, source_name, source_rows
 from allo.tasks.chats import TEMPLATE, ChatMessage, asked, note_ignored, refuse_feedback
 from allo.tasks.pairing import answer_row
 from allo.tasks.row_answers import Answered, Side, apart, text_of, without_repeats
@@ -56,14 +57,17 @@ def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
     return pairs_and_reading(path, chat=chat)[0]
 
 
-def pairs_and_reading(path: Path, *, chat: bool = False) -> tuple[list[Pair], Reading]:
-    """Return a file's ready preference pairs (see `rows.FILE_TYPES`) and the fate of its rows.
+def pairs_and_reading(
+    source: str | Path, *, split: str = TRAIN, config: str | None = None, chat: bool = False
+) -> tuple[list[Pair], Reading]:
+    """Return the ready preference pairs of a file, a folder or the hub (see `rows.source_rows`), and the fate of its rows.
 
     The prompt is `prompt`, or the shared beginning of `chosen` and `rejected`; all are strings or lists of messages.
     `chat` turns a text prompt into one user message. Raises `UserError` naming the line of a row that is not a pair.
     """
-    path = Path(path)
-    return _pairs(read_rows(path), name=stem(path), chat=chat)
+    notes = Notes()
+    rows = source_rows(source, split=split, config=config, notes=notes)
+    return _pairs(rows, notes, name=source_name(source, split=split), chat=chat)
 
 
 def pairs_of_rows(
@@ -73,7 +77,7 @@ def pairs_of_rows(
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
-    return _pairs(_placed(rows, name=name), name=name, chat=chat)
+    return _pairs(_placed(rows, name=name), Notes(), name=name, chat=chat)
 
 
 def completions_of_rows(
@@ -148,8 +152,8 @@ def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
     return checked(model, row, place=place)
 
 
-def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]:
-    notes, found, kept = Notes(), [], []
+def _pairs(rows: Placed, notes: Notes, *, name: str, chat: bool) -> tuple[list[Pair], Reading]:
+    found, kept = [], []
     for number, place, row in rows:
         one = _read(PairRow, row, place=place, notes=notes)
         sides = {"chosen": one.chosen, "rejected": one.rejected}

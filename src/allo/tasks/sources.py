@@ -88,7 +88,12 @@ class Sources:
     def _pairs_and_reading(self) -> tuple[list[Pair], Reading]:
         if self._pairs is None:
             assert self.recipe.data.pairs is not None
-            self._pairs = pairs_and_reading(self.recipe.data.pairs, chat=self.recipe.chat)
+            self._pairs = pairs_and_reading(
+                self.recipe.data.pairs,
+                split=self.recipe.data.split,
+                config=self.recipe.data.config,
+                chat=self.recipe.chat,
+            )
         return self._pairs
 
     def _prompts_and_readings(self, source: Source, *, key: str) -> tuple[list[Prompt], dict[str, Reading]]:
