@@ -18,6 +18,7 @@ from allo.recipe.tasks import TaskName
 AUTO = "auto"
 HELD_OUT = "held_out"
 """The name of the evaluation set of held-out prompts."""
+NEWER = (HELD_OUT, "feedback", "config")
 
 
 def _number_or_share(value: Any) -> Any:
@@ -38,9 +39,11 @@ class Source(Block):
     task: TaskName | None = None
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
     file: Place | None = None
-    """JSONL or Parquet with `prompt, answer?, solution?, choices?, id?`."""
+    """A file, a saved data set, or a data set of the hub, with `prompt, answer?, solution?, choices?, id?` (docs/data.md)."""
     hub: Name | None = None
     split: Name = "train"
+    config: Name | None = None
+    """The configuration (subset) of a data set of the hub."""
     order: Literal["given", "shuffled", "shortest"] = "given"
     skip: CountOrZero = 0
     limit: Count | None = None
@@ -51,7 +54,15 @@ class Source(Block):
         if len(origins) != 1:
             found = " and ".join(origins) or "none"
             raise ValueError(f"needs exactly one of {', '.join(self._origins())}; found {found}")
+        if self.config is not None and not {"file", "hub", "pairs", "feedback"} & set(origins):
+            raise ValueError(f"`config` is for a data set of the hub, and {origins[0]} has none: remove it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _unless_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unset keys out that earlier runs did not know: the hashes of those are of sources without them."""
+        fields: dict[str, Any] = write(self)
+        return {key: value for key, value in fields.items() if key not in NEWER or value is not None}
 
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
@@ -69,9 +80,10 @@ class Data(Source):
     """The problems to align on, ready preference pairs, or labelled feedback."""
 
     pairs: Place | None = None
-    """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
+    """A file, a saved data set, or a data set of the hub (`OWNER/NAME`), of pairs or of rated completions (docs/data.md):
+    nothing is sampled."""
     feedback: Place | None = None
-    """JSONL or Parquet with `prompt, completion, label` (TRL's formats), true for a good completion: nothing is sampled."""
+    """The same of labelled completions, `prompt, completion, label`, true for a good one: nothing is sampled."""
     mixture: Annotated[list[Part], Field(min_length=2)] | None = None
     """Several sources, whose prompts alternate by weight, so that every stretch has the same mix; `skip` and `limit`
     beside it count prompts of the mixture."""
@@ -79,13 +91,6 @@ class Data(Source):
     """Prompts that are not trained on, but measured before and after: a number, a share, or `auto`, the default
     without `evaluate.sets`. `auto` is 5%, at least 32 and at most 512, and never more than a fifth. All rows of a
     held-out prompt are held out with it."""
-
-    @model_serializer(mode="wrap")
-    def _unless_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unset keys that came later out: the hashes of earlier runs are of data without them."""
-        fields: dict[str, Any] = write(self)
-        later = (HELD_OUT, "feedback")
-        return {key: value for key, value in fields.items() if key not in later or value is not None}
 
     @model_validator(mode="after")
     def _some_are_taken_as_they_stand(self) -> "Data":

@@ -8,7 +8,7 @@ from typing import Any
 
 from allo.errors import UserError
 from allo.files.records import Feedback, Wrong
-from allo.files.rows import Reading, Row, read_rows, shown, stem
+from allo.files.rows import TRAIN, Notes, Reading, Row, shown, source_name, source_rows
 from allo.tasks.pairs import AnswerRow, Placed, answers_of, placed
 
 LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
@@ -22,15 +22,18 @@ class LabelledRow(AnswerRow):
     prompt_id: str | None = None
 
 
-def read_feedback(path: Path, *, chat: bool = False) -> tuple[list[Feedback], Reading]:
-    """Return a file's labelled completions (see `rows.FILE_TYPES`) and the fate of its rows.
+def read_feedback(
+    source: str | Path, *, split: str = TRAIN, config: str | None = None, chat: bool = False
+) -> tuple[list[Feedback], Reading]:
+    """Return the labelled completions of a file, a folder or the hub (see `rows.source_rows`), and the fate of its rows.
 
     A row has `prompt`, `completion` and `label`; the first two are text or messages. Without `prompt`, `completion` or
     `messages` is a conversation that ends with the completion. `chat` turns a text prompt into one user message. Raises
     `UserError` naming the line of a row of another form.
     """
-    path = Path(path)
-    return _feedback(read_rows(path), name=stem(path), chat=chat)
+    notes = Notes()
+    rows = source_rows(source, split=split, config=config, notes=notes)
+    return _feedback(rows, notes, name=source_name(source, split=split), chat=chat)
 
 
 def feedback_of_rows(
@@ -40,7 +43,7 @@ def feedback_of_rows(
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
-    return _feedback(placed(rows, name=name), name=name, chat=chat)
+    return _feedback(placed(rows, name=name), Notes(), name=name, chat=chat)
 
 
 def label_of(value: Any) -> bool | None:
@@ -48,14 +51,12 @@ def label_of(value: Any) -> bool | None:
     return value if isinstance(value, bool) else LABELS.get(str(value).strip().lower())
 
 
-def _feedback(rows: Placed, *, name: str, chat: bool) -> tuple[list[Feedback], Reading]:
-    mapped: list[str] = []
-    found, notes = answers_of(_labelled(rows, mapped), LabelledRow, chat=chat)
+def _feedback(rows: Placed, notes: Notes, *, name: str, chat: bool) -> tuple[list[Feedback], Reading]:
+    found = answers_of(_labelled(rows, notes), LabelledRow, notes, chat=chat)
     feedback = [
         Feedback(prompt_id=one.prompt_id or f"{name}-{number}", label=one.label, **fields)
         for number, one, fields in found
     ]
-    notes.mapped.update(mapped)
     labels: dict[str, list[bool]] = defaultdict(list)
     for each in feedback:
         labels[_key(each)].append(each.label)
@@ -64,8 +65,8 @@ def _feedback(rows: Placed, *, name: str, chat: bool) -> tuple[list[Feedback], R
     return feedback, notes.reading(duplicates=sum(len(each) - len(set(each)) for each in labels.values()))
 
 
-def _labelled(rows: Placed, mapped: list[str]) -> Iterable[tuple[int, str, Row]]:
-    """Yield rows whose labels are true or false; `mapped` gets a note for each that is given otherwise."""
+def _labelled(rows: Placed, notes: Notes) -> Iterable[tuple[int, str, Row]]:
+    """Yield rows whose labels are true or false; those given otherwise are noted."""
     for number, place, row in rows:
         if row.keys() >= {"chosen", "rejected"}:
             raise UserError(
@@ -79,7 +80,7 @@ def _labelled(rows: Placed, mapped: list[str]) -> Iterable[tuple[int, str, Row]]
                     f"{place}: `label` {shown(given)}: must be true for a good completion or false for a bad one (1 and 0, "
                     "and the texts of these four, are read as well)."
                 )
-            mapped.append("label given as a number or text, and read as true or false")
+            notes.mapped["label given as a number or text, and read as true or false"] += 1
             row = {**row, "label": label}
         yield number, place, row
 

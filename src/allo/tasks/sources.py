@@ -108,14 +108,24 @@ class Sources:
 
     def _pairs_and_reading(self) -> tuple[list[Pair], Reading]:
         if self._pairs is None:
-            assert self.recipe.data.pairs is not None
-            self._pairs = pairs_and_reading(self.recipe.data.pairs, chat=self.recipe.chat)
+            data = self.recipe.data
+            assert data.pairs is not None
+            self._pairs = pairs_and_reading(
+                data.pairs,
+                split=data.split,
+                config=data.config,
+                chat=self.recipe.chat,
+                pairing=self.recipe.pair,
+            )
         return self._pairs
 
     def _feedback_and_reading(self) -> tuple[list[Feedback], Reading]:
         if self._feedback is None:
-            assert self.recipe.data.feedback is not None
-            self._feedback = read_feedback(self.recipe.data.feedback, chat=self.recipe.chat)
+            data = self.recipe.data
+            assert data.feedback is not None
+            self._feedback = read_feedback(
+                data.feedback, split=data.split, config=data.config, chat=self.recipe.chat
+            )
         return self._feedback
 
     def _prompts_and_readings(self, source: Source, *, key: str) -> tuple[list[Prompt], dict[str, Reading]]:
