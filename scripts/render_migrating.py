@@ -50,13 +50,20 @@ HONOURED = {
     "callbacks": "as in transformers",
     "optimizers": "an optimizer of one group of `model.parameters()`; it trains the selected weights",
 }
+NO_EFFECT = {
+    "remove_unused_columns": "columns are known by their names, and others are ignored",
+    "dataloader_pin_memory": "nothing is pinned",
+    "logging_nan_inf_filter": "a loss that is NaN stops training",
+    "fsdp_config": "it says nothing without `fsdp`",
+    **dict.fromkeys(("do_train", "do_eval", "do_predict", "resume_from_checkpoint"), "only scripts read it"),
+}
 
 
 def page() -> str:
     """Return the page's Markdown."""
     inherited = [field.name for field in dataclasses.fields(TrainingArguments)]
     refused = refused_fields()
-    rest = ", ".join(f"`{name}`" for name in inherited if name not in refused)
+    rest = ", ".join(f"`{name}`" for name in inherited if name not in {**refused, **NO_EFFECT})
     keywords = [(name, "honoured", words) for name, words in HONOURED.items()]
     keywords += [(name, "refused", words) for name, words in UNSUPPORTED.items()]
     metrics = [name for name in ImproveTrainer.metrics if not name.startswith("improve/")]
@@ -69,6 +76,8 @@ def page() -> str:
         + _table(("field", "here", "how, or why not"), fields)
         + "\n## Fields of TrainingArguments\n\nThese are refused unless they have their defaults:\n\n"
         + _table(("field", "why"), [(name, refused[name]) for name in inherited if name in refused])
+        + "\nBoth values of these do the same:\n\n"
+        + _table(("field", "why"), list(NO_EFFECT.items()))
         + f"\nAll others are honoured as transformers reads them, with the defaults of `DPOConfig`: {rest}.\n\n"
         + "Of these, `bf16` needs a model in bfloat16, `optim` an optimizer that works entry by entry, and "
         + "`train_sampling_strategy` is random or sequential.\n"

@@ -53,7 +53,7 @@ def test_a_model_by_its_name_is_loaded_in_the_precision_that_is_asked_for(
 
 def test_a_config_says_how_a_model_is_loaded(saved: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="TRL's DPOConfig; install the extra `trl`")
-    quiet = {"use_cpu": True, "bf16": False, "report_to": "none"}
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "activation_checkpointing": False}
     args = trl.DPOConfig(str(tmp_path), model_init_kwargs={"dtype": "bfloat16"}, **quiet)
     assert ImproveTrainer(str(saved), args, pairs(), mask=1.0).model.dtype == torch.bfloat16
     for name, value in (
@@ -142,6 +142,7 @@ def test_a_precomputed_reference_has_every_data_set(tmp_path: Path) -> None:
         assert runs[1][name] == pytest.approx(runs[0][name], abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning")
 def test_metrics_of_ones_own_see_what_trl_shows_them(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="TRL is the oracle; install the extra `trl`")
     seen: list[Any] = []
@@ -158,6 +159,7 @@ def test_metrics_of_ones_own_see_what_trl_shows_them(tmp_path: Path) -> None:
         seed=SEED,
         report_to="none",
         disable_tqdm=True,
+        activation_checkpointing=False,
     )
     given = {"eval_dataset": Dataset.from_list(pairs()[:6]), "compute_metrics": keep}
     theirs = trl.DPOTrainer(

@@ -8,7 +8,13 @@ import torch
 from datasets import Dataset
 
 from allo.models.collate import pad
-from allo.models.policy import completion_distributions, measured_token_logps, per_token_logps
+from allo.models.policy import (
+    completion_distributions,
+    head_of,
+    hidden_states,
+    measured_token_logps,
+    per_token_logps,
+)
 from allo.training import recording
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from tiny import EIGHT_STEPS, SEED, TOKENIZER, full_mask, logged, model, pairs, trained, wrongs
@@ -85,7 +91,9 @@ def test_measures_are_those_of_the_dense_distributions(
         mine = dense[owner == row]
         assert sums[row, 0].item() == pytest.approx(-(mine.exp() * mine).sum().item(), rel=1e-5)
         assert sums[row, 2].item() == (mine.argmax(-1) == targets[owner == row]).sum().item()
-    logits = policy(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = (
+        head_of(policy).logits(hidden_states(policy, batch).flatten(0, 1)).view(*batch["input_ids"].shape, -1)
+    )
     mean = logits.mean(-1).flatten()[batch["sources"]] * batch["completion_mask"]
     torch.testing.assert_close(sums[:, 1], mean.sum(1), rtol=1e-4, atol=1e-4)
     assert not sums.requires_grad and logps.requires_grad

@@ -129,7 +129,7 @@ _REFUSED = {
     "parallelism_config": _SHARDED,
     "auto_find_batch_size": "a smaller batch would change the training that you asked for. Lower "
     "per_device_train_batch_size and raise gradient_accumulation_steps.",
-    "push_to_hub": "a checkpoint is not a model, and allo uploads nothing. Upload the result with `hf upload`.",
+    "push_to_hub": "allo uploads nothing while it trains. Upload the result with `hf upload`.",
     "dataloader_num_workers": "rows are lists of ids in memory, so workers have nothing to load.",
     "torch_empty_cache_steps": "a step leaves no cached memory to release.",
     "neftune_noise_alpha": "policy and reference must see the same embeddings.",
@@ -139,7 +139,7 @@ _REFUSED = {
 
 _NO_DDP = "the model is not wrapped in DDP: only the gradient of the selected weights is sent."
 _NO_WORKERS = _REFUSED["dataloader_num_workers"]
-_OWN_EVALUATION = "allo's evaluation keeps no predictions; it returns the loss and the metrics."
+_OWN_EVALUATION = "evaluation has one way here: `compute_metrics` is given all logits and ids together."
 _OWN_BATCHES = (
     "each process has all rows of a step and computes its share, so nothing is split or dispatched."
 )

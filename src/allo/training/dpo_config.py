@@ -138,6 +138,11 @@ def settings_of(
     """
     if args is None:
         return {}
+    if not isinstance(args, TrainingArguments):
+        raise UserError(
+            f"args is a {type(args).__name__}: give TrainingArguments or trl.DPOConfig. The order is model, args, "
+            "train_dataset, processing_class; TRL's second argument, ref_model, is not needed."
+        )
     name = _of_trl(args)
     if name is not None and not (takes_config and name == "DPOConfig"):
         wanted = " or trl.DPOConfig" if takes_config else ""

@@ -133,18 +133,19 @@ class EvaluatedTrainer(RecordedTrainer):
         training, self._sums = self._sums, {}
         self.model.eval()
         count, predictions = 0, Predictions()
+        computed = None if self.args.prediction_loss_only else self.compute_metrics
         for rows in dataloader:
             for part in own_share(self._micro_batches(rows, max_rows=self.args.per_device_eval_batch_size)):
                 with torch.no_grad():
                     loss = self.loss(self._batch(part), denominator=1.0)
                 self.record(self.num_items(part), {"loss": loss})
-            if self.compute_metrics is not None:
+            if computed is not None:
                 predictions.add(self.model, self._prepare_inputs(self._plain_collator(rows)))
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         found = {**self.take_means(), NUM_TOKENS: self.num_tokens}
-        if self.compute_metrics is not None:
-            found |= self.compute_metrics(predictions.of_all())
+        if computed is not None:
+            found |= computed(predictions.of_all())
         prefix = f"{metric_key_prefix}_"
         metrics = {prefix + name.removeprefix(prefix): value for name, value in found.items()}
         self._sums = training

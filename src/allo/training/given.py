@@ -63,12 +63,14 @@ def given_arguments(
         )
         bf16 = isinstance(model, str | Path) and torch.cuda.is_available()
         return default_arguments(folder, defaults, bf16=bf16)
-    if not isinstance(args, TrainingArguments):
-        raise UserError(
-            f"args is a {type(args).__name__}: give TrainingArguments or trl.DPOConfig. The order is model, args, "
-            "train_dataset, processing_class; TRL's second argument, ref_model, is not needed."
-        )
     return args
+
+
+def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
+    """Return the model, loaded onto the device if it is a folder or hub id: in bfloat16 on a GPU, in float32 on a CPU."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    return load_model(model, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32)
 
 
 def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) -> PreTrainedModel:
@@ -109,7 +111,7 @@ def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) ->
 
 
 def given_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel, args: TrainingArguments
+    tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel, args: TrainingArguments | None = None
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer, by default the model's own; as in TRL it then pads with EOS if it has no pad token."""
     pad_token = getattr(args, "pad_token", None)

@@ -19,7 +19,7 @@ from allo.recipe.locate import Locate
 from allo.recipe.own_code import own_file
 from allo.tasks.pairs import pairs_of_rows
 from allo.training.dpo_passes import DpoPasses
-from allo.training.given import default_arguments, given_model, given_tokenizer
+from allo.training.given import default_arguments, given_model, given_tokenizer, named_model
 from allo.training.run import Logged, state_bytes, train, train_from
 from allo.training.trainer import ImproveTrainer
 from allo.training.trainer_rows import IdRows, Row, RowReader
@@ -206,7 +206,9 @@ def locate(
     """
     with tempfile.TemporaryDirectory() as folder:
         if args is None:
-            args = default_arguments(folder, DEFAULTS.training, save_strategy="no")
+            model = named_model(model)
+            on_cpu = model.device.type == "cpu"
+            args = default_arguments(folder, DEFAULTS.training, save_strategy="no", use_cpu=on_cpu)
         model = given_model(model, args)
         tokenizer = given_tokenizer(processing_class, model, args)
         record = record_of(criterion)

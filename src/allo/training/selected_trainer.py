@@ -139,13 +139,9 @@ class SelectedTrainer(EvaluatedTrainer):
         self.max_tokens_per_batch = max_tokens_per_batch
         self.reference = taken("reference", reference, settings, default="swap")
         self.gradient_dtype, self.lean = gradient_dtype, lean
+        read = None if records else self.read_rows
         self._reader = RowReader(
-            model,
-            self.processing_class,
-            read=None if records else self.read_rows,
-            tokenize=self.make_rows,
-            max_length=self.max_length,
-            cuts_ends=self.cuts_ends,
+            model, self.processing_class, read, self.make_rows, self.max_length, self.cuts_ends
         )
         dataset = list(train_dataset) if isinstance(train_dataset, Iterator) else train_dataset
         rows, self.counts = self._rows(dataset, "train_dataset")
@@ -161,11 +157,15 @@ class SelectedTrainer(EvaluatedTrainer):
             callbacks=callbacks,
             compute_metrics=compute_metrics,
         )
+        self._select(optimizers)
+
+    def _select(self, optimizers: Optimizers) -> None:
+        """Make the selected weights trainable, by the given optimizer if there is one."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
         slots = ("ref",) if self.needs_reference and self.reference == "swap" else ()
-        self.selected = SelectedWeights(self.model, self.mask, slots=slots, lean=lean)
-        use_optimizer(optimizers, self.selected, self.model, lean=lean)
+        self.selected = SelectedWeights(self.model, self.mask, slots=slots, lean=self.lean)
+        use_optimizer(optimizers, self.selected, self.model, lean=self.lean)
         self.optimizer, self.lr_scheduler = optimizers
         self._sums, self._num_seen = {}, 0
         self.add_callback(WriteBack(self.selected))

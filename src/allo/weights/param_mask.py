@@ -68,9 +68,9 @@ class ParamMask:
             from allo.weights.importance_map import ImportanceMap  # it is built on this module
 
             return ImportanceMap.load(path).mask_at(density)
+        content = sparse_file.read(Path(path), "mask")
         if density is not None:
             raise UserError(f"{path} is a mask, which has a density of its own: remove density={density:g}")
-        content = sparse_file.read(Path(path), "mask")
         metadata = content.header.get("metadata")
         if not isinstance(metadata, dict):
             raise UserError(f"{path}: the header has no metadata: the file is damaged, write it again")
