@@ -9,10 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo.models.rows import counted_completions, counted_pairs
+from allo.recipe.criteria import CRITERIA
 from allo.training.dpo_passes import DpoPasses
-from allo.training.locating import warmup_trainer
+from allo.training.feedback_trainer import FeedbackTrainer
+from allo.training.locating import Search
 from allo.weights.layout import Layout
-from tiny import TOKENIZER, arguments, feedback, logged, model, pairs
+from tiny import TOKENIZER, arguments, feedback, model, pairs, weights
 
 BOTH = [
     {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
@@ -57,17 +59,21 @@ def test_the_fused_warm_up_learns_the_labels(tmp_path: Path) -> None:
 
 def test_the_warm_up_learns_the_labels(tmp_path: Path) -> None:
     policy = model()
-    trainer = warmup_trainer(
-        policy,
-        arguments(tmp_path),
-        feedback(),
-        TOKENIZER,
-        among=Layout.of(policy).shapes,
-        beta=0.3,
-        max_length=64,
-        max_tokens_per_batch=None,
-        labelled=True,
-    )
-    trainer.train()
-    assert logged(trainer)[0] == pytest.approx(0.6931, abs=1e-3)
-    assert logged(trainer, "rewards/margins")[-1] > 0.05
+    start = weights(policy)
+    rows, _ = counted_completions(TOKENIZER, feedback(), max_length=64)
+    search = Search(Layout.of(policy), rows, arguments(tmp_path), TOKENIZER)
+    found = search.statistics_of(CRITERIA["warmup"])
+    losses = [row["loss"] for row in found.metrics]
+    assert found.counts["completions"] == len(rows)
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3) and losses[-1] < losses[0] - 0.01
+    found.put_back()
+    assert all(torch.equal(param, start[name]) for name, param in weights(policy).items())
+
+
+def test_a_trainer_locates_its_own_mask_on_labelled_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = model()
+    trainer = FeedbackTrainer(policy, arguments(tmp_path), feedback(), TOKENIZER, mask=0.05)
+    assert trainer.selected.density == pytest.approx(0.05, abs=1e-3)
+    assert f"on {len(feedback())} completions" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
-from allo.recipe import Recipe, save_recipe
+from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import sources_read
 
@@ -96,8 +96,9 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
 
 
-def run_all(recipe: Recipe, *, until: str | None = None, force: str | None = None) -> RunFolder:
-    """Run every unfinished stage up to `until`; `force` runs one again, and then those after it."""
+def run_all(recipe: Recipe | str | Path, *, until: str | None = None, force: str | None = None) -> RunFolder:
+    """Run every unfinished stage of a recipe, or of its file, up to `until`; `force` runs one again, and those after it."""
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     stages = stages_of(recipe)
     last = len(stages) if until is None else 1 + _position(stages, until)
     if force is not None:

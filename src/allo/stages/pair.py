@@ -99,7 +99,8 @@ def with_own_ids(recipe: Recipe, rows: list[Ready], load: Callable[[], Tokenizer
         "tokenizer, or say more: they are of another one, the text was edited, or a stop string ended it that `sample.stop` "
         f"does not name. The texts of all {len(rows)} {kind}s are tokenized instead."
     )
-    return [replace(row, **{name: None for name in sides.values() if name in vars(row)}) for row in rows]
+    without: dict[str, Any] = {name: None for name in sides.values() if name in vars(other)}
+    return [replace(row, **without) for row in rows]
 
 
 def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> list[Pair]:

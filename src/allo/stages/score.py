@@ -136,9 +136,15 @@ def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
             samples.setdefault(one.prompt_id, []).append(sample)
         return samples
     if folder.feedback.exists():
-        for row in read_jsonl(folder.feedback, Feedback):
-            graded = GradedSample(row.completion, row.finished, row.label, row.completion_ids, row.message)
-            samples.setdefault(row.prompt_id, []).append(graded)
+        for labelled in read_jsonl(folder.feedback, Feedback):
+            graded = GradedSample(
+                labelled.completion,
+                labelled.finished,
+                labelled.label,
+                labelled.completion_ids,
+                labelled.message,
+            )
+            samples.setdefault(labelled.prompt_id, []).append(graded)
         return samples
     for pair in read_jsonl(folder.pairs, Pair):
         for side in SIDES:

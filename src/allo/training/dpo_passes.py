@@ -7,7 +7,7 @@ log-probs are those computed beforehand, without a second model or a slot.
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class DpoPasses:
         check_rows_fit(model, rows, name="locate")
         self.model, self.arguments, self.beta = model, arguments, beta
         self.rows = [row | {"number": number} for number, row in enumerate(rows)]
+        self.start: Mapping[str, Tensor] = {}  # of a warm-up, by name: the weights before it
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         self._max_tokens, self._among = max_tokens_per_batch, among
         self._labelled = "label" in rows[0]
@@ -120,6 +121,7 @@ class DpoPasses:
         self._add_reference(steps_an_epoch)
         steps = zip(learning_rates(self.arguments, num_steps), self._steps(), strict=False)
         warmup, metrics = FusedWarmup(self.model, among=self._among), []
+        self.start = warmup.start
         with gradients_taken(self.model, warmup.update, among=self._among):
             for number, (rate, rows) in enumerate(track(steps, "locate", total=num_steps), start=1):
                 seen = []

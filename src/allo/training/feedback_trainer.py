@@ -1,7 +1,8 @@
 """The trainer that learns from labelled completions, good and bad, without pairs."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -20,6 +21,7 @@ from allo.models.policy import per_token_logps
 from allo.models.rows import counted_completions
 from allo.models.tokenization import cut_left
 from allo.recipe.losses import Filter
+from allo.recipe.training import ImproveTraining
 from allo.tasks.feedback import feedback_of_rows
 from allo.training.chosen_losses import (
     LossSettings,
@@ -31,7 +33,7 @@ from allo.training.chosen_losses import (
 from allo.training.micro_batches import own_share
 from allo.training.selected_trainer import Row, SelectedTrainer
 from allo.training.token_filter import kept_tokens, with_draws
-from allo.training.trainer_options import Options
+from allo.training.trainer_options import Options, Rows
 from allo.weights.ranks import sum_over_ranks
 
 _FAIR = (0.99, 4 / 3 + 0.01)
@@ -56,17 +58,18 @@ class FeedbackTrainer(SelectedTrainer):
 
     metrics = (
         *("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"),
-        *("kl", "improve/kept_tokens"),
+        *("kl", "improve/kept_tokens", "entropy"),
     )
     read_rows = staticmethod(feedback_of_rows)
     make_rows = staticmethod(counted_completions)
+    defaults = ImproveTraining()
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        train_dataset: Iterable[Row],
-        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | Path,
+        args: TrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
         loss: str | LossFunction = "kto",
         loss_settings: LossSettings | None = None,
@@ -188,8 +191,8 @@ class FeedbackTrainer(SelectedTrainer):
             sums = {f"rewards/{side}": rewards[rows].sum(), f"logps/{side}": answers.logps[rows].sum()}
             self.record(rows.sum(), sums)
 
-    def _take_means(self) -> dict[str, float]:
-        means = super()._take_means()
+    def take_means(self) -> dict[str, float]:
+        means = super().take_means()
         chosen, rejected = means.get("rewards/chosen"), means.get("rewards/rejected")
         margins = {} if chosen is None or rejected is None else {"rewards/margins": chosen - rejected}
         return means | margins
@@ -198,7 +201,7 @@ class FeedbackTrainer(SelectedTrainer):
         """Evaluate like the other trainers, with one reference point for all rows."""
         training = self.kl
         if self.needs.kl:
-            self.kl = self._kl_of(list(dataloader.dataset))
+            self.kl = self._kl_of([row for rows in dataloader for row in rows])
         found = super().evaluation_loop(dataloader, *args, **kwargs)
         self.kl = training
         return found

@@ -1,7 +1,8 @@
 """The three trainers of selected weights: fine-tuning, forgetting, improving."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -21,10 +22,11 @@ from allo.losses import token_losses as losses
 from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import PairLogps, PairSums, RunningMean
-from allo.models.collate import Batch, PairCollator
-from allo.models.policy import per_token_logps, shares_prefix
+from allo.models.collate import SIDES, Batch, PairCollator
+from allo.models.policy import shares_prefix
 from allo.models.rows import counted_completions, counted_pairs
 from allo.recipe.losses import Filter
+from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows, wrong_of_rows
 from allo.training.chosen_losses import (
     LossSettings,
@@ -37,7 +39,7 @@ from allo.training.chosen_losses import (
 from allo.training.dpo_config import LOSSES, taken
 from allo.training.selected_trainer import Row, SelectedTrainer
 from allo.training.token_filter import kept_tokens, with_draws
-from allo.training.trainer_options import Options
+from allo.training.trainer_options import Options, Rows
 from allo.weights.ranks import sum_over_ranks
 
 
@@ -56,6 +58,8 @@ class SftTrainer(SelectedTrainer):
     """
 
     needs_reference = False
+    metrics = ("entropy", "mean_token_accuracy")
+    defaults = SftTraining()
     read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(counted_completions)
 
@@ -63,7 +67,7 @@ class SftTrainer(SelectedTrainer):
         return sum(len(row["completion_ids"]) for row in rows)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
-        token_losses = losses.nll(per_token_logps(self.model, batch))
+        token_losses = losses.nll(self.policy_logps(batch))
         return losses.reduce(token_losses, batch["completion_mask"], denominator=denominator)
 
 
@@ -85,18 +89,20 @@ class ForgetTrainer(SelectedTrainer):
 
     metrics = (
         *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
-        *("probabilities/forgotten", "forget/kept_tokens"),
+        *("probabilities/forgotten", "forget/kept_tokens", "logits/rejected", "entropy"),
     )
+    sides = ("rejected",)
+    defaults = ForgetTraining()
     read_rows = staticmethod(wrong_of_rows)
     make_rows = staticmethod(counted_completions)
     takes_config = True
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        train_dataset: Iterable[Row],
-        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | Path,
+        args: TrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
         beta: float | None = None,
         loss: str | LossFunction = "token",
@@ -135,7 +141,7 @@ class ForgetTrainer(SelectedTrainer):
             logratios, logps = self.logratios(batch)
             tokens: TokenLogps = TokenLogratios(logps, weights, logratios)
         else:
-            logps = per_token_logps(self.model, batch)
+            logps = self.policy_logps(batch)
             logratios, tokens = torch.zeros_like(logps), TokenLogps(logps, weights)
         self._record(batch, logps, logratios)
         found = forgetting_losses_of(self.forgetting_loss, tokens, beta=self.beta)
@@ -194,8 +200,11 @@ class ImproveTrainer(SelectedTrainer):
 
     metrics = (
         *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
-        *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
+        *("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected"),
+        *("entropy", "mean_token_accuracy", "improve/kept_tokens"),
     )
+    sides = SIDES
+    defaults = ImproveTraining()
     read_rows = staticmethod(pairs_of_rows)
     make_rows = staticmethod(counted_pairs)
     takes_config = True
@@ -203,10 +212,10 @@ class ImproveTrainer(SelectedTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        train_dataset: Iterable[Row],
-        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | Path,
+        args: TrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
         beta: float | None = None,
         keep: float = 0.5,
@@ -306,7 +315,7 @@ class ImproveTrainer(SelectedTrainer):
         if self.needs_reference:
             logratios, logps = self.logratios(batch)
         else:
-            logps = per_token_logps(self.model, batch)
+            logps = self.policy_logps(batch)
         chosen_logps, rejected_logps = logps.sum(-1).chunk(2)
         policy = PairLogps(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
         if not self.needs_reference:
