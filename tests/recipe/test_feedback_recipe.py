@@ -49,7 +49,7 @@ def test_losses_of_single_completions_are_taken(loss: str, tmp_path: Path) -> No
         (["rounds=2"], "data.feedback is one set of rows, but rounds sample anew: set rounds to 1"),
         (["data.order=shuffled"], "labelled rows are taken in the order of their file"),
         (["data.pairs=p.jsonl"], "found pairs and feedback"),
-        (["pair.margin=1.0"], "ready rows are taken as they are"),
+        (["pair.margin=1.0"], "pair.margin chooses pairs"),
     ],
 )
 def test_what_needs_pairs_or_samples_is_refused(more: list[str], message: str, tmp_path: Path) -> None:

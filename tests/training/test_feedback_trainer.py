@@ -206,3 +206,9 @@ def test_an_unbalance_is_said_with_the_weight_that_mends_it(
     assert "desirable_weight" not in capsys.readouterr().err
     feedback_trainer(tmp_path, loss="bco")
     assert "desirable_weight" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [{"beta": 0.0}, {"beta": math.nan}, {"keep": 0.0}, {"keep": 1.5}])
+def test_beta_and_keep_are_bounded(own: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{min(own)} is "):
+        feedback_trainer(tmp_path, **own)

@@ -29,6 +29,14 @@ from allo.recipe.own_code import function_of, own_file
 LossSettings = Mapping[str, float | bool]
 
 
+def positive(name: str, value: float, *, most: float = math.inf) -> float:
+    """Return a setting. Raises `UserError` unless it is above 0 and at most `most`."""
+    if not (0 < value <= most and math.isfinite(value)):
+        bound = "" if most == math.inf else f" and at most {most:g}"
+        raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
+    return value
+
+
 def chosen_pair_loss(loss: str | LossFunction, settings: LossSettings, *, keep: float) -> LossFunction:
     """Return the loss of pairs of that name, or the function itself, tried on a few pairs.
 

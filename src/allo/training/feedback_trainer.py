@@ -29,6 +29,7 @@ from allo.training.chosen_losses import (
     chosen_feedback_loss,
     feedback_losses_of,
     loss_title,
+    positive,
 )
 from allo.training.micro_batches import own_share
 from allo.training.selected_trainer import Row, SelectedTrainer
@@ -50,7 +51,7 @@ class FeedbackTrainer(SelectedTrainer):
     the tokens of bad completions that count, as in `ImproveTrainer`; good ones count as a whole. The reference is the
     model as given.
 
-    KTO's reference point is the mean log-ratio of a step's completions, each after the prompt of the row behind it, and
+    KTO's reference point is the mean log-ratio of a step's completions, each after the prompt of the next row, and
     BCO's shift comes from the steps before. So neither depends on micro-batches or processes.
 
     Raises `UserError` for a loss or a setting that `chosen_losses.chosen_feedback_loss` refuses.
@@ -82,7 +83,8 @@ class FeedbackTrainer(SelectedTrainer):
         self.feedback_loss = chosen_feedback_loss(loss, self.loss_settings, keep=keep)
         self.loss_title = loss_title(self.feedback_loss)
         self.needs = needs_of(self.feedback_loss)
-        self.beta, self.keep, self.filter = beta, keep, filter
+        self.beta, self.filter = positive("beta", beta), filter
+        self.keep = positive("keep", keep, most=1.0)
         self.kl = 0.0
         # Mean rewards of good and of bad completions, and those of the current step.
         self.reward_means, self._step_rewards = _two_means(), _two_means()

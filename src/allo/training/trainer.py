@@ -1,6 +1,5 @@
 """The three trainers of selected weights: fine-tuning, forgetting, improving."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,7 +16,6 @@ from transformers import (
 )
 
 from allo.console import say
-from allo.errors import UserError
 from allo.losses import token_losses as losses
 from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
@@ -35,20 +33,13 @@ from allo.training.chosen_losses import (
     forgetting_losses_of,
     loss_title,
     pair_losses_of,
+    positive,
 )
 from allo.training.dpo_config import LOSSES, taken
 from allo.training.selected_trainer import Row, SelectedTrainer
 from allo.training.token_filter import kept_tokens, with_draws
 from allo.training.trainer_options import Options, Rows
 from allo.weights.ranks import sum_over_ranks
-
-
-def _number(name: str, value: float, *, most: float = math.inf) -> float:
-    """Return a setting. Raises `UserError` unless it is above 0 and at most `most`."""
-    if not (0 < value <= most and math.isfinite(value)):
-        bound = "" if most == math.inf else f" and at most {most:g}"
-        raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
-    return value
 
 
 class SftTrainer(SelectedTrainer):
@@ -112,7 +103,7 @@ class ForgetTrainer(SelectedTrainer):
         self.forgetting_loss = chosen_forgetting_loss(loss)
         self.loss_title = loss_title(self.forgetting_loss)
         self.needs_reference = needs_of(self.forgetting_loss).reference
-        self.beta = _number("beta", taken("beta", beta, self._config_settings(args), default=0.1))
+        self.beta = positive("beta", taken("beta", beta, self._config_settings(args), default=0.1))
         super().__init__(model, args, train_dataset, processing_class, **options)
         self._believed = RunningMean()  # of the step's weighted tokens
         if until is not None:
@@ -232,12 +223,12 @@ class ImproveTrainer(SelectedTrainer):
         self.pair_loss = chosen_pair_loss(
             taken("loss", loss, config, default=_DPO),
             self.loss_settings,
-            keep=_number("keep", keep, most=1.0),
+            keep=positive("keep", keep, most=1.0),
         )
         self.loss_title = loss_title(self.pair_loss)
         self.needs = needs_of(self.pair_loss)
         self.needs_reference = self.needs.reference
-        self.beta = _number("beta", taken("beta", beta, config, default=0.1))
+        self.beta = positive("beta", taken("beta", beta, config, default=0.1))
         self.keep, self.filter, self.anchor = keep, filter, anchor
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
         super().__init__(model, args, train_dataset, processing_class, **options)
