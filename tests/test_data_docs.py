@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from allo import tasks
-from allo.files.records import Pair
+from allo.files.records import Feedback, Pair
 from allo.recipe import Recipe
 from allo.recipe.tasks import TASKS
 from allo.tasks import alpaca_eval, arena_hard, base
@@ -48,8 +48,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe(name: str) -> Recipe:
     """The tiny recipe with a file's `data` block."""
-    block = yaml.safe_load(FILES[name])["data"]
-    return tiny(Path("runs"), "data_folder=.", f"data={json.dumps(block)}", "sft=null")
+    blocks = yaml.safe_load(FILES[name])
+    loss = blocks.get("improve", {}).get("loss", "dpo")
+    return tiny(
+        Path("runs"),
+        "data_folder=.",
+        f"data={json.dumps(blocks['data'])}",
+        f"improve.loss={loss}",
+        "sft=null",
+    )
 
 
 def test_the_prompts_are_read_as_the_page_says(folder: Path) -> None:
@@ -69,6 +76,18 @@ def test_a_recipe_takes_its_prompts_from_the_files(name: str, ids: set[str]) -> 
     found = {prompt.id for prompt in training_prompts(recipe(name))}
     assert found <= ids
     assert len(found) == (2 if name == "file.yaml" else len(ids))  # its limit is 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_labelled_feedback_is_read_in_each_format() -> None:
+    text, chat, whole = Sources(recipe("feedback.yaml")).feedback()
+    assert text == Feedback("feedback-1", "Name a tree.\n", "Oak.", label=True)
+    assert (chat.prompt, chat.completion, chat.label) == (
+        [{"role": "user", "content": "Name a bird."}],
+        "Trout.",
+        False,
+    )
+    assert (whole.completion, whole.label) == ("Trout.", True)
 
 
 @pytest.mark.usefixtures("folder")

@@ -18,10 +18,20 @@ DOCUMENTS = [
 ]
 PUBLIC = {
     "allo": {
-        *("ForgetTrainer", "ImproveTrainer", "ParamMask", "SelectedWeights", "__version__"),
+        *(
+            "FeedbackTrainer",
+            "ForgetTrainer",
+            "ImproveTrainer",
+            "ParamMask",
+            "SelectedWeights",
+            "__version__",
+        ),
         *("apply_delta", "load_recipe", "locate", "run", "score"),
     },
-    "allo.losses": {"LossFunction", "PairLogps", "PairSums", "TokenLogps", "forgetting_loss", "pair_loss"},
+    "allo.losses": {
+        *("AnswerSums", "LossFunction", "PairLogps", "PairSums", "TokenLogps"),
+        *("feedback_loss", "forgetting_loss", "pair_loss"),
+    },
     "allo.tokens": {"Context", "Scored", "ScoringFunction", "confidence", "edit"},
     "allo.weights": {"Scoring", "criterion"},
 }

@@ -7,13 +7,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer
 from allo.weights import ranks
-from tiny import pairs, trained, weights, wrongs
+from tiny import feedback, pairs, trained, weights, wrongs
 
 KINDS = {
     "forget": (ForgetTrainer, wrongs, {}),
     "improve": (ImproveTrainer, pairs, {}),
+    "kto": (FeedbackTrainer, feedback, {"loss": "kto", "beta": 0.5, "keep": 0.6}),
     "bco": (ImproveTrainer, pairs, {"loss": "bco", "filter": "random"}),
 }
 

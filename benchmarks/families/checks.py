@@ -135,7 +135,7 @@ def trained_logps(case: Case) -> str:
         settings, folder=case.work / "trainer", seed=0, device=torch.device("cpu"), key="improve.training"
     )
     pairs, given = tiny_pairs(4), {"processing_class": case.tokenizer, "max_length": 128}
-    mask = locate(model, arguments, pairs, density=0.1, **given)
+    mask = locate(model, pairs, args=arguments, density=0.1, **given)
     trainer = ImproveTrainer(model, arguments, pairs, mask=mask, **given)
     trainer.model.train()
     first, second = (_largest_difference(case, trainer.model, _padded()) for _ in range(2))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from allo.pipeline import run_all as run
     from allo.recipe import load_recipe
     from allo.tokens.scoring import score
+    from allo.training.feedback_trainer import FeedbackTrainer
     from allo.training.locating import locate
     from allo.training.trainer import ForgetTrainer, ImproveTrainer
     from allo.weights.param_mask import ParamMask
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = version("allo-align")
 __all__ = [
+    "FeedbackTrainer",
     "ForgetTrainer",
     "ImproveTrainer",
     "ParamMask",
@@ -36,6 +38,7 @@ __all__ = [
 __getattr__, __dir__ = names_of(
     __name__,
     {
+        "FeedbackTrainer": "allo.training.feedback_trainer:FeedbackTrainer",
         "ForgetTrainer": "allo.training.trainer:ForgetTrainer",
         "ImproveTrainer": "allo.training.trainer:ImproveTrainer",
         "ParamMask": "allo.weights.param_mask:ParamMask",

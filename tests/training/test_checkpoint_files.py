@@ -41,7 +41,7 @@ def test_random_draws_go_on_as_they_would_have(tmp_path: Path) -> None:
 def test_only_the_process_that_saves_writes_a_checkpoint(saves: bool, tmp_path: Path) -> None:
     state = SimpleNamespace(state_dict=lambda: {"weight": torch.ones(2)})
     trainer = SimpleNamespace(
-        args=SimpleNamespace(should_save=saves, output_dir=str(tmp_path / "own")),
+        args=SimpleNamespace(should_save=saves, save_only_model=False, output_dir=str(tmp_path / "own")),
         optimizer=state,
         lr_scheduler=state,
         selected=state,

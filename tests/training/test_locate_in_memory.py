@@ -64,9 +64,10 @@ def test_the_mask_is_that_of_the_stage(patterns: dict[str, list[str]], tmp_path:
     model = load_model(LAB, dtype=torch.float32, device="cpu")
     found = allo.locate(
         model,
-        args,
         pairs,
-        TOKENIZER,
+        args=args,
+        processing_class=TOKENIZER,
+        criterion="warmup",
         density=density,
         beta=recipe.locate.beta,
         max_length=recipe.max_length,
@@ -86,7 +87,7 @@ def test_the_model_is_as_it_was(model: LlamaForCausalLM, training: bool, tmp_pat
     model.lm_head.weight.requires_grad_(False)  # frozen before, frozen after
     before = bits(model)
     trainable = {name: param.requires_grad for name, param in model.named_parameters()}
-    mask = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.1)
+    mask = allo.locate(model, PAIRS, args=arguments(tmp_path), processing_class=TOKENIZER, density=0.1)
     assert mask.density == pytest.approx(0.1, abs=1e-5)
     assert model.training == training
     for name, param in model.named_parameters():
@@ -102,7 +103,9 @@ def test_the_model_is_as_it_was_also_after_an_error(model: LlamaForCausalLM, tmp
         return torch.full_like(theta, torch.nan)
 
     with pytest.raises(UserError, match="NaN or negative"):
-        allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.1, criterion=broken)
+        allo.locate(
+            model, PAIRS, args=arguments(tmp_path), processing_class=TOKENIZER, density=0.1, criterion=broken
+        )
     for name, param in model.named_parameters():
         assert torch.equal(param, before[name])
     allo.SelectedWeights(model, allo.ParamMask.full({name: tuple(p.shape) for name, p in before.items()}))
@@ -113,7 +116,9 @@ def test_a_density_that_selects_nothing_is_refused_before_the_run(
 ) -> None:
     for density in (0.0, 1.5, 1e-9):
         with pytest.raises(UserError, match="density"):
-            allo.locate(model, arguments(tmp_path / "out"), [], TOKENIZER, density=density)
+            allo.locate(
+                model, [], args=arguments(tmp_path / "out"), processing_class=TOKENIZER, density=density
+            )
 
 
 def test_an_own_criterion_gets_each_weight_before_and_after(model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -124,10 +129,12 @@ def test_an_own_criterion_gets_each_weight_before_and_after(model: LlamaForCausa
         seen.append(theta)
         return (theta - tuned).clamp(min=0)
 
-    mask = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.01, criterion=lowered)
+    mask = allo.locate(
+        model, PAIRS, args=arguments(tmp_path), processing_class=TOKENIZER, density=0.01, criterion=lowered
+    )
     assert mask.metadata["criterion"] == "lowered"
     assert all(any(torch.equal(theta, weights) for weights in before.values()) for theta in seen)
-    same = allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.01)
+    same = allo.locate(model, PAIRS, args=arguments(tmp_path), processing_class=TOKENIZER, density=0.01)
     assert 0 < same.overlap(mask) < 1
 
 
@@ -139,5 +146,7 @@ def test_patterns_are_refused_before_the_run(model: LlamaForCausalLM, tmp_path: 
         ({"include": "linear"}, "give a list"),
     ):
         with pytest.raises(UserError, match=says):
-            allo.locate(model, arguments(tmp_path), PAIRS, TOKENIZER, density=0.1, **own)
+            allo.locate(
+                model, PAIRS, args=arguments(tmp_path), processing_class=TOKENIZER, density=0.1, **own
+            )
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())

@@ -33,7 +33,10 @@ def run(folder: Path, kind: str, *, num_ranks: int, size: int, reference: str = 
 @pytest.mark.invariant("Two processes are one with twice the batch, and send the flat gradient once a step.")
 @pytest.mark.parametrize(
     ("kind", "reference"),
-    [("improve", "swap"), ("forget", "swap"), ("improve", "precomputed"), ("bco", "swap")],
+    [
+        *(("improve", "swap"), ("forget", "swap"), ("improve", "precomputed"), ("bco", "swap")),
+        pytest.param("kto", "swap", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_are_one_process_with_twice_the_batch(kind: str, reference: str, tmp_path: Path) -> None:
     two = run(tmp_path / "two", kind, num_ranks=2, size=2, reference=reference)

@@ -26,7 +26,7 @@ OURS = {
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "train_sampling_strategy", "dataloader_drop_last", "data_seed", "eval_strategy"),
-    *("include_num_input_tokens_seen", "output_dir"),
+    *("include_num_input_tokens_seen", "output_dir", "save_only_model"),
 }
 # Read by transformers where we add nothing: the schedule, the loop, logging, saving, evaluation's times, the device.
 THEIRS = {
@@ -49,8 +49,8 @@ THEIRS = {
     *("save_total_limit", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("ignore_data_skip", "restore_callback_states_from_checkpoint"),
 }
-# True of our trainers at both values: nothing is pinned, columns are known by name, evaluation keeps no predictions,
-# and a NaN ends the run.
+# True of our trainers at both values: nothing is pinned, columns are known by name, evaluation keeps no predictions
+# without `compute_metrics`, and a NaN ends the run.
 BOTH = {"dataloader_pin_memory", "remove_unused_columns", "prediction_loss_only", "logging_nan_inf_filter"}
 # For the script that makes the arguments; the Trainer reads none of them. `fsdp_config` says nothing without `fsdp`.
 SCRIPTS = {"do_train", "do_eval", "do_predict", "resume_from_checkpoint", "fsdp_config"}

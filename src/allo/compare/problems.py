@@ -29,7 +29,7 @@ def check_problems(recipe: Recipe) -> None:
     validation = prompts_of(recipe, recipe.compare.validation)
     _check_verdicts("compare.validation", recipe.compare.validation, validation, recipe)
     elsewhere = {"compare.validation": _ids(validation)}
-    if recipe.data.pairs is None:
+    if not recipe.data.is_ready:
         elsewhere["data"] = _ids(prompts_of(recipe, recipe.data))
     for key, source in sets.items():
         prompts = prompts_of(recipe, source)

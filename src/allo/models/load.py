@@ -231,12 +231,17 @@ def without_weights(
 
 
 def load_tokenizer(
-    ref: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False
+    ref: str | Path,
+    *,
+    pad_token: str | None = None,
+    trust_remote_code: bool = False,
+    eos_pads: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint (for a `.gguf` file, from the file itself).
 
     Args:
         pad_token: used if the tokenizer has none; a token that it already knows.
+        eos_pads: EOS is used if there is no other pad token.
 
     Raises:
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
@@ -256,6 +261,8 @@ def load_tokenizer(
         )
     if pad_token is not None and pad_token not in tokenizer.get_vocab():
         raise UserError(f"pad_token {pad_token!r} is no token of {ref}; choose one of its vocabulary.")
+    if tokenizer.pad_token_id is None and pad_token is None and eos_pads:
+        pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None and pad_token is None:
         raise UserError(
             f"{ref}: the tokenizer has no pad token; set `pad_token` to one of its tokens, "

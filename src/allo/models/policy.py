@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from allo.errors import UserError
-from allo.losses.logps import Head, completion_logps
+from allo.losses.logps import Head, completion_logps, measured_logps
 from allo.models.collate import Batch, pad, share_prefix
 from allo.models.model_checks import num_positions, rope_length, rope_sides
 from allo.weights.finite import check_finite
@@ -169,10 +169,16 @@ def shares_prefix(model: PreTrainedModel) -> bool:
 
 def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
-    hidden = hidden_states(model, batch)
-    return completion_logps(
-        hidden, head_of(model), batch["sources"], batch["targets"], batch["completion_mask"]
-    )
+    return completion_logps(hidden_states(model, batch), head_of(model), *_completions(batch))
+
+
+def measured_token_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return `per_token_logps`, and `logps.MEASURES` summed over each completion's tokens [C, 3]."""
+    return measured_logps(hidden_states(model, batch), head_of(model), *_completions(batch))
+
+
+def _completions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch["sources"], batch["targets"], batch["completion_mask"]
 
 
 @torch.inference_mode()

@@ -50,7 +50,7 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
 
 
 def plan_evaluation(recipe: Recipe) -> StagePlan:
-    """Plan greedy answers (one row per prompt), samples, held-out pairs, or KL to the start, whichever takes most."""
+    """Plan greedy answers (one row per prompt), samples, held-out rows, or KL to the start, whichever takes most."""
     evaluate, loads = recipe.evaluate, []
     numbers = {evaluate.generations(name) for name in recipe.set_names}
     numbers |= {1} if evaluate.greedy and numbers else set()
@@ -59,9 +59,13 @@ def plan_evaluation(recipe: Recipe) -> StagePlan:
         for number in sorted(numbers - {0}):
             lengths = _generate(recipe, evaluate, number, model, rehearsal)
             loads = [f"{evaluate.batch_size} completions of {lengths.prompt} + {lengths.completion} tokens"]
-        if recipe.data.held_out and recipe.data.pairs is not None:
+        if recipe.data.held_out and recipe.data.is_ready:
             per_token_logps(model, _batch(training_lengths(recipe), 2 * PAIRS_BATCH))
-            loads.append(f"{PAIRS_BATCH} held-out pairs of {recipe.max_length} tokens a side")
+            pairs = f"{PAIRS_BATCH} held-out pairs of {recipe.max_length} tokens a side"
+            single = (
+                f"{2 * PAIRS_BATCH} held-out completions of {recipe.max_length} tokens with their prompts"
+            )
+            loads.append(pairs if recipe.data.feedback is None else single)
         if evaluate.kl is not None:
             batch = _batch(sampling_lengths(recipe, model, evaluate.kl_tokens), KL_BATCH)
             logps, start = (completion_distributions(model, batch) for _ in range(2))

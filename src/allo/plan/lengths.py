@@ -20,8 +20,8 @@ class Lengths:
 
 
 def training_lengths(recipe: Recipe) -> Lengths:
-    """Return a row of `max_length` with the longest sampled completion; for ready pairs, half is prompt."""
-    sampled = recipe.sample.max_new_tokens if recipe.data.pairs is None else recipe.max_length // 2
+    """Return a row of `max_length` with the longest sampled completion; for ready rows, half is prompt."""
+    sampled = recipe.max_length // 2 if recipe.data.is_ready else recipe.sample.max_new_tokens
     completion = max(1, min(sampled, recipe.max_length - 1))
     return Lengths(recipe.max_length - completion, completion)
 

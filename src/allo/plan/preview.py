@@ -17,7 +17,7 @@ def preview(recipe: Recipe, sources: Sources | None = None) -> Preview:
     found = findings(recipe, sources)
     done = {name.removeprefix(f"{round_name(1)}/") for name, is_done in stages.items() if is_done}
     pair = None
-    if "pair" in done and recipe.data.pairs is None:
+    if "pair" in done and not recipe.data.is_ready:
         pair = sampled_pair(recipe, found.tokenizer, is_scored="score" in done)
     counts = (
         stages_done(first_round(RunFolder(recipe.run_folder)))["score"]["counts"] if "score" in done else None

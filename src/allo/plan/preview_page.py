@@ -129,8 +129,11 @@ def _ids(one: Trained | Asked) -> list[list[int]]:
 
 
 def _of_trained(trained: Trained, max_length: int) -> Iterator[str]:
-    what = "pair" if trained.key == "data.pairs" else "solution"
+    kinds = {"data.pairs": "pair", "data.feedback": "labelled completion"}
+    what = kinds.get(trained.key, "solution")
     yield _number(len(trained.rows), what, "trained on")
+    if trained.labels:
+        yield trained.labels
     if trained.without:
         yield f"{_number(trained.without, 'prompt', 'left out')}: without a `solution`"
     if trained.counts.dropped:
@@ -162,6 +165,9 @@ def _examples(preview: Preview, width: int, plain: bool) -> Iterator[Text]:
     )
     page = _Page(found, width, plain)
     for trained in found.trained:
+        if trained.labels:
+            yield from page.labelled(recipe, trained)
+            continue
         row = trained.rows[0]
         yield from page.title(f"{trained.key}, the first of its rows")
         yield from page.prompt(row["prompt_ids"])
@@ -170,7 +176,7 @@ def _examples(preview: Preview, width: int, plain: bool) -> Iterator[Text]:
         else:
             weights = row["token_weights"]
             yield from page.completion("solution", row["completion_ids"], weights, _counting(weights))
-    if recipe.data.pairs is not None:
+    if recipe.data.is_ready:
         return
     if preview.pair is not None:
         yield from page.title("data, a pair that the run has sampled")
@@ -222,11 +228,32 @@ class _Page:
         """Yield both answers of a pair, with the tokens that count."""
         all_of = [1.0] * len(pair.chosen_ids)
         yield from self.completion("chosen", pair.chosen_ids, all_of, "all carry loss")
-        weights = pair.weights or [1.0] * len(pair.rejected_ids)
-        note = "; ".join(_rejected(recipe, pair.weights))
+        yield from self._bad(recipe, "rejected", pair.rejected_ids, pair.weights)
+
+    def labelled(self, recipe: Recipe, trained: Trained) -> Iterator[Text]:
+        """Yield the first good and the first bad completion with the tokens that count."""
+        for label, name in ((True, "good"), (False, "bad")):
+            row = next((row for row in trained.rows if row["label"] == label), None)
+            if row is None:
+                continue
+            yield from self.title(f"{trained.key}, the first {name} one of its rows")
+            yield from self.prompt(row["prompt_ids"])
+            ids = row["completion_ids"]
+            if not label:
+                yield from self._bad(recipe, name, ids, None)
+                continue
+            counts = 1.0 if recipe.improve or recipe.locate else 0.0
+            note = "all carry loss" if counts else "none carries loss"
+            yield from self.completion(name, ids, [counts] * len(ids), note)
+
+    def _bad(
+        self, recipe: Recipe, name: str, ids: list[int], weights: Sequence[float] | None
+    ) -> Iterator[Text]:
+        shown = weights or [1.0] * len(ids)
+        note = "; ".join(_rejected(recipe, weights))
         if not note:
-            note, weights = "none carries loss", [0.0] * len(weights)
-        yield from self.completion("rejected", pair.rejected_ids, weights, note, kind="bad")
+            note, shown = "none carries loss", [0.0] * len(ids)
+        yield from self.completion(name, ids, shown, note, kind="bad")
 
     def _tokens(
         self, ids: list[int], weights: Sequence[float], *, kind: str = "", ends: int = SHOWN_ENDS

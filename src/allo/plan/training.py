@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from allo.models.collate import PairCollator
+from allo.models.collate import FeedbackCollator, PairCollator
 from allo.models.load import Model
 from allo.models.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
-from allo.models.rows import counted_pairs
+from allo.models.rows import counted_completions, counted_pairs
 from allo.models.start import allowed_in_start
 from allo.plan.lengths import training_lengths
 from allo.plan.live_bytes import LiveBytes
@@ -23,6 +23,8 @@ from allo.recipe.criteria import Needs, criterion_of
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.training.arguments import Arguments, stage_arguments
 from allo.training.dpo_passes import DpoPasses
+from allo.training.feedback_trainer import FeedbackTrainer
+from allo.training.locating import LABELLED_LOSS
 from allo.training.run import train
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
@@ -77,12 +79,15 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
         if recipe.reads_warmup:  # what was warmed up in fp32, while it is written for the scorer
             host += 4 * num_entries(shapes)
         arguments = _arguments(recipe, "locate", Path(folder))
-        row = _pair(*_texts(recipe))
-        rows, _ = counted_pairs(one_word_tokenizer(), [row], max_length=recipe.max_length)
+        labelled = recipe.data.feedback is not None
+        counted = counted_completions if labelled else counted_pairs
+        row = (_labelled if labelled else _pair)(*_texts(recipe))
+        rows, _ = counted(one_word_tokenizer(), [row], max_length=recipe.max_length)
         if needs != "squared gradients":
             size, most = arguments.per_device_train_batch_size, locate.max_tokens_per_batch
             if most is not None:
-                size = max(1, most // PairCollator(0, shared_prefix=True).num_tokens(rows[0]))
+                collate = FeedbackCollator(0) if labelled else PairCollator(0, shared_prefix=True)
+                size = max(1, most // collate.num_tokens(rows[0]))
             rows = _copies(rows[0], size)
         passes = DpoPasses(
             model,
@@ -98,7 +103,7 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
         passes.take_start_gradients(lambda *_: None)
     return StagePlan(
         "locate",
-        f"{len(rows)} pairs of {lengths.prompt} + {lengths.completion} tokens",
+        f"{len(rows)} {'completions' if labelled else 'pairs'} of {lengths.prompt} + {lengths.completion} tokens",
         rehearsal.at_peak | {"state": state},
         host=host,
     )
@@ -150,11 +155,20 @@ def _trainer(
     for option in ("beta", "max_tokens_per_batch", "reference", "shared_prefix", "lean"):
         if hasattr(block, option):
             given[option] = getattr(block, option)
-    row = _pair(prompt, completion)
+    row: dict[str, Any] = _pair(prompt, completion)
     kind: Any = ImproveTrainer
-    if stage == "improve" and block.loss not in ANSWER_LOSSES:
+    labelled = recipe.data.feedback is not None
+    if labelled and stage == "locate":
+        kind, row = FeedbackTrainer, _labelled(prompt, completion)
+        given |= {"loss": LABELLED_LOSS, "keep": 1.0}
+    elif stage == "improve" and block.loss not in ANSWER_LOSSES:
         given |= {"loss": block.loss, "loss_settings": block.loss_settings, "keep": block.keep}
-        given |= {"filter": block.filter, "anchor": block.anchor}
+        given |= {"filter": block.filter}
+        if labelled:
+            kind, row = FeedbackTrainer, _labelled(prompt, completion)
+            del given["shared_prefix"]
+        else:
+            given["anchor"] = block.anchor
     elif stage == "forget":
         kind, given["loss"] = ForgetTrainer, block.loss
         row = {"prompt": prompt, "completion": completion}
@@ -181,6 +195,10 @@ def _texts(recipe: Recipe) -> tuple[str, str]:
 def _pair(prompt: str, completion: str) -> dict[str, str]:
     """Return a pair with two answers of one length; equal answers would be dropped."""
     return {"prompt": prompt, "chosen": completion, "rejected": other_word(completion)}
+
+
+def _labelled(prompt: str, completion: str) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, "label": True}
 
 
 def _copies(row: dict[str, Any], size: int) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Results on held-out pairs in the report's tables."""
+"""Results on held-out pairs and labelled completions in the report's tables."""
 
 from collections.abc import Sequence
 
-from allo.files.evaluation import HeldOut, Rate
+from allo.files.evaluation import HeldOut, HeldOutFeedback, Rate
 from allo.report import figures
 from allo.report.tables import Cell, Model, Table, rate
 
@@ -12,8 +12,48 @@ COLUMNS = (
 )
 
 
+FEEDBACK_COLUMNS = (
+    *("Reward AUC", "Likelihood AUC"),
+    *("Good", "Bad", "Good, a token", "Bad, a token"),
+)
+
+
 def held_out_tables(rows: Sequence[Model]) -> list[Table]:
-    """Return the table of held-out pairs, with one row per model; no table if none was measured on pairs."""
+    """Return the tables of held-out pairs and labelled completions, with one row per model; none if none was measured."""
+    return _of_pairs(rows) + _of_feedback(rows)
+
+
+def _of_feedback(rows: Sequence[Model]) -> list[Table]:
+    known = [(row, row.result.feedback) for row in rows if row.result.feedback]
+    if not known:
+        return []
+    counts = dict.fromkeys(_labels_counted(found) for _, found in known)
+    return [
+        Table(
+            title="Held-out feedback",
+            columns=("Model", *FEEDBACK_COLUMNS),
+            rows=tuple(
+                (
+                    Cell(row.label),
+                    *(rate(each) for each in (found.reward_auc, found.likelihood_auc)),
+                    *(_nats(change.answer if change else None) for change in (found.good, found.bad)),
+                    *(_nats(change.token if change else None) for change in (found.good, found.bad)),
+                )
+                for row, found in known
+            ),
+            remark=f"{'; '.join(counts)}. Reward AUC is the chance that a good completion has a higher reward than a bad "
+            "one: beta times its log-ratio to the start; at the start every reward is 0. Likelihood AUC is that of a "
+            "higher mean log-prob of a token. Good and bad: change in log-likelihood, in nats",
+        )
+    ]
+
+
+def _labels_counted(found: HeldOutFeedback) -> str:
+    counted = f"{figures.count(found.num_good)} good and {figures.count(found.num_bad)} bad completions of "
+    return counted + _details(found, found.num_prompts)
+
+
+def _of_pairs(rows: Sequence[Model]) -> list[Table]:
     known = [(row, row.result.held_out) for row in rows if row.result.held_out]
     if not known:
         return []
@@ -32,7 +72,11 @@ def held_out_tables(rows: Sequence[Model]) -> list[Table]:
 
 
 def _counted(found: HeldOut) -> str:
-    counted = f"{figures.count(found.num_pairs)} pairs of {figures.count(found.num_prompts)} prompts"
+    return f"{figures.count(found.num_pairs)} pairs of {_details(found, found.num_prompts)}"
+
+
+def _details(found: HeldOut | HeldOutFeedback, num_prompts: int) -> str:
+    counted = f"{figures.count(num_prompts)} prompts"
     counted += f", beta {found.beta:g}" if found.beta is not None else ""
     if found.num_dropped:
         counted += f", {figures.count(found.num_dropped)} more do not fit into max_length"

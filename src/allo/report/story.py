@@ -8,6 +8,7 @@ from allo.files.evaluation import (
     Answer,
     Evaluated,
     HeldOut,
+    HeldOutFeedback,
     ModelResult,
     PromptText,
     Rate,
@@ -79,6 +80,8 @@ def headline(run: RunView) -> str:
     after, before = run.after, run.before
     if after.held_out and not after.sets:
         return _on_pairs(after.held_out, before) + _trained(after)
+    if after.feedback and not after.sets:
+        return _on_feedback(after.feedback, before) + _trained(after)
     if not after.sets:
         return f"{figures.name(after.label)} was evaluated on no set."
     name = next(iter(after.sets))
@@ -109,6 +112,25 @@ def _on_pairs(found: HeldOut, before: ModelResult | None) -> str:
         likelier += f", at the start in {_share(before.held_out.likelihood_accuracy)}"
     rewarded = f"reward accuracy is {_share(found.reward_accuracy)}; " if found.reward_accuracy else ""
     return f"On {figures.count(found.num_pairs)} held-out pairs, {rewarded}{likelier}."
+
+
+def _on_feedback(found: HeldOutFeedback, before: ModelResult | None) -> str:
+    """Return the headline's sentence for held-out labelled completions."""
+    where = (
+        f"On {figures.count(found.num_good)} good and {figures.count(found.num_bad)} bad held-out completions"
+    )
+    if found.likelihood_auc is None:
+        return f"{where} nothing is compared, since all have one label."
+    rewarded = (
+        ""
+        if found.reward_auc is None
+        else f"has the higher reward in {_share(found.reward_auc)} of pairs and "
+    )
+    likelier = f"is the likelier one in {_share(found.likelihood_auc)}"
+    known = before.feedback.likelihood_auc if before and before.feedback else None
+    if known is not None and before is not None and before.feedback is not found:
+        likelier += f", at the start in {_share(known)}"
+    return f"{where}, a good one {rewarded}{likelier}."
 
 
 def _share(found: Rate) -> str:

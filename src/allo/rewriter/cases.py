@@ -43,7 +43,7 @@ def open_run(place: Path, overrides: list[str] | None = None) -> Run:
             f"{folder.wrong}: not there yet; run `allo run --until pair` on the recipe first, which samples and judges."
         )
     tokenizer = load_start_tokenizer(recipe, folder)
-    prompts = [] if recipe.data.pairs is not None else training_prompts(recipe)
+    prompts = [] if recipe.data.is_ready else training_prompts(recipe)
     return Run(recipe, folder, tokenizer, {prompt.id: prompt for prompt in prompts})
 
 

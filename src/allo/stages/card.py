@@ -42,9 +42,10 @@ def _data(recipe: Recipe) -> Iterator[str]:
 
 
 def _source(source: Source) -> str:
-    pairs = source.pairs if isinstance(source, Data) else None
-    if pairs is not None:
-        return f"preference pairs of the file {pairs.name}"
+    if isinstance(source, Data) and source.pairs is not None:
+        return f"preference pairs of the file {source.pairs.name}"
+    if isinstance(source, Data) and source.feedback is not None:
+        return f"labelled completions of the file {source.feedback.name}"
     if source.file is not None:
         return f"prompts of the file {source.file.name}"
     name = source.hub or (source.task or "").rpartition("/")[2]

@@ -1,6 +1,7 @@
 """Checks that find bad input, and the rows a run will train on, before its first stage costs time."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from allo.recipe.backends import BACKENDS
 from allo.recipe.own_code import function_of
 from allo.recipe.sources import HELD_OUT
 from allo.sampling.at_servers import check_servable
-from allo.stages.checked_rows import Asked, Trained, asked, trained_pairs, trained_solutions
+from allo.stages.checked_rows import Asked, Trained, asked, trained_feedback, trained_ready, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_verifiable
 from allo.stages.own_reward import try_functions
@@ -65,6 +66,8 @@ def check(recipe: Recipe, sources: Sources | None = None) -> None:
     for sentence in found.held_out:
         say(f"data.{HELD_OUT}: {sentence}")
     for rows in found.trained:
+        if rows.labels:
+            say(f"{rows.key}: {rows.labels}")
         if words := rows.counts.words(recipe.max_length):
             say(f"{rows.key}: {words}")
     for prompts in found.asked:
@@ -94,7 +97,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     allowed = allowed_in_start(recipe)
     disk = check_disk(recipe, of_all)
     check_backend = BACKENDS[recipe.sample.backend].check
-    if check_backend and recipe.data.pairs is None:
+    if check_backend and not recipe.data.is_ready:
         function_of(check_backend, key="sample.backend")(recipe)
     prompts = _check_asked(recipe, sources, tokenizer, positions)
     if prompts:
@@ -107,11 +110,10 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
         )
     trained = trained_solutions(recipe, tokenizer, sources)
     if recipe.data.pairs is not None:
-        trained.append(trained_pairs(recipe, tokenizer, sources.pairs()))
-    said = [sources.held_out()]
-    if recipe.data.pairs is not None and (pairs := sources.held_out_pairs()):
-        counts = trained_pairs(recipe, tokenizer, pairs, key=f"data.{HELD_OUT}").counts
-        said.append(counts.words(recipe.max_length))
+        trained.append(trained_ready(recipe, tokenizer, sources.pairs(), key="data.pairs"))
+    elif recipe.data.feedback is not None:
+        trained.append(trained_feedback(recipe, tokenizer, sources.feedback()))
+    said = [sources.held_out(), *_held_out(recipe, tokenizer, sources)]
     return Findings(
         tokenizer,
         weights,
@@ -126,6 +128,17 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     )
 
 
+def _held_out(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) -> Iterator[str]:
+    """Yield in words the labels of held-out rows, and those that do not fit."""
+    key = f"data.{HELD_OUT}"
+    if recipe.data.pairs is not None and (pairs := sources.held_out_pairs()):
+        yield trained_ready(recipe, tokenizer, pairs, key=key).counts.words(recipe.max_length)
+    elif recipe.data.feedback is not None and (rows := sources.held_out_feedback()):
+        found = trained_ready(recipe, tokenizer, rows, key=key)
+        yield f"{sum(row.label for row in rows):,} of them are good, {sum(not row.label for row in rows):,} bad"
+        yield found.counts.words(recipe.max_length)
+
+
 def _models(recipe: Recipe) -> list[str | Path]:
     """Return the models that a recipe loads, each once."""
     found: list[str | Path | None] = [recipe.model, recipe.judge.reward_model, recipe.evaluate.reward_model]
@@ -138,7 +151,7 @@ def _check_asked(
 ) -> list[Asked]:
     """Return the prompts to complete. Raises `UserError` for one that cannot be rendered, sent or judged."""
     found, evaluate = [], recipe.evaluate
-    samples = [] if recipe.data.pairs is not None else list(sources.prompts(recipe.data))
+    samples = [] if recipe.data.is_ready else list(sources.prompts(recipe.data))
     if samples:
         room = _room(recipe, positions, recipe.sample.max_new_tokens)
         by = "judged by " + (", ".join(recipe.judge.function) or recipe.judge.reward_model or "their answers")
@@ -200,7 +213,7 @@ def _check_lengths(recipe: Recipe, positions: int | None) -> None:
     lengths = [recipe.evaluate.max_new_tokens] if recipe.set_names else []
     if recipe.evaluate.kl is not None:
         lengths.append(recipe.evaluate.kl_tokens)
-    if recipe.data.pairs is None:
+    if not recipe.data.is_ready:
         lengths.append(recipe.sample.max_new_tokens)
     _room(recipe, positions, max(lengths, default=1))
     check_positions(positions, recipe.max_length, key="max_length", ref=recipe.model)

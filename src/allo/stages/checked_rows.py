@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from allo.errors import UserError
-from allo.files.records import Pair, Prompt
+from allo.files.records import Feedback, Pair, Prompt
 from allo.models.load import Tokenizer
 from allo.models.rows import Counts, counted_completions, counted_pairs
 from allo.models.templates import Chat
 from allo.models.tokenization import cut_left, prompt_ids
 from allo.recipe import Recipe
 from allo.recipe.kinds import SOLUTIONS
+from allo.recipe.losses import ANSWER_LOSSES
 from allo.stages.pair import with_own_ids
 from allo.stages.right_answers import check_solutions, demonstrations
-from allo.tasks.sources import Sources
+from allo.tasks.feedback import Labels
+from allo.tasks.sources import Ready, Sources
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Trained:
     """A trainer's rows as token ids, under their key in the recipe.
 
     `read` counts the rows before any were dropped. `forms` are those of their prompts. `without` counts the prompts
-    without a solution, which have no row.
+    without a solution, which have no row. `labels` says how many completions are good and bad, if they are labelled.
     """
 
     key: str
@@ -31,6 +33,7 @@ class Trained:
     counts: Counts
     forms: frozenset[str]
     without: int = 0
+    labels: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def asked(
     return Asked(key, ids, sum(length > room for length in lengths), _forms(prompts), judged), lengths
 
 
-def _forms(rows: Sequence[Prompt | Pair]) -> frozenset[str]:
+def _forms(rows: Sequence[Prompt | Pair | Feedback]) -> frozenset[str]:
     return frozenset("text" if isinstance(row.prompt, str) else "messages" for row in rows)
 
 
@@ -72,13 +75,35 @@ def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return prompt_ids(tokenizer, text, place=place)
 
 
-def trained_pairs(
-    recipe: Recipe, tokenizer: Tokenizer, pairs: Sequence[Pair], *, key: str = "data.pairs"
-) -> Trained:
-    """Return the ready pairs under `key` as the trainers read them. Raises `UserError` if none is left."""
-    ready = with_own_ids(recipe, list(pairs), lambda: tokenizer)
-    rows, counts = _under(key, counted_pairs, tokenizer, [vars(pair) for pair in ready], recipe.max_length)
-    return Trained(key, len(ready), rows, counts, _forms(pairs))
+def trained_ready(recipe: Recipe, tokenizer: Tokenizer, given: Sequence[Ready], *, key: str) -> Trained:
+    """Return ready pairs or labelled completions under `key` as the trainers read them.
+
+    Raises `UserError` if none is left.
+    """
+    ready = with_own_ids(recipe, list(given), lambda: tokenizer)
+    labelled = [row for row in ready if isinstance(row, Feedback)]
+    count = counted_completions if labelled else counted_pairs
+    rows, counts = _under(key, count, tokenizer, [vars(row) for row in ready], recipe.max_length)
+    labels = Labels.of(labelled).words if labelled else ""
+    return Trained(key, len(ready), rows, counts, _forms(given), labels=labels)
+
+
+def trained_feedback(recipe: Recipe, tokenizer: Tokenizer, given: Sequence[Feedback]) -> Trained:
+    """Return the labelled completions to train on. Raises `UserError` if a stage has none with the label that it needs."""
+    learns_good = recipe.improve is not None and recipe.improve.loss in ANSWER_LOSSES
+    for label, is_needed, stage in (
+        (
+            False,
+            recipe.forget is not None,
+            "forget learns from bad ones: add some, or set forget and score to null",
+        ),
+        (True, learns_good, "improve.loss rft learns good ones: add some, or set improve to null"),
+    ):
+        if is_needed and not any(row.label == label for row in given):
+            raise UserError(
+                f"data.feedback: all {len(given)} completions to train on are {'bad' if label else 'good'}, and {stage}."
+            )
+    return trained_ready(recipe, tokenizer, given, key="data.feedback")
 
 
 def trained_solutions(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) -> list[Trained]:

@@ -21,10 +21,11 @@ from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
-from allo.recipe.sources import HELD_OUT, Kl
+from allo.recipe.sources import Kl
 from allo.sampling.completions import complete
+from allo.stages.held_out import HeldOutRows, held_out_rows, on_held_out
 from allo.stages.judge import verify
-from allo.stages.likelihood import AtStart, likelihood, measured_pairs
+from allo.stages.likelihood import likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.own_reward import function_rewards
 from allo.stages.reward import measured_by, reward
@@ -58,7 +59,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     Harness results are kept for models whose weights are the same.
     """
     sets = Sources(recipe).sets()
-    held_out = read_jsonl(folder.held_out, Pair) if folder.held_out.exists() else []
+    held_out = held_out_rows(recipe, folder)
     parts: list[ResumableLines] = []
     seen = overlaps(recipe, sets)
     results, completions = _measured(recipe, folder, sets, held_out, parts)
@@ -86,7 +87,7 @@ def _measured(
     recipe: Recipe,
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
-    held_out: list[Pair],
+    held_out: HeldOutRows,
     parts: list[ResumableLines],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
@@ -106,35 +107,17 @@ def _measured(
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
                 moved = likelihood(pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length)
             at_start = patch.exchanged if trained else None
-            on_pairs = _on_pairs(recipe, held_out, model, tokenizer, at_start) if held_out else {}
+            on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start) if held_out else {}
         results[name] = {
             "label": LABELS[name],
             "sets": {},
             "kl": kl,
             "likelihood": moved,
-            **on_pairs,
+            **on_rows,
             **_cost(folder, name),
         }
         completions[name] = answers
     return results, completions
-
-
-def _on_pairs(
-    recipe: Recipe, pairs: list[Pair], model: Model, tokenizer: Tokenizer, at_start: AtStart | None
-) -> dict[str, Any]:
-    """Return the measures of held-out pairs, with the beta of the last training stage."""
-    block = recipe.improve or recipe.forget
-    assert block is not None
-    found = measured_pairs(
-        pairs,
-        model,
-        tokenizer,
-        at_start,
-        beta=block.beta,
-        max_length=recipe.max_length,
-        seed=recipe.seed,
-    )
-    return {HELD_OUT: found | {"overlap": asdict(overlaps(recipe, {HELD_OUT: pairs})[HELD_OUT])}}
 
 
 @dataclass(frozen=True)

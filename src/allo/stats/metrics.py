@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -44,6 +46,35 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> Estimate:
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high), int(sizes.sum()))
+
+
+def auc(
+    scores: Sequence[float], good: Sequence[bool], groups: Sequence[Sequence[int]], *, seed: int
+) -> Estimate | None:
+    """Return the chance that a good observation scores higher than a bad one (ties count half), from resampled groups.
+
+    A group holds the places of one prompt's observations. None without a good or without a bad one.
+    """
+    if all(good) or not any(good):
+        return None
+    ranks = np.unique(np.array(scores), return_inverse=True)[1]
+    counts = np.zeros((2, len(groups), ranks.max() + 1))  # of bad and good, by group and rank
+    for number, places in enumerate(groups):
+        for place in places:
+            counts[int(good[place]), number, ranks[place]] += 1
+
+    def of(times: NDArray[Any]) -> NDArray[Any]:
+        """Return the chances if each group counts so often, [n, groups] -> [n]; NaN where one kind is missing."""
+        bad, above = times @ counts
+        pairs = bad.sum(1) * above.sum(1)
+        won = (above * (bad.cumsum(1) - bad / 2)).sum(1)
+        return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    times = [np.bincount(row, minlength=len(groups)) for row in drawn]
+    found = np.concatenate([of(np.array(times[start : start + 100])) for start in range(0, RESAMPLES, 100)])
+    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(of(np.ones((1, len(groups))))[0]), float(low), float(high), len(scores))
 
 
 def pass_at_k(num_correct: Sequence[int], *, num_samples: int, k: int) -> float:

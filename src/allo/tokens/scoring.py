@@ -1,6 +1,7 @@
 """Scores of the tokens of wrong completions, for the stage `score` and in memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from allo.recipe.scores import SCORERS, WeightRule, scorer_entry
 from allo.tasks.pairs import completions_of_rows
 from allo.tokens.scorers import Context, Scored, ScoringFunction, checked_scorer
 from allo.tokens.token_credit import completion_weights, from_logratios
+from allo.training.given import given_tokenizer, named_model
 
 # The scorers that ask nothing but the model and the row itself.
 _ALONE = ("confidence", "privileged", "edit", "uniform", "random")
@@ -26,9 +28,9 @@ _SHOWN = ("right", "solution")
 
 
 def score(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     rows: Iterable[Mapping[str, Any]],
-    processing_class: PreTrainedTokenizerBase,
+    processing_class: PreTrainedTokenizerBase | None = None,
     *,
     scorer: str | ScoringFunction,
     weights: WeightRule = "indicator",
@@ -44,6 +46,8 @@ def score(
     A row of `ForgetTrainer` takes them as `completion_ids` and `token_weights`. The model is only read.
 
     Args:
+        model: a model, or its folder or hub id.
+        processing_class: the tokenizer, by default the model's own.
         rows: `prompt` and the wrong `completion`, as of `ForgetTrainer`; for scorers that look at them, the right answers'
             texts `right`, a list, and one text `solution`.
         scorer: "confidence", "privileged", "edit", "uniform", "random", or a function `allo.tokens.ScoringFunction`. The recipe's
@@ -57,6 +61,8 @@ def score(
             one number from 0 to 1 a token.
     """
     function = _function(scorer)
+    model = named_model(model)
+    processing_class = given_tokenizer(processing_class, model)
     require_pad_token(processing_class)
     scored = _read(rows, processing_class, max_length=max_length)
     check_head(model)

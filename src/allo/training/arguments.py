@@ -58,6 +58,11 @@ def training_arguments(
             TypeAdapter(forms.get(name, Any), config=_STRICT).validate_python(value)
         except ValidationError as error:
             raise UserError(f"{key}.{name}: {value!r}: {error.errors()[0]['msg']}.") from error
+    if training.get("save_only_model"):
+        raise UserError(
+            f"{key}.save_only_model: a run that is killed resumes from its checkpoints, which need the optimizer's state. "
+            "Remove the key."
+        )
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
     for name in own.keys() & training.keys():
         raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
@@ -124,8 +129,7 @@ _REFUSED = {
     "parallelism_config": _SHARDED,
     "auto_find_batch_size": "a smaller batch would change the training that you asked for. Lower "
     "per_device_train_batch_size and raise gradient_accumulation_steps.",
-    "save_only_model": "training cannot resume from a checkpoint without the optimizer's state.",
-    "push_to_hub": "a checkpoint is not a model, and allo uploads nothing. Upload the result with `hf upload`.",
+    "push_to_hub": "allo uploads nothing while it trains. Upload the result with `hf upload`.",
     "dataloader_num_workers": "rows are lists of ids in memory, so workers have nothing to load.",
     "torch_empty_cache_steps": "a step leaves no cached memory to release.",
     "neftune_noise_alpha": "policy and reference must see the same embeddings.",
@@ -135,7 +139,7 @@ _REFUSED = {
 
 _NO_DDP = "the model is not wrapped in DDP: only the gradient of the selected weights is sent."
 _NO_WORKERS = _REFUSED["dataloader_num_workers"]
-_OWN_EVALUATION = "allo's evaluation keeps no predictions; it returns the loss and the metrics."
+_OWN_EVALUATION = "evaluation has one way here: `compute_metrics` is given all logits and ids together."
 _OWN_BATCHES = (
     "each process has all rows of a step and computes its share, so nothing is split or dispatched."
 )
@@ -178,6 +182,11 @@ _UNREAD = {
 _SAMPLING = ("random", "sequential")
 
 
+def refused_fields() -> dict[str, str]:
+    """Return the fields of `TrainingArguments` that must have their defaults, and the reasons."""
+    return {name: why for name, why in (_REFUSED | _UNREAD).items() if name != "bf16"}
+
+
 def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True) -> None:
     """Refuse fields that would be ignored or wrong, with a `UserError` that begins with the field's name.
 
@@ -188,6 +197,11 @@ def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_o
             raise UserError(f"{name}: {reason} Remove the key.")
     if args.mixed_precision != "no":  # accelerate's launcher sets it through the environment
         raise UserError(f"mixed_precision {args.mixed_precision} of the launcher: {_MIXED}")
+    if args.save_only_model and args.load_best_model_at_end:
+        raise UserError(
+            "load_best_model_at_end: with save_only_model, checkpoints lack the fp32 weights that training would end with. "
+            "Remove one of the two."
+        )
     if lean:
         lean_settings(args)
     else:

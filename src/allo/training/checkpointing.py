@@ -60,12 +60,12 @@ class CheckpointedTrainer(Trainer):
         raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the whole model if the user asks for it; in a checkpoint, save only the selected weights."""
+        """Save the whole model and its tokenizer; in a checkpoint only the selected weights, without `save_only_model`."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if _internal_call:
+        if _internal_call and not self.args.save_only_model:
             save_file(self.selected.state_dict(), folder / SELECTED_FILE)
             if state := self.loss_state():
                 save_tree(folder / LOSS_FILE, state)
@@ -75,6 +75,11 @@ class CheckpointedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
+        if not (folder / SELECTED_FILE).is_file():
+            raise UserError(
+                f"{folder}: training cannot resume from it: it has no {SELECTED_FILE}. A checkpoint saved with "
+                "save_only_model is a model; give its folder as `model` to train it further."
+            )
         self.selected.load_state_dict(load_file(folder / SELECTED_FILE))
         if (folder / LOSS_FILE).exists():
             self.load_loss_state(load_tree(folder / LOSS_FILE))

@@ -6,7 +6,7 @@ TRL itself is never imported: a config is recognised by its class.
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -46,44 +46,73 @@ LOSSES: dict[str, str | LossFunction] = {
 }
 _SMOOTHED = {"robust"}  # the only one of these that reads label_smoothing
 
-# Fields whose values become settings of ours.
-READ = ("beta", "loss_type", "label_smoothing", "max_length", "precompute_ref_log_probs")
-# Fields that are valid here only at these values, and the reasons.
-_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "model_init_kwargs": ((None,), "the model is already loaded: pass these when you load it"),
-    "trust_remote_code": ((False,), "model and tokenizer are already loaded: pass it when you load them"),
-    "disable_dropout": ((True,), "policy and reference must see the same network, so dropout is always off"),
-    "dataset_num_proc": ((None,), "rows are tokenized in this process"),
-    "truncation_mode": (
-        ("keep_start",),
+
+@dataclass(frozen=True)
+class Field:
+    """The fate of a field of `DPOConfig`, in words; docs/migrating.md is written from these.
+
+    `only`: the values that are valid here; if empty, its value is read, or compared with model and tokenizer.
+    """
+
+    fate: Literal["honoured", "not needed", "refused"]
+    words: str
+    only: tuple[Any, ...] = ()
+
+
+TRL = "1.16"  # the version whose fields these are
+_SAME_REFERENCE = "the reference is always the model as given"
+FIELDS = {
+    "beta": Field("honoured", "`beta`"),
+    "loss_type": Field("honoured", f"`loss`: {', '.join(LOSSES)}; any other, or several, are refused"),
+    "label_smoothing": Field(
+        "honoured", "with the loss `robust`; refused with the others, where TRL would ignore it"
+    ),
+    "max_length": Field("honoured", "completions lose their end, as in TRL; None: nothing is cut"),
+    "precompute_ref_log_probs": Field("honoured", "`reference`: precomputed"),
+    "router_aux_loss_coef": Field("honoured", "at 0.0; otherwise refused, as allo adds no auxiliary loss"),
+    "pad_token": Field("honoured", "for a tokenizer without a pad token; another one is refused"),
+    "model_init_kwargs": Field(
+        "honoured",
+        "`dtype` of a model that is given by its name; other keys are refused, as allo loads in its own way",
+    ),
+    "trust_remote_code": Field("honoured", "for a model that is given by its name"),
+    "disable_dropout": Field(
+        "not needed", "policy and reference must see the same network, so dropout is always off", (True,)
+    ),
+    "dataset_num_proc": Field("not needed", "rows are tokenized in this process", (None,)),
+    "truncation_mode": Field(
+        "refused",
         "allo cuts the beginning of the prompt, the same for both answers and never BOS, if max_length is given to the "
         "trainer and not to the config",
+        ("keep_start",),
     ),
-    "padding_free": (
-        (False,),
+    "padding_free": Field(
+        "not needed",
         "rows are padded to the longest of their micro-batch; shared_prefix saves more",
-    ),
-    "pad_to_multiple_of": ((None, "auto"), "rows are padded to the longest of their micro-batch"),
-    "precompute_ref_batch_size": (
-        (None,),
-        "the reference is computed in the micro-batches of training, so that both round alike",
-    ),
-    "loss_weights": ((None, [1.0]), "one loss is trained, with weight 1"),
-    "ld_alpha": ((None, 1.0), "no loss here weighs the tokens of the longer answer"),
-    "f_divergence_type": (("reverse_kl",), "the losses here use the reverse KL divergence"),
-    "f_alpha_divergence_coef": ((0.5,), "the losses here use the reverse KL divergence"),
-    "use_weighting": ((False,), "pairs are not weighted here"),
-    "discopop_tau": ((0.05,), "there is no discopop loss here"),
-    "activation_offloading": (
         (False,),
-        "activations stay on the device; activation_checkpointing saves memory",
     ),
-    "sync_ref_model": ((False,), "the reference is always the model as given"),
-    "ref_model_mixup_alpha": ((0.6,), "the reference is always the model as given"),
-    "ref_model_sync_steps": ((512,), "the reference is always the model as given"),
+    "pad_to_multiple_of": Field(
+        "not needed", "rows are padded to the longest of their micro-batch", (None, "auto")
+    ),
+    "precompute_ref_batch_size": Field(
+        "not needed",
+        "the reference is computed in the micro-batches of training, so that both round alike",
+        (None,),
+    ),
+    "loss_weights": Field("refused", "one loss is trained, with weight 1", (None, [1.0])),
+    "ld_alpha": Field("refused", "no loss here weighs the tokens of the longer answer", (None, 1.0)),
+    "f_divergence_type": Field("refused", "the losses here use the reverse KL divergence", ("reverse_kl",)),
+    "f_alpha_divergence_coef": Field("refused", "the losses here use the reverse KL divergence", (0.5,)),
+    "use_weighting": Field("refused", "pairs are not weighted here", (False,)),
+    "discopop_tau": Field("refused", "there is no discopop loss here", (0.05,)),
+    "activation_offloading": Field(
+        "refused", "activations stay on the device; activation_checkpointing saves memory", (False,)
+    ),
+    "sync_ref_model": Field("refused", _SAME_REFERENCE, (False,)),
+    "ref_model_mixup_alpha": Field("refused", _SAME_REFERENCE, (0.6,)),
+    "ref_model_sync_steps": Field("refused", _SAME_REFERENCE, (512,)),
 }
-# Fields that are compared with the model or the tokenizer.
-_HELD = ("router_aux_loss_coef", "pad_token")
+"""Every field that TRL's `DPOConfig` has beside those of `TrainingArguments`."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +129,20 @@ LARGEST = 1 << 31  # longer than any row
 
 
 def settings_of(
-    args: TrainingArguments, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
+    args: TrainingArguments | None, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
 ) -> Settings:
     """Return the trainer's settings that a TRL config holds; none for plain `TrainingArguments`.
 
     `losses` are the `loss_type`s that the trainer has; if empty, `loss_type` must be the default. Raises `UserError`
     for another trainer's config, and for a field that would be ignored, unless its value has no effect.
     """
+    if args is None:
+        return {}
+    if not isinstance(args, TrainingArguments):
+        raise UserError(
+            f"args is a {type(args).__name__}: give TrainingArguments or trl.DPOConfig. The order is model, args, "
+            "train_dataset, processing_class; TRL's second argument, ref_model, is not needed."
+        )
     name = _of_trl(args)
     if name is not None and not (takes_config and name == "DPOConfig"):
         wanted = " or trl.DPOConfig" if takes_config else ""
@@ -114,11 +150,10 @@ def settings_of(
             f"{name}: it has another trainer's settings, which {trainer} would ignore. "
             f"Give transformers.TrainingArguments{wanted}."
         )
-    read = {*READ, *_HELD} if name is not None else set()
-    read |= {field.name for field in dataclasses.fields(TrainingArguments)}
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     for field in (one.name for one in dataclasses.fields(args)):
-        if field not in read:
-            _check_field(args, field, of_trl=name is not None)
+        if field not in inherited:
+            _check_field(args, field, FIELDS.get(field) if name is not None else None)
     if name is None:
         return {}
     return _loss_of(args, losses, trainer=trainer) | {
@@ -143,15 +178,14 @@ def _of_trl(args: TrainingArguments) -> str | None:
     return None
 
 
-def _check_field(args: TrainingArguments, field: str, *, of_trl: bool) -> None:
-    value, kind = getattr(args, field), type(args).__name__
-    if of_trl and field in _ONLY:
-        allowed, reason = _ONLY[field]
-        if value not in allowed:
-            raise UserError(f"{kind}.{field} is {value!r}: {reason}. Remove it.")
-    elif not is_default(args, field):
+def _check_field(args: TrainingArguments, name: str, field: Field | None) -> None:
+    value, kind = getattr(args, name), type(args).__name__
+    if field is not None:
+        if field.only and value not in field.only:
+            raise UserError(f"{kind}.{name} is {value!r}: {field.words}. Remove it.")
+    elif not is_default(args, name):
         raise UserError(
-            f"{kind}.{field} is {value!r}: allo does not know this field, and would ignore it. Remove it."
+            f"{kind}.{name} is {value!r}: allo does not know this field, and would ignore it. Remove it."
         )
 
 

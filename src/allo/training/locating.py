@@ -1,132 +1,320 @@
-"""The short training of all weights that finds those that matter, for the stage `locate` and in memory."""
+"""The statistics by which weights are located, for the stage `locate`, in memory and for a trainer's mask."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from allo.training.run import train_from
-from allo.training.selected_trainer import Row
+from allo.errors import UserError
+from allo.losses.feedback_losses import classified
+from allo.losses.needs import LossFunction
+from allo.models.load import switch_off_dropout
+from allo.models.rows import Counts, counted_pairs
+from allo.recipe.criteria import CRITERIA, Criterion, criterion_of
+from allo.recipe.locate import Locate
+from allo.recipe.own_code import own_file
+from allo.tasks.pairs import pairs_of_rows
+from allo.training.dpo_passes import DpoPasses
+from allo.training.feedback_trainer import FeedbackTrainer
+from allo.training.given import default_arguments, given_model, given_tokenizer, named_model
+from allo.training.run import Logged, state_bytes, train, train_from
 from allo.training.trainer import ImproveTrainer
+from allo.training.trainer_options import Options
+from allo.training.trainer_rows import IdRows, Row, RowReader
 from allo.weights import importance
-from allo.weights.allowed import allowed_in
+from allo.weights.allowed import Allowed, allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
+from allo.weights.host_sums import HostSums
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.layout import Layout, stored_tensors
+from allo.weights.layout import Layout, stored_tensors, trained_parameters
 from allo.weights.param_mask import ParamMask
-from allo.weights.selected import SelectedWeights
+from allo.weights.selection import PIECE
 
 Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
 """Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
+DEFAULTS = Locate()
+LABELLED_LOSS: LossFunction = classified
+"""The warm-up's loss of labelled completions."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The statistics of all weights that may be selected; `counts` and `metrics` are the stage's.
+
+    `warmed` returns a warm-up's weights in fp32, by their names in memory. `put_back` gives the model its own bits again.
+    """
+
+    statistics: Statistics
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, float | None]] = ()
+    warmed: Callable[[], Mapping[str, Tensor]] | None = None
+    put_back: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Search:
+    """The weights among which is searched, and the pairs or labelled completions by which.
+
+    `rows` are token ids, none if no criterion sees them.
+
+    `resumes`: a warm-up goes on from its last checkpoint.
+    """
+
+    layout: Layout
+    rows: IdRows
+    arguments: TrainingArguments
+    tokenizer: PreTrainedTokenizerBase
+    locate: Locate = DEFAULTS
+    seed: int = 0
+    resumes: bool = False
+
+    def statistics_of(self, criterion: Criterion) -> Found:
+        """Return the statistics that a criterion needs; a warm-up moves the model."""
+        if criterion.needs == "warm-up":
+            return self._trained()
+        if criterion.needs == "fused warm-up":
+            return self._trained_fused()
+        return self._summed(criterion) if criterion.sums else self._without_data(criterion)
+
+    def _trained(self) -> Found:
+        """Train all allowed weights by plain DPO, or its form for labelled completions."""
+        layout = self.layout
+        trainer = self._trainer()
+        before = trainer.selected.slot("ref")
+
+        def put_back() -> None:
+            _copy_back(layout.model, before)
+            trainer.selected.release()
+
+        with _put_back_after_an_error(put_back):
+            metrics: list[Logged] = train(trainer) if self.resumes else train_from(trainer, None)
+        after = trainer.selected.masters()
+        shapes = layout.live_shapes
+        return Found(
+            lambda: layout.beside(before, after),
+            {self._kind: len(self.rows), "training_state_bytes": state_bytes(trainer)},
+            metrics,
+            lambda: {name: after[name].reshape(shapes[name]) for name in after},
+            put_back,
+        )
+
+    def _trainer(self) -> ImproveTrainer | FeedbackTrainer:
+        model, args, locate = self.layout.model, self.arguments, self.locate
+        options: Options = {
+            "mask": ParamMask.full(Layout.of(model).shapes, among=self.layout.shapes),
+            "records": True,
+            "reference": "swap",
+            "max_tokens_per_batch": locate.max_tokens_per_batch,
+        }
+        if self._kind == "pairs":
+            return _WarmupTrainer(
+                model, args, self.rows, self.tokenizer, beta=locate.beta, keep=1.0, **options
+            )
+        return _LabelledWarmupTrainer(
+            model, args, self.rows, self.tokenizer, beta=locate.beta, keep=1.0, loss=LABELLED_LOSS, **options
+        )
+
+    @property
+    def _kind(self) -> str:
+        return "completions" if self.rows and "label" in self.rows[0] else "pairs"
+
+    def _trained_fused(self) -> Found:
+        """Train all allowed weights as `_trained` does, each inside the backward pass, with fp32 changes in host memory."""
+        passes = self._passes()
+        with _put_back_after_an_error(lambda: _copy_back(passes.model, passes.start)):
+            warmup, metrics = passes.train_fused()
+        counts = {
+            self._kind: len(self.rows),
+            "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
+            "host_state_bytes": warmup.host_bytes,
+        }
+        return Found(
+            lambda: _in_pieces(self.layout.beside(warmup.start, warmup.deltas)),
+            counts,
+            metrics,
+            lambda: {name: warmup.weights(name) for name in warmup.deltas},
+            lambda: _copy_back(passes.model, warmup.start),
+        )
+
+    def _summed(self, criterion: Criterion) -> Found:
+        """Sum g, or g^2 of single pairs or labelled completions, over all of them at the starting model."""
+        passes = self._passes()
+        sums = HostSums(self.layout.live_shapes, dtype=getattr(torch, self.locate.accumulate), seed=self.seed)
+        # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
+        of_pairs = criterion.needs == "squared gradients"
+        add = sums.add_squares if of_pairs else sums.add
+        passes.take_start_gradients(lambda name, _, gradient: add(name, gradient), of_pairs=of_pairs)
+        return Found(
+            lambda: _in_pieces(self.layout.beside(trained_parameters(self.layout.model), sums)),
+            {self._kind: len(self.rows), "host_state_bytes": sums.num_bytes},
+        )
+
+    def _without_data(self, criterion: Criterion) -> Found:
+        def statistics() -> Iterator[tuple[str, Tensor, Tensor]]:
+            for name, tensor in self.layout.stored(trained_parameters(self.layout.model)):
+                flat = tensor.detach().reshape(-1).cpu()
+                indices = torch.arange(flat.numel())
+                yield (
+                    name,
+                    flat,
+                    importance.statistic_of(criterion.needs, name, flat, indices, seed=self.seed),
+                )
+
+        return Found(statistics)
+
+    def _passes(self) -> DpoPasses:
+        return DpoPasses(
+            self.layout.model,
+            self.rows,
+            self.arguments,
+            beta=self.locate.beta,
+            pad_id=self.tokenizer.pad_token_id,
+            max_tokens_per_batch=self.locate.max_tokens_per_batch,
+            among=self.layout.live_shapes,
+        )
+
+
+class _WarmupTrainer(ImproveTrainer):
+    """Plain DPO of rows of token ids, with fp32 masters: bf16 weights would swallow the small updates."""
+
+    make_rows = staticmethod(lambda tokenizer, rows, **_: (list(rows), Counts()))
+
+
+class _LabelledWarmupTrainer(FeedbackTrainer):
+    """The same of labelled completions, by BCO without its shift, whose gradient at the start is DPO's."""
+
+    make_rows = staticmethod(lambda tokenizer, rows, **_: (list(rows), Counts()))
 
 
 def locate(
-    model: PreTrainedModel,
-    args: TrainingArguments,
-    train_dataset: Iterable[Row],
-    processing_class: PreTrainedTokenizerBase,
+    model: PreTrainedModel | str | Path,
+    data: Iterable[Row] | None = None,
     *,
-    density: float,
-    criterion: importance.Scoring = importance.delta,
-    beta: float = 0.1,
+    density: float = 0.1,
+    criterion: str | importance.Scoring = DEFAULTS.criterion,
+    args: TrainingArguments | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    beta: float = DEFAULTS.beta,
     max_length: int = 1200,
     max_tokens_per_batch: int | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> ParamMask:
-    """Return the mask of the weights that a short DPO run of all weights changes most (method.md 1.1).
+    """Return the mask of the weights that a criterion scores highest (method.md 1.1).
 
-    This is the recipe's criterion `warmup`. The model gets its own bits back afterwards, and its dropout stays off. All
-    weights train with fp32 masters, so the run takes some 20 bytes a weight. `args` are those of the short run; its
-    checkpoints lie in `args.output_dir`, if it saves any.
+    The model gets its own bits back afterwards, and its dropout stays off. `warmup` trains all weights with fp32
+    masters, so it takes some 20 bytes a weight; `warmup_fused` takes 6 bytes a weight of host memory.
 
     Args:
-        train_dataset: rows with `prompt`, `chosen` and `rejected`, as of `ImproveTrainer`.
+        model: a model, or its folder or hub id.
+        data: rows with `prompt`, `chosen` and `rejected`, as of `ImproveTrainer`. Criteria that see no pairs need none.
         density: the share of all weights to select, above 0 and at most 1.
-        criterion: from a tensor's weights before and after the run, fp32 of one shape, to scores >= 0, fp32 of that shape.
-            The largest scores of all tensors together are selected.
+        criterion: one of `allo.recipe.criteria.CRITERIA`, `file.py:function`, or a function. A function that is not marked by
+            `allo.weights.criterion` maps a tensor's weights before and after a warm-up, fp32 of one shape, to scores >= 0,
+            fp32 of that shape.
+        args: of the warm-up. By default those of a recipe's `locate.training`.
+        processing_class: the tokenizer, by default the model's own.
         beta: DPO's.
-        include, exclude: the tensors that the run trains and the mask selects from, as in a recipe's `locate`.
+        include, exclude: the tensors that a warm-up trains and the mask selects from, as in a recipe's `locate`.
 
     Raises:
-        UserError: a density that selects nothing, or more than may be selected; a pattern without a tensor; scores that are
-            NaN or negative; or as `ImproveTrainer`.
+        UserError: an unknown criterion; a density that selects nothing, or more than may be selected; a pattern without a
+            tensor; scores that are NaN or negative; or as `ImproveTrainer`.
     """
-    allowed = allowed_in(model, include, exclude, density=density)  # refused before the run
-    layout, shapes = Layout.of(model).among(allowed.names), allowed.shapes
+    with tempfile.TemporaryDirectory() as folder:
+        if args is None:
+            model = named_model(model)
+            on_cpu = model.device.type == "cpu"
+            args = default_arguments(folder, DEFAULTS.training, save_strategy="no", use_cpu=on_cpu)
+        model = given_model(model, args)
+        tokenizer = given_tokenizer(processing_class, model, args)
+        record = record_of(criterion)
+        allowed = allowed_in(model, include, exclude, density=density)  # refused before a warm-up
+        rows: IdRows = []
+        if record.sees_pairs:
+            if data is None:
+                raise UserError(
+                    f"data: the criterion {record.name} sees pairs: give rows with `prompt`, `chosen` and `rejected`."
+                )
+            reader = RowReader(model, tokenizer, pairs_of_rows, counted_pairs, max_length, cuts_ends=False)
+            rows = reader(data, "data")[0]
+        settings = Locate(beta=beta, max_tokens_per_batch=max_tokens_per_batch)
+        search = Search(Layout.of(model).among(allowed.names), rows, args, tokenizer, settings, args.seed)
+        return searched(search, record, criterion, allowed, density=density)
+
+
+def searched(
+    search: Search,
+    record: Criterion,
+    criterion: str | importance.Scoring,
+    allowed: Allowed,
+    *,
+    density: float,
+) -> ParamMask:
+    """Return the mask, with the model as it was."""
+    model, shapes = search.layout.model, allowed.shapes
+    score = importance.scoring_of(record) if isinstance(criterion, str) else criterion
+    # An own function that is not marked gets whole tensors.
+    whole = callable(criterion) and not hasattr(criterion, "needs")
     metadata = allowed.metadata | {
-        "criterion": getattr(criterion, "__name__", "own"),
+        "criterion": record.name,
         "base_fingerprint": fingerprint_tensors(stored_tensors(model)),
     }
     was_training = model.training
-    trainer = warmup_trainer(
-        model,
-        args,
-        train_dataset,
-        processing_class,
-        among=layout.shapes,
-        beta=beta,
-        max_length=max_length,
-        max_tokens_per_batch=max_tokens_per_batch,
-    )
+    model.to(search.arguments.device)
+    switch_off_dropout(model)
+    found = search.statistics_of(record)
+
+    def scores() -> Iterator[tuple[str, Tensor]]:
+        for name, *both in found.statistics():
+            theta, other = (tensor.view(shapes[name]) if whole else tensor for tensor in both)
+            yield name, score(theta.float() if whole else theta, other)
+
     try:
-        train_from(trainer, None)
-        scores = partial(_scores, changes_of(trainer, layout), criterion, shapes)
         top = ImportanceMap.top(scores, density=density, shapes=shapes, metadata=metadata)
     finally:
-        _put_back(model, trainer.selected)
+        found.put_back()
         model.train(was_training)
     return top.mask_at(density)
 
 
-def _scores(
-    changes: Statistics, criterion: importance.Scoring, shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, Tensor]]:
-    for name, before, after in changes():
-        yield name, criterion(before.view(shapes[name]).float(), after.view(shapes[name]))
+def record_of(criterion: str | importance.Scoring) -> Criterion:
+    """Return the record of a criterion, or of a function. Raises `UserError` for an unknown name."""
+    if callable(criterion):
+        needs = getattr(criterion, "needs", "warm-up")
+        return Criterion(getattr(criterion, "__name__", "own"), "", needs=needs)
+    if criterion not in CRITERIA and own_file(criterion) is None:
+        raise UserError(
+            f"criterion: {criterion!r} is not one of {', '.join(CRITERIA)}, and no file.py:function."
+        )
+    return criterion_of(criterion)
 
 
-def warmup_trainer(
-    model: PreTrainedModel,
-    args: TrainingArguments,
-    rows: Iterable[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    among: Collection[str],
-    beta: float,
-    max_length: int,
-    max_tokens_per_batch: int | None,
-    records: bool = False,
-) -> ImproveTrainer:
-    """Return a trainer of the tensors `among` these by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
-    return ImproveTrainer(
-        model,
-        args,
-        rows,
-        tokenizer,
-        mask=ParamMask.full(Layout.of(model).shapes, among=among),
-        records=records,
-        beta=beta,
-        keep=1.0,
-        reference="swap",
-        max_length=max_length,
-        max_tokens_per_batch=max_tokens_per_batch,
-    )
-
-
-def changes_of(trainer: ImproveTrainer, layout: Layout) -> Statistics:
-    """Return the weights on disk before training, with their bits, and after it in fp32, both flat."""
-    before, after = trainer.selected.slot("ref"), trainer.selected.masters()
-    return lambda: layout.beside(before, after)
+@contextmanager
+def _put_back_after_an_error(put_back: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        put_back()
+        raise
 
 
 @torch.no_grad()
-def _put_back(model: PreTrainedModel, selected: SelectedWeights) -> None:
-    """Give the model the bits that it had before the run, and its hooks and frozen tensors their former state."""
-    start = selected.slot("ref")
+def _copy_back(model: PreTrainedModel, start: Mapping[str, Tensor]) -> None:
+    """Give the model the bits that it had before a warm-up."""
     for name, param in model.named_parameters():
         if name in start:
             param.copy_(start[name].view(param.shape))
-    selected.release()
+
+
+def _in_pieces(tensors: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield weights and statistics in pieces, so that no score of a whole tensor is made."""
+    for name, *both in tensors:
+        pieces = zip(*(tensor.detach().split(PIECE) for tensor in both), strict=True)
+        yield from ((name, piece.cpu(), statistic) for piece, statistic in pieces)

@@ -7,9 +7,10 @@ gradient. `checkpointing.py` defines a checkpoint's content, `trainer.py` the lo
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, get_type_hints
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -19,35 +20,55 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 from allo.errors import DivergedError, UserError
 from allo.files.rows import Reading
 from allo.models.collate import Batch, CompletionCollator, PairCollator
 from allo.models.load import check_whole, switch_off_dropout
 from allo.models.policy import check_head, per_token_logps
-from allo.models.rows import Counts
+from allo.models.rows import Counts, counted_pairs
 from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
+from allo.recipe.training import Training
+from allo.tasks.pairs import pairs_of_rows
 from allo.training.arguments import lean_settings, optimizer_of, own_arguments
-from allo.training.checkpointing import CheckpointedTrainer, whole_checkpoints
+from allo.training.checkpointing import whole_checkpoints
 from allo.training.dpo_config import Settings, check_held, settings_of, taken
-from allo.training.micro_batches import micro_batches, own_share
+from allo.training.evaluating import EvaluatedTrainer
+from allo.training.given import (
+    Optimizers,
+    given_arguments,
+    given_model,
+    given_tokenizer,
+    refuse_unsupported,
+    use_optimizer,
+)
+from allo.training.micro_batches import own_share
 from allo.training.reference import add_reference
+from allo.training.trainer_options import ComputeMetrics, Options, Rows, Unsupported
 from allo.training.trainer_rows import RowReader
 from allo.training.write_back import WriteBack
 from allo.weights.lean_adamw import LeanAdamW
 from allo.weights.param_mask import ParamMask
-from allo.weights.ranks import num_ranks, sum_over_ranks
+from allo.weights.ranks import sum_over_ranks
 from allo.weights.selected import SelectedWeights
 
 Row = Mapping[str, Any]
 REFERENCE_FILE = "reference.safetensors"
+DENSITY = 0.1  # of a mask that a trainer locates itself
 
 
-class SelectedTrainer(CheckpointedTrainer):
+def _prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Switch a model's dropout off. Raises `UserError` for one that the losses cannot read, or another tokenizer's."""
+    require_pad_token(tokenizer)
+    check_ids_fit(tokenizer, model.config, ref=model.name_or_path or type(model).__name__)
+    switch_off_dropout(model)
+    check_whole(model)
+    check_head(model)
+
+
+class SelectedTrainer(EvaluatedTrainer):
     """The base class of the forget, improve and fine-tuning trainers.
 
     `mask` says which weights train. The data sets are iterables of rows, such as a list or a `datasets.Dataset`, in
@@ -71,27 +92,25 @@ class SelectedTrainer(CheckpointedTrainer):
     Raises `UserError` for a mask of another model, for unsupported settings, and if the loss becomes NaN or infinite.
     """
 
-    # The names given to `record`, in the order in which ranks sum them.
-    metrics: tuple[str, ...] = ()
     needs_reference = True
     loss_title = "loss"  # in errors
     takes_config = False  # from TRL
+    defaults: Training = Training()  # the arguments if none are given
     config_losses: Collection[str] = ()  # the config's `loss_type`s that the trainer has
     read_rows: Callable[..., tuple[list[Any], Reading]]
     make_rows: Callable[..., tuple[list[dict[str, Any]], Counts]]
     optimizer: torch.optim.Optimizer | None
-    data_collator: PairCollator | CompletionCollator
-    control: TrainerControl
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        train_dataset: Iterable[Row],
-        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | Path,
+        args: TrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
-        mask: ParamMask,
-        eval_dataset: Iterable[Row] | None = None,
+        mask: ParamMask | float | str | Path = DENSITY,
+        density: float | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
         max_length: int | None = None,
         max_tokens_per_batch: int | None = None,
         reference: Literal["swap", "precomputed"] | None = None,
@@ -99,52 +118,100 @@ class SelectedTrainer(CheckpointedTrainer):
         lean: bool = False,
         records: bool = False,
         callbacks: list[TrainerCallback] | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        optimizers: Optimizers = (None, None),
+        **others: Unpack[Unsupported],
     ) -> None:
-        settings = self._config_settings(args)
-        args = own_arguments(
-            args, model, lean=lean, is_config=bool(settings), evaluates=eval_dataset is not None
-        )
-        check_held(args, model, processing_class)
-        require_pad_token(processing_class)
-        check_ids_fit(processing_class, model.config, ref=model.name_or_path or type(model).__name__)
-        self.rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.rows_a_step *= max(args.world_size, 1)
-        args.gradient_accumulation_steps = 1  # for the Trainer, a step is one batch
-        switch_off_dropout(model)
-        check_whole(model)
-        check_head(model)
+        refuse_unsupported(others, known=get_type_hints(Options))
+        if train_dataset is None:
+            raise UserError("train_dataset: none is given: give rows, such as a datasets.Dataset or a list.")
+        given = given_arguments(args, model, self.defaults)
+        settings = self._config_settings(given)
+        model = given_model(model, given)
+        self.processing_class = given_tokenizer(processing_class, model, given)
+        evaluates = eval_dataset is not None
+        args = own_arguments(given, model, lean=lean, is_config=bool(settings), evaluates=evaluates)
+        check_held(args, model, self.processing_class)
+        self._take_steps(args)
+        _prepare(model, self.processing_class)
         self.max_length = taken("max_length", max_length, settings, default=1200)
         self.cuts_ends = "max_length" in settings and (max_length is None or settings["max_length"].said)
         self.max_tokens_per_batch = max_tokens_per_batch
         self.reference = taken("reference", reference, settings, default="swap")
         self.gradient_dtype, self.lean = gradient_dtype, lean
-        self.processing_class = processing_class
+        read = None if records else self.read_rows
         self._reader = RowReader(
-            model,
-            processing_class,
-            read=None if records else self.read_rows,
-            tokenize=self.make_rows,
-            max_length=self.max_length,
-            cuts_ends=self.cuts_ends,
+            model, self.processing_class, read, self.make_rows, self.max_length, self.cuts_ends
         )
-        rows, self.counts = self._rows(train_dataset, "train_dataset")
+        dataset = list(train_dataset) if isinstance(train_dataset, Iterator) else train_dataset
+        rows, self.counts = self._rows(dataset, "train_dataset")
+        held_out = None if eval_dataset is None else self._eval_rows(eval_dataset)
+        self.mask = self._mask(mask, density, given, model, dataset, rows)
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0],
-            processing_class=processing_class,
-            data_collator=self.make_collator(model, processing_class.pad_token_id),
+            eval_dataset=held_out,
+            processing_class=self.processing_class,
+            data_collator=self.make_collator(model, self.processing_class.pad_token_id),
             callbacks=callbacks,
+            compute_metrics=compute_metrics,
         )
+        self._select(optimizers)
+
+    def _select(self, optimizers: Optimizers) -> None:
+        """Make the selected weights trainable, by the given optimizer if there is one."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
         slots = ("ref",) if self.needs_reference and self.reference == "swap" else ()
-        self.selected = SelectedWeights(self.model, mask, slots=slots, lean=lean)
-        self._sums: dict[str, tuple[float, float]] = {}  # name -> total, count
+        self.selected = SelectedWeights(self.model, self.mask, slots=slots, lean=self.lean)
+        use_optimizer(optimizers, self.selected, self.model, lean=self.lean)
+        self.optimizer, self.lr_scheduler = optimizers
+        self._sums, self._num_seen = {}, 0
         self.add_callback(WriteBack(self.selected))
 
-    def _config_settings(self, args: TrainingArguments) -> Settings:
+    def _take_steps(self, args: TrainingArguments) -> None:
+        """Make a step one batch for the Trainer, of all micro-batches and processes."""
+        self.rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.rows_a_step *= max(args.world_size, 1)
+        args.gradient_accumulation_steps = 1
+
+    def _mask(
+        self,
+        mask: ParamMask | float | str | Path,
+        density: float | None,
+        args: TrainingArguments,
+        model: PreTrainedModel,
+        dataset: Rows,
+        rows: list[dict[str, Any]],
+    ) -> ParamMask:
+        # It trains an ImproveTrainer, which is built on this module.
+        from allo.training.trainer_mask import trainer_mask
+
+        return trainer_mask(
+            mask,
+            density,
+            model=model,
+            args=args,
+            tokenizer=self.processing_class,
+            rows=lambda: self._pairs_to_locate(dataset, rows),
+            max_tokens_per_batch=self.max_tokens_per_batch,
+        )
+
+    def _pairs_to_locate(self, dataset: Rows, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the training rows' pairs, or their labelled completions. Raises `UserError` for rows that are neither."""
+        if rows[0].keys() & {"chosen_ids", "label"}:
+            return rows
+        reader = replace(self._reader, read=pairs_of_rows, tokenize=counted_pairs)
+        try:
+            return reader(dataset, "train_dataset")[0]
+        except UserError as error:
+            raise UserError(
+                f"mask: a warm-up needs pairs, and these rows are none: {error} Give a mask that was located on pairs: "
+                "allo.locate(model, pairs), or its file."
+            ) from error
+
+    def _config_settings(self, args: TrainingArguments | None) -> Settings:
         return settings_of(
             args, trainer=type(self).__name__, takes_config=self.takes_config, losses=self.config_losses
         )
@@ -153,20 +220,15 @@ class SelectedTrainer(CheckpointedTrainer):
         """Return the collator for this model."""
         return CompletionCollator(pad_id)
 
-    def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
-        """Return the micro-batch's share of the optimizer step's loss, a scalar."""
-        raise NotImplementedError
-
-    def num_items(self, rows: Sequence[Row]) -> int:
-        """Return what these rows add to the loss's denominator."""
-        raise NotImplementedError
+    def begin_step(self, rows: Sequence[Row]) -> None:
+        """Compute what the losses of all micro-batches and ranks of a step share; most losses share nothing."""
 
     def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return rho_t of the completion tokens [C, L] fp32, and the policy's log-probs that it comes from."""
         if "ref_logps" not in batch:
             (reference,) = self._ref_logps([batch])
             batch = batch | reference
-        logps = per_token_logps(self.model, batch)
+        logps = self.policy_logps(batch)
         return logps - batch["ref_logps"], logps
 
     @torch.no_grad()
@@ -174,11 +236,6 @@ class SelectedTrainer(CheckpointedTrainer):
         """Return the reference's `ref_logps` [C, L] of each batch, with one swap for all."""
         with self.selected.swapped("ref"):
             return [{"ref_logps": per_token_logps(self.model, batch)} for batch in batches]
-
-    def _batch(self, rows: Sequence[Row]) -> Batch:
-        """Collate rows onto the model's device."""
-        batch: Batch = self._prepare_inputs(self.data_collator(rows))
-        return batch
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train like the Trainer, after computing a precomputed reference."""
@@ -198,9 +255,12 @@ class SelectedTrainer(CheckpointedTrainer):
         steps.append([row for row in self.train_dataset if row["number"] not in seen])
         size = self.args.per_device_train_batch_size
         self._add_reference(self.train_dataset, steps, REFERENCE_FILE, max_rows=size)
-        if self.eval_dataset is not None:
-            steps, size = list(self.get_eval_dataloader()), self.args.per_device_eval_batch_size
-            self._add_reference(self.eval_dataset, steps, f"eval_{REFERENCE_FILE}", max_rows=size)
+        several = isinstance(self.eval_dataset, dict)
+        sets = list(self.eval_dataset.values()) if several else [self.eval_dataset or []]
+        for number, rows in enumerate(filter(None, sets)):
+            steps, size = list(self.get_eval_dataloader(rows)), self.args.per_device_eval_batch_size
+            name = f"eval_{number}_{REFERENCE_FILE}" if several else f"eval_{REFERENCE_FILE}"
+            self._add_reference(rows, steps, name, max_rows=size)
 
     def _add_reference(
         self, rows: list[dict[str, Any]], steps: Sequence[Sequence[Row]], name: str, *, max_rows: int
@@ -215,18 +275,6 @@ class SelectedTrainer(CheckpointedTrainer):
     @property
     def num_dropped(self) -> int:
         return self.counts.dropped
-
-    def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], Counts]:
-        rows, counts = self._reader(dataset, name)
-        return [row | {"number": number} for number, row in enumerate(rows)], counts
-
-    def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
-        return micro_batches(
-            rows,
-            self.data_collator.num_tokens,
-            max_rows=max_rows or self.args.per_device_train_batch_size,
-            max_tokens=self.max_tokens_per_batch,
-        )
 
     def get_train_dataloader(self) -> DataLoader[Row]:
         """Return a loader of each optimizer step's rows, the same on every rank."""
@@ -245,19 +293,15 @@ class SelectedTrainer(CheckpointedTrainer):
             data_seed=self.args.data_seed,
         )
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Row]:
-        """Return a loader of the rows in order, the same on every rank."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        size = self.args.per_device_eval_batch_size * num_ranks()
-        return DataLoader(rows, batch_size=size, collate_fn=list)
-
     def training_step(
         self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run forward and backward passes of a step's rows; return its loss, the same on every rank."""
+        self.count_tokens(inputs)
         self.model.train()
         if callable(mode := getattr(self.optimizer, "train", None)):  # schedule-free ones have two
             mode()
+        self.begin_step(inputs)
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
         batches = list(map(self._batch, own_share(self._micro_batches(inputs))))
@@ -288,22 +332,6 @@ class SelectedTrainer(CheckpointedTrainer):
                 return
         self.state.num_input_tokens_seen += seen
 
-    def record(self, count: Tensor | int, totals: Mapping[str, Tensor | float]) -> None:
-        """Add a micro-batch's totals over `count` items; `log` reports the means since the last log."""
-        for name, total in totals.items():
-            before = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = (before[0] + float(total), before[1] + float(count))
-
-    def _take_means(self) -> dict[str, float]:
-        """Return the means over all ranks since the last call."""
-        assert self._sums.keys() <= {"loss", *self.metrics}, f"{sorted(self._sums)} are not all in `metrics`"
-        names = ("loss", *self.metrics)
-        # With several ranks, on the device that they communicate through.
-        sums = torch.tensor([self._sums.get(name, (0.0, 0.0)) for name in names], device=self.args.device)
-        self._sums = {}
-        totals = sum_over_ranks(sums).tolist()
-        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
-
     def _check_finite(self, name: str, value: Tensor) -> None:
         """Raise DivergedError before a broken step. A checkpoint counts as good after one more sound step."""
         if math.isfinite(value.item()):
@@ -317,45 +345,6 @@ class SelectedTrainer(CheckpointedTrainer):
             f"{name} is {value.item()} at step {self.state.global_step + 1}: stopped; {kept}. "
             "Lower the learning rate, or check the data."
         )
-
-    def evaluate(
-        self,
-        eval_dataset: Iterable[Row] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Return the loss and metrics of `eval_dataset`'s rows, by default those given to the constructor."""
-        rows = None if eval_dataset is None else self._rows(eval_dataset, "eval_dataset")[0]
-        if rows and self.needs_reference and self.reference == "precomputed":
-            raise UserError(
-                "the reference was precomputed for the constructor's data sets only: give this eval_dataset to the "
-                "constructor, or set reference to swap."
-            )
-        return super().evaluate(rows, ignore_keys, metric_key_prefix)
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Row],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Compute the training step's loss and metrics, over their own denominators for any batches."""
-        self.precompute_reference()
-        training, self._sums = self._sums, {}
-        self.model.eval()
-        count = 0
-        for rows in dataloader:
-            for part in own_share(self._micro_batches(rows, max_rows=self.args.per_device_eval_batch_size)):
-                with torch.no_grad():
-                    loss = self.loss(self._batch(part), denominator=1.0)
-                self.record(self.num_items(part), {"loss": loss})
-            count += len(rows)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in self._take_means().items()}
-        self._sums = training
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator without wrapping the model: DDP would send dense gradients in dense buckets."""
@@ -380,8 +369,3 @@ class SelectedTrainer(CheckpointedTrainer):
         norm = self.selected.clip_grad_norm_(math.inf) if grad_norm is None else grad_norm
         self._check_finite("the gradient's norm", norm)
         return norm
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # a training step's row; evaluation adds its own means
-            logs |= self._take_means() | {"mask/density": self.selected.density}
-        super().log(logs, start_time)

@@ -1,7 +1,7 @@
 """The three trainers of selected weights: fine-tuning, forgetting, improving."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -16,15 +16,15 @@ from transformers import (
 )
 
 from allo.console import say
-from allo.errors import UserError
 from allo.losses import token_losses as losses
 from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import PairLogps, PairSums, RunningMean
-from allo.models.collate import Batch, PairCollator
-from allo.models.policy import per_token_logps, shares_prefix
+from allo.models.collate import SIDES, Batch, PairCollator
+from allo.models.policy import shares_prefix
 from allo.models.rows import counted_completions, counted_pairs
 from allo.recipe.losses import Filter
+from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows, wrong_of_rows
 from allo.training.chosen_losses import (
     LossSettings,
@@ -33,20 +33,13 @@ from allo.training.chosen_losses import (
     forgetting_losses_of,
     loss_title,
     pair_losses_of,
+    positive,
 )
 from allo.training.dpo_config import LOSSES, taken
 from allo.training.selected_trainer import Row, SelectedTrainer
-from allo.training.trainer_options import Options
+from allo.training.token_filter import kept_tokens, with_draws
+from allo.training.trainer_options import Options, Rows
 from allo.weights.ranks import sum_over_ranks
-from allo.weights.selection import stable_hash
-
-
-def _number(name: str, value: float, *, most: float = math.inf) -> float:
-    """Return a setting. Raises `UserError` unless it is above 0 and at most `most`."""
-    if not (0 < value <= most and math.isfinite(value)):
-        bound = "" if most == math.inf else f" and at most {most:g}"
-        raise UserError(f"{name} is {value}: it must be a number above 0{bound}.")
-    return value
 
 
 class SftTrainer(SelectedTrainer):
@@ -56,6 +49,8 @@ class SftTrainer(SelectedTrainer):
     """
 
     needs_reference = False
+    metrics = ("entropy", "mean_token_accuracy")
+    defaults = SftTraining()
     read_rows = staticmethod(completions_of_rows)
     make_rows = staticmethod(counted_completions)
 
@@ -63,7 +58,7 @@ class SftTrainer(SelectedTrainer):
         return sum(len(row["completion_ids"]) for row in rows)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
-        token_losses = losses.nll(per_token_logps(self.model, batch))
+        token_losses = losses.nll(self.policy_logps(batch))
         return losses.reduce(token_losses, batch["completion_mask"], denominator=denominator)
 
 
@@ -85,18 +80,20 @@ class ForgetTrainer(SelectedTrainer):
 
     metrics = (
         *("rewards/rejected", "logps/rejected", "logratios/forgotten"),
-        *("probabilities/forgotten", "forget/kept_tokens"),
+        *("probabilities/forgotten", "forget/kept_tokens", "logits/rejected", "entropy"),
     )
+    sides = ("rejected",)
+    defaults = ForgetTraining()
     read_rows = staticmethod(wrong_of_rows)
     make_rows = staticmethod(counted_completions)
     takes_config = True
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        train_dataset: Iterable[Row],
-        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | Path,
+        args: TrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
         beta: float | None = None,
         loss: str | LossFunction = "token",
@@ -106,7 +103,7 @@ class ForgetTrainer(SelectedTrainer):
         self.forgetting_loss = chosen_forgetting_loss(loss)
         self.loss_title = loss_title(self.forgetting_loss)
         self.needs_reference = needs_of(self.forgetting_loss).reference
-        self.beta = _number("beta", taken("beta", beta, self._config_settings(args), default=0.1))
+        self.beta = positive("beta", taken("beta", beta, self._config_settings(args), default=0.1))
         super().__init__(model, args, train_dataset, processing_class, **options)
         self._believed = RunningMean()  # of the step's weighted tokens
         if until is not None:
@@ -135,7 +132,7 @@ class ForgetTrainer(SelectedTrainer):
             logratios, logps = self.logratios(batch)
             tokens: TokenLogps = TokenLogratios(logps, weights, logratios)
         else:
-            logps = per_token_logps(self.model, batch)
+            logps = self.policy_logps(batch)
             logratios, tokens = torch.zeros_like(logps), TokenLogps(logps, weights)
         self._record(batch, logps, logratios)
         found = forgetting_losses_of(self.forgetting_loss, tokens, beta=self.beta)
@@ -194,8 +191,11 @@ class ImproveTrainer(SelectedTrainer):
 
     metrics = (
         *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
-        *("logps/chosen", "logps/rejected", "improve/kept_tokens"),
+        *("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected"),
+        *("entropy", "mean_token_accuracy", "improve/kept_tokens"),
     )
+    sides = SIDES
+    defaults = ImproveTraining()
     read_rows = staticmethod(pairs_of_rows)
     make_rows = staticmethod(counted_pairs)
     takes_config = True
@@ -203,10 +203,10 @@ class ImproveTrainer(SelectedTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        train_dataset: Iterable[Row],
-        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | str | Path,
+        args: TrainingArguments | None = None,
+        train_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
         beta: float | None = None,
         keep: float = 0.5,
@@ -223,12 +223,12 @@ class ImproveTrainer(SelectedTrainer):
         self.pair_loss = chosen_pair_loss(
             taken("loss", loss, config, default=_DPO),
             self.loss_settings,
-            keep=_number("keep", keep, most=1.0),
+            keep=positive("keep", keep, most=1.0),
         )
         self.loss_title = loss_title(self.pair_loss)
         self.needs = needs_of(self.pair_loss)
         self.needs_reference = self.needs.reference
-        self.beta = _number("beta", taken("beta", beta, config, default=0.1))
+        self.beta = positive("beta", taken("beta", beta, config, default=0.1))
         self.keep, self.filter, self.anchor = keep, filter, anchor
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
         super().__init__(model, args, train_dataset, processing_class, **options)
@@ -266,13 +266,7 @@ class ImproveTrainer(SelectedTrainer):
         batch = super()._batch(rows)
         if self.filter != "random":
             return batch
-        places = torch.arange(batch["targets"].shape[1])
-        draws = [
-            stable_hash(f"{self.state.global_step}:{row['number']}", places, seed=self.args.seed)
-            for row in rows
-        ]
-        # fp32 holds 24 bits.
-        return batch | {"draws": (torch.stack(draws) >> 8).float().to(batch["targets"].device)}
+        return with_draws(batch, rows, step=self.state.global_step, seed=self.args.seed)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         pairs, kept, rewards = self._pairs(batch)
@@ -312,15 +306,12 @@ class ImproveTrainer(SelectedTrainer):
         if self.needs_reference:
             logratios, logps = self.logratios(batch)
         else:
-            logps = per_token_logps(self.model, batch)
+            logps = self.policy_logps(batch)
         chosen_logps, rejected_logps = logps.sum(-1).chunk(2)
         policy = PairLogps(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
         if not self.needs_reference:
             return policy, rejected_mask, torch.cat(policy.mean_rewards(beta=self.beta)).detach()
         chosen, rejected = logratios.chunk(2)
-        order = batch["draws"] if self.filter == "random" else rejected
-        kept = losses.keep_lowest(
-            -order if self.filter == "highest" else order, rejected_mask, keep=self.keep
-        )
+        kept = kept_tokens(rejected, rejected_mask, batch, keep=self.keep, filter=self.filter)
         beside = {"chosen_logratios": chosen.sum(-1), "rejected_logratios": (rejected * kept).sum(-1)}
         return PairSums(**vars(policy), **beside), kept, self.beta * logratios.detach().sum(-1)

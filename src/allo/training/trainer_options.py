@@ -1,19 +1,39 @@
 """The keywords that every trainer on selected weights takes."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Required, TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import torch
-from transformers import TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 
+from allo.training.given import Optimizers
 from allo.weights.param_mask import ParamMask
 
+Rows = Iterable[Mapping[str, Any]]
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
-class Options(TypedDict, total=False):
+
+class Unsupported(TypedDict, total=False):
+    """Keywords of other trainers; see `given.UNSUPPORTED`."""
+
+    ref_model: Any
+    peft_config: Any
+    data_collator: Any
+    quantization_config: Any
+    model_init: Any
+    compute_loss_func: Any
+    optimizer_cls_and_kwargs: Any
+    preprocess_logits_for_metrics: Any
+    tokenizer: Any
+
+
+class Options(Unsupported, total=False):
     """Keywords of `SelectedTrainer`."""
 
-    mask: Required[ParamMask]
-    eval_dataset: Iterable[Mapping[str, Any]] | None
+    mask: ParamMask | float | str | Path
+    density: float | None
+    eval_dataset: Rows | Mapping[str, Rows] | None
     max_length: int | None
     max_tokens_per_batch: int | None
     reference: Literal["swap", "precomputed"] | None
@@ -21,3 +41,5 @@ class Options(TypedDict, total=False):
     lean: bool
     records: bool
     callbacks: list[TrainerCallback] | None
+    compute_metrics: ComputeMetrics | None
+    optimizers: Optimizers

@@ -53,9 +53,24 @@ class ParamMask:
         return cls(indices, shapes=shapes, metadata={"criterion": "full", "density": "1.0"})
 
     @classmethod
-    def load(cls, path: str | Path) -> "ParamMask":
-        """Read a mask. Raises UserError unless the file is complete and valid."""
+    def load(cls, path: str | Path, *, density: float | None = None) -> "ParamMask":
+        """Read a mask, or the most important weights of a run's `04-importance.safetensors`, up to a density.
+
+        Raises UserError unless the file is complete and valid. Importance needs a density, and a mask has its own.
+        """
+        is_importance = sparse_file.kind_of(Path(path)) == "importance"
+        if is_importance and density is None:
+            raise UserError(
+                f"{path} holds importance, from which masks of several densities follow: give one, such as "
+                f"ParamMask.load({str(path)!r}, density=0.1)"
+            )
+        if is_importance and density is not None:
+            from allo.weights.importance_map import ImportanceMap  # it is built on this module
+
+            return ImportanceMap.load(path).mask_at(density)
         content = sparse_file.read(Path(path), "mask")
+        if density is not None:
+            raise UserError(f"{path} is a mask, which has a density of its own: remove density={density:g}")
         metadata = content.header.get("metadata")
         if not isinstance(metadata, dict):
             raise UserError(f"{path}: the header has no metadata: the file is damaged, write it again")

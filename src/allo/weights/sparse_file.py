@@ -99,6 +99,15 @@ def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}): write it again") from error
 
 
+def kind_of(path: Path) -> str:
+    """Return the kind that the file says it has; "" if it cannot be read, which `read` reports."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(_header(path, file.metadata() or {}).get("kind", ""))
+    except (SafetensorError, OSError, UserError):
+        return ""
+
+
 def profile_of(path: Path) -> str:
     """Return the profile of a file that `read` has accepted."""
     with safe_open(path, framework="pt") as file:

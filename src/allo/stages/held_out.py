@@ -1,0 +1,39 @@
+"""Measures of a model on the run's held-out rows, which are pairs or labelled completions."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.evaluation import FEEDBACK
+from allo.files.records import Feedback, Pair
+from allo.models.load import Model, Tokenizer
+from allo.recipe import Recipe
+from allo.recipe.sources import HELD_OUT
+from allo.stages.likelihood import AtStart, measured_feedback, measured_pairs
+from allo.stages.overlap import overlaps
+
+HeldOutRows = list[Pair] | list[Feedback]
+
+
+def held_out_rows(recipe: Recipe, folder: RunFolder) -> HeldOutRows:
+    """Return the run's held-out pairs or labelled completions; nothing if there are none."""
+    if not folder.held_out.exists():
+        return []
+    if recipe.data.feedback is not None:
+        return read_jsonl(folder.held_out, Feedback)
+    return read_jsonl(folder.held_out, Pair)
+
+
+def on_held_out(
+    recipe: Recipe, rows: HeldOutRows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None
+) -> dict[str, Any]:
+    """Return the measures of held-out rows, with the beta of the last training stage."""
+    block = recipe.improve or recipe.forget
+    assert block is not None
+    labelled = recipe.data.feedback is not None
+    measured: Callable[..., dict[str, Any]] = measured_feedback if labelled else measured_pairs
+    beta, length, seed = block.beta, recipe.max_length, recipe.seed
+    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed)
+    overlap = asdict(overlaps(recipe, {HELD_OUT: rows})[HELD_OUT])
+    return {FEEDBACK if labelled else HELD_OUT: found | {"overlap": overlap}}
