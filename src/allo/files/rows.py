@@ -19,6 +19,7 @@ from allo.files.json_text import parse_json
 LONGEST_LINE = 1 << 26
 """Most bytes of one line, unpacked: a row is text for a model to read."""
 FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Matches ids, names, places, languages and dates.
 _WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
 
@@ -101,6 +102,21 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
         yield number, f"{path}:{number}", row
     if empty:
         raise UserError(f"{path}: the file is empty; it needs at least one row.")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Return whether a source is a data set of the hub: `OWNER/NAME`, which is neither here nor named like a file."""
+    path = Path(source).expanduser()
+    return bool(_HUB_ID.fullmatch(str(source))) and not path.suffix[1:].isalpha() and not path.exists()
+
+
+def source_rows(
+    source: str | Path, *, split: str = "train", config: str | None = None
+) -> Iterator[tuple[int, str, Row]]:
+    """Yield `(number, place, row)` of a file, or of one split of a data set of the hub."""
+    if is_hub_id(source):
+        return hub_rows(str(source), split, config=config)
+    return read_rows(Path(source).expanduser())
 
 
 def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tuple[int, str, Row]]:
