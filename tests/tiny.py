@@ -78,6 +78,18 @@ def pairs() -> list[dict[str, Any]]:
     ]
 
 
+def feedback() -> list[dict[str, Any]]:
+    """Labelled completions of unequal lengths, two of three good, each with a prompt of its own."""
+    return [
+        {
+            "prompt": pair["prompt"],
+            "completion": pair["chosen" if number % 3 else "rejected"],
+            "label": number % 3 != 0,
+        }
+        for number, pair in enumerate(pairs())
+    ]
+
+
 def wrongs() -> list[dict[str, Any]]:
     """Wrong completions of unequal lengths, a varying share of each one's tokens weighted."""
     rows = []

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from allo.errors import UserError
-from allo.files import rows
+from allo.files import row_files
 from allo.tasks.pairs import completions_of_rows, pairs_and_reading, pairs_of_rows, read_pairs
 from allo.tasks.prompts import PromptSource, prompts_and_reading, read_prompts
 
@@ -263,7 +263,7 @@ def test_byte_order_marks_line_ends_and_blank_lines_are_harmless(tmp_path: Path,
 def test_a_file_that_holds_no_rows_is_refused_by_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(rows, "LONGEST_LINE", 2000 if b"xxx" in content else 1 << 20)
+    monkeypatch.setattr(row_files, "LONGEST_LINE", 2000 if b"xxx" in content else 1 << 20)
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"mine\.jsonl{message}"):
@@ -273,7 +273,7 @@ def test_a_file_that_holds_no_rows_is_refused_by_line(
 def test_a_gzip_bomb_is_refused_by_its_first_long_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "LONGEST_LINE", 1 << 16)
+    monkeypatch.setattr(row_files, "LONGEST_LINE", 1 << 16)
     path = tmp_path / "mine.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"prompt": "' + b"x" * (1 << 24)))
     with pytest.raises(UserError, match=r"mine\.jsonl\.gz:1: more than 0 MiB without a line break"):

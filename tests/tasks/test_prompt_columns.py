@@ -47,7 +47,7 @@ def test_a_hub_set_and_a_task_of_ones_own_give_their_columns(
 ) -> None:
     monkeypatch.setattr(
         "allo.tasks.prompts.hub_rows",
-        lambda hub, split: ((n, f"{hub}:{n}", row) for n, row in enumerate(ROWS)),
+        lambda hub, split, **_: ((n, f"{hub}:{n}", row) for n, row in enumerate(ROWS)),
     )
     (tmp_path / "own.py").write_text(f"def load(split, *, folder=None):\n    return {ROWS!r}\n")
     for origin in ({"hub": "some/set"}, {"task": f"{tmp_path / 'own.py'}:load"}):

@@ -129,8 +129,8 @@ def test_bad_sources_are_errors(tmp_path: Path) -> None:
         read_prompts(PromptSource(task="gsm8k", file=path))
     with pytest.raises(UserError, match=r"none\.jsonl: there is no such file"):
         read_prompts(PromptSource(file=tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match=r"mine\.csv: unknown file type; rows are read from \.jsonl"):
-        read_prompts(PromptSource(file=write(tmp_path, ROWS, "mine.csv")))
+    with pytest.raises(UserError, match=r"mine\.tsv: unknown file type; rows are read from \.jsonl"):
+        read_prompts(PromptSource(file=write(tmp_path, ROWS, "mine.tsv")))
     with pytest.raises(UserError, match="no prompts left: 3 were found, skip is 3"):
         read_prompts(PromptSource(file=path, skip=3))
 

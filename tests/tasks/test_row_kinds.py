@@ -90,7 +90,7 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there is no such file|unknown file type"):
+    with pytest.raises(UserError, match=r"there is no such file|unknown file type"):
         kind_of_rows(name)
 
 

@@ -270,6 +270,7 @@ class RunFolder:
     completions = _Below("01-completions.jsonl")
     verdicts = _Below("02-verdicts.jsonl")
     pairs = _Below("03-pairs.jsonl")
+    feedback = _Below("03-feedback.jsonl")
     wrong = _Below("03-wrong.jsonl")
     held_out = _Below("03-held-out.jsonl")
     importance = _Below("04-importance.safetensors")

@@ -12,6 +12,8 @@ from allo.files.json_text import parse_json
 from allo.files.records import Message
 
 SCHEMA = 1
+FEEDBACK = "feedback"
+"""The key of a model's results on held-out labelled completions."""
 PromptText = str | list[Message]
 Form = TypeVar("Form")
 
@@ -111,6 +113,25 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class HeldOutFeedback:
+    """One model's results on held-out labelled completions (`stages/likelihood.py`); the starting model has no changes.
+
+    An AUC is the chance that a good completion stands above a bad one; None if all have one label.
+    """
+
+    num_good: int
+    num_bad: int
+    num_prompts: int
+    likelihood_auc: Rate | None
+    num_dropped: int = 0
+    beta: float | None = None
+    reward_auc: Rate | None = None
+    good: Change | None = None
+    bad: Change | None = None
+    overlap: Overlap | None = None
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """One evaluated model; training fields are None for a model that was not trained here."""
 
@@ -118,6 +139,7 @@ class ModelResult:
     sets: dict[str, SetResult]
     kl: Divergence | None = None
     held_out: HeldOut | None = None
+    feedback: HeldOutFeedback | None = None
     trained_weights: int | None = None
     density: float | None = None
     seconds: float | None = None

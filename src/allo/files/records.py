@@ -106,6 +106,24 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Feedback:
+    """One labelled completion; `label` is true if it is good. TRL's `KTOTrainer` loads a line of `03-feedback.jsonl`
+    directly if its prompt is text.
+
+    `message` holds a completion that is more than its text, as in `Pair`.
+    """
+
+    prompt_id: str
+    prompt: str | list[Message]
+    completion: str
+    label: bool
+    finished: bool = True
+    completion_ids: list[int] | None = None
+    template: Template | None = None
+    message: Message | None = None
+
+
+@dataclass(frozen=True)
 class Wrong:
     """One distinct wrong completion, with the right solutions that scorers may use.
 

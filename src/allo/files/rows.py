@@ -1,10 +1,7 @@
 """Rows of the files and hub sets that users bring, each checked with its place named."""
 
-import codecs
-import gzip
 import re
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +11,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from allo.errors import UserError
-from allo.files.json_text import parse_json
+from allo.files.row_files import (
+    FILE_TYPES,
+    json_array,
+    json_lines,
+    saved_rows,
+    splits_of,
+    without_nulls,
+)
 
-LONGEST_LINE = 1 << 26
-"""Most bytes of one line, unpacked: a row is text for a model to read."""
-FILE_TYPES = (".jsonl", ".jsonl.gz", ".parquet")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Matches ids, names, places, languages and dates.
 _WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
@@ -26,6 +27,7 @@ _WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
 Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
 Row = dict[str, Any]
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Reading:
     """The fate of one source's rows: `dropped` and `mapped` count rows by reason.
 
     `duplicates` counts rows that ask the same as an earlier one. `ignored` names columns and fields that are not
-    read.
+    read. `origin` says which rows of a source were read, if that was not said with the source.
     """
 
     rows: int = 0
@@ -41,11 +43,13 @@ class Reading:
     mapped: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     ignored: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def sentences(self) -> list[str]:
         """Return sentences for the user; none if every row was taken unchanged."""
-        said = [f"{_rows(number)} dropped: {reason}" for reason, number in self.dropped.items()]
+        said = [self.origin] if self.origin else []
+        said += [f"{_rows(number)} dropped: {reason}" for reason, number in self.dropped.items()]
         said += [f"{_rows(number)}: {what}" for what, number in self.mapped.items()]
         if self.duplicates:
             said.append(f"{_rows(self.duplicates)}: the same as an earlier one")
@@ -61,6 +65,7 @@ class Notes:
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     mapped: Counter[str] = field(default_factory=Counter)
+    origin: str = ""
     _ignored: dict[str, None] = field(default_factory=dict)
 
     def ignore(self, names: Iterable[str]) -> None:
@@ -74,7 +79,9 @@ class Notes:
             yield row
 
     def reading(self, *, duplicates: int = 0) -> Reading:
-        return Reading(self.rows, dict(self.dropped), dict(self.mapped), duplicates, tuple(self._ignored))
+        return Reading(
+            self.rows, dict(self.dropped), dict(self.mapped), duplicates, tuple(self._ignored), self.origin
+        )
 
 
 def _rows(number: int) -> str:
@@ -82,24 +89,35 @@ def _rows(number: int) -> str:
 
 
 def stem(path: Path) -> str:
-    """Return a file's name without its type: `problems` for `problems.jsonl.gz`."""
+    """Return a file's name without its type: `problems` for `problems.jsonl.gz`; a folder's whole name."""
+    if path.is_dir():
+        return path.resolve().name
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
-    """Yield `(number, place, row)` from a JSON Lines, gzipped JSON Lines or Parquet file.
+def read_rows(path: Path, *, split: str = TRAIN) -> Iterator[tuple[int, str, Row]]:
+    """Yield `(number, place, row)` from a file, or from a folder that datasets' `save_to_disk` wrote.
 
-    `number` counts lines from 1. `place` is `FILE:LINE`, for errors about the row. Raises `UserError` for a missing
-    or empty file, an unknown file type, or a line that is not a JSON object.
+    `number` counts lines from 1, and a folder's rows from 0. `place` is `FILE:LINE`, for errors about the row. A folder
+    of several splits is read at `split`. Raises `UserError` for a missing or empty file, an unknown file type, or a row
+    that cannot be read.
     """
-    if not path.name.endswith(FILE_TYPES):
-        raise UserError(f"{path}: unknown file type; rows are read from {', '.join(FILE_TYPES)}.")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; check the path.")
+    if path.is_dir():
+        rows, mark = saved_rows(path, split), (", row " if splits_of(path) is None else f"[{split}], row ")
+    else:
+        kind = next((kind for kind in FILE_TYPES if path.name.lower().endswith(kind)), None)
+        if kind is None:
+            raise UserError(f"{path}: unknown file type; rows are read from {', '.join(FILE_TYPES)}.")
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; check the path.")
+        if split != TRAIN:
+            raise UserError(f"{path}: a file has no splits, and `split` is {split!r}; remove `split`.")
+        read, mark = FILE_TYPES[kind]
+        rows = read(path)
     empty = True
-    for number, row in _parquet(path) if path.suffix == ".parquet" else _json_lines(path):
+    for number, row in rows:
         empty = False
-        yield number, f"{path}:{number}", row
+        yield number, f"{path}{mark}{number}", row
     if empty:
         raise UserError(f"{path}: the file is empty; it needs at least one row.")
 
@@ -111,12 +129,28 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def source_rows(
-    source: str | Path, *, split: str = "train", config: str | None = None
+    source: str | Path, *, split: str = TRAIN, config: str | None = None, notes: Notes | None = None
 ) -> Iterator[tuple[int, str, Row]]:
-    """Yield `(number, place, row)` of a file, or of one split of a data set of the hub."""
+    """Yield `(number, place, row)` of a file, of a saved data set, or of one split of a data set of the hub.
+
+    `notes` takes where the rows come from, if that was not said with the source.
+    """
+    notes = notes or Notes()
     if is_hub_id(source):
+        of_config = f", config {config!r}" if config else ""
+        notes.origin = f"read from the hub: the data set {source}{of_config}, split {split!r}"
         return hub_rows(str(source), split, config=config)
-    return read_rows(Path(source).expanduser())
+    path = Path(source).expanduser()
+    if config is not None:
+        raise UserError(f"{path}: only a data set of the hub has a `config`; remove it.")
+    if path.is_dir() and (splits := splits_of(path)) and splits != [split]:
+        notes.origin = f"the split {split!r} is read, of {', '.join(splits)}"
+    return read_rows(path, split=split)
+
+
+def source_name(source: str | Path, *, split: str = TRAIN) -> str:
+    """Return the name of a source, with which the ids of its rows begin."""
+    return f"{str(source).split('/')[-1]}-{split}" if is_hub_id(source) else stem(Path(source).expanduser())
 
 
 def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tuple[int, str, Row]]:
@@ -130,7 +164,7 @@ def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tup
     except (OSError, ValueError) as error:  # no such set, config or split; no network
         raise UserError(
             f"{hub}, split {split!r}: could not be loaded from the hub ({error}). "
-            "Check the name, the split and the network, or name a local folder or file instead."
+            "Check the name, the split, the config and the network, or name a local folder or file instead."
         ) from error
     part = split if config is None else f"{config}, {split}"
     for number, row in enumerate(rows):
@@ -152,7 +186,8 @@ def hub_file_rows(hub: str, file: str) -> Iterator[tuple[int, str, Row]]:
             f"{place}: could not be loaded from the hub ({error}). "
             "Check the network, or name a local folder instead."
         ) from error
-    rows = _json_lines(path) if file.endswith(".jsonl") else _json_array(path, place=place)
+    advice = "Give the rows as a local folder instead."
+    rows = json_lines(path) if file.endswith(".jsonl") else json_array(path, advice=advice)
     for number, row in rows:
         yield number, f"{place}:{number}", row
 
@@ -175,13 +210,6 @@ def checked(model: type[Model], row: Row, *, place: str) -> Model:
         raise UserError(f"{place}: `{column}` {shown(row.get(column))}: {reason}.") from failure
 
 
-def without_nulls(value: Any) -> Any:
-    """Drop null keys at any depth: Arrow gives every object the keys of all others."""
-    if isinstance(value, dict):
-        return {name: without_nulls(each) for name, each in value.items() if each is not None}
-    return [without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
 def holds_text(value: Any) -> bool:
     """Return whether a value holds text at any depth; one ASCII word without "?", or a date, is not text."""
     if isinstance(value, dict):
@@ -200,66 +228,3 @@ def shown(value: object) -> str:
     """Return a value for an error, escaped and short."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            while line := lines.readline(LONGEST_LINE + 1):
-                number += 1
-                line = _bare_line(line, place=f"{path}:{number}")
-                if line:
-                    yield number, _json_object(line, place=f"{path}:{number}")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: damaged gzip data after line {number} ({error}); copy or download the file again."
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-
-
-def _bare_line(line: bytes, *, place: str) -> bytes:
-    """Return a line without its line break and its byte-order mark."""
-    if len(line) > LONGEST_LINE:
-        raise UserError(
-            f"{place}: more than {LONGEST_LINE >> 20} MiB without a line break; write one JSON object a line."
-        )
-    if line.startswith(b"\x1f\x8b"):
-        raise UserError(f"{place}: gzip data; let the file's name end with .jsonl.gz, or unpack it.")
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        raise UserError(f"{place}: UTF-16 text, or a damaged file; save it as UTF-8.")
-    return line.removeprefix(codecs.BOM_UTF8).strip()
-
-
-def _json_array(path: Path, *, place: str) -> Iterator[tuple[int, Row]]:
-    rows = parse_json(path.read_bytes(), place=place, advice="Give the rows as a local folder instead.")
-    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise UserError(f"{place}: not an array of JSON objects. Give the rows as a local folder instead.")
-    return iter(enumerate(rows, start=1))
-
-
-def _json_object(line: bytes, *, place: str) -> Row:
-    row = parse_json(line, place=place, advice="Write one JSON object a line.")
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: a JSON {type(row).__name__}; write one JSON object a line.")
-    return row
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        names = table.schema_arrow.names
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{path}: the column {twice[0]!r} is there twice; rename one of them.")
-        number = 0
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                # Parquet gives every row every column, so a null column is an absent one.
-                yield number, without_nulls(row)
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not readable as Parquet ({error}).") from error

@@ -15,19 +15,27 @@ class Needs:
     """The declaration of a loss. A function without a decorator has these defaults.
 
     `reference`: it gets log-ratios beside log-probs; otherwise no reference is computed.
-    `reward_mean`: a loss of pairs gets the keyword `delta`, the mean of all rewards of the steps before, chosen and
-    rejected alike.
+    `reward_mean`: a loss of pairs or of labelled completions gets the keyword `delta`. It lies midway between the mean
+    rewards of good and of bad completions over the steps before.
+    `kl`: a loss of labelled completions gets the keyword `kl`. It is the mean log-ratio of the step's completions, each
+    after the prompt of another row, and at least 0.
     `completions`: a forgetting loss gives one number a completion, [B], not one a token.
     """
 
     reference: bool = True
     reward_mean: bool = False
+    kl: bool = False
     completions: bool = False
 
 
 def pair_loss(*, needs_reference: bool = True, needs_reward_mean: bool = False) -> Callable[[Loss], Loss]:
     """Mark a function as a loss of pairs with these needs."""
     return _marker(Needs(needs_reference, needs_reward_mean))
+
+
+def feedback_loss(*, needs_kl: bool = False, needs_reward_mean: bool = False) -> Callable[[Loss], Loss]:
+    """Mark a function as a loss of labelled completions with these needs."""
+    return _marker(Needs(kl=needs_kl, reward_mean=needs_reward_mean))
 
 
 def forgetting_loss(

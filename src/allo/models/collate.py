@@ -148,6 +148,13 @@ class CompletionCollator:
     num_read = num_tokens
 
 
+class FeedbackCollator(CompletionCollator):
+    """A collator of labelled completions; `label` [C] bool is true for good ones."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        return super().__call__(rows) | {"label": torch.tensor([row["label"] for row in rows])}
+
+
 SIDES = ("chosen", "rejected")
 
 

@@ -11,7 +11,7 @@ from allo.errors import UserError
 from allo.models.tokenization import Opened, Tokenized, cut_left, opened, tokenize
 
 # `prompt`, `completion`, and optionally `finished`, `token_weights` (one per completion token), `completion_ids`
-# (replace the text's own), `message` (replaces the text) and `template`.
+# (replace the text's own), `message` (replaces the text), `template` and `label` (whether it is good).
 CompletionRow = Mapping[str, Any]
 # `prompt`, `chosen`, `rejected`, and optionally `template` and, for each side, `SIDE_finished`, `SIDE_token_ids`
 # (replace the text's own) and `SIDE_message` (replaces the text).
@@ -63,7 +63,7 @@ def counted_completions(
     max_length: int,
     num_ids: int | None = None,
 ) -> tuple[list[dict[str, Any]], Counts]:
-    """Return rows with `prompt_ids`, `completion_ids` and `token_weights`, and counts of the others.
+    """Return rows with `prompt_ids`, `completion_ids`, `token_weights` and a given `label`, and counts of the others.
 
     Drops completions longer than `max_length` tokens, without a token, or without a weighted one. Raises `UserError`
     if `token_weights` and the completion differ in length, a given id is not below the model's `num_ids`, or nothing
@@ -94,6 +94,7 @@ def counted_completions(
                 "completion_ids": tokens.completion_ids,
                 "token_weights": list(weights),
             }
+            | ({"label": row["label"]} if "label" in row else {})
         )
     counts = Counts(**number_of)
     return _some(kept, counts, max_length), counts

@@ -32,6 +32,7 @@ _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
 MODEL = ("model", "trust_remote_code", "pad_token", "dtype", "device", "max_length")
 PROMPTS = ("data_folder", "chat", "seed_of_data")
 REPORT = Stage("report", ("08-eval.json",), ("report.html", "report.md", "model-card.md"), ("name", "report"))
+_READY = ("03-pairs.jsonl", "03-feedback.jsonl")
 STAGES = (
     Stage("sft", (), ("00-sft",), (*MODEL, *PROMPTS, "sft")),
     Stage("sample", ("00-sft",), ("01-completions.jsonl",), (*MODEL, *PROMPTS, "data", "sample.settings")),
@@ -39,18 +40,18 @@ STAGES = (
     Stage(
         "pair",
         ("02-verdicts.jsonl",),
-        ("03-pairs.jsonl", "03-wrong.jsonl", "03-held-out.jsonl"),
+        (*_READY, "03-wrong.jsonl", "03-held-out.jsonl"),
         (*PROMPTS, "data", "pair"),
     ),
     Stage(
         "locate",
-        ("00-sft", "03-pairs.jsonl"),
+        ("00-sft", *_READY),
         ("04-importance.safetensors", "04-warmup"),
         (*MODEL, "seed_of_data", "locate", "reads_warmup", "max_density"),
     ),
     Stage(
         "score",
-        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "03-wrong.jsonl", "04-warmup"),
+        ("00-sft", "02-verdicts.jsonl", *_READY, "03-wrong.jsonl", "04-warmup"),
         ("05-token-scores.parquet", "05-contrast"),
         (*MODEL, "seed_of_data", "score"),
     ),
@@ -62,7 +63,7 @@ STAGES = (
     ),
     Stage(
         "improve",
-        ("00-sft", "02-verdicts.jsonl", "03-pairs.jsonl", "04-importance.safetensors", "06-forget"),
+        ("00-sft", "02-verdicts.jsonl", *_READY, "04-importance.safetensors", "06-forget"),
         ("07-improve",),
         (*MODEL, *PROMPTS, "data", "seed", "improve", "on_policy"),
     ),
@@ -82,10 +83,10 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
-    """Return the stages that a recipe needs, in order; ready pairs need no samples and no verdicts."""
+    """Return the stages that a recipe needs, in order; ready rows need no samples and no verdicts."""
     left_out = {
-        "sample": recipe.data.pairs is not None,
-        "judge": recipe.data.pairs is not None,
+        "sample": recipe.data.is_ready,
+        "judge": recipe.data.is_ready,
         "locate": recipe.locate is None,
         "score": recipe.forget is None,
         "forget": recipe.forget is None,
@@ -320,7 +321,7 @@ def named_files(value: Any, rows: str | None = None) -> Iterator[Path]:
             yield from named_files(item, rows)
     if isinstance(value, dict):
         rows = value.get("data_folder") or rows
-        keys = ("file", "pairs", "rewriter", "reward_model")
+        keys = ("file", "pairs", "feedback", "rewriter", "reward_model")
         yield from (Path(value[key]).expanduser() for key in keys if value.get(key))
         own = [value.get(key) or "" for key in ("scorer", "loss", "criterion", "task")]
         own += [*(value.get("beside") or []), *(value.get("function") or [])]

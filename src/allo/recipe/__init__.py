@@ -16,8 +16,8 @@ from allo.recipe.compare import Compare
 from allo.recipe.criteria import CRITERIA
 from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate, with_held_out
+from allo.recipe.feedback import check_data_fits
 from allo.recipe.judge import Judge, Pairing
-from allo.recipe.kinds import SOLUTIONS
 from allo.recipe.locate import Locate as Locate
 from allo.recipe.losses import (
     Filter,
@@ -105,12 +105,13 @@ class Improve(Steps):
     density: Density = 0.10
     loss: LossName = "dpo"
     """`dpo`, `ipo`, `bco` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
-    the gold solutions of the pairs' prompts, `rft` the distinct right samples."""
+    the gold solutions of the pairs' prompts, `rft` the distinct right samples. With `data.feedback`, `kto` or `bco` of
+    each labelled completion, your own function, or `rft` of the good ones."""
     loss_settings: LossSettings = {}
     """The loss's own settings, with their defaults: `dpo` label_smoothing 0; `ipo` length_average true; `simpo`
-    gamma 1.0."""
+    gamma 1.0; `kto` desirable_weight 1.0 and undesirable_weight 1.0."""
     keep: Share = 0.5
-    """The share of a rejected completion's tokens that count; 1.0 for `simpo`, `sft` and `rft`."""
+    """The share of a rejected or bad completion's tokens that count; 1.0 for `simpo`, `sft` and `rft`."""
     filter: Filter = "lowest"
     """The tokens that count: those of lowest or highest log-ratio, or random ones."""
     beta: Positive = 0.1
@@ -220,14 +221,10 @@ class Recipe(Block):
         self.evaluate.check_measures(self.set_names)
         if self.forget and self.score is None:
             raise ValueError("forget needs score (set `forget: null` to leave both out)")
-        if self.data.pairs is None and self.sample.max_new_tokens >= self.max_length:
+        if not self.data.is_ready and self.sample.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"sample.max_new_tokens {self.sample.max_new_tokens} must be below max_length "
                 f"{self.max_length}: a completion of that length fits no training row"
-            )
-        if self.data.pairs is not None and self.improve and SOLUTIONS in self.improve.sees:
-            raise ValueError(
-                f"improve.loss {self.improve.loss} needs gold solutions, which ready pairs lack: set it to rft"
             )
         if self.improve and not self.improve.trained_by.selects:
             self._fits_trainer(self.improve)
@@ -239,10 +236,15 @@ class Recipe(Block):
         return self
 
     @model_validator(mode="after")
+    def _data_fits(self) -> "Recipe":
+        check_data_fits(self)
+        return self
+
+    @model_validator(mode="after")
     def _judge_fits(self) -> "Recipe":
-        if self.pair.margin and self.data.pairs is not None:
+        if self.pair.margin and self.data.is_ready:
             raise ValueError(
-                "pair.margin chooses among samples, and data.pairs are taken as they are: remove it"
+                "pair.margin chooses among samples, and ready rows are taken as they are: remove it"
             )
         if self.pair.margin and self.judge.reward_model is None and not self.judge.function:
             raise ValueError(
@@ -254,8 +256,13 @@ class Recipe(Block):
     def _rounds_fit(self) -> "Recipe":
         if self.rounds == 1:
             return self
-        if self.data.pairs is not None:
-            raise ValueError("data.pairs is one set of ready pairs, but rounds sample anew: set rounds to 1")
+        if self.data.is_ready:
+            rows = (
+                "pairs is one set of ready pairs"
+                if self.data.feedback is None
+                else "feedback is one set of rows"
+            )
+            raise ValueError(f"data.{rows}, but rounds sample anew: set rounds to 1")
         if BACKENDS[self.sample.backend].asks_servers:
             others = " or ".join(each.name for each in BACKENDS.values() if not each.asks_servers)
             raise ValueError(
@@ -305,7 +312,7 @@ class Recipe(Block):
     @property
     def set_names(self) -> tuple[str, ...]:
         """Return the names of the evaluation sets whose prompts are answered, held-out prompts included."""
-        held_out = (HELD_OUT,) if self.data.held_out and self.data.pairs is None else ()
+        held_out = (HELD_OUT,) if self.data.held_out and not self.data.is_ready else ()
         return (*self.evaluate.sets, *held_out)
 
     @property

@@ -1,4 +1,4 @@
-"""The losses that a recipe may name: those of pairs or of single answers (`improve`), and forgetting losses (`forget`)."""
+"""The losses that a recipe may name: of pairs, labelled or right completions (`improve`), and of wrong ones (`forget`)."""
 
 import math
 from collections import ChainMap
@@ -17,6 +17,19 @@ class PairLoss:
     """A loss of pairs. Its function (`module:function`) says what it needs: `allo.losses.needs`.
 
     `trl`: TRL's `loss_type` of the same formula. `sees`: kinds of training data that it learns from.
+    """
+
+    name: str
+    function: str
+    trl: str = ""
+    sees: frozenset[str] = PAIRS
+
+
+@dataclass(frozen=True)
+class FeedbackLoss:
+    """A loss of labelled completions (`data.feedback`). Its function says what it needs: `allo.losses.needs`.
+
+    `trl`: the `loss_type` of TRL's `KTOTrainer` with the same formula.
     """
 
     name: str
@@ -51,6 +64,13 @@ PAIR_LOSSES = {
         PairLoss("simpo", "allo.losses.pair_losses:simpo"),
     )
 }
+FEEDBACK_LOSSES = {
+    loss.name: loss
+    for loss in (
+        FeedbackLoss("kto", "allo.losses.feedback_losses:kto", trl="kto"),
+        FeedbackLoss("bco", "allo.losses.feedback_losses:bco"),
+    )
+}
 ANSWER_LOSSES = {
     loss.name: loss
     for loss in (
@@ -67,7 +87,9 @@ FORGETTING_LOSSES = {
     )
 }
 # Maps of a chain come in reverse: losses of pairs first.
-_LOSSES: Mapping[str, PairLoss | AnswerLoss] = ChainMap[str, Any](ANSWER_LOSSES, PAIR_LOSSES)
+_LOSSES: Mapping[str, PairLoss | FeedbackLoss | AnswerLoss] = ChainMap[str, Any](
+    ANSWER_LOSSES, FEEDBACK_LOSSES, PAIR_LOSSES
+)
 
 
 def _number_or_flag(value: Any) -> Any:

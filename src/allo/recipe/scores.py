@@ -20,7 +20,8 @@ class Scorer:
     `needs`: the models that it asks. `model` is the starting model; `warmup` is the warm-up's, `chosen` and `rejected` are
     the start fine-tuned on one side of the pairs; `rewriter` stands in the starting model's place. `sees`: kinds of
     training data beside the wrong completions. `logratios`: its scores are log-ratios, not probabilities.
-    `prompts_with_solution`: it asks under longer prompts, which show the solution.
+    `prompts_with_solution`: it asks under longer prompts, which show the solution. `of_prompt`: it needs another answer to
+    the same prompt, or its solution, which labelled feedback lacks.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Scorer:
     sees: frozenset[str]
     logratios: bool = False
     prompts_with_solution: bool = False
+    of_prompt: bool = False
 
     @property
     def weights(self) -> list[str]:
@@ -50,11 +52,17 @@ SCORERS = {
         Scorer("implicit", _OURS + "implicit", ("model", "warmup"), PAIRS, logratios=True),
         Scorer("contrastive", _OURS + "contrastive", ("model", "chosen", "rejected"), PAIRS, logratios=True),
         Scorer("right_confidence", _OURS + "right_confidence", ("model", "chosen"), frozenset({RIGHT})),
-        Scorer("advantage", _OURS + "advantage", (), PAIRS),
-        Scorer("privileged", _OURS + "privileged", ("model",), _GOLD, prompts_with_solution=True),
-        Scorer("rewriter", _OURS + "rewriter", ("rewriter",), _SOLVED, prompts_with_solution=True),
+        Scorer("advantage", _OURS + "advantage", (), PAIRS, of_prompt=True),
+        Scorer(
+            "privileged", _OURS + "privileged", ("model",), _GOLD, prompts_with_solution=True, of_prompt=True
+        ),
+        Scorer(
+            "rewriter", _OURS + "rewriter", ("rewriter",), _SOLVED, prompts_with_solution=True, of_prompt=True
+        ),
         Scorer("confidence", _OURS + "confidence", ("model",), _NOTHING),
-        Scorer("edit", _OURS + "edit", (), _GOLD),  # the solutions of prompts without a right sample
+        Scorer(
+            "edit", _OURS + "edit", (), _GOLD, of_prompt=True
+        ),  # the solutions of prompts without a right sample
         Scorer("uniform", _OURS + "uniform", (), _NOTHING),
         Scorer("random", _OURS + "random", (), _NOTHING),
     )

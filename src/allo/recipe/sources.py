@@ -18,6 +18,7 @@ from allo.recipe.tasks import TaskName
 AUTO = "auto"
 HELD_OUT = "held_out"
 """The name of the evaluation set of held-out prompts."""
+NEWER = (HELD_OUT, "feedback", "config")
 
 
 def _number_or_share(value: Any) -> Any:
@@ -38,9 +39,11 @@ class Source(Block):
     task: TaskName | None = None
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""
     file: Place | None = None
-    """JSONL or Parquet with `prompt, answer?, solution?, choices?, id?`."""
+    """A file, a saved data set, or a data set of the hub, with `prompt, answer?, solution?, choices?, id?` (docs/data.md)."""
     hub: Name | None = None
     split: Name = "train"
+    config: Name | None = None
+    """The configuration (subset) of a data set of the hub."""
     order: Literal["given", "shuffled", "shortest"] = "given"
     skip: CountOrZero = 0
     limit: Count | None = None
@@ -51,7 +54,15 @@ class Source(Block):
         if len(origins) != 1:
             found = " and ".join(origins) or "none"
             raise ValueError(f"needs exactly one of {', '.join(self._origins())}; found {found}")
+        if self.config is not None and not {"file", "hub", "pairs", "feedback"} & set(origins):
+            raise ValueError(f"`config` is for a data set of the hub, and {origins[0]} has none: remove it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _unless_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unset keys out that earlier runs did not know: the hashes of those are of sources without them."""
+        fields: dict[str, Any] = write(self)
+        return {key: value for key, value in fields.items() if key not in NEWER or value is not None}
 
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
@@ -66,28 +77,26 @@ class Part(Source):
 
 
 class Data(Source):
-    """The problems to align on, or ready preference pairs."""
+    """The problems to align on, ready preference pairs, or labelled feedback."""
 
     pairs: Place | None = None
-    """JSONL or Parquet with `prompt, chosen, rejected` (TRL's formats): nothing is sampled."""
+    """A file, a saved data set, or a data set of the hub (`OWNER/NAME`), of pairs or of rated completions (docs/data.md):
+    nothing is sampled."""
+    feedback: Place | None = None
+    """The same of labelled completions, `prompt, completion, label`, true for a good one: nothing is sampled."""
     mixture: Annotated[list[Part], Field(min_length=2)] | None = None
     """Several sources, whose prompts alternate by weight, so that every stretch has the same mix; `skip` and `limit`
     beside it count prompts of the mixture."""
     held_out: Annotated[int | float | Literal["auto"] | None, BeforeValidator(_number_or_share)] = None
     """Prompts that are not trained on, but measured before and after: a number, a share, or `auto`, the default
-    without `evaluate.sets`. `auto` is 5%, at least 32 and at most 512, and never more than a fifth. All pairs of a
+    without `evaluate.sets`. `auto` is 5%, at least 32 and at most 512, and never more than a fifth. All rows of a
     held-out prompt are held out with it."""
-
-    @model_serializer(mode="wrap")
-    def _unless_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave an unset `held_out` out: the hashes of earlier runs are of data without this key."""
-        fields: dict[str, Any] = write(self)
-        return {key: value for key, value in fields.items() if key != HELD_OUT or value is not None}
 
     @model_validator(mode="after")
     def _some_are_taken_as_they_stand(self) -> "Data":
-        if self.pairs is not None and self.order != "given":
-            raise ValueError("pairs are taken in the order of their file: remove `order`, or sort the file")
+        if self.is_ready and self.order != "given":
+            rows = "pairs" if self.feedback is None else "labelled rows"
+            raise ValueError(f"{rows} are taken in the order of their file: remove `order`, or sort the file")
         if self.mixture is not None and (self.order, self.split) != ("given", "train"):
             raise ValueError("a mixture's parts have an order and a split of their own: move them there")
         return self
@@ -102,7 +111,12 @@ class Data(Source):
 
     @classmethod
     def _origins(cls) -> tuple[str, ...]:
-        return ("task", "file", "hub", "pairs", "mixture")
+        return ("task", "file", "hub", "pairs", "feedback", "mixture")
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the completions are given, so that nothing is sampled or judged."""
+        return self.pairs is not None or self.feedback is not None
 
 
 class Kl(Source):

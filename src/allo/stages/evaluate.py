@@ -1,5 +1,6 @@
 """The evaluation of a run's models: accuracy or rewards with intervals, pass@k, and KL to the start."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from allo.console import say, track
 from allo.delta import patch_of, read_delta
 from allo.errors import UserError
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, write_json
-from allo.files.evaluation import SCHEMA
+from allo.files.evaluation import FEEDBACK, SCHEMA
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
-from allo.files.records import Completion, Pair, Prompt
+from allo.files.records import Completion, Feedback, Pair, Prompt
 from allo.files.rounds import first_round, round_name, training_folders
 from allo.models.collate import pad
 from allo.models.load import Model, Tokenizer
@@ -24,7 +25,7 @@ from allo.recipe import Recipe
 from allo.recipe.sources import HELD_OUT, Kl
 from allo.sampling.completions import complete
 from allo.stages.judge import verify
-from allo.stages.likelihood import AtStart, likelihood, measured_pairs
+from allo.stages.likelihood import AtStart, likelihood, measured_feedback, measured_pairs
 from allo.stages.overlap import overlaps
 from allo.stages.own_reward import function_rewards
 from allo.stages.reward import measured_by, reward
@@ -58,7 +59,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     Harness results are kept for models whose weights are the same.
     """
     sets = Sources(recipe).sets()
-    held_out = read_jsonl(folder.held_out, Pair) if folder.held_out.exists() else []
+    held_out = _held_out(recipe, folder)
     parts: list[ResumableLines] = []
     seen = overlaps(recipe, sets)
     results, completions = _measured(recipe, folder, sets, held_out, parts)
@@ -86,7 +87,7 @@ def _measured(
     recipe: Recipe,
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
-    held_out: list[Pair],
+    held_out: list[Pair] | list[Feedback],
     parts: list[ResumableLines],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
@@ -106,35 +107,43 @@ def _measured(
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
                 moved = likelihood(pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length)
             at_start = patch.exchanged if trained else None
-            on_pairs = _on_pairs(recipe, held_out, model, tokenizer, at_start) if held_out else {}
+            on_rows = _on_held_out(recipe, held_out, model, tokenizer, at_start) if held_out else {}
         results[name] = {
             "label": LABELS[name],
             "sets": {},
             "kl": kl,
             "likelihood": moved,
-            **on_pairs,
+            **on_rows,
             **_cost(folder, name),
         }
         completions[name] = answers
     return results, completions
 
 
-def _on_pairs(
-    recipe: Recipe, pairs: list[Pair], model: Model, tokenizer: Tokenizer, at_start: AtStart | None
+def _held_out(recipe: Recipe, folder: RunFolder) -> list[Pair] | list[Feedback]:
+    """Return the run's held-out pairs or labelled completions; nothing if there are none."""
+    if not folder.held_out.exists():
+        return []
+    if recipe.data.feedback is not None:
+        return read_jsonl(folder.held_out, Feedback)
+    return read_jsonl(folder.held_out, Pair)
+
+
+def _on_held_out(
+    recipe: Recipe,
+    rows: list[Pair] | list[Feedback],
+    model: Model,
+    tokenizer: Tokenizer,
+    at_start: AtStart | None,
 ) -> dict[str, Any]:
-    """Return the measures of held-out pairs, with the beta of the last training stage."""
+    """Return the measures of held-out pairs or labelled completions, with the beta of the last training stage."""
     block = recipe.improve or recipe.forget
     assert block is not None
-    found = measured_pairs(
-        pairs,
-        model,
-        tokenizer,
-        at_start,
-        beta=block.beta,
-        max_length=recipe.max_length,
-        seed=recipe.seed,
-    )
-    return {HELD_OUT: found | {"overlap": asdict(overlaps(recipe, {HELD_OUT: pairs})[HELD_OUT])}}
+    key: str = HELD_OUT if recipe.data.feedback is None else FEEDBACK
+    measured: Callable[..., dict[str, Any]] = measured_pairs if key == HELD_OUT else measured_feedback
+    beta, length, seed = block.beta, recipe.max_length, recipe.seed
+    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed)
+    return {key: found | {"overlap": asdict(overlaps(recipe, {HELD_OUT: rows})[HELD_OUT])}}
 
 
 @dataclass(frozen=True)

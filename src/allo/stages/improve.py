@@ -1,15 +1,16 @@
-"""Make the model learn from preference pairs, noisy rejected tokens filtered out (method.md 1.3)."""
+"""Make the model learn from pairs or labelled completions, noisy bad tokens filtered out (method.md 1.3)."""
 
 from typing import Any
 
 from allo.files.artifacts import RunFolder, read_jsonl
-from allo.files.records import Pair
+from allo.files.records import Feedback, Pair
 from allo.models.load import Model, Tokenizer
 from allo.models.start import load_start
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.own_code import function_of
 from allo.training.arguments import stage_arguments
+from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ImproveTrainer, SftTrainer
@@ -52,6 +53,24 @@ def _trainer(
             mask=mask,
             records=True,
             max_tokens_per_batch=improve.max_tokens_per_batch,
+            lean=improve.lean,
+            max_length=recipe.max_length,
+        )
+    if recipe.data.feedback is not None:
+        return FeedbackTrainer(
+            model,
+            arguments,
+            [vars(row) for row in read_jsonl(folder.feedback, Feedback)],
+            tokenizer,
+            mask=mask,
+            records=True,
+            beta=improve.beta,
+            keep=improve.keep,
+            loss=improve.loss,
+            loss_settings=improve.loss_settings,
+            filter=improve.filter,
+            max_tokens_per_batch=improve.max_tokens_per_batch,
+            reference=improve.reference,
             lean=improve.lean,
             max_length=recipe.max_length,
         )

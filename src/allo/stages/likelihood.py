@@ -1,4 +1,4 @@
-"""The change in likelihood of chosen and rejected answers, on pairs of the run or on held-out ones."""
+"""The change in likelihood of chosen and rejected, or good and bad answers, on rows of the run or on held-out ones."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from allo.console import track
-from allo.files.records import Pair
-from allo.models.collate import PairCollator
+from allo.files.records import Feedback, Pair
+from allo.models.collate import CompletionCollator, PairCollator
 from allo.models.load import Model, Tokenizer
 from allo.models.policy import per_token_logps
-from allo.models.rows import counted_pairs
-from allo.stats.metrics import Estimate, bootstrap, wilson
+from allo.models.rows import counted_completions, counted_pairs
+from allo.stats.metrics import Estimate, auc, bootstrap, wilson
 
-BATCH = 32  # pairs
+BATCH = 32  # pairs, or twice as many labelled completions
 AtStart = Callable[[], AbstractContextManager[None]]
 Rows = list[dict[str, Any]]
 
@@ -33,7 +33,8 @@ def likelihood(
     rows, _ = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)
-    for logps, start, mask in _batches(rows, model, tokenizer, at_start):
+    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
+    for logps, start, mask in _batches(rows, collate, BATCH, model, at_start):
         sums += torch.stack([side.double().sum().cpu() for side in (logps - start).chunk(2)])
         counts += torch.stack([side.sum().cpu() for side in mask.chunk(2)])
     chosen, rejected = (sums / counts).tolist()
@@ -79,6 +80,53 @@ def measured_pairs(
     }
 
 
+@torch.inference_mode()
+def measured_feedback(
+    rows: Sequence[Feedback],
+    model: Model,
+    tokenizer: Tokenizer,
+    at_start: AtStart | None,
+    *,
+    beta: float,
+    max_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return how well a model tells held-out good from bad completions and, unless it is the start itself, its changes.
+
+    `reward_auc` is the chance that a good completion has a higher reward than a bad one: beta times its log-ratio to the
+    start. `likelihood_auc` is that of a higher mean log-prob of a token. Intervals are over prompts.
+    """
+    kept, counts = counted_completions(tokenizer, map(vars, rows), max_length=max_length)
+    collate, size = CompletionCollator(tokenizer.pad_token_id), 2 * BATCH
+    means: list[float] = []
+    ratios: list[list[float]] = []
+    for logps, start, mask in _batches(kept, collate, size, model, at_start):
+        means += (logps.double().sum(-1) / mask.sum(-1)).tolist()
+        ratios += [one[own].tolist() for one, own in zip((logps - start).double(), mask, strict=True)]
+    good, groups = [row["label"] for row in kept], _Groups.of(kept, seed)
+    changes: dict[str, Any] = dict.fromkeys(("reward_auc", "good", "bad"))
+    if at_start is not None:
+        rewards = [beta * sum(one) for one in ratios]
+        changes = {
+            "reward_auc": _figure(auc(rewards, good, groups.members, seed=seed)),
+            "good": groups.change(ratios, good),
+            "bad": groups.change(ratios, [not one for one in good]),
+        }
+    return {
+        "num_good": sum(good),
+        "num_bad": len(good) - sum(good),
+        "num_prompts": len(groups.members),
+        "num_dropped": counts.dropped,
+        "beta": beta,
+        "likelihood_auc": _figure(auc(means, good, groups.members, seed=seed)),
+        **changes,
+    }
+
+
+def _figure(found: Estimate | None) -> dict[str, float] | None:
+    return None if found is None else found.figure
+
+
 @dataclass(frozen=True)
 class _Ratios:
     """One pair's log-ratios to the start, token by token, and whether its chosen answer is likelier now."""
@@ -112,17 +160,24 @@ class _Groups:
             return wilson(right).figure
         return self.mean([[float(each)] for each in right])
 
-    def change(self, ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
-        """Return the mean change in log-likelihood of an answer, and of a token."""
-        return {"answer": self.mean([[sum(one)] for one in ratios]), "token": self.mean(ratios)}
+    def change(
+        self, ratios: Sequence[Sequence[float]], counts: Sequence[bool] | None = None
+    ) -> dict[str, Any] | None:
+        """Return the mean change in log-likelihood of an answer, and of a token; None if no answer `counts`."""
+        own = [one if counts is None or counts[place] else [] for place, one in enumerate(ratios)]
+        if not any(own):
+            return None
+        return {"answer": self.mean([[sum(one)] if one else [] for one in own]), "token": self.mean(own)}
 
     def _estimate(self, values: Sequence[Sequence[float]]) -> Estimate:
+        """Return the mean with an interval over the prompts that have a value."""
         grouped = [[value for place in group for value in values[place]] for group in self.members]
-        return bootstrap(grouped, seed=self.seed)
+        return bootstrap([group for group in grouped if group], seed=self.seed)
 
 
 def _of_pairs(rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None) -> Iterator[_Ratios]:
-    for logps, start, mask in _batches(rows, model, tokenizer, at_start):
+    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
+    for logps, start, mask in _batches(rows, collate, BATCH, model, at_start):
         likelier = [
             bool(chosen > rejected) for chosen, rejected in zip(*logps.double().sum(-1).chunk(2), strict=True)
         ]
@@ -132,16 +187,19 @@ def _of_pairs(rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart 
 
 
 def _batches(
-    rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None
+    rows: Rows,
+    collate: PairCollator | CompletionCollator,
+    size: int,
+    model: Model,
+    at_start: AtStart | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield, for each batch, token log-probs under the model and under the start, and the mask of completion tokens.
+    """Yield, for each batch of `size` rows, token log-probs under the model and the start, and the mask of their tokens.
 
-    Chosen answers come first, then rejected ones. Without `at_start` the model is the start.
+    Of pairs, chosen answers come first, then rejected ones. Without `at_start` the model is the start.
     """
-    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
-    starts = range(0, len(rows), BATCH)
+    starts = range(0, len(rows), size)
     for start in track(starts, "likelihood", total=len(starts)):
-        batch = {key: value.to(model.device) for key, value in collate(rows[start : start + BATCH]).items()}
+        batch = {key: value.to(model.device) for key, value in collate(rows[start : start + size]).items()}
         logps = per_token_logps(model, batch)
         if at_start is None:
             yield logps, logps, batch["completion_mask"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from allo.console import say
 from allo.files.artifacts import RunFolder, read_jsonl, write_jsonl, written_aside
-from allo.files.records import Pair
+from allo.files.records import Feedback, Pair
 from allo.models.load import Tokenizer
-from allo.models.rows import counted_pairs
+from allo.models.rows import counted_completions, counted_pairs
 from allo.models.start import load_start, read_start
 from allo.recipe import Locate, Recipe
 from allo.recipe.criteria import Needs, criterion_of
@@ -64,24 +64,25 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 def _trained(
     recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> Located:
-    """Train all allowed weights by plain DPO."""
+    """Train all allowed weights by plain DPO, or its form for labelled completions."""
     trainer = warmup_trainer(
         layout.model,
         stage_arguments(recipe, "locate", folder=folder.warmup, device=layout.model.device),
-        [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
+        _rows(folder),
         tokenizer,
         among=layout.shapes,
         beta=locate.beta,
         max_length=recipe.max_length,
         max_tokens_per_batch=locate.max_tokens_per_batch,
         records=True,
+        labelled=folder.feedback.exists(),
     )
     write_jsonl(folder.warmup / "metrics.jsonl", train(trainer))
     if recipe.reads_warmup:
         shapes, masters = layout.live_shapes, trainer.selected.masters()
         _keep_warmup(folder, {name: masters[name].reshape(shapes[name]) for name in masters})
     counts = {
-        "pairs": len(trainer.train_dataset),
+        _kind(folder): len(trainer.train_dataset),
         "dropped": trainer.num_dropped,
         "training_state_bytes": state_bytes(trainer),
     }
@@ -91,14 +92,14 @@ def _trained(
 def _trained_fused(
     recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> Located:
-    """Train all allowed weights by plain DPO, each inside the backward pass, with fp32 changes in host memory."""
+    """Train all allowed weights as `_trained` does, each inside the backward pass, with fp32 changes in host memory."""
     passes, dropped = _passes(recipe, locate, folder, layout, tokenizer)
     warmup, metrics = passes.train_fused()
     write_jsonl(folder.warmup / "metrics.jsonl", metrics)
     if recipe.reads_warmup:
         _keep_warmup(folder, {name: warmup.weights(name) for name in warmup.deltas})
     counts = {
-        "pairs": len(passes.rows),
+        _kind(folder): len(passes.rows),
         "dropped": dropped,
         "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
         "host_state_bytes": warmup.host_bytes,
@@ -109,14 +110,14 @@ def _trained_fused(
 def _summed(
     recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> Located:
-    """Sum g, or g^2 of single pairs, over the pairs at the starting model."""
+    """Sum g, or g^2 of single pairs or labelled completions, over all of them at the starting model."""
     passes, dropped = _passes(recipe, locate, folder, layout, tokenizer)
     sums = HostSums(layout.live_shapes, dtype=getattr(torch, locate.accumulate), seed=recipe.seed_of_data)
     # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
     of_pairs = criterion_of(locate.criterion).needs == "squared gradients"
     add = sums.add_squares if of_pairs else sums.add
     passes.take_start_gradients(lambda name, _, gradient: add(name, gradient), of_pairs=of_pairs)
-    counts = {"pairs": len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
+    counts = {_kind(folder): len(passes.rows), "dropped": dropped, "host_state_bytes": sums.num_bytes}
     return lambda: _in_pieces(layout.beside(trained_parameters(layout.model), sums)), counts
 
 
@@ -133,9 +134,9 @@ def _without_data(recipe: Recipe, needs: Needs, layout: Layout) -> Statistics:
 def _passes(
     recipe: Recipe, locate: Locate, folder: RunFolder, layout: Layout, tokenizer: Tokenizer
 ) -> tuple[DpoPasses, int]:
-    """Return passes over the pairs, and how many pairs did not fit."""
-    pairs = [vars(pair) for pair in read_jsonl(folder.pairs, Pair)]
-    rows, counts = counted_pairs(tokenizer, pairs, max_length=recipe.max_length)
+    """Return passes over the pairs or labelled completions, and how many did not fit."""
+    counted = counted_completions if folder.feedback.exists() else counted_pairs
+    rows, counts = counted(tokenizer, _rows(folder), max_length=recipe.max_length)
     if words := counts.words(recipe.max_length):
         say(words)
     passes = DpoPasses(
@@ -148,6 +149,17 @@ def _passes(
         among=layout.live_shapes,
     )
     return passes, counts.dropped
+
+
+def _rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the run's labelled completions or, if it has none, its pairs."""
+    if folder.feedback.exists():
+        return [vars(row) for row in read_jsonl(folder.feedback, Feedback)]
+    return [vars(pair) for pair in read_jsonl(folder.pairs, Pair)]
+
+
+def _kind(folder: RunFolder) -> str:
+    return "completions" if folder.feedback.exists() else "pairs"
 
 
 def _keep_warmup(folder: RunFolder, weights: Mapping[str, Tensor]) -> None:

@@ -13,12 +13,16 @@ from allo.models.load import Tokenizer
 from allo.models.start import load_start_tokenizer
 from allo.models.written import reads_as
 from allo.recipe import Recipe
+from allo.tasks.feedback import Labels, bad_completions
 from allo.tasks.pairing import make_pairs, rejected_completions, wrong_completions
 from allo.tasks.rewards import by_rank, ranked_pairs
-from allo.tasks.sources import Sources, training_pairs, training_prompts
+from allo.tasks.sources import Ready, Sources, training_pairs, training_prompts
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Write `03-wrong.jsonl`, and `03-pairs.jsonl` or, of labelled completions, `03-feedback.jsonl`."""
+    if recipe.data.feedback is not None:
+        return _write_feedback(recipe, folder)
     pairs, wrong = _pairs_and_wrong(recipe, folder)
     write_jsonl(folder.wrong, wrong)
     write_jsonl(folder.pairs, pairs)
@@ -30,6 +34,22 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     own = with_own_ids(recipe, held_out, lambda: load_start_tokenizer(recipe, folder))
     write_jsonl(folder.held_out, own)
     return counts | {"held_out": len(own)}
+
+
+def _write_feedback(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    sources = Sources(recipe)
+    rows, held_out = (
+        with_own_ids(recipe, some, lambda: load_start_tokenizer(recipe, folder))
+        for some in (sources.feedback(), sources.held_out_feedback())
+    )
+    write_jsonl(folder.wrong, wrong := bad_completions(rows))
+    write_jsonl(folder.feedback, rows)
+    labels = Labels.of(rows)
+    counts = {"good": labels.good, "bad": labels.bad, "wrong": len(wrong), "prompts": labels.prompts}
+    if not held_out:
+        return counts
+    write_jsonl(folder.held_out, held_out)
+    return counts | {"held_out": len(held_out)}
 
 
 def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], list[Wrong]]:
@@ -53,31 +73,33 @@ def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], lis
     return pairs, rejected_completions(pairs, solutions=solutions)
 
 
-def with_own_ids(recipe: Recipe, pairs: list[Pair], load: Callable[[], Tokenizer]) -> list[Pair]:
-    """Return ready pairs with another run's token ids, if those are of this run's tokenizer.
+def with_own_ids(recipe: Recipe, rows: list[Ready], load: Callable[[], Tokenizer]) -> list[Ready]:
+    """Return ready rows with another run's token ids, if those are of this run's tokenizer.
 
     If any answer's ids do not match its text exactly, all ids are left out with a message. `load` gives the
     tokenizer.
     """
+    sides = {"chosen": "chosen_token_ids", "rejected": "rejected_token_ids", "completion": "completion_ids"}
     found = [
-        (pair, text, ids)
-        for pair in pairs
-        for text, ids in ((pair.chosen, pair.chosen_token_ids), (pair.rejected, pair.rejected_token_ids))
-        if ids is not None
+        (row, getattr(row, side), vars(row)[column])
+        for row in rows
+        for side, column in sides.items()
+        if vars(row).get(column) is not None
     ]
     if not found:
-        return pairs
+        return rows
     tokenizer = load()
     stop = recipe.sample.stop
-    other = next((pair for pair, text, ids in found if not reads_as(tokenizer, ids, text, stop=stop)), None)
+    other = next((row for row, text, ids in found if not reads_as(tokenizer, ids, text, stop=stop)), None)
     if other is None:
-        return pairs
+        return rows
+    kind = "pair" if isinstance(other, Pair) else "completion"
     say(
-        f"pair: {recipe.data.pairs}: the token ids of pair {other.prompt_id[:80]!r} do not say its texts under this model's "
+        f"pair: {recipe.data.pairs or recipe.data.feedback}: the token ids of {kind} {other.prompt_id[:80]!r} do not say its texts under this model's "
         "tokenizer, or say more: they are of another one, the text was edited, or a stop string ended it that `sample.stop` "
-        f"does not name. The texts of all {len(pairs)} pairs are tokenized instead."
+        f"does not name. The texts of all {len(rows)} {kind}s are tokenized instead."
     )
-    return [replace(pair, chosen_token_ids=None, rejected_token_ids=None) for pair in pairs]
+    return [replace(row, **{name: None for name in sides.values() if name in vars(row)}) for row in rows]
 
 
 def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> list[Pair]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_jsonl
-from allo.files.records import Pair, Prompt, Verdict
+from allo.files.records import Feedback, Pair, Prompt, Verdict
 from allo.recipe import Recipe
+from allo.tasks.feedback import answer_rows
 from allo.tasks.pairing import answer_row, distinct
 from allo.tasks.sources import training_prompts
 
@@ -33,7 +34,9 @@ def gold_solutions(recipe: Recipe, folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def right_samples(recipe: Recipe, folder: RunFolder) -> list[dict[str, Any]]:
-    """Return every distinct right sample that ended by itself; for ready pairs, every distinct chosen answer."""
+    """Return every distinct right sample that ended by itself; for ready rows, every distinct chosen or good answer."""
+    if recipe.data.feedback is not None:
+        return answer_rows(read_jsonl(folder.feedback, Feedback), label=True)
     if recipe.data.pairs is not None:
         chosen = {
             repr((pair.prompt, pair.template, pair.chosen, pair.chosen_message)): pair

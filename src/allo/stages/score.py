@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from allo.console import track
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
-from allo.files.records import Pair, TokenScores, Verdict, Wrong
+from allo.files.records import Feedback, Pair, TokenScores, Verdict, Wrong
 from allo.models.collate import SIDES
 from allo.models.load import Tokenizer
 from allo.models.policy import check_head
@@ -131,12 +131,17 @@ def _rewriting_context(recipe: Recipe, folder: RunFolder) -> Context:
 
 
 def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
-    """Return all judged completions by prompt id; for ready pairs these are both sides."""
+    """Return all judged completions by prompt id; for ready pairs these are both sides, and all labelled ones."""
     samples: dict[str, list[GradedSample]] = {}
     if folder.verdicts.exists():
         for one in read_jsonl(folder.verdicts, Verdict):
             sample = GradedSample(one.text, one.finished, one.correct, one.token_ids)
             samples.setdefault(one.prompt_id, []).append(sample)
+        return samples
+    if folder.feedback.exists():
+        for row in read_jsonl(folder.feedback, Feedback):
+            graded = GradedSample(row.completion, row.finished, row.label, row.completion_ids, row.message)
+            samples.setdefault(row.prompt_id, []).append(graded)
         return samples
     for pair in read_jsonl(folder.pairs, Pair):
         for side in SIDES:

@@ -12,7 +12,12 @@ from allo.recipe import NEEDS_WARMUP, Locate, Recipe, trains_here
 from allo.recipe.criteria import CRITERIA, criterion_of
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.tokens.scorers import scorers_of
-from allo.training.chosen_losses import chosen_forgetting_loss, chosen_pair_loss
+from allo.training.chosen_losses import (
+    check_reference_point,
+    chosen_feedback_loss,
+    chosen_forgetting_loss,
+    chosen_pair_loss,
+)
 from allo.weights.importance import scoring_of
 
 
@@ -43,7 +48,16 @@ def check_settings(recipe: Recipe) -> None:
     if recipe.improve is not None and recipe.improve.loss not in ANSWER_LOSSES:
         own = recipe.improve
         with _below("improve"):
-            chosen_pair_loss(own.loss, own.loss_settings, keep=own.keep)
+            if recipe.data.feedback is None:
+                chosen_pair_loss(own.loss, own.loss_settings, keep=own.keep)
+                return
+            loss = chosen_feedback_loss(own.loss, own.loss_settings, keep=own.keep)
+            check_reference_point(
+                loss,
+                reference=own.reference,
+                rows_a_step=own.training.per_device_train_batch_size
+                * own.training.gradient_accumulation_steps,
+            )
 
 
 @contextmanager

@@ -46,6 +46,33 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int) -> Estimate:
     return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high), int(sizes.sum()))
 
 
+def auc(
+    scores: Sequence[float], good: Sequence[bool], groups: Sequence[Sequence[int]], *, seed: int
+) -> Estimate | None:
+    """Return the chance that a good observation scores higher than a bad one (ties count half), from resampled groups.
+
+    A group holds the places of one prompt's observations. None without a good or without a bad one.
+    """
+    values, labels, group_of = np.array(scores), np.array(good, dtype=bool), np.empty(len(scores), dtype=int)
+    for number, places in enumerate(groups):
+        group_of[list(places)] = number
+    if labels.all() or not labels.any():
+        return None
+    ranks, is_good = stats.rankdata(values, method="dense").astype(int) - 1, labels.astype(float)
+
+    def of(weights: np.ndarray) -> float:
+        """Return the chance if each observation counts this often; NaN if one kind counts nowhere."""
+        above = np.bincount(ranks, weights * is_good, minlength=ranks.max() + 1)
+        below = np.bincount(ranks, weights * (1 - is_good), minlength=ranks.max() + 1)
+        pairs = above.sum() * below.sum()
+        return float((above * (below.cumsum() - below / 2)).sum() / pairs) if pairs else math.nan
+
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    found = [of(np.bincount(row, minlength=len(groups))[group_of].astype(float)) for row in drawn]
+    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(of(np.ones(len(values))), float(low), float(high), len(values))
+
+
 def pass_at_k(num_correct: Sequence[int], *, num_samples: int, k: int) -> float:
     """Return the unbiased mean chance that one of k samples is right (arXiv 2107.03374, eq. 1).
 

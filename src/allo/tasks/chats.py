@@ -256,8 +256,8 @@ def note_ignored(notes: Notes, row: Row, *, read: Iterable[str]) -> None:
                 notes.ignore(f"{name}[].{field}" for field in message if not _is_read(field, message[field]))
 
 
-def refuse_feedback(row: Row, *, place: str) -> None:
-    """Refuse labelled single completions, of which another reader would lose half, and answers marked as not learned."""
+def refuse_weighing(row: Row, *, place: str) -> None:
+    """Refuse answers marked as not learned."""
     for side in ("chosen", "rejected", "completion", "messages"):
         chat = row.get(side)
         last = chat[-1] if isinstance(chat, list) and chat else None
@@ -268,8 +268,13 @@ def refuse_feedback(row: Row, *, place: str) -> None:
                     f"{place}: the last message of `{side}` has `{field}` {shown(given[field])}, and an answer is trained on as "
                     "a whole: remove the field, or drop the row."
                 )
-    if "completion" in row and "label" in row and "chosen" not in row:
+
+
+def refuse_feedback(row: Row, *, place: str) -> None:
+    """Refuse labelled single completions, of which another reader would lose half, and answers marked as not learned."""
+    refuse_weighing(row, place=place)
+    if row.keys() & {"completion", "messages"} and "label" in row and "chosen" not in row:
         raise UserError(
-            f"{place}: `completion` and `label` are labelled feedback (as for KTO), which is not supported yet; give pairs "
-            "with `chosen` and `rejected`."
+            f"{place}: `completion` and `label` are labelled feedback (as for KTO), whose labels would be lost here; name "
+            "the file under `data.feedback` in a recipe, or give the rows to `FeedbackTrainer`."
         )

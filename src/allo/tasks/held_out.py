@@ -5,11 +5,11 @@ from typing import TypeVar
 
 from allo.errors import UserError
 from allo.files.artifacts import sha256_text
-from allo.files.records import Message, Pair, Prompt
+from allo.files.records import Feedback, Message, Pair, Prompt
 from allo.recipe.sources import AUTO
 from allo.tasks.overlap import words
 
-Record = TypeVar("Record", Pair, Prompt)
+Record = TypeVar("Record", Pair, Feedback, Prompt)
 HeldOut = int | float | str | None
 
 SHARE, LEAST, MOST = 0.05, 32, 512
@@ -51,7 +51,8 @@ def number_of(held_out: HeldOut, num_prompts: int) -> int:
 def sentence(kept: Sequence[Record], held_out: Sequence[Record]) -> str:
     """Return how many of all rows are held out, in words."""
     num_rows = len(kept) + len(held_out)
-    kind = "pairs" if held_out and isinstance(held_out[0], Pair) else "prompts"
+    kinds = {Pair: "pairs", Feedback: "labelled completions"}
+    kind = next((kinds.get(type(row), "prompts") for row in held_out), "")
     if not held_out:
         return f"none of {num_rows:,} rows is held out, since the prompts are too few: nothing is measured on them"
     return (

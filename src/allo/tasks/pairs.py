@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from allo.errors import UserError
 from allo.files.json_text import half_a_pair
 from allo.files.records import Message, Pair
-from allo.files.rows import Notes, Reading, Row, checked, read_rows, stem, without_nulls
-from allo.tasks.chats import TEMPLATE, ChatMessage, asked, note_ignored, refuse_feedback
+from allo.files.row_files import without_nulls
+from allo.files.rows import TRAIN, Notes, Reading, Row, checked, source_name, source_rows
+from allo.tasks.chats import TEMPLATE, ChatMessage, asked, note_ignored, refuse_feedback, refuse_weighing
 from allo.tasks.pairing import answer_row
 from allo.tasks.row_answers import Answered, Side, apart, text_of, without_repeats
 
 Placed = Iterable[tuple[int, str, Row]]
 Model = TypeVar("Model", bound=BaseModel)
+Answer = TypeVar("Answer", bound="AnswerRow")
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -38,7 +40,7 @@ class PairRow(BaseModel):
     rejected_token_ids: list[TokenId] | None = None
 
 
-class CompletionRow(BaseModel):
+class AnswerRow(BaseModel):
     """One completion with its prompt, or a conversation that ends with it."""
 
     model_config = ConfigDict(strict=True)
@@ -47,8 +49,13 @@ class CompletionRow(BaseModel):
     prompt: str | list[ChatMessage] | None = None
     finished: bool = True
     message: ChatMessage | None = None
-    token_weights: list[Weight] | None = None
     completion_ids: list[TokenId] | None = None
+
+
+class CompletionRow(AnswerRow):
+    """A completion whose tokens may have weights."""
+
+    token_weights: list[Weight] | None = None
 
 
 def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
@@ -56,14 +63,17 @@ def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
     return pairs_and_reading(path, chat=chat)[0]
 
 
-def pairs_and_reading(path: Path, *, chat: bool = False) -> tuple[list[Pair], Reading]:
-    """Return a file's ready preference pairs (see `rows.FILE_TYPES`) and the fate of its rows.
+def pairs_and_reading(
+    source: str | Path, *, split: str = TRAIN, config: str | None = None, chat: bool = False
+) -> tuple[list[Pair], Reading]:
+    """Return the ready preference pairs of a file, a folder or the hub (see `rows.source_rows`), and the fate of its rows.
 
     The prompt is `prompt`, or the shared beginning of `chosen` and `rejected`; all are strings or lists of messages.
     `chat` turns a text prompt into one user message. Raises `UserError` naming the line of a row that is not a pair.
     """
-    path = Path(path)
-    return _pairs(read_rows(path), name=stem(path), chat=chat)
+    notes = Notes()
+    rows = source_rows(source, split=split, config=config, notes=notes)
+    return _pairs(rows, notes, name=source_name(source, split=split), chat=chat)
 
 
 def pairs_of_rows(
@@ -73,37 +83,46 @@ def pairs_of_rows(
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
-    return _pairs(_placed(rows, name=name), name=name, chat=chat)
+    return _pairs(placed(rows, name=name), Notes(), name=name, chat=chat)
 
 
 def completions_of_rows(
     rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
 ) -> tuple[list[dict[str, Any]], Reading]:
     """Return rows in the form that `models.rows` tokenizes, each with its `id`, read like one side of a pair."""
-    notes, found, kept = Notes(), [], []
-    for number, place, row in _placed(rows, name=name):
+    notes = Notes()
+    found = answers_of(placed(rows, name=name), CompletionRow, notes, chat=chat)
+    return [
+        fields | {"id": f"{name}-{number}", "token_weights": one.token_weights}
+        for number, one, fields in found
+    ], notes.reading()
+
+
+def answers_of(
+    rows: Placed, model: type[Answer], notes: Notes, *, chat: bool
+) -> list[tuple[int, Answer, dict[str, Any]]]:
+    """Return each row's number, its columns, and its prompt and completion in the form that `models.rows` tokenizes."""
+    found, kept = [], []
+    for number, place, row in rows:
         if "messages" in row and "completion" not in row:
             row = {"completion": row.pop("messages"), **row}
-        one = _read(CompletionRow, row, place=place, notes=notes)
+        one = _read(model, row, place=place, notes=notes)
         found.append(apart(one.prompt, {"completion": one.completion}, row, place=place, notes=notes))
         kept.append((number, row, one))
     completions = []
     for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
         side = _filled("completion", answered)
         prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
-        completions.append(
-            {
-                "id": f"{name}-{number}",
-                "prompt": prompt,
-                "completion": text_of(side),
-                "finished": one.finished,
-                "template": template,
-                "message": _message(one.message, side, place=answered.place),
-                "token_weights": one.token_weights,
-                "completion_ids": one.completion_ids,
-            }
-        )
-    return completions, notes.reading()
+        fields = {
+            "prompt": prompt,
+            "completion": text_of(side),
+            "finished": one.finished,
+            "template": template,
+            "message": _message(one.message, side, place=answered.place),
+            "completion_ids": one.completion_ids,
+        }
+        completions.append((number, one, fields))
+    return completions
 
 
 def wrong_of_rows(
@@ -114,7 +133,7 @@ def wrong_of_rows(
     first = next(iter(rows), None)
     if not isinstance(first, Mapping) or "rejected" not in first or first.keys() & {"completion", "messages"}:
         return completions_of_rows(rows, name=name, chat=chat)
-    for _, place, row in _placed(rows, name=name):
+    for _, place, row in placed(rows, name=name):
         if row.keys() & {"token_weights", "completion", "completion_ids"}:
             raise UserError(
                 f"{place}: `rejected` stands beside columns of a `completion`; rename it to `completion`, or remove them."
@@ -125,7 +144,8 @@ def wrong_of_rows(
     return wrong, replace(reading, mapped={**reading.mapped, **said})
 
 
-def _placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:
+def placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:
+    """Yield the number, the place and the columns of each row in memory. Raises `UserError` for one that is no dict."""
     of_arrow = hasattr(rows, "features")  # Arrow fills every object with the keys of all others
     for number, row in enumerate(rows):
         place = f"{name}, row {number}"
@@ -143,13 +163,13 @@ def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
     notes.rows += 1
     if isinstance(row.get("template"), dict) and row["template"].keys() <= set(TEMPLATE):
         row |= row.pop("template")  # a line of a run's file
-    refuse_feedback(row, place=place)
+    (refuse_weighing if "label" in model.model_fields else refuse_feedback)(row, place=place)
     note_ignored(notes, row, read=model.model_fields)
     return checked(model, row, place=place)
 
 
-def _pairs(rows: Placed, *, name: str, chat: bool) -> tuple[list[Pair], Reading]:
-    notes, found, kept = Notes(), [], []
+def _pairs(rows: Placed, notes: Notes, *, name: str, chat: bool) -> tuple[list[Pair], Reading]:
+    found, kept = [], []
     for number, place, row in rows:
         one = _read(PairRow, row, place=place, notes=notes)
         sides = {"chosen": one.chosen, "rejected": one.rejected}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from allo import tasks
 from allo.errors import UserError
 from allo.files.records import Prompt
-from allo.files.rows import Notes, Reading, Row, checked, hub_rows, named, read_rows, stem
+from allo.files.rows import Notes, Reading, Row, checked, hub_rows, named, source_name, source_rows
 from allo.recipe.own_code import load_function, own_file
 from allo.recipe.own_process import ARGUMENTS
 from allo.tasks.base import distinct
@@ -35,6 +35,7 @@ class PromptSource:
     hub: str | None = None
     folder: Path | None = None
     split: str = "train"
+    config: str | None = None
     limit: int | None = None
     order: Literal["given", "shuffled", "shortest"] = "given"
     skip: int = 0
@@ -84,11 +85,13 @@ def _all_prompts(source: PromptSource, notes: Notes) -> Iterator[Prompt]:
             name = f"{Path(task).stem}-{source.split}"
             return distinct(_from_rows(_own_rows(task, source), notes, source, name=name))
         case None, (str() | Path()) as file, None:
-            path = Path(file)
-            return distinct(_from_rows(read_rows(path), notes, source, name=stem(path)))
+            rows = source_rows(file, split=source.split, config=source.config, notes=notes)
+            name = source_name(file, split=source.split)
+            return distinct(_from_rows(rows, notes, source, name=name))
         case None, None, str(hub):
             name = f"{hub.split('/')[-1]}-{source.split}"
-            return distinct(_from_rows(hub_rows(hub, source.split), notes, source, name=name))
+            rows = hub_rows(hub, source.split, config=source.config)
+            return distinct(_from_rows(rows, notes, source, name=name))
     given = [name for name in ("task", "file", "hub") if getattr(source, name) is not None]
     raise UserError(
         f"prompts come from exactly one of `task`, `file`, `hub`; given: {', '.join(given) or 'none'}."

@@ -1,16 +1,20 @@
 """The records that a recipe's blocks name."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from allo.errors import UserError
-from allo.files.records import Pair, Prompt
+from allo.files.records import Feedback, Pair, Prompt
 from allo.files.rows import Reading
 from allo.recipe import Recipe
 from allo.recipe.sources import HELD_OUT, Data, EvaluationSet, Part, Source
 from allo.tasks.base import distinct
+from allo.tasks.feedback import read_feedback
 from allo.tasks.held_out import sentence, split
 from allo.tasks.pairs import pairs_and_reading
 from allo.tasks.prompts import PromptSource, prompts_and_reading, repeated, taken
+
+Ready = TypeVar("Ready", Pair, Feedback)
 
 
 class Sources:
@@ -20,6 +24,7 @@ class Sources:
         self.recipe = recipe
         self._prompts: dict[PromptSource, tuple[list[Prompt], Reading]] = {}
         self._pairs: tuple[list[Pair], Reading] | None = None
+        self._feedback: tuple[list[Feedback], Reading] | None = None
 
     def prompts(self, source: Source) -> list[Prompt]:
         """Return the prompts (at least one) of a source or a mixture. Raises `UserError` for bad input.
@@ -31,7 +36,7 @@ class Sources:
     def sets(self) -> dict[str, list[Prompt]]:
         """Return the prompts of each evaluation set, held-out prompts among them. Raises `UserError` for bad input."""
         found = {name: self.prompts(source) for name, source in self.recipe.evaluate.sets.items()}
-        if self.recipe.data.pairs is not None:
+        if self.recipe.data.is_ready:
             return found
         held_out = self._split_prompts(self.recipe.data)[1]
         return found | ({HELD_OUT: held_out} if held_out else {})
@@ -47,12 +52,25 @@ class Sources:
         """Return the ready pairs that are held out. Raises `UserError` for bad input."""
         return self._split_pairs()[1]
 
+    def feedback(self) -> list[Feedback]:
+        """Return the labelled completions (at least one) to train on, of the recipe's `data` block.
+
+        Raises `UserError` for bad input.
+        """
+        return self._split_feedback()[0]
+
+    def held_out_feedback(self) -> list[Feedback]:
+        """Return the labelled completions that are held out. Raises `UserError` for bad input."""
+        return self._split_feedback()[1]
+
     def held_out(self) -> str:
         """Return how many rows are held out, in words; nothing if the recipe holds out none."""
         if not self.recipe.data.held_out:
             return ""
         if self.recipe.data.pairs is not None:
             return sentence(*self._split_pairs())
+        if self.recipe.data.feedback is not None:
+            return sentence(*self._split_feedback())
         return sentence(*self._split_prompts(self.recipe.data))
 
     def _split_prompts(self, source: Source) -> tuple[list[Prompt], list[Prompt]]:
@@ -62,12 +80,13 @@ class Sources:
 
     def _split_pairs(self) -> tuple[list[Pair], list[Pair]]:
         data, (found, _) = self.recipe.data, self._pairs_and_reading()
-        pairs = found[data.skip :][: data.limit]
-        if not pairs:
-            raise UserError(
-                f"{data.pairs}: no pairs left: {len(found)} were found, skip is {data.skip}; lower `skip`."
-            )
+        pairs = _some_of(found, data, f"{data.pairs}: no pairs")
         return split(pairs, data.held_out, seed=self.recipe.seed_of_order)
+
+    def _split_feedback(self) -> tuple[list[Feedback], list[Feedback]]:
+        data, (found, _) = self.recipe.data, self._feedback_and_reading()
+        rows = _some_of(found, data, f"{data.feedback}: no labelled completions")
+        return split(rows, data.held_out, seed=self.recipe.seed_of_order)
 
     def readings(self) -> dict[str, Reading]:
         """Return the fate of every source's rows by its key in the recipe. Raises `UserError` for bad input."""
@@ -77,19 +96,33 @@ class Sources:
         sources |= {f"evaluate.sets.{name}": each for name, each in recipe.evaluate.sets.items()}
         sources |= {"evaluate.kl": recipe.evaluate.kl} if recipe.evaluate.kl else {}
         found: dict[str, Reading] = {}
-        if recipe.data.pairs is None:
-            sources = {"data": recipe.data} | sources
-        else:
+        if recipe.data.pairs is not None:
             found["data.pairs"] = self._pairs_and_reading()[1]
+        elif recipe.data.feedback is not None:
+            found["data.feedback"] = self._feedback_and_reading()[1]
+        else:
+            sources = {"data": recipe.data} | sources
         for key, source in sources.items():
             found |= self._prompts_and_readings(source, key=key)[1]
         return found
 
     def _pairs_and_reading(self) -> tuple[list[Pair], Reading]:
         if self._pairs is None:
-            assert self.recipe.data.pairs is not None
-            self._pairs = pairs_and_reading(self.recipe.data.pairs, chat=self.recipe.chat)
+            data = self.recipe.data
+            assert data.pairs is not None
+            self._pairs = pairs_and_reading(
+                data.pairs, split=data.split, config=data.config, chat=self.recipe.chat
+            )
         return self._pairs
+
+    def _feedback_and_reading(self) -> tuple[list[Feedback], Reading]:
+        if self._feedback is None:
+            data = self.recipe.data
+            assert data.feedback is not None
+            self._feedback = read_feedback(
+                data.feedback, split=data.split, config=data.config, chat=self.recipe.chat
+            )
+        return self._feedback
 
     def _prompts_and_readings(self, source: Source, *, key: str) -> tuple[list[Prompt], dict[str, Reading]]:
         if not isinstance(source, Data) or source.mixture is None:
@@ -137,6 +170,14 @@ def in_turn(parts: Sequence[tuple[Part, Sequence[Prompt]]]) -> list[Prompt]:
 def training_prompts(recipe: Recipe) -> list[Prompt]:
     """Return the prompts of the recipe's `data` block that are not held out."""
     return prompts_of(recipe, recipe.data)
+
+
+def _some_of(rows: list[Ready], data: Data, none: str) -> list[Ready]:
+    """Return the rows that `skip` and `limit` leave. Raises `UserError`, beginning with `none`, if there are none."""
+    kept = rows[data.skip :][: data.limit]
+    if not kept:
+        raise UserError(f"{none} left: {len(rows)} were found, skip is {data.skip}; lower `skip`.")
+    return kept
 
 
 def training_pairs(recipe: Recipe) -> list[Pair]:

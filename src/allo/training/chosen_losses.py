@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from allo.errors import UserError
+from allo.losses.feedback_losses import AnswerSums
 from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import PairLogps, PairSums
-from allo.recipe.losses import FORGETTING_LOSSES, PAIR_LOSSES, ForgettingLoss, PairLoss
+from allo.recipe.losses import (
+    FEEDBACK_LOSSES,
+    FORGETTING_LOSSES,
+    PAIR_LOSSES,
+    FeedbackLoss,
+    ForgettingLoss,
+    PairLoss,
+)
 from allo.recipe.own_code import function_of, own_file
 
 LossSettings = Mapping[str, float | bool]
@@ -37,6 +45,43 @@ def chosen_pair_loss(loss: str | LossFunction, settings: LossSettings, *, keep: 
     for num_pairs in (2, 1, 3):
         _try_pairs(loss, settings, keep=keep, num_pairs=num_pairs)
     return loss
+
+
+def chosen_feedback_loss(loss: str | LossFunction, settings: LossSettings, *, keep: float) -> LossFunction:
+    """Return the loss of labelled completions of that name, or the function itself, tried on a few completions.
+
+    Raises `UserError` as `chosen_pair_loss` does.
+    """
+    loss = _function(loss, FEEDBACK_LOSSES)
+    _check_settings(loss, settings)
+    for good in ([True, False], [True], [False], [False, True, False]):
+        logps = torch.tensor([-3.0, -5.0, -4.0])[: len(good)].requires_grad_()
+        logratios, lengths = torch.zeros_like(logps, requires_grad=True), torch.tensor([2, 4, 3])[: len(good)]
+        answers = AnswerSums(torch.tensor(good), logps, lengths, logratios)
+        with torch.enable_grad():
+            found = feedback_losses_of(loss, answers, beta=0.1, kl=0.0, reward_mean=0.0, settings=settings)
+        slopes = _slopes(loss, found, [logps, logratios], given="answers")
+        if keep < 1 and slopes[1] is None:
+            raise UserError(
+                f"keep: {loss_name(loss)} reads no log-ratio, so `keep` would have no effect: set keep to 1.0."
+            )
+    return loss
+
+
+def check_reference_point(loss: LossFunction, *, reference: str | None, rows_a_step: int) -> None:
+    """Raise `UserError` if a loss of labelled completions could not have the `kl` that it needs."""
+    if not needs_of(loss).kl:
+        return
+    if reference == "precomputed":
+        raise UserError(
+            f"reference: {loss_name(loss)} compares completions after the prompts of other rows, which differ in each "
+            "step, so nothing can be precomputed: set it to swap."
+        )
+    if rows_a_step < 2:
+        raise UserError(
+            f"training.per_device_train_batch_size: {loss_name(loss)} takes its reference point from the other rows of a "
+            "step, and a step has one row: raise it, or gradient_accumulation_steps."
+        )
 
 
 def chosen_forgetting_loss(loss: str | LossFunction) -> LossFunction:
@@ -71,6 +116,26 @@ def pair_losses_of(
     return _losses(loss, pairs, (num_pairs,), f"one loss per pair, [B]: of {count}", {"beta": beta, **given})
 
 
+def feedback_losses_of(
+    loss: LossFunction,
+    answers: AnswerSums,
+    *,
+    beta: float,
+    kl: float,
+    reward_mean: float,
+    settings: LossSettings,
+) -> Tensor:
+    """Return the loss of each labelled completion, [B].
+
+    Raises `UserError` naming the function if it raises or returns anything but one number per completion.
+    """
+    number = len(answers.logps)
+    given = {"kl": kl} if needs_of(loss).kl else {}
+    given |= {"delta": reward_mean} if needs_of(loss).reward_mean else {}
+    promise = f"one loss per completion, [B]: of {number} completions"
+    return _losses(loss, answers, (number,), promise, {"beta": beta, **given, **settings})
+
+
 def forgetting_losses_of(loss: LossFunction, tokens: TokenLogps, *, beta: float) -> Tensor:
     """Return the loss of each token, [B, T], or of each completion, [B], if the loss says so.
 
@@ -100,7 +165,9 @@ def _is_ours(loss: LossFunction) -> bool:
     return getattr(loss, "__module__", "").startswith("allo.")
 
 
-def _function(loss: str | LossFunction, table: Mapping[str, PairLoss | ForgettingLoss]) -> LossFunction:
+def _function(
+    loss: str | LossFunction, table: Mapping[str, PairLoss | FeedbackLoss | ForgettingLoss]
+) -> LossFunction:
     if isinstance(loss, str):
         if loss not in table and own_file(loss) is None:
             raise UserError(f"loss: {loss!r} is not one of {', '.join(table)}.")
@@ -131,7 +198,8 @@ def _losses(
 
 
 def _check_settings(loss: LossFunction, settings: LossSettings) -> None:
-    given = ("beta", "delta") if needs_of(loss).reward_mean else ("beta",)
+    needs = needs_of(loss)
+    given = {"beta"} | ({"delta"} if needs.reward_mean else set()) | ({"kl"} if needs.kl else set())
     try:
         parameters = list(inspect.signature(loss).parameters.values())
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Backward passes of plain DPO over preference pairs, without optimizer state.
+"""Backward passes of plain DPO over pairs, or of its form for labelled completions, without optimizer state.
 
 The reference is the starting model, so the log-ratios are zero at the start. While the model moves, the reference's
 log-probs are those computed beforehand, without a second model or a slot.
@@ -19,7 +19,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from allo.console import track
 from allo.errors import DivergedError, UserError
 from allo.losses import token_losses as losses
-from allo.models.collate import Batch, PairCollator
+from allo.losses.feedback_losses import AnswerSums, classified
+from allo.models.collate import Batch, FeedbackCollator, PairCollator
 from allo.models.policy import check_head, per_token_logps, shares_prefix
 from allo.models.row_lengths import check_rows_fit
 from allo.training.arguments import is_default
@@ -52,7 +53,7 @@ _BESIDE = re.compile(
 
 
 class DpoPasses:
-    """Passes of a model in eval mode over `rows` from `rows.counted_pairs`.
+    """Passes of a model in eval mode over `rows` from `rows.counted_pairs`, or labelled from `rows.counted_completions`.
 
     Micro-batches are cut as in the trainers. With `among`, only these tensors have gradients.
     """
@@ -74,7 +75,12 @@ class DpoPasses:
         self.rows = [row | {"number": number} for number, row in enumerate(rows)]
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         self._max_tokens, self._among = max_tokens_per_batch, among
-        self._collate = PairCollator(pad_id, shared_prefix=shares_prefix(model))
+        self._labelled = "label" in rows[0]
+        self._collate = (
+            FeedbackCollator(pad_id)
+            if self._labelled
+            else PairCollator(pad_id, shared_prefix=shares_prefix(model))
+        )
         if arguments.activation_checkpointing:
             _checkpoint_layers(model)
 
@@ -85,8 +91,9 @@ class DpoPasses:
             batches = [[row] for row in self.rows]
         with gradients_taken(self.model, take, among=self._among):
             for rows in track(batches, "locate", total=len(batches)):
-                logps = _sums(per_token_logps(self.model, self._collated(rows)))
-                self._losses(logps - logps.detach()).sum().backward()
+                batch = self._collated(rows)
+                logps = per_token_logps(self.model, batch)
+                self._losses(logps - logps.detach(), batch).sum().backward()
 
     def train_fused(self) -> tuple[FusedWarmup, list[dict[str, float]]]:
         """Warm the model up in place, one update per micro-batch; return the warm-up and a row of metrics per step.
@@ -119,10 +126,11 @@ class DpoPasses:
                 for part in self._micro_batches(rows):
                     warmup.rate = rate * len(part) / self.rows_a_step
                     batch = self._collated(part)
-                    logratios = _sums(per_token_logps(self.model, batch) - batch["ref_logps"])
-                    self._losses(logratios).mean().backward()
-                    seen.append(logratios.detach())
-                row = self._metrics(torch.cat(seen))
+                    logratios = per_token_logps(self.model, batch) - batch["ref_logps"]
+                    own_losses = self._losses(logratios, batch)
+                    own_losses.mean().backward()
+                    seen.append(self._seen(own_losses, logratios, batch))
+                row = _metrics(seen)
                 if not math.isfinite(row["loss"]):
                     raise UserError(
                         f"locate: the loss is {row['loss']} at step {number} of the warm-up: lower "
@@ -164,21 +172,32 @@ class DpoPasses:
     def _collated(self, rows: Sequence[Row]) -> Batch:
         return {name: tensor.to(self.model.device) for name, tensor in self._collate(rows).items()}
 
-    def _losses(self, logratios: Tensor) -> Tensor:
-        """Return each pair's loss [B] from the log-ratios [B, 2] of its chosen and rejected completion."""
-        chosen, rejected = logratios.unbind(1)
-        return losses.dpo_of_logratios(chosen, rejected, beta=self.beta)
+    def _losses(self, logratios: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each pair or labelled completion [B] from its tokens' log-ratios."""
+        sums = logratios.sum(-1)
+        if not self._labelled:
+            chosen, rejected = sums.chunk(2)
+            return losses.dpo_of_logratios(chosen, rejected, beta=self.beta)
+        answers = AnswerSums(batch["label"], sums, batch["completion_mask"].sum(-1), sums)
+        return classified(answers, beta=self.beta)
 
-    def _metrics(self, logratios: Tensor) -> dict[str, float]:
-        """Return means over a step's pairs, under the names that other trainers use."""
-        chosen, rejected = (self.beta * logratios).unbind(1)
-        return {
-            "loss": self._losses(logratios).mean().item(),
-            "rewards/chosen": chosen.mean().item(),
-            "rewards/rejected": rejected.mean().item(),
-            "rewards/margins": (chosen - rejected).mean().item(),
-            "rewards/accuracies": (chosen > rejected).float().mean().item(),
-        }
+    def _seen(self, own_losses: Tensor, logratios: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return a micro-batch's values under the names that other trainers use."""
+        rewards = self.beta * logratios.detach().sum(-1)
+        if self._labelled:
+            sides = {"chosen": rewards[batch["label"]], "rejected": rewards[~batch["label"]]}
+            more = {}
+        else:
+            chosen, rejected = rewards.chunk(2)
+            sides = {"chosen": chosen, "rejected": rejected}
+            more = {"margins": chosen - rejected, "accuracies": (chosen > rejected).float()}
+        return {"loss": own_losses.detach()} | {f"rewards/{k}": v for k, v in (sides | more).items()}
+
+
+def _metrics(seen: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Return means over a step's rows; none over no rows."""
+    whole = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
+    return {name: values.mean().item() for name, values in whole.items() if len(values)}
 
 
 def learning_rates(arguments: TrainingArguments, num_steps: int) -> list[float]:
@@ -197,11 +216,6 @@ def learning_rates(arguments: TrainingArguments, num_steps: int) -> list[float]:
         placeholder.step()
         scheduler.step()
     return rates
-
-
-def _sums(values: Tensor) -> Tensor:
-    """Sum over the tokens of each completion [2B, L]; return chosen and rejected of each pair [B, 2]."""
-    return torch.stack(values.sum(-1).chunk(2), dim=1)
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from allo.losses.feedback_losses import classified
+from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.run import train_from
-from allo.training.selected_trainer import Row
+from allo.training.selected_trainer import Row, SelectedTrainer
 from allo.training.trainer import ImproveTrainer
+from allo.training.trainer_options import Options
 from allo.weights import importance
 from allo.weights.allowed import allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
@@ -99,24 +102,25 @@ def warmup_trainer(
     max_length: int,
     max_tokens_per_batch: int | None,
     records: bool = False,
-) -> ImproveTrainer:
-    """Return a trainer of the tensors `among` these by plain DPO, with fp32 masters: bf16 weights would swallow the small updates."""
-    return ImproveTrainer(
-        model,
-        args,
-        rows,
-        tokenizer,
-        mask=ParamMask.full(Layout.of(model).shapes, among=among),
-        records=records,
-        beta=beta,
-        keep=1.0,
-        reference="swap",
-        max_length=max_length,
-        max_tokens_per_batch=max_tokens_per_batch,
-    )
+    labelled: bool = False,
+) -> ImproveTrainer | FeedbackTrainer:
+    """Return a trainer of the tensors `among` these by plain DPO, with fp32 masters: bf16 weights would swallow the small updates.
+
+    If the rows are `labelled` completions, by BCO without its shift, which is DPO of single completions at the start.
+    """
+    options: Options = {
+        "mask": ParamMask.full(Layout.of(model).shapes, among=among),
+        "records": records,
+        "reference": "swap",
+        "max_length": max_length,
+        "max_tokens_per_batch": max_tokens_per_batch,
+    }
+    if labelled:
+        return FeedbackTrainer(model, args, rows, tokenizer, beta=beta, keep=1.0, loss=classified, **options)
+    return ImproveTrainer(model, args, rows, tokenizer, beta=beta, keep=1.0, **options)
 
 
-def changes_of(trainer: ImproveTrainer, layout: Layout) -> Statistics:
+def changes_of(trainer: SelectedTrainer, layout: Layout) -> Statistics:
     """Return the weights on disk before training, with their bits, and after it in fp32, both flat."""
     before, after = trainer.selected.slot("ref"), trainer.selected.masters()
     return lambda: layout.beside(before, after)

@@ -161,6 +161,9 @@ class SelectedTrainer(CheckpointedTrainer):
         """Return what these rows add to the loss's denominator."""
         raise NotImplementedError
 
+    def begin_step(self, rows: Sequence[Row]) -> None:
+        """Compute what the losses of all micro-batches and ranks of a step share; most losses share nothing."""
+
     def logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return rho_t of the completion tokens [C, L] fp32, and the policy's log-probs that it comes from."""
         if "ref_logps" not in batch:
@@ -258,6 +261,7 @@ class SelectedTrainer(CheckpointedTrainer):
         self.model.train()
         if callable(mode := getattr(self.optimizer, "train", None)):  # schedule-free ones have two
             mode()
+        self.begin_step(inputs)
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
         batches = list(map(self._batch, own_share(self._micro_batches(inputs))))

@@ -36,9 +36,9 @@ from allo.training.chosen_losses import (
 )
 from allo.training.dpo_config import LOSSES, taken
 from allo.training.selected_trainer import Row, SelectedTrainer
+from allo.training.token_filter import kept_tokens, with_draws
 from allo.training.trainer_options import Options
 from allo.weights.ranks import sum_over_ranks
-from allo.weights.selection import stable_hash
 
 
 def _number(name: str, value: float, *, most: float = math.inf) -> float:
@@ -266,13 +266,7 @@ class ImproveTrainer(SelectedTrainer):
         batch = super()._batch(rows)
         if self.filter != "random":
             return batch
-        places = torch.arange(batch["targets"].shape[1])
-        draws = [
-            stable_hash(f"{self.state.global_step}:{row['number']}", places, seed=self.args.seed)
-            for row in rows
-        ]
-        # fp32 holds 24 bits.
-        return batch | {"draws": (torch.stack(draws) >> 8).float().to(batch["targets"].device)}
+        return with_draws(batch, rows, step=self.state.global_step, seed=self.args.seed)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         pairs, kept, rewards = self._pairs(batch)
@@ -318,9 +312,6 @@ class ImproveTrainer(SelectedTrainer):
         if not self.needs_reference:
             return policy, rejected_mask, torch.cat(policy.mean_rewards(beta=self.beta)).detach()
         chosen, rejected = logratios.chunk(2)
-        order = batch["draws"] if self.filter == "random" else rejected
-        kept = losses.keep_lowest(
-            -order if self.filter == "highest" else order, rejected_mask, keep=self.keep
-        )
+        kept = kept_tokens(rejected, rejected_mask, batch, keep=self.keep, filter=self.filter)
         beside = {"chosen_logratios": chosen.sum(-1), "rejected_logratios": (rejected * kept).sum(-1)}
         return PairSums(**vars(policy), **beside), kept, self.beta * logratios.detach().sum(-1)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_json, sha256_answers, sha256_file
 from allo.files.evaluation import Evaluated, Evaluation, read_of_schema
-from allo.files.json_text import parse_json
 from allo.files.records import Message
 from allo.files.rows import Row, checked, read_rows, stem
 from allo.recipe import load_recipe
@@ -106,7 +105,7 @@ def solutions(run: Path, *, set: str) -> Outputs:
 def of_file(path: Path) -> Outputs:
     """Read a file in AlpacaEval's form (`instruction`, `output`) or Arena-Hard's (`question_id`, `choices`).
 
-    Arena-Hard's form since 2.0 has `uid` and `messages`. The file is a JSON array, JSON lines or Parquet. Its name is
+    Arena-Hard's form since 2.0 has `uid` and `messages`. The file is of any type that rows are read from. Its name is
     the model's in its rows, otherwise its folder and file name, since AlpacaEval's files are all called
     `model_outputs.json`. Raises `UserError` naming a row that fits neither form.
     """
@@ -215,15 +214,8 @@ def _output(row: Row, *, place: str) -> Output:
 
 
 def rows_of(path: Path) -> list[tuple[str, Row]]:
-    """Return a file's rows, each with its place for errors: a JSON array, or any file for `read_rows`."""
-    if path.suffix != ".json":
-        return [(place, row) for _, place, row in read_rows(path)]
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; check the path.")
-    content = parse_json(path.read_bytes(), place=str(path))
-    if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
-        raise UserError(f"{path}: expected a JSON array of objects with `instruction` and `output`.")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(content, start=1)]
+    """Return a file's rows, each with its place for errors; see `rows.read_rows`."""
+    return [(place, row) for _, place, row in read_rows(path)]
 
 
 def _by_key(outputs: Outputs, *, with_ids: bool) -> dict[str, Output]:
