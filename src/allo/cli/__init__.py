@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
+from allo.cli.align import align
 from allo.cli.deltas import app as delta_app
 from allo.cli.evaluate import evaluate
 from allo.cli.masks import app as mask_app
 from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
+from allo.cli.shared import Overrides
+from allo.cli.start import init_command
 from allo.cli.winrate import app as winrate_app
 from allo.console import say, tell
 from allo.errors import UserError
@@ -39,10 +42,6 @@ app.add_typer(rewriter_app, name="rewriter")
 app.add_typer(winrate_app, name="winrate")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
-]
 
 
 @app.command("run")
@@ -62,6 +61,8 @@ def run_recipe(
         show_result(read, folder)
 
 
+app.command("align")(align)
+app.command("init")(init_command)
 app.command("push")(push_run)
 
 

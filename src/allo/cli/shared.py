@@ -8,6 +8,10 @@ import typer
 from allo.console import tell
 from allo.errors import UserError
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its layers.")
 ]
