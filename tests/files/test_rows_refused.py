@@ -77,7 +77,7 @@ def write(folder: Path, *given: dict[str, Any]) -> Path:
         ({**CHAT, "chosen": [assistant(None)]}, "`content` inside: Field required"),
         ({**CHAT, "chosen": [assistant("")]}, "`chosen` has no completion"),
         ({"conversations": [{"from": "human", "value": "Q"}], "chosen": "a b", "rejected": "a c"}, "not guessed beside `conversations`"),
-        ({**CHAT, "prompt": [{"from": "human", "value": "Q"}]}, "rename them to `role`"),
+        ({**CHAT, "prompt": [user("Q"), {"from": "human", "value": "R"}]}, "rename them to `role`"),
         ({"prompt": "Q", "completion": "x", "label": True}, "labelled feedback .as for KTO., which is not supported yet"),
     ],
 )  # fmt: skip

@@ -179,7 +179,6 @@ def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
         ),
         (["judge={}"], "no `answer` to judge by. Add it, name a `judge.reward_model`"),
         (["judge={}", "pair.margin=0.5"], "pair.margin is a difference of rewards: set judge.reward_model"),
-        (["data={pairs: x.jsonl}", "pair.margin=0.5"], "data.pairs are taken as they are: remove it"),
         (["judge.reward_model=/no/such/model"], "/no/such/model does not exist"),
         ([f"judge.reward_model={LAB}"], "config.json names LlamaForCausalLM"),
         (["judge.pad_token=<absent>"], "judge.pad_token '<absent>' is no token"),

@@ -164,7 +164,6 @@ def test_an_on_policy_trainer_weighs_the_functions_and_logs_each(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["data={pairs: x.jsonl}", "pair.margin=0.5"], "data.pairs are taken as they are"),
         (["judge.weights=[1.0, 2.0]"], "weights has 2 numbers for 1 functions"),
         (["judge.reward_model=some/model"], "function and reward_model both judge"),
         (["judge.function=rewards"], "judge.function.0: String should match pattern"),

@@ -243,11 +243,10 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _judge_fits(self) -> "Recipe":
-        if self.pair.margin and self.data.is_ready:
-            raise ValueError(
-                "pair.margin chooses among samples, and ready rows are taken as they are: remove it"
-            )
-        if self.pair.margin and self.judge.reward_model is None and not self.judge.function:
+        if self.pair.margin and self.data.feedback is not None:
+            raise ValueError("pair.margin chooses pairs, and labelled rows are taken as they are: remove it")
+        rewarded = self.judge.reward_model is not None or self.judge.function or self.data.pairs is not None
+        if self.pair.margin and not rewarded:  # ready pairs may be rated; their rows will tell
             raise ValueError(
                 "pair.margin is a difference of rewards: set judge.reward_model or judge.function, or remove it"
             )

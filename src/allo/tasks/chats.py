@@ -273,7 +273,7 @@ def refuse_weighing(row: Row, *, place: str) -> None:
 def refuse_feedback(row: Row, *, place: str) -> None:
     """Refuse labelled single completions, of which another reader would lose half, and answers marked as not learned."""
     refuse_weighing(row, place=place)
-    if row.keys() & {"completion", "messages"} and "label" in row and "chosen" not in row:
+    if row.keys() & {"completion", "messages", "conversations"} and "label" in row and "chosen" not in row:
         raise UserError(
             f"{place}: `completion` and `label` are labelled feedback (as for KTO), whose labels would be lost here; name "
             "the file under `data.feedback` in a recipe, or give the rows to `FeedbackTrainer`."

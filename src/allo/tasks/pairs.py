@@ -12,9 +12,12 @@ from allo.files.json_text import half_a_pair
 from allo.files.records import Message, Pair
 from allo.files.row_files import without_nulls
 from allo.files.rows import TRAIN, Notes, Reading, Row, checked, source_name, source_rows
+from allo.recipe.judge import Pairing
 from allo.tasks.chats import TEMPLATE, ChatMessage, asked, note_ignored, refuse_feedback, refuse_weighing
 from allo.tasks.pairing import answer_row
+from allo.tasks.rated import RatedPairs, is_rated
 from allo.tasks.row_answers import Answered, Side, apart, text_of, without_repeats
+from allo.tasks.row_forms import conversation_of, in_trl_form
 
 Placed = Iterable[tuple[int, str, Row]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -64,26 +67,38 @@ def read_pairs(path: Path, *, chat: bool = False) -> list[Pair]:
 
 
 def pairs_and_reading(
-    source: str | Path, *, split: str = TRAIN, config: str | None = None, chat: bool = False
+    source: str | Path,
+    *,
+    split: str = TRAIN,
+    config: str | None = None,
+    chat: bool = False,
+    pairing: Pairing | None = None,
 ) -> tuple[list[Pair], Reading]:
     """Return the ready preference pairs of a file, a folder or the hub (see `rows.source_rows`), and the fate of its rows.
 
     The prompt is `prompt`, or the shared beginning of `chosen` and `rejected`; all are strings or lists of messages.
-    `chat` turns a text prompt into one user message. Raises `UserError` naming the line of a row that is not a pair.
+    `chat` turns a text prompt into one user message. `pairing` says how rated completions are paired. Raises `UserError`
+    naming the line of a row that is not a pair.
     """
     notes = Notes()
     rows = source_rows(source, split=split, config=config, notes=notes)
-    return _pairs(rows, notes, name=source_name(source, split=split), chat=chat)
+    name = source_name(source, split=split)
+    return _pairs(rows, notes, name=name, chat=chat, pairing=pairing or Pairing())
 
 
 def pairs_of_rows(
-    rows: Iterable[Mapping[str, Any]], *, name: str = "rows", chat: bool = False
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    name: str = "rows",
+    chat: bool = False,
+    pairing: Pairing | None = None,
 ) -> tuple[list[Pair], Reading]:
     """Return the pairs of rows in memory (a list, a `datasets.Dataset`), read like those of a file.
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
-    return _pairs(placed(rows, name=name), Notes(), name=name, chat=chat)
+    placed_rows = placed(rows, name=name)
+    return _pairs(placed_rows, Notes(), name=name, chat=chat, pairing=pairing or Pairing())
 
 
 def completions_of_rows(
@@ -104,8 +119,11 @@ def answers_of(
     """Return each row's number, its columns, and its prompt and completion in the form that `models.rows` tokenizes."""
     found, kept = [], []
     for number, place, row in rows:
-        if "messages" in row and "completion" not in row:
-            row = {"completion": row.pop("messages"), **row}
+        notes.rows += 1
+        row = in_trl_form(row, place=place, notes=notes, chat=chat)
+        chat_column = None if "completion" in row else conversation_of(row, place=place)
+        if chat_column is not None:
+            row = {"completion": row.pop(chat_column), **row}
         one = _read(model, row, place=place, notes=notes)
         found.append(apart(one.prompt, {"completion": one.completion}, row, place=place, notes=notes))
         kept.append((number, row, one))
@@ -130,8 +148,9 @@ def wrong_of_rows(
 ) -> tuple[list[dict[str, Any]], Reading]:
     """Return rows as `completions_of_rows` does; of pairs the rejected sides."""
     rows = list(rows) if isinstance(rows, Iterator) else rows
-    first = next(iter(rows), None)
-    if not isinstance(first, Mapping) or "rejected" not in first or first.keys() & {"completion", "messages"}:
+    first = next((row for row in rows if isinstance(row, Mapping)), {})
+    form = in_trl_form(dict(first), place=f"{name}, row 0", notes=Notes())
+    if not (is_rated(form) or "rejected" in form) or "completion" in form:
         return completions_of_rows(rows, name=name, chat=chat)
     for _, place, row in placed(rows, name=name):
         if row.keys() & {"token_weights", "completion", "completion_ids"}:
@@ -160,7 +179,6 @@ def placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[in
 
 
 def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
-    notes.rows += 1
     if isinstance(row.get("template"), dict) and row["template"].keys() <= set(TEMPLATE):
         row |= row.pop("template")  # a line of a run's file
     (refuse_weighing if "label" in model.model_fields else refuse_feedback)(row, place=place)
@@ -168,9 +186,11 @@ def _read(model: type[Model], row: Row, *, place: str, notes: Notes) -> Model:
     return checked(model, row, place=place)
 
 
-def _pairs(rows: Placed, notes: Notes, *, name: str, chat: bool) -> tuple[list[Pair], Reading]:
-    found, kept = [], []
-    for number, place, row in rows:
+def _pairs(
+    rows: Placed, notes: Notes, *, name: str, chat: bool, pairing: Pairing
+) -> tuple[list[Pair], Reading]:
+    found, kept, rated = [], [], RatedPairs(pairing, notes)
+    for number, place, row in _ready(rows, rated, notes, pairing, chat=chat):
         one = _read(PairRow, row, place=place, notes=notes)
         sides = {"chosen": one.chosen, "rejected": one.rejected}
         if isinstance(one.chosen, str) and one.chosen == one.rejected:
@@ -178,6 +198,7 @@ def _pairs(rows: Placed, notes: Notes, *, name: str, chat: bool) -> tuple[list[P
             continue
         found.append(apart(one.prompt, sides, row, place=place, notes=notes))
         kept.append((number, row, one))
+    rated.note()
     pairs = []
     for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
         filled = {side: _filled(side, answered) for side in ("chosen", "rejected")}
@@ -198,6 +219,23 @@ def _pairs(rows: Placed, notes: Notes, *, name: str, chat: bool) -> tuple[list[P
         repr((pair.prompt, pair.template, _key(pair, "chosen"), _key(pair, "rejected"))) for pair in pairs
     }
     return pairs, notes.reading(duplicates=len(pairs) - len(keys))
+
+
+def _ready(
+    rows: Placed, rated: RatedPairs, notes: Notes, pairing: Pairing, *, chat: bool
+) -> Iterator[tuple[int, str, Row]]:
+    """Yield rows in TRL's form, of rated ones a row for each pair."""
+    for number, place, row in rows:
+        notes.rows += 1
+        row = in_trl_form(row, place=place, notes=notes, chat=chat)
+        if is_rated(row):
+            yield from ((number, place, pair) for pair in rated.of(row, place=place))
+            continue
+        if pairing.margin:
+            raise UserError(
+                f"{place}: pair.margin chooses among rated completions, and ready pairs are taken as they are: remove it."
+            )
+        yield number, place, row
 
 
 EQUAL = "`chosen` equals `rejected`, which teaches nothing"

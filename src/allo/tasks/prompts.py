@@ -16,8 +16,9 @@ from allo.files.rows import Notes, Reading, Row, checked, hub_rows, named, sourc
 from allo.recipe.own_code import load_function, own_file
 from allo.recipe.own_process import ARGUMENTS
 from allo.tasks.base import distinct
-from allo.tasks.chats import Asked, asked, in_chat, messages, note_ignored, refuse_feedback
+from allo.tasks.chats import Asked, ChatMessage, asked, in_chat, messages, note_ignored, refuse_feedback
 from allo.tasks.gold import Given, right_answers
+from allo.tasks.row_forms import conversation_of, in_trl_form
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,37 @@ def _as_texts(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in (*given, "choices")} | texts
 
 
+def _with_prompt(row: Row, *, place: str, notes: Notes, chat: bool) -> Row:
+    """Return the row in TRL's form with a prompt; the last answer of a conversation, or Alpaca's `output`, is its solution."""
+    found = in_trl_form(row, place=place, notes=notes, chat=chat)
+    refuse_feedback(found, place=place)
+    is_shown = "instruction" in row and "completion" in found
+    if not found.get("prompt") and (name := conversation_of(found, place=place)) is not None:
+        *before, last = found.pop(name)
+        if not isinstance(last, dict) or last.get("role") != "assistant":
+            return {**found, "prompt": [*before, last]}
+        message = checked(ChatMessage, last, place=f"{place}: the last message of {named(name)}")
+        if message.is_more_than_text:
+            raise UserError(
+                f"{place}: the last answer of {named(name)} has thoughts or calls, and a solution is a text; remove it."
+            )
+        found, is_shown = {**found, "prompt": before, "completion": message.content}, True
+    if is_shown and found.get("solution") is None:
+        notes.mapped["the last answer is the `solution`, and all before it the prompt"] += 1
+        found["solution"] = found.pop("completion")
+    return found
+
+
 def _from_rows(
     rows: Iterator[tuple[int, str, Row]], notes: Notes, source: PromptSource, *, name: str
 ) -> Iterator[tuple[str, Prompt]]:
     found = []
     for number, place, row in rows:
         notes.rows += 1
-        refuse_feedback(row, place=place)
+        columns = _columns(row, place=place) if source.for_function else None
+        row = _with_prompt(row, place=place, notes=notes, chat=source.chat)
         if not source.for_function:
             _refuse_misnamed_choices(row, place=place)
-        columns = _columns(row, place=place) if source.for_function else None
         note_ignored(
             notes, row if columns is None else {"prompt": row.get("prompt")}, read=PromptRow.model_fields
         )

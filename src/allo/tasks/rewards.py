@@ -31,7 +31,7 @@ def ranked_pairs(
     pairs = [
         pair_of(prompt, chosen=best, rejected=worst)
         for prompt in prompts
-        for best, worst in _matched(samples[prompt.id], margin=margin)[:max_pairs_per_prompt]
+        for best, worst in matched(samples[prompt.id], margin=margin)[:max_pairs_per_prompt]
     ]
     if not pairs:
         num = sum(map(len, samples.values()))
@@ -44,7 +44,7 @@ def ranked_pairs(
     return pairs
 
 
-def _matched(samples: Sequence[Verdict], *, margin: float) -> list[tuple[Verdict, Verdict]]:
+def matched(samples: Sequence[Verdict], *, margin: float) -> list[tuple[Verdict, Verdict]]:
     """Return (better, worse) from the extremes inwards, as long as the rewards differ enough."""
     ranked = sorted(samples, key=lambda one: (-one.reward, one.index))
     places = [place for place, one in enumerate(ranked) if one.finished]

@@ -111,7 +111,11 @@ class Sources:
             data = self.recipe.data
             assert data.pairs is not None
             self._pairs = pairs_and_reading(
-                data.pairs, split=data.split, config=data.config, chat=self.recipe.chat
+                data.pairs,
+                split=data.split,
+                config=data.config,
+                chat=self.recipe.chat,
+                pairing=self.recipe.pair,
             )
         return self._pairs
 
