@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from allo.errors import UserError
-from allo.files.rows import Row
+from allo.files.rows import Notes, Row
 from allo.models.load import empty_model, load_tokenizer, needed_pad_token, read_config
 from allo.models.model_checks import num_positions
 from allo.plan import plan
 from allo.recipe import Recipe
+from allo.tasks.row_forms import in_trl_form
 from allo.tasks.sources import Sources
 from allo.weights.layout import trained_parameters
 
@@ -21,15 +22,11 @@ LEAST_ROWS, MOST_ROWS = 8, 128
 """Rows of a step."""
 _A_BATCH = 4  # rows that are computed together, as the recipe's default
 RATES = (
-    (
-        10**7,
-        {"locate": 1e-4, "forget": 5e-4, "improve": 2e-4},
-        "the demo's, for a model of a million weights",
-    ),
+    (10**7, {"locate": 1e-4, "forget": 5e-4, "improve": 2e-4}, "the rates of the demo, for 0.6 million"),
     (
         10**9,
         {"locate": 2e-6, "forget": 2e-5, "improve": 5e-5},
-        "the rates of recipes/instruct_smollm2.yaml, for 135 million weights",
+        "the rates of recipes/instruct_smollm2.yaml, for 135 million",
     ),
     (
         math.inf,
@@ -50,7 +47,12 @@ class Decision:
 
     @property
     def sentence(self) -> str:
-        values = ", ".join(f"{key} {json.dumps(value)}" for key, value in self.settings.items())
+        """The values and the reason, with stages of one value together."""
+        stages: dict[tuple[str, str], list[str]] = {}
+        for key, value in self.settings.items():
+            stage, _, rest = key.partition(".")
+            stages.setdefault((rest and f".{rest}", json.dumps(value)), []).append(stage)
+        values = ", ".join(f"{'/'.join(names)}{rest} {value}" for (rest, value), names in stages.items())
         return f"{values}: {self.reason}" if values else self.reason
 
 
@@ -79,7 +81,7 @@ def for_model(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Decision]:
     trained = {stage: rate for stage, rate in rates.items() if getattr(recipe, stage) is not None}
     yield Decision(
         {f"{stage}.training.learning_rate": rate for stage, rate in trained.items()},
-        f"{origin}; this one has {weights:,}",
+        f"{origin}; the model has {weights:,}",
     )
 
 
@@ -98,7 +100,8 @@ def _chat(has_template: bool, special: Sequence[str], rows: Sequence[Row]) -> De
 
 def _prompt_text(row: Row) -> str | None:
     """Return a row's prompt if it is plain text: `prompt`, or else the beginning of its answer."""
-    given = next((row[key] for key in ("prompt", "instruction", "chosen") if row.get(key) is not None), None)
+    read = in_trl_form(row, place="", notes=Notes())
+    given = next((read[key] for key in ("prompt", "chosen", "completion") if read.get(key) is not None), None)
     return given if isinstance(given, str) else None
 
 
@@ -107,7 +110,7 @@ def for_rows(recipe: Recipe, sources: Sources) -> Iterator[Decision]:
     number = num_rows(recipe, sources)
     size = rows_a_step(number)
     passes = min(MOST_PASSES, max(1, math.ceil(STEPS / math.ceil(number / size))))
-    stages = [stage for stage in ("forget", "improve") if getattr(recipe, stage) is not None]
+    stages = [stage for stage in ("locate", "forget", "improve") if getattr(recipe, stage) is not None]
     settings = {
         f"{stage}.training.{key}": value
         for stage in stages
