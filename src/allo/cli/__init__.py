@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from allo.cli.align import align
+from allo.cli.align import align_command
 from allo.cli.deltas import app as delta_app
 from allo.cli.evaluate import evaluate
 from allo.cli.masks import app as mask_app
@@ -61,7 +61,7 @@ def run_recipe(
         show_result(read, folder)
 
 
-app.command("align")(align)
+app.command("align")(align_command)
 app.command("init")(init_command)
 app.command("push")(push_run)
 

@@ -40,7 +40,7 @@ STARTS: dict[Kind, tuple[StartKind, str]] = {
 REWARDS = ("judge", "judge.function", "judge.reward_model")
 
 
-def align(
+def align_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id or a GGUF file.")],
     data: Annotated[
         str,
