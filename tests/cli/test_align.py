@@ -1,10 +1,8 @@
 """`allo align`: a model and a file are enough, each decision is said, and nobody's work is overwritten."""
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,34 +11,12 @@ from allo.cli import align as command
 from allo.cli import app
 from allo.errors import UserError
 from allo.recipe import load_recipe
+from start_rows import rows, write
 from tiny_run import LAB
 
 SHORT = [
     word for stage in ("locate", "forget", "improve") for word in ("--set", f"{stage}.training.max_steps=2")
 ]
-
-
-def rows(kind: str, number: int = 15) -> list[dict[str, Any]]:
-    """Rows of a kind, which the laboratory's model can read."""
-    found = []
-    for place in range(number):
-        prompt = f"Problem: Zoe has {place} hats. She makes 2 hats. How many hats now?\n"
-        chosen, rejected = (f"First {place} + 2 = {n}. The answer is {n}." for n in (place + 2, place + 3))
-        found.append(
-            {"prompt": prompt}
-            | {
-                "pairs": {"chosen": chosen, "rejected": rejected},
-                "rated": {"completions": [chosen, rejected], "scores": [1.0, 0.0]},
-                "feedback": {"completion": chosen if place % 2 else rejected, "label": bool(place % 2)},
-                "problems": {"answer": str(place + 2)},
-                "prompts": {},
-            }[kind]
-        )
-    return found
-
-
-def write(path: Path, content: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
 
 
 def fill(folder: Path) -> None:
