@@ -5,6 +5,7 @@ Precedence: defaults < file < `--set key=value`. An unknown key, a wrong type or
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -354,12 +355,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     `overrides` are `dotted.key=value` strings; the value is parsed as YAML. Raises `UserError` for a missing file,
     bad YAML, and each key that is not allowed.
     """
-    path = Path(path)
-    fields, root = parse(read_text(path), where=lambda line: f"{path}:{line}")
+    return read_recipe(read_text(Path(path)), path=Path(path), overrides=overrides or [])
+
+
+def read_recipe(text: str, *, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a text; errors name `path`, its file."""
+    fields, root = parse(text, where=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
-    for text in overrides or []:
-        override(fields, text)
+    for each in overrides:
+        override(fields, each)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
