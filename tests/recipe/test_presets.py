@@ -17,11 +17,17 @@ def test_the_published_form_is_one_key() -> None:
         "warmup",
         "warmup_fused",
     )
-    assert paper.score and (paper.score.scorer, paper.score.threshold, paper.score.marked) == ("implicit", 0.5, "all")
+    assert paper.score and (paper.score.scorer, paper.score.threshold, paper.score.marked) == (
+        "implicit",
+        0.5,
+        "all",
+    )
 
 
 def test_a_recipes_own_keys_win_and_other_blocks_are_untouched() -> None:
-    recipe = Recipe(**BASE, preset="paper", locate={"criterion": "gradient", "beta": 0.3}, score={"scorer": "edit"})
+    recipe = Recipe(
+        **BASE, preset="paper", locate={"criterion": "gradient", "beta": 0.3}, score={"scorer": "edit"}
+    )
     assert recipe.locate and (recipe.locate.criterion, recipe.locate.beta) == ("gradient", 0.3)
     assert recipe.score and (recipe.score.scorer, recipe.score.threshold) == ("edit", 0.5)
     assert recipe.improve == Recipe(**BASE).improve
