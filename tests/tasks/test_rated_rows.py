@@ -86,7 +86,7 @@ def test_ties_and_pairs_below_the_margin_are_counted_and_said(tmp_path: Path) ->
     assert len(pairs) == 4 and reading.rows == 6
     assert reading.dropped == {"no two of its completions may be paired by their scores": 3}
     assert reading.sentences[1:] == [
-        "6 rows: rated completions, the best paired with the worst, the second best with the second worst, and so on (4 pairs in all)",
+        "6 rows: rated completions, the best paired with the worst, the second best with the second worst, and so on (pairs in all: 4)",
         "1 row: completions that repeat another of their row are left out (1 in all)",
         "2 rows: pairs of equal scores are left out (3 in all)",
         "1 row: pairs of scores that differ by less than pair.margin 1 are left out (1 in all)",
@@ -124,7 +124,7 @@ def test_rows_without_any_pair_are_refused_saying_why(tmp_path: Path) -> None:
 def test_completions_and_their_scores_are_read_in_every_form(own: dict[str, Any]) -> None:
     ((pair,), reading) = pairs_of_rows([{"prompt": ASKED, **own, "prompt_id": "q"}])
     assert (pair.prompt_id, pair.prompt, pair.chosen, pair.rejected) == ("q", ASKED, "Oak.", "Rock.")
-    assert any("(1 pairs in all)" in words for words in reading.mapped)
+    assert any("(pairs in all: 1)" in words for words in reading.mapped)
     assert set(reading.ignored) <= {"completions[].model"}
 
 

@@ -89,7 +89,7 @@ class RatedPairs:
             )
         self._notes.mapped[
             "rated completions, the best paired with the worst, the second best with the second worst, and so on "
-            f"({self._pairs:,} pairs in all)"
+            f"(pairs in all: {self._pairs:,})"
         ] += self._rows
         for words, sentence in said.items():
             self._notes.mapped[sentence] += self._rows_of[words]

@@ -41,8 +41,8 @@ def in_trl_form(row: Row, *, place: str, notes: Notes, chat: bool = False) -> Ro
         ("the prompt is `instruction`, and `input` below it", _instructed),
         ("the prompt is the conversation beside the answers", _beside),
     ]
-    for words, read in forms:
-        if (found := read(row, place=place, notes=notes)) is not None:
+    for words, form in forms:
+        if (found := form(row, place=place, notes=notes)) is not None:
             notes.mapped[words] += 1
             row = found
     row |= {name: [row[name]] for name in _ANSWERS if isinstance(row.get(name), dict)}
