@@ -53,7 +53,7 @@ def recipe(name: str) -> Recipe:
     read = yaml.safe_load(FILES[name])
     loss = read.pop("improve", {}).get("loss", "dpo")
     blocks = [f"{key}={json.dumps(block)}" for key, block in read.items()]
-    return tiny(Path("runs"), "data_folder=.", *blocks, f"improve.loss={loss}", "sft=null")
+    return tiny(Path("runs"), "data_folder=.", *blocks, f"improve.loss={loss}", "sft=null", "forget=null")
 
 
 def test_the_prompts_are_read_as_the_page_says(folder: Path) -> None:

@@ -78,7 +78,7 @@ def write(folder: Path, *given: dict[str, Any]) -> Path:
         ({**CHAT, "chosen": [assistant("")]}, "`chosen` has no completion"),
         ({"conversations": [{"from": "human", "value": "Q"}], "chosen": "a b", "rejected": "a c"}, "not guessed beside `conversations`"),
         ({**CHAT, "prompt": [user("Q"), {"from": "human", "value": "R"}]}, "rename them to `role`"),
-        ({"prompt": "Q", "completion": "x", "label": True}, "labelled feedback .as for KTO., which is not supported yet"),
+        ({"prompt": "Q", "completion": "x", "label": True}, "labelled feedback .as for KTO., whose labels would be lost"),
     ],
 )  # fmt: skip
 def test_a_pair_that_would_lose_something_is_refused(

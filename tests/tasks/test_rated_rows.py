@@ -213,6 +213,7 @@ def test_a_margin_beside_labelled_rows_is_refused() -> None:
             Path("runs"),
             "data={feedback: x.jsonl, held_out: 0}",
             "sft=null",
+            "forget=null",
             "improve.loss=kto",
             "pair.margin=1",
         )
