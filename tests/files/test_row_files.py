@@ -162,7 +162,7 @@ def test_a_damaged_saved_data_set_is_refused(tmp_path: Path) -> None:
         ("a.arrow", b"no arrow at all", "not readable as Arrow"),
         ("a.json", b"", "a.json: not JSON"),
         ("a.json", b"[]", "the file is empty"),
-        ("a.json", b'{"prompt": "a"}', "not a JSON array of objects, but a dict. Write one array"),
+        ("a.json", b'{"prompt": "a"}', "not an array of objects, but a dict. Write a JSON array"),
         ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}', r"not JSON .*one object a line and name the file \.jsonl"),
         ("a.json", b'[{"prompt": "a"}, 5]', "a.json, row 2: a JSON int, not an object"),
         ("a.json", b'[{"prompt": "a", "prompt": "b"}]', "the key 'prompt' is there twice"),

@@ -43,14 +43,16 @@ def json_lines(path: Path) -> Numbered:
 
 
 def json_array(
-    path: Path, *, advice: str = "Write one array of objects, or one object a line and name the file .jsonl."
+    path: Path,
+    *,
+    advice: str = "Write a JSON array of objects, or one object a line and name the file .jsonl.",
 ) -> Numbered:
     try:
         rows = parse_json(path.read_bytes(), place=str(path), advice=advice)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path}: not a JSON array of objects, but a {type(rows).__name__}. {advice}")
+        raise UserError(f"{path}: not an array of objects, but a {type(rows).__name__}. {advice}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number}: a JSON {type(row).__name__}, not an object. {advice}")
