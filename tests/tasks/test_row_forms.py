@@ -73,6 +73,10 @@ def test_pairs_of_messages_are_the_same_in_every_form(row: dict[str, Any], count
         ({"instruction": "Name a tree.", "input": ""}, "Name a tree."),
         ({"instruction": "Name a tree.", "input": None, "history": []}, "Name a tree."),
         ({"instruction": "Name a tree."}, "Name a tree."),
+        (
+            {"instruction": "Name a tree.", "context": "", "category": "open questions", "user": "u-7"},
+            "Name a tree.",
+        ),
     ],
 )
 def test_alpacas_instruction_and_input_are_the_prompt(row: dict[str, Any], prompt: str) -> None:
@@ -131,6 +135,10 @@ def test_tools_that_speak_in_sharegpts_form_are_tools() -> None:
         ({"input": {"messages": [ASKED]}, "preferred_output": [OAK]}, "lacks `rejected`"),
         ({"input": {"messages": [ASKED]}, "preferred_output": [OAK], "rejected": [ROCK]}, "beside `rejected`; keep one form"),
         ({"instruction": "Q", "input": {"a": 1}, "chosen": "a", "rejected": "b"}, "`input` .*text below `instruction`"),
+        *(
+            ({"instruction": "Answer.", name: "What is it?", "chosen": "a", "rejected": "b"}, f"has `{name}` beside `instruction`")
+            for name in ("question", "Context", "query", "dialogue")
+        ),
         ({"instruction": "Q", "history": [["a", "b"]], "chosen": "a", "rejected": "b"}, "`history` looks like a part"),
         ({**GIVEN, "chosen": said("gpt", "Oak.", weight=0), "rejected": ROCK}, "`chosen` has `weight` 0"),
     ],

@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from allo.errors import UserError
+from allo.tasks.feedback import read_feedback
 from allo.tasks.row_kinds import NEEDS, kind_of_rows
 
 CHAT = [{"role": "user", "content": "Name a tree."}]
@@ -101,3 +102,20 @@ def test_a_folder_that_is_here_is_not_looked_for_on_the_hub(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="org/name"):
         kind_of_rows("org/name")
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        ("prompt,chosen,rejected\nQ,a,b\n", "pairs"),
+        ("prompt,completion,label\nQ,a,TRUE\nQ,b,0\n", "feedback"),
+        ("prompt,answer\nQ,\nR,4\n", "problems"),
+        ("instruction,input,output\nQ,,a\n", "prompts"),
+    ],
+)
+def test_a_table_has_a_kind_too(tmp_path: Path, table: str, kind: str) -> None:
+    (tmp_path / "mine.csv").write_text(table)
+    assert kind_of_rows(tmp_path / "mine.csv") == kind
+    if kind == "feedback":
+        rows, _ = read_feedback(tmp_path / "mine.csv")
+        assert [row.label for row in rows] == [True, False]

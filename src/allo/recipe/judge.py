@@ -69,4 +69,4 @@ class Pairing(Block):
     """Random (right, wrong) pairs. With rewards other than 0 and 1: the best with the worst, then the second best with the second worst,
     and so on."""
     margin: NotNegative = 0.0
-    """The smallest difference of a pair's rewards; equal rewards never make a pair."""
+    """The smallest difference of a pair's rewards, or of rated rows' scores; equal ones never make a pair."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from allo.errors import UserError
-from allo.files.rows import Notes, Row, named, shown
+from allo.files.rows import Notes, Row, holds_text, named, shown
 
 CHATS = ("messages", "conversations")
 """Columns that hold a whole conversation; TRL calls it `messages`."""
@@ -21,6 +21,8 @@ _SPEAKERS = {
 """The values of ShareGPT's `from`, by role."""
 _ROLES = {name: role for role, names in _SPEAKERS.items() for name in names}
 _SHAREGPT = "messages in ShareGPT's form (`from` and `value`)"
+_QUESTIONS = {"question", "query", "problem", "context", "passage", "user", "dialogue", "conversation"}
+"""Columns that would be lost if `instruction` alone were the prompt."""
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -106,6 +108,10 @@ def _instructed(row: Row, *, place: str, notes: Notes) -> Row | None:
         return None
     if below is not None and not isinstance(below, str):
         raise UserError(f"{place}: `input` {shown(below)}: must be the text below `instruction`.")
+    if other := next((name for name in row if name.lower() in _QUESTIONS and holds_text(row[name])), None):
+        raise UserError(
+            f"{place}: has {named(other)} beside `instruction`, and both could be the prompt; give one `prompt` instead."
+        )
     rest = {name: value for name, value in row.items() if name not in ("instruction", "input", "prompt")}
     if isinstance(row.get("output"), str) and not any(row.get(name) for name in _ANSWERS):
         rest["completion"] = rest.pop("output")
