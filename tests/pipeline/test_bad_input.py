@@ -110,7 +110,7 @@ def solved(number: int) -> list[tuple[str, str]]:
             [".: a folder", "the name of a file"],
         ),
         (["delta", "extract", "absent", "absent", "x" * 300], ["File name too long", "give another path"]),
-        (["delta", "extract", "absent", "absent", str(RECIPE / "out")], ["allo.yaml: File exists"]),
+        (["delta", "extract", "absent", "absent", str(RECIPE / "out")], ["published.yaml: File exists"]),
         (["delta", "extract", "absent", "absent", str(RECIPE / "a" / "b")], ["Not a directory"]),
     ],
 )
