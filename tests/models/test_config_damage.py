@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from allo.errors import UserError
-from allo.models.load import load_model, loading, locate_checkpoint, read_config, resolve_device
+from allo.models.device import resolve_device
+from allo.models.load import load_model, loading, locate_checkpoint, read_config
 from model_folders import edit
 
 

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from allo.console import say
 from allo.errors import UserError
+from allo.models.device import resolve_device
 from allo.models.model_checks import (
     check_config,
     check_depth,
@@ -339,25 +340,6 @@ def require_all_weights(
         where=str(ref),
         advice="The file is damaged, or training made it so: download it again, or give another checkpoint.",
     )
-
-
-def resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"device {device!r} is unknown to torch; use auto, cpu or cuda.") from error
-    if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
-        raise UserError(f"device {device!r}: allo does not train there; use auto, cpu or cuda.")
-    if where.type == "cuda" and where.index:
-        raise UserError(
-            f"device {device!r}: training runs on the first visible GPU; "
-            f"set CUDA_VISIBLE_DEVICES={where.index} and device: cuda."
-        )
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
-    return where
 
 
 @contextmanager

@@ -1,0 +1,25 @@
+"""The device that a model is loaded to."""
+
+import torch
+
+from allo.errors import UserError
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device of a recipe; "auto" is the first CUDA device, otherwise the CPU. Raises `UserError` for others."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device {device!r} is unknown to torch; use auto, cpu or cuda.") from error
+    if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
+        raise UserError(f"device {device!r}: allo does not train there; use auto, cpu or cuda.")
+    if where.type == "cuda" and where.index:
+        raise UserError(
+            f"device {device!r}: training runs on the first visible GPU; "
+            f"set CUDA_VISIBLE_DEVICES={where.index} and device: cuda."
+        )
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
+    return where
