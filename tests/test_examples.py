@@ -66,7 +66,7 @@ def run_of(changes: dict[str, str], folder: Path) -> Any:
 
 
 # TRL 1.16 reads and sets names that transformers 5.23 has deprecated.
-@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
 @pytest.mark.invariant(
     "A script of TRL's DPOTrainer runs with two lines changed, and in full has TRL's losses."
@@ -87,7 +87,7 @@ def test_a_script_of_trl_has_two_lines_changed_and_in_full_the_same_losses(tmp_p
     assert held_out[0] == pytest.approx(held_out[1], abs=1e-4) and len(held_out[0]) == 2
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
 def test_as_it_stands_the_script_changes_a_located_tenth_alone(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

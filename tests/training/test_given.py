@@ -10,11 +10,24 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from allo.errors import UserError
+from allo.models.load import load_tokenizer
 from allo.recipe.training import ImproveTraining
 from allo.training.given import UNSUPPORTED
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.training.trainer_options import Unsupported
-from tiny import SEED, TOKENIZER, arguments, full_mask, logged, model, pairs, trained, weights, wrongs
+from tiny import (
+    LABORATORY,
+    SEED,
+    TOKENIZER,
+    arguments,
+    full_mask,
+    logged,
+    model,
+    pairs,
+    trained,
+    weights,
+    wrongs,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -64,6 +77,25 @@ def test_a_config_says_how_a_model_is_loaded(saved: Path, tmp_path: Path) -> Non
         args = trl.DPOConfig(str(tmp_path), model_init_kwargs={name: value}, **quiet)
         with pytest.raises(UserError, match=rf"^DPOConfig\.model_init_kwargs\.{name} is '{value}'"):
             ImproveTrainer(str(saved), args, pairs(), mask=1.0)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_eos_as_in_trl(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trl = pytest.importorskip("trl", reason="TRL's DPOConfig; install the extra `trl`")
+    for token, expected in ((None, TOKENIZER.eos_token), ("=", "=")):
+        tokenizer = load_tokenizer(LABORATORY)
+        tokenizer.pad_token = None
+        quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "activation_checkpointing": False}
+        args = trl.DPOConfig(str(tmp_path), pad_token=None, **quiet)
+        args.pad_token = token  # TRL calls it deprecated
+        trainer = ImproveTrainer(str(saved), args, pairs(), tokenizer, mask=1.0)
+        assert trainer.processing_class.pad_token == expected
+        assert capsys.readouterr().err.count("no pad token") == 1, token
+    tokenizer.pad_token = None
+    plain = arguments(tmp_path)
+    with pytest.raises(UserError, match="the tokenizer has no pad token"):
+        ImproveTrainer(str(saved), plain, pairs(), tokenizer, mask=1.0)
 
 
 def test_without_arguments_those_of_a_recipe_are_taken_and_reported(

@@ -16,6 +16,7 @@ from allo.models.load import load_model, load_tokenizer
 from allo.models.start import read_start
 from allo.pipeline import run_all
 from allo.training.arguments import training_arguments
+from allo.weights.importance import criterion
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.selection import num_to_select
 from tiny_run import LAB, tiny
@@ -149,4 +150,43 @@ def test_patterns_are_refused_before_the_run(model: LlamaForCausalLM, tmp_path: 
             allo.locate(
                 model, PAIRS, args=arguments(tmp_path), processing_class=TOKENIZER, density=0.1, **own
             )
+    assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
+
+
+def test_a_marked_function_gets_the_statistic_that_it_needs(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    @criterion(needs="gradients")
+    def steep(theta: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.float().abs()
+
+    args = arguments(tmp_path)
+    given = {"args": args, "processing_class": TOKENIZER, "density": 0.02}
+    found = allo.locate(model, PAIRS, criterion=steep, **given)
+    expected = allo.locate(model, PAIRS, criterion="gradient", **given)
+    assert found.overlap(expected) == 1.0 and found.metadata["criterion"] == "steep"
+
+
+def test_a_model_by_its_name_needs_no_arguments_and_no_tokenizer(
+    model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    short = allo.locate(str(LAB), PAIRS, density=0.02, criterion="gradient")
+    known = allo.locate(
+        model, PAIRS, density=0.02, criterion="gradient", args=arguments(tmp_path), processing_class=TOKENIZER
+    )
+    assert short.overlap(known) == 1.0
+    assert allo.locate(LAB, density=0.01, criterion="magnitude").density == pytest.approx(0.01, abs=1e-5)
+    with pytest.raises(UserError, match=r"^data: the criterion warmup_fused sees pairs: give rows"):
+        allo.locate(LAB, criterion="warmup_fused")
+    with pytest.raises(UserError, match=r"^criterion: 'warm_up' is not one of warmup, "):
+        allo.locate(model, PAIRS, criterion="warm_up", processing_class=TOKENIZER)
+
+
+def test_the_fused_warm_up_puts_the_model_back_after_an_error(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bits(model)
+    monkeypatch.setattr("allo.training.dpo_passes.check_finite", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        allo.locate(
+            model, PAIRS, criterion="warmup_fused", args=arguments(tmp_path), processing_class=TOKENIZER
+        )
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())

@@ -105,6 +105,7 @@ INTERNALS = {
         "transformers:TrainingArguments._n_gpu": "further GPUs do not multiply the batch",
         "transformers.trainer_callback:PrinterCallback": "logs are not printed",
         "transformers.trainer_pt_utils:AcceleratorConfig": "settings that would be ignored are refused",
+        "transformers.trainer_pt_utils:nested_concat(tensors, new_tensors, padding_index)": "batches of logits have different lengths",
         "transformers.modeling_layers:GradientCheckpointingLayer": "layers recompute activations in eval mode",
         "transformers:PreTrainedModel.activation_checkpointing_enable": "layers recompute activations in eval mode",
         "accelerate.data_loader:prepare_data_loader(dataloader, device, num_processes, process_index, ...)": "a resumed run sees the same order",

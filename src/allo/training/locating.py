@@ -287,7 +287,7 @@ def searched(
 def record_of(criterion: str | importance.Scoring) -> Criterion:
     """Return the record of a criterion, or of a function. Raises `UserError` for an unknown name."""
     if callable(criterion):
-        needs = getattr(criterion, "needs", "warm-up")
+        needs: Any = getattr(criterion, "needs", "warm-up")
         return Criterion(getattr(criterion, "__name__", "own"), "", needs=needs)
     if criterion not in CRITERIA and own_file(criterion) is None:
         raise UserError(
