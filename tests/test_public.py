@@ -105,3 +105,21 @@ def test_a_recipe_is_loaded_from_a_path_or_its_text() -> None:
 
     path = ROOT / "recipes" / "lab.yaml"
     assert allo.load_recipe(str(path)) == allo.load_recipe(path)
+
+
+def test_a_recipe_runs_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import allo
+    import allo.pipeline as pipeline
+
+    seen = []
+
+    def opened(recipe: object) -> None:
+        seen.append(recipe)
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "_opened", opened)
+    path = ROOT / "recipes" / "lab.yaml"
+    for given in (path, str(path), allo.load_recipe(path)):
+        with pytest.raises(InterruptedError):
+            allo.run(given)
+    assert seen == [allo.load_recipe(path)] * 3

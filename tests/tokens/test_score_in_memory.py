@@ -108,3 +108,11 @@ def test_what_cannot_be_scored_is_refused_by_its_name(
 
 def test_no_row_gives_no_record(model: LlamaForCausalLM) -> None:
     assert allo.score(model, [], TOKENIZER, scorer="confidence") == []
+
+
+def test_a_model_by_its_name_scores_with_its_own_tokenizer(model: LlamaForCausalLM) -> None:
+    [expected] = allo.score(model, [ROW], TOKENIZER, scorer="confidence")
+    for name in (LAB, str(LAB)):
+        assert allo.score(name, [ROW], scorer="confidence") == [expected]
+    with pytest.raises(UserError, match="no/such/model"):
+        allo.score("no/such/model", [ROW], scorer="edit")

@@ -71,14 +71,18 @@ def _prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None
 class SelectedTrainer(EvaluatedTrainer):
     """The base class of the forget, improve and fine-tuning trainers.
 
-    `mask` says which weights train. The data sets are iterables of rows, such as a list or a `datasets.Dataset`, in
+    `model` is a model, or its folder or hub id (`given.given_model`). Without `args`, those of a recipe are taken, and
+    without `processing_class` the model's own tokenizer. `mask` says which weights train: a `ParamMask`, its file, or a
+    density or criterion by which they are located first (`trainer_mask.py`).
+
+    The data sets are iterables of rows, such as a list or a `datasets.Dataset`, in
     every form that `data.pairs` reads: text or messages, with `prompt` or with the prompt inside the answers.
     `records`: the rows are a run's own records, used unchanged. `num_dropped` training rows did not fit into
     `max_length` tokens. The model's dropout is switched off permanently.
 
     An optimizer step has per_device_train_batch_size * gradient_accumulation_steps * processes rows. A micro-batch
     has per_device_train_batch_size rows or, with `max_tokens_per_batch`, as many as fit into that many tokens,
-    padding included. The loss is the same.
+    padding included. The loss is the same. `eval_dataset` may be a dict of data sets by name.
 
     Rows have at most `max_length` tokens (1200), prompt and completion together.
 
