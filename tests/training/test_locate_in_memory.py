@@ -68,7 +68,7 @@ def test_the_mask_is_that_of_the_stage(patterns: dict[str, list[str]], tmp_path:
         pairs,
         args=args,
         processing_class=TOKENIZER,
-        criterion="warmup",
+        criterion=recipe.locate.criterion,
         density=density,
         beta=recipe.locate.beta,
         max_length=recipe.max_length,

@@ -10,6 +10,7 @@ import torch
 import allo
 from allo.errors import UserError
 from allo.recipe.criteria import CRITERIA
+from allo.recipe.locate import Locate
 from allo.training import trainer_mask
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.weights.param_mask import ParamMask
@@ -33,7 +34,7 @@ def test_without_a_word_a_tenth_of_the_weights_is_located(
     assert trainer.mask.density == pytest.approx(0.1, abs=1e-4)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mask:")]
     found = re.fullmatch(
-        r"mask: ([\d,]+) of [\d,]+ weights \(density 0\.1\), located by warmup on 16 pairs in [\d.]+ s: (.+)",
+        rf"mask: ([\d,]+) of [\d,]+ weights \(density 0\.1\), located by {Locate().criterion} on 16 pairs in [\d.]+ s: (.+)",
         line,
     )
     assert found and int(found[1].replace(",", "")) == trainer.mask.num_selected
@@ -45,7 +46,7 @@ def test_without_a_word_a_tenth_of_the_weights_is_located(
         assert set(moved) <= set(trainer.mask.indices.get(name, torch.empty(0)).tolist())
 
 
-@pytest.mark.parametrize("criterion", ["warmup_fused", "gradient", "fisher", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["warmup", "warmup_fused", "gradient", "fisher", "magnitude", "random"])
 def test_a_criterion_locates_what_locate_does_and_leaves_the_model_as_it_was(
     criterion: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
