@@ -8,15 +8,17 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
 from allo import tasks
 from allo.files.records import Feedback, Pair
+from allo.files.row_files import FILE_TYPES
 from allo.recipe import Recipe
 from allo.recipe.tasks import TASKS
 from allo.tasks import alpaca_eval, arena_hard, base
-from allo.tasks.pairs import read_pairs
+from allo.tasks.pairs import pairs_and_reading, read_pairs
 from allo.tasks.prompts import PromptSource, read_prompts
 from allo.tasks.sources import Sources, training_pairs, training_prompts
 from tiny_run import tiny
@@ -47,16 +49,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe(name: str) -> Recipe:
-    """The tiny recipe with a file's `data` block."""
-    blocks = yaml.safe_load(FILES[name])
-    loss = blocks.get("improve", {}).get("loss", "dpo")
-    return tiny(
-        Path("runs"),
-        "data_folder=.",
-        f"data={json.dumps(blocks['data'])}",
-        f"improve.loss={loss}",
-        "sft=null",
-    )
+    """The tiny recipe with a file's blocks; of `improve` the loss alone, as its other keys are the tiny recipe's."""
+    read = yaml.safe_load(FILES[name])
+    loss = read.pop("improve", {}).get("loss", "dpo")
+    blocks = [f"{key}={json.dumps(block)}" for key, block in read.items()]
+    return tiny(Path("runs"), "data_folder=.", *blocks, f"improve.loss={loss}", "sft=null")
 
 
 def test_the_prompts_are_read_as_the_page_says(folder: Path) -> None:
@@ -98,6 +95,43 @@ def test_the_pairs_are_read_in_each_format() -> None:
     assert (whole.prompt, whole.chosen, whole.rejected) == ("Q: Name a fish.\nA:", " Trout.", " Wren.")
     assert whole.chosen_finished and not whole.rejected_finished
     assert len(read_pairs(Path("pairs.jsonl"))) == 3
+
+
+@pytest.mark.usefixtures("folder")
+def test_pairs_in_other_forms_are_the_same_pair() -> None:
+    pairs, reading = pairs_and_reading(Path("other_forms.jsonl"))
+    assert {(pair.chosen, pair.rejected) for pair in pairs} == {("Oak.", "Granite.")}
+    asked = [{"role": "user", "content": "Name a tree."}]
+    assert [pair.prompt for pair in pairs] == [asked, asked, "Name a tree.\nOne word."]
+    assert sum(reading.mapped.values()) == 4  # ShareGPT's row also has its prompt in another column
+
+
+@pytest.mark.usefixtures("folder")
+def test_rated_completions_are_paired_by_the_recipes_margin() -> None:
+    sources = Sources(recipe("rated.yaml"))
+    assert [(pair.chosen, pair.rejected) for pair in sources.pairs()] == [
+        ("Oak.", "Granite."),
+        ("Elm.", "A bush."),
+        ("Wren.", "Trout."),
+    ]
+    assert sources.readings()["data.pairs"].dropped == {
+        "no two of its completions may be paired by their scores": 1
+    }
+
+
+def test_the_recipe_of_the_hub_names_a_data_set_and_its_split(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in ROWS["pairs.jsonl"].splitlines()]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub, _, split: asked.append((hub, split)) or rows)
+    assert len(Sources(recipe("hub.yaml")).pairs()) == 3
+    assert asked == [("HuggingFaceH4/ultrafeedback_binarized", "train_prefs")]
+
+
+def test_every_type_of_file_is_in_the_table() -> None:
+    (table,) = re.findall(r"## Files, folders and the hub\n(.*?)\n## ", PAGE, re.DOTALL)
+    assert set(re.findall(r"`(\.[a-z.]+)`", table)) == set(FILE_TYPES)
 
 
 def test_the_folders_rows_become_prompts(folder: Path) -> None:

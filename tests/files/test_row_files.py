@@ -100,6 +100,12 @@ def test_a_saved_data_set_is_read_and_its_shards_too(tmp_path: Path) -> None:
     assert [row for _, _, row in read_rows(shard)] == ROWS
 
 
+def test_a_saved_format_hides_no_column(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(filled(ROWS)).with_format("numpy", columns=["prompt"])
+    data.save_to_disk(str(tmp_path / "one"))
+    assert [row for _, _, row in read_rows(tmp_path / "one")] == ROWS
+
+
 def test_of_several_splits_the_named_one_is_read_and_said(tmp_path: Path) -> None:
     folder = save(tmp_path / "both", ROWS[:1], test=ROWS[1:])
     for split, row in zip(("train", "test"), ROWS, strict=True):

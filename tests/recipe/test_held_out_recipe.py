@@ -35,9 +35,10 @@ def test_with_evaluation_sets_stages_keep_the_configuration_that_they_had(
 ) -> None:
     """The digests are those of the version before rows could be held out and functions could judge.
 
-    Of an old run, only what judges runs again, and what begins a further round.
+    Of an old run, only what judges runs again, and what begins a further round. The preset has the defaults of that
+    version.
     """
-    read = recipe(tmp_path, text + SETS)
+    read = recipe(tmp_path, f"preset: paper\n{text}{SETS}")
     stages = {
         stage.name: [value_at(stage.recipe(read), key) for key in stage.keys]
         for stage in stages_of(read)

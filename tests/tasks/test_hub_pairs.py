@@ -86,6 +86,24 @@ def test_a_recipe_without_a_configuration_has_the_hash_of_earlier_runs() -> None
     assert value_at(recipe("data={hub: org/x, config: en}"), "data")["config"] == "en"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Dataset scripts are no longer supported"),
+        datasets.exceptions.DatasetGenerationError("x"),
+    ],
+)
+def test_a_data_set_that_cannot_be_built_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*_: Any, split: str) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UserError, match=f"org/x, split 'train': could not be loaded from the hub .{error}"):
+        pairs_and_reading("org/x")
+
+
 def test_what_the_hub_refuses_is_told_with_what_to_check(asked: list[Any]) -> None:
     with pytest.raises(
         UserError, match=r"org/none.*available configs: \['a', 'b'\].*the config and the network"

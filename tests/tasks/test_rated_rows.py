@@ -108,6 +108,8 @@ def test_rows_without_any_pair_are_refused_saying_why(tmp_path: Path) -> None:
     "own",
     [
         {"completions": ["Rock.", "Oak."], "ranks": [2, 1]},
+        {"completions": ["Rock.", "Oak."], "scores": [2, 10], "prompt": None, "messages": ASKED},
+        {"completions": ["Rock.", "Oak."], "scores": [2, 10], "prompt": [], "conversations": [{"from": "human", "value": "Name a tree."}]},
         {"completions": ["Rock.", "Oak."], "rank": [3, 1], "scores": None},
         {"completions": [[{"role": "assistant", "content": text}] for text in ("Rock.", "Oak.")], "scores": [0, 1]},
         {"completions": [{"role": "assistant", "content": text} for text in ("Rock.", "Oak.")], "scores": [0, 1]},

@@ -41,9 +41,9 @@ SHAREGPT, HUMAN = (
         ),
         ({**GIVEN, "chosen": said("gpt", "Oak."), "rejected": said("gpt", "Rock.")}, SHAREGPT),
         ({**GIVEN, "chosen": [said("gpt", "Oak.")], "rejected": [said("assistant", "Rock.")]}, SHAREGPT),
-        ({**GIVEN, "chosen": OAK, "rejected": ROCK, "prompt": None}, "the prompt is the conversation beside"),
-        ({"messages": [SYSTEM, ASKED], "chosen": OAK, "rejected": ROCK}, "the prompt is the conversation beside"),
-        ({"messages": [SYSTEM, ASKED], "chosen": [OAK], "rejected": [ROCK], "conversations": []}, "conversation beside"),
+        ({**GIVEN, "chosen": OAK, "rejected": ROCK, "prompt": None}, "the prompt is the conversation beside the answers"),
+        ({"messages": [SYSTEM, ASKED], "chosen": OAK, "rejected": ROCK}, "the prompt is the conversation beside the answers"),
+        ({"messages": [SYSTEM, ASKED], "chosen": [OAK], "rejected": [ROCK], "conversations": []}, "conversation beside the"),
         (
             {
                 "chosen": [*GIVEN["conversations"], said("gpt", "Oak.", weight=1)],

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -156,8 +157,6 @@ def splits_of(folder: Path) -> list[str] | None:
 
 def saved_rows(folder: Path, split: str) -> Numbered:
     """Yield the rows, counted from 0, of a data set that was saved to a folder, or of one split of several."""
-    import datasets
-
     splits = splits_of(folder)
     if splits is None and split != "train":
         raise UserError(f"{folder}: has no splits, and `split` is {split!r}; remove `split`.")
@@ -167,13 +166,22 @@ def saved_rows(folder: Path, split: str) -> Numbered:
         )
     place = folder if splits is None else folder / split
     try:
-        rows = datasets.load_from_disk(str(place))
-        for number, row in enumerate(rows):
+        rows = quiet_datasets().load_from_disk(str(place))
+        for number, row in enumerate(rows.with_format(None)):  # a saved format may hide columns
             yield number, without_nulls(dict(row))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{place}: not readable as a saved data set ({error}); save it again with `save_to_disk`."
         ) from error
+
+
+def quiet_datasets() -> Any:
+    """Return the `datasets` module; without a terminal it shows no progress."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -1,7 +1,6 @@
 """Rows of the files and hub sets that users bring, each checked with its place named."""
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from allo.files.row_files import (
     FILE_TYPES,
     json_array,
     json_lines,
+    quiet_datasets,
     saved_rows,
     splits_of,
     without_nulls,
@@ -155,13 +155,11 @@ def source_name(source: str | Path, *, split: str = TRAIN) -> str:
 
 def hub_rows(hub: str, split: str, *, config: str | None = None) -> Iterator[tuple[int, str, Row]]:
     """Yield `(number, place, row)` of one split of a Hugging Face hub data set, counted from 0."""
-    import datasets
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    datasets = quiet_datasets()
     try:
         rows = datasets.load_dataset(hub, config, split=split)
-    except (OSError, ValueError) as error:  # no such set, config or split; no network
+    # no such set, config or split; no network; a script; rows of several types
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{hub}, split {split!r}: could not be loaded from the hub ({error}). "
             "Check the name, the split, the config and the network, or name a local folder or file instead."

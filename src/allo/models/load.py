@@ -246,6 +246,28 @@ def load_tokenizer(
     Raises:
         UserError: no tokenizer at `ref`, no EOS token, no pad token, or an unknown `pad_token`.
     """
+    tokenizer = _tokenizer(ref, trust_remote_code)
+    if pad_token is not None and pad_token not in tokenizer.get_vocab():
+        raise UserError(f"pad_token {pad_token!r} is no token of {ref}; choose one of its vocabulary.")
+    if tokenizer.pad_token_id is None and pad_token is None and eos_pads:
+        pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None and pad_token is None:
+        raise UserError(
+            f"{ref}: the tokenizer has no pad token; set `pad_token` to one of its tokens, "
+            f"for example pad_token: {tokenizer.eos_token!r} (allo masks padding by position, so EOS is safe)."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = pad_token
+    return tokenizer
+
+
+def needed_pad_token(ref: str | Path, *, trust_remote_code: bool = False) -> str | None:
+    """Return the EOS token of a tokenizer without pad token, which can stand for it; None for another tokenizer."""
+    tokenizer = _tokenizer(ref, trust_remote_code)
+    return str(tokenizer.eos_token) if tokenizer.pad_token_id is None else None
+
+
+def _tokenizer(ref: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
     with loading(ref, "a tokenizer", folder=folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -259,17 +281,6 @@ def load_tokenizer(
             f"{ref}: the tokenizer has no EOS token, so a completion could never end; "
             "set `eos_token` in its tokenizer_config.json."
         )
-    if pad_token is not None and pad_token not in tokenizer.get_vocab():
-        raise UserError(f"pad_token {pad_token!r} is no token of {ref}; choose one of its vocabulary.")
-    if tokenizer.pad_token_id is None and pad_token is None and eos_pads:
-        pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None and pad_token is None:
-        raise UserError(
-            f"{ref}: the tokenizer has no pad token; set `pad_token` to one of its tokens, "
-            f"for example pad_token: {tokenizer.eos_token!r} (allo masks padding by position, so EOS is safe)."
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = pad_token
     return tokenizer
 
 

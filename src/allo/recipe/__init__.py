@@ -5,6 +5,7 @@ Precedence: defaults < file < `--set key=value`. An unknown key, a wrong type or
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,7 @@ from allo.recipe.numbers import (
     Times,
     Tokens,
 )
+from allo.recipe.presets import PresetName, with_preset
 from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
 from allo.recipe.sources import HELD_OUT, Block, Data, Source
@@ -166,6 +168,8 @@ class Recipe(Block):
     data_seed: Seed | None = None
     """The seed of all stages before training, and of the order of prompts; by default `seed`. Runs that differ only
     in `seed` then share their samples, pairs, importance and token scores."""
+    preset: PresetName | None = None
+    """`paper`: the settings of the published method for the keys of `locate` and `score` that the recipe leaves out."""
     model: Name
     """A folder, a hub id, or a GGUF file."""
     trust_remote_code: bool = False
@@ -206,11 +210,12 @@ class Recipe(Block):
     def _without_gone(cls, fields: Any) -> Any:
         """Ignore keys that are gone at their old defaults, since the records of earlier runs and trials have them.
 
-        Without evaluation sets, rows are held out.
+        A preset fills in keys that are left out. Without evaluation sets, rows are held out.
         """
         if not isinstance(fields, dict):
             return fields
-        return with_held_out({k: value for k, value in fields.items() if k not in GONE or value != GONE[k]})
+        kept = {key: value for key, value in fields.items() if key not in GONE or value != GONE[key]}
+        return with_held_out(with_preset(kept))
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
@@ -350,12 +355,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     `overrides` are `dotted.key=value` strings; the value is parsed as YAML. Raises `UserError` for a missing file,
     bad YAML, and each key that is not allowed.
     """
-    path = Path(path)
-    fields, root = parse(read_text(path), where=lambda line: f"{path}:{line}")
+    return read_recipe(read_text(Path(path)), path=Path(path), overrides=overrides or [])
+
+
+def read_recipe(text: str, *, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a text; errors name `path`, its file."""
+    fields, root = parse(text, where=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
-    for text in overrides or []:
-        override(fields, text)
+    for each in overrides:
+        override(fields, each)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:

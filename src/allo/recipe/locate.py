@@ -35,8 +35,9 @@ TensorPattern = Annotated[
 class Locate(Block):
     """The choice of the weights that matter (method.md 1.1)."""
 
-    criterion: CriterionName = "warmup"
-    """`warmup` trains all weights with optimizer state; `warmup_fused` updates each tensor inside the backward pass.
+    criterion: CriterionName = "warmup_fused"
+    """`warmup_fused` trains all weights and updates each tensor inside the backward pass, with 6 bytes of host memory a
+    weight; `warmup` trains them with an optimizer's state, as published.
     `gradient`, `fisher` and `taylor` sum over the pairs at the starting model. `last` takes weights from the last
     layer backwards; embeddings, the head and norms outside the layers come last. Within a layer, as in any tie, a
     stable hash decides. You can also name your own function as `file.py:function` (docs/extending.md)."""

@@ -90,8 +90,9 @@ class Score(Block):
     rewriter: Place | None = None
     """The folder that `allo rewriter train` wrote, for the scorer `rewriter` (docs/rewriter.md)."""
     weights: WeightRule = "indicator"
-    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
-    """`indicator` marks tokens whose probability of being aligned is below this."""
+    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.27
+    """`indicator` marks tokens whose probability of being aligned is below this. 0.27 is a log-ratio of one root mean square
+    below 0; 0.5, as published, marks every token whose log-ratio is negative, which is most of an ordinary text."""
     marked: Literal["all", "first"] = "all"
     """The marked tokens of a completion that keep their weight: all, or only the first, which causes what follows."""
     solutions: bool = True

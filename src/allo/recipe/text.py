@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -163,14 +164,19 @@ def dump(fields: Any) -> str:
 
 def override(fields: dict[str, Any], text: str) -> None:
     """Apply `text`, a dotted.key=value with the value in YAML. Raises `UserError` for any other form."""
+    key, value = assignment(text)
+    try:
+        place(fields, key, value)
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from error
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Return the key and the value of a dotted.key=value. Raises `UserError` for any other form."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: expected key=value, such as improve.density=0.2")
-    found, _ = parse(value, where=lambda _: f"--set {text[:200]}", within=key)
-    try:
-        place(fields, key, found)
-    except UserError as error:
-        raise UserError(f"--set {text}: {error}") from error
+    return key, parse(value, where=lambda _: f"--set {text[:200]}", within=key)[0]
 
 
 def place(fields: dict[str, Any], key: str, value: Any) -> None:
@@ -185,6 +191,48 @@ def place(fields: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{parent} is not a block of keys")
         target = child
     target[last] = value
+
+
+def with_values(text: str, values: Mapping[str, Any], *, reasons: Mapping[str, Sequence[str]] = {}) -> str:
+    """Return a recipe's text with other values at dotted keys; its comments stay.
+
+    A top-level key is written again if a value in its block changes; a new one is added at the end. `reasons` are
+    comments above a top-level key.
+    """
+    fields, root = parse(text, where=lambda line: f"line {line}")
+    for key, value in values.items():
+        place(fields, key, value)
+    lines = text.splitlines()
+    starts = {key.value: key.start_mark.line for key, _ in root.value} if root is not None else {}
+    ends = dict(zip(starts, [*list(starts.values())[1:], len(lines)], strict=True))
+    changed = {key.split(".")[0] for key in values}
+    for name in reversed(starts):
+        block = lines[starts[name] : ends[name]]
+        while block and (not block[-1].strip() or block[-1].startswith("#")):
+            block.pop()  # the comments of the next key
+        written = _block(name, fields[name]) if name in changed else block
+        lines[starts[name] : starts[name] + len(block)] = [*_comments(reasons.get(name, ())), *written]
+    for name in [name for name in fields if name not in starts]:
+        lines += [*_comments(reasons.get(name, ())), *_block(name, fields[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _comments(sentences: Sequence[str]) -> list[str]:
+    return [f"# {line}" for sentence in sentences for line in textwrap.wrap(sentence, 110)]
+
+
+def _block(name: str, value: Any) -> list[str]:
+    """Return the lines of a top-level key, short blocks in one line."""
+    style = None if isinstance(value, dict) else False
+    text = yaml.dump(
+        {name: value},
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=style,
+        width=110,
+    )
+    return str(text).splitlines()
 
 
 def read_text(path: Path) -> str:

@@ -1,14 +1,16 @@
 """The writing of a report on one or many runs: one HTML page and its Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from allo.files.artifacts import RunFolder, write_atomic
 from allo.recipe import Recipe
 from allo.report.page import DEFAULT_EXAMPLES, render
+from allo.report.pairs import held_out_tables
 from allo.report.read import view
 from allo.report.story import headline
+from allo.report.tables import models, result_tables
 
 
 def write_report(
@@ -40,3 +42,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 def result_of_run(run: Path) -> str:
     """Return a finished run's result in one sentence."""
     return headline(view(run))
+
+
+def tables_of_run(run: Path) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield the title and the lines of each table of a finished run's results: models side by side, headed by names."""
+    rows = models([view(run)])
+    for table in result_tables(rows) + held_out_tables(rows):
+        lines = [["", *(row[0].text for row in table.rows)]]
+        for number, name in enumerate(table.columns[1:], start=1):
+            cells = [row[number] for row in table.rows]
+            if any(each.value is not None for each in cells):
+                lines.append([name, *(f"{each.text} {each.note}".strip() for each in cells)])
+        yield table.title, lines

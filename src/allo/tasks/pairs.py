@@ -149,7 +149,8 @@ def wrong_of_rows(
     """Return rows as `completions_of_rows` does; of pairs the rejected sides."""
     rows = list(rows) if isinstance(rows, Iterator) else rows
     first = next((row for row in rows if isinstance(row, Mapping)), {})
-    form = in_trl_form(dict(first), place=f"{name}, row 0", notes=Notes())
+    given = {column: value for column, value in first.items() if value is not None}
+    form = in_trl_form(given, place=f"{name}, row 0", notes=Notes())
     if not (is_rated(form) or "rejected" in form) or "completion" in form:
         return completions_of_rows(rows, name=name, chat=chat)
     for _, place, row in placed(rows, name=name):

@@ -39,7 +39,7 @@ def in_trl_form(row: Row, *, place: str, notes: Notes, chat: bool = False) -> Ro
     forms: list[tuple[str, Callable[..., Row | None]]] = [
         ("OpenAI's preference form: `input`, `preferred_output` and `non_preferred_output`", _preferred),
         ("the prompt is `instruction`, and `input` below it", _instructed),
-        ("the prompt is the conversation beside `chosen` and `rejected`", _beside),
+        ("the prompt is the conversation beside the answers", _beside),
     ]
     for words, read in forms:
         if (found := read(row, place=place, notes=notes)) is not None:
@@ -113,9 +113,9 @@ def _instructed(row: Row, *, place: str, notes: Notes) -> Row | None:
 
 
 def _beside(row: Row, *, place: str, notes: Notes) -> Row | None:
-    """Return the row with the conversation as its prompt, if each answer beside it is one message or list of one."""
+    """Return the row with the conversation as its prompt, if each answer beside it is one message, or several are rated."""
     answers = [row[each] for each in _ANSWERS if row.get(each)]
-    if row.get("prompt") or not answers or not all(map(_is_one_message, answers)):
+    if row.get("prompt") or not (answers or row.get("completions")) or not all(map(_is_one_message, answers)):
         return None
     if (name := conversation_of(row, place=place)) is None:
         return None

@@ -1,0 +1,1 @@
+../../src/allo/recipe/start/reward.py

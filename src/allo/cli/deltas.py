@@ -1,0 +1,101 @@
+"""`allo delta`: only the weights that alignment changed."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from allo.cli.shared import Profile, TrustRemoteCode, check_writable, print_fields
+from allo.console import say, tell
+
+app = typer.Typer(no_args_is_help=True, help="Deltas: only the weights that alignment changed.")
+
+DeltaPlace = Annotated[
+    str,
+    typer.Argument(help="A delta file, or hf://OWNER/NAME on the hub, with @REVISION and /FILE if needed."),
+]
+
+
+@app.command("extract")
+def delta_extract(base: Path, tuned: Path, out: Path, profile: Profile = "compact") -> None:
+    """Write the changes from BASE to TUNED as one small file."""
+    check_writable(out)
+    from allo.delta import extract
+
+    print_fields(out, extract(base, tuned, out, profile=profile))
+
+
+@app.command("apply")
+def delta_apply(base: Path, delta: DeltaPlace, out: Path) -> None:
+    """Write BASE with DELTA applied to the folder OUT, bit for bit the tuned checkpoint."""
+    from allo.delta import apply, fetch
+
+    apply(base, fetch(delta), out)
+    say(f"{out}: written")
+
+
+@app.command("merge")
+def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
+    """Write one delta with the changes of both FIRST and SECOND, which have the same base.
+
+    If both set a weight, SECOND's is taken; num_overruled counts the weights where they differ.
+    """
+    check_writable(out)
+    from allo.delta import fetch, merge
+
+    found = merge(fetch(first), fetch(second), out)
+    print_fields(out, found.merged)
+    tell(f"  {'num_shared':<20} {found.num_shared}\n  {'num_overruled':<20} {found.num_overruled}")
+
+
+@app.command("export")
+def delta_export(
+    base: Path,
+    delta: DeltaPlace,
+    out: Path,
+    format: Annotated[
+        Literal["full", "peft-shira"],
+        typer.Option(help="The whole model as `apply` writes it, or an adapter of PEFT."),
+    ],
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write the tuned model as a folder OUT that other libraries load.
+
+    A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. A layer
+    whose tuned weights sparse differences cannot reach exactly is stored whole, and counted (num_whole).
+    """
+    from allo.delta import apply, export_shira, fetch
+
+    if format == "full":
+        apply(base, fetch(delta), out)
+        say(f"{out}: written")
+        return
+    from allo.models.load import linear_names
+
+    linear = linear_names(base, trust_remote_code=trust_remote_code)
+    print_fields(out, export_shira(base, fetch(delta), out, linear=linear))
+
+
+@app.command("push")
+def delta_push(
+    delta: Path,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; created if it is missing.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload DELTA to a repository of the Hugging Face hub, with HF_TOKEN or the hub's own login.
+
+    Prints the hf:// place that other commands accept as a delta.
+    """
+    from allo.delta import push
+
+    tell(push(delta, repo, private=private))
+
+
+@app.command("info")
+def delta_info(delta: DeltaPlace) -> None:
+    """Print a delta's changes and its base."""
+    from allo.delta import fetch, info
+
+    print_fields(delta, info(fetch(delta)))

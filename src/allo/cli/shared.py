@@ -1,0 +1,38 @@
+"""The options and checks that sub-commands share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from allo.console import tell
+from allo.errors import UserError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as improve.density=0.2."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its layers.")
+]
+Profile = Annotated[
+    Literal["compact", "interop"],
+    typer.Option(help="Packed indices, or plain int32 ones for vLLM and TRL to map."),
+]
+
+
+def check_writable(out: Path) -> None:
+    """Check before a long pass over weights that its file can be written, and make its folder."""
+    if out.is_dir():
+        raise UserError(f"{out}: a folder; give the name of a file to write.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part")
+    part.touch()
+    part.unlink()
+
+
+def print_fields(path: str | Path, found: object) -> None:
+    """Print the path, and each field of a dataclass on a line of its own."""
+    tell(str(path))
+    for key, value in vars(found).items():
+        tell(f"  {key:<20} {value}")
