@@ -12,7 +12,7 @@ from allo.models.rows import counted_completions, counted_pairs
 from allo.recipe.criteria import CRITERIA
 from allo.training.dpo_passes import DpoPasses
 from allo.training.feedback_trainer import FeedbackTrainer
-from allo.training.locating import Search
+from allo.training.locating import Search, locate
 from allo.weights.layout import Layout
 from tiny import TOKENIZER, arguments, feedback, model, pairs, weights
 
@@ -77,3 +77,18 @@ def test_a_trainer_locates_its_own_mask_on_labelled_rows(
     trainer = FeedbackTrainer(policy, arguments(tmp_path), feedback(), TOKENIZER, mask=0.05)
     assert trainer.selected.density == pytest.approx(0.05, abs=1e-3)
     assert f"on {len(feedback())} completions" in capsys.readouterr().err
+
+
+def test_in_memory_both_sides_of_pairs_locate_what_the_pairs_do(tmp_path: Path) -> None:
+    """Their gradients at the start are the same, up to rounding."""
+    args = arguments(tmp_path)
+    of_pairs, single = (
+        locate(model(), iter(rows), density=0.1, criterion="gradient", args=args, processing_class=TOKENIZER)
+        for rows in (pairs(), BOTH)
+    )
+    shared = sum(
+        len(set(indices.tolist()) & set(single.indices.get(name, torch.empty(0)).tolist()))
+        for name, indices in of_pairs.indices.items()
+    )
+    assert of_pairs.num_selected == single.num_selected
+    assert shared > 0.99 * of_pairs.num_selected

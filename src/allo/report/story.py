@@ -122,15 +122,13 @@ def _on_feedback(found: HeldOutFeedback, before: ModelResult | None) -> str:
     if found.likelihood_auc is None:
         return f"{where} nothing is compared, since all have one label."
     rewarded = (
-        ""
-        if found.reward_auc is None
-        else f"has the higher reward in {_share(found.reward_auc)} of pairs and "
+        f"has a higher reward than a bad one in {_share(found.reward_auc)} and " if found.reward_auc else ""
     )
-    likelier = f"is the likelier one in {_share(found.likelihood_auc)}"
+    likelier = f"is the likelier one, by its tokens' mean, in {_share(found.likelihood_auc)}"
     known = before.feedback.likelihood_auc if before and before.feedback else None
     if known is not None and before is not None and before.feedback is not found:
         likelier += f", at the start in {_share(known)}"
-    return f"{where}, a good one {rewarded}{likelier}."
+    return f"{where}, a good one {rewarded}{likelier} of all comparisons."
 
 
 def _share(found: Rate) -> str:

@@ -12,13 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from allo.errors import UserError
+from allo.files.rows import Reading
 from allo.losses.feedback_losses import classified
 from allo.losses.needs import LossFunction
 from allo.models.load import switch_off_dropout
-from allo.models.rows import Counts, counted_pairs
+from allo.models.rows import Counts, counted_completions, counted_pairs
 from allo.recipe.criteria import CRITERIA, Criterion, criterion_of
 from allo.recipe.locate import Locate
 from allo.recipe.own_code import own_file
+from allo.tasks.feedback import feedback_of_rows
 from allo.tasks.pairs import pairs_of_rows
 from allo.training.dpo_passes import DpoPasses
 from allo.training.feedback_trainer import FeedbackTrainer
@@ -213,7 +215,8 @@ def locate(
 
     Args:
         model: a model, or its folder or hub id.
-        data: rows with `prompt`, `chosen` and `rejected`, as of `ImproveTrainer`. Criteria that see no pairs need none.
+        data: rows with `prompt`, `chosen` and `rejected`, as of `ImproveTrainer`, or with `completion` and `label`, as of
+            `FeedbackTrainer`. Criteria that see no pairs need none.
         density: the share of all weights to select, above 0 and at most 1.
         criterion: one of `allo.recipe.criteria.CRITERIA`, `file.py:function`, or a function. A function that is not marked by
             `allo.weights.criterion` maps a tensor's weights before and after a warm-up, fp32 of one shape, to scores >= 0,
@@ -242,8 +245,12 @@ def locate(
                 raise UserError(
                     f"data: the criterion {record.name} sees pairs: give rows with `prompt`, `chosen` and `rejected`."
                 )
-            reader = RowReader(model, tokenizer, pairs_of_rows, counted_pairs, max_length, cuts_ends=False)
-            rows = reader(data, "data")[0]
+            data = list(data) if isinstance(data, Iterator) else data
+            first = next(iter(data), None)
+            labelled = isinstance(first, Mapping) and "label" in first and "chosen" not in first
+            read: Callable[..., tuple[list[Any], Reading]] = feedback_of_rows if labelled else pairs_of_rows
+            tokenize = counted_completions if labelled else counted_pairs
+            rows = RowReader(model, tokenizer, read, tokenize, max_length, cuts_ends=False)(data, "data")[0]
         settings = Locate(beta=beta, max_tokens_per_batch=max_tokens_per_batch)
         search = Search(Layout.of(model).among(allowed.names), rows, args, tokenizer, settings, args.seed)
         return searched(search, record, criterion, allowed, density=density)
