@@ -21,8 +21,9 @@ FORGOTTEN_LITTLE = 0.05
 FORGOTTEN_MUCH = 2.0
 """Nats per token: a token of probability 0.9 is left with 0.12. The laboratory's best rates stay below half of it, and
 four times the rate, where accuracy breaks down, is beyond."""
-USUAL_FALL = 1.0
-"""Nats per answer. Half of the laboratory's good DPO runs lose something; none loses this much."""
+USUAL_FALL = 0.5
+"""Nats per answer: 40% less likely. The laboratory's tuned methods end between a gain of 0.6 and a loss of 0.5 (25 tokens
+times "drop of chosen" in benchmarks/RESULTS.md); five times the best rate loses 0.65."""
 USUAL_SHARE = 0.1
 """The share of an answer's log-likelihood at the start. Long answers lose more nats at the same harm."""
 FLAT = 5.0
