@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from allo.files.evaluation import Divergence, ModelResult, SetResult
 from allo.report.diagnosis import DIAGNOSES, EVALUATED, Evidence, Reading, read_stage
-from curves_setup import RECIPE, Steps, forgetting, improving, recipe
+from allo.report.run_view import Manifest, StageRecord
+from curves_setup import RECIPE, Steps, forgetting, improving, recipe, way
 
 
 def faults(reading: Reading | None) -> list[str]:
@@ -42,7 +43,7 @@ def evaluated(*, tokens: float = 24.2, kl: float = 0.01, **changes: Any) -> list
         "aligned", {"test": SetResult(40, mean_tokens=tokens), "other": SetResult(40, mean_tokens=9.0)},
         kl=Divergence("plain", kl),
     )  # fmt: skip
-    evidence = Evidence(EVALUATED, (), recipe(**changes), before, after)
+    evidence = Evidence(EVALUATED, (), recipe(**changes), before=before, after=after)
     return [found.text for each in DIAGNOSES if (found := each.finding(evidence))]
 
 
@@ -192,6 +193,24 @@ def test_forgetting_to_a_bound_of_the_recipe_is_not_too_much() -> None:
     assert faults(forgot(forgetting(change=-0.3)[:9], forget__until=0.5)) == []  # it stopped within the epoch
 
 
+def test_forgetting_that_reaches_unmarked_tokens_is_named() -> None:
+    """Answers of 22 tokens, 11 of them marked, as in the laboratory."""
+    counts = {"completions": 650, "tokens": 14_300, "weighted": 7_150, "dropped": 0}
+
+    def with_whole(whole: float, *, score: str = "score", counts: dict[str, object] = counts) -> list[str]:
+        steps = [
+            s | {"rewards/rejected": 0.1 * whole * way((s["step"] - 1) / 20)} for s in forgetting(change=-0.4)
+        ]
+        manifest = Manifest(1, "mine", stages={score: StageRecord(counts=counts)})
+        return faults(read_stage("forget", steps, RECIPE, manifest))
+
+    assert with_whole(-4.4) == with_whole(-3.7) == []  # the marked tokens' own loss; others gain
+    assert with_whole(-12.0) == ["forgetting spread"]
+    assert with_whole(-12.0, score="round-1/score") == []  # another stage's counts
+    for damaged in ({}, counts | {"tokens": "many"}, counts | {"tokens": 0}, counts | {"weighted": 14_300}):
+        assert with_whole(-12.0, counts=damaged) == []
+
+
 def test_a_loss_without_a_reference_is_read_by_its_probabilities() -> None:
     def bare(change: float) -> Steps:
         return [
@@ -262,6 +281,10 @@ def test_a_start_without_answers_is_not_compared() -> None:
     model = ModelResult("a", {"test": SetResult(4, mean_tokens=0.0)})
     for before in (None, model, replace(model, sets={})):
         evidence = Evidence(
-            EVALUATED, (), RECIPE, before, replace(model, sets={"test": SetResult(4, mean_tokens=9)})
+            EVALUATED,
+            (),
+            RECIPE,
+            before=before,
+            after=replace(model, sets={"test": SetResult(4, mean_tokens=9)}),
         )
         assert [each.finding(evidence) for each in DIAGNOSES] == [None] * len(DIAGNOSES)

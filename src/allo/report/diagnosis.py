@@ -9,7 +9,7 @@ from allo.recipe.trainers import TRAINERS
 from allo.report import faults, figures
 from allo.report.evidence import FEWEST, Evidence, Steps, at_end, at_start
 from allo.report.faults import Numbers
-from allo.report.run_view import RunView
+from allo.report.run_view import Manifest, RunView
 from allo.report.tables import escaped
 
 
@@ -132,6 +132,14 @@ DIAGNOSES = (
         (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
     Diagnosis(
+        "forgetting spread",
+        ("forget",),
+        faults.spread,
+        "The unmarked tokens of wrong answers lost {fall} nats each, and the marked ones {marked}.",
+        "Forgetting reached tokens that no scorer took to be wrong, so right answers suffer with them.",
+        (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+    ),
+    Diagnosis(
         "until not reached",
         ("forget",),
         faults.until_missed,
@@ -198,23 +206,26 @@ class Reading:
         return [*filter(None, [self.summary]), *(faults or ["Nothing in the curves is unusual."])]
 
 
-def read_stage(stage: str, steps: Steps, recipe: Mapping[str, Any]) -> Reading | None:
+def read_stage(
+    stage: str, steps: Steps, recipe: Mapping[str, Any], manifest: Manifest | None = None
+) -> Reading | None:
     """Read a training stage's curves; None for one that is not diagnosed. A round's stage is `round-1/improve`."""
-    name = stage.rpartition("/")[2]
+    place, slash, name = stage.rpartition("/")
     if name not in TRAINED or not steps:
         return None
-    return _read(stage, Evidence(name, steps, recipe))
+    scored = manifest.stages.get(f"{place}{slash}score") if manifest else None
+    return _read(stage, Evidence(name, steps, recipe, scored.counts if scored else {}))
 
 
 def read_run(run: RunView) -> list[Reading]:
     """Read all of a run's stages and its evaluation, if that shows a fault."""
-    stages = (read_stage(stage, steps, run.settings) for stage, steps in run.curves.items())
+    stages = (read_stage(stage, steps, run.settings, run.manifest) for stage, steps in run.curves.items())
     return [reading for reading in (*stages, read_evaluation(run)) if reading]
 
 
 def read_evaluation(run: RunView) -> Reading | None:
     """Read a run's evaluation; None if it shows no fault."""
-    found = _read(EVALUATED, Evidence(EVALUATED, (), run.settings, run.before, run.after))
+    found = _read(EVALUATED, Evidence(EVALUATED, (), run.settings, before=run.before, after=run.after))
     return found if found.findings else None
 
 

@@ -21,11 +21,15 @@ NO_REFERENCE = frozenset({"simpo"})
 
 @dataclass(frozen=True)
 class Evidence:
-    """One stage as a diagnosis reads it: logged steps and the resolved recipe, or the evaluation before and after."""
+    """One stage as a diagnosis reads it: logged steps and the resolved recipe, or the evaluation before and after.
+
+    `scored` has the manifest's counts of the token scores that forgetting follows.
+    """
 
     stage: str
     steps: Steps = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    scored: Mapping[str, object] = field(default_factory=dict)
     before: ModelResult | None = None
     after: ModelResult | None = None
 

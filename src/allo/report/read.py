@@ -63,7 +63,7 @@ def reading_of(folder: Path, stage: str) -> Reading | None:
     if stage == EVALUATED:
         evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
         return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
-    return read_stage(stage, _curves(folder, manifest).get(stage, []), settings)
+    return read_stage(stage, _curves(folder, manifest).get(stage, []), settings, manifest)
 
 
 def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
