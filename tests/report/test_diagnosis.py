@@ -247,7 +247,7 @@ def test_damaged_missing_and_short_records_are_no_faults() -> None:
     steps = improving(chosen=-5.3, rejected=-14.0)
     assert faults(read_stage("improve", steps, {})) == []  # no beta, so no nats
     assert faults(improved(steps, improve__beta="much")) == []
-    assert faults(improved(steps[:3])) == []
+    assert improved(steps[:3]).sentences == ("A diagnosis needs 4 logged steps; there are 3.",)
     assert faults(improved([{"step": 1.0}] * 9)) == []
     assert faults(improved([s | {"rewards/chosen": math.nan} for s in steps])) == []
     assert read_stage("improve", [], RECIPE) is None
@@ -261,14 +261,14 @@ def test_losses_of_sampling_trainers_are_not_progress() -> None:
 
 
 def test_a_good_stage_says_what_happened_in_one_sentence() -> None:
-    assert improved(improving()).sentences == [
-        "In 40 steps, chosen answers gained 0.20 nats each and rejected ones lost 2.49; 95.0\u00a0% of the pairs are told "
+    assert improved(improving()).sentences == (
+        "In 40 steps, chosen answers gained 0.20 nats each and rejected ones lost 2.49 nats; 95.0\u00a0% of the pairs are told "
         "apart.",
         "Nothing in the curves is unusual.",
-    ]
-    assert forgot(forgetting()).summary == "In 21 steps, the marked tokens lost 0.20 nats each."
+    )
+    assert forgot(forgetting()).sentences[0] == "In 21 steps, the marked tokens lost 0.20 nats each."
     sft = read_stage("sft", [{"step": i + 1, "loss": 0.5 - 0.01 * i} for i in range(20)], RECIPE)
-    assert sft is not None and sft.summary == "In 20 steps, the loss went from 0.49 to 0.32."
+    assert sft is not None and sft.sentences[0] == "In 20 steps, the loss went from 0.49 to 0.32."
 
 
 def test_a_rounds_stage_is_read_as_its_stage() -> None:

@@ -38,10 +38,10 @@ def write_run(folder: Path, *, kl: float = 0.25) -> Path:
 
 def test_the_terminal_gets_a_stages_sentences_when_it_ends(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    assert sentences_of(run, "forget") == [
+    assert sentences_of(run, "forget") == (
         "In 21 steps, the marked tokens lost 0.20 nats each.",
         "Nothing in the curves is unusual.",
-    ]
+    )
     done, fault = sentences_of(run, "improve")
     assert done.startswith("In 40 steps, chosen answers lost 5.2")
     assert (
@@ -50,11 +50,11 @@ def test_the_terminal_gets_a_stages_sentences_when_it_ends(tmp_path: Path) -> No
     (far,) = sentences_of(run, "evaluate")
     assert far.startswith("The KL to the start is 0.25 nats a token on plain.")
     for stage in ("sample", "judge", "locate", "score", "round-1/improve", "report"):
-        assert sentences_of(run, stage) == [], stage
+        assert sentences_of(run, stage) == (), stage
 
 
 def test_a_good_evaluation_says_nothing_and_an_unfinished_run_is_read(tmp_path: Path) -> None:
-    assert sentences_of(write_run(tmp_path / "good", kl=0.01), "evaluate") == []
+    assert sentences_of(write_run(tmp_path / "good", kl=0.01), "evaluate") == ()
     unfinished = write_run(tmp_path / "unfinished")
     (unfinished / "08-eval.json").unlink()
     assert len(sentences_of(unfinished, "improve")) == 2

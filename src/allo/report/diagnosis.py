@@ -193,17 +193,11 @@ DIAGNOSES = (
 
 @dataclass(frozen=True)
 class Reading:
-    """A stage read: its curves in one sentence, and its faults."""
+    """A stage read: the sentences to show, and the faults among them."""
 
     stage: str
-    summary: str
+    sentences: tuple[str, ...]
     findings: tuple[Finding, ...]
-
-    @property
-    def sentences(self) -> list[str]:
-        """Return the sentences to show."""
-        faults = [finding.text for finding in self.findings]
-        return [*filter(None, [self.summary]), *(faults or ["Nothing in the curves is unusual."])]
 
 
 def read_stage(
@@ -243,27 +237,32 @@ def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
 
 
 def _read(stage: str, evidence: Evidence) -> Reading:
-    findings = (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)
-    return Reading(stage, _summary(evidence), tuple(filter(None, findings)))
+    found = tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
+    texts = tuple(finding.text for finding in found)
+    if evidence.stage == EVALUATED:  # its headline says what it found
+        return Reading(stage, texts, found)
+    num_logged = len(evidence.values("loss"))
+    if num_logged < FEWEST:
+        return Reading(
+            stage, (f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}.", *texts), found
+        )
+    return Reading(stage, (_summary(evidence), *(texts or ("Nothing in the curves is unusual.",))), found)
 
 
 def _summary(evidence: Evidence) -> str:
-    """Return what the curves did, in one sentence; nothing for an evaluation, which has its headline."""
+    """Return what the curves did, in one sentence."""
     chosen, rejected = evidence.changes("rewards/chosen"), evidence.changes("rewards/rejected")
     forgotten, losses = evidence.values("logratios/forgotten"), evidence.values("loss")
     if chosen and rejected:
-        moved = [
-            f"{'gained' if at_end(side) > 0 else 'lost'} {faults.nats(at_end(side))}"
-            for side in (chosen, rejected)
-        ]
-        text = f"In {evidence.num_steps}, chosen answers {moved[0]} nats each and rejected ones {moved[1]}"
+        text = f"In {evidence.num_steps}, chosen answers {_moved(chosen)} each and rejected ones {_moved(rejected)}"
         told = evidence.values("rewards/accuracies")
         return f"{text}; {figures.percent(at_end(told))} of the pairs are told apart." if told else f"{text}."
     if len(forgotten) >= FEWEST:
-        change = at_end(forgotten)
-        moved_by = f"{'gained' if change > 0 else 'lost'} {faults.nats(change)}"
-        return f"In {evidence.num_steps}, the marked tokens {moved_by} nats each."
-    if len(losses) >= FEWEST:
-        first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
-        return f"In {evidence.num_steps}, the loss went from {first} to {last}."
-    return ""
+        return f"In {evidence.num_steps}, the marked tokens {_moved(forgotten)} each."
+    first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
+    return f"In {evidence.num_steps}, the loss went from {first} to {last}."
+
+
+def _moved(changes: Sequence[float]) -> str:
+    change = at_end(changes)
+    return f"{'gained' if change > 0 else 'lost'} {faults.nats(change)} nats"
