@@ -250,7 +250,10 @@ def test_damaged_missing_and_short_records_are_no_faults() -> None:
     assert improved(steps[:3]).sentences == ("A diagnosis needs 4 logged steps; there are 3.",)
     assert faults(improved([{"step": 1.0}] * 9)) == []
     assert faults(improved([s | {"rewards/chosen": math.nan} for s in steps])) == []
-    assert read_stage("improve", [], RECIPE) is None
+    assert improved([]).sentences == ("A diagnosis needs 4 logged steps; there are 0.",)
+    assert improved([], improve__training__logging_steps=50).sentences == (
+        "A diagnosis needs 4 logged steps; there are 0. Lower improve.training.logging_steps (now 50).",
+    )
     assert read_stage("warmup", steps, RECIPE) is None
 
 

@@ -205,7 +205,7 @@ def read_stage(
 ) -> Reading | None:
     """Read a training stage's curves; None for one that is not diagnosed. A round's stage is `round-1/improve`."""
     place, slash, name = stage.rpartition("/")
-    if name not in TRAINED or not steps:
+    if name not in TRAINED:
         return None
     scored = manifest.stages.get(f"{place}{slash}score") if manifest else None
     return _read(stage, Evidence(name, steps, recipe, scored.counts if scored else {}))

@@ -63,7 +63,8 @@ def reading_of(folder: Path, stage: str) -> Reading | None:
     if stage == EVALUATED:
         evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
         return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
-    return read_stage(stage, _curves(folder, manifest).get(stage, []), settings, manifest)
+    steps = _curves(folder, manifest).get(stage)
+    return None if steps is None else read_stage(stage, steps, settings, manifest)
 
 
 def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
