@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.runs.diagnosis [--good 20] [--only FAULT ...] [--work DIR]
 
-All runs share one preparation, up to the token scores. A fault is missed if its run's stages do not name it. A good run
-trains at the demo's settings from a seed of its own; each sentence on it is a false alarm. Writes
-`benchmarks/results/diagnosis.json`: counts per fault, and beside them what else was named.
+Faults are planted in the published form (diagnosis.yaml). A fault is missed if its run's stages do not name it. Good runs
+train in that form and in the demo's, in turn, each from a seed of its own; one that is blamed is a false alarm. Runs of a
+form share their preparation, up to the token scores. Writes `benchmarks/results/diagnosis.json`: counts per fault, and
+beside them what else was named.
 """
 
 import argparse
@@ -18,11 +19,15 @@ from typing import Any
 
 from allo.console import hushed, say
 from allo.pipeline import run_all
-from allo.recipe import load_recipe
+from allo.recipe import Recipe, load_recipe
 from allo.report.read import reading_of
 from benchmarks.record import RESULTS, ROOT, Record, Row
 
 SOURCE = ROOT / "src" / "allo"
+PUBLISHED, DEMO, DPO = (
+    Path(__file__).with_name("diagnosis.yaml"),
+    *(SOURCE / "demo" / f"{name}.yaml" for name in ("allo", "dpo")),
+)
 SHORT = ("evaluate.sets.test.limit=60", "evaluate.num_generations=2", "evaluate.start=true")
 Rows = list[dict[str, Any]]
 
@@ -62,7 +67,7 @@ FAULTS = (
         ("improve.training.learning_rate=1e-3", "improve.training.num_train_epochs=10"),
     ),
     Planted("forgot too little", "forget", ("forget.training.learning_rate=1e-5",)),
-    Planted("forgot too much", "forget", ("forget.training.learning_rate=1e-2",)),
+    Planted("forgot too much", "forget", ("forget.training.learning_rate=3e-2",)),
     Planted("forgetting spread", "forget", ("forget.training.learning_rate=4e-3",)),
     Planted("until not reached", "forget", ("forget.until=0.1",)),
     Planted(
@@ -77,48 +82,41 @@ FAULTS = (
 )
 
 
-def named(work: Path, prepared: Path, until: str, settings: Sequence[str], pairs: Path | None) -> list[str]:
-    """Train a run up to a stage, from the preparation or from pairs, and return the faults that its stages name."""
+def named(
+    recipe: Path, until: str, settings: Sequence[str], work: Path, *, prepared: Path | None
+) -> list[str]:
+    """Train a run up to a stage, from a preparation if there is one, and return the faults that its stages name."""
     shutil.rmtree(work, ignore_errors=True)
-    if pairs is None:
+    if prepared is not None:
         shutil.copytree(prepared, work / prepared.name, symlinks=True)
-    demo = SOURCE / "demo" / ("allo.yaml" if pairs is None else "dpo.yaml")
-    data = [] if pairs is None else [f"data.pairs={pairs}"]
-    recipe = load_recipe(demo, [f"model={SOURCE / 'lab'}", f"out={work}", *data, *settings])
     with hushed():
-        run = run_all(recipe, until=until)
-    readings = [
-        reading_of(run.path, stage) for stage in ("forget", "improve", "evaluate") if _has(run.path, stage)
-    ]
+        run = run_all(_recipe(recipe, work, settings), until=until)
+    stages = ["forget", "improve", *(["evaluate"] if until == "evaluate" else [])]
+    readings = [reading_of(run.path, stage) for stage in stages]
     shutil.rmtree(work)
     return [finding.diagnosis for reading in readings if reading for finding in reading.findings]
 
 
-def _has(run: Path, stage: str) -> bool:
-    return stage != "evaluate" or (run / "08-eval.json").exists()
+def _recipe(path: Path, work: Path, settings: Sequence[str]) -> Recipe:
+    return load_recipe(path, [f"model={SOURCE / 'lab'}", f"out={work}", "data_seed=0", *settings])
 
 
-def prepare(work: Path) -> Path:
-    """Run the demo's recipe up to its token scores, and return the run's folder."""
-    recipe = load_recipe(
-        SOURCE / "demo" / "allo.yaml", [f"model={SOURCE / 'lab'}", f"out={work}", "data_seed=0"]
-    )
-    return run_all(recipe, until="score").path
+def prepare(recipe: Path, work: Path) -> Path:
+    """Run a recipe up to its token scores, and return the run's folder."""
+    return run_all(_recipe(recipe, work, ()), until="score").path
 
 
 def plant(fault: Planted, prepared: Path, work: Path) -> list[str]:
     """Return what is named in a run with the fault."""
-    pairs = None
-    if fault.pairs is not None:
-        rows = [
-            json.loads(line)
-            for line in (prepared / "03-pairs.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-        pairs = work.with_suffix(".jsonl")
-        pairs.write_text("".join(json.dumps(row) + "\n" for row in fault.pairs(plain)), encoding="utf-8")
-    settings = ["data_seed=0", *fault.settings] if pairs is None else fault.settings
-    return named(work, prepared, fault.until, settings, pairs)
+    if fault.pairs is None:
+        return named(PUBLISHED, fault.until, fault.settings, work, prepared=prepared)
+    rows = [
+        json.loads(line) for line in (prepared / "03-pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    pairs = work.with_suffix(".jsonl")
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in fault.pairs(plain)), encoding="utf-8")
+    return named(DPO, fault.until, (f"data.pairs={pairs}", *fault.settings), work, prepared=None)
 
 
 def row(fault: str, found: Iterable[list[str]]) -> Row:
@@ -128,7 +126,7 @@ def row(fault: str, found: Iterable[list[str]]) -> Row:
     missed = sum(fault not in names for names in runs) if fault else None
     alarms = sum(bool(names) for names in runs) if not fault else None
     return {
-        "planted": fault or "nothing: the demo's settings, other seeds",
+        "planted": fault or "nothing: good settings, other seeds",
         "runs": len(runs),
         "missed": missed,
         "false alarms": alarms,
@@ -138,16 +136,19 @@ def row(fault: str, found: Iterable[list[str]]) -> Row:
 
 def measure(faults: Sequence[Planted], *, good: int, work: Path, record: Record | None = None) -> list[Row]:
     """Plant each fault once, train the good runs, and return the table's rows, recorded as they come."""
-    prepared, rows = prepare(work / "prepared"), []
+    forms = (PUBLISHED, DEMO) if good > 1 else (PUBLISHED,)
+    prepared = {form: prepare(form, work / form.stem) for form in forms}
+    rows = []
     for fault in faults:
-        rows.append(row(fault.fault, [plant(fault, prepared, work / "run")]))
+        rows.append(row(fault.fault, [plant(fault, prepared[PUBLISHED], work / "run")]))
         say(f"{fault.fault}: {'missed' if rows[-1]['missed'] else 'named'}; also {rows[-1]['also named']}")
         if record:
             record.write(rows)
-    seeds = range(1, good + 1)
-    found = [
-        named(work / "run", prepared, "improve", ("data_seed=0", f"seed={seed}"), None) for seed in seeds
-    ]
+    found = []
+    for seed in range(1, good + 1):
+        form = forms[seed % len(forms)]
+        found.append(named(form, "improve", [f"seed={seed}"], work / "run", prepared=prepared[form]))
+        say(f"good run {seed}, {form.stem}: {', '.join(found[-1]) or 'nothing'}")
     rows += [row("", found)] if good else []
     if record:
         record.write(rows)

@@ -68,7 +68,7 @@ def evaluated(*, tokens: float = 24.2, kl: float = 0.01, **changes: Any) -> list
         ),
         (improved(improving(told=1.0, soon=0.02)), "pairs told apart at once", ["100.0 %", "a tenth of 40 steps"]),
         (forgot(forgetting(change=-0.01)), "forgot too little", ["lost 0.010", "raise forget.training.learning_rate"]),
-        (forgot(forgetting(change=-4.0)), "forgot too much", ["lost 3.9", "1.9 %", "lower forget.density (now 0.05)"]),
+        (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3 %", "lower forget.density (now 0.05)"]),
         (
             forgot(forgetting(change=-0.3), forget__until=0.1),
             "until not reached",
@@ -138,7 +138,7 @@ def test_good_curves_are_not_blamed(
     assert "Nothing in the curves is unusual." in reading.sentences or margin < 0.12
 
 
-@given(change=st.floats(-1.8, -0.08), believed=st.floats(0.05, 1.0), num=st.integers(6, 200))
+@given(change=st.floats(-3.9, -0.08), believed=st.floats(0.05, 1.0), num=st.integers(6, 200))
 @settings(max_examples=50, deadline=None)
 def test_good_forgetting_is_not_blamed(change: float, believed: float, num: int) -> None:
     assert faults(forgot(forgetting(change=change, believed=believed, num=num))) == []
@@ -188,7 +188,7 @@ def test_pairs_that_are_told_apart_later_or_in_few_steps_are_no_fault() -> None:
 
 
 def test_forgetting_to_a_bound_of_the_recipe_is_not_too_much() -> None:
-    steps = forgetting(change=-4.0)
+    steps = forgetting(change=-6.0)
     assert faults(forgot(steps, forget__until=0.2)) == []
     assert faults(forgot(forgetting(change=-0.3)[:9], forget__until=0.5)) == []  # it stopped within the epoch
 
@@ -219,7 +219,7 @@ def test_a_loss_without_a_reference_is_read_by_its_probabilities() -> None:
 
     assert faults(forgot(bare(-0.01), forget__loss="unlikelihood")) == ["forgot too little"]
     assert faults(forgot(bare(-1.3), forget__loss="unlikelihood")) == []
-    assert faults(forgot(bare(-4.0), forget__loss="unlikelihood")) == ["forgot too much"]
+    assert faults(forgot(bare(-6.0), forget__loss="unlikelihood")) == []  # that is its aim
 
 
 @pytest.mark.parametrize("loss", ["simpo", "mine.py:loss"])

@@ -243,9 +243,10 @@ def _read(stage: str, evidence: Evidence) -> Reading:
         return Reading(stage, texts, found)
     num_logged = len(evidence.values("loss"))
     if num_logged < FEWEST:
-        return Reading(
-            stage, (f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}.", *texts), found
-        )
+        few = f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}."
+        if (evidence.number(f"{evidence.stage}.training.logging_steps") or 1) > 1:
+            few = f"{few} {_advice(['lower {stage}.training.logging_steps'], evidence)}"
+        return Reading(stage, (few, *texts), found)
     return Reading(stage, (_summary(evidence), *(texts or ("Nothing in the curves is unusual.",))), found)
 
 

@@ -18,8 +18,8 @@ STILL = 0.1
 """Nats per answer. A margin below it changes the odds of the two answers by less than a tenth."""
 FORGOTTEN_LITTLE = 0.05
 """Nats per token: 5% less likely. The laboratory's best rate takes 0.17; 0.013 was hardly anything (docs/experiments.md)."""
-FORGOTTEN_MUCH = 2.0
-"""Nats per token: a token of probability 0.9 is left with 0.12. The laboratory's good rates end at 0.2 to 0.4."""
+FORGOTTEN_MUCH = 4.0
+"""Nats per token: 98% of a token's probability is gone. The laboratory's good NPO runs end at 0.2 to 0.4."""
 SPREAD = 0.1
 """Nats per token: 10% less likely. At the laboratory's best rate and at twice it, unmarked tokens gain 0.02; at eight
 times they lose 2.4."""
@@ -151,7 +151,7 @@ def far(evidence: Evidence) -> Numbers | None:
 
 
 def _forgotten(evidence: Evidence) -> float | None:
-    """Return the weighted tokens' change in nats; without a reference, that of their mean probability's logarithm."""
+    """Return the marked tokens' change in nats; without a reference, that of their mean probability's logarithm."""
     ratios = evidence.values("logratios/forgotten")
     if len(ratios) >= FEWEST:
         return at_end(ratios)
@@ -162,11 +162,18 @@ def _forgotten(evidence: Evidence) -> float | None:
 
 
 def forgot_much(evidence: Evidence) -> Numbers | None:
-    """Find weighted tokens that are all but impossible, unless the recipe says how far to go."""
-    change = _forgotten(evidence)
-    if change is None or change >= -FORGOTTEN_MUCH or evidence.number("forget.until") is not None:
+    """Find marked tokens that are all but impossible, unless the recipe says how far to go.
+
+    Without a reference, as in unlikelihood, that is the loss's aim: its slope fades with their probability.
+    """
+    ratios = evidence.values("logratios/forgotten")
+    if (
+        len(ratios) < FEWEST
+        or at_end(ratios) >= -FORGOTTEN_MUCH
+        or evidence.number("forget.until") is not None
+    ):
         return None
-    return {"fall": nats(change), "share": _as_likely(change)}
+    return {"fall": nats(at_end(ratios)), "share": _as_likely(at_end(ratios))}
 
 
 def spread(evidence: Evidence) -> Numbers | None:
@@ -181,7 +188,7 @@ def spread(evidence: Evidence) -> Numbers | None:
 
 
 def forgot_little(evidence: Evidence) -> Numbers | None:
-    """Find weighted tokens that are about as likely as before."""
+    """Find marked tokens that are about as likely as before."""
     change = _forgotten(evidence)
     if change is None or change < -FORGOTTEN_LITTLE:
         return None
