@@ -51,8 +51,9 @@ mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see w
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m benchmarks.mutants.run --max-children 2
 
-invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers
+invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers, and the tables of docs/diagnosis.md
 	$(BIN)/python scripts/render_invariants.py
+	$(BIN)/python scripts/render_diagnoses.py
 
 tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
 	$(BIN)/python scripts/render_tables.py

@@ -10,6 +10,7 @@ import typer
 
 from allo.cli.align import align_command
 from allo.cli.deltas import app as delta_app
+from allo.cli.environment import common, env_command
 from allo.cli.evaluate import evaluate
 from allo.cli.masks import app as mask_app
 from allo.cli.push import push_run
@@ -31,11 +32,11 @@ UNWRITABLE = {
 }
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Align language models with low redundancy: few weights, few tokens, forget then learn.",
 )
+app.callback(help=app.info.help)(common)
 app.add_typer(mask_app, name="mask")
 app.add_typer(delta_app, name="delta")
 app.add_typer(rewriter_app, name="rewriter")
@@ -64,6 +65,7 @@ def run_recipe(
 app.command("align")(align_command)
 app.command("init")(init_command)
 app.command("push")(push_run)
+app.command("env")(env_command)
 
 
 def _add_stage(name: str) -> None:

@@ -296,6 +296,8 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     _link_result(stage, recipe, run)
     shown = ", ".join(f"{key} {value}" for key, value in counts.items())
     say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
+    for sentence in importlib.import_module("allo.stages.explain").sentences_of(run.path, stage.name):
+        say(f"  {sentence}")
 
 
 def _link_result(stage: Stage, recipe: Recipe, run: RunFolder) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import yaml
 
 from allo.report import figures, tables
+from allo.report.diagnosis import diagnosis_lines
 from allo.report.pairs import held_out_tables
 from allo.report.run_view import RunView
 
@@ -35,7 +36,15 @@ class Facts:
 
 def card(run: RunView, facts: Facts) -> str:
     """Return the model card as Markdown, beginning with the hub's metadata."""
-    return "\n".join([_metadata(run, facts), *_origin(run, facts), *_results(run), *_provenance(run, facts)])
+    return "\n".join(
+        [
+            _metadata(run, facts),
+            *_origin(run, facts),
+            *_results(run),
+            *diagnosis_lines([run]),
+            *_provenance(run, facts),
+        ]
+    )
 
 
 def _metadata(run: RunView, facts: Facts) -> str:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from allo.files.evaluation import Accuracy, Rewards, SetResult
 from allo.report import charts, figures, story, tables
+from allo.report.diagnosis import diagnosis_lines, read_run
 from allo.report.experts import chosen_among, expert_table
 from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
@@ -100,6 +101,7 @@ def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table]
             "",
             *(f"{text}\n" for text in sentences),
             *map(tables.to_markdown, shown),
+            *diagnosis_lines(runs),
             *(line for run in runs for line in _uses(run, several=len(runs) > 1)),
         ]
     )
@@ -153,6 +155,7 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
     credit = run.credit or TokenCredit((), 0, 0)
     return {
         "name": figures.name(run.name),
+        "readings": [(figures.name(each.stage), each.sentences) for each in read_run(run)],
         "curves": _curves(run),
         "densities": _densities(run),
         "legend": charts.heat_legend(_most(run)),

@@ -15,6 +15,7 @@ from allo.files.json_text import parse_json
 from allo.files.result_link import result_of, uses
 from allo.files.rounds import rounds_there
 from allo.report.credit import token_credit
+from allo.report.diagnosis import EVALUATED, Reading, read_evaluation, read_stage
 from allo.report.run_view import Judged, Manifest, RunView, Side, TokenCredit
 
 
@@ -38,7 +39,7 @@ def view(folder: Path) -> RunView:
     manifest = _manifest(folder)
     judged = {path.name: read_of_schema(path, Judged) for path in sorted(folder.glob("judged-*.json"))}
     before = [name for name, record in judged.items() if not _of_these_answers(record, evaluation)]
-    recipe, base = _recipe(folder / "recipe.yaml")
+    recipe, settings = _recipe(folder / "recipe.yaml")
     return RunView(
         name=manifest.name,
         evaluation=evaluation,
@@ -47,11 +48,23 @@ def view(folder: Path) -> RunView:
         **_masks(folder, manifest),
         credit=_credit([folder, *rounds_there(folder).values()][-1]),
         recipe=recipe,
-        base=base,
+        settings=settings,
+        base=_base(settings),
         judged=tuple(record for name, record in judged.items() if name not in before),
         judged_before=tuple(before),
         uses=_uses(RunFolder(folder)),
     )
+
+
+def reading_of(folder: Path, stage: str) -> Reading | None:
+    """Return the diagnosis of a stage of a run that may still be going on; None for a stage that has none."""
+    _, settings = _recipe(folder / "recipe.yaml")
+    manifest = _manifest(folder)
+    if stage == EVALUATED:
+        evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
+        return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
+    steps = _curves(folder, manifest).get(stage)
+    return None if steps is None else read_stage(stage, steps, settings, manifest)
 
 
 def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
@@ -104,17 +117,22 @@ def _manifest(folder: Path) -> Manifest:
     )
 
 
-def _recipe(path: Path) -> tuple[str | None, str]:
-    """Return the resolved recipe's text and its model's name: a local folder's last part, or a whole hub id."""
+def _recipe(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Return the resolved recipe's text and its keys."""
     if not path.is_file():
-        return None, ""
+        return None, {}
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({error}). Start the run again to rewrite it.") from error
-    base = str(content.get("model", "")) if isinstance(content, dict) else ""
-    return text, Path(base).name if Path(base).is_absolute() else base
+    return text, content if isinstance(content, dict) else {}
+
+
+def _base(settings: dict[str, Any]) -> str:
+    """Return the name of a recipe's model: a local folder's last part, or a whole hub id."""
+    base = str(settings.get("model", ""))
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def _in_order(folders: Iterable[Path], run: Path, manifest: Manifest) -> list[Path]:

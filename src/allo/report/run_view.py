@@ -144,7 +144,7 @@ class RunView:
 
     `curves` maps a stage to its logged steps, each from metric to value; `masks` maps a stage to density rows, and
     `experts` to those of a mixture's experts. `among` has the patterns of the tensors that a mask's weights were selected
-    in, and the number of weights in these. `recipe` is the resolved recipe's YAML and `base` its model. `borrowed_start` is the start as another run
+    in, and the number of weights in these. `recipe` is the resolved recipe's YAML, `settings` its keys and `base` its model. `borrowed_start` is the start as another run
     evaluated it, for a run that did not. `judged` holds judges' records; `judged_before` names records of outdated
     answers. `uses` says what can be done with the run's model: (purpose, command in the run's folder).
     """
@@ -158,6 +158,7 @@ class RunView:
     among: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     credit: TokenCredit | None = None
     recipe: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     base: str = ""
     borrowed_start: ModelResult | None = None
     judged: tuple[Judged, ...] = ()

@@ -1,0 +1,269 @@
+"""What a run's curves and its evaluation show, in plain sentences with the keys to change."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from allo.recipe.losses import PAIR_LOSSES
+from allo.recipe.trainers import TRAINERS
+from allo.report import faults, figures
+from allo.report.evidence import FEWEST, Evidence, Steps, at_end, at_start
+from allo.report.faults import Numbers
+from allo.report.run_view import Manifest, RunView
+from allo.report.tables import escaped
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One diagnosis of a stage, in full sentences."""
+
+    diagnosis: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A fault that curves show. `find` returns the numbers that `happened` names, or None.
+
+    `stages` have it. `changes` are verbs with the keys that help; a key that the recipe lacks is left out.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    find: Callable[[Evidence], Numbers | None]
+    happened: str
+    meaning: str
+    changes: tuple[str, ...]
+
+    def finding(self, evidence: Evidence) -> Finding | None:
+        """Return the fault in words, with the current values of the keys to change; None if it is not there."""
+        numbers = self.find(evidence) if evidence.stage in self.stages else None
+        if numbers is None:
+            return None
+        text = f"{self.happened.format(**numbers)} {self.meaning} {_advice(self.changes, evidence)}"
+        return Finding(self.name, text.strip())
+
+
+def _advice(changes: Sequence[str], evidence: Evidence) -> str:
+    """Return the changes that the recipe allows as one sentence."""
+    said = []
+    for change in changes:
+        verb, key, *rest = change.replace("{stage}", evidence.stage).split()
+        value = evidence.setting(key)
+        if value is not None and _has(key, evidence):
+            now = f"{value:g}" if isinstance(value, float) else str(value)
+            said.append(" ".join([verb, key, *rest, f"(now {now})"]))
+    if not said:
+        return ""
+    text = ", or ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _has(key: str, evidence: Evidence) -> bool:
+    """Return whether the recipe may change a key that it shows."""
+    block, _, name = key.partition(".")
+    trainer, loss = evidence.setting(f"{block}.trainer"), str(evidence.setting(f"{block}.loss"))
+    selects = trainer is None or (trainer in TRAINERS and TRAINERS[trainer].selects)
+    match name:
+        case "density":
+            return selects and evidence.setting("locate") is not None
+        case "anchor" | "loss":
+            of_pairs = (loss in PAIR_LOSSES or ":" in loss) and evidence.setting("data.feedback") is None
+            return selects and of_pairs
+        case "beta":
+            return loss not in ("sft", "rft", "unlikelihood")
+    return True
+
+
+RATE = "{stage}.training.learning_rate"
+EPOCHS = "{stage}.training.num_train_epochs"
+TRAINED = ("sft", "forget", "improve")
+EVALUATED = "evaluate"
+
+DIAGNOSES = (
+    Diagnosis(
+        "nothing moved",
+        ("improve",),
+        faults.still,
+        "After {steps}, chosen and rejected answers are only {margin} nats per answer further apart than at the start.",
+        "The model is all but the one that training began with.",
+        (f"raise {RATE}", f"raise {EPOCHS}"),
+    ),
+    Diagnosis(
+        "chosen answers fell",
+        ("improve",),
+        faults.displaced,
+        "The chosen answers lost {fall} nats each of their log-likelihood, {start} at the start, and are {share} as "
+        "likely; the rejected ones {rejected}.",
+        "Pushing rejected answers down takes along what chosen ones share with them (likelihood displacement). The "
+        "probability goes to answers that are in no pair.",
+        ("raise improve.anchor", f"lower {RATE}", "lower improve.density"),
+    ),
+    Diagnosis(
+        "rejected answers fell far",
+        ("improve",),
+        faults.rejected_far,
+        "The rejected answers lost {fall} nats each, which at beta {beta} is a reward of {reward}.",
+        "The loss has less than 1% of its slope left there, so it did not ask for this fall. Training goes too far.",
+        ("raise improve.beta", f"lower {RATE}", f"lower {EPOCHS}"),
+    ),
+    Diagnosis(
+        "pairs told apart at once",
+        ("improve",),
+        faults.saturated,
+        "After a tenth of {steps}, {share} of the pairs had the higher reward on the chosen answer.",
+        "The rest of the training widened margins that were there. The pairs are easy, or the steps are large.",
+        (f"lower {EPOCHS}", f"lower {RATE}"),
+    ),
+    Diagnosis(
+        "forgot too little",
+        ("forget",),
+        faults.forgot_little,
+        "After {steps}, the marked tokens {moved} nats each.",
+        "The model still believes the wrong tokens as it did at the start.",
+        (f"raise {RATE}", f"raise {EPOCHS}"),
+    ),
+    Diagnosis(
+        "forgot too much",
+        ("forget",),
+        faults.forgot_much,
+        "The marked tokens lost {fall} nats each and are {share} as likely as at the start.",
+        "Right answers need some of these tokens too, so accuracy may be lost.",
+        (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+    ),
+    Diagnosis(
+        "forgetting spread",
+        ("forget",),
+        faults.spread,
+        "The unmarked tokens of wrong answers lost {fall} nats each, and the marked ones {marked}.",
+        "Forgetting reached tokens that no scorer took to be wrong, so right answers suffer with them.",
+        (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+    ),
+    Diagnosis(
+        "until not reached",
+        ("forget",),
+        faults.until_missed,
+        "After {steps}, the marked tokens have a mean probability of {share}, above forget.until {until}.",
+        "Forgetting ended with the data before it was done.",
+        (f"raise {EPOCHS}", f"raise {RATE}", "raise forget.until"),
+    ),
+    Diagnosis(
+        "loss jumped",
+        TRAINED,
+        faults.spiked,
+        "At step {step} the loss jumped to {loss}, from {before} in the steps before.",
+        "A few unusual rows, or steps that are too large, threw the weights off their way.",
+        (
+            f"lower {RATE}",
+            "raise {stage}.training.warmup_steps",
+            "raise {stage}.training.gradient_accumulation_steps",
+        ),
+    ),
+    Diagnosis(
+        "loss rose",
+        TRAINED,
+        faults.rose,
+        "The loss rose from {start} to {end}.",
+        "The steps are too large: training ended worse than it began.",
+        (f"lower {RATE}", "raise {stage}.training.warmup_steps"),
+    ),
+    Diagnosis(
+        "length changed",
+        ("improve", EVALUATED),
+        faults.lengthened,
+        "Answers {where} have {after} tokens on average, {before} at the start ({change}).",
+        "The model may have learned a length instead of what makes an answer good.",
+        ("lower improve.training.learning_rate", "lower forget.training.learning_rate", "raise improve.beta"),
+    ),
+    Diagnosis(
+        "far from the start",
+        (EVALUATED,),
+        faults.far,
+        "The KL to the start is {kl} nats a token on {set}.",
+        "The model changed much beyond its training data, so other abilities may have suffered.",
+        (
+            "lower improve.training.learning_rate",
+            "lower forget.training.learning_rate",
+            "lower improve.training.num_train_epochs",
+            "raise improve.beta",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A stage read: the sentences to show, and the faults among them."""
+
+    stage: str
+    sentences: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def read_stage(
+    stage: str, steps: Steps, recipe: Mapping[str, Any], manifest: Manifest | None = None
+) -> Reading | None:
+    """Read a training stage's curves; None for one that is not diagnosed. A round's stage is `round-1/improve`."""
+    place, slash, name = stage.rpartition("/")
+    if name not in TRAINED:
+        return None
+    scored = manifest.stages.get(f"{place}{slash}score") if manifest else None
+    return _read(stage, Evidence(name, steps, recipe, scored.counts if scored else {}))
+
+
+def read_run(run: RunView) -> list[Reading]:
+    """Read all of a run's stages and its evaluation, if that shows a fault."""
+    stages = (read_stage(stage, steps, run.settings, run.manifest) for stage, steps in run.curves.items())
+    return [reading for reading in (*stages, read_evaluation(run)) if reading]
+
+
+def read_evaluation(run: RunView) -> Reading | None:
+    """Read a run's evaluation; None if it shows no fault."""
+    found = _read(EVALUATED, Evidence(EVALUATED, (), run.settings, before=run.before, after=run.after))
+    return found if found.findings else None
+
+
+def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
+    """Return the runs' diagnoses as Markdown: one item a stage, under a title each if there are several runs."""
+    lines = []
+    for run in runs:
+        title = f"Diagnosis of {figures.name(run.name)}" if len(runs) > 1 else "Diagnosis"
+        items = [
+            f"- {escaped(figures.name(each.stage))}: {escaped(' '.join(each.sentences))}"
+            for each in read_run(run)
+        ]
+        lines += [f"### {escaped(title)}", "", *items, ""] if items else []
+    return lines
+
+
+def _read(stage: str, evidence: Evidence) -> Reading:
+    found = tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
+    texts = tuple(finding.text for finding in found)
+    if evidence.stage == EVALUATED:  # its headline says what it found
+        return Reading(stage, texts, found)
+    num_logged = len(evidence.values("loss"))
+    if num_logged < FEWEST:
+        few = f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}."
+        if (evidence.number(f"{evidence.stage}.training.logging_steps") or 1) > 1:
+            few = f"{few} {_advice(['lower {stage}.training.logging_steps'], evidence)}"
+        return Reading(stage, (few, *texts), found)
+    return Reading(stage, (_summary(evidence), *(texts or ("Nothing in the curves is unusual.",))), found)
+
+
+def _summary(evidence: Evidence) -> str:
+    """Return what the curves did, in one sentence."""
+    chosen, rejected = evidence.changes("rewards/chosen"), evidence.changes("rewards/rejected")
+    forgotten, losses = evidence.values("logratios/forgotten"), evidence.values("loss")
+    if chosen and rejected:
+        text = f"In {evidence.num_steps}, chosen answers {_moved(chosen)} each and rejected ones {_moved(rejected)}"
+        told = evidence.values("rewards/accuracies")
+        return f"{text}; {figures.percent(at_end(told))} of the pairs are told apart." if told else f"{text}."
+    if len(forgotten) >= FEWEST:
+        return f"In {evidence.num_steps}, the marked tokens {_moved(forgotten)} each."
+    first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
+    return f"In {evidence.num_steps}, the loss went from {first} to {last}."
+
+
+def _moved(changes: Sequence[float]) -> str:
+    change = at_end(changes)
+    return f"{'gained' if change > 0 else 'lost'} {faults.nats(change)} nats"
