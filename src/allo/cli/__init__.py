@@ -13,6 +13,7 @@ from allo.cli.deltas import app as delta_app
 from allo.cli.environment import common, env_command
 from allo.cli.evaluate import evaluate
 from allo.cli.masks import app as mask_app
+from allo.cli.plan import plan_command
 from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
 from allo.cli.shared import Overrides
@@ -125,30 +126,7 @@ def check_recipe(
     show(preview(read, sources), plain=plain)
 
 
-@app.command("plan")
-def plan_recipe(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
-    ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
-) -> None:
-    """Print how much memory each stage takes; no weights are read."""
-    from allo.plan.memory import parse_size
-
-    limit = None if gpu is None else parse_size(gpu)
-    read = load_recipe(recipe, overrides)
-    from allo.plan import plan
-    from allo.plan import table as show
-
-    planned = plan(read, limit=limit)
-    if as_json:
-        tell(json.dumps(show.as_json(planned, gpus=gpus), indent=1))
-    else:
-        show.show(planned, gpus=gpus)
+app.command("plan")(plan_command)
 
 
 @app.command("compare")

@@ -103,7 +103,7 @@ class _TokenLogps(torch.autograd.Function):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logps = torch.empty(len(targets), dtype=dtype, device=hidden.device)
         measures = logps.new_empty(len(targets) if measured else 0, len(MEASURES))
-        for part in _chunks(len(targets), len(weight)):
+        for part in _chunks(hidden, len(weight)):
             # On a CPU this is ten times as fast as logsumexp, which makes four passes.
             logits = head.logits(hidden[part])
             distribution = logits.log_softmax(-1)
@@ -123,7 +123,7 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for part in _chunks(len(targets), len(weight)):
+        for part in _chunks(hidden, len(weight)):
             logits = head.logits(hidden[part])
             # d logp / d logits = onehot(target) - softmax
             scale = grad[part, None].to(logits.dtype)
@@ -147,6 +147,9 @@ def _measures(logits: Tensor, distribution: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([entropy, mean, (distribution.argmax(-1) == targets).to(mean.dtype)], dim=-1)
 
 
-def _chunks(num_tokens: int, vocabulary: int) -> list[slice]:
+def _chunks(hidden: Tensor, vocabulary: int) -> list[slice]:
+    """Return the parts of the states [N, H] whose logits are computed together."""
     chunk = max(1, _CHUNK_BYTES // (4 * vocabulary))
-    return [slice(start, start + chunk) for start in range(0, num_tokens, chunk)]
+    parts = [slice(start, start + chunk) for start in range(0, len(hidden), chunk)]
+    # In a rehearsal, further parts would only repeat the memory of the second.
+    return [*parts[:2], *parts[2:][-1:]] if hasattr(hidden, "fake_mode") else parts

@@ -1,6 +1,8 @@
 """A plan for readers: a table, the meaning of its columns, and settings to change."""
 
 import json
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -8,33 +10,42 @@ from rich.console import Console
 from rich.table import Table
 
 from allo.console import cell
+from allo.plan import duration
 from allo.plan.memory import KINDS, Plan, StagePlan
 
 _GB = 10**9
-_WIDTH = 100  # of the table, even on a narrower terminal, so that its headings stay readable
+WIDTH = 80  # of every line
 
 
 def show(plan: Plan, *, gpus: int) -> None:
     """Print the table to standard output, with the formula below it."""
     console = Console(highlight=False, emoji=False)
-    console.print(_table(plan), width=max(console.width, _WIDTH), crop=False)
+    console.print(_table(plan), width=WIDTH, crop=False)
     console.print(cell(explanation(plan, gpus=gpus)), soft_wrap=True)
 
 
+def wrapped(text: str, *, indent: str = "") -> str:
+    """Return a text in lines of at most `WIDTH` columns; further lines begin with `indent`."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
+
+
 def _table(plan: Plan) -> Table:
-    kinds = [kind for kind in KINDS if any(stage.bytes.get(kind) for stage in plan.stages)]
-    table = Table(title="Peak memory on the device, GB", box=SIMPLE_HEAD)
-    table.add_column("stage")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    table.add_column("total", justify="right", style="bold")
-    table.add_column("host", justify="right", style="dim")
-    if plan.limit is not None:
-        table.add_column("fits")
+    """Return a table with one column per stage and one line per kind of memory."""
+    table = Table(
+        title="Peak memory on the device, GB", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("")
     for stage in plan.stages:
-        cells = [_gigabytes(stage.bytes.get(kind, 0)) for kind in kinds]
-        verdict = [] if plan.limit is None else ["yes" if plan.fits(stage) else "no"]
-        table.add_row(stage.stage, *cells, _gigabytes(stage.total), _gigabytes(stage.host), *verdict)
+        table.add_column(stage.stage, justify="right")
+    for kind in KINDS:
+        if any(stage.bytes.get(kind) for stage in plan.stages):
+            table.add_row(kind, *(_gigabytes(stage.bytes.get(kind, 0)) for stage in plan.stages))
+    table.add_row("total", *(_gigabytes(stage.total) for stage in plan.stages), style="bold")
+    table.add_row("host", *(_gigabytes(stage.host) for stage in plan.stages), style="dim")
+    if plan.limit is not None:
+        table.add_row("fits", *("yes" if plan.fits(stage) else "no" for stage in plan.stages))
     return table
 
 
@@ -48,7 +59,7 @@ def explanation(plan: Plan, *, gpus: int) -> str:
         "Each stage at its longest rows:",
         *(f"  {stage.stage:<12} {stage.load}" for stage in plan.stages),
         "",
-        "Counted: the tensors that torch's operations allocate. Not counted: what CUDA keeps for itself",
+        "Counted: the tensors that torch's operations allocate. Not counted: what CUDA keeps for itself "
         "(about 0.5 GB), the scratch of kernels, and memory that the allocator holds unused.",
     ]
     if gpus > 1:
@@ -64,7 +75,7 @@ def explanation(plan: Plan, *, gpus: int) -> str:
         lines += ["", *(f"Not planned: {stage}, {why}." for stage, why in plan.unplanned.items())]
     elif plan.limit is not None and all(map(plan.fits, plan.stages)):
         lines += ["", f"All stages fit into {_gigabytes(plan.limit)} GB."]
-    return "\n".join(lines)
+    return "\n".join(wrapped(line, indent=" " * 15 if line.startswith("  ") else "") for line in lines)
 
 
 def _advice(plan: Plan, stage: StagePlan) -> list[str]:
@@ -79,14 +90,48 @@ def _advice(plan: Plan, stage: StagePlan) -> list[str]:
     ]
 
 
-def as_json(plan: Plan, *, gpus: int) -> dict[str, Any]:
-    """Return the plan for machines, with sizes in bytes."""
+def times(tokens: Mapping[str, int] | str | None, rate: float | None) -> str:
+    """Return the tokens of each stage in words and, with a rate, their time.
+
+    `tokens` is a reason if they are not known, and None without a recipe.
+    """
+    if tokens is None:
+        return ""
+    if isinstance(tokens, str):
+        return "\n" + wrapped(f"Time: not estimated, since the rows cannot be read: {tokens}")
+    counted = {**tokens, "all": sum(tokens.values())}
+    lines = ["", "Tokens, counted as trained ones" if rate is None else f"Time at {rate:,g} tokens a second"]
+    for stage, number in counted.items():
+        time = "" if rate is None else f"  {duration.words(number / rate):>14}"
+        lines.append(f"  {stage:<12} {number:>18,} tokens{time}")
+    lines += ["", wrapped(duration.ASSUMED)]
+    if rate is None:
+        lines.append(wrapped(HOW))
+    return "\n".join(lines)
+
+
+HOW = (
+    "For the time, give --tokens-per-second N. Measure N on the same machine: run the recipe with --set data.limit=64, and "
+    "divide the tokens of `improve` in its plan by the seconds of `improve` that the run prints."
+)
+
+
+def as_json(
+    plan: Plan, *, gpus: int, tokens: Mapping[str, int] | str | None = None, rate: float | None = None
+) -> dict[str, Any]:
+    """Return the plan for machines, with sizes in bytes and times in seconds."""
+    known = tokens if isinstance(tokens, Mapping) else None
+    seconds = (
+        None if known is None or rate is None else {stage: number / rate for stage, number in known.items()}
+    )
     return {
         "limit": plan.limit,
         "gpus": gpus,
         "peak": plan.peak,
         "stages": [_stage(plan, stage) for stage in plan.stages],
         "unplanned": list(plan.unplanned),
+        "tokens": known,
+        "seconds": seconds,
     }
 
 

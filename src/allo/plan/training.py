@@ -33,6 +33,7 @@ from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.host_sums import HostSums
 from allo.weights.layout import shapes_of
 from allo.weights.param_mask import ParamMask
+from allo.weights.places import has_numbers
 from allo.weights.selection import num_to_select
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
@@ -271,8 +272,9 @@ class _Spread(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         count, size = self._counts[name], self._sizes[name]
-        if count == size:
-            return torch.empty(size).int()  # without numbers, in a rehearsal
+        without_numbers = torch.empty(count).int()  # in a rehearsal
+        if count == size or not has_numbers(without_numbers):
+            return without_numbers
         return torch.arange(0, count * (size // count), size // count, dtype=torch.int32)
 
     def __iter__(self) -> Iterator[str]:

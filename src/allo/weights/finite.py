@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from allo.errors import UserError
+from allo.weights.places import has_numbers
 
 _PIECE = 1 << 24  # entries checked at a time, which bounds the copy that a dtype without `aminmax` needs
 _NARROW = 1  # bytes: torch has no `aminmax` for the 8-bit floats
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return True if every entry is finite, as integers are. Reads once and makes no tensor of the same size."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    """Return True if every entry is finite, as integers and tensors without numbers are. Reads once and makes no tensor of the same size."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or not has_numbers(tensor):
         return True
     for piece in tensor.detach().reshape(-1).split(_PIECE):
         wide = piece.float() if piece.dtype.itemsize == _NARROW else piece

@@ -17,6 +17,11 @@ BLOCK_BITS = 16
 _LOW = (1 << BLOCK_BITS) - 1
 
 
+def has_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor has values, unlike those of a rehearsal (`allo.plan.rehearsal`)."""
+    return not hasattr(tensor, "fake_mode")
+
+
 class Places(ABC):
     """The selected entries of a tensor of one shape; all methods take tensors of that shape."""
 
@@ -114,6 +119,12 @@ class Entries(Places):
         # The conversion wraps: the upper half of a block gets negative numbers.
         return cls((indices & _LOW).to(torch.int16), (blocks << BLOCK_BITS).int(), sizes.int())
 
+    @classmethod
+    def without_numbers(cls, indices: Tensor, size: int) -> "Entries":
+        """Build from indices without numbers, as if they were spread over all `size` entries."""
+        blocks = indices.new_empty(min(len(indices), -(-size >> BLOCK_BITS)))
+        return cls(indices.to(torch.int16), blocks, blocks.clone())
+
     @property
     def num_bytes(self) -> int:
         return self.low.nbytes + self.starts.nbytes + self.sizes.nbytes
@@ -168,6 +179,8 @@ def places_of(indices: Tensor, shape: tuple[int, ...]) -> Places:
     size = math.prod(shape)
     if len(indices) == size:
         return Everything()
+    if not has_numbers(indices):
+        return Entries.without_numbers(indices, size)
     if len(shape) >= 2 and len(indices):
         width = size // shape[0]
         if len(indices) % width == 0:

@@ -33,6 +33,7 @@ from allo.files.artifacts import written_aside
 from allo.files.json_text import parse_json
 from allo.weights import gap_code
 from allo.weights.fingerprints import CODES, combine, digests
+from allo.weights.places import has_numbers
 
 SCHEMA = 4
 # Schema 1 is the profile "interop", which had no name then; schemas 2 and 3 have gaps in another code.
@@ -125,7 +126,7 @@ def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: 
     if indices.dtype != torch.int32 or indices.dim() != 1:
         found = f"{indices.dtype} of shape {list(indices.shape)}"
         raise UserError(f"{where}: {name}.indices must be a one-dimensional int32 tensor, found {found}")
-    if len(indices) == 0:
+    if len(indices) == 0 or not has_numbers(indices):
         return
     if not bool((indices[1:] > indices[:-1]).all()):
         raise UserError(f"{where}: {name}.indices must be sorted and unique")
