@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from allo.files.provenance import PACKAGES, ROOT, commit_of
-from allo.models.load import resolve_device
+from allo.models.device import resolve_device
 
 OPTIONAL = ("tokenizers", "trl", "peft", "vllm", "lm_eval", "trackio", "tensorboard")
 GB = 1e9

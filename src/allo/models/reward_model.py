@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from allo.errors import UserError
 from allo.files.records import Message
+from allo.models.device import resolve_device
 from allo.models.load import (
     CONFIG_FILES,
     MODEL_FILES,
@@ -19,7 +20,6 @@ from allo.models.load import (
     locate_checkpoint,
     require_all_weights,
     require_safetensors,
-    resolve_device,
 )
 from allo.models.model_checks import check_config, check_depth, check_stored, rope_sides
 from allo.models.templates import Chat

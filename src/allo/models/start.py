@@ -19,6 +19,7 @@ from allo.files.artifacts import (
     write_json,
 )
 from allo.models import templates
+from allo.models.device import resolve_device
 from allo.models.load import (
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -29,7 +30,6 @@ from allo.models.load import (
     locate_checkpoint,
     quiet,
     read_config,
-    resolve_device,
     without_weights,
 )
 from allo.models.model_checks import is_ignored

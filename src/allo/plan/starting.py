@@ -140,8 +140,8 @@ def for_gpu(recipe: Recipe, limit: int) -> Iterator[Decision]:
     """
     planned = plan(recipe, limit=limit)
     size = f"{limit / 10**9:.1f} GB"
-    for stage, why in planned.unplanned.items():
-        yield Decision({}, f"{stage} is not planned, {why}")
+    for name, why in planned.unplanned.items():
+        yield Decision({}, f"{name} is not planned, {why}")
     for stage in planned.stages:
         if planned.fits(stage):
             continue
