@@ -53,12 +53,12 @@ def evaluated(*, tokens: float = 24.2, kl: float = 0.01, **changes: Any) -> list
         (
             improved(improving(chosen=0.01, rejected=-0.02)),
             "nothing moved",
-            ["After 40 steps", "0.030 nats", "raise improve.training.learning_rate (now 0.0002)"],
+            ["In 40 steps", "0.030 nats", "raise improve.training.learning_rate (now 0.0002)"],
         ),
         (
             improved(improving(chosen=-5.3, rejected=-14.0)),
             "chosen answers fell",
-            ["lost 5.2", "-0.6 at the start", "0.5 %", "lost 14", "raise improve.anchor (now 0)",
+            ["lost 5.2", "(from -0.6)", "0.5 %", "lost 14", "raise improve.anchor (now 0)",
              "lower improve.density (now 0.1)"],
         ),
         (
@@ -66,7 +66,7 @@ def evaluated(*, tokens: float = 24.2, kl: float = 0.01, **changes: Any) -> list
             "rejected answers fell far",
             ["lost 80 nats", "beta 0.1", "reward of -8.0", "raise improve.beta (now 0.1)"],
         ),
-        (improved(improving(told=1.0, soon=0.02)), "pairs told apart at once", ["100.0 %", "a tenth of 40 steps"]),
+        (improved(improving(told=1.0, soon=0.02)), "pairs told apart at once", ["100.0 %", "a tenth of the 40 steps"]),
         (forgot(forgetting(change=-0.01)), "forgot too little", ["lost 0.010", "raise forget.training.learning_rate"]),
         (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3 %", "lower forget.density (now 0.05)"]),
         (

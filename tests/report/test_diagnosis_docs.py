@@ -2,14 +2,22 @@
 
 import ast
 import inspect
+import json
+import re
 import string
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 import render_diagnoses
+from allo.recipe import load_recipe
 from allo.report import evidence, faults
-from allo.report.diagnosis import DIAGNOSES, EVALUATED, TRAINED, Diagnosis
+from allo.report.diagnosis import DIAGNOSES, EVALUATED, TRAINED, Diagnosis, Evidence, _advice
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "tests" / "published.yaml"
+DPO = ROOT / "src" / "allo" / "demo" / "dpo.yaml"
 
 
 def test_the_page_has_every_sentence_and_bound_of_the_code() -> None:
@@ -34,3 +42,29 @@ def test_a_diagnosis_has_a_name_of_its_own_numbers_and_advice(diagnosis: Diagnos
     assert any(name for _, name, _, _ in string.Formatter().parse(diagnosis.happened))
     assert diagnosis.find.__doc__ and diagnosis.find.__doc__.startswith("Find ")
     assert all(change.split()[0] in ("raise", "lower") for change in diagnosis.changes)
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        (PUBLISHED, ()),
+        (PUBLISHED, ("improve.loss=simpo", "improve.keep=1.0", "improve.beta=2.0")),
+        (PUBLISHED, ("improve.loss=rft", "improve.keep=1.0", "forget.loss=unlikelihood", "forget.until=0.1")),
+        (DPO, ("improve.loss=ipo", "improve.anchor=0.5")),
+        (DPO, ("improve.trainer=lora", "improve.keep=0.5")),
+        (DPO, ("data.pairs=null", "data.feedback=rows.jsonl", "improve.loss=bco")),
+    ],
+)
+def test_a_recipe_takes_every_change_that_it_is_advised(form: Path, settings: tuple[str, ...]) -> None:
+    resolved = json.loads(load_recipe(form, [*settings]).model_dump_json())
+    found = set()
+    for diagnosis in DIAGNOSES:
+        for stage in diagnosis.stages:
+            text = _advice(diagnosis.changes, Evidence(stage, (), resolved))
+            found |= set(re.findall(r"(raise|lower) ([\w.]+) \(now ([^)]+)\)", text.lower()))
+    assert len(found) > 4
+    for verb, key, now in found:
+        changed = float(now) / 2 if verb == "lower" else 2 * float(now) or 1.0
+        load_recipe(
+            form, [*settings, f"{key}={int(changed) if key.endswith('accumulation_steps') else changed}"]
+        )

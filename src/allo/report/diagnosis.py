@@ -85,7 +85,7 @@ DIAGNOSES = (
         "nothing moved",
         ("improve",),
         faults.still,
-        "After {steps}, chosen and rejected answers are only {margin} nats per answer further apart than at the start.",
+        "In {steps}, the margin between chosen and rejected answers moved by only {margin} nats.",
         "The model is all but the one that training began with.",
         (f"raise {RATE}", f"raise {EPOCHS}"),
     ),
@@ -93,8 +93,8 @@ DIAGNOSES = (
         "chosen answers fell",
         ("improve",),
         faults.displaced,
-        "The chosen answers lost {fall} nats each of their log-likelihood, {start} at the start, and are {share} as "
-        "likely; the rejected ones {rejected}.",
+        "On average, a chosen answer lost {fall} nats of its log-likelihood (from {start}) and is {share} as likely; a "
+        "rejected one {rejected} nats.",
         "Pushing rejected answers down takes along what chosen ones share with them (likelihood displacement). The "
         "probability goes to answers that are in no pair.",
         ("raise improve.anchor", f"lower {RATE}", "lower improve.density"),
@@ -111,7 +111,7 @@ DIAGNOSES = (
         "pairs told apart at once",
         ("improve",),
         faults.saturated,
-        "After a tenth of {steps}, {share} of the pairs had the higher reward on the chosen answer.",
+        "From a tenth of the {steps} on, {share} of the pairs had the higher reward on the chosen answer.",
         "The rest of the training widened margins that were there. The pairs are easy, or the steps are large.",
         (f"lower {EPOCHS}", f"lower {RATE}"),
     ),
@@ -152,7 +152,7 @@ DIAGNOSES = (
         TRAINED,
         faults.spiked,
         "At step {step} the loss jumped to {loss}, from {before} in the steps before.",
-        "A few unusual rows, or steps that are too large, threw the weights off their way.",
+        "Unusual rows, or steps that are too large, threw the weights off course.",
         (
             f"lower {RATE}",
             "raise {stage}.training.warmup_steps",
