@@ -260,6 +260,12 @@ def _summary(evidence: Evidence) -> str:
         return f"{text}; {figures.percent(at_end(told))} of the pairs are told apart." if told else f"{text}."
     if len(forgotten) >= FEWEST:
         return f"In {evidence.num_steps}, the marked tokens {_moved(forgotten)} each."
+    believed = evidence.values("probabilities/forgotten")
+    if len(believed) >= FEWEST:
+        ends = [figures.decimal(end(believed), digits=2) for end in (at_start, at_end)]
+        return (
+            f"In {evidence.num_steps}, the marked tokens' mean probability went from {ends[0]} to {ends[1]}."
+        )
     first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
     return f"In {evidence.num_steps}, the loss went from {first} to {last}."
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from allo.files.evaluation import ModelResult
@@ -12,7 +12,7 @@ from allo.report import figures
 Steps = Sequence[Mapping[str, float]]
 
 FEWEST = 4
-"""Logged steps that a diagnosis needs. The first one measures the untrained model, and the last three make a mean."""
+"""Logged steps that a diagnosis needs. The first one measures the untrained model, and three have a median."""
 SHARE = 0.1
 """The share of the logged steps that count as the start or the end: the last tenth of a cosine schedule hardly moves."""
 NO_REFERENCE = frozenset({"simpo"})
@@ -69,15 +69,15 @@ class Evidence:
 
 
 def span(values: Sequence[float]) -> int:
-    """Return the number of steps at either end that make a mean."""
+    """Return the number of steps at either end that count as it."""
     return max(FEWEST - 1, int(len(values) * SHARE))
 
 
 def at_start(values: Sequence[float]) -> float:
-    """Return the mean of the first steps."""
-    return fmean(values[: span(values)])
+    """Return the median of the first steps."""
+    return median(values[: span(values)])
 
 
 def at_end(values: Sequence[float]) -> float:
-    """Return the mean of the last steps."""
-    return fmean(values[-span(values) :])
+    """Return the median of the last steps: an epoch's last step may have few rows."""
+    return median(values[-span(values) :])

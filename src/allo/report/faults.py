@@ -158,7 +158,7 @@ def _forgotten(evidence: Evidence) -> float | None:
     believed = evidence.values("probabilities/forgotten")
     if len(believed) < FEWEST or min(believed) <= 0:
         return None
-    return math.log(at_end(believed) / believed[0])
+    return math.log(at_end(believed) / at_start(believed))
 
 
 def forgot_much(evidence: Evidence) -> Numbers | None:
