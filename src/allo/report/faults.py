@@ -25,7 +25,7 @@ SPREAD = 0.1
 times they lose 2.4."""
 USUAL_FALL = 0.5
 """Nats per answer: 40% less likely. The laboratory's tuned methods end between a gain of 0.6 and a loss of 0.5 (25 tokens
-times "drop of chosen" in benchmarks/RESULTS.md); five times the best rate loses 0.65."""
+times "drop of chosen" in benchmarks/RESULTS.md); five times the best rate loses 0.75."""
 USUAL_SHARE = 0.1
 """The share of an answer's log-likelihood at the start. Long answers lose more nats at the same harm."""
 FLAT = 5.0
