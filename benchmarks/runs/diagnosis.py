@@ -59,7 +59,7 @@ FAULTS = (
     Planted(
         "rejected answers fell far",
         "improve",
-        ("improve.beta=1.0", "improve.training.learning_rate=4e-3", "improve.training.num_train_epochs=3"),
+        ("improve.beta=5.0", "improve.training.learning_rate=1e-3"),
     ),
     Planted(
         "pairs told apart at once",
