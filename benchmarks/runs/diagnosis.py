@@ -76,7 +76,11 @@ FAULTS = (
         ("improve.anchor=1.0", "improve.training.per_device_train_batch_size=8"),
         garbled,
     ),
-    Planted("loss rose", "improve", ("improve.training.learning_rate=5e-2",)),
+    Planted(
+        "loss rose",
+        "improve",
+        ("improve.loss=rft", "improve.keep=1.0", "improve.training.learning_rate=0.2"),
+    ),
     Planted("length changed", "evaluate", ("improve.training.num_train_epochs=3", *SHORT), shortened),
     Planted("far from the start", "evaluate", ("improve.training.learning_rate=1e-2", *SHORT)),
 )
