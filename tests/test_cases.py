@@ -43,7 +43,7 @@ ROWS: list[tuple[str, str, int, int, tuple[str, ...]]] = [
             "[<][|][t][e][x][t]",
         ),
     ),
-    ("kto_row", "plain", 256, 2, ("kto_row.jsonl:1: `completion` and `label`", "`chosen` and `rejected`")),
+    ("kto_row", "plain", 256, 2, ("kto_row.jsonl:1: `completion` and `label`", "`data.feedback`")),
     ("letters", "plain", 256, 0, ("3 rows: `answer` is a letter, read as the option's text",)),
     ("long", "gpt2_32_positions", 256, 2, ("max_length is 256", "32 positions", "set max_length to 32")),
     ("long", "gpt2_32_positions", 32, 0, ("4 prompts cut: the beginning is lost",)),

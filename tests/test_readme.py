@@ -145,9 +145,11 @@ def test_recipes_shown_are_valid(tmp_path: Path) -> None:
 
 
 def save_tiny_models(folder: Path) -> None:
-    """`base`, and `tuned`, which differs from it in every weight; with the laboratory's tokenizer."""
+    """`base`, and `tuned`, which differs from it in every weight; with the laboratory's tokenizer. A run's importance."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from allo.weights.importance_map import ImportanceMap
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/allo/lab")
 
@@ -160,6 +162,15 @@ def save_tiny_models(folder: Path) -> None:
         for param in model.parameters():
             param.add_(torch.randn_like(param), alpha=0.01)
     model.save_pretrained(folder / "tuned")
+    weights = model.state_dict()
+    importance = ImportanceMap.top(
+        lambda: ((name, tensor.abs()) for name, tensor in weights.items()),
+        density=0.1,
+        shapes={name: tuple(tensor.shape) for name, tensor in weights.items()},
+        metadata={"criterion": "magnitude"},
+    )
+    (folder / "runs" / "mine").mkdir(parents=True)
+    importance.save(folder / "runs" / "mine" / "04-importance.safetensors")
 
 
 def provided() -> dict[str, Any]:
@@ -172,7 +183,9 @@ def provided() -> dict[str, Any]:
     ids = torch.tensor([[1, 2, 3, 4]])
     right, wrong = "First 7 + 5 = 12. The answer is 12.", "First 7 - 5 = 2. The answer is 2."
     pairs = [{"prompt": "Problem: Tom has 7 pens.\n", "chosen": right, "rejected": wrong}]
-    return {"batches": [{"input_ids": ids}, {"input_ids": ids}], "my_loss": my_loss, "pairs": pairs}
+    wrong_rows = [{"prompt": pairs[0]["prompt"], "completion": wrong}]
+    batches = [{"input_ids": ids}, {"input_ids": ids}]
+    return {"batches": batches, "my_loss": my_loss, "pairs": pairs, "wrong_rows": wrong_rows}
 
 
 def run_document(folder: Path, namespace: dict[str, Any]) -> None:

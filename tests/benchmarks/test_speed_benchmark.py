@@ -207,6 +207,7 @@ def test_a_process_of_its_own_measures_the_same_training(
     assert apart.num_tokens == here.num_tokens == 8 * (2 * 5 + 7 + 7)
 
 
+@pytest.mark.slow
 def test_7b_runs_on_toys_and_records_what_did_not_fit(benchmark: SimpleNamespace, tmp_path: Path) -> None:
     def measure(system: str, work: Any) -> Any:
         return None if system == "TRL" else benchmark.one.measure(system, work)

@@ -129,7 +129,7 @@ def test_bad_arguments_are_refused_by_name(
         ("model=/no/such/model", ["/no/such/model does not exist", "a checkpoint's folder"]),
         ("data={file: absent.jsonl}", ["absent.jsonl: there is no such file"]),
         ("data={pairs: absent.jsonl}", ["absent.jsonl: there is no such file"]),
-        ("data={file: rows.csv}", ["rows.csv: unknown file type", ".jsonl"]),
+        ("data={file: rows.tsv}", ["rows.tsv: unknown file type", ".jsonl"]),
         ("sft.sources=[{file: absent.jsonl}]", ["absent.jsonl: there is no such file"]),
         ("evaluate.sets.test={file: absent.jsonl}", ["absent.jsonl: there is no such file"]),
         ("evaluate.kl={file: absent.jsonl}", ["absent.jsonl: there is no such file"]),

@@ -27,6 +27,7 @@ from allo.weights.param_mask import ParamMask
 # Alive after a forward pass and not saved for the backward pass: the batch, the loss and its metrics.
 NOT_SAVED = 0.03
 SMALL = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+DENSE = {"criterion": "warmup", "training": SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_planned_state_is_the_live_objects(checkpoint: Path, tmp_path: Path, sta
 
 
 def test_the_warm_ups_state_is_the_live_objects(checkpoint: Path, tmp_path: Path) -> None:
-    planned = plan_stage(recipe(checkpoint), "locate").bytes
+    planned = plan_stage(recipe(checkpoint, locate=DENSE), "locate").bytes
     model = policy(checkpoint)
     trainer = tiny.trained(
         ImproveTrainer, tiny.pairs(), tmp_path, policy=model, mask=tiny.full_mask(model), max_steps=1
@@ -108,7 +109,7 @@ def test_the_warm_ups_state_is_the_live_objects(checkpoint: Path, tmp_path: Path
 def test_locating_without_an_optimizer_is_planned_without_one(
     checkpoint: Path, criterion: str, host: int
 ) -> None:
-    plain = plan_stage(recipe(checkpoint), "locate")
+    plain = plan_stage(recipe(checkpoint, locate=DENSE), "locate")
     planned = plan_stage(
         recipe(
             checkpoint, locate={"criterion": criterion, "training": SMALL}, score={"scorer": "confidence"}

@@ -116,7 +116,7 @@ def test_a_density_is_a_share_above_zero(write, stage: str, density: str) -> Non
         ("sample.num_generations=many", "sample.num_generations"),
         ("sample.top_p=0", "sample.top_p"),
         ("sample.temperature=-1", "sample.temperature"),
-        ("improve.loss=kto", "improve.loss"),
+        ("improve.loss=dppo", "improve.loss"),
         ("improve.loss_settings={alpha: high}", "improve.loss_settings.alpha"),
         ("improve.anchor=-1", "improve.anchor"),
         ("improve.filter=middle", "improve.filter"),

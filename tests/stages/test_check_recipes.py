@@ -14,7 +14,7 @@ from tiny_chat import TEMPLATE, chat_tokenizer, save_chat_model
 from tiny_run import LAB
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/allo/demo/*.yaml")])
+SHIPPED = sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("src/allo/demo/*.yaml")])
 SHARED_DATA = ROOT.parent / "shared" / "data"
 HUB = [
     path

@@ -1,6 +1,7 @@
 """Locating weights and scoring tokens, held against dense models: no selected weights, no chunks, no batches."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,39 @@ def test_the_warmup_tells_the_bytes_of_its_training_state(criterion: str, run: R
     counts = locate.run(recipe(criterion, locate={"criterion": criterion, "training": training}), run)
     # Master, gradient, two moments and the reference slot, all fp32; Adam also counts each parameter's steps.
     assert 0 <= counts["training_state_bytes"] - num_weights * 5 * 4 < 100
+
+
+@pytest.mark.parametrize("criterion", ["warmup", "warmup_fused"])
+def test_a_single_step_is_taken_at_its_full_rate_which_is_said(
+    criterion: str, run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warm-up of the learning rate would begin, and here end, at rate 0: chance would choose the weights."""
+    plain = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2 * NUM_PAIRS,
+        "gradient_accumulation_steps": 1,
+    }
+    found = {}
+    for warmup_steps in (0, 1, 0.1):
+        training = plain | {"learning_rate": 0.01, "warmup_steps": warmup_steps}
+        locate.run(recipe(locate={"criterion": criterion, "training": training}), run)
+        found[warmup_steps] = ImportanceMap.load(run.importance)
+        assert ("it is taken without" in capsys.readouterr().err) is (warmup_steps > 0)
+        shutil.rmtree(run.warmup)
+    for other in (1, 0.1):
+        for name, scores in found[0].scores.items():
+            assert torch.equal(found[other].scores[name], scores)
+    assert sum(int((one > 0).sum()) for one in found[0].scores.values()) > 0
+
+
+def test_weights_that_all_score_nothing_are_refused() -> None:
+    zeros = {"a": torch.zeros(50), "b": torch.zeros(50)}
+    shapes = dict.fromkeys(zeros, (50,))
+    with pytest.raises(UserError, match="every weight scores 0"):
+        ImportanceMap.top(lambda: iter(zeros.items()), density=0.1, shapes=shapes, metadata={})
+    zeros["b"][3] = 1.0
+    kept = ImportanceMap.top(lambda: iter(zeros.items()), density=0.1, shapes=shapes, metadata={})
+    assert 3 in kept.indices["b"].tolist()
 
 
 def test_an_importance_located_on_another_model_is_refused(run: RunFolder) -> None:

@@ -16,6 +16,8 @@ from allo.models.start import allowed_in_start, is_ready, load_start, read_start
 from allo.recipe import Recipe
 from allo.recipe.criteria import CRITERIA
 from allo.stages import forget, improve, locate, score, sft
+from allo.training.arguments import stage_arguments
+from allo.training.locating import Search
 from allo.weights.checkpoints import Checkpoint, fingerprint
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.importance_map import ImportanceMap
@@ -222,7 +224,9 @@ def gradients(own: Path, settings: Recipe, run: RunFolder) -> dict[str, torch.Te
     """The summed gradients of all pairs as they would be saved, from the same passes over a model as it is in memory."""
     model, tokenizer = load_start(settings, run)
     assert settings.locate is not None
-    passes, _ = locate._passes(settings, settings.locate, run, Layout.of(model), tokenizer)
+    rows, _ = locate._rows(settings, run, tokenizer)
+    arguments = stage_arguments(settings, "locate", folder=run.warmup, device=model.device)
+    passes = Search(Layout.of(model), rows, arguments, tokenizer, settings.locate)._passes()
     gradient_of: dict[str, list[torch.Tensor]] = {}
     passes.take_start_gradients(
         lambda name, param, gradient: gradient_of.setdefault(name, []).append(gradient)

@@ -44,7 +44,9 @@ def run(tmp_path: Path) -> RunFolder:
 
 def recipe(scorer: str, *beside: str, **own: Any) -> Recipe:
     settings = {"scorer": scorer, "beside": beside, "batch_size": 4, "weights": "soft", "training": TRAINING}
-    return locate_setup.recipe(**{"locate": {"training": TRAINING}, "score": settings} | own)
+    return locate_setup.recipe(
+        **{"locate": {"criterion": "warmup", "training": TRAINING}, "score": settings} | own
+    )
 
 
 def table(run: RunFolder) -> list[dict[str, Any]]:

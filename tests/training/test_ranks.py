@@ -34,7 +34,10 @@ def run(folder: Path, kind: str, *, num_ranks: int, size: int, reference: str = 
 @pytest.mark.parametrize(
     ("kind", "reference"),
     [
-        *(("improve", "swap"), ("forget", "swap"), ("improve", "precomputed"), ("bco", "swap")),
+        ("improve", "swap"),
+        ("forget", "swap"),
+        pytest.param("improve", "precomputed", marks=pytest.mark.slow),
+        pytest.param("bco", "swap", marks=pytest.mark.slow),
         pytest.param("kto", "swap", marks=pytest.mark.slow),
     ],
 )

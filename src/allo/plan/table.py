@@ -41,11 +41,13 @@ def _table(plan: Plan) -> Table:
         table.add_column(stage.stage, justify="right")
     for kind in KINDS:
         if any(stage.bytes.get(kind) for stage in plan.stages):
-            table.add_row(kind, *(_gigabytes(stage.bytes.get(kind, 0)) for stage in plan.stages))
-    table.add_row("total", *(_gigabytes(stage.total) for stage in plan.stages), style="bold")
-    table.add_row("host", *(_gigabytes(stage.host) for stage in plan.stages), style="dim")
+            table.add_row(
+                *map(cell, (kind, *(_gigabytes(stage.bytes.get(kind, 0)) for stage in plan.stages)))
+            )
+    table.add_row(*map(cell, ("total", *(_gigabytes(stage.total) for stage in plan.stages))), style="bold")
+    table.add_row(*map(cell, ("host", *(_gigabytes(stage.host) for stage in plan.stages))), style="dim")
     if plan.limit is not None:
-        table.add_row("fits", *("yes" if plan.fits(stage) else "no" for stage in plan.stages))
+        table.add_row(*map(cell, ("fits", *("yes" if plan.fits(stage) else "no" for stage in plan.stages))))
     return table
 
 

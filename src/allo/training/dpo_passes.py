@@ -114,10 +114,8 @@ class DpoPasses:
                 raise UserError(
                     f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
                 )
+        num_steps = number_of_steps(self.arguments, len(self.rows))
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
-        num_steps = self.arguments.max_steps
-        if num_steps <= 0:
-            num_steps = math.ceil(self.arguments.num_train_epochs * steps_an_epoch)
         self._add_reference(steps_an_epoch)
         steps = zip(learning_rates(self.arguments, num_steps), self._steps(), strict=False)
         warmup, metrics = FusedWarmup(self.model, among=self._among), []
@@ -200,6 +198,14 @@ def _metrics(seen: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     """Return means over a step's rows; none over no rows."""
     whole = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
     return {name: values.mean().item() for name, values in whole.items() if len(values)}
+
+
+def number_of_steps(arguments: TrainingArguments, num_rows: int) -> int:
+    """Return the optimizer steps of a training on so many rows, on one process."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return math.ceil(arguments.num_train_epochs * math.ceil(num_rows / rows_a_step))
 
 
 def learning_rates(arguments: TrainingArguments, num_steps: int) -> list[float]:

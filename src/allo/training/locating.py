@@ -1,9 +1,10 @@
 """The statistics by which weights are located, for the stage `locate`, in memory and for a trainer's mask."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from allo.console import say
 from allo.errors import UserError
 from allo.files.rows import Reading
 from allo.losses.feedback_losses import classified
@@ -22,7 +24,7 @@ from allo.recipe.locate import Locate
 from allo.recipe.own_code import own_file
 from allo.tasks.feedback import feedback_of_rows
 from allo.tasks.pairs import pairs_of_rows
-from allo.training.dpo_passes import DpoPasses
+from allo.training.dpo_passes import DpoPasses, number_of_steps
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.given import default_arguments, given_model, given_tokenizer, named_model
 from allo.training.run import Logged, state_bytes, train, train_from
@@ -78,10 +80,9 @@ class Search:
 
     def statistics_of(self, criterion: Criterion) -> Found:
         """Return the statistics that a criterion needs; a warm-up moves the model."""
-        if criterion.needs == "warm-up":
-            return self._trained()
-        if criterion.needs == "fused warm-up":
-            return self._trained_fused()
+        if criterion.trains:
+            moving = replace(self, arguments=_moving(self.arguments, len(self.rows)))
+            return moving._trained() if criterion.needs == "warm-up" else moving._trained_fused()
         return self._summed(criterion) if criterion.sums else self._without_data(criterion)
 
     def _trained(self) -> Found:
@@ -180,6 +181,20 @@ class Search:
             max_tokens_per_batch=self.locate.max_tokens_per_batch,
             among=self.layout.live_shapes,
         )
+
+
+def _moving(arguments: TrainingArguments, num_rows: int) -> TrainingArguments:
+    """Return the arguments without warm-up of the learning rate if it takes every step: the rate would be 0 throughout."""
+    steps = number_of_steps(arguments, num_rows)
+    if steps > 1 or arguments.get_warmup_steps(steps) == 0:
+        return arguments
+    say(
+        f"locate: {num_rows} rows make a single step, at rate 0 under warmup_steps {arguments.warmup_steps:g}; it is taken "
+        "without. Lower gradient_accumulation_steps for more steps."
+    )
+    moving = copy.copy(arguments)
+    moving.warmup_steps = 0
+    return moving
 
 
 class _WarmupTrainer(ImproveTrainer):

@@ -64,6 +64,11 @@ class ImportanceMap:
         check_finite(
             scores.items(), where=f"importance by criterion {metadata.get('criterion')}", advice=_NO_RANK
         )
+        if density < 1 and not any(bool(one.any()) for one in scores.values()):
+            raise UserError(
+                f"importance by criterion {metadata.get('criterion')}: every weight scores 0, so that chance would choose. A warm-up "
+                "that moves nothing has too few steps or too low a rate: lower its rows a step, or raise its learning rate."
+            )
         of_groups = {} if granularity == WEIGHT else {"granularity": granularity, "num_asked": str(k)}
         return cls(indices, scores, shapes, {"score_dtype": "float32", **metadata, **of_groups})
 
