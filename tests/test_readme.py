@@ -10,6 +10,7 @@
 """
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -173,6 +174,26 @@ def save_tiny_models(folder: Path) -> None:
     importance.save(folder / "runs" / "mine" / "04-importance.safetensors")
 
 
+def write_recipe(folder: Path) -> None:
+    """`recipe.yaml`: one step on a few pairs, nothing located by them or forgotten."""
+    rows = [
+        {"prompt": f"Tom has {n} pens.\n", "chosen": "The answer is 12.", "rejected": "The answer is 2."}
+        for n in range(8)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    blocks = {
+        "name": "few",
+        "model": "base",
+        "dtype": "float32",
+        "data": {"pairs": "pairs.jsonl", "held_out": 2},
+        "locate": {"criterion": "magnitude"},
+        "score": None,
+        "forget": None,
+        "improve": {"training": {"max_steps": 2}},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(blocks), encoding="utf-8")
+
+
 def provided() -> dict[str, Any]:
     """The names that the guides' Python leaves to the reader."""
     import torch
@@ -208,6 +229,7 @@ def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest
     from transformers import LlamaForCausalLM
 
     save_tiny_models(tmp_path)
+    write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     namespace = provided()
     run_document(tmp_path, namespace)
