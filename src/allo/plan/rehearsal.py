@@ -5,7 +5,7 @@ does not fit can be followed operation by operation. Ids, masks and indices are 
 them, such as the attention kernel, are made as in a run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from allo.models.internals import check
 from allo.plan.live_bytes import LiveBytes
+from allo.plan.remembered import Remembered, described
 
 check(__name__)
 
 _SMALL = 2  # bytes of an entry: 16 and 8 bits hold numbers or parts of them, never an index or an id
 
 _aten = torch.ops.aten
+_BY_NUMBERS = {_aten.nonzero.default, _aten.index.Tensor}  # masks among a result's arguments may have numbers
+_REMEMBERED: dict[Hashable, Remembered] = {}
 
 
 class Rehearsal(LiveBytes):
@@ -44,7 +47,23 @@ class Rehearsal(LiveBytes):
         return self
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors: list[Tensor] = []
+        try:
+            call = func, torch.get_default_dtype(), described((args, *kwargs.items()), tensors)
+            known = _REMEMBERED.get(call)
+        except TypeError:  # an argument without hash, such as a generator
+            return self._run(func, args, kwargs, [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)])
+        if known is not None:
+            return known.again(self._without_numbers, tensors)
+        result = self._run(func, args, kwargs, tensors)
+        has_shape_alone = any(isinstance(tensor, FakeTensor) for tensor in tensors) or not tensors
+        if has_shape_alone and torch.Tag.inplace_view not in func.tags and func not in _BY_NUMBERS:
+            remembered = Remembered.of(result, tensors)
+            if remembered is not None:
+                _REMEMBERED[call] = remembered
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         first = next((tensor for tensor in tensors if isinstance(tensor, FakeTensor)), None)
         if func is torch.ops.prim.device.default and first is not None:
             return first.fake_device
@@ -54,18 +73,13 @@ class Rehearsal(LiveBytes):
             return _every_place(first)
         if func is _aten.index.Tensor:
             args = (args[0], _as_places(args[1]))
-        if str(func) == "aten._grouped_mm.default" and first is not None:  # by its rules, experts are in bf16
+        if func is _aten._grouped_mm.default and first is not None:  # by its rules, experts are in bf16
             with self._without_numbers:
                 made = func(*tree_map_only(Tensor, _in_bf16, args), **tree_map_only(Tensor, _in_bf16, kwargs))
                 return made.to(first.dtype)
         if first is not None:
             args, kwargs = tree_map_only(Tensor, self._emptied, (args, kwargs))
             with self._without_numbers:
-                if (
-                    func is _aten._grouped_mm.default
-                ):  # experts; without numbers, torch knows it in bf16 alone
-                    args = (*(tensor.bfloat16() for tensor in args[:2]), *args[2:])
-                    return func(*args, **kwargs).to(first.dtype)
                 return func(*args, **kwargs)
         if not tensors:
             with self._without_numbers:
