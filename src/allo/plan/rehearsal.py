@@ -22,7 +22,6 @@ check(__name__)
 _SMALL = 2  # bytes of an entry: 16 and 8 bits hold numbers or parts of them, never an index or an id
 
 _aten = torch.ops.aten
-_BY_NUMBERS = {_aten.nonzero.default, _aten.index.Tensor}  # masks among a result's arguments may have numbers
 _REMEMBERED: dict[Hashable, Remembered] = {}
 
 
@@ -47,17 +46,20 @@ class Rehearsal(LiveBytes):
         return self
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):  # asked for most often
+            return args[0].fake_device
         tensors: list[Tensor] = []
         try:
             call = func, torch.get_default_dtype(), described((args, *kwargs.items()), tensors)
             known = _REMEMBERED.get(call)
         except TypeError:  # an argument without hash, such as a generator
-            return self._run(func, args, kwargs, [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)])
+            return self._run(
+                func, args, kwargs, [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+            )
         if known is not None:
             return known.again(self._without_numbers, tensors)
         result = self._run(func, args, kwargs, tensors)
-        has_shape_alone = any(isinstance(tensor, FakeTensor) for tensor in tensors) or not tensors
-        if has_shape_alone and torch.Tag.inplace_view not in func.tags and func not in _BY_NUMBERS:
+        if _follows_from_shapes(func, tensors):
             remembered = Remembered.of(result, tensors)
             if remembered is not None:
                 _REMEMBERED[call] = remembered
@@ -65,8 +67,6 @@ class Rehearsal(LiveBytes):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         first = next((tensor for tensor in tensors if isinstance(tensor, FakeTensor)), None)
-        if func is torch.ops.prim.device.default and first is not None:
-            return first.fake_device
         if func is _aten._local_scalar_dense.default and first is not None:
             return True if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 0
         if func is _aten.nonzero.default and first is not None:
@@ -100,6 +100,19 @@ class Rehearsal(LiveBytes):
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
             )
+
+
+def _follows_from_shapes(func: Any, tensors: Sequence[Tensor]) -> bool:
+    """Return whether a result depends on the arguments' shapes alone, and leaves their own as they are."""
+    if func is _aten.nonzero.default or (func is _aten.index.Tensor and any(map(_is_mask, tensors))):
+        return False
+    if func is _aten.as_strided.default or torch.Tag.inplace_view in func.tags:
+        return False
+    return not tensors or any(isinstance(tensor, FakeTensor) for tensor in tensors)
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bool
 
 
 def _in_bf16(tensor: Tensor) -> Tensor:

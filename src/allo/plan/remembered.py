@@ -4,7 +4,7 @@ The layers of a model repeat the same operations on the same shapes, and torch t
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def described(value: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(value, Tensor):
         tensors.append(value)
         place = value.fake_device if isinstance(value, FakeTensor) else None
-        return place, value.dtype, value.shape, value.stride(), value.storage_offset(), value.is_conj()
+        return place, value.dtype, value.shape, value.stride(), value.is_conj()
     if isinstance(value, (list, tuple)):
         return type(value), *[described(each, tensors) for each in value]
     return type(value), value  # 2 and 2.0 are equal, but make results of different dtypes
@@ -31,7 +31,7 @@ def described(value: Any, tensors: list[Tensor]) -> Hashable:
 
 @dataclass(frozen=True)
 class _Made:
-    """A tensor of a result: a new one, or a view of the argument numbered `viewed`."""
+    """A tensor of a result: a new one, or a view of the argument numbered `viewed`, `offset` entries further on."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -45,7 +45,9 @@ class _Made:
             made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
         else:
             made = torch.empty(0, dtype=self.dtype, device="meta")
-            made.set_(tensors[self.viewed].untyped_storage(), self.offset, self.shape, self.stride)
+            viewed = tensors[self.viewed]
+            offset = viewed.storage_offset() + self.offset
+            made.set_(viewed.untyped_storage(), offset, self.shape, self.stride)
         return FakeTensor(mode, made, self.device)
 
 
@@ -60,16 +62,12 @@ class Remembered:
     def of(cls, result: Any, tensors: Sequence[Tensor]) -> "Remembered | None":
         """Return what is needed to make `result` again; None if it has numbers or storage of a form of its own."""
         leaves, spec = ([result], None) if isinstance(result, Tensor) else tree_flatten(result)
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            return None
+        made = [_storage(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        new = [storage for storage in made if storage not in set(map(_storage, tensors))]
         parts = [_part(leaf, tensors) for leaf in leaves]
-        storages = [leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)]
-        known = {tensor.untyped_storage()._cdata for tensor in tensors}
-        new = [storage for storage in storages if storage not in known]
-        if len(set(new)) < len(new):
+        if not made or len(set(new)) < len(new) or None in parts:
             return None
-        found = tuple(part for part in parts if part is not None)
-        return cls(found, spec) if len(found) == len(leaves) else None
+        return cls(tuple(part for part in parts if part is not None), spec)
 
     def again(self, mode: FakeTensorMode, tensors: Sequence[Tensor]) -> Any:
         made = [
@@ -86,25 +84,24 @@ class Remembered:
 def _part(leaf: Any, tensors: Sequence[Tensor]) -> "_Made | int | tuple[Any] | None":
     if not isinstance(leaf, Tensor):
         return (leaf,) if isinstance(leaf, _CONSTANTS) else None
-    for number, tensor in enumerate(tensors):
-        if leaf is tensor:
-            return number
+    same = next((number for number, tensor in enumerate(tensors) if tensor is leaf), None)
+    if same is not None:
+        return same
     if not isinstance(leaf, FakeTensor) or leaf.is_conj() or leaf.is_neg():
         return None
     storage = leaf.untyped_storage()
     viewed = next(
-        (
-            number
-            for number, tensor in enumerate(tensors)
-            if tensor.untyped_storage()._cdata == storage._cdata
-        ),
-        None,
+        (number for number, tensor in enumerate(tensors) if _storage(tensor) == storage._cdata), None
     )
-    made = _Made(
-        tuple(leaf.shape), leaf.stride(), leaf.storage_offset(), leaf.dtype, leaf.fake_device, viewed
-    )
+    made = _Made(leaf.shape, leaf.stride(), leaf.storage_offset(), leaf.dtype, leaf.fake_device, viewed)
     if viewed is None:
         least = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
-        if made.offset or least.untyped_storage().nbytes() != storage.nbytes():
-            return None
-    return made
+        return made if not made.offset and least.untyped_storage().nbytes() == storage.nbytes() else None
+    if tensors[viewed].element_size() != leaf.element_size():  # offsets are in other units
+        return None
+    return replace(made, offset=made.offset - tensors[viewed].storage_offset())
+
+
+def _storage(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
