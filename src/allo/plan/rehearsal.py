@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from allo.models.internals import check
 from allo.plan.live_bytes import LiveBytes
-from allo.plan.remembered import Remembered, described
+from allo.plan.remembered import Remembered, described, sliced
 
 check(__name__)
 
@@ -77,6 +77,8 @@ class Rehearsal(LiveBytes):
             with self._without_numbers:
                 made = func(*tree_map_only(Tensor, _in_bf16, args), **tree_map_only(Tensor, _in_bf16, kwargs))
                 return made.to(first.dtype)
+        if func is _aten.slice.Tensor and first is not None:  # ranges of a flat vector, each another
+            return sliced(self._without_numbers, first, *args[1:], **kwargs)
         if first is not None:
             args, kwargs = tree_map_only(Tensor, self._emptied, (args, kwargs))
             with self._without_numbers:

@@ -29,6 +29,23 @@ def described(value: Any, tensors: list[Tensor]) -> Hashable:
     return type(value), value  # 2 and 2.0 are equal, but make results of different dtypes
 
 
+def sliced(mode: FakeTensorMode, tensor: FakeTensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return a slice of a tensor without numbers, faster than torch's own inference."""
+    range_of = torch.ops.aten.slice.Tensor(
+        _view(tensor, tensor.storage_offset(), tensor.shape, tensor.stride()), *args, **kwargs
+    )
+    return FakeTensor(mode, range_of, tensor.fake_device)
+
+
+def _view(
+    of: Tensor, offset: int, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a tensor on the meta device with the storage of `of`."""
+    return torch.empty(0, dtype=dtype or of.dtype, device="meta").set_(
+        of.untyped_storage(), offset, shape, stride
+    )
+
+
 @dataclass(frozen=True)
 class _Made:
     """A tensor of a result: a new one, or a view of the argument numbered `viewed`, `offset` entries further on."""
@@ -44,10 +61,8 @@ class _Made:
         if self.viewed is None:
             made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
         else:
-            made = torch.empty(0, dtype=self.dtype, device="meta")
             viewed = tensors[self.viewed]
-            offset = viewed.storage_offset() + self.offset
-            made.set_(viewed.untyped_storage(), offset, self.shape, self.stride)
+            made = _view(viewed, viewed.storage_offset() + self.offset, self.shape, self.stride, self.dtype)
         return FakeTensor(mode, made, self.device)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -30,6 +29,8 @@ class Estimate:
 
 def wilson(correct: Sequence[bool]) -> Estimate:
     """Return the share of right answers with Wilson's score interval (1927); one observation per prompt."""
+    from scipy import stats  # takes a second, and a plan has no use for it
+
     num, hits = len(correct), sum(correct)
     interval = stats.binomtest(hits, num).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / num, float(interval.low), float(interval.high), num)
