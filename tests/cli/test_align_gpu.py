@@ -33,7 +33,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     monkeypatch.setattr(command, "run_all", stop)
 
     def call(*words: str) -> tuple[Recipe, str]:
-        done = CliRunner().invoke(app, ["align", str(LAB), "pairs.jsonl", *words])
+        done = CliRunner().invoke(app, ["align", str(LAB), "pairs.jsonl", "--set", "data.held_out=0", *words])
         if isinstance(done.exception, UserError):
             raise done.exception
         assert isinstance(done.exception, ReachedTheRunError), done.exception
@@ -50,6 +50,7 @@ def rows_a_step(recipe: Recipe) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_written_recipe_fits(written: Callable[..., tuple[Recipe, str]]) -> None:
     plain, _ = written()
     stages = {stage.stage: stage.total for stage in plan(plain).stages}
@@ -61,20 +62,21 @@ def test_every_stage_of_the_written_recipe_fits(written: Callable[..., tuple[Rec
     differing = {stage for stage in stages if getattr(plain, stage) != getattr(fitted, stage)}
     assert "improve" in too_large and differing == too_large, "a stage that fits keeps its settings"
     assert rows_a_step(fitted) == rows_a_step(plain)
-    text = WRITTEN.read_text()
+    comments = " ".join(WRITTEN.read_text().replace("#", " ").split())
     for stage in too_large:
-        reason = f"{stage} takes {stages[stage] / 10**9:.1f} GB without"
-        assert reason in said.lower() or reason.lower() in said.lower()
-        assert reason.lower() in text.lower()
+        reason = f"{stage} takes {stages[stage] / 10**6:.1f} MB without"
+        assert reason in " ".join(said.split())
+        assert reason.capitalize().replace("mb", "MB") in comments
 
 
 def test_a_large_gpu_changes_no_setting(written: Callable[..., tuple[Recipe, str]]) -> None:
     fitted, said = written("--gpu", "24GB")
-    assert "every stage fits into 24.0 GB" in said
+    assert "every stage fits into 24.0 GB; at most 3" in said
     plain, _ = written()
     assert fitted == plain
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_too_small_is_refused_before_anything_is_written(
     written: Callable[..., tuple[Recipe, str]],
 ) -> None:
@@ -84,10 +86,7 @@ def test_a_gpu_that_is_too_small_is_refused_before_anything_is_written(
 
 
 def test_a_setting_that_does_not_fit_is_refused(written: Callable[..., tuple[Recipe, str]]) -> None:
-    plain, _ = written()
-    limit = plan(plain).peak * 6 // 10
     batch = "improve.training.per_device_train_batch_size"
-    WRITTEN.unlink()
     with pytest.raises(UserError, match=r"--set .*: --gpu needs .* there .*remove one of them"):
-        written("--gpu", f"{limit / 1000:.3f}KB", "--set", f"{batch}=64")
-    assert not WRITTEN.exists()
+        written("--gpu", "20MB", "--set", f"{batch}=64")
+    assert not Path("runs").exists()

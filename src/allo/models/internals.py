@@ -130,6 +130,12 @@ INTERNALS = {
         "torch:UntypedStorage._cdata": "views of one storage count once",
         "torch:ops.aten.add.Tensor._schema": "operations in place make no tensor",
     },
+    "allo.plan.remembered": {
+        "torch._subclasses.fake_tensor:FakeTensor": "results are made again without values",
+        "torch:UntypedStorage._cdata": "views of an argument are made as views",
+        "torch.utils._pytree:tree_flatten(tree, ...)": "results of several tensors are made again",
+        "torch.utils._pytree:tree_unflatten(leaves, treespec)": "results of several tensors are made again",
+    },
     "allo.plan.rehearsal": {
         "torch._subclasses.fake_tensor:FakeTensorMode": "tensors have no values",
         "torch.utils._pytree:tree_map_only": "tensors lose their values",

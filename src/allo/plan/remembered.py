@@ -12,6 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from allo.models.internals import check
+
+check(__name__)
+
 _CONSTANTS = (type(None), bool, int, float)
 
 

@@ -139,7 +139,7 @@ def for_gpu(recipe: Recipe, limit: int) -> Iterator[Decision]:
     Raises `UserError` if a stage fits under no setting.
     """
     planned = plan(recipe, limit=limit)
-    size = f"{limit / 10**9:.1f} GB"
+    size = _size(limit)
     for name, why in planned.unplanned.items():
         yield Decision({}, f"{name} is not planned, {why}")
     for stage in planned.stages:
@@ -148,12 +148,16 @@ def for_gpu(recipe: Recipe, limit: int) -> Iterator[Decision]:
         advised = planned.advice[stage.stage]
         if advised.plan is None:
             raise UserError(
-                f"{stage.stage} takes {stage.total / 10**9:.1f} GB and does not fit into {size} under any setting that "
+                f"{stage.stage} takes {_size(stage.total)} and does not fit into {size} under any setting that "
                 "allo knows: lower max_length, or take a smaller model or a larger GPU."
             )
         yield Decision(
             advised.settings,
-            f"{stage.stage} takes {stage.total / 10**9:.1f} GB without, {advised.plan.total / 10**9:.1f} GB with them",
+            f"{stage.stage} takes {_size(stage.total)} without, {_size(advised.plan.total)} with them",
         )
     if all(map(planned.fits, planned.stages)):
-        yield Decision({}, f"every stage fits into {size}; at most {planned.peak / 10**9:.1f} GB are taken")
+        yield Decision({}, f"every stage fits into {size}; at most {_size(planned.peak)} are taken")
+
+
+def _size(number: int) -> str:
+    return f"{number / 10**9:.1f} GB" if number >= 10**9 else f"{number / 10**6:.1f} MB"
