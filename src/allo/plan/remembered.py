@@ -36,7 +36,7 @@ def described(value: Any, tensors: list[Tensor]) -> Hashable:
 def sliced(mode: FakeTensorMode, tensor: FakeTensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return a slice of a tensor without numbers, faster than torch's own inference."""
     range_of = torch.ops.aten.slice.Tensor(
-        _view(tensor, tensor.storage_offset(), tensor.shape, tensor.stride()), *args, **kwargs
+        _view(tensor, int(tensor.storage_offset()), tensor.shape, tensor.stride()), *args, **kwargs
     )
     return FakeTensor(mode, range_of, tensor.fake_device)
 
@@ -66,7 +66,9 @@ class _Made:
             made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
         else:
             viewed = tensors[self.viewed]
-            made = _view(viewed, viewed.storage_offset() + self.offset, self.shape, self.stride, self.dtype)
+            made = _view(
+                viewed, int(viewed.storage_offset()) + self.offset, self.shape, self.stride, self.dtype
+            )
         return FakeTensor(mode, made, self.device)
 
 
@@ -112,13 +114,13 @@ def _part(leaf: Any, tensors: Sequence[Tensor]) -> "_Made | int | tuple[Any] | N
     viewed = next(
         (number for number, tensor in enumerate(tensors) if _storage(tensor) == storage._cdata), None
     )
-    made = _Made(leaf.shape, leaf.stride(), leaf.storage_offset(), leaf.dtype, leaf.fake_device, viewed)
+    made = _Made(leaf.shape, leaf.stride(), int(leaf.storage_offset()), leaf.dtype, leaf.fake_device, viewed)
     if viewed is None:
         least = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
         return made if not made.offset and least.untyped_storage().nbytes() == storage.nbytes() else None
     if tensors[viewed].element_size() != leaf.element_size():  # offsets are in other units
         return None
-    return replace(made, offset=made.offset - tensors[viewed].storage_offset())
+    return replace(made, offset=made.offset - int(tensors[viewed].storage_offset()))
 
 
 def _storage(tensor: Tensor) -> int:
