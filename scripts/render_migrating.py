@@ -36,6 +36,16 @@ The loss is TRL's, of the same tokens. Two things differ by default. `mask=0.1`:
 short run on the same pairs locates it first. `keep=0.5`: of a rejected answer, the half of its tokens with the lowest
 log-ratios counts. With `mask=1.0, keep=1.0`, every step has the losses of TRL's DPOTrainer.
 
+- The search for the mask runs when the trainer is made, on the rows that it was given, before any training step; it is not counted in
+  `max_steps`. The mask is kept in the output folder. Other rows, model, density or arguments of the search make it run again.
+- With few weights the same learning rate trains less. Rates of 2 to 5 times that of all weights were best on the laboratory's model
+  at 5% to 20% ([what helps](what-helps.md)); on a real model none was measured.
+- With `keep` below 1, `loss` and `eval_loss` count only the kept tokens, and do not compare with TRL's.
+- What a template writes after the end of a turn, such as a line break, is trained on by TRL and not here ([method](method.md)). `logits/*`,
+  `entropy`, `mean_token_accuracy` and `num_tokens` then differ from TRL's by these tokens.
+- The reference is always the model as given. A different one is not supported. For an adapter's format, see
+  `allo delta export --format peft-shira` ([masks and deltas](masks-and-deltas.md)); `allo delta extract` writes a small file of a trained model.
+
 Nothing is ignored: what is not honoured is refused by name before anything is loaded or trained. This page is generated
 from the tables that do so, for TRL {TRL}: `python scripts/render_migrating.py`.
 

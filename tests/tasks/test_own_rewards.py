@@ -14,6 +14,7 @@ from allo.errors import UserError
 from allo.files.records import Prompt
 from allo.recipe.judge import Judge
 from allo.tasks.own_rewards import OwnRewards, Sample, own_rewards
+from allo.tasks.prompts import PromptSource, read_prompts
 from tiny_run import LAB
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="calls TRL; install the extra")
@@ -101,6 +102,19 @@ def test_a_function_gives_the_rewards_that_trls_own_call_gives(tmp_path: Path, c
     expected = (theirs * torch.tensor(weights)).nansum(dim=1).tolist()
     assert rewarded(own, given) == pytest.approx(expected, abs=1e-6)
     assert torch.isnan(theirs).sum() == 2, "a row without a verdict of one function counts by the others"
+
+
+def test_a_row_of_text_is_passed_as_text_though_chat_makes_a_message_of_it(tmp_path: Path) -> None:
+    """TRL passes what the rows hold, and a function that was written for it works unchanged."""
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "2+2?"}\n{"prompt": [{"role": "user", "content": "5+3?"}]}\n'
+    )
+    source = PromptSource(file=tmp_path / "rows.jsonl", chat=True, for_function=True)
+    prompts = read_prompts(source)
+    assert all(isinstance(prompt.prompt, list) for prompt in prompts), "the model sees messages"
+    kinds = "def kinds(prompts, completions, **_):\n    return [isinstance(p, str) + 2 * isinstance(c, str) for p, c in zip(prompts, completions)]\n"
+    given = [Sample(prompt, "It is 4.", [3]) for prompt in prompts]
+    assert rewarded(judge(tmp_path, kinds, "kinds"), given) == [3, 0]
 
 
 def test_columns_are_passed_by_name_and_an_absent_one_is_none(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from allo.console import say, tell
 from allo.errors import UserError, and_more
 from allo.files.artifacts import RunFolder, write_atomic
 from allo.files.manifest import stages_done
-from allo.files.rows import TRAIN, source_rows, stem
+from allo.files.rows import TRAIN, named, source_rows, stem
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe, read_recipe
 from allo.recipe.starting import ROWS_KEY, StartKind, run_name, start_text
@@ -106,10 +106,10 @@ class _Draft:
         self._given = dict(map(assignment, overrides))
         split = str(self._given.get("data.split", TRAIN))
         kind = kind_of_rows(data, split=split)
+        self.rows = [row for _, _, row in islice(source_rows(data, split=split), FIRST)]
         start, meaning = self._start(kind, data, reward)
         say(f"data: {data} has {meaning}")
         folder = _folder(out, data, model)
-        self.rows = [row for _, _, row in islice(source_rows(data, split=split), FIRST)]
         self._template = start_text(start)
         self._reasons: dict[str, list[str]] = {}
         self._values: dict[str, Any] = {
@@ -130,9 +130,11 @@ class _Draft:
                 f"--reward: {data} has {meaning}, and so no judge: remove --reward, or give prompts alone."
             )
         if kind == "prompts" and not rewarded:
+            columns = ", ".join(map(named, dict.fromkeys(name for row in self.rows for name in row)))
             raise UserError(
-                f"{data}: has prompts without `answer`, so nothing says which samples are good. Add the column, give a "
-                "function with --reward FILE.py:NAME (`allo init reward` writes one), or a reward model with "
+                f"{data}: has prompts without `answer`, so nothing says which samples are good; its columns are "
+                f"{columns}. Preference pairs need `chosen` and `rejected`: rename yours. Otherwise add "
+                "`answer`, give a function with --reward FILE.py:NAME (`allo init reward` writes one), or a reward model with "
                 "--set judge.reward_model=MODEL."
             )
         if kind == "problems" and rewarded:

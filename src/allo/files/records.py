@@ -44,7 +44,8 @@ class Prompt:
     """A problem as the model sees it, with the data that verifying an answer needs.
 
     `solution` is the text taught in fine-tuning, which ends with the final answer. `choices` are the options' texts.
-    `columns` has a user's whole row, for functions of their own.
+    `columns` has a user's whole row, for functions of their own. `text` is the row's own prompt if it is a text that
+    `chat: true` has made a message of.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Prompt:
     task: str | None = None
     template: Template | None = None
     columns: dict[str, Any] | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def uses(model: str, delta: str) -> list[tuple[str, str]]:
         ("load in transformers", f"AutoModelForCausalLM.from_pretrained({model!r})"),
         ("serve with vLLM", f"vllm serve {folder}"),
         ("share the delta alone", f"allo delta push {file} OWNER/NAME"),
+        ("share it as a file: whoever has the base makes the model", f"allo delta apply BASE {file} OUT"),
         ("convert to GGUF, in a checkout of llama.cpp", f"python convert_hf_to_gguf.py {folder}"),
     ]
 

@@ -72,7 +72,7 @@ class OwnRewards:
     def _request(self, samples: Sequence[Sample], state: Mapping[str, Any] | None) -> dict[str, Any]:
         rows = [columns_of(sample.prompt) for sample in samples]
         arguments = {
-            "prompts": [sample.prompt.prompt for sample in samples],
+            "prompts": [_own_prompt(sample.prompt) for sample in samples],
             "completions": [_completion(sample) for sample in samples],
             "completion_ids": [sample.token_ids for sample in samples],
         }
@@ -116,8 +116,13 @@ def gold(prompt: Prompt) -> str:
     return prompt.solution or (demonstrate(prompt.answer, None) if prompt.answer else "")
 
 
+def _own_prompt(prompt: Prompt) -> Any:
+    """Return the prompt in the form of its row, as TRL passes it: `chat: true` is no concern of functions."""
+    return prompt.prompt if prompt.text is None else prompt.text
+
+
 def _completion(sample: Sample) -> Any:
-    chat = isinstance(sample.prompt.prompt, list)
+    chat = isinstance(_own_prompt(sample.prompt), list)
     return [{"role": "assistant", "content": sample.text}] if chat else sample.text
 
 

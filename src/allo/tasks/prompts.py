@@ -225,5 +225,6 @@ def _from_rows(
                 choices=one.choices,
                 template=template,
                 columns=columns,
+                text=one.prompt if isinstance(one.prompt, str) and isinstance(prompt, list) else None,
             ),
         )

@@ -108,6 +108,15 @@ def _kept(
     known = file.is_file() and ParamMask.load(file).metadata.get("located_by") == key
     sum_over_ranks(torch.zeros(1, device=args.device))  # all have looked before one writes
     if not known:
+        if rank() == 0:
+            again = (
+                f"; {file} was located by another model, rows or settings and is replaced"
+                if file.is_file()
+                else ""
+            )
+            say(
+                f"mask: locating {density:.4g} of the weights by {record.name} before training, on {len(pairs):,} rows{again}"
+            )
         with tempfile.TemporaryDirectory() as folder:
             arguments = default_arguments(folder, locate.training, save_strategy="no", **settings)
             layout = Layout.of(model).among(allowed.names)
