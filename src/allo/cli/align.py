@@ -104,12 +104,13 @@ class _Draft:
         self, model: str, data: str, out: Path | None, reward: list[str], overrides: list[str]
     ) -> None:
         self._given = dict(map(assignment, overrides))
-        split = str(self._given.get("data.split", TRAIN))
-        kind = kind_of_rows(data, split=split)
+        split, config = str(self._given.get("data.split", TRAIN)), self._given.get("data.config")
+        kind = kind_of_rows(data, split=split, config=config)
         start, meaning = self._start(kind, data, reward)
         say(f"data: {data} has {meaning}")
         folder = _folder(out, data, model)
-        self.rows = [row for _, _, row in islice(source_rows(data, split=split), FIRST)]
+        rows = source_rows(data, split=split, config=config)
+        self.rows = [row for _, _, row in islice(rows, FIRST)]
         self._template = start_text(start)
         self._reasons: dict[str, list[str]] = {}
         self._values: dict[str, Any] = {
