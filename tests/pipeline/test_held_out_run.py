@@ -105,6 +105,7 @@ def test_a_run_ends_with_where_its_model_is_and_what_to_do_with_it(
     said = capsys.readouterr().err.splitlines()
     assert f"the model is in {finished / 'model'}" in said
     assert any(line.endswith(f"vllm serve {finished / 'model'}") for line in said)
+    assert any(f"allo push {finished} OWNER/NAME" in line for line in said)
     assert any(f"push {finished / '07-improve' / 'delta.safetensors'} OWNER/NAME" in line for line in said)
     for report in ("report.html", "report.md"):
         text = (finished / report).read_text()

@@ -43,6 +43,7 @@ def test_a_saved_recipe_reads_back_equal_and_an_unknown_preset_is_refused(tmp_pa
     recipe = Recipe(**BASE, preset="paper")
     (tmp_path / "saved.yaml").write_text(save_recipe(recipe))
     assert load_recipe(tmp_path / "saved.yaml") == recipe
-    (tmp_path / "bad.yaml").write_text("name: r\npreset: papre\nmodel: m\ndata: {task: gsm8k}\n")
-    with pytest.raises(UserError, match=r"bad\.yaml:2: preset"):
-        load_recipe(tmp_path / "bad.yaml")
+    for unknown in ("papre", "[paper]", "{paper: true}"):
+        (tmp_path / "bad.yaml").write_text(f"name: r\npreset: {unknown}\nmodel: m\ndata: {{task: gsm8k}}\n")
+        with pytest.raises(UserError, match=r"bad\.yaml:2: preset"):
+            load_recipe(tmp_path / "bad.yaml")

@@ -5,12 +5,16 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 
 from allo.errors import UserError
 from allo.pipeline import value_at
 from allo.recipe import Recipe
+from allo.recipe.sources import Data
+from allo.stages.card import origin_of
 from allo.tasks.pairs import pairs_and_reading
 from allo.tasks.prompts import PromptSource, prompts_and_reading
+from allo.tasks.row_kinds import kind_of_rows
 from allo.tasks.sources import Sources
 from tiny_run import tiny
 
@@ -65,7 +69,24 @@ def test_a_configuration_reaches_the_hub_for_pairs_and_prompts(asked: list[Any])
     for source in (PromptSource(hub="org/x", config="en"), PromptSource(file=Path("org/x"), config="en")):
         prompts, _ = prompts_and_reading(source)
         assert prompts[0].prompt == ASKED["content"] and prompts[0].id == "x-train-0"
-    assert asked == [("org/x", "en", "train")] * 3
+    assert kind_of_rows("org/x", config="en") == "pairs"
+    assert asked == [("org/x", "en", "train")] * 4
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("{pairs: org/x, split: test}", "preference pairs of the data set org/x of the hub, split test"),
+        (
+            "{feedback: org/x, config: en}",
+            "labelled completions of the data set org/x of the hub, config en, split train",
+        ),
+        ("{file: below/x.jsonl}", "prompts of the file x.jsonl"),
+    ],
+)
+def test_the_card_names_a_data_set_of_the_hub_in_full(data: str, words: str) -> None:
+    read = Data.model_validate(yaml.safe_load(data))
+    assert origin_of(read) == words
 
 
 @pytest.mark.parametrize(

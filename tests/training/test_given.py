@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from allo.errors import UserError
 from allo.models.load import load_tokenizer
 from allo.recipe.training import ImproveTraining
-from allo.training.given import UNSUPPORTED
+from allo.training.given import UNSUPPORTED, named_model
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.training.trainer_options import Unsupported
 from tiny import (
@@ -130,6 +130,8 @@ def test_what_cannot_be_a_model_tokenizer_or_arguments_is_refused(tmp_path: Path
     args, mask = arguments(tmp_path), full_mask(policy)
     wrapped = torch.nn.Module()
     wrapped.peft_config = {}
+    with pytest.raises(UserError, match=r"^model is a Module: merge its adapter"):
+        named_model(wrapped)  # as in `allo.locate` and `allo.score`
     for given, says in (
         ((wrapped, args, pairs(), TOKENIZER), r"^model is a Module: merge its adapter"),
         ((policy, model(), args, pairs()), r"^args is a LlamaForCausalLM: .*ref_model, is not needed"),

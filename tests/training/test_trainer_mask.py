@@ -32,7 +32,8 @@ def test_without_a_word_a_tenth_of_the_weights_is_located(
 ) -> None:
     trainer = improving(tmp_path)
     assert trainer.mask.density == pytest.approx(0.1, abs=1e-4)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mask:")]
+    begun, line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mask:")]
+    assert "locating 0.1 of the weights by warmup_fused before training" in begun
     found = re.fullmatch(
         rf"mask: ([\d,]+) of [\d,]+ weights \(density 0\.1\), located by {Locate().criterion} on 16 pairs in [\d.]+ s: (.+)",
         line,

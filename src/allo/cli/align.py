@@ -104,9 +104,9 @@ class _Draft:
         self, model: str, data: str, out: Path | None, reward: list[str], overrides: list[str]
     ) -> None:
         self._given = dict(map(assignment, overrides))
-        split = str(self._given.get("data.split", TRAIN))
-        kind = kind_of_rows(data, split=split)
-        self.rows = [row for _, _, row in islice(source_rows(data, split=split), FIRST)]
+        split, config = str(self._given.get("data.split", TRAIN)), self._given.get("data.config")
+        kind = kind_of_rows(data, split=split, config=config)
+        self.rows = [row for _, _, row in islice(source_rows(data, split=split, config=config), FIRST)]
         start, meaning = self._start(kind, data, reward)
         say(f"data: {data} has {meaning}")
         folder = _folder(out, data, model)

@@ -23,5 +23,5 @@ def show_result(recipe: Recipe, run: RunFolder) -> None:
             table.add_row(*map(cell, line))
         console.print(table)
     say(f"{result_of_run(run.path)}\nthe model is in {model}")
-    for purpose, command in uses(str(model), str(stage / "delta.safetensors")):
+    for purpose, command in uses(str(model), str(stage / "delta.safetensors"), run=str(run.path)):
         say(f"  {purpose}: {command}")

@@ -99,7 +99,7 @@ def _chat(has_template: bool, special: Sequence[str], rows: Sequence[Row]) -> De
 
 
 def _prompt_text(row: Row) -> str | None:
-    """Return a row's prompt if it is plain text: `prompt`, or else the beginning of its answer."""
+    """Return a row's prompt if it is plain text: `prompt`, otherwise the beginning of its answer."""
     read = in_trl_form(row, place="", notes=Notes())
     given = next((read[key] for key in ("prompt", "chosen", "completion") if read.get(key) is not None), None)
     return given if isinstance(given, str) else None

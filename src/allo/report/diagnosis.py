@@ -1,4 +1,4 @@
-"""What a run's curves and its evaluation show, in plain sentences with the keys to change."""
+"""The diagnoses of a run's curves and its evaluation, in plain sentences with the keys to change."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

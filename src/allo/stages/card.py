@@ -6,6 +6,7 @@ from pathlib import Path
 from allo.delta import info
 from allo.files.artifacts import RunFolder, sha256_file, write_atomic
 from allo.files.rounds import trained
+from allo.files.rows import is_hub_id
 from allo.models.licence import licence_of
 from allo.models.start import read_start
 from allo.recipe import Recipe
@@ -36,20 +37,28 @@ def write_card(recipe: Recipe, run: RunFolder) -> None:
 def _data(recipe: Recipe) -> Iterator[str]:
     """Yield the origins of all rows, without the folders of local files."""
     for source in recipe.sft.sources if recipe.sft else []:
-        yield f"fine-tuned on the solutions of {_source(source)}"
+        yield f"fine-tuned on the solutions of {origin_of(source)}"
     origins: Sequence[Source] = recipe.data.mixture or [recipe.data]
-    yield from map(_source, origins)
+    yield from map(origin_of, origins)
 
 
-def _source(source: Source) -> str:
+def origin_of(source: Source) -> str:
     if isinstance(source, Data) and source.pairs is not None:
-        return f"preference pairs of the file {source.pairs.name}"
+        return f"preference pairs of {_place(source.pairs, source)}"
     if isinstance(source, Data) and source.feedback is not None:
-        return f"labelled completions of the file {source.feedback.name}"
+        return f"labelled completions of {_place(source.feedback, source)}"
     if source.file is not None:
-        return f"prompts of the file {source.file.name}"
+        return f"prompts of {_place(source.file, source)}"
     name = source.hub or (source.task or "").rpartition("/")[2]
     return f"{'data set of the hub' if source.hub else 'task'} {name}, split {source.split}"
+
+
+def _place(path: Path, source: Source) -> str:
+    """Return a file's name, or a data set of the hub with its configuration and split."""
+    if not is_hub_id(path):
+        return f"the file {path.name}"
+    config = f", config {source.config}" if source.config else ""
+    return f"the data set {path} of the hub{config}, split {source.split}"
 
 
 def _method(recipe: Recipe) -> Iterator[str]:

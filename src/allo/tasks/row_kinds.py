@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from allo.errors import UserError
-from allo.files.rows import Notes, Row, named, shown, source_rows
+from allo.files.rows import TRAIN, Notes, Row, named, shown, source_rows
 from allo.tasks.feedback import label_of
 from allo.tasks.rated import is_rated
 from allo.tasks.row_forms import CHATS, in_trl_form
@@ -23,14 +23,14 @@ FIRST = 100
 """The rows that are looked at: a column may be absent from the first ones."""
 
 
-def kind_of_rows(path_or_hub: str | Path, *, split: str = "train") -> Kind:
+def kind_of_rows(path_or_hub: str | Path, *, split: str = TRAIN, config: str | None = None) -> Kind:
     """Return the kind of the rows in a file, a folder or a data set of the hub (`OWNER/NAME`).
 
     The first rows decide. All of them must be of one kind; of prompts, some may have an answer. Raises `UserError` for
     rows of no kind or of several, naming the row and what each kind needs, and for a source that cannot be read.
     """
     found: dict[Kind, str] = {}
-    for _, place, row in islice(source_rows(path_or_hub, split=split), FIRST):
+    for _, place, row in islice(source_rows(path_or_hub, split=split, config=config), FIRST):
         found.setdefault(_kind(row, place), place)
     kinds = found.keys() - ({"prompts"} if "problems" in found else set())
     if len(kinds) > 1:

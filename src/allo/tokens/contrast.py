@@ -20,7 +20,8 @@ from allo.weights.layout import Layout, shapes_of
 def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) -> int:
     """Fine-tune the start on each side of the pairs, chosen or rejected, and write `05-contrast`.
 
-    Both models see the same prompts equally often. Of labelled completions, the sides are the good and the bad ones. Finished sides are skipped, and an interrupted one is resumed.
+    Both models see the same prompts equally often. The sides of labelled completions are the good and the bad ones.
+    Finished sides are skipped, and an interrupted one is resumed.
     Returns the bytes of training state of one side, as only one is in memory at a time; 0 if no side was left to train.
     """
     missing = [side for side in sides if kept_tensors(side_weights(run, side)) is None]

@@ -43,7 +43,9 @@ def training_arguments(
         if name.endswith("token"):
             raise UserError(f"{key}.{name}: no secret belongs in a recipe; set HF_TOKEN in the environment.")
         if name.startswith(("push_to_hub", "hub_")):
-            raise UserError(f"{key}.{name}: nothing is uploaded; upload the result with `hf upload`.")
+            raise UserError(
+                f"{key}.{name}: nothing is uploaded; upload the finished run with `allo push RUN OWNER/NAME`."
+            )
     known = inspect.signature(kind).parameters
     kind_name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
     for name in training.keys() - known.keys():

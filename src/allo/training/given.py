@@ -67,9 +67,12 @@ def given_arguments(
 
 
 def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """Return the model, loaded onto the device if it is a folder or hub id: in bfloat16 on a GPU, in float32 on a CPU."""
-    if isinstance(model, PreTrainedModel):
-        return model
+    """Return the model, loaded onto the device if it is a folder or hub id: in bfloat16 on a GPU, in float32 on a CPU.
+
+    Raises `UserError` for anything else.
+    """
+    if not isinstance(model, str | Path):
+        return _whole_model(model)
     return load_model(model, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32)
 
 
@@ -97,17 +100,23 @@ def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) ->
         return load_model(model, dtype=getattr(torch, dtype), device="cpu", trust_remote_code=trusts).to(
             args.device
         )
-    if not isinstance(model, PreTrainedModel):
-        advice = "merge its adapter (merge_and_unload) and give" if hasattr(model, "peft_config") else "give"
-        raise UserError(
-            f"model is a {type(model).__name__}: {advice} a causal language model of transformers, its folder or hub id."
-        )
+    model = _whole_model(model)
     for name, value in {"model_init_kwargs": settings, "trust_remote_code": trusts}.items():
         if value:
             raise UserError(
                 f"{kind}.{name} is {value!r}: the model is loaded already. Remove it, and pass it when you load the model."
             )
     return model
+
+
+def _whole_model(model: object) -> PreTrainedModel:
+    """Return a model of transformers. Raises `UserError` for anything else, such as a model inside a PEFT adapter."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    advice = "merge its adapter (merge_and_unload) and give" if hasattr(model, "peft_config") else "give"
+    raise UserError(
+        f"model is a {type(model).__name__}: {advice} a causal language model of transformers, its folder or hub id."
+    )
 
 
 def given_tokenizer(

@@ -63,11 +63,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """The weights among which is searched, and the pairs or labelled completions by which.
+    """A search for important weights: those of `layout`, by a statistic of pairs or labelled completions.
 
-    `rows` are token ids, none if no criterion sees them.
-
-    `resumes`: a warm-up goes on from its last checkpoint.
+    `rows` are token ids; there are none if the criterion sees no data. With `resumes`, a warm-up goes on from its last
+    checkpoint.
     """
 
     layout: Layout
@@ -204,7 +203,7 @@ class _WarmupTrainer(ImproveTrainer):
 
 
 class _LabelledWarmupTrainer(FeedbackTrainer):
-    """The same of labelled completions, by BCO without its shift, whose gradient at the start is DPO's."""
+    """The same for labelled completions, by BCO without its shift. Its gradient at the start is DPO's."""
 
     make_rows = staticmethod(lambda tokenizer, rows, **_: (list(rows), Counts()))
 
@@ -258,7 +257,8 @@ def locate(
         if record.sees_pairs:
             if data is None:
                 raise UserError(
-                    f"data: the criterion {record.name} sees pairs: give rows with `prompt`, `chosen` and `rejected`."
+                    f"data: the criterion {record.name} sees pairs: give rows with `prompt`, `chosen` and `rejected`, or with "
+                    "`prompt`, `completion` and `label`."
                 )
             data = list(data) if isinstance(data, Iterator) else data
             first = next(iter(data), None)
@@ -279,7 +279,7 @@ def searched(
     *,
     density: float,
 ) -> ParamMask:
-    """Return the mask, with the model as it was."""
+    """Return the mask that a search finds; the model gets its own bits and mode back."""
     model, shapes = search.layout.model, allowed.shapes
     score = importance.scoring_of(record) if isinstance(criterion, str) else criterion
     # An own function that is not marked gets whole tensors.

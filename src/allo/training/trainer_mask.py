@@ -104,7 +104,7 @@ def _kept(
     allowed = allowed_in(model, (), (), density=density)
     pairs = rows() if record.sees_pairs else []
     file, settings = Path(args.output_dir) / MASK_FILE, _warmup_settings(args)
-    key = _key(record, density, pairs, settings | {"beta": locate.beta}, model)
+    key = _key(record, density, pairs, locate.training.model_dump() | settings | {"beta": locate.beta}, model)
     known = file.is_file() and ParamMask.load(file).metadata.get("located_by") == key
     sum_over_ranks(torch.zeros(1, device=args.device))  # all have looked before one writes
     if not known:

@@ -13,7 +13,10 @@ _NARROW = 1  # bytes: torch has no `aminmax` for the 8-bit floats
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return True if every entry is finite, as integers and tensors without numbers are. Reads once and makes no tensor of the same size."""
+    """Return True if every entry is finite, as integers and tensors without numbers are.
+
+    Reads once and makes no tensor of the same size.
+    """
     if not tensor.is_floating_point() or tensor.numel() == 0 or not has_numbers(tensor):
         return True
     for piece in tensor.detach().reshape(-1).split(_PIECE):
