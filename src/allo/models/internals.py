@@ -133,6 +133,7 @@ INTERNALS = {
     "allo.plan.remembered": {
         "torch._subclasses.fake_tensor:FakeTensor": "results are made again without values",
         "torch:UntypedStorage._cdata": "views of an argument are made as views",
+        "torch.utils._pytree:TreeSpec": "the form of several results is kept",
         "torch.utils._pytree:tree_flatten(tree, ...)": "results of several tensors are made again",
         "torch.utils._pytree:tree_unflatten(leaves, treespec)": "results of several tensors are made again",
     },
