@@ -22,7 +22,7 @@ demo: $(STAMP)  ## run the whole method on a small model (CPU, no download) and 
 	@echo "Report: runs/demo/report.html"
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # A few files of each room that other libraries' versions can break.
 LOWEST := tests/test_public.py tests/baselines tests/cli tests/delta/test_delta_shira.py tests/losses/test_trl_parity.py \

@@ -28,6 +28,7 @@ SIGMAS = 6
 STEPS = 2
 # What TRL 1.16, PEFT and torch warn of by themselves.
 pytestmark = [
+    pytest.mark.slow,
     # TRL reads and calls names that transformers 5.23 has deprecated.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning"),
@@ -207,7 +208,6 @@ def test_a_process_of_its_own_measures_the_same_training(
     assert apart.num_tokens == here.num_tokens == 8 * (2 * 5 + 7 + 7)
 
 
-@pytest.mark.slow
 def test_7b_runs_on_toys_and_records_what_did_not_fit(benchmark: SimpleNamespace, tmp_path: Path) -> None:
     def measure(system: str, work: Any) -> Any:
         return None if system == "TRL" else benchmark.one.measure(system, work)
