@@ -54,6 +54,7 @@ mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see w
 invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers, and the tables of docs/diagnosis.md
 	$(BIN)/python scripts/render_invariants.py
 	$(BIN)/python scripts/render_diagnoses.py
+	$(BIN)/python scripts/render_migrating.py
 
 tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
 	$(BIN)/python scripts/render_tables.py

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from allo.report import evidence, faults
 from allo.report.diagnosis import DIAGNOSES, Diagnosis
+from generated import write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "diagnosis.md"
 
@@ -77,13 +78,5 @@ def page(text: str) -> str:
     return text
 
 
-def main() -> None:
-    before = PAGE.read_text(encoding="utf-8")
-    after = page(before)
-    if "--check" in sys.argv[1:]:
-        sys.exit(f"{PAGE.name} is out of date: run scripts/render_diagnoses.py" if after != before else 0)
-    PAGE.write_text(after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(write_or_check(PAGE, page(PAGE.read_text(encoding="utf-8")), script="render_diagnoses.py"))

@@ -15,6 +15,7 @@ from allo.training.dpo_config import FIELDS, TRL
 from allo.training.given import UNSUPPORTED
 from allo.training.recording import NUM_TOKENS
 from allo.training.trainer import ImproveTrainer
+from generated import write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "migrating.md"
 HEAD = f"""# From TRL's DPOTrainer
@@ -103,13 +104,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    if "--check" not in (sys.argv[1:] if arguments is None else arguments):
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
-        return 0
-    print(f"{PAGE.name} is out of date: run python scripts/render_migrating.py", file=sys.stderr)
-    return 1
+    return write_or_check(PAGE, page(), script="render_migrating.py", arguments=arguments)
 
 
 if __name__ == "__main__":

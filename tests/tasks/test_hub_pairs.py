@@ -33,7 +33,7 @@ ROW: dict[str, Any] = {
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str | None, str]]:
-    """What the hub was asked for: name, configuration and split."""
+    """Put a hub of two rows in place, and return what it is asked for: name, configuration and split."""
     found: list[tuple[str, str | None, str]] = []
 
     def load(hub: str, config: str | None, *, split: str) -> list[dict[str, Any]]:

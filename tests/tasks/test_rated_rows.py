@@ -59,14 +59,14 @@ def test_the_pairs_are_those_of_samples_with_these_rewards(
         Verdict("p", number, text, True, False, score, None, RANKED_FUNCTION)
         for number, (text, score) in enumerate(zip(texts, scores, strict=True))
     ]
-    pairing = {"max_pairs_per_prompt": most, "margin": margin}
+    pairing = Pairing(max_pairs_per_prompt=most, margin=margin)
     row = {"prompt": "Q", "completions": texts, "scores": scores}
     try:
-        expected = ranked_pairs([Prompt("p", "Q")], verdicts, **pairing)  # type: ignore[arg-type]
+        expected = ranked_pairs([Prompt("p", "Q")], verdicts, max_pairs_per_prompt=most, margin=margin)
     except UserError:
         expected = []
     rows = [row, ROW]  # the second row always has pairs
-    pairs, _ = pairs_of_rows(rows, pairing=Pairing.model_validate(pairing))
+    pairs, _ = pairs_of_rows(rows, pairing=pairing)
     found = [pair for pair in pairs if pair.prompt == "Q"]
     assert [(pair.chosen, pair.rejected) for pair in found] == [
         (pair.chosen, pair.rejected) for pair in expected

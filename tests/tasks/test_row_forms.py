@@ -12,8 +12,8 @@ from allo.tasks.pairs import completions_of_rows, pairs_of_rows, wrong_of_rows
 from allo.tasks.prompts import PromptSource, prompts_and_reading
 
 
-def turn(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": text}
+def turn(role: str, content: str | list[dict[str, str]]) -> dict[str, Any]:
+    return {"role": role, "content": content}
 
 
 def said(who: str, text: str, **more: Any) -> dict[str, Any]:
@@ -117,7 +117,8 @@ def test_tools_and_unread_settings_of_openais_input_are_kept_and_listed() -> Non
 def test_tools_that_speak_in_sharegpts_form_are_tools() -> None:
     chat = [said("human", "Weather?"), said("gpt", "I look."), said("observation", "sun")]
     ((pair,), _) = pairs_of_rows([{"conversations": chat, "chosen": said("gpt", "Sun."), "rejected": ROCK}])
-    assert [message["role"] for message in pair.prompt] == ["user", "assistant", "tool"]  # type: ignore[index]
+    assert isinstance(pair.prompt, list)
+    assert [message["role"] for message in pair.prompt] == ["user", "assistant", "tool"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def read(folder: Path, *rows: dict[str, Any], **own: Any) -> Any:
     [
         {"messages": [ASKED, OAK]},
         {"conversations": [said("human", "Name a tree, please."), said("gpt", "Oak.")]},
-        {"messages": [ASKED, turn("assistant", [{"type": "text", "text": "Oak."}])]},  # type: ignore[arg-type]
+        {"messages": [ASKED, turn("assistant", [{"type": "text", "text": "Oak."}])]},
         {"instruction": "Name a tree, please.", "output": "Oak.", "input": ""},
     ],
 )

@@ -17,7 +17,7 @@ LONGEST_LINE = 1 << 26
 """Most bytes of one line, unpacked: a row is text for a model to read."""
 OTHER_SIGNS = ";\t|"
 """Signs that separate columns in other tables than CSV."""
-# What `str` and `json.dumps` make of a list of messages.
+# The beginning of a list of messages that `str` or `json.dumps` has written as text.
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|content|from|value)\1\s*:""")
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]

@@ -14,6 +14,7 @@ from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.result import apply_previous_stage, located_mask, train_stage
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ImproveTrainer, SftTrainer
+from allo.training.trainer_options import Options
 from allo.weights.param_mask import ParamMask
 
 
@@ -43,44 +44,35 @@ def _trainer(
 ) -> SelectedTrainer:
     """Return the trainer that learns the recipe's loss under the mask."""
     arguments = stage_arguments(recipe, "improve", folder=folder.improve, device=model.device)
+    shared: Options = {
+        "mask": mask,
+        "records": True,
+        "max_tokens_per_batch": improve.max_tokens_per_batch,
+        "lean": improve.lean,
+        "max_length": recipe.max_length,
+    }
     if improve.loss in ANSWER_LOSSES:
         rows = function_of(ANSWER_LOSSES[improve.loss].function, key="improve.loss")(recipe, folder)
-        return SftTrainer(
-            model,
-            arguments,
-            rows,
-            tokenizer,
-            mask=mask,
-            records=True,
-            max_tokens_per_batch=improve.max_tokens_per_batch,
-            lean=improve.lean,
-            max_length=recipe.max_length,
-        )
+        return SftTrainer(model, arguments, rows, tokenizer, **shared)
+    shared["reference"] = improve.reference
     if recipe.data.feedback is not None:
         return FeedbackTrainer(
             model,
             arguments,
             [vars(row) for row in read_jsonl(folder.feedback, Feedback)],
             tokenizer,
-            mask=mask,
-            records=True,
             beta=improve.beta,
             keep=improve.keep,
             loss=improve.loss,
             loss_settings=improve.loss_settings,
             filter=improve.filter,
-            max_tokens_per_batch=improve.max_tokens_per_batch,
-            reference=improve.reference,
-            lean=improve.lean,
-            max_length=recipe.max_length,
+            **shared,
         )
     return ImproveTrainer(
         model,
         arguments,
         [vars(pair) for pair in read_jsonl(folder.pairs, Pair)],
         tokenizer,
-        mask=mask,
-        records=True,
         beta=improve.beta,
         keep=improve.keep,
         loss=improve.loss,
@@ -88,8 +80,5 @@ def _trainer(
         anchor=improve.anchor,
         filter=improve.filter,
         shared_prefix=improve.shared_prefix,
-        max_tokens_per_batch=improve.max_tokens_per_batch,
-        reference=improve.reference,
-        lean=improve.lean,
-        max_length=recipe.max_length,
+        **shared,
     )

@@ -106,9 +106,9 @@ class EvaluatedTrainer(RecordedTrainer):
     ) -> dict[str, float]:
         """Return the loss and metrics of `eval_dataset`'s rows, by default those given to the constructor.
 
-        Of several data sets by name, each has its metrics under `eval_<name>_`; a name is one of the constructor's.
+        If there are several data sets, each has its metrics under `eval_<name>_`. A text names one of the constructor's.
         """
-        # Of several, the Trainer calls this again for each.
+        # The Trainer calls this again for each of several sets.
         if eval_dataset is None or isinstance(eval_dataset, str | Mapping):
             sets = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else eval_dataset
             return super().evaluate(sets, ignore_keys, metric_key_prefix)

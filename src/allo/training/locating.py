@@ -253,22 +253,32 @@ def locate(
         tokenizer = given_tokenizer(processing_class, model, args)
         record = record_of(criterion)
         allowed = allowed_in(model, include, exclude, density=density)  # refused before a warm-up
-        rows: IdRows = []
-        if record.sees_pairs:
-            if data is None:
-                raise UserError(
-                    f"data: the criterion {record.name} sees pairs: give rows with `prompt`, `chosen` and `rejected`, or with "
-                    "`prompt`, `completion` and `label`."
-                )
-            data = list(data) if isinstance(data, Iterator) else data
-            first = next(iter(data), None)
-            labelled = isinstance(first, Mapping) and "label" in first and "chosen" not in first
-            read: Callable[..., tuple[list[Any], Reading]] = feedback_of_rows if labelled else pairs_of_rows
-            tokenize = counted_completions if labelled else counted_pairs
-            rows = RowReader(model, tokenizer, read, tokenize, max_length, cuts_ends=False)(data, "data")[0]
+        rows = _rows(data, record, model, tokenizer, max_length=max_length) if record.sees_pairs else []
         settings = Locate(beta=beta, max_tokens_per_batch=max_tokens_per_batch)
         search = Search(Layout.of(model).among(allowed.names), rows, args, tokenizer, settings, args.seed)
         return searched(search, record, criterion, allowed, density=density)
+
+
+def _rows(
+    data: Iterable[Row] | None,
+    criterion: Criterion,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+) -> IdRows:
+    """Return the token ids of pairs or labelled completions. Raises `UserError` if there is no data."""
+    if data is None:
+        raise UserError(
+            f"data: the criterion {criterion.name} sees pairs: give rows with `prompt`, `chosen` and `rejected`, or with "
+            "`prompt`, `completion` and `label`."
+        )
+    data = list(data) if isinstance(data, Iterator) else data
+    first = next(iter(data), None)
+    labelled = isinstance(first, Mapping) and "label" in first and "chosen" not in first
+    read: Callable[..., tuple[list[Any], Reading]] = feedback_of_rows if labelled else pairs_of_rows
+    tokenize = counted_completions if labelled else counted_pairs
+    return RowReader(model, tokenizer, read, tokenize, max_length, cuts_ends=False)(data, "data")[0]
 
 
 def searched(

@@ -12,8 +12,12 @@ from allo.recipe.losses import Filter
 from allo.weights.selection import stable_hash
 
 
-def with_draws(batch: Batch, rows: Sequence[Mapping[str, Any]], *, step: int, seed: int) -> Batch:
-    """Add a random number to each token of a row, `draws` [rows, L] fp32, which depends on the step and the row alone."""
+def with_draws(
+    batch: Batch, rows: Sequence[Mapping[str, Any]], *, filter: Filter, step: int, seed: int
+) -> Batch:
+    """Add what a random filter reads: a number for each token, `draws` [rows, L] fp32, by the step and the row alone."""
+    if filter != "random":
+        return batch
     targets = batch["targets"]
     places = torch.arange(targets.shape[1])
     found = [stable_hash(f"{step}:{row['number']}", places, seed=seed) for row in rows]

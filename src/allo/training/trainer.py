@@ -263,10 +263,8 @@ class ImproveTrainer(SelectedTrainer):
         self.reward_mean = RunningMean(**state)
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
-        batch = super()._batch(rows)
-        if self.filter != "random":
-            return batch
-        return with_draws(batch, rows, step=self.state.global_step, seed=self.args.seed)
+        step, seed = self.state.global_step, self.args.seed
+        return with_draws(super()._batch(rows), rows, filter=self.filter, step=step, seed=seed)
 
     def loss(self, batch: Batch, *, denominator: Tensor | float) -> Tensor:
         pairs, kept, rewards = self._pairs(batch)
