@@ -15,9 +15,9 @@ from allo.errors import UserError
 from allo.recipe.backends import BACKENDS
 from allo.recipe.compare import Compare
 from allo.recipe.criteria import CRITERIA
+from allo.recipe.data_fit import check_data_fits
 from allo.recipe.errors import explain
 from allo.recipe.evaluate import Evaluate, with_held_out
-from allo.recipe.feedback import check_data_fits
 from allo.recipe.judge import Judge, Pairing
 from allo.recipe.locate import Locate as Locate
 from allo.recipe.losses import (
