@@ -28,7 +28,7 @@ from allo.compare.results import TrialResult, read_results
 from allo.compare.summary import by_method, grid, provenance, share_figure, summarise
 from allo.errors import UserError
 from allo.files.artifacts import write_json
-from allo.stats.statistics import mean_over_seeds
+from allo.stats.statistics import RULE, mean_over_seeds
 from benchmarks.compare.keep import SUFFIX, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +228,7 @@ def record(table: str, rows: list[Row], trials: Sequence[TrialResult], *, comman
         "date": datetime.date.today().isoformat(),
         "commit": " ".join(made["commits"]),
         "dirty": False,
+        "statistics": RULE,
         "machine": f"{', '.join(made['hardware'])}; {'; '.join(made['versions'])}",
         "command": command,
         "columns": columns,
