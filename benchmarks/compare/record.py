@@ -4,7 +4,7 @@ rates.
     python -m benchmarks.compare.record FOLDER --table lab-methods
     python -m benchmarks.compare.record FOLDER --table lab-methods-costs --costs
     python -m benchmarks.compare.record FOLDER --table lab-short --short
-    python -m benchmarks.compare.record FOLDER --table lab-ablation --methods allo,mask_only,forget_only
+    python -m benchmarks.compare.record FOLDER --table lab-single --methods plain,mask_only,forget_only --reference plain
     python -m benchmarks.compare.record FOLDER --table lab-sweep-density --methods a,b,c --over improve.density
     python -m benchmarks.compare.record FOLDER --table lab-rates --methods allo,dpo --rates
     python -m benchmarks.compare.record FOLDER --table study-losses --methods top,full --losses improve

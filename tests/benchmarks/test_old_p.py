@@ -97,6 +97,27 @@ def test_a_table_by_todays_rule_or_without_a_comparison_says_nothing_of_it() -> 
         assert old_p.MEANS_ALONE not in tables.render([made])
 
 
+def test_a_p_in_a_text_stands_in_a_record() -> None:
+    """The log of experiments is left out: it says what was found at its day."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    ps = {
+        row[place]
+        for each in found
+        for place, column in enumerate(each["columns"])
+        if old_p.P.search(column)
+        for row in each["rows"]
+        if row[place] is not None
+    }
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *ROOT.glob("docs/**/*.md")]
+    for page in pages:
+        for stated in re.findall(r"\bp (?:=|is|of) (\.\d+(?:(?:,| and|, and) \.\d+)*)", page.read_text()):
+            for figure in re.findall(r"\.\d+", stated):
+                known = page.name == "experiments.md" or any(
+                    f"{p:.{len(figure) - 1}f}" == f"0{figure}" for p in ps
+                )
+                assert known, f"{page.name}: p {figure} stands in no record"
+
+
 def test_the_rule_is_named_anew_if_its_figures_change() -> None:
     """If this fails for a good reason, set `RULE` to the day: records made before then are refused."""
     grid = np.random.default_rng(0).normal(0.3, 1, (5, 40)) + np.linspace(0, 0.4, 5)[:, None]
