@@ -97,6 +97,22 @@ class Layout:
             for name in group.stored
         }
 
+    def copies(self, names: Collection[str]) -> dict[str, str]:
+        """Return those of some names on disk that hold a tied weight once more, each with the name that this layout has."""
+        every = dict(self.model.named_parameters(remove_duplicate=False))
+        first = {
+            id(every[live]): stored
+            for group in self.groups
+            for stored, live in zip(group.stored, group.live, strict=group.renames)
+            if group.renames and live in every
+        }
+        weights = {name: every.get(name, every.get(_prefix(self.model) + name)) for name in names}
+        return {
+            name: first[id(weight)]
+            for name, weight in weights.items()
+            if name not in self.shapes and id(weight) in first
+        }
+
     def spelled_as(self, names: Collection[str]) -> "Layout":
         """Return this layout without the body's prefix if names of a mask or delta lack it and nothing is converted.
 
@@ -185,7 +201,8 @@ class Layout:
         """Return those of some names on disk whose tensors this model keeps as they are, or ignores."""
         if not names:
             return set()
-        kept = Layout.whole(self.model).shapes
+        whole = Layout.whole(self.model)
+        kept = whole.shapes | whole.copies(names)
         ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()
         return {name for name in names if name in kept or any(re.search(each, name) for each in ignored)}
 
