@@ -95,6 +95,19 @@ def untied(folder: Path) -> Path:
     return saved(model(tie_word_embeddings=False), folder)
 
 
+def twice_spelled(folder: Path) -> Path:
+    """GPT-2 with a norm under its name with and without the body's prefix: which of them counts is not known."""
+    torch.manual_seed(0)
+    settings = GPT2Config(vocab_size=len(TOKENIZER), n_positions=32, n_embd=8, n_layer=1, n_head=2)
+    saved(GPT2LMHeadModel(settings), folder)
+    rewrite(folder, lambda tensors: tensors | {"ln_f.weight": tensors["transformer.ln_f.weight"].clone() + 1})
+    return folder
+
+
+def test_a_second_spelling_of_a_name_is_no_copy_of_a_tied_weight(tmp_path: Path) -> None:
+    assert is_ready(recipe(twice_spelled(tmp_path / "model"))) is None
+
+
 @pytest.mark.parametrize("make", [tied, untied, doubled_llama])
 def test_a_folder_under_the_live_names_is_used_as_it_lies(
     make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

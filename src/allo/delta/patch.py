@@ -136,7 +136,7 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
     else:
         live = dict(tensors)
         layout = Layout.plain(live)
-    shapes, copies = layout.shapes, layout.copies(delta.shapes)
+    shapes, copies = layout.shapes, layout.copies(delta.shapes.keys())
     for name, first in copies.items():
         sides = [(delta.indices.get(each), delta.values.get(each)) for each in (name, first)]
         if not all(_equal(one, other) for one, other in zip(*sides, strict=True)):

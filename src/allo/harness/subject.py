@@ -97,7 +97,7 @@ def _digests(model: Model, base: Checkpoint | None) -> dict[str, str]:
         for name, each in stored_tensors(model)
     )
     found = digests(live)
-    found |= {name: found[first] for name, first in Layout.whole(model).copies(stored).items()}
+    found |= {name: found[first] for name, first in Layout.whole(model).copies(stored.keys()).items()}
     return found | {name: base.digest(name) for name in stored if base and name not in found}
 
 

@@ -82,7 +82,7 @@ def is_ready(recipe: Recipe) -> Path | None:
     kept = {name: live[min(group.live)].dtype for group in layout.groups for name in group.stored}
     if kept.keys() - stored.keys():
         return None
-    copies = layout.copies(stored)
+    copies = layout.copies(stored.keys())
     if any(stored[name].dtype != stored[first].dtype for name, first in copies.items()):
         return None
     if not all(is_ignored(name, model) for name in stored.keys() - kept.keys() - copies.keys()):

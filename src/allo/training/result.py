@@ -122,7 +122,7 @@ def _write_delta(
         if differs.any():
             indices[name], values[name] = where[differs], live[differs]
     changed = sum(len(where) for where in indices.values())
-    for name, first in layout.copies(base.stored).items():
+    for name, first in layout.copies(base.stored.keys()).items():
         if first in indices:
             indices[name], values[name] = indices[first], values[first]
     delta.write_delta(

@@ -8,7 +8,7 @@ lies, whatever the conversion is made of. It must be a bijection.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -97,21 +97,22 @@ class Layout:
             for name in group.stored
         }
 
-    def copies(self, names: Collection[str]) -> dict[str, str]:
+    def copies(self, names: Set[str]) -> dict[str, str]:
         """Return those of some names on disk that hold a tied weight once more, each with the name that this layout has."""
-        every = dict(self.model.named_parameters(remove_duplicate=False))
+        every, prefix = dict(self.model.named_parameters(remove_duplicate=False)), _prefix(self.model)
         first = {
-            id(every[live]): stored
+            id(every[live]): (stored, live)
             for group in self.groups
             for stored, live in zip(group.stored, group.live, strict=group.renames)
             if group.renames and live in every
         }
-        weights = {name: every.get(name, every.get(_prefix(self.model) + name)) for name in names}
-        return {
-            name: first[id(weight)]
-            for name, weight in weights.items()
-            if name not in self.shapes and id(weight) in first
-        }
+        found = {}
+        for name in names - self.shapes.keys():
+            live = name if name in every else prefix + name
+            stored, own = first.get(id(every.get(live)), ("", live))
+            if live != own:  # otherwise it is the same name, spelled otherwise
+                found[name] = stored
+        return found
 
     def spelled_as(self, names: Collection[str]) -> "Layout":
         """Return this layout without the body's prefix if names of a mask or delta lack it and nothing is converted.
