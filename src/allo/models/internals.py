@@ -54,6 +54,7 @@ INTERNALS = {
         "transformers.cache_utils:DynamicSlidingWindowLayer.sliding_window": _SHARED,
         "transformers:DynamicCache.layers": _SHARED,
         "transformers:DynamicCache.update(self, key_states, value_states, layer_idx, *args, **kwargs)": _SHARED,
+        "transformers.initialization:no_init_weights()": "a model of a rehearsal has no values to draw",
         "transformers.masking_utils:sdpa_mask": _PREFILL,
         "transformers:DynamicCache.reorder_cache(self, beam_idx)": _MOVED,
         "transformers:DynamicCache.is_linear": "a model without attention is not said to have an eager one",

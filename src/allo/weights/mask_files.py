@@ -7,7 +7,7 @@ One pass over both folders suffices: this thread reads and scores, a second one 
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allo.console import track
-from allo.errors import UserError
+from allo.console import say, track
+from allo.errors import UserError, and_more
 from allo.recipe.criteria import CRITERIA
 from allo.recipe.granularity import WEIGHT, Granularity
 from allo.weights import importance
@@ -56,8 +56,11 @@ def mask_from_checkpoints(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     kinds: Kinds = kinds_unknown,
+    trained: Collection[str] | None = None,
 ) -> ParamMask:
     """Select the top `density` of all floating-point weights, write the mask to `out` and return it.
+
+    `trained`: the tensors that a run of `base` trains; others, such as a vision tower, do not count. None: all.
 
     Resident memory grows with the mask, not with the model. The mask has exactly k weights even if fewer weights
     differ, or none. The rest are then unchanged weights, drawn by their stable hash, and a UserWarning counts them.
@@ -70,8 +73,15 @@ def mask_from_checkpoints(
     _check_request(criterion, granularity)
     check_profile(profile)
     comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
-    shapes = comparison.shapes
-    allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density)
+    every = comparison.shapes
+    others = {name: shape for name, shape in every.items() if trained is not None and name not in trained}
+    shapes = {name: shape for name, shape in every.items() if name not in others}
+    if others:
+        say(
+            f"{num_entries(others):,} of {base}'s {num_entries(every):,} weights are not trained by a run, and no density counts "
+            f"them: {next(iter(others))}{and_more(others)}"
+        )
+    allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density, others=others)
     comparison.allowed = allowed.own_shapes
     k = num_to_select(density, num_entries(shapes))
     with _one_torch_thread():
