@@ -48,6 +48,7 @@ def test_a_diagnosis_has_a_name_of_its_own_numbers_and_advice(diagnosis: Diagnos
     ("form", "settings"),
     [
         (PUBLISHED, ()),
+        (PUBLISHED, ("improve.training.max_steps=8", "forget.training.max_steps=8")),
         (PUBLISHED, ("improve.loss=simpo", "improve.keep=1.0", "improve.beta=2.0")),
         (PUBLISHED, ("improve.loss=rft", "improve.keep=1.0", "forget.loss=unlikelihood", "forget.until=0.1")),
         (DPO, ("improve.loss=ipo", "improve.anchor=0.5")),
@@ -66,5 +67,9 @@ def test_a_recipe_takes_every_change_that_it_is_advised(form: Path, settings: tu
     for verb, key, now in found:
         changed = float(now) / 2 if verb == "lower" else 2 * float(now) or 1.0
         load_recipe(
-            form, [*settings, f"{key}={int(changed) if key.endswith('accumulation_steps') else changed}"]
+            form,
+            [
+                *settings,
+                f"{key}={int(changed) if key.endswith(('max_steps', 'accumulation_steps')) else changed}",
+            ],
         )

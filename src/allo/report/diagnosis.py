@@ -49,6 +49,9 @@ def _advice(changes: Sequence[str], evidence: Evidence) -> str:
     said = []
     for change in changes:
         verb, key, *rest = change.replace("{stage}", evidence.stage).split()
+        block, training, _ = key.partition(".training.")
+        if key.endswith(".num_train_epochs") and evidence.most_steps(block):
+            key = f"{block}{training}max_steps"
         value = evidence.setting(key)
         if value is not None and _has(key, evidence):
             now = f"{value:g}" if isinstance(value, float) else str(value)

@@ -210,9 +210,10 @@ def until_missed(evidence: Evidence) -> Numbers | None:
 
 def _stopped(evidence: Evidence) -> bool:
     """Return whether training ended before its data: a logged mean may cover steps before the one that was enough."""
-    epochs, last = evidence.number("forget.training.num_train_epochs"), evidence.steps[-1].get("epoch")
-    limit = evidence.number("forget.training.max_steps")
-    return bool(epochs and last and last < epochs - 1e-6 and (limit is None or limit < 0))
+    most = evidence.most_steps("forget")
+    end = most or evidence.number("forget.training.num_train_epochs")
+    last = evidence.steps[-1].get("step" if most else "epoch")
+    return bool(end and last and last < end - 1e-6)
 
 
 def spiked(evidence: Evidence) -> Numbers | None:
