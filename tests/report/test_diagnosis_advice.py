@@ -2,7 +2,7 @@
 
 import pytest
 
-from allo.report.diagnosis import DIAGNOSES, EVALUATED, Evidence, read_stage
+from allo.report.diagnosis import read_stage
 from curves_setup import Steps, forgetting, improving, recipe
 
 

@@ -16,7 +16,7 @@ from allo.report import evidence, faults
 from allo.report.diagnosis import DIAGNOSES, EVALUATED, TRAINED, Diagnosis, Evidence, _advice
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = ROOT / "tests" / "published.yaml"
+PUBLISHED = ROOT / "benchmarks" / "runs" / "published.yaml"
 DPO = ROOT / "src" / "allo" / "demo" / "dpo.yaml"
 
 
