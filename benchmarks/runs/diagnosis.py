@@ -15,10 +15,11 @@ import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from allo.console import hushed, say
 from allo.files.evaluation import Evaluation, ModelResult, read_of_schema
@@ -38,7 +39,6 @@ from benchmarks.runs.planted import (
     Case,
     Rows,
     Settings,
-    settings_of,
 )
 
 LAB = ROOT / "src" / "allo" / "lab"
@@ -63,62 +63,68 @@ class Found:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model with the settings of all of its runs, and a prepared run whose first stages they share."""
+    """A model with the settings of all of its runs, whose first stages are prepared once, up to the token scores."""
 
     form: Path
     settings: Settings
     work: Path
     keep: bool = False
 
-    def recipe(self, case: Case, folder: Path) -> Recipe:
-        return load_recipe(case.form, settings_of(case, {**self.settings, "out": str(folder)}))
-
     @property
     def prepared(self) -> Path:
         return self.work / "prepared"
 
+    def recipe(self, case: Case, out: Path, rows: Rows | None = None, *, seed: int | None = None) -> Recipe:
+        """Return a case's recipe, on rows of its own if it has any."""
+        own: dict[str, object] = {"out": str(out)} | ({} if seed is None else {"seed": seed})
+        if rows is not None:
+            kind = "feedback" if "label" in rows[0] else "pairs"
+            own["data"] = {kind: str(write_rows(self.work / "rows.jsonl", rows))}
+        settings = {**self.settings, **case.settings, **own}
+        return load_recipe(case.form, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
     def prepare(self) -> None:
-        """Run the common recipe up to its token scores."""
         run_all(self.recipe(Case("prepared", {}, self.form), self.prepared), until="score")
 
     def run(self, case: Case, seed: int) -> Found:
-        """Train a case and return what is named in it."""
-        folder = self.work / f"{case.name}-{seed}".replace("/", "-").replace(" ", "-")
-        recipe = self.recipe(
-            Case(case.name, {**case.settings, **self._rows(case), "seed": seed}, case.form), folder
-        )
+        """Train a case, and return the faults that it names."""
         (source,) = self.prepared.iterdir()
-        if case.rows is None:
-            shutil.copytree(source, folder / recipe.name, symlinks=True)
+        out = self.work / f"{case.name}-{seed}".replace("/", "-").replace(" ", "-")
+        rows = None
+        if case.rows is not None:
+            lines = (source / "03-pairs.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = case.rows([pair_of(json.loads(line)) for line in lines])
+        recipe = self.recipe(case, out, rows, seed=seed)
+        if rows is None:
+            shutil.copytree(source, out / recipe.name, symlinks=True)
         with hushed():
             run = run_all(recipe, until=case.until).path
-        names = tuple(
-            finding.diagnosis
-            for stage in STAGES
-            if (reading := reading_of(run, stage)) is not None
-            for finding in reading.findings
-        )
-        evaluation = run / "08-eval.json"
-        models = read_of_schema(evaluation, Evaluation).models.values() if evaluation.is_file() else ()
-        accuracies = [accuracy(model) for model in models] or [None]
+        found = self._found(case, run)
         if not self.keep:
-            shutil.rmtree(folder)
-        return Found(case, names, accuracies[0], accuracies[-1])
+            shutil.rmtree(out)
+        return found
 
-    def _rows(self, case: Case) -> dict[str, object]:
-        """Return the setting that names a case's own rows, which are made from the prepared run's pairs."""
-        if case.rows is None:
-            return {}
-        lines = next(self.prepared.glob("*/03-pairs.jsonl")).read_text(encoding="utf-8").splitlines()
-        pairs = [
-            {name: row[name] for name in ("prompt", "chosen", "rejected")} for row in map(json.loads, lines)
+    def _found(self, case: Case, run: Path) -> Found:
+        stages = STAGES[: STAGES.index(case.until) + 1]
+        readings = [reading_of(run, stage) for stage in stages]
+        named = tuple(each.diagnosis for reading in readings if reading for each in reading.findings)
+        if case.until != "evaluate":
+            return Found(case, named)
+        accuracies = [
+            accuracy(each) for each in read_of_schema(run / "08-eval.json", Evaluation).models.values()
         ]
-        rows = case.rows(pairs)
-        return {
-            "data": {
-                "feedback" if "label" in rows[0] else "pairs": str(write_rows(self.work / "rows.jsonl", rows))
-            }
-        }
+        return Found(case, named, accuracies[0], accuracies[-1])
+
+
+def laboratory(work: Path, *, data_seed: int, keep: bool = False) -> Bench:
+    """Return the laboratory's model, with samples of a seed."""
+    return Bench(PUBLISHED, {**EVALUATED, "model": str(LAB), "data_seed": data_seed}, work, keep)
+
+
+def small(model: str, rows: Rows, work: Path, *, keep: bool = False) -> Bench:
+    """Return a model as large as SmolLM2-135M, with pairs to train on."""
+    path = write_rows(work / "pairs.jsonl", rows)
+    return Bench(PAIRS, {**SMALL, "model": model, "data": {"pairs": str(path)}}, work, keep)
 
 
 def accuracy(model: ModelResult) -> float | None:
@@ -135,15 +141,18 @@ def write_rows(path: Path, rows: Rows) -> Path:
     return path
 
 
+def pair_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's prompt and both answers."""
+    return {name: row[name] for name in ("prompt", "chosen", "rejected")}
+
+
 def short_pairs(path: Path) -> Rows:
     """Return the first short pairs of a file."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as lines:
-        rows = [{name: json.loads(line)[name] for name in ("prompt", "chosen", "rejected")} for line in lines]
-    fit = [
-        row for row in rows if len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"])) <= LONGEST
-    ]
-    return fit[:NUM_PAIRS]
+        pairs = [pair_of(json.loads(line)) for line in lines]
+    longest = (len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"])) for pair in pairs)
+    return [pair for pair, length in zip(pairs, longest, strict=True) if length <= LONGEST][:NUM_PAIRS]
 
 
 def row(planted: str, found: Sequence[Found], *, good: bool) -> Row:
@@ -162,11 +171,14 @@ def row(planted: str, found: Sequence[Found], *, good: bool) -> Row:
 
 def rows_of(found: Sequence[Found], good: Sequence[Found]) -> list[Row]:
     """Return the table: a row a fault, a row a good method, and one of all good runs."""
-    rows = [row(name, list(runs), good=False) for name, runs in groupby(found, key=lambda run: run.case.name)]
-    methods = [
-        row(name, list(runs), good=True) for name, runs in groupby(good, key=lambda run: run.case.name)
-    ]
+    rows = [row(name, runs, good=False) for name, runs in _by_name(found)]
+    methods = [row(name, runs, good=True) for name, runs in _by_name(good)]
     return [*rows, *methods, *([row(ALL, good, good=True)] if good else [])]
+
+
+def _by_name(found: Sequence[Found]) -> list[tuple[str, list[Found]]]:
+    names = dict.fromkeys(run.case.name for run in found)
+    return [(name, [run for run in found if run.case.name == name]) for name in names]
 
 
 def measure(
@@ -174,17 +186,18 @@ def measure(
 ) -> list[Row]:
     """Train every case with a seed of its own, and return the table's rows, recorded as they come."""
     bench.prepare()
-    found: tuple[list[Found], list[Found]] = [], []
-    for number, (case, done) in enumerate(
-        [*((one, found[0]) for one in faults), *((one, found[1]) for one in good)]
-    ):
-        done.append(bench.run(case, seed + number))
-        each = done[-1]
-        gained = "" if each.before is None else f"; accuracy {each.before:.3f} to {each.after:.3f}"
-        say(f"{seed + number} {case.name}: {', '.join(each.named) or 'nothing'}{gained}")
+    found: list[Found] = []
+    for number, case in enumerate([*faults, *good], start=seed):
+        began = time.monotonic()
+        found.append(bench.run(case, number))
+        last = found[-1]
+        gained = "" if last.before is None else f"; accuracy {last.before:.3f} to {last.after:.3f}"
+        took = f"{time.monotonic() - began:.0f} s"
+        say(f"{number} {case.name}, {took}: {', '.join(last.named) or 'nothing'}{gained}")
+        rows = rows_of(found[: len(faults)], found[len(faults) :])
         if record:
-            record.write(rows_of(*found))
-    return rows_of(*found)
+            record.write(rows)
+    return rows
 
 
 def main() -> None:
@@ -201,31 +214,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the record's file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        work = given.work or Path(folder)
+        work, keep = given.work or Path(folder), given.work is not None
         work.mkdir(parents=True, exist_ok=True)
-        table = (
-            "diagnosis-choosing" if given.choosing else "diagnosis-smollm2" if given.smollm2 else "diagnosis"
-        )
         if given.smollm2:
             if given.pairs is None:
                 parser.error("--smollm2 needs --pairs")
-            rows = write_rows(work / "pairs.jsonl", short_pairs(given.pairs))
-            bench = Bench(
-                PAIRS,
-                {**SMALL, "model": given.smollm2, "data": {"pairs": str(rows)}},
-                work,
-                given.work is not None,
+            table, bench = (
+                "diagnosis-smollm2",
+                small(given.smollm2, short_pairs(given.pairs), work, keep=keep),
             )
             faults, good = SMALL_FAULTS, SMALL_GOOD
+        elif given.choosing:
+            table, bench = "diagnosis-choosing", laboratory(work, data_seed=1, keep=keep)
+            faults, good = FAULTS, GOOD[::2]
         else:
-            settings = {**EVALUATED, "model": str(LAB), "data_seed": 1 if given.choosing else 2}
-            bench = Bench(PUBLISHED, settings, work, given.work is not None)
-            faults, good = FAULTS, GOOD[::2] if given.choosing else GOOD
-        faults, good = (
+            table, bench = "diagnosis", laboratory(work, data_seed=2, keep=keep)
+            faults, good = FAULTS, GOOD
+        wanted = [
             [case for case in cases if not given.only or case.name in given.only] for cases in (faults, good)
-        )
+        ]
         record = Record(given.out or RESULTS / f"{table}.json", table, device="cpu")
-        measure(bench, faults, good, seed=100 if given.choosing else 200, record=record)
+        measure(bench, *wanted, seed=100 if given.choosing else 200, record=record)
 
 
 if __name__ == "__main__":

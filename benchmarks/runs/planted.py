@@ -3,7 +3,6 @@
 Good runs have the learning rates that tuning found (benchmarks/RESULTS.md), or those of the recipe itself.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +108,9 @@ FAULTS = (
     Case("chosen answers fell", plain("dpo", training__learning_rate=1e-3)),
     Case("rejected answers fell far", {BETA: 5.0, RATE: 1e-3}),
     Case("rejected answers fell far", plain("dpo", beta=2.0, training__learning_rate=2e-3)),
-    Case("pairs told apart at once", {RATE: 1e-3, EPOCHS: 10}),
+    Case("accuracy saturated", {RATE: 1e-3, EPOCHS: 10}),
     Case(
-        "pairs told apart at once",
+        "accuracy saturated",
         plain("dpo", training__learning_rate=1e-3, training__num_train_epochs=3),
         form=DPO,
         rows=shortened,
@@ -185,8 +184,3 @@ SMALL_GOOD = (
     Case("start/pairs.yaml", {}, PAIRS, until="evaluate"),
     Case("dpo", {**plain("dpo"), RATE: 5e-6}, PAIRS, until="evaluate"),
 )
-
-
-def settings_of(case: Case, others: Settings) -> list[str]:
-    """Return a case's settings after others, as `load_recipe` takes them."""
-    return [f"{key}={json.dumps(value)}" for key, value in {**others, **case.settings}.items()]

@@ -41,7 +41,7 @@ def test_a_diagnosis_has_a_name_of_its_own_numbers_and_advice(diagnosis: Diagnos
     assert set(diagnosis.stages) <= {*TRAINED, EVALUATED} and diagnosis.changes
     assert any(name for _, name, _, _ in string.Formatter().parse(diagnosis.happened))
     assert diagnosis.find.__doc__ and diagnosis.find.__doc__.startswith("Find ")
-    assert all(change.split()[0] in ("raise", "lower") for change in diagnosis.changes)
+    assert all(change.split()[0] in ("raise", "lower", "set") for change in diagnosis.changes)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,8 @@ def test_a_recipe_takes_every_change_that_it_is_advised(form: Path, settings: tu
         for stage in diagnosis.stages:
             text = _advice(diagnosis.changes, Evidence(stage, (), resolved))
             found |= set(re.findall(r"(raise|lower) ([\w.]+) \(now ([^)]+)\)", text.lower()))
+            for key, value in re.findall(r"set ([\w.]+) to ([\d.]+)", text.lower()):
+                load_recipe(form, [*settings, f"{key}={value}"])
     assert len(found) > 4
     for verb, key, now in found:
         changed = float(now) / 2 if verb == "lower" else 2 * float(now) or 1.0
