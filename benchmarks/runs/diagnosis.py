@@ -15,7 +15,6 @@ import gzip
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,11 @@ from allo.recipe import Recipe, load_recipe
 from allo.report.read import reading_of
 from benchmarks.record import RESULTS, ROOT, Record, Row
 from benchmarks.runs.planted import (
+    AGAIN,
     EVALUATED,
     FAULTS,
     GOOD,
+    NAMES,
     PAIRS,
     PUBLISHED,
     SMALL,
@@ -95,7 +96,7 @@ class Bench:
             lines = (source / "03-pairs.jsonl").read_text(encoding="utf-8").splitlines()
             rows = case.rows([pair_of(json.loads(line)) for line in lines])
         recipe = self.recipe(case, out, rows, seed=seed)
-        if rows is None:
+        if rows is None and not out.exists():
             shutil.copytree(source, out / recipe.name, symlinks=True)
         with hushed():
             run = run_all(recipe, until=case.until).path
@@ -155,49 +156,39 @@ def short_pairs(path: Path) -> Rows:
     return [pair for pair, length in zip(pairs, longest, strict=True) if length <= LONGEST][:NUM_PAIRS]
 
 
-def row(planted: str, found: Sequence[Found], *, good: bool) -> Row:
+def rows_of(found: Sequence[Found]) -> list[Row]:
+    """Return the table: a row a fault, a row a good method, and one of all good runs."""
+    names = sorted(dict.fromkeys(run.case.name for run in found), key=lambda name: name not in NAMES)
+    good = [run for run in found if run.case.is_good]
+    rows = [row(name, [run for run in found if run.case.name == name]) for name in names]
+    return [*rows, *([row(ALL, good)] if good else [])]
+
+
+def row(name: str, found: Sequence[Found]) -> Row:
     """Return a row of the table."""
-    others = sorted({name for run in found for name in run.named if good or name != planted})
-    measured = [run for run in found if run.before is not None]
+    good = found[0].case.is_good
     return {
-        "planted": f"nothing: {planted}" if good else planted,
+        "planted": f"nothing: {name}" if good else name,
         "runs": len(found),
-        "missed": None if good else sum(planted not in run.named for run in found),
+        "missed": None if good else sum(name not in run.named for run in found),
         "false alarms": sum(bool(run.named) for run in found) if good else None,
-        "more accurate after": sum(run.rose for run in found) if good and measured else None,
-        "also named": ", ".join(others) or "nothing",
+        "more accurate after": sum(run.rose for run in found) if good else None,
+        "also named": ", ".join(sorted({each for run in found for each in run.named} - {name})) or "nothing",
     }
 
 
-def rows_of(found: Sequence[Found], good: Sequence[Found]) -> list[Row]:
-    """Return the table: a row a fault, a row a good method, and one of all good runs."""
-    rows = [row(name, runs, good=False) for name, runs in _by_name(found)]
-    methods = [row(name, runs, good=True) for name, runs in _by_name(good)]
-    return [*rows, *methods, *([row(ALL, good, good=True)] if good else [])]
-
-
-def _by_name(found: Sequence[Found]) -> list[tuple[str, list[Found]]]:
-    names = dict.fromkeys(run.case.name for run in found)
-    return [(name, [run for run in found if run.case.name == name]) for name in names]
-
-
-def measure(
-    bench: Bench, faults: Sequence[Case], good: Sequence[Case], *, seed: int, record: Record | None = None
-) -> list[Row]:
+def measure(bench: Bench, cases: Sequence[Case], *, seed: int, record: Record | None = None) -> list[Row]:
     """Train every case with a seed of its own, and return the table's rows, recorded as they come."""
     bench.prepare()
     found: list[Found] = []
-    for number, case in enumerate([*faults, *good], start=seed):
-        began = time.monotonic()
+    for number, case in enumerate(cases, start=seed):
         found.append(bench.run(case, number))
         last = found[-1]
         gained = "" if last.before is None else f"; accuracy {last.before:.3f} to {last.after:.3f}"
-        took = f"{time.monotonic() - began:.0f} s"
-        say(f"{number} {case.name}, {took}: {', '.join(last.named) or 'nothing'}{gained}")
-        rows = rows_of(found[: len(faults)], found[len(faults) :])
+        say(f"{number} {case.name}: {', '.join(last.named) or 'nothing'}{gained}")
         if record:
-            record.write(rows)
-    return rows
+            record.write(rows_of(found))
+    return rows_of(found)
 
 
 def main() -> None:
@@ -210,7 +201,7 @@ def main() -> None:
     parser.add_argument("--smollm2", metavar="MODEL", help="a folder, a hub id or a GGUF file")
     parser.add_argument("--pairs", type=Path, help="JSON Lines of prompt, chosen and rejected, for SmolLM2")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="faults and methods; default: all")
-    parser.add_argument("--work", type=Path, help="a folder that keeps the runs")
+    parser.add_argument("--work", type=Path, help="a folder that keeps the runs; given again, it goes on")
     parser.add_argument("--out", type=Path, help="the record's file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -219,19 +210,14 @@ def main() -> None:
         if given.smollm2:
             if given.pairs is None:
                 parser.error("--smollm2 needs --pairs")
-            table, bench = (
-                "diagnosis-smollm2",
-                small(given.smollm2, short_pairs(given.pairs), work, keep=keep),
-            )
-            faults, good = SMALL_FAULTS, SMALL_GOOD
+            table, cases = "diagnosis-smollm2", SMALL_FAULTS + SMALL_GOOD
+            bench = small(given.smollm2, short_pairs(given.pairs), work, keep=keep)
         else:
-            table, bench = "diagnosis", laboratory(work, data_seed=given.seed, keep=keep)
-            faults, good = FAULTS, GOOD
-        wanted = [
-            [case for case in cases if not given.only or case.name in given.only] for cases in (faults, good)
-        ]
+            table, cases = "diagnosis", FAULTS + GOOD + AGAIN
+            bench = laboratory(work, data_seed=given.seed, keep=keep)
+        cases = tuple(case for case in cases if not given.only or case.name in given.only)
         record = Record(given.out or RESULTS / f"{table}.json", table, device="cpu")
-        measure(bench, *wanted, seed=100 * given.seed, record=record)
+        measure(bench, cases, seed=100 * given.seed, record=record)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allo.compare.methods import METHODS
+from allo.report.diagnosis import DIAGNOSES
 from benchmarks.record import ROOT
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -19,6 +20,7 @@ PAIRS, FEEDBACK, PROBLEMS = (
 RATE, EPOCHS, BETA = "improve.training.learning_rate", "improve.training.num_train_epochs", "improve.beta"
 FORGET_RATE = "forget.training.learning_rate"
 
+NAMES = frozenset(each.name for each in DIAGNOSES)
 Rows = list[dict[str, Any]]
 Settings = Mapping[str, object]
 
@@ -35,6 +37,10 @@ class Case:
     form: Path = PUBLISHED
     until: str = "improve"
     rows: Callable[[Rows], Rows] | None = None
+
+    @property
+    def is_good(self) -> bool:
+        return self.name not in NAMES
 
 
 def garbled(rows: Rows) -> Rows:
@@ -103,41 +109,36 @@ EVALUATED: Settings = {
 
 FAULTS = (
     Case("nothing moved", {RATE: 1e-7}),
-    Case("nothing moved", plain("dpo", training__learning_rate=2e-6)),
     Case("chosen answers fell", {RATE: 1e-3}),
-    Case("chosen answers fell", plain("dpo", training__learning_rate=1e-3)),
     Case("rejected answers fell far", {BETA: 5.0, RATE: 1e-3}),
-    Case("rejected answers fell far", plain("dpo", beta=2.0, training__learning_rate=2e-3)),
-    Case("accuracy saturated", {RATE: 1e-3, EPOCHS: 10}),
-    Case(
-        "accuracy saturated",
-        plain("dpo", training__learning_rate=1e-3, training__num_train_epochs=3),
-        form=DPO,
-        rows=shortened,
-    ),
+    Case("accuracy saturated", {RATE: 1e-3, EPOCHS: 3}, form=DPO, rows=shortened),
     Case("forgot too little", {FORGET_RATE: 1e-5}, until="forget"),
-    Case("forgot too little", {FORGET_RATE: 1e-5}, form=DEMO, until="forget"),
     Case("forgot too much", {FORGET_RATE: 3e-2}, until="forget"),
-    Case(
-        "forgot too much", {FORGET_RATE: 1e-2, "forget.training.num_train_epochs": 3}, until="forget"
-    ),
     Case("forgetting spread", {FORGET_RATE: 4e-3}, until="forget"),
-    Case("forgetting spread", {FORGET_RATE: 1e-3, "forget.density": 0.5}, until="forget"),
     Case("until not reached", {"forget.until": 0.1}, until="forget"),
-    Case("until not reached", {"forget.until": 0.1, FORGET_RATE: 1e-4}, form=DEMO, until="forget"),
     Case(
         "loss jumped",
         {"improve.anchor": 1.0, "improve.training.per_device_train_batch_size": 8},
         form=DPO,
         rows=garbled,
     ),
-    Case("loss rose", {"improve.loss": "rft", "improve.keep": 1.0, RATE: 0.2}),
-    Case("loss rose", plain("sft", training__learning_rate=0.05)),
+    Case("loss rose", plain("rft", training__learning_rate=0.2)),
     Case("length changed", {EPOCHS: 3}, form=DPO, until="evaluate", rows=shortened),
+    Case("far from the start", plain("dpo", training__learning_rate=1e-2), until="evaluate"),
+)
+# The same faults in other methods, and weaker ones.
+AGAIN = (
+    Case("nothing moved", plain("dpo", training__learning_rate=2e-6)),
+    Case("chosen answers fell", plain("dpo", training__learning_rate=1e-3)),
+    Case("rejected answers fell far", plain("dpo", beta=2.0, training__learning_rate=2e-3)),
+    Case("forgot too little", {FORGET_RATE: 1e-5}, form=DEMO, until="forget"),
+    Case("forgot too much", {FORGET_RATE: 1e-2, "forget.training.num_train_epochs": 3}, until="forget"),
+    Case("forgetting spread", {FORGET_RATE: 1e-3, "forget.density": 0.5}, until="forget"),
+    Case("until not reached", {"forget.until": 0.1, FORGET_RATE: 1e-4}, form=DEMO, until="forget"),
+    Case("loss rose", plain("sft", training__learning_rate=0.05)),
     Case("length changed", {EPOCHS: 3}, form=DPO, until="evaluate", rows=lengthened),
-    Case("far from the start", {RATE: 1e-2}, until="evaluate"),
     Case("far from the start", plain("sft", training__learning_rate=1e-2), until="evaluate"),
-)  # fmt: skip
+)
 
 GOOD = tuple(
     Case(name, settings, form, "evaluate", rows)

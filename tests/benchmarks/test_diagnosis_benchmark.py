@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from allo.report.diagnosis import DIAGNOSES
 from benchmarks.runs.diagnosis import ALL, Found, laboratory, measure, rows_of, short_pairs, small
 from benchmarks.runs.planted import (
+    AGAIN,
     FAULTS,
     GOOD,
     PAIRS,
@@ -28,20 +28,22 @@ ROSE, DPO = Case("loss rose", {}), Case("dpo", {})
 
 def test_every_diagnosis_is_planted_and_every_planted_fault_is_one() -> None:
     names = {each.name for each in DIAGNOSES}
-    assert {fault.name for fault in FAULTS} == names
+    assert (
+        sorted(fault.name for fault in FAULTS) == sorted(names) and {fault.name for fault in AGAIN} <= names
+    )
     assert len({fault.name for fault in SMALL_FAULTS} & names) == 3
 
 
 def test_a_miss_is_a_run_that_does_not_name_its_fault() -> None:
     named = (("far from the start",), ("loss rose", "loss jumped"), ())
-    (missed,) = rows_of([Found(ROSE, names) for names in named], [])
+    (missed,) = rows_of([Found(ROSE, names) for names in named])
     assert (missed["runs"], missed["missed"], missed["false alarms"]) == (3, 2, None)
     assert missed["also named"] == "far from the start, loss jumped"
 
 
 def test_every_sentence_on_a_good_run_is_an_alarm_and_its_accuracy_is_counted() -> None:
     good = [Found(DPO, (), 0.5, 0.7), Found(DPO, ("loss rose", "loss jumped"), 0.5, 0.5), Found(DPO, ())]
-    method, every = rows_of([], good)
+    method, every = rows_of(good)
     assert (method["planted"], every["planted"]) == ("nothing: dpo", f"nothing: {ALL}")
     for row in (method, every):
         assert (row["runs"], row["missed"], row["false alarms"], row["more accurate after"]) == (
@@ -54,7 +56,7 @@ def test_every_sentence_on_a_good_run_is_an_alarm_and_its_accuracy_is_counted() 
 
 def test_rows_of_one_fault_stand_together() -> None:
     found = [Found(ROSE, ()), Found(Case("loss jumped", {}), ()), Found(ROSE, ("loss rose",))]
-    rows = rows_of(found, [])
+    rows = rows_of(found)
     assert [(row["planted"], row["runs"], row["missed"]) for row in rows] == [
         ("loss rose", 2, 1),
         ("loss jumped", 1, 1),
@@ -90,7 +92,7 @@ def test_short_pairs_are_the_first_that_fit(name: str, tmp_path: Path) -> None:
 
 def test_every_case_has_a_recipe(tmp_path: Path) -> None:
     for bench, cases in (
-        (laboratory(tmp_path, data_seed=0), FAULTS + GOOD),
+        (laboratory(tmp_path, data_seed=0), FAULTS + GOOD + AGAIN),
         (small("model.gguf", [PAIR], tmp_path), SMALL_FAULTS + SMALL_GOOD),
     ):
         for case in cases:
@@ -101,9 +103,6 @@ def test_every_case_has_a_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_planted_faults_are_named_and_good_runs_are_not(tmp_path: Path) -> None:
-    """One planting of each fault: the second ones, and more good runs, are the benchmark's."""
-    faults = {fault.name: fault for fault in reversed(FAULTS)}
-    good = [replace(case) for case in GOOD[:3]]
-    rows = measure(laboratory(tmp_path, data_seed=0), [*faults.values()], good, seed=1)
+    rows = measure(laboratory(tmp_path, data_seed=0), FAULTS + GOOD[:3], seed=1)
     assert [each["planted"] for each in rows if each["missed"]] == []
     assert rows[-1]["false alarms"] == 0, rows

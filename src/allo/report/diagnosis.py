@@ -69,6 +69,8 @@ def _has(key: str, evidence: Evidence) -> bool:
     trainer, loss = evidence.setting(f"{block}.trainer"), str(evidence.setting(f"{block}.loss"))
     selects = trainer is None or (trainer in TRAINERS and TRAINERS[trainer].selects)
     match name:
+        case "until":
+            return evidence.setting(block) is not None
         case "density":
             return selects and evidence.setting("locate") is not None
         case "anchor" | "loss":
@@ -98,10 +100,10 @@ DIAGNOSES = (
         "chosen answers fell",
         ("improve",),
         faults.displaced,
-        "Chosen answers became less likely: on average each lost {fall} nats of log-likelihood (from {start}) and is "
-        "{share} as likely; a rejected one {rejected} nats.",
+        "Chosen answers became less likely: on average each lost {fall} nats of log-likelihood (from {start}; up to {usual} "
+        "is usual) and is {share} as likely as before; a rejected one {rejected} nats.",
         "The loss only asks for a wider margin, so it also takes down what both answers share (likelihood displacement). "
-        "Answers that are in no pair gain instead: read some samples.",
+        "Their probability goes to answers that are in no pair: read some samples.",
         ("raise improve.anchor", f"lower {RATE}", "lower improve.density"),
     ),
     Diagnosis(
@@ -126,15 +128,15 @@ DIAGNOSES = (
         "forgot too little",
         ("forget",),
         faults.forgot_little,
-        "After {steps}, the marked tokens {moved} nats each.",
-        "The model still believes the wrong tokens as it did at the start: the steps are too small or too few.",
+        "After {steps}, the tokens marked as wrong {moved} nats each.",
+        "The model believes them as it did at the start: the steps are too small or too few.",
         (f"raise {RATE}", f"raise {EPOCHS}"),
     ),
     Diagnosis(
         "forgot too much",
         ("forget",),
         faults.forgot_much,
-        "The marked tokens lost {fall} nats each and are {share} as likely as at the start.",
+        "The tokens marked as wrong lost {fall} nats each and are {share} as likely as at the start.",
         "Right answers need some of these tokens too, so the model may answer worse. A bound ends forgetting in time.",
         ("set forget.until to 0.1", f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
@@ -142,15 +144,15 @@ DIAGNOSES = (
         "forgetting spread",
         ("forget",),
         faults.spread,
-        "In wrong answers the unmarked tokens lost {fall} nats each, and the marked ones {marked}.",
-        "Forgetting reached tokens that no scorer took to be wrong, so right answers lose them too.",
+        "In wrong answers the tokens marked as wrong lost {marked} nats each, and the others {fall}.",
+        "Forgetting reached tokens that the scores take to be right, so right answers lose them too.",
         (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
     Diagnosis(
         "until not reached",
         ("forget",),
         faults.until_missed,
-        "After {steps}, the marked tokens have a mean probability of {share}, above forget.until {until}.",
+        "After {steps}, the tokens marked as wrong have a mean probability of {share}, above forget.until {until}.",
         "Training ended before they were forgotten.",
         (f"raise {EPOCHS}", f"raise {RATE}", "raise forget.until"),
     ),
@@ -267,13 +269,11 @@ def _summary(evidence: Evidence) -> str:
         told = evidence.values("rewards/accuracies")
         return f"{text}; reward accuracy {figures.percent(at_end(told))}." if told else f"{text}."
     if len(forgotten) >= FEWEST:
-        return f"In {evidence.num_steps}, the marked tokens {_moved(forgotten)} each."
+        return f"In {evidence.num_steps}, the tokens marked as wrong {_moved(forgotten)} each."
     believed = evidence.values("probabilities/forgotten")
     if len(believed) >= FEWEST:
         ends = [figures.decimal(end(believed), digits=2) for end in (at_start, at_end)]
-        return (
-            f"In {evidence.num_steps}, the marked tokens' mean probability went from {ends[0]} to {ends[1]}."
-        )
+        return f"In {evidence.num_steps}, the mean probability of tokens marked as wrong went from {ends[0]} to {ends[1]}."
     first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
     return f"In {evidence.num_steps}, the loss went from {first} to {last}."
 

@@ -82,11 +82,12 @@ def displaced(evidence: Evidence) -> Numbers | None:
     if not chosen or not rejected or len(logps) != len(chosen):
         return None
     likelihood = -fmean(logp - change for logp, change in zip(logps, chosen, strict=True))
-    fall = -at_end(chosen)
-    if fall <= max(USUAL_FALL, USUAL_SHARE * likelihood):
+    fall, usual = -at_end(chosen), max(USUAL_FALL, USUAL_SHARE * likelihood)
+    if fall <= usual:
         return None
     return {
         "fall": nats(fall),
+        "usual": nats(usual),
         "start": figures.decimal(-likelihood, digits=1),
         "share": _as_likely(-fall),
         "rejected": f"{'lost' if at_end(rejected) < 0 else 'gained'} {nats(at_end(rejected))}",
