@@ -10,7 +10,7 @@ import allo
 from allo.recipe import Recipe, load_recipe
 
 LAB = Path(allo.__file__).parent / "lab"
-RECIPE = Path(__file__).parent / "published.yaml"
+RECIPE = Path(__file__).parents[1] / "benchmarks" / "runs" / "published.yaml"
 
 _STEPS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 _SETTINGS: dict[str, Any] = {

@@ -1,177 +1,223 @@
-"""The diagnosis on the laboratory's model: faults planted by a recipe's settings, and good runs.
+"""The diagnosis measured: faults planted by a recipe's settings or data, and good runs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.runs.diagnosis [--good 20] [--only FAULT ...] [--work DIR]
+    OMP_NUM_THREADS=1 python -m benchmarks.runs.diagnosis [--seed N] [--only NAME ...] [--work DIR]
+    OMP_NUM_THREADS=1 python -m benchmarks.runs.diagnosis --smollm2 MODEL --pairs FILE
 
-Faults are planted in the published form (diagnosis.yaml). A fault is missed if its run's stages do not name it. Good runs
-train in that form and in the demo's, in turn, each from a seed of its own; one that is blamed is a false alarm. Runs of a
-form share their preparation, up to the token scores. Writes `benchmarks/results/diagnosis.json`: counts per fault, and
-beside them what else was named.
+The first trains the laboratory's model, the second SmolLM2-135M-Instruct (a folder, a hub id or a GGUF file) on 48 short
+pairs of a file. `planted.py` has the runs; the seed draws their samples and gives each a seed of its own. A fault is missed
+if its run's stages do not name it; a good run of which they name any is a false alarm. Beside that stands how many good runs
+raised the accuracy on test problems, or on held-out pairs. Where a bound is changed because of these runs, they no longer
+count: take another seed. Writes `benchmarks/results/diagnosis*.json`.
 """
 
 import argparse
+import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from allo.console import hushed, say
+from allo.files.evaluation import Evaluation, ModelResult, read_of_schema
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe
 from allo.report.read import reading_of
 from benchmarks.record import RESULTS, ROOT, Record, Row
-
-SOURCE = ROOT / "src" / "allo"
-PUBLISHED, DEMO, DPO = (
-    Path(__file__).with_name("diagnosis.yaml"),
-    *(SOURCE / "demo" / f"{name}.yaml" for name in ("allo", "dpo")),
+from benchmarks.runs.planted import (
+    AGAIN,
+    EVALUATED,
+    FAULTS,
+    GOOD,
+    NAMES,
+    PAIRS,
+    PUBLISHED,
+    SMALL,
+    SMALL_FAULTS,
+    SMALL_GOOD,
+    Case,
+    Rows,
+    Settings,
 )
-SHORT = ("evaluate.sets.test.limit=60", "evaluate.num_generations=2", "evaluate.start=true")
-Rows = list[dict[str, Any]]
+
+LAB = ROOT / "src" / "allo" / "lab"
+NUM_PAIRS, LONGEST = 48, 700  # characters of a prompt and the longer of its answers
+ALL = "all of the good runs"
+STAGES = ("sft", "forget", "improve", "evaluate")
 
 
 @dataclass(frozen=True)
-class Planted:
-    """A fault and its way into a run: settings beside the demo's, or other pairs, which then are all of the data."""
+class Found:
+    """The faults that a run's stages name, and its accuracy before and after."""
 
-    fault: str
-    until: str
-    settings: tuple[str, ...]
-    pairs: Callable[[Rows], Rows] | None = None
+    case: Case
+    named: tuple[str, ...]
+    before: float | None = None
+    after: float | None = None
 
-
-def garbled(rows: Rows) -> Rows:
-    """Return the pairs with one chosen answer of words in reverse order."""
-    words = " ".join(reversed((rows[0]["prompt"] + rows[0]["chosen"]).split()))
-    return [rows[0] | {"chosen": words}, *rows[1:]]
+    @property
+    def rose(self) -> bool:
+        return self.before is not None and self.after is not None and self.after > self.before
 
 
-def shortened(rows: Rows) -> Rows:
-    """Return pairs that prefer the first sentence of an answer to the answer."""
-    return [row | {"chosen": row["chosen"].split(". ")[0] + ".", "rejected": row["chosen"]} for row in rows]
+@dataclass(frozen=True)
+class Bench:
+    """A model with the settings of all of its runs, whose first stages are prepared once, up to the token scores."""
+
+    form: Path
+    settings: Settings
+    work: Path
+    keep: bool = False
+
+    @property
+    def prepared(self) -> Path:
+        return self.work / "prepared"
+
+    def recipe(self, case: Case, out: Path, rows: Rows | None = None, *, seed: int | None = None) -> Recipe:
+        """Return a case's recipe, on rows of its own if it has any."""
+        own: dict[str, object] = {"out": str(out)} | ({} if seed is None else {"seed": seed})
+        if rows is not None:
+            kind = "feedback" if "label" in rows[0] else "pairs"
+            own["data"] = {kind: str(write_rows(self.work / "rows.jsonl", rows))}
+        settings = {**self.settings, **case.settings, **own}
+        return load_recipe(case.form, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+    def prepare(self) -> None:
+        run_all(self.recipe(Case("prepared", {}, self.form), self.prepared), until="score")
+
+    def run(self, case: Case, seed: int) -> Found:
+        """Train a case, and return the faults that it names."""
+        (source,) = self.prepared.iterdir()
+        out = self.work / f"{case.name}-{seed}".replace("/", "-").replace(" ", "-")
+        rows = None
+        if case.rows is not None:
+            lines = (source / "03-pairs.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = case.rows([pair_of(json.loads(line)) for line in lines])
+        recipe = self.recipe(case, out, rows, seed=seed)
+        if rows is None and not out.exists():
+            shutil.copytree(source, out / recipe.name, symlinks=True)
+        with hushed():
+            run = run_all(recipe, until=case.until).path
+        found = self._found(case, run)
+        if not self.keep:
+            shutil.rmtree(out)
+        return found
+
+    def _found(self, case: Case, run: Path) -> Found:
+        stages = STAGES[: STAGES.index(case.until) + 1]
+        readings = [reading_of(run, stage) for stage in stages]
+        named = tuple(each.diagnosis for reading in readings if reading for each in reading.findings)
+        if case.until != "evaluate":
+            return Found(case, named)
+        accuracies = [
+            accuracy(each) for each in read_of_schema(run / "08-eval.json", Evaluation).models.values()
+        ]
+        return Found(case, named, accuracies[0], accuracies[-1])
 
 
-FAULTS = (
-    Planted("nothing moved", "improve", ("improve.training.learning_rate=1e-7",)),
-    Planted("chosen answers fell", "improve", ("improve.training.learning_rate=1e-3",)),
-    Planted(
-        "rejected answers fell far",
-        "improve",
-        ("improve.beta=5.0", "improve.training.learning_rate=1e-3"),
-    ),
-    Planted(
-        "pairs told apart at once",
-        "improve",
-        ("improve.training.learning_rate=1e-3", "improve.training.num_train_epochs=10"),
-    ),
-    Planted("forgot too little", "forget", ("forget.training.learning_rate=1e-5",)),
-    Planted("forgot too much", "forget", ("forget.training.learning_rate=3e-2",)),
-    Planted("forgetting spread", "forget", ("forget.training.learning_rate=4e-3",)),
-    Planted("until not reached", "forget", ("forget.until=0.1",)),
-    Planted(
-        "loss jumped",
-        "improve",
-        ("improve.anchor=1.0", "improve.training.per_device_train_batch_size=8"),
-        garbled,
-    ),
-    Planted(
-        "loss rose",
-        "improve",
-        ("improve.loss=rft", "improve.keep=1.0", "improve.training.learning_rate=0.2"),
-    ),
-    Planted("length changed", "evaluate", ("improve.training.num_train_epochs=3", *SHORT), shortened),
-    Planted("far from the start", "evaluate", ("improve.training.learning_rate=1e-2", *SHORT)),
-)
+def laboratory(work: Path, *, data_seed: int, keep: bool = False) -> Bench:
+    """Return the laboratory's model, with samples of a seed."""
+    return Bench(PUBLISHED, {**EVALUATED, "model": str(LAB), "data_seed": data_seed}, work, keep)
 
 
-def named(
-    recipe: Path, until: str, settings: Sequence[str], work: Path, *, prepared: Path | None
-) -> list[str]:
-    """Train a run up to a stage, from a preparation if there is one, and return the faults that its stages name."""
-    shutil.rmtree(work, ignore_errors=True)
-    if prepared is not None:
-        shutil.copytree(prepared, work / prepared.name, symlinks=True)
-    with hushed():
-        run = run_all(_recipe(recipe, work, settings), until=until)
-    stages = ["forget", "improve", *(["evaluate"] if until == "evaluate" else [])]
-    readings = [reading_of(run.path, stage) for stage in stages]
-    shutil.rmtree(work)
-    return [finding.diagnosis for reading in readings if reading for finding in reading.findings]
+def small(model: str, rows: Rows, work: Path, *, keep: bool = False) -> Bench:
+    """Return a model as large as SmolLM2-135M, with pairs to train on."""
+    path = write_rows(work / "pairs.jsonl", rows)
+    return Bench(PAIRS, {**SMALL, "model": model, "data": {"pairs": str(path)}}, work, keep)
 
 
-def _recipe(path: Path, work: Path, settings: Sequence[str]) -> Recipe:
-    return load_recipe(path, [f"model={SOURCE / 'lab'}", f"out={work}", "data_seed=0", *settings])
+def accuracy(model: ModelResult) -> float | None:
+    """Return a model's sampled accuracy on test problems or, without any, that on held-out pairs by likelihood."""
+    if "test" in model.sets:
+        sampled = model.sets["test"].sampled
+        return sampled.accuracy if sampled else None
+    return model.held_out.likelihood_accuracy.value if model.held_out else None
 
 
-def prepare(recipe: Path, work: Path) -> Path:
-    """Run a recipe up to its token scores, and return the run's folder."""
-    return run_all(_recipe(recipe, work, ()), until="score").path
+def write_rows(path: Path, rows: Rows) -> Path:
+    """Write rows as JSON Lines and return the file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
-def plant(fault: Planted, prepared: Path, work: Path) -> list[str]:
-    """Return what is named in a run with the fault."""
-    if fault.pairs is None:
-        return named(PUBLISHED, fault.until, fault.settings, work, prepared=prepared)
-    rows = [
-        json.loads(line) for line in (prepared / "03-pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    pairs = work.with_suffix(".jsonl")
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in fault.pairs(plain)), encoding="utf-8")
-    return named(DPO, fault.until, (f"data.pairs={pairs}", *fault.settings), work, prepared=None)
+def pair_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's prompt and both answers."""
+    return {name: row[name] for name in ("prompt", "chosen", "rejected")}
 
 
-def row(fault: str, found: Iterable[list[str]]) -> Row:
-    """Return a row of the table; good runs have no fault."""
-    runs = list(found)
-    others = sorted({name for names in runs for name in names if name != fault})
-    missed = sum(fault not in names for names in runs) if fault else None
-    alarms = sum(bool(names) for names in runs) if not fault else None
+def short_pairs(path: Path) -> Rows:
+    """Return the first short pairs of a file."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as lines:
+        pairs = [pair_of(json.loads(line)) for line in lines]
+    longest = (len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"])) for pair in pairs)
+    return [pair for pair, length in zip(pairs, longest, strict=True) if length <= LONGEST][:NUM_PAIRS]
+
+
+def rows_of(found: Sequence[Found]) -> list[Row]:
+    """Return the table: a row a fault, a row a good method, and one of all good runs."""
+    names = sorted(dict.fromkeys(run.case.name for run in found), key=lambda name: name not in NAMES)
+    good = [run for run in found if run.case.is_good]
+    rows = [row(name, [run for run in found if run.case.name == name]) for name in names]
+    return [*rows, *([row(ALL, good)] if good else [])]
+
+
+def row(name: str, found: Sequence[Found]) -> Row:
+    """Return a row of the table."""
+    good = found[0].case.is_good
     return {
-        "planted": fault or "nothing: good settings, other seeds",
-        "runs": len(runs),
-        "missed": missed,
-        "false alarms": alarms,
-        "also named": ", ".join(others) or "nothing",
+        "planted": f"nothing: {name}" if good else name,
+        "runs": len(found),
+        "missed": None if good else sum(name not in run.named for run in found),
+        "false alarms": sum(bool(run.named) for run in found) if good else None,
+        "more accurate after": sum(run.rose for run in found) if good else None,
+        "also named": ", ".join(sorted({each for run in found for each in run.named} - {name})) or "nothing",
     }
 
 
-def measure(faults: Sequence[Planted], *, good: int, work: Path, record: Record | None = None) -> list[Row]:
-    """Plant each fault once, train the good runs, and return the table's rows, recorded as they come."""
-    forms = (PUBLISHED, DEMO) if good > 1 else (PUBLISHED,)
-    prepared = {form: prepare(form, work / form.stem) for form in forms}
-    rows = []
-    for fault in faults:
-        rows.append(row(fault.fault, [plant(fault, prepared[PUBLISHED], work / "run")]))
-        say(f"{fault.fault}: {'missed' if rows[-1]['missed'] else 'named'}; also {rows[-1]['also named']}")
+def measure(bench: Bench, cases: Sequence[Case], *, seed: int, record: Record | None = None) -> list[Row]:
+    """Train every case with a seed of its own, and return the table's rows, recorded as they come."""
+    bench.prepare()
+    found: list[Found] = []
+    for number, case in enumerate(cases, start=seed):
+        found.append(bench.run(case, number))
+        last = found[-1]
+        gained = "" if last.before is None else f"; accuracy {last.before:.3f} to {last.after:.3f}"
+        say(f"{number} {case.name}: {', '.join(last.named) or 'nothing'}{gained}")
         if record:
-            record.write(rows)
-    found = []
-    for seed in range(1, good + 1):
-        form = forms[seed % len(forms)]
-        found.append(named(form, "improve", [f"seed={seed}"], work / "run", prepared=prepared[form]))
-        say(f"good run {seed}, {form.stem}: {', '.join(found[-1]) or 'nothing'}")
-    rows += [row("", found)] if good else []
-    if record:
-        record.write(rows)
-    return rows
+            record.write(rows_of(found))
+    return rows_of(found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--good", type=int, default=20)
-    parser.add_argument("--only", nargs="*", choices=[fault.fault for fault in FAULTS])
-    parser.add_argument("--work", type=Path, help="a folder for the runs; by default one that is removed")
-    parser.add_argument("--out", type=Path, default=RESULTS / "diagnosis.json")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the samples; the runs have seeds of their own"
+    )
+    parser.add_argument("--smollm2", metavar="MODEL", help="a folder, a hub id or a GGUF file")
+    parser.add_argument("--pairs", type=Path, help="JSON Lines of prompt, chosen and rejected, for SmolLM2")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="faults and methods; default: all")
+    parser.add_argument("--work", type=Path, help="a folder that keeps the runs; given again, it goes on")
+    parser.add_argument("--out", type=Path, help="the record's file")
     given = parser.parse_args()
-    chosen = [fault for fault in FAULTS if given.only is None or fault.fault in given.only]
     with tempfile.TemporaryDirectory() as folder:
-        record = Record(given.out, "diagnosis", device="cpu")
-        measure(chosen, good=given.good, work=given.work or Path(folder), record=record)
+        work, keep = given.work or Path(folder), given.work is not None
+        work.mkdir(parents=True, exist_ok=True)
+        if given.smollm2:
+            if given.pairs is None:
+                parser.error("--smollm2 needs --pairs")
+            table, cases = "diagnosis-smollm2", SMALL_FAULTS + SMALL_GOOD
+            bench = small(given.smollm2, short_pairs(given.pairs), work, keep=keep)
+        else:
+            table, cases = "diagnosis", FAULTS + GOOD + AGAIN
+            bench = laboratory(work, data_seed=given.seed, keep=keep)
+        cases = tuple(case for case in cases if not given.only or case.name in given.only)
+        record = Record(given.out or RESULTS / f"{table}.json", table, device="cpu")
+        measure(bench, cases, seed=100 * given.seed, record=record)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from allo.report import evidence, faults
 from allo.report.diagnosis import DIAGNOSES, EVALUATED, TRAINED, Diagnosis, Evidence, _advice
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = ROOT / "tests" / "published.yaml"
+PUBLISHED = ROOT / "benchmarks" / "runs" / "published.yaml"
 DPO = ROOT / "src" / "allo" / "demo" / "dpo.yaml"
 
 
@@ -41,13 +41,14 @@ def test_a_diagnosis_has_a_name_of_its_own_numbers_and_advice(diagnosis: Diagnos
     assert set(diagnosis.stages) <= {*TRAINED, EVALUATED} and diagnosis.changes
     assert any(name for _, name, _, _ in string.Formatter().parse(diagnosis.happened))
     assert diagnosis.find.__doc__ and diagnosis.find.__doc__.startswith("Find ")
-    assert all(change.split()[0] in ("raise", "lower") for change in diagnosis.changes)
+    assert all(change.split()[0] in ("raise", "lower", "set") for change in diagnosis.changes)
 
 
 @pytest.mark.parametrize(
     ("form", "settings"),
     [
         (PUBLISHED, ()),
+        (PUBLISHED, ("improve.training.max_steps=8", "forget.training.max_steps=8")),
         (PUBLISHED, ("improve.loss=simpo", "improve.keep=1.0", "improve.beta=2.0")),
         (PUBLISHED, ("improve.loss=rft", "improve.keep=1.0", "forget.loss=unlikelihood", "forget.until=0.1")),
         (DPO, ("improve.loss=ipo", "improve.anchor=0.5")),
@@ -62,9 +63,15 @@ def test_a_recipe_takes_every_change_that_it_is_advised(form: Path, settings: tu
         for stage in diagnosis.stages:
             text = _advice(diagnosis.changes, Evidence(stage, (), resolved))
             found |= set(re.findall(r"(raise|lower) ([\w.]+) \(now ([^)]+)\)", text.lower()))
+            for key, value in re.findall(r"set ([\w.]+) to (\d+\.\d+)", text.lower()):
+                load_recipe(form, [*settings, f"{key}={value}"])
     assert len(found) > 4
     for verb, key, now in found:
         changed = float(now) / 2 if verb == "lower" else 2 * float(now) or 1.0
         load_recipe(
-            form, [*settings, f"{key}={int(changed) if key.endswith('accumulation_steps') else changed}"]
+            form,
+            [
+                *settings,
+                f"{key}={int(changed) if key.endswith(('max_steps', 'accumulation_steps')) else changed}",
+            ],
         )

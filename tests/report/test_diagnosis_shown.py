@@ -39,7 +39,7 @@ def write_run(folder: Path, *, kl: float = 0.25) -> Path:
 def test_the_terminal_gets_a_stages_sentences_when_it_ends(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     assert sentences_of(run, "forget") == (
-        "In 21 steps, the marked tokens lost 0.20 nats each.",
+        "In 21 steps, the tokens marked as wrong lost 0.20 nats each.",
         "Nothing in the curves is unusual.",
     )
     done, fault = sentences_of(run, "improve")
@@ -48,7 +48,7 @@ def test_the_terminal_gets_a_stages_sentences_when_it_ends(tmp_path: Path) -> No
         "Raise improve.anchor (now 0), lower improve.training.learning_rate (now 0.0002), or lower" in fault
     )
     (far,) = sentences_of(run, "evaluate")
-    assert far.startswith("The KL to the start is 0.25 nats a token on plain.")
+    assert far.startswith("The KL to the start is 0.25 nats a token on plain; tuned runs")
     for stage in ("sample", "judge", "locate", "score", "round-1/improve", "report"):
         assert sentences_of(run, stage) == (), stage
 

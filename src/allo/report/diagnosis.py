@@ -25,7 +25,8 @@ class Finding:
 class Diagnosis:
     """A fault that curves show. `find` returns the numbers that `happened` names, or None.
 
-    `stages` have it. `changes` are verbs with the keys that help; a key that the recipe lacks is left out.
+    `stages` have it. `changes` are verbs with the keys that help: one to set has no value yet, and any other that the
+    recipe lacks is left out.
     """
 
     name: str
@@ -49,10 +50,13 @@ def _advice(changes: Sequence[str], evidence: Evidence) -> str:
     said = []
     for change in changes:
         verb, key, *rest = change.replace("{stage}", evidence.stage).split()
+        block, training, _ = key.partition(".training.")
+        if key.endswith(".num_train_epochs") and evidence.most_steps(block):
+            key = f"{block}{training}max_steps"
         value = evidence.setting(key)
-        if value is not None and _has(key, evidence):
+        if (value is None) is (verb == "set") and _has(key, evidence):
             now = f"{value:g}" if isinstance(value, float) else str(value)
-            said.append(" ".join([verb, key, *rest, f"(now {now})"]))
+            said.append(" ".join([verb, key, *(rest or [f"(now {now})"])]))
     if not said:
         return ""
     text = ", or ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
@@ -65,6 +69,8 @@ def _has(key: str, evidence: Evidence) -> bool:
     trainer, loss = evidence.setting(f"{block}.trainer"), str(evidence.setting(f"{block}.loss"))
     selects = trainer is None or (trainer in TRAINERS and TRAINERS[trainer].selects)
     match name:
+        case "until":
+            return evidence.setting(block) is not None
         case "density":
             return selects and evidence.setting("locate") is not None
         case "anchor" | "loss":
@@ -85,66 +91,69 @@ DIAGNOSES = (
         "nothing moved",
         ("improve",),
         faults.still,
-        "In {steps}, the margin between chosen and rejected answers moved by only {margin} nats.",
-        "The model is all but the one that training began with.",
+        "Training changed next to nothing: after {steps}, the margin between chosen and rejected answers moved by {margin} "
+        "nats, {odds} in their odds.",
+        "The steps are too small or too few.",
         (f"raise {RATE}", f"raise {EPOCHS}"),
     ),
     Diagnosis(
         "chosen answers fell",
         ("improve",),
         faults.displaced,
-        "On average, a chosen answer lost {fall} nats of its log-likelihood (from {start}) and is {share} as likely; a "
-        "rejected one {rejected} nats.",
-        "Pushing rejected answers down takes along what chosen ones share with them (likelihood displacement). The "
-        "probability goes to answers that are in no pair.",
+        "Chosen answers became less likely: on average each lost {fall} nats of log-likelihood (from {start}; up to {usual} "
+        "is usual) and is {share} as likely as before; a rejected one {rejected} nats.",
+        "The loss only asks for a wider margin, so it also takes down what both answers share (likelihood displacement). "
+        "Their probability goes to answers that are in no pair: read some samples.",
         ("raise improve.anchor", f"lower {RATE}", "lower improve.density"),
     ),
     Diagnosis(
         "rejected answers fell far",
         ("improve",),
         faults.rejected_far,
-        "The rejected answers lost {fall} nats each, which at beta {beta} is a reward of {reward}.",
-        "The loss has less than 1% of its slope left there, so it did not ask for this fall. Training goes too far.",
+        "Rejected answers lost {fall} nats each, which at beta {beta} is a reward of {reward}.",
+        "The loss is flat there, so the pairs no longer ask for a fall: training goes on too long or in too large steps, "
+        "and other answers change with it.",
         ("raise improve.beta", f"lower {RATE}", f"lower {EPOCHS}"),
     ),
     Diagnosis(
-        "pairs told apart at once",
+        "accuracy saturated",
         ("improve",),
         faults.saturated,
-        "From a tenth of the {steps} on, {share} of the pairs had the higher reward on the chosen answer.",
-        "The rest of the training widened margins that were there. The pairs are easy, or the steps are large.",
+        "Reward accuracy was {share} from a tenth of the {steps} on.",
+        "Nearly every pair was in the right order by then, so the rest of training only moved the model further from its "
+        "start. The pairs are easy, or the steps are large.",
         (f"lower {EPOCHS}", f"lower {RATE}"),
     ),
     Diagnosis(
         "forgot too little",
         ("forget",),
         faults.forgot_little,
-        "After {steps}, the marked tokens {moved} nats each.",
-        "The model still believes the wrong tokens as it did at the start.",
+        "After {steps}, the tokens marked as wrong {moved} nats each.",
+        "The model believes them as it did at the start: the steps are too small or too few.",
         (f"raise {RATE}", f"raise {EPOCHS}"),
     ),
     Diagnosis(
         "forgot too much",
         ("forget",),
         faults.forgot_much,
-        "The marked tokens lost {fall} nats each and are {share} as likely as at the start.",
-        "Right answers need some of these tokens too, so accuracy may be lost.",
-        (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+        "The tokens marked as wrong lost {fall} nats each and are {share} as likely as at the start.",
+        "Right answers need some of these tokens too, so the model may answer worse. A bound ends forgetting in time.",
+        ("set forget.until to 0.1", f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
     Diagnosis(
         "forgetting spread",
         ("forget",),
         faults.spread,
-        "The unmarked tokens of wrong answers lost {fall} nats each, and the marked ones {marked}.",
-        "Forgetting reached tokens that no scorer took to be wrong, so right answers suffer with them.",
+        "In wrong answers the tokens marked as wrong lost {marked} nats each, and the others {fall}.",
+        "Forgetting reached tokens that the scores take to be right, so right answers lose them too.",
         (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
     Diagnosis(
         "until not reached",
         ("forget",),
         faults.until_missed,
-        "After {steps}, the marked tokens have a mean probability of {share}, above forget.until {until}.",
-        "Forgetting ended with the data before it was done.",
+        "After {steps}, the tokens marked as wrong have a mean probability of {share}, above forget.until {until}.",
+        "Training ended before they were forgotten.",
         (f"raise {EPOCHS}", f"raise {RATE}", "raise forget.until"),
     ),
     Diagnosis(
@@ -152,7 +161,7 @@ DIAGNOSES = (
         TRAINED,
         faults.spiked,
         "At step {step} the loss jumped to {loss}, from {before} in the steps before.",
-        "Unusual rows, or steps that are too large, threw the weights off course.",
+        "Either the step's rows are unusual (garbled, cut or with the wrong label) or the steps are too large.",
         (
             f"lower {RATE}",
             "raise {stage}.training.warmup_steps",
@@ -163,24 +172,25 @@ DIAGNOSES = (
         "loss rose",
         TRAINED,
         faults.rose,
-        "The loss rose from {start} to {end}.",
-        "The steps are too large: training ended worse than it began.",
+        "The loss rose from {start} to {end}: training ended worse than it began.",
+        "The steps are too large.",
         (f"lower {RATE}", "raise {stage}.training.warmup_steps"),
     ),
     Diagnosis(
         "length changed",
         ("improve", EVALUATED),
         faults.lengthened,
-        "Answers {where} have {after} tokens on average, {before} at the start ({change}).",
-        "The model may have learned a length instead of what makes an answer good.",
+        "Answers {where} became {longer}: {after} tokens on average, {before} at the start ({change}).",
+        "The model may have learned a length instead of what makes an answer good. Compare the lengths of good and bad "
+        "answers in your data.",
         ("lower improve.training.learning_rate", "lower forget.training.learning_rate", "raise improve.beta"),
     ),
     Diagnosis(
         "far from the start",
         (EVALUATED,),
         faults.far,
-        "The KL to the start is {kl} nats a token on {set}.",
-        "The model changed much beyond its training data, so other abilities may have suffered.",
+        "The KL to the start is {kl} nats a token on {set}; tuned runs stay below {bound}.",
+        "The model also changed on prompts that it was not trained on, so other abilities may have suffered: test them.",
         (
             "lower improve.training.learning_rate",
             "lower forget.training.learning_rate",
@@ -257,15 +267,13 @@ def _summary(evidence: Evidence) -> str:
     if chosen and rejected:
         text = f"In {evidence.num_steps}, chosen answers {_moved(chosen)} each and rejected ones {_moved(rejected)}"
         told = evidence.values("rewards/accuracies")
-        return f"{text}; {figures.percent(at_end(told))} of the pairs are told apart." if told else f"{text}."
+        return f"{text}; reward accuracy {figures.percent(at_end(told))}." if told else f"{text}."
     if len(forgotten) >= FEWEST:
-        return f"In {evidence.num_steps}, the marked tokens {_moved(forgotten)} each."
+        return f"In {evidence.num_steps}, the tokens marked as wrong {_moved(forgotten)} each."
     believed = evidence.values("probabilities/forgotten")
     if len(believed) >= FEWEST:
         ends = [figures.decimal(end(believed), digits=2) for end in (at_start, at_end)]
-        return (
-            f"In {evidence.num_steps}, the marked tokens' mean probability went from {ends[0]} to {ends[1]}."
-        )
+        return f"In {evidence.num_steps}, the mean probability of tokens marked as wrong went from {ends[0]} to {ends[1]}."
     first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
     return f"In {evidence.num_steps}, the loss went from {first} to {last}."
 

@@ -53,6 +53,11 @@ class Evidence:
         value = self.setting(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
+    def most_steps(self, block: str) -> float | None:
+        """Return a block's `max_steps`, by which its number of epochs is ignored; None if it is off."""
+        limit = self.number(f"{block}.training.max_steps")
+        return limit if limit and limit > 0 else None
+
     @property
     def num_steps(self) -> str:
         """The number of optimizer steps in words."""

@@ -29,7 +29,7 @@ times "drop of chosen" in benchmarks/RESULTS.md); five times the best rate loses
 USUAL_SHARE = 0.1
 """The share of an answer's log-likelihood at the start. Long answers lose more nats at the same harm."""
 FLAT = 5.0
-"""The reward at which a sigmoid loss has 0.7% of its slope left, so that the data no longer asks for the fall."""
+"""The reward at which a sigmoid loss has 1.3% of its first slope left, so that the data no longer asks for the fall."""
 SATURATED = 0.99
 """The share of pairs told apart. Above it, more steps change margins, not the order of answers."""
 FEWEST_SATURATED = 20
@@ -58,7 +58,8 @@ def nats(value: float) -> str:
 
 def _as_likely(change: float) -> str:
     """Return how likely something is after a change in nats, beside the start."""
-    return figures.percent(math.exp(min(change, 0.0)))
+    share = math.exp(min(change, 0.0))
+    return figures.percent(share) if share >= 0.001 else f"less than {figures.percent(0.001)}"
 
 
 def still(evidence: Evidence) -> Numbers | None:
@@ -66,7 +67,12 @@ def still(evidence: Evidence) -> Numbers | None:
     margins = evidence.changes("rewards/margins")
     if not margins or abs(at_end(margins)) >= STILL:
         return None
-    return {"margin": figures.decimal(abs(at_end(margins)), digits=3), "steps": evidence.num_steps}
+    margin = abs(at_end(margins))
+    return {
+        "margin": figures.decimal(margin, digits=3),
+        "odds": figures.percent(math.exp(margin) - 1),
+        "steps": evidence.num_steps,
+    }
 
 
 def displaced(evidence: Evidence) -> Numbers | None:
@@ -76,11 +82,12 @@ def displaced(evidence: Evidence) -> Numbers | None:
     if not chosen or not rejected or len(logps) != len(chosen):
         return None
     likelihood = -fmean(logp - change for logp, change in zip(logps, chosen, strict=True))
-    fall = -at_end(chosen)
-    if fall <= max(USUAL_FALL, USUAL_SHARE * likelihood):
+    fall, usual = -at_end(chosen), max(USUAL_FALL, USUAL_SHARE * likelihood)
+    if fall <= usual:
         return None
     return {
         "fall": nats(fall),
+        "usual": nats(usual),
         "start": figures.decimal(-likelihood, digits=1),
         "share": _as_likely(-fall),
         "rejected": f"{'lost' if at_end(rejected) < 0 else 'gained'} {nats(at_end(rejected))}",
@@ -124,6 +131,7 @@ def lengthened(evidence: Evidence) -> Numbers | None:
         return None
     return {
         "where": where,
+        "longer": "longer" if after > before else "shorter",
         "before": figures.decimal(before, digits=1),
         "after": figures.decimal(after, digits=1),
         "change": f"{figures.points(after / before - 1)}{figures.TIED}%",
@@ -147,7 +155,7 @@ def far(evidence: Evidence) -> Numbers | None:
     kl = evidence.after.kl if evidence.after else None
     if kl is None or kl.value <= FAR:
         return None
-    return {"kl": figures.decimal(kl.value, digits=2), "set": figures.name(kl.set)}
+    return {"kl": figures.decimal(kl.value, digits=2), "set": figures.name(kl.set), "bound": f"{FAR:g}"}
 
 
 def _forgotten(evidence: Evidence) -> float | None:
@@ -210,9 +218,10 @@ def until_missed(evidence: Evidence) -> Numbers | None:
 
 def _stopped(evidence: Evidence) -> bool:
     """Return whether training ended before its data: a logged mean may cover steps before the one that was enough."""
-    epochs, last = evidence.number("forget.training.num_train_epochs"), evidence.steps[-1].get("epoch")
-    limit = evidence.number("forget.training.max_steps")
-    return bool(epochs and last and last < epochs - 1e-6 and (limit is None or limit < 0))
+    most = evidence.most_steps("forget")
+    end = most or evidence.number("forget.training.num_train_epochs")
+    last = evidence.steps[-1].get("step" if most else "epoch")
+    return bool(end and last and last < end - 1e-6)
 
 
 def spiked(evidence: Evidence) -> Numbers | None:

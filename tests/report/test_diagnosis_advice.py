@@ -1,0 +1,50 @@
+"""The keys that a diagnosis advises are those that decide in this recipe."""
+
+import pytest
+
+from allo.report.diagnosis import read_stage
+from curves_setup import Steps, forgetting, improving, recipe
+
+
+def advice(stage: str, steps: Steps, **changes: object) -> str:
+    reading = read_stage(stage, steps, recipe(**changes))
+    assert reading is not None and reading.findings
+    return " ".join(finding.text for finding in reading.findings)
+
+
+STILL, SMALL = improving(chosen=0.01, rejected=-0.02), forgetting(change=-0.01)
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps"), [("improve", STILL), ("forget", SMALL)], ids=["improve", "forget"]
+)
+def test_a_number_of_steps_is_advised_where_it_overrides_the_epochs(stage: str, steps: Steps) -> None:
+    text = advice(stage, steps, **{f"{stage}__training__max_steps": 8})
+    assert f"{stage}.training.max_steps (now 8)" in text and "num_train_epochs" not in text
+
+
+@pytest.mark.parametrize("limit", [-1, 0, None, "many", True])
+def test_epochs_are_advised_where_no_number_of_steps_is_set(limit: object) -> None:
+    text = advice("improve", STILL, improve__training__max_steps=limit)
+    assert "improve.training.num_train_epochs (now 1)" in text and "max_steps" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "stopped"),
+    [
+        ({"max_steps": 40}, True),  # step 21 of 40
+        ({"max_steps": 21}, False),
+        ({"max_steps": 40, "num_train_epochs": 1.0}, True),
+        ({"max_steps": -1, "num_train_epochs": 2.0}, True),
+        ({"max_steps": -1, "num_train_epochs": 1.0}, False),
+        ({"num_train_epochs": 3.0}, True),
+    ],
+)
+def test_forgetting_that_stopped_before_its_last_step_reached_its_bound(
+    changes: dict[str, float], stopped: bool
+) -> None:
+    """The last record is a mean over `logging_steps`, which may still be above the bound."""
+    settings = {f"forget__training__{key}": value for key, value in changes.items()}
+    reading = read_stage("forget", forgetting(change=-0.3), recipe(forget__until=0.5, **settings))
+    assert reading is not None
+    assert bool(reading.findings) is not stopped
