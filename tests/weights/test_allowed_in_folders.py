@@ -18,7 +18,8 @@ import converted
 import tiny
 from allo import cli
 from allo.errors import UserError
-from allo.models.load import tensor_kinds, trained_names
+from allo.models.load import tensor_kinds
+from allo.models.start import trained_names
 from allo.weights.layout import Layout
 from allo.weights.mask_files import FROM_FOLDERS, mask_from_checkpoints
 from allo.weights.param_mask import ParamMask

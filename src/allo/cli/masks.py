@@ -46,7 +46,7 @@ def mask_from_checkpoints(
         """Return the tensors that a run trains; None, with the reason, if no model is known by the configuration."""
         if not (base / "config.json").is_file():
             return None
-        from allo.models.load import trained_names
+        from allo.models.start import trained_names
 
         try:
             return trained_names(base, trust_remote_code=trust_remote_code)

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from allo.console import say
-from allo.errors import UserError, and_more
+from allo.errors import UserError
 from allo.models.device import resolve_device
 from allo.models.model_checks import (
     check_config,
@@ -209,19 +209,6 @@ def linear_names(folder: Path, *, trust_remote_code: bool = False) -> dict[str, 
 def tensor_kinds(folder: Path, *, trust_remote_code: bool = False) -> dict[str, set[str]]:
     """Return `allowed.kinds_of` the model in `folder`, from the configuration alone; raises as `linear_names`."""
     return kinds_of(without_weights(folder, folder, trust_remote_code=trust_remote_code))
-
-
-def trained_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
-    """Return the names in `folder` of the tensors that a run trains, from the configuration and headers alone.
-
-    Raises `UserError` as `linear_names`, and if a run would start from a copy under other names.
-    """
-    layout = Layout.of(without_weights(folder, folder, trust_remote_code=trust_remote_code))
-    if absent := layout.shapes.keys() - Checkpoint.open(folder).stored.keys():
-        raise UserError(
-            f"{folder}: a run starts from a copy in which there is also {min(absent)}{and_more(absent)}"
-        )
-    return set(layout.shapes)
 
 
 def without_weights(

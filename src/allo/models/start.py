@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.errors import DivergedError, UserError
+from allo.errors import DivergedError, UserError, and_more
 from allo.files.artifacts import (
     RunFolder,
     folder_written_aside,
@@ -88,6 +88,20 @@ def is_ready(recipe: Recipe) -> Path | None:
     if not all(is_ignored(name, model) for name in stored.keys() - kept.keys() - copies.keys()):
         return None
     return folder if all(stored[name].dtype in {kept[name], dtype} for name in kept) else None
+
+
+def trained_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
+    """Return the names in `folder` of the tensors that a run trains, from the configuration and headers alone.
+
+    Raises `UserError` for a folder without a causal language model's configuration, and if a run would start from a copy
+    under other names.
+    """
+    layout = Layout.of(without_weights(folder, folder, trust_remote_code=trust_remote_code))
+    if absent := layout.shapes.keys() - Checkpoint.open(folder).stored.keys():
+        raise UserError(
+            f"{folder}: a run starts from a copy in which there is also {min(absent)}{and_more(absent)}"
+        )
+    return set(layout.shapes)
 
 
 def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
