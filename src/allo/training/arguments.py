@@ -14,7 +14,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from allo.console import console
 from allo.errors import UserError
 from allo.recipe import Recipe
 
@@ -68,7 +67,7 @@ def training_arguments(
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
     for name in own.keys() & training.keys():
         raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
-    quiet = {"disable_tqdm": not console.is_terminal, "log_level": "error"}
+    quiet = {"disable_tqdm": True, "log_level": "error"}  # the console shows the steps
     try:
         arguments = kind(**(quiet | training | own))
     except (TypeError, ValueError, ImportError) as error:
