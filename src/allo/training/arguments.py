@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from allo.errors import UserError
 from allo.recipe import Recipe
+from allo.training.trackers import check_trackers, tracker_names
 
 Arguments = TrainingArguments  # for rooms that do not import transformers
 
@@ -73,6 +74,7 @@ def training_arguments(
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{key}: {kind_name} refuses it: {error}") from error
     try:
+        check_trackers(arguments.report_to)
         check_arguments(arguments, lean=lean, trainer_is_ours=kind is TrainingArguments)
     except UserError as error:
         raise UserError(f"{key}.{error}") from error
@@ -93,7 +95,7 @@ def stage_arguments(
     """
     block = getattr(recipe, stage)
     return training_arguments(
-        {**block.training.model_dump(), **more},
+        {**tracker_names(recipe, stage), **block.training.model_dump(), **more},
         folder=folder,
         seed=recipe.seed if stage in recipe.training_stages else recipe.seed_of_data,
         device=device,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allo.console import STEP, bar, track
+from allo.console import STEP, bar, say, track
 from allo.errors import DivergedError, UserError
 from allo.losses import token_losses as losses
 from allo.losses.feedback_losses import AnswerSums, classified
@@ -115,6 +115,11 @@ class DpoPasses:
                 raise UserError(
                     f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
                 )
+        if self.arguments.report_to:
+            say(
+                f"locate: report_to: the fused warm-up logs to no tracker; its steps are in {self.arguments.output_dir}/"
+                "metrics.jsonl. locate.criterion=warmup logs to it."
+            )
         num_steps = number_of_steps(self.arguments, len(self.rows))
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         self._add_reference(steps_an_epoch)

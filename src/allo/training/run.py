@@ -13,6 +13,7 @@ from allo.console import STEP, Work, bar, logged
 from allo.errors import DivergedError
 from allo.training.checkpointing import last_sound_checkpoint, remove_checkpoint
 from allo.training.selected_trainer import SelectedTrainer
+from allo.training.trackers import tracked
 from allo.weights.finite import check_finite
 
 Logged = dict[str, float | None]
@@ -36,7 +37,8 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
     Raises `DivergedError`, naming the tensor, for weights that training made NaN or infinite.
     """
     trainer.remove_callback(PrinterCallback)
-    with bar("", total=0, unit=STEP) as steps:
+    mask = trainer.mask if isinstance(trainer, SelectedTrainer) else None
+    with bar("", total=0, unit=STEP) as steps, tracked(trainer, mask, begins=checkpoint is None):
         trainer.add_callback(shown := _Shown(steps))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trainer.remove_callback(shown)
