@@ -86,9 +86,9 @@ class _Shown(TrainerCallback):
 
 # Metrics that a line shows, with their names, forms and widths; the most telling first.
 _SHOWN = (
-    ("loss", "loss", ".4g", 7),
-    ("eval_loss", "held-out loss", ".4g", 7),
-    ("rewards/margins", "margin", ".3g", 8),
+    ("loss", "loss", ".4g", 8),
+    ("eval_loss", "held-out loss", ".4g", 8),
+    ("rewards/margins", "margin", ".2g", 7),
     ("rewards/accuracies", "accuracy", ".0%", 4),
     ("probabilities/forgotten", "probability", ".3g", 7),
     ("kl", "KL", ".3g", 7),
