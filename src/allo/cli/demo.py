@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from allo.console import cell
+from allo.cli.shared import count_tokens
+from allo.console import Among, cell, note, showing
 from allo.files.artifacts import RunFolder, read_json
 from allo.pipeline import run_all
-from allo.recipe import load_recipe
+from allo.recipe import Recipe, load_recipe
 
 
 def run_demo(out: Path) -> Path:
@@ -23,17 +24,23 @@ def run_demo(out: Path) -> Path:
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
         place = [f"out={json.dumps(str(out))}", f"model={json.dumps(str(model))}"]
         allo = load_recipe(recipes / "allo.yaml", place)
-        sampled = run_all(allo, until="pair")
-        dpo = run_all(
-            load_recipe(recipes / "dpo.yaml", [*place, f"data.pairs={json.dumps(str(sampled.pairs))}"])
-        )
-        aligned = run_all(allo)
+        sampled = _part(1, "the pairs of both", allo, until="pair")
+        pairs = f"data.pairs={json.dumps(str(sampled.pairs))}"
+        dpo = _part(2, "plain DPO", load_recipe(recipes / "dpo.yaml", [*place, pairs]))
+        aligned = _part(3, "ALLO", allo)
     # imported late, as the pipeline imports its stages
     from allo.stages.report import write_report
 
     html, _ = write_report([dpo.path, aligned.path], out, title="Demo: plain DPO and ALLO")
     Console().print(_table(dpo, aligned))
     return html
+
+
+def _part(number: int, name: str, recipe: Recipe, *, until: str | None = None) -> RunFolder:
+    """Run one of the demo's three parts, up to a stage."""
+    note("demo", f"part {number} of 3: {name}")
+    with showing(Among(f"part {number} of 3")):
+        return run_all(recipe, until=until, tokens=count_tokens)
 
 
 def _table(dpo: RunFolder, allo: RunFolder) -> Table:

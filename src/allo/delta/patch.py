@@ -34,7 +34,9 @@ def extract(
     starts: dict[str, tuple[int, int]] = {}
     counts: dict[str, int] = {}
     hashes: dict[str, str] = {}
-    for name, entry in track(before.stored.items(), "delta, extract", total=len(before.stored)):
+    for name, entry in track(
+        before.stored.items(), "delta, extract", total=len(before.stored), unit="tensor"
+    ):
         starts[name] = (len(positions), len(replacements[entry.dtype]))
         original, start = Digest(entry.dtype, entry.shape), 0
         for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
@@ -90,7 +92,7 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
             name, original.hexdigest(), change, where=f"{base} is not the base that {delta} was made from"
         )
 
-    tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored))
+    tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored), unit="tensor")
     with closing(tensors) as bar:
         write_like(checkpoint, out, patched)
 

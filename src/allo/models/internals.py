@@ -111,6 +111,13 @@ INTERNALS = {
         "transformers:PreTrainedModel.activation_checkpointing_enable": "layers recompute activations in eval mode",
         "accelerate.data_loader:prepare_data_loader(dataloader, device, num_processes, process_index, ...)": "a resumed run sees the same order",
     },
+    "allo.training.trackers": {
+        f"transformers.integrations.integration_utils:{name}": "each stage has a run of its own, with an image of its mask"
+        for name in (
+            *("INTEGRATION_TO_CALLBACK", "get_available_reporting_integrations"),
+            *("TensorBoardCallback", "TrackioCallback", "WandbCallback"),
+        )
+    },
     "allo.baselines.adapters": {
         "trl:DPOTrainer._prepare_dataset(self, dataset, processing_class, args, dataset_name)": "pairs are already token ids",
         "trl:DPOTrainer._send_telemetry(self)": "nothing is sent",

@@ -1,10 +1,8 @@
 """Models and tokenizers from a folder, a hub id or a `.gguf` file; safetensors or GGUF, never pickle."""
 
-import io
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from allo.console import say
+from allo.console import only_ours, say
 from allo.errors import UserError
 from allo.models.device import resolve_device
 from allo.models.model_checks import (
@@ -361,12 +359,11 @@ def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterat
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide warnings of transformers and the hub and, unless on a terminal, their progress bars."""
+    """Hide warnings of transformers and the hub, and their bars, of which the GGUF reader's cannot be switched off."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        # The GGUF reader's bar cannot be switched off, so off a terminal standard error is redirected.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        with only_ours():
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -160,7 +160,7 @@ class _Comparison:
         stored = self._before.stored
         with ThreadPoolExecutor(1) as hashing:
             waiting: deque[Future[None]] = deque()
-            for name in track(stored, "mask, select", total=len(stored)):
+            for name in track(stored, "mask, select", total=len(stored), unit="tensor"):
                 digest, start = Digest(stored[name].dtype, stored[name].shape), 0
                 for old, new in zip(self._before.pieces(name), self._after.pieces(name), strict=True):
                     waiting.append(hashing.submit(digest.update, old))
