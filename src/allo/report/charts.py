@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from allo.weights.param_mask import MaskRow
 
 CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to fit
+BOLD = 7.4  # and of a bold one
 # The order of data flow through a block; kinds with other names follow in the model's order.
 READING_ORDER = (
     *("input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "post_attention_layernorm"),
@@ -58,8 +59,13 @@ def line_chart(title: str, series: Sequence[Series], *, is_share: bool = False) 
     known = [step for points in drawn for step, _ in points if drawable(step)]
     marks = enclosing_ticks(*extent(value for points in drawn for _, value in points), most=4)
     marks = [mark for mark in marks if 0 <= mark <= 1 + 1e-9] if is_share else marks
+    last = [next((at for at in reversed(points) if drawable(at[1])), None) for points in drawn]
+    labels = [
+        f"{line.label} {figures.significant(at[1])}".strip() if at else ""
+        for line, at in zip(series, last, strict=True)
+    ]
     left = 12 + CHARACTER * max(map(len, tick_labels(marks)))
-    right = width - 46 - CHARACTER * max((len(line.label) + 1 for line in series if line.label), default=0)
+    right = width - 8 - BOLD * max(map(len, labels), default=0)
     x, y = Scale(*steps, left, right), Scale(marks[0], marks[-1], bottom, top)
     whole = whole_ticks(min(known), max(known), most=5) if known else []
     parts = [
@@ -67,13 +73,11 @@ def line_chart(title: str, series: Sequence[Series], *, is_share: bool = False) 
         _y_axis(y, marks, left=left, right=right),
     ]
     ends: list[tuple[float, int, str]] = []
-    for line, points in zip(series, drawn, strict=True):
+    for line, points, at, label in zip(series, drawn, last, labels, strict=True):
         parts += _line(points, x, y, line.colour)
-        last = next((point for point in reversed(points) if drawable(point[1])), None)
-        if last is not None:
-            parts.append(_dot(x(last[0]), y(last[1]), radius=2.5, css=f"fill{line.colour}"))
-            value = figures.significant(last[1])
-            ends.append((y(last[1]), line.colour, f"{line.label} {value}" if line.label else value))
+        if at is not None:
+            parts.append(_dot(x(at[0]), y(at[1]), radius=2.5, css=f"fill{line.colour}"))
+            ends.append((y(at[1]), line.colour, label))
     for place, (colour, text) in _apart(ends, gap=13, lowest=bottom):
         parts.append(_text(right + 7, place + 4, text, css=f"end fill{colour}"))
     if not ends:

@@ -9,8 +9,8 @@ from allo.report.run_view import RunView
 from allo.report.tables import escaped
 
 CAUTION = (
-    "Intervals are over prompts. Each run is one training: another seed may give another difference, which "
-    "`allo compare` tests."
+    "Intervals are over prompts. Each run is one training: another seed may give another difference, which the command "
+    "allo compare tests."
 )
 SAMPLING = ("temperature", "top_p", "max_new_tokens")
 Prompts = dict[str, list[float]]

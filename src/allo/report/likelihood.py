@@ -11,29 +11,32 @@ from allo.report.run_view import RunView
 from allo.report.tables import Cell, Table, measured
 
 COLUMNS = ("Answers", "Before", "After", "Change", "Change a token", "Times as likely")
-HELD_OUT = "before is the starting model, and intervals are over prompts"
+HELD_OUT = "Held out: before is the starting model, and intervals are over prompts"
 TRAINING = (
-    "In training: the changes are those of the last logged steps, in which an answer has been learned from up to once "
-    "a pass; before is the mean over all steps under the starting model"
+    "In training: the change at the last logged steps, of answers that are learned from; before is their mean under the "
+    "starting model over all steps"
 )
 
 
 def likelihood_tables(runs: Sequence[RunView], *, training: bool = True) -> list[Table]:
     """Return one table with a row per kind of answers, or none; `training` also shows those trained on."""
-    held_out = [(run, row) for run in runs for row in _held_out(run)]
-    trained = [(run, row) for run in runs for row in _training(run)] if training else []
-    rows = [(run, row) for run in runs for owner, row in held_out + trained if owner is run]
+    rows, remarks = [], ["Mean log-likelihood of a whole answer, in nats"]
+    for run in runs:
+        held_out, trained = list(_held_out(run)), list(_training(run)) if training else []
+        remarks += [HELD_OUT] if held_out else []
+        remarks += [TRAINING] if trained else []
+        origin = f" ({figures.name(run.name)})" if len(runs) > 1 else ""
+        rows += [(Cell(row[0].text + origin), *row[1:]) for row in held_out + trained]
     if not rows:
         return []
-    several = len(runs) > 1
-    named = (
-        (Cell(f"{row[0].text} ({figures.name(run.name)})") if several else row[0], *row[1:])
-        for run, row in rows
-    )
-    remarks = ["Mean log-likelihood of a whole answer, in nats"]
-    remarks += [f"Held out: {HELD_OUT}"] if held_out else []
-    remarks += [TRAINING] if trained else []
-    return [Table("Likelihood changes", COLUMNS, tuple(named), ". ".join(remarks))]
+    kept = [
+        place
+        for place in range(len(COLUMNS))
+        if not place or any(row[place].value is not None for row in rows)
+    ]
+    columns = tuple(COLUMNS[place] for place in kept)
+    shown = tuple(tuple(row[place] for place in kept) for row in rows)
+    return [Table("Likelihood changes", columns, shown, ". ".join(dict.fromkeys(remarks)))]
 
 
 def _held_out(run: RunView) -> Iterator[tuple[Cell, ...]]:
@@ -80,7 +83,7 @@ def _training(run: RunView) -> Iterator[tuple[Cell, ...]]:
             if len(logps) == len(changes):
                 before = fmean(logp - moved for logp, moved in zip(logps, changes, strict=True))
             yield (
-                Cell(f"{side}, in training ({figures.name(stage)})"),
+                Cell(f"{side}, in training" + (f", {figures.name(stage)}" if stage != "improve" else "")),
                 *(
                     Cell(figures.decimal(each, digits=2), value=each)
                     for each in (before, None if before is None else before + change)

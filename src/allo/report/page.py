@@ -172,6 +172,7 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
             for item in credit.samples
         ],
         "calibration": _calibration(credit),
+        "bins": _bins(credit),
         "weighted": figures.percent(credit.num_weighted / max(1, credit.num_tokens)),
         "changes": story.changes(run),
         "examples": story.examples(run, most=num_examples),
@@ -212,3 +213,18 @@ def _calibration(credit: TokenCredit) -> list[tuple[str, str, Markup]]:
         error = f"off by {figures.decimal(each.error, digits=2)} on average"
         found.append((name, error, charts.reliability_plot(f"calibration of {name}", each.bins)))
     return found
+
+
+def _bins(credit: TokenCredit) -> tables.Table:
+    """Return the calibration charts' dots as a table."""
+    rows = tuple(
+        (
+            tables.Cell(figures.name(each.scorer or "scores")),
+            tables.Cell(figures.decimal(bin.predicted, digits=3), value=bin.predicted),
+            tables.Cell(figures.percent(bin.observed), value=bin.observed),
+            tables.Cell(figures.count(bin.num), value=bin.num),
+        )
+        for each in credit.calibration
+        for bin in each.bins
+    )
+    return tables.Table("Score and truth", ("Scorer", "Mean score", "Truly aligned", "Tokens"), rows)
