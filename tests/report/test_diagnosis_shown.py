@@ -73,7 +73,7 @@ def test_report_and_card_say_the_same_as_the_terminal(tmp_path: Path) -> None:
     assert (
         markdown.count("### Diagnosis")
         == text.count("### Diagnosis")
-        == html.count("<h2>Diagnosis</h2>")
+        == html.count(">Diagnosis</h2>")
         == 1
     )
 
