@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 WIDTHS = (1280, 400)
 SCHEMES = ("light", "dark")
 MOST_STOPS = 500
+TALL = 1600
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -37,7 +38,6 @@ def open_page(browser: Browser, report: Path, wrong: list[str], *, width: int, s
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
         has_touch=width < 800,
-        is_mobile=width < 800,
     )
     page.on(
         "request", lambda asked: None if asked.url.startswith("file:") else wrong.append(f"loads {asked.url}")
@@ -45,6 +45,18 @@ def open_page(browser: Browser, report: Path, wrong: list[str], *, width: int, s
     page.on("console", lambda message: wrong.append(f"console: {message.text}"))
     page.goto(report.resolve().as_uri())
     return page
+
+
+def shoot(page: Page, out: Path, name: str) -> None:
+    """Write the whole page as pictures below each other."""
+    for old in out.glob(f"{name}-[0-9]*.png"):
+        old.unlink()
+    size = page.evaluate(
+        "() => [document.documentElement.clientWidth, document.documentElement.scrollHeight]"
+    )
+    for number, top in enumerate(range(0, size[1], TALL)):
+        part = {"x": 0, "y": top, "width": size[0], "height": min(TALL, size[1] - top)}
+        page.screenshot(path=out / f"{name}-{number:02d}.png", full_page=True, clip=part)
 
 
 def walk(page: Page) -> Iterator[str]:
@@ -92,11 +104,11 @@ def main(report: Path, out: Path) -> int:
             for scheme in SCHEMES:
                 page = open_page(browser, report, wrong, width=width, scheme=scheme)
                 name = f"{width}-{scheme}"
-                page.screenshot(path=out / f"{name}.png", full_page=True)
+                shoot(page, out, name)
                 wrong += [f"{name}: too wide: {text}" for text in page.evaluate(TOO_WIDE)]
                 if scheme == SCHEMES[0]:
                     wrong += [*walk(page), *links(page)]
-                    page.screenshot(path=out / f"{name}-open.png", full_page=True)
+                    shoot(page, out, f"{name}-open")
                     wrong += [f"{name}, opened: too wide: {text}" for text in page.evaluate(TOO_WIDE)]
                 if width < 800:
                     wrong += taps(page)

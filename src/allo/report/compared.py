@@ -113,9 +113,9 @@ def _on_set(set: str, mine: RunView, other: RunView, names: tuple[str, str]) -> 
     same_judge = mine.settings.get("judge") == other.settings.get("judge")
     for kind in ("sampled", "greedy"):
         values = [_values(answered, kind) for answered in rows]
-        accuracies = [each.sampled if kind == "sampled" else each.greedy for each in (one, two)]
-        if accuracies[0] and accuracies[1]:
-            measure = _Measure(f"{kind} accuracy", *map(_rate, filter(None, accuracies)))
+        mean, against = (each.sampled if kind == "sampled" else each.greedy for each in (one, two))
+        if mean and against:
+            measure = _Measure(f"{kind} accuracy", _rate(mean), _rate(against))
         elif kind in one.rewards and kind in two.rewards and same_judge:
             measure = _Measure(
                 f"mean reward of {kind} answers",
