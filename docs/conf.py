@@ -25,11 +25,15 @@ myst_heading_anchors = 4
 default_role = "code"  # docstrings write code in single backticks
 autodoc_member_order = "groupwise"
 autodoc_typehints_format = "short"
+maximum_signature_line_length = 80
 
-# Each page's list of the pages below it: (heading, pages). The first five are a newcomer's way.
+# Each page's list of the pages below it: (heading, pages), a page with another title as `TITLE <PAGE>`. The first five are a newcomer's way.
 NAVIGATION = {
     "README": [
-        (None, ["docs/start", "docs/data", "docs/settings", "docs/report", "docs/method"]),
+        (
+            None,
+            ["Start <docs/start>", "Your data <docs/data>", "docs/settings", "docs/report", "docs/method"],
+        ),
         (
             "Reference",
             [
@@ -43,7 +47,13 @@ NAVIGATION = {
             "Project",
             [
                 *("ARCHITECTURE", "docs/invariants", "docs/decisions/README", "docs/experiments"),
-                *("experiments/README", "benchmarks/README", "CONTRIBUTING", "CHANGELOG", "SKILL"),
+                *(
+                    "Experiments, to run <experiments/README>",
+                    "benchmarks/README",
+                    "CONTRIBUTING",
+                    "CHANGELOG",
+                    "SKILL",
+                ),
             ],
         ),
     ],
@@ -63,11 +73,12 @@ def add_navigation(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([\w./-]+)\)", to_page, source[0])
     for heading, pages in NAVIGATION.get(page, []):
         options = ":hidden:\n" + (f":caption: {heading}\n" if heading else "")
-        source[0] += f"\n```{{toctree}}\n{options}\n" + "\n".join(f"/{each}" for each in pages) + "\n```\n"
+        below = "\n".join(re.sub(r"([\w./-]+)(>?)$", r"/\1\2", each) for each in pages)
+        source[0] += f"\n```{{toctree}}\n{options}\n{below}\n```\n"
 
 
-def mark_code(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:
-    """Mark the code in a docstring: lines that are indented by four more, after an empty line."""
+def mark_up(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:
+    """Mark the code in a docstring, lines that are indented after an empty line, and link the pages that it names."""
     for number in range(len(lines) - 1, 0, -1):
         if (
             lines[number].startswith("    ")
@@ -75,8 +86,9 @@ def mark_code(app: Any, what: str, name: str, object: Any, options: Any, lines: 
             and (number == 1 or lines[number - 2][:1] not in ("", " "))
         ):
             lines[number:number] = [".. code-block:: python", ""]
+    lines[:] = [re.sub(r"\b(?:docs/)?([\w-]+)\.md\b", r":doc:`\g<0> </docs/\1>`", line) for line in lines]
 
 
 def setup(app: Any) -> None:
     app.connect("source-read", add_navigation)
-    app.connect("autodoc-process-docstring", mark_code, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", mark_up, priority=400)  # before napoleon

@@ -54,11 +54,31 @@ def test_a_link_to_a_folder_leads_to_its_page() -> None:
     ]
 
 
-def test_indented_code_in_a_docstring_is_marked() -> None:
-    lines = ["Learn.", "", "    f(x)", "", "    g(x)", "", "Then:", "", "Args:", "    x: a number"]
-    CONF["mark_code"](None, "", "", None, None, lines)
+def test_code_and_pages_in_a_docstring_are_marked_up() -> None:
+    lines = [
+        "Learn (method.md 1.3).",
+        "",
+        "    f(x)",
+        "",
+        "    g(x)",
+        "",
+        "Then:",
+        "",
+        "Args:",
+        "    x: a number",
+    ]
+    CONF["mark_up"](None, "", "", None, None, lines)
     assert lines == [
-        *("Learn.", "", ".. code-block:: python", "", "    f(x)", "", "    g(x)", ""),
+        *(
+            "Learn (:doc:`method.md </docs/method>` 1.3).",
+            "",
+            ".. code-block:: python",
+            "",
+            "    f(x)",
+            "",
+            "    g(x)",
+            "",
+        ),
         *("Then:", "", "Args:", "    x: a number"),
     ]
 
