@@ -22,7 +22,7 @@ _WORD, _OTHER = "word", "other"
 def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Build the recipe's model without values, in the run's dtype (or `dtype`); call it within a `Rehearsal`."""
     model = model_of_config(
-        copy.deepcopy(_config(recipe.model, recipe.trust_remote_code)),
+        copy.deepcopy(config_of(recipe.model, recipe.trust_remote_code)),
         dtype=dtype or DTYPES[recipe.dtype],
         trust_remote_code=recipe.trust_remote_code,
     )
@@ -34,7 +34,7 @@ def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreT
 
 
 @functools.cache
-def _config(ref: str, trust_remote_code: bool) -> PretrainedConfig:
+def config_of(ref: str, trust_remote_code: bool) -> PretrainedConfig:
     """Read the configuration once: the header of a `.gguf` file takes seconds."""
     return read_config(ref, trust_remote_code=trust_remote_code)
 
