@@ -166,7 +166,7 @@ def _number(text: str) -> int:
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"), quiet: Quiet = False
 ) -> None:
-    """Align the bundled laboratory model: SFT, plain DPO and ALLO, side by side."""
+    """Align the bundled laboratory model: its start, plain DPO and ALLO, side by side."""
     from allo.cli.demo import run_demo
 
     say(f"report: {run_demo(out)}")

@@ -47,12 +47,12 @@ def _table(dpo: RunFolder, allo: RunFolder) -> Table:
     """Return a table with one row per model: sampled accuracy with its interval on each set, and the costs."""
     ours = read_json(allo.evaluation)["models"]
     rows = {
-        "SFT": ours["start"],
+        "start": ours["start"],
         "plain DPO": read_json(dpo.evaluation)["models"]["aligned"],
         "ALLO": ours["aligned"],
     }
     sets = list(ours["start"]["sets"])
-    table = Table("model", *sets, "KL to SFT", "weights trained", "seconds", "training state")
+    table = Table("model", *sets, "KL to start", "weights trained", "seconds", "training state")
     for label, model in rows.items():
         sampled = (model["sets"][name]["sampled"] for name in sets)
         accuracies = [f"{one['accuracy']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in sampled]

@@ -25,7 +25,7 @@ def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreT
     # Some families draw a value until it lies within bounds: without values, forever.
     with no_init_weights():
         model = model_of_config(
-            copy.deepcopy(_config(recipe.model, recipe.trust_remote_code)),
+            copy.deepcopy(config_of(recipe.model, recipe.trust_remote_code)),
             dtype=dtype or DTYPES[recipe.dtype],
             trust_remote_code=recipe.trust_remote_code,
         )
@@ -38,7 +38,7 @@ def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreT
 
 
 @functools.cache
-def _config(ref: str, trust_remote_code: bool) -> PretrainedConfig:
+def config_of(ref: str, trust_remote_code: bool) -> PretrainedConfig:
     """Read the configuration once: the header of a `.gguf` file takes seconds."""
     return read_config(ref, trust_remote_code=trust_remote_code)
 

@@ -39,7 +39,7 @@ from allo.weights.checkpoints import fingerprint
 from allo.weights.places import Patch
 
 LABELS = {
-    "start": "SFT",
+    "start": "start",
     "forgotten": "after forgetting",
     "aligned": "aligned",
 }
