@@ -264,7 +264,7 @@ def _times(shown: Sequence[Work | Run | Among]) -> list[Part]:
     runs = [item for item in shown if isinstance(item, Run)]
     left = inner.left() if isinstance(inner, Work) else None
     found = [] if left is None else [(3, f"{span(left)} left")]
-    if runs and runs[-1] is inner and runs[-1].taken() >= 1:
+    if left is None and runs and runs[-1].taken() >= 1:
         found.append((5, f"{span(runs[-1].taken())} so far"))
     whole, of = None, "in all"
     if isinstance(outer, Among) and outer.all:

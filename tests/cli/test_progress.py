@@ -99,6 +99,8 @@ def test_an_estimate_is_by_the_record_the_tokens_and_the_pace_and_never_made_up(
     assert known.rest("forget")(10.0, None) == 30.0 + 60.0 + 10.0
     without = Estimate(stages, tokens={**tokens, "forget": 0}, quick={"pair"})
     assert without.rest("locate")(4.0, 6.0) is None, "sampling has a pace of its own, and forget no tokens"
+    sampled = Estimate(["score", "evaluate"], {"sample": 8.0}, tokens={"sample": 4, "evaluate": 2})
+    assert sampled.rest("evaluate")(1.0, None) == 3.0, "a stage that was done before has a pace, too"
     before = Estimate(stages, dict.fromkeys(stages, 7.0))
     assert before.rest("locate")(2.0, None) == 5.0 + 3 * 7
     assert before.rest("evaluate")(9.0, None) == 0.0

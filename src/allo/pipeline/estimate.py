@@ -52,6 +52,7 @@ class Estimate:
             return self.earlier[stage]
         if name in self.quick:
             return 0.0
+        measured = {**self.earlier, **measured}
         alike = [
             one for one in measured if self.tokens.get(_plain(one)) and self._kind(one) == self._kind(name)
         ]
