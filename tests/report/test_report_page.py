@@ -163,6 +163,14 @@ def test_ticks_of_values_are_round_differ_and_enclose_them(low: float, high: flo
         assert float(label.replace("−", "-").replace(",", "")) == pytest.approx(mark, abs=1e-6 * step)
 
 
+def test_marked_tokens_are_drawn_by_their_change_or_else_by_their_probability() -> None:
+    change, level = "Marked tokens, change in nats", "Probability of marked tokens"
+    for more, drawn in (({"logratios/forgotten": -0.1}, change), ({}, level)):
+        steps = [{"step": step, "loss": 0.5, "probabilities/forgotten": 0.2, **more} for step in range(5)]
+        html, _ = render([replace(run_of(), curves={"forget": steps})])
+        assert [title for title in (change, level) if f"<figcaption>{title}<" in html] == [drawn]
+
+
 def test_shares_have_no_ticks_beyond_0_and_1() -> None:
     for value in (0.0, 0.97, 1.0):
         chart = charts.line_chart("x", [charts.Series("", 1, [(1, value), (2, value)])], is_share=True)

@@ -38,8 +38,11 @@ PANELS = (
         False,
     ),
     ("Reward accuracy", (("rewards/accuracies", "", 1),), True),
+    ("Marked tokens, change in nats", (("logratios/forgotten", "", 2),), False),
     ("Probability of marked tokens", (("probabilities/forgotten", "", 2),), True),
 )
+# A metric that is not drawn beside another, which measures the same without the differences between batches.
+LESS_THAN = {"probabilities/forgotten": "logratios/forgotten"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,13 @@ def _curves(run: RunView) -> list[StageCurves]:
         for title, lines, is_share in PANELS:
             series = [
                 charts.Series(
-                    label, colour, [(step["step"], step[metric]) for step in steps if metric in step]
+                    label,
+                    colour,
+                    [
+                        (step["step"], step[metric])
+                        for step in steps
+                        if metric in step and LESS_THAN.get(metric) not in step
+                    ],
                 )
                 for metric, label, colour in lines
             ]
