@@ -98,6 +98,16 @@ def test_the_blocks_on_sampling_are_recipes() -> None:
         read_recipe(yaml.safe_dump(start), path=Path("sampling.yaml"))
 
 
+def test_a_report_has_the_parts_that_its_page_names() -> None:
+    page = (ROOT / "docs/report.md").read_text(encoding="utf-8")
+    named = {
+        "".join(found) for found in re.findall(r'"([A-Z][\w ]+)"|^- \*\*([^*]+)\*\*', page, re.MULTILINE)
+    }
+    assert len(named) > 6
+    made = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("src/allo/report/*.[pj]*"))
+    assert {name for name in named if name not in made} == set()
+
+
 def test_make_has_every_target_that_a_page_names() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in [*pages.pages(), "CONTRIBUTING.md"])
