@@ -35,16 +35,15 @@ class Workers:
                 waves += [{}] if depth == len(waves) else []
                 waves[depth].setdefault(preparation.key, preparation)
         for wave in waves:
-            self._do("preparation", [(key, prepare, (self._comparison, one)) for key, one in wave.items()])
+            self._do([(key, prepare, (self._comparison, one)) for key, one in wave.items()], "preparation")
         self._do(
-            "trial",
             [
                 (f"{trial.method.name} {trial.name}", run_trial, (self._comparison, trial, recipe))
                 for trial, recipe in missing
-            ],
+            ]
         )
 
-    def _do(self, kind: str, jobs: list[Job]) -> None:
+    def _do(self, jobs: list[Job], kind: str = "trial") -> None:
         """Run the jobs, and say which of them is at work and which has ended."""
         began = time.monotonic()
         done = console.Work("", kind, len(jobs))

@@ -26,8 +26,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from allo.console import only_ours, say
+from allo.console import on_terminal, only_ours, paused, say
 from allo.errors import UserError
+from allo.models.cached import is_cached
 from allo.models.device import resolve_device
 from allo.models.model_checks import (
     check_config,
@@ -301,10 +302,9 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
     if isinstance(ref, Path) or path.suffix == ".gguf" or not HUB_ID.fullmatch(ref):
         raise UserError(f"{ref} does not exist; give a checkpoint's folder, a .gguf file or a hub id.")
     try:
-        with quiet():
-            return Path(
-                snapshot_download(ref, allow_patterns=[*files, README], ignore_patterns=["*/*"])
-            ), None
+        with paused() if on_terminal() and not is_cached(ref, weights=files == MODEL_FILES) else quiet():
+            found = snapshot_download(ref, allow_patterns=[*files, README], ignore_patterns=["*/*"])
+            return Path(found), None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{ref}: there is no such folder here, and the Hugging Face hub gave no model of that id "
