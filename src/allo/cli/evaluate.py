@@ -106,7 +106,6 @@ def evaluate(
         raise UserError("--force applies to the stage only: with --harness every task is measured again.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
-    names = _names(tasks)
     from allo.harness.job import model_job, run_job, run_of
     from allo.harness.measure import HarnessSettings
     from allo.harness.tables import show
@@ -133,7 +132,7 @@ def evaluate(
         if pad_token is not None:
             raise UserError(f"{place}: --pad-token is for a model; a run's recipe has `pad_token`.")
         job = run_job(*run, settings, start=start, output=output, chat=chat)
-    show(job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
+    show(job.do(_names(tasks), dtype=dtype, device=device, trust_remote_code=trust_remote_code))
     say(f"the results are in {job.output}")
 
 

@@ -21,7 +21,7 @@ from allo.errors import UserError, and_more
 from allo.recipe.criteria import CRITERIA
 from allo.recipe.granularity import WEIGHT, Granularity
 from allo.weights import importance
-from allo.weights.allowed import Kinds, allowed_tensors, kinds_unknown, num_entries
+from allo.weights.allowed import Kinds, Shapes, allowed_tensors, kinds_unknown, num_entries
 from allo.weights.checkpoints import Checkpoint, check_same_layout
 from allo.weights.fingerprints import Digest, combine
 from allo.weights.group_selection import select_groups
@@ -73,14 +73,7 @@ def mask_from_checkpoints(
     _check_request(criterion, granularity)
     check_profile(profile)
     comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
-    every = comparison.shapes
-    others = {name: shape for name, shape in every.items() if trained is not None and name not in trained}
-    shapes = {name: shape for name, shape in every.items() if name not in others}
-    if others:
-        say(
-            f"{num_entries(others):,} of {base}'s {num_entries(every):,} weights are not trained by a run, and no density counts "
-            f"them: {next(iter(others))}{and_more(others)}"
-        )
+    shapes, others = _counted(comparison.shapes, trained, base)
     allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density, others=others)
     comparison.allowed = allowed.own_shapes
     k = num_to_select(density, num_entries(shapes))
@@ -111,6 +104,17 @@ def mask_from_checkpoints(
     mask = ParamMask(selected, shapes=shapes, metadata=metadata)
     mask.save(out, profile=profile)
     return mask
+
+
+def _counted(shapes: Shapes, trained: Collection[str] | None, base: str | Path) -> tuple[Shapes, Shapes]:
+    """Return the tensors that a run trains and the others, which are said."""
+    others = {name: shape for name, shape in shapes.items() if trained is not None and name not in trained}
+    if others:
+        say(
+            f"{num_entries(others):,} of {base}'s {num_entries(shapes):,} weights are not trained by a run, and no density "
+            f"counts them: {next(iter(others))}{and_more(others)}"
+        )
+    return {name: shape for name, shape in shapes.items() if name not in others}, others
 
 
 def _too_few_differ(between: str, num_changed: int, k: int) -> str:
