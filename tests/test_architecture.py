@@ -98,7 +98,7 @@ HOUSE = {
     "plan": Room(
         {*LEAVES, "weights", "models", "training", "tokens", "stages", "pipeline"},
         {"torch"},
-        lazy={"pyarrow"},
+        lazy={"pyarrow", "transformers"},
     ),
     # Many runs from one recipe.
     "compare": Room({*LEAVES, "stats", "report", "pipeline"}, {"numpy", "scipy"}, lazy={"torch"}),

@@ -49,7 +49,7 @@ class ReachedTheRunError(Exception):
 def only_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The command up to the run itself; it returns what was said."""
 
-    def stop(recipe: object) -> None:
+    def stop(recipe: object, **_: object) -> None:
         raise ReachedTheRunError
 
     monkeypatch.setattr(command, "run_all", stop)

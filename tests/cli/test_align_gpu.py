@@ -27,7 +27,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     write(tmp_path / "pairs.jsonl", rows("pairs"))
     monkeypatch.chdir(tmp_path)
 
-    def stop(recipe: object) -> None:
+    def stop(recipe: object, **_: object) -> None:
         raise ReachedTheRunError
 
     monkeypatch.setattr(command, "run_all", stop)

@@ -99,10 +99,12 @@ def test_interrupted_and_resumed_ends_as_not_interrupted(stop: int, optim: str, 
     assert_same_state(resumed, whole)
 
 
-def test_a_second_run_of_a_finished_one_trains_nothing(tmp_path: Path) -> None:
-    first = improver(tmp_path)
+@pytest.mark.parametrize("max_steps", [-1, 3])  # the end of an epoch, and within one
+def test_a_second_run_of_a_finished_one_trains_nothing(max_steps: int, tmp_path: Path) -> None:
+    settings = {"max_steps": max_steps, "save_steps": 1}
+    first = improver(tmp_path, **settings)
     rows = train(first)
-    second = improver(tmp_path)
+    second = improver(tmp_path, **settings)
     second.add_callback(Stop(8))
     assert train(second) == rows
     assert_same_state(second, first)

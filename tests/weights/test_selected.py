@@ -349,7 +349,6 @@ def test_tied_weights_train_under_the_name_that_the_checkpoint_has() -> None:
     ("shapes", "message"),
     [
         ({"up.weight": (8, 7)}, r"up\.weight is \[8, 7\] there, \[8, 6\] in this model"),
-        ({"head.weight": (12, 6)}, r"has embed\.weight and head\.weight, which are one tied tensor"),
         ({"gate.weight": (8, 6)}, r"gate\.weight is \[8, 6\] there, absent in this model"),
     ],
 )
@@ -359,6 +358,17 @@ def test_the_mask_of_another_model_is_refused(shapes: dict[str, tuple[int, ...]]
     with pytest.raises(UserError, match=message):
         SelectedWeights(model, ParamMask(mask.indices, shapes=dict(mask.shapes) | shapes))
     assert all(param.requires_grad for param in model.parameters()), "the model is left as it was"
+
+
+def test_a_tied_weight_that_is_stored_twice_counts_by_its_first_name() -> None:
+    model = TinyModel()
+    mask = sparse_mask(model)
+    shapes = dict(mask.shapes) | {"head.weight": (12, 6)}
+    selected = SelectedWeights(model, ParamMask(mask.indices, shapes=shapes))
+    assert selected.num_selected == mask.num_selected
+    both = {**mask.indices, "head.weight": mask.indices["embed.weight"]}
+    with pytest.raises(UserError, match=r"entries of head\.weight, which a run does not train"):
+        SelectedWeights(TinyModel(), ParamMask(both, shapes=shapes))
 
 
 def test_a_mask_that_selects_nothing_is_refused() -> None:

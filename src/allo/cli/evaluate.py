@@ -93,7 +93,7 @@ def evaluate(
     dtype: Dtype = None,
     include_path: IncludePath = None,
     data_folder: DataFolder = None,
-    apply_chat_template: ChatTemplate = None,
+    chat: ChatTemplate = None,
     pad_token: PadToken = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
@@ -106,6 +106,7 @@ def evaluate(
         raise UserError("--force applies to the stage only: with --harness every task is measured again.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
+    names = _names(tasks)
     from allo.harness.job import model_job, run_job, run_of
     from allo.harness.measure import HarnessSettings
     from allo.harness.tables import show
@@ -118,7 +119,6 @@ def evaluate(
         include_path=include_path,
         data_folder=data_folder,
     )
-    chat = apply_chat_template
     run = None if place is None else run_of(place, overrides)
     if run is None:
         if start:
@@ -132,7 +132,7 @@ def evaluate(
         if pad_token is not None:
             raise UserError(f"{place}: --pad-token is for a model; a run's recipe has `pad_token`.")
         job = run_job(*run, settings, start=start, output=output, chat=chat)
-    show(job.do(_names(tasks), dtype=dtype, device=device, trust_remote_code=trust_remote_code))
+    show(job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
     say(f"the results are in {job.output}")
 
 

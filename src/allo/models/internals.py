@@ -78,6 +78,7 @@ INTERNALS = {
         "transformers:Trainer.save_model(self, output_dir, _internal_call)": _CHECKPOINT,
         "transformers:Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)": _CHECKPOINT,
         "transformers:Trainer._load_best_model(self)": _CHECKPOINT,
+        "transformers:Trainer._run_epoch": "no step follows the last of max_steps",
         "transformers:Trainer._save_optimizer_and_scheduler(self, output_dir)": _CHECKPOINT,
         "transformers:Trainer._load_optimizer_and_scheduler(self, checkpoint)": _CHECKPOINT,
         "transformers:Trainer._save_rng_state(self, output_dir)": _CHECKPOINT,
@@ -115,7 +116,7 @@ INTERNALS = {
         f"transformers.integrations.integration_utils:{name}": "each stage has a run of its own, with an image of its mask"
         for name in (
             *("INTEGRATION_TO_CALLBACK", "get_available_reporting_integrations"),
-            *("TensorBoardCallback", "TrackioCallback", "WandbCallback"),
+            *("TensorBoardCallback", "TrackioCallback._trackio", "WandbCallback._wandb"),
         )
     },
     "allo.baselines.adapters": {

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PretrainedConfig
 
 from allo.models.load import empty_model
 from allo.models.rehearsal import config_of
 from allo.plan.memory import StagePlan
 from allo.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 FEW = 2
 """Layers of the shallower model; the other has one more."""
@@ -83,7 +85,7 @@ def _description(layer: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def _shallow(config: PretrainedConfig, layers: int) -> Iterator[Path]:
+def _shallow(config: "PretrainedConfig", layers: int) -> Iterator[Path]:
     """Yield a folder with the configuration of a model of few layers."""
     fields: Mapping[str, Any] = config.to_dict()
     changed = {"num_hidden_layers": layers}

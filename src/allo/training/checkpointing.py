@@ -73,6 +73,11 @@ class CheckpointedTrainer(Trainer):
             self.model.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
 
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        # Resumed from the last of `max_steps` within an epoch, transformers would take one step more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **named)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         if not (folder / SELECTED_FILE).is_file():

@@ -185,11 +185,12 @@ class Layout:
         A mask of two folders has all that they store. Raises `UserError` if its names or shapes are not those on disk,
         or if it selects entries of a tensor that is not trained.
         """
-        left_out = self._left_out(mask.shapes.keys() - self.shapes.keys())
+        left_out = self._left_out(mask.shapes.keys())
         if untrained := sorted(left_out & mask.indices.keys()):
             raise UserError(
                 f"the mask selects entries of {untrained[0]}{and_more(untrained)}, which a run does not train: of a model "
-                "of text and images only the text model's weights, and no buffers. Select again without such tensors."
+                "of text and images only the text model's weights, of a tied weight one name, and no buffers. Select again "
+                "without such tensors."
             )
         if self.is_plain and not left_out:
             return mask
@@ -198,12 +199,13 @@ class Layout:
         indices, _ = self.live(mask.indices, {})
         return ParamMask(indices, shapes=self.live_shapes, metadata=mask.metadata)
 
-    def _left_out(self, names: set[str]) -> set[str]:
-        """Return those of some names on disk whose tensors this model keeps as they are, or ignores."""
+    def _left_out(self, stored: Set[str]) -> set[str]:
+        """Return those names on disk whose tensors this model keeps as they are, ignores, or has by another name."""
+        names = stored - self.shapes.keys()
         if not names:
             return set()
         whole = Layout.whole(self.model)
-        kept = whole.shapes | whole.copies(names)
+        kept = whole.shapes.keys() | {name for name, first in whole.copies(names).items() if first in stored}
         ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()
         return {name for name in names if name in kept or any(re.search(each, name) for each in ignored)}
 
