@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lowest slow gpu lint mutants invariants tables families
+.PHONY: help install demo test lowest slow gpu lint site wheel mutants invariants tables families
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,19 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/allo
+
+site: $(STAMP)  ## the documents as a site, in build/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
+	@echo "First page: build/site/README.html"
+
+# In a clean environment and outside this folder, so that nothing is taken from the source tree.
+wheel: $(STAMP)  ## build the wheel, install it in a new environment, and run the demo there (10 minutes)
+	rm -rf dist build/clean
+	$(BIN)/python -m hatchling build
+	python3 -m venv build/clean
+	build/clean/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	here=$$PWD; cd $$(mktemp -d) && $$here/build/clean/bin/allo demo --out demo && test -s demo/report.html \
+		&& echo "Report: $$PWD/demo/report.html"
 
 mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see which changes no test notices (hours)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ class Record:
             "command": shlex.join(["python", "-m", *_portable(sys.argv)]),
         }
 
-    def write(self, rows: list[Row]) -> None:
-        """Write all rows; each has the same columns."""
+    def write(self, rows: list[Row], *, commits: Iterable[str] = ()) -> None:
+        """Write all rows; each has the same columns. `commits`: those that they are of, if not this one."""
         columns = list(rows[0])
         assert all(list(row) == columns for row in rows)
-        record = self._head | {"columns": columns, "rows": [list(row.values()) for row in rows]}
+        commit = {"commit": " ".join(commits)} if commits else {}
+        record = self._head | commit | {"columns": columns, "rows": [list(row.values()) for row in rows]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(self.path) as part:
             part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

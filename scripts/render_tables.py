@@ -2,8 +2,9 @@
 
 A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is one JSON file (see
 benchmarks/README.md). A table's records are concatenated in the order of their file names. The table `NAME-headline`
-shows at most five columns of `NAME-short`. The table `targets` is computed from all others (targets.py). Tables whose
-name begins with `published-` hold a paper's figures, from benchmarks/published. `<!-- plot:NAME -->` shows
+shows at most five columns of `NAME-short`, or of NAME. The table `targets` is computed from all others (targets.py). Tables whose
+name begins with `published-` hold a paper's figures, from benchmarks/published. A record with p or intervals of an
+earlier rule is refused, and a table of means alone says so (old_p.py). `<!-- plot:NAME -->` shows
 docs/plots/NAME.svg. `--check` writes nothing and exits with 1 if a document is not up to date.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import old_p
 import targets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +29,7 @@ PLOT = re.compile(
     r"(?P<open><!-- plot:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /plot:(?P=name) -->)", re.DOTALL
 )
 KEYS = {"schema", "table", "date", "commit", "dirty", "machine", "command", "columns", "rows"}
+OPTIONAL_KEYS = {"statistics"}  # the rule of a comparison's p and intervals
 PUBLISHED_KEYS = {"schema", "table", "source", "note", "columns", "rows"}
 PUBLISHED = "published-"
 HEADLINE = "-headline"
@@ -65,8 +68,10 @@ def read_published(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_record(record: dict[str, Any], *, name: str) -> None:
-    if set(record) != KEYS or record["schema"] != 1:
-        raise BadRecordError(f"{name}: a record of schema 1 has exactly the keys {sorted(KEYS)}")
+    if set(record) - OPTIONAL_KEYS != KEYS or record["schema"] != 1:
+        raise BadRecordError(
+            f"{name}: a record of schema 1 has the keys {sorted(KEYS)}, and may have {sorted(OPTIONAL_KEYS)}"
+        )
     if record["dirty"]:
         raise BadRecordError(f"{name}: made from uncommitted changes; commit, then run the experiment again")
     if record["table"].startswith(PUBLISHED):
@@ -74,6 +79,11 @@ def check_record(record: dict[str, Any], *, name: str) -> None:
             f"{name}: a measurement is not called {PUBLISHED}…; that is for a paper's figures"
         )
     check_rows(record, name=name)
+    if old := old_p.outdated(record):
+        raise BadRecordError(
+            f"{name}: {', '.join(old)} follow an earlier rule, or none that is named. Record the comparison again from "
+            f"its trials, or leave them out with python scripts/old_p.py {name}"
+        )
 
 
 def check_rows(record: dict[str, Any], *, name: str) -> None:
@@ -105,6 +115,8 @@ def render(records: list[dict[str, Any]]) -> str:
         raise BadRecordError(f"table {records[0]['table']!r}: its records differ in their columns")
     lines = [*grid(columns, [row for record in records for row in record["rows"]]), ""]
     sources = [f"`{r['command']}`, {r['date']}, {commits(r['commit'])}, {r['machine']}" for r in records]
+    if any(map(old_p.means_alone, records)):
+        lines += [f"<sub>{old_p.MEANS_ALONE}</sub>  "]
     lines += [f"<sub>{source}</sub>  " for source in dict.fromkeys(sources)]
     return "\n".join(lines) + "\n"
 
@@ -158,7 +170,8 @@ def fill(document: str, tables: dict[str, list[dict[str, Any]]], published: dict
         elif name in published:
             content = render_published(published[name])
         elif name.endswith(HEADLINE):
-            records = tables.get(name.removesuffix(HEADLINE) + "-short", [])
+            whole = name.removesuffix(HEADLINE)
+            records = tables.get(f"{whole}-short", tables.get(whole, []))
             content = render(list(map(headline, records))) if records else EMPTY
         else:
             content = render(tables[name]) if name in tables else EMPTY

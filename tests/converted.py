@@ -93,6 +93,11 @@ BARE: Mapping[str, Mapping[str, Any]] = {
     "bloom": _IDS | {"hidden_size": 16, "n_layer": 2, "n_head": 2},
     "llama": _SMALL | {"tie_word_embeddings": False},
 }
+# Families whose head is the embedding.
+TIED: Mapping[str, Mapping[str, Any]] = {
+    "falcon": {name: value for name, value in _SMALL.items() if "intermediate" not in name},
+    "mistral": _SMALL | {"tie_word_embeddings": True},
+}
 # The class that people load the checkpoint with, if AutoModelForCausalLM gives another or none.
 WHOLE = {
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -105,7 +110,7 @@ WRAPPERS = tuple(WHOLE)
 def built(family: str) -> PreTrainedModel:
     """A model of random weights, made from its configuration; vectors and buffers are not at their neutral values."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **(FAMILIES | BARE)[family])
+    config = AutoConfig.for_model(family, **(FAMILIES | BARE | TIED)[family])
     kind: Any = getattr(transformers, WHOLE.get(family, ""), None)
     model: PreTrainedModel = kind(config) if kind else AutoModelForCausalLM.from_config(config)
     stored = model.state_dict().keys()
@@ -131,6 +136,18 @@ def bare(family: str, folder: Path) -> Path:
     if family == "gpt2":
         tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril().byte() for layer in range(2)}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def doubled(family: str, folder: Path) -> Path:
+    """The checkpoint with its tied head stored beside the embedding, as Falcon-7B's is."""
+    model = built(family)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight is embedding.weight
+    (name,) = (name for name, module in model.named_modules() if module is embedding)
+    place = saved(family, folder) / "model.safetensors"
+    tensors = load_file(place)
+    save_file(tensors | {"lm_head.weight": tensors[f"{name}.weight"].clone()}, place, {"format": "pt"})
     return folder
 
 

@@ -73,7 +73,7 @@ HOUSE = {
         {*LEAVES, "weights", "models", "sampling", "training"},
         {"torch", "transformers", "datasets", "peft", "trl"},
     ),
-    "report": Room({*LEAVES, "weights"}, lazy={"pyarrow", "numpy"}),
+    "report": Room({*LEAVES, "stats", "weights"}, lazy={"pyarrow", "numpy"}),
     "stages": Room(
         {
             *LEAVES,

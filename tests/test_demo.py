@@ -43,7 +43,7 @@ def test_the_demo_prints_a_row_a_model_and_where_the_report_is(
     printed = capsys.readouterr()
     assert "report.html" in printed.err
     for label, run, name in (
-        ("SFT", "allo", "start"),
+        ("start", "allo", "start"),
         ("plain DPO", "dpo", "aligned"),
         ("ALLO", "allo", "aligned"),
     ):

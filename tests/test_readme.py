@@ -1,75 +1,31 @@
-"""The README and the guides of GUIDES are executed. Each fenced block has a language of this table; none is skipped:
+"""The README's Python and the guides of GUIDES are executed, in one folder with two tiny checkpoints: base, tuned.
 
-| block | what is done with it |
-|---|---|
-| bash, `make X` | the target exists |
-| bash, `allo schema`, `mask` and `delta` | run in document order, in one folder with two tiny checkpoints: base, tuned |
-| bash, any other `allo` command | the sub-command and options exist, the recipe is shipped and valid with its --set |
-| yaml | loads as a recipe |
-| python | run in the same folder, in document order with the commands, in one namespace |
+Their commands on schemas, masks and deltas run in document order with the Python, in one namespace. `test_first_pages.py`
+runs the README's other commands.
 """
 
-import itertools
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-# Executed in this order, in one folder and one namespace: what a page makes, the next may use.
-GUIDES = ("docs/masks-and-deltas.md", "README.md", "docs/library.md", "docs/runs.md")
-TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in GUIDES}
+from pages import ROOT, blocks
 
-FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)")
+# Executed in this order: what a page makes, the next may use.
+GUIDES = ("docs/masks-and-deltas.md", "README.md", "docs/library.md", "docs/runs.md")
+BLOCKS = [block for page in GUIDES for block in blocks(page) if block.is_run]
+
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SECONDS = 120
 
-# Cheap enough to be run for real.
+# Cheap enough to be run here.
 EXECUTED = {"schema", "mask", "delta"}
-# Their next word is a sub-command, too.
-GROUPS = {"mask", "delta", "winrate"}
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    text: str
-    page: str
-    line: int
-
-    @property
-    def commands(self) -> list[list[str]]:
-        """The words of each command; comments are left out, a trailing backslash joins lines."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def blocks() -> list[Block]:
-    return [
-        Block(match["language"], match["text"], page, text.count("\n", 0, match.start()) + 1)
-        for page, text in TEXTS.items()
-        for match in FENCE.finditer(text)
-    ]
-
-
-def commands(program: str) -> list[list[str]]:
-    """The arguments of each command of a program, in document order."""
-    return [
-        words[1:]
-        for block in blocks()
-        if block.language == "bash"
-        for words in block.commands
-        if words[0] == program
-    ]
 
 
 def allo(arguments: list[str], *, folder: Path) -> str:
@@ -87,57 +43,10 @@ def allo(arguments: list[str], *, folder: Path) -> str:
     return ANSI.sub("", run.stdout)
 
 
-@cache
-def help_words(*names: str) -> set[str]:
-    """Every word of a sub-command's help: its options and sub-commands among them."""
-    return set(re.findall(r"[\w-]+", allo([*names, "--help"], folder=ROOT)))
-
-
-def test_every_block_and_command_has_a_way_to_be_checked() -> None:
-    assert blocks()
-    assert {block.language for block in blocks()} <= {"bash", "yaml", "python"}
-    assert sum(text.count("```") for text in TEXTS.values()) == 2 * len(blocks()), (
-        "a fence that FENCE does not match"
-    )
-    programs = {words[0] for block in blocks() if block.language == "bash" for words in block.commands}
-    assert programs <= {"make", "allo"}, "a program that no test here runs"
-
-
-def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    used = {word for words in commands("make") for word in words}
-    assert used
-    assert used <= targets
-
-
-@pytest.mark.parametrize("arguments", commands("allo"), ids=shlex.join)
-def test_commands_and_their_options_exist(arguments: list[str]) -> None:
-    names = arguments[: 2 if arguments[0] in GROUPS else 1]
-    for depth, name in enumerate(names):
-        assert name in help_words(*names[:depth])
-    options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    assert options <= help_words(*names)
-    for option, value in itertools.pairwise(arguments):
-        if option in {"--until", "--force"}:
-            assert value in help_words(), f"{value} is no stage"
-
-
-@pytest.mark.parametrize(
-    "arguments", [words for words in commands("allo") if words[0] not in EXECUTED], ids=shlex.join
-)
-def test_recipes_are_shipped_and_valid(arguments: list[str]) -> None:
-    from allo.recipe import load_recipe
-
-    overrides = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
-    for word in arguments:
-        if word.endswith(".yaml"):
-            load_recipe(ROOT / word, overrides)
-
-
 def test_recipes_shown_are_valid(tmp_path: Path) -> None:
     from allo.recipe import load_recipe
 
-    shown = [block.text for block in blocks() if block.language == "yaml"]
+    shown = [block.text for block in BLOCKS if block.language == "yaml"]
     assert shown
     for text in shown:
         path = tmp_path / "recipe.yaml"
@@ -211,7 +120,7 @@ def provided() -> dict[str, Any]:
 
 def run_document(folder: Path, namespace: dict[str, Any]) -> None:
     """Everything that is cheap, in the order of the document."""
-    for block in blocks():
+    for block in BLOCKS:
         if block.language == "python":
             source = "\n" * block.line + block.text  # a traceback's line numbers are those of the page
             exec(compile(source, str(ROOT / block.page), "exec"), namespace)
@@ -252,10 +161,3 @@ def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest
             indices, namespace["mask"].indices.get(name, torch.tensor([], dtype=torch.int32))
         ).all()
     assert namespace["trainer"].state.global_step == 2
-
-
-@pytest.mark.parametrize("page", GUIDES)
-def test_links_lead_to_files(page: str) -> None:
-    targets = {match["target"] for match in LINK.finditer(TEXTS[page])}
-    local = {target for target in targets if "://" not in target}
-    assert {target for target in local if not (ROOT / page).parent.joinpath(target).exists()} == set()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from allo import cli
-from allo.console import bar, printable, say, tell
+from allo.console import bar, line, printable, say, tell
 from allo.errors import UserError
 from allo.report import tables
 from allo.winrate import figures as winrate_show
@@ -96,12 +96,10 @@ def test_every_way_to_the_screen_is_clean(
     assert capsys.readouterr().err == f"allo: file.jsonl:3: {left}\nsecond line\n"
 
 
-def test_a_bars_note_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    noted: list[str] = []
-    monkeypatch.setattr("allo.console.Progress.update", lambda *_, note="", **__: noted.append(note))
-    with bar("x", total=1) as advance:
+def test_a_bars_note_is_clean() -> None:
+    with bar(HOSTILE["title"][0], total=1) as advance:
         advance(1, HOSTILE["link"][0])
-    assert noted == ["click"]
+        assert line(80) == "x, batch 1/1, click, less than 1 s left"
 
 
 def record(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ rates.
     python -m benchmarks.compare.record FOLDER --table lab-methods
     python -m benchmarks.compare.record FOLDER --table lab-methods-costs --costs
     python -m benchmarks.compare.record FOLDER --table lab-short --short
-    python -m benchmarks.compare.record FOLDER --table lab-ablation --methods allo,mask_only,forget_only
+    python -m benchmarks.compare.record FOLDER --table lab-single --methods plain,mask_only,forget_only --reference plain
     python -m benchmarks.compare.record FOLDER --table lab-sweep-density --methods a,b,c --over improve.density
     python -m benchmarks.compare.record FOLDER --table lab-rates --methods allo,dpo --rates
     python -m benchmarks.compare.record FOLDER --table study-losses --methods top,full --losses improve
@@ -28,7 +28,7 @@ from allo.compare.results import TrialResult, read_results
 from allo.compare.summary import by_method, grid, provenance, share_figure, summarise
 from allo.errors import UserError
 from allo.files.artifacts import write_json
-from allo.stats.statistics import mean_over_seeds
+from allo.stats.statistics import RULE, mean_over_seeds
 from benchmarks.compare.keep import SUFFIX, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +228,7 @@ def record(table: str, rows: list[Row], trials: Sequence[TrialResult], *, comman
         "date": datetime.date.today().isoformat(),
         "commit": " ".join(made["commits"]),
         "dirty": False,
+        "statistics": RULE,
         "machine": f"{', '.join(made['hardware'])}; {'; '.join(made['versions'])}",
         "command": command,
         "columns": columns,

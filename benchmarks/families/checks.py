@@ -75,7 +75,7 @@ def random_ids(*lengths: int) -> list[list[int]]:
 @torch.no_grad()
 def plain_logps(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
     """Return the log-probs of a completion's tokens from one row without padding."""
-    logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].float()
+    logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].double()
     logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
     return logps.gather(1, torch.tensor(completion)[:, None])[:, 0]
 

@@ -1,8 +1,9 @@
 """Every family through every check: `python -m benchmarks.families.run`, or `make families`.
 
-Each family is tried in a process of its own, so that a crash is a row and not the end. Its outcomes are kept in
-`OUT/<family>.json`; a family whose outcomes are there, from the same commit and the same versions, is not tried
-again. At the end the rows are written to benchmarks/results/families.json.
+Each family is tried in a process of its own, so that a crash is a row and not the end. Each outcome is kept in
+`OUT/<family>.json` as soon as it is known; a check whose outcome is there, from the same commit (or one after `--since`)
+and the same versions, is not tried again. A run that was killed goes on; one without `--short` adds the long checks to one
+with it. At the end the rows, of all outcomes that are there, are written to benchmarks/results/families.json.
 """
 
 import argparse
@@ -10,14 +11,16 @@ import contextlib
 import io
 import json
 import multiprocessing
+import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from allo.files.artifacts import write_json
@@ -67,19 +70,31 @@ SHORT = tuple(
 )  # a few seconds a family; the run locates by warm-up
 
 
-def outcomes_of(family: Family, *, only: tuple[str, ...] = NAMES) -> dict[str, Outcome]:
-    """Make the family's checkpoint in a temporary folder, and return the outcome of each check."""
-    found: dict[str, Outcome] = {}
+def outcomes_of(
+    family: Family,
+    *,
+    only: tuple[str, ...] = NAMES,
+    known: Mapping[str, Outcome] = MappingProxyType({}),
+    keep: Callable[[dict[str, Outcome]], None] = lambda found: None,
+) -> dict[str, Outcome]:
+    """Make the family's checkpoint in a temporary folder, and return the outcome of each check.
+
+    Those that are `known` are not tried, except one whose files a further check needs. After each, `keep` gets all.
+    """
+    found = dict(known)
+    missing = [check for check in CHECKS if check.name in only and check.name not in known]
+    tried = {check.name for check in missing} | {check.after for check in missing}
     with tempfile.TemporaryDirectory() as folder, quiet():
         case = Case(family, make(family, Path(folder) / "checkpoint"), Path(folder) / "work")
         for check in CHECKS:
-            if check.name in only:
+            if check.name in tried:
                 before = found.get(check.after or "", Outcome("ok"))
                 found[check.name] = (
                     outcome(check.function, case)
                     if before.holds
                     else Outcome("unreached", f"after {check.after}")
                 )
+                keep(found)
     return found
 
 
@@ -92,18 +107,24 @@ def quiet() -> Any:
 
 
 def try_all(
-    families: list[Family], files: dict[str, Path], *, jobs: int, only: tuple[str, ...] = NAMES
+    families: list[Family],
+    files: dict[str, Path],
+    *,
+    jobs: int,
+    only: tuple[str, ...] = NAMES,
+    since: str | None = None,
+    longest: float = LONGEST,
 ) -> Iterator[Family]:
     """Try families, each in a process of its own, `jobs` at a time; yield each when its outcomes are written.
 
-    A process that dies or takes too long is an outcome of all checks.
+    If a process dies or takes too long, that is the outcome of the check that it did not end and of all after it.
     """
     fork, waiting = multiprocessing.get_context("fork"), list(families)
     running: list[tuple[BaseProcess, Family, float]] = []
     while waiting or running:
         if waiting and len(running) < jobs:
             family = waiting.pop(0)
-            process = fork.Process(target=_try_one, args=(family, files[family.name], only))
+            process = fork.Process(target=_try_one, args=(family, files[family.name], only, since))
             process.start()
             running.append((process, family, time.monotonic()))
             continue
@@ -111,52 +132,76 @@ def try_all(
         for entry in list(running):
             process, family, began = entry
             seconds = time.monotonic() - began
-            if process.is_alive() and seconds < LONGEST:
+            if process.is_alive() and seconds < longest:
                 continue
             if process.is_alive():
                 process.kill()
             process.join()
             if process.exitcode:
                 died = Outcome("crash", f"the process ended with {process.exitcode} after {seconds:.0f} s")
-                _keep(files[family.name], family, dict.fromkeys(only, died), seconds=seconds)
+                kept = Kept.read(files[family.name], since)
+                kept.write(family, dict.fromkeys(only, died) | kept.checks, seconds=seconds)
             running.remove(entry)
             yield family
 
 
-def _try_one(family: Family, file: Path, only: tuple[str, ...]) -> None:
-    began = time.monotonic()
-    _keep(file, family, outcomes_of(family, only=only), seconds=time.monotonic() - began)
+def _try_one(family: Family, file: Path, only: tuple[str, ...], since: str | None) -> None:
+    began, kept = time.monotonic(), Kept.read(file, since)
+
+    def keep(found: dict[str, Outcome]) -> None:
+        kept.write(family, found, seconds=time.monotonic() - began)
+
+    keep(outcomes_of(family, only=only, known=kept.checks, keep=keep))
 
 
-def _keep(file: Path, family: Family, found: dict[str, Outcome], *, seconds: float) -> None:
-    write_json(
-        file,
-        {
-            "family": family.name,
-            "type": family.model_type,
-            "made": _made(tuple(found)),
-            "seconds": round(seconds, 1),
-            "checks": {name: each.as_json() for name, each in found.items()},
-        },
-    )
+@dataclass(frozen=True)
+class Kept:
+    """A family's outcomes in `file`, with the commits that they are of, the seconds they took, and the versions."""
+
+    file: Path
+    checks: dict[str, Outcome] = field(default_factory=dict)
+    commits: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, file: Path, since: str | None = None) -> "Kept":
+        """Read those of this commit or one after `since`, and of these versions."""
+        made = _made()
+        if not file.is_file() or made["dirty"]:
+            return cls(file)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        commits = found["made"]["commit"].split()
+        if found["made"] | {"commit": None} != made | {"commit": None} or not set(commits) <= _later(since):
+            return cls(file)
+        checks = {name: Outcome(**each) for name, each in found["checks"].items()}
+        return cls(file, checks, tuple(commits), found["seconds"])
+
+    def write(self, family: Family, checks: Mapping[str, Outcome], *, seconds: float) -> None:
+        """Write outcomes, of which those not read before took `seconds` at this commit."""
+        made = _made()
+        made["commit"] = " ".join(dict.fromkeys([*self.commits, str(made["commit"])]))
+        write_json(
+            self.file,
+            {
+                "family": family.name,
+                "type": family.model_type,
+                "made": made,
+                "seconds": round(self.seconds + seconds, 1),
+                "checks": {name: checks[name].as_json() for name in NAMES if name in checks},
+            },
+        )
 
 
-def _made(only: tuple[str, ...]) -> dict[str, Any]:
-    """Return what the outcomes depend on: the checks, the commit, and the libraries' versions."""
-    return {
-        "tried": list(only),
-        **commit_of(ROOT, ignored=("benchmarks/results", "docs")),
-        "machine": machine("cpu"),
-    }
+def _made() -> dict[str, Any]:
+    """Return what the outcomes depend on: the commit, and the libraries' versions."""
+    return {**commit_of(ROOT, ignored=("benchmarks/results", "docs")), "machine": machine("cpu")}
 
 
-def read(file: Path, only: tuple[str, ...] = NAMES) -> dict[str, Any] | None:
-    """Return a family's outcomes, or None if there are none of this commit and these versions."""
-    if not file.is_file():
-        return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    made = _made(only)
-    return found if found["made"] == made and not made["dirty"] else None
+def _later(since: str | None) -> set[str]:
+    """Return this commit, and those after `since`."""
+    span = ["-1", "HEAD"] if since is None else [f"{since}^..HEAD"]
+    command = ["git", "-C", str(ROOT), "rev-list", *span]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +249,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="families tried at the same time")
     parser.add_argument("--only", nargs="*", choices=list(BY_NAME), metavar="NAME", help="default: all")
     parser.add_argument("--short", action="store_true", help="leave out the plan, bf16 and most criteria")
+    parser.add_argument("--since", metavar="COMMIT", help="keep outcomes of this commit and later ones")
+    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds that one family may take")
     parser.add_argument("--table", type=Path, help="also write the outcomes of all checks here, as Markdown")
     parser.add_argument("--output", type=Path, default=RESULTS / "families.json")
     options = parser.parse_args()
@@ -212,8 +259,12 @@ def main() -> None:
     record = Record(options.output, "families", device="cpu")
     only = SHORT if options.short else NAMES
     wanted = [BY_NAME[name] for name in options.only or BY_NAME]
-    waiting = [family for family in wanted if read(files[family.name], only) is None]
-    for family in try_all(waiting, files, jobs=options.jobs, only=only):
+    waiting = [
+        family for family in wanted if set(only) - Kept.read(files[family.name], options.since).checks.keys()
+    ]
+    for family in try_all(
+        waiting, files, jobs=options.jobs, only=only, since=options.since, longest=options.longest
+    ):
         found = json.loads(files[family.name].read_text(encoding="utf-8"))
         print(f"{found['seconds']:6.1f} s  {family.name}: {row(found)['works']}", flush=True)
         if options.table:
@@ -224,7 +275,8 @@ def main() -> None:
     if options.table:
         write_tables(found, options.table)
     if not options.only:
-        record.write([row(each) for each in found])
+        commits = [commit for each in found for commit in each["made"]["commit"].split()]
+        record.write([row(each) for each in found], commits=dict.fromkeys(commits))
 
 
 if __name__ == "__main__":

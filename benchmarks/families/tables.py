@@ -10,10 +10,11 @@ SIGNS = {"ok": "+", "refused": "refused", "wrong": "WRONG", "crash": "CRASH", "u
 
 def write_tables(found: list[dict[str, Any]], path: Path) -> None:
     """Write a Markdown table to `path`, with what each failing check said below it."""
-    names = list(found[0]["checks"])
+    names = max((list(each["checks"]) for each in found), key=len)
     lines = ["| family | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for each in found:
-        cells = [SIGNS[each["checks"][name]["kind"]] for name in names]
+        kinds = [each["checks"].get(name, {"kind": "unreached"})["kind"] for name in names]
+        cells = [SIGNS[kind] for kind in kinds]
         lines.append(f"| {each['family']} | " + " | ".join(cells) + " |")
     lines += ["", *failures(found), ""]
     write_atomic(path, "\n".join(lines))

@@ -139,18 +139,65 @@ def test_a_process_that_dies_is_a_row_and_not_the_end(
     assert run.row(fine)["works"] == "everything"
 
 
+def test_a_family_that_dies_keeps_what_it_was_found_to_be_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(family: Any, *, keep: Callable[[dict[str, Outcome]], None], **_: Any) -> dict[str, Outcome]:
+        keep({"check": Outcome("ok"), "loads": Outcome("ok", "sdpa")})
+        os._exit(7)
+
+    monkeypatch.setattr(run, "outcomes_of", dies)
+    monkeypatch.setattr(run, "commit_of", lambda *_, **__: {"commit": "a", "dirty": False})
+    monkeypatch.setattr(run, "_later", lambda _: {"a"})
+    list(run.try_all([LLAMA], {LLAMA.name: tmp_path / "x.json"}, jobs=1))
+    found = json.loads((tmp_path / "x.json").read_text())["checks"]
+    assert [name for name in run.NAMES if found[name]["kind"] == "crash"] == [*run.NAMES[2:]]
+
+
+def test_a_run_goes_on_from_the_checks_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def check(name: str, after: str | None = None) -> run.Check:
+        return run.Check(name, lambda case: tried.append(name) or "", after)
+
+    checks = (check("loads"), check("run", "loads"), check("delta", "run"), check("plan", "loads"))
+    monkeypatch.setattr(run, "CHECKS", checks)
+    kept: list[list[str]] = []
+    run.outcomes_of(LLAMA, only=("loads", "run"), keep=lambda found: kept.append([*found]))
+    assert tried == ["loads", "run"] and kept == [["loads"], ["loads", "run"]]
+    tried.clear()
+    known = {"loads": Outcome("ok"), "run": Outcome("ok")}
+    assert [*run.outcomes_of(LLAMA, only=("loads", "plan"), known=known)] == ["loads", "run", "plan"]
+    assert tried == ["loads", "plan"]
+    tried.clear()
+    run.outcomes_of(LLAMA, only=("delta",), known=known)
+    assert tried == ["run", "delta"]  # whose files the check reads
+    tried.clear()
+    failed = run.outcomes_of(LLAMA, only=("plan",), known={"loads": Outcome("crash")})
+    assert failed["plan"].holds  # loading was tried again
+
+
 def test_outcomes_of_another_commit_or_version_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"commit": "a", "dirty": False, "machine": "m"}
-    monkeypatch.setattr(run, "_made", lambda _: made)
-    file = tmp_path / "x.json"
-    assert run.read(file) is None
-    run._keep(file, LLAMA, {"check": Outcome("ok")}, seconds=1.0)
-    assert run.read(file) is not None
-    for other in ({"commit": "b"}, {"machine": "n"}, {"dirty": True}):
-        monkeypatch.setattr(run, "_made", lambda _, other=other: made | other)
-        assert run.read(file) is None
+    monkeypatch.setattr(run, "_made", lambda: dict(made))
+    monkeypatch.setattr(run, "_later", lambda since: {"a"} if since is None else {"a", "b"})
+    file, found = tmp_path / "x.json", {"check": Outcome("ok")}
+    assert run.Kept.read(file).checks == {}
+    run.Kept(file).write(LLAMA, found, seconds=1.0)
+    assert run.Kept.read(file).checks == found
+    for other in ({"machine": "n"}, {"dirty": True}):
+        monkeypatch.setattr(run, "_made", lambda other=other: made | other)
+        assert run.Kept.read(file).checks == {}
+    monkeypatch.setattr(run, "_made", lambda: made | {"commit": "b"})
+    monkeypatch.setattr(run, "_later", lambda since: {"b"} if since is None else {"a", "b"})
+    assert run.Kept.read(file).checks == {}
+    run.Kept.read(file, "a").write(LLAMA, found, seconds=1.5)
+    stored = json.loads(file.read_text())
+    assert (stored["made"]["commit"], stored["seconds"]) == ("a b", 2.5)
 
 
 def found_with(**kinds: Outcome) -> dict[str, Any]:

@@ -66,12 +66,19 @@ def test_text_is_neither_markup_nor_emoji_nor_wrapped(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == text + "\n"
 
 
+class Screen(io.StringIO):
+    """A terminal in memory."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_passes_over_weights_show_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tuned = tmp_path / "base", tmp_path / "tuned"
     for number, folder in enumerate((base, tuned)):
         folder.mkdir()
         save_file({name: torch.full((3,), float(number)) for name in "abcd"}, folder / "model.safetensors")
-    shown = io.StringIO()
+    shown = Screen()
     monkeypatch.setattr("allo.console.console", Console(file=shown, force_terminal=True, width=80))
     mask_from_checkpoints(base, tuned, density=0.5, out=tmp_path / "mask.safetensors")
     delta.extract(base, tuned, tmp_path / "delta.safetensors")

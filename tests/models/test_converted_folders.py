@@ -46,6 +46,18 @@ def test_the_users_folder_is_the_start(tmp_path: Path, family: str) -> None:
     assert is_ready(recipe(converted.saved(family, tmp_path))) == tmp_path
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "ernie4_5_moe"])
+def test_a_folder_in_bf16_with_what_the_family_keeps_in_fp32_is_the_start(
+    tmp_path: Path, family: str
+) -> None:
+    """Biases and weights of routers, which transformers stores so."""
+    converted.saved(family, tmp_path, torch.bfloat16)
+    converted.plain(family, tmp_path, torch.bfloat16).save_pretrained(tmp_path)
+    stored = {entry.dtype for entry in Checkpoint.open(tmp_path).stored.values()}
+    assert stored == {torch.bfloat16, torch.float32}
+    assert is_ready(recipe(tmp_path).model_copy(update={"dtype": "bfloat16"})) == tmp_path
+
+
 def test_an_expert_of_another_shape_is_named(tmp_path: Path) -> None:
     rewrite(converted.saved("mixtral", tmp_path), lambda all: all.update({EXPERT: torch.zeros(3, 16)}))
     with pytest.raises(UserError, match=rf"tensor {EXPERT} has shape \[3, 16\].*makes it \[24, 16\]"):

@@ -30,8 +30,20 @@ from allo.models.load import read_config
 from allo.models.model_checks import check_positions, num_positions
 from allo.stages.check import _check_lengths
 
+
+def rotary(kind: str) -> PretrainedConfig:
+    """Angles that change after 40 of 77 positions."""
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 40}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+    return LlamaConfig(max_position_embeddings=77, rope_parameters=rope)
+
+
 CONFIGS: list[tuple[PretrainedConfig, int | None]] = [
     (LlamaConfig(max_position_embeddings=77), 77),
+    (rotary("dynamic"), 40),  # beyond, a token's probability depends on how many follow
+    (rotary("longrope"), 77),
+    (rotary("yarn"), 77),
     (GPT2Config(n_positions=32), 32),
     (GPTJConfig(n_positions=48), 48),
     (OPTConfig(max_position_embeddings=40), 40),

@@ -109,9 +109,9 @@ def test_a_run_ends_with_where_its_model_is_and_what_to_do_with_it(
     assert any(f"push {finished / '07-improve' / 'delta.safetensors'} OWNER/NAME" in line for line in said)
     for report in ("report.html", "report.md"):
         text = (finished / report).read_text()
-        assert text.index("Use this model") > text.index("Held-out pairs")
+        assert text.rindex("Use this model") > text.index("Held-out pairs")
         assert "vllm serve ./model" in text and "push 07-improve/delta.safetensors" in text
-        assert str(finished) not in text.split("Use this model")[1]
+        assert str(finished) not in text.split("Use this model")[-1]
 
 
 def test_a_run_that_begins_again_holds_out_the_same_pairs(

@@ -67,10 +67,8 @@ def test_ctrl_c_stops_with_130_and_the_run_goes_on_to_the_same_end(tmp_path: Pat
     out = tmp_path / "interrupted"
     for there, stage in [("*.waves.part", "sample"), ("07-improve/*/complete", "improve")]:
         said = interrupt_when(out, there).splitlines()
-        assert said[-2:] == [
-            f"{stage:<9} ...",
-            "allo: interrupted; start it again to resume where it stopped",
-        ]
+        assert said[-2].startswith(f"{stage:<9} stage ") and said[-2].endswith("...")
+        assert said[-1] == "allo: interrupted; start it again to resume where it stopped"
     assert not (out / "tiny" / "07-improve" / "delta.safetensors").exists()
     process = allo(out)
     _, stderr = process.communicate(timeout=LONGEST)

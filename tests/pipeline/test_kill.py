@@ -29,7 +29,7 @@ def finish(out: Path) -> str:
     stdout, stderr = process.communicate(timeout=LONGEST)
     assert process.returncode == 0, stderr
     assert stdout == ""
-    said = [line.split()[0] for line in stderr.splitlines()]
+    said = [line.split()[0] for line in stderr.splitlines() if not line.startswith(" ")]
     assert set(said) <= {*NAMES, "the"}, stderr  # a resumed run says no more than a new one
     return stderr
 
@@ -39,7 +39,7 @@ def kill(out: Path, stage: str, after: float) -> bool:
     process = start(out)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.split() == [stage, "..."]:
+        if line.startswith(f"{stage:<9} stage ") and line.endswith("...\n"):
             break
     try:
         process.wait(timeout=after)

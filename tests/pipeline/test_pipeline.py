@@ -80,17 +80,19 @@ def test_the_same_seed_gives_the_same_bytes_elsewhere(
 ) -> None:
     """All files but `tiny_run.OWN`, and the seconds in the evaluation.
 
-    It says two lines a stage, which share of the tokens has weight, and what a training stage's curves show.
+    It says the begin and the end of each stage, which share of the tokens has weight, and what a training stage's curves show.
     """
     there = contents(run_all(tiny(tmp_path)).path)
     assert len(there) > 25
     assert there == contents(finished)
     said, errors = capfd.readouterr()
     assert said == ""
-    read = dict.fromkeys(("sft", "forget", "improve"), r"(?:  [A-Z].*\.\n)+")
+    read = dict.fromkeys(("sft", "forget", "improve"), r"(?:  [A-Z](?:.|\n  )*\.\n)+")
     marked = {"score": r"score: .* of wrong answers have weight .*\n"}
     lines = [
-        rf"{name} +\.\.\.\n{marked.get(name, '')}{name} +[\d.]+ s  .*\n{read.get(name, '')}" for name in NAMES
+        rf"{name} +stage {place} of 10 \.\.\.\n{marked.get(name, '')}"
+        rf"{name} +done in .*\n(?: {{10}}.*\n)*{read.get(name, '')}"
+        for place, name in enumerate(NAMES, start=1)
     ]
     assert re.fullmatch("".join(lines), errors), errors
 

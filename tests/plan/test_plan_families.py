@@ -1,12 +1,17 @@
 """Sampling is rehearsed in the way in which a family decodes: what a cache holds is what it will hold."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+import converted
+import locate_setup
 from allo.models.collate import pad
 from allo.models.load import model_of_config
 from allo.models.policy import per_token_logps
-from allo.models.rehearsal import rehearse_sampling
+from allo.models.rehearsal import rehearse_sampling, rehearsed_model
 from allo.models.repeated_prompts import RepeatedPrompts
 from allo.plan.rehearsal import Rehearsal
 from tiny_families import config_of, family_model
@@ -72,3 +77,24 @@ def test_a_mixture_of_experts_is_rehearsed_in_any_dtype(family: str, dtype: torc
         model = model_of_config(config_of(family), dtype=dtype)
         per_token_logps(model, pad([([2] * 5, [2] * 7)], pad_id=0)).sum().backward()
     assert rehearsal.peak > 2 * sum(param.nbytes for param in model.parameters())
+
+
+@pytest.mark.parametrize("family", converted.WRAPPERS)
+def test_a_rehearsed_model_draws_no_weights_and_ties_them(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SigLIP draws a weight until it lies within bounds; without values, that never ends."""
+
+    def draws(*_: object) -> None:
+        raise AssertionError("a weight is drawn")
+
+    folder = converted.saved(family, tmp_path / "model")
+    live = converted.plain(family, folder)
+    monkeypatch.setattr(PreTrainedModel, "_initialize_weights", draws)
+    monkeypatch.setattr(torch.nn.init, "_no_grad_trunc_normal_", draws)
+    with Rehearsal():
+        model = rehearsed_model(locate_setup.recipe(model=str(folder)))
+    tied, wanted = (
+        each.get_output_embeddings().weight is each.get_input_embeddings().weight for each in (model, live)
+    )
+    assert tied == wanted

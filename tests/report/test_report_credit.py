@@ -57,8 +57,8 @@ def test_model_text_and_scorer_names_are_escaped_in_the_map(tmp_path: Path) -> N
     folder = make_run(tmp_path / "run", prompt_id="p0", beside={HOSTILE: 0.5}, tokens=[HOSTILE, "\x00"])
     html, _ = render([view(folder)])
     assert HOSTILE not in html and "\x00" not in html
-    # The token by its weight and twice by score, and the scorer's name.
-    assert html.count("&lt;script&gt;") == 4
+    # The token by its weight, twice by score and in the list, and the scorer's name on its line and in the list.
+    assert html.count("&lt;script&gt;") == 4 + 1 + 2
 
 
 def test_where_the_truth_is_known_it_stands_first(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_headline_says_by_what_it_was_judged(run: Path) -> None:
 
 def test_examples_show_a_gain_and_a_loss_with_their_rewards_and_no_tie(run: Path) -> None:
     html, _ = render([view(run)])
-    shown = html.split("Before and after")[1]
+    shown = html.split("Before and after</h2>")[1]
     assert shown.count('class="example"') == 2
     for text in ("higher reward", "lower reward", "reward 0.750", "reward 1.000", "says 0.25"):
         assert text in shown

@@ -190,3 +190,15 @@ def test_a_layer_that_reads_the_keys_of_another_raises() -> None:
 
     with pytest.raises(ValueError, match="not every layer's"):
         stepped(model, spoil)
+
+
+def test_layers_that_read_each_others_keys_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer's keys are read once, as it must be, but by the other."""
+    update = SharedPrompts.update
+
+    def exchanged(shared: SharedPrompts, keys: torch.Tensor, values: torch.Tensor, layer: int) -> object:
+        return update(shared, keys, values, 1 - layer)
+
+    monkeypatch.setattr(SharedPrompts, "update", exchanged)
+    with pytest.raises(ValueError, match=r"layers \[0\] read the keys of layers \[1\]"):
+        stepped(family_model("llama"), lambda: None)

@@ -97,7 +97,7 @@ def test_each_model_has_its_own_answers_distance_and_cost(
     found = read_json(run.evaluation)
     assert found.keys() == {"schema", "models", "completions", "harness"} and found["schema"] == 1
     models, completions = found["models"], found["completions"]
-    labels = {"start": "SFT", "forgotten": "after forgetting", "aligned": "aligned"}
+    labels = {"start": "start", "forgotten": "after forgetting", "aligned": "aligned"}
     assert {name: one["label"] for name, one in models.items()} == labels
     for name, one in models.items():
         for label, size in (("one", 3), ("other", 2)):

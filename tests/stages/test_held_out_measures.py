@@ -108,6 +108,8 @@ def test_the_measures_are_those_of_a_plain_forward_pass(
         answers, tokens = grouped([[float(one.sum())] for one in own]), grouped([one.tolist() for one in own])
         assert found[name]["answer"] == pytest.approx(answers, abs=1e-4)
         assert found[name]["token"] == pytest.approx(tokens, abs=1e-5)
+        levels = grouped([[float(one[side].sum())] for one in after])
+        assert found[f"{name}_logp"] == pytest.approx(levels, abs=1e-3)
 
 
 def test_held_out_pairs_and_the_pairs_of_a_run_have_one_measure(policy: tuple[Model, Tokenizer]) -> None:
@@ -122,7 +124,7 @@ def test_held_out_pairs_and_the_pairs_of_a_run_have_one_measure(policy: tuple[Mo
         assert known[side] == pytest.approx(found[side]["token"]["value"], rel=1e-6)
 
 
-def test_the_start_has_only_an_accuracy_by_likelihood(policy: tuple[Model, Tokenizer]) -> None:
+def test_the_start_has_only_its_likelihoods(policy: tuple[Model, Tokenizer]) -> None:
     model, tokenizer = policy
     pairs = pairs_of(PROMPTS)
     found = measured_pairs(pairs, model, tokenizer, None, beta=BETA, max_length=128, seed=0)
@@ -130,6 +132,9 @@ def test_the_start_has_only_an_accuracy_by_likelihood(policy: tuple[Model, Token
     sides = [both(model, row) for row in rows]
     expected = wilson([bool(chosen.sum() > rejected.sum()) for chosen, rejected in sides])
     assert found["likelihood_accuracy"] == pytest.approx(expected.figure)
+    for side, name in enumerate(("chosen_logp", "rejected_logp")):
+        level = bootstrap([[float(one[side].sum())] for one in sides], seed=0).figure
+        assert found[name] == pytest.approx(level, abs=1e-3)
     assert [found[name] for name in ("reward_accuracy", "margin", "chosen", "rejected")] == [None] * 4
 
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 import converted
 from allo import delta
+from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_jsonl
 from allo.files.records import Pair
+from allo.harness.subject import Source, load
 from allo.models.start import allowed_in_start, is_ready, load_start, read_start
 from allo.recipe import Recipe
 from allo.recipe.criteria import CRITERIA
@@ -124,6 +126,34 @@ def test_a_folder_without_the_bodys_prefix_keeps_its_names(tmp_path: Path, famil
     SelectedWeights(live, mask)
     delta.apply_to_model(live, delta.read_delta(file))
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in live.state_dict().items())
+
+
+@pytest.mark.parametrize("family", [*converted.TIED, "gpt2"])
+def test_the_delta_changes_both_copies_of_a_tied_head(tmp_path: Path, family: str) -> None:
+    own = converted.doubled(family, tmp_path / "model")
+    run = improved(recipe(own, criterion="random"), tmp_path / "run")
+    assert Path(read_start(run).model) == own
+    result, file = run.improve / "model", run.improve / "delta.safetensors"
+    delta.apply(own, file, tmp_path / "applied")
+    assert fingerprint(tmp_path / "applied") == fingerprint(result)
+    found, change = changed(own, result), delta.read_delta(file)
+    (name,) = (name for name in found if "embed" in name or "wte" in name)
+    assert torch.equal(found[name], found["lm_head.weight"])
+    assert change.num_changed == sum(map(len, found.values()))
+    live, tuned = converted.plain(family, own), converted.plain(family, result)
+    mask = ParamMask.load(run.improve / "mask.safetensors")
+    assert mask.num_weights == sum(param.numel() for param in live.parameters())
+    assert set(found[name].tolist()) <= set(mask.indices[name].tolist())
+    delta.apply_to_model(live, change)
+    wanted = tuned.state_dict()
+    assert all(torch.equal(tensor, wanted[each]) for each, tensor in live.state_dict().items())
+    loaded = load(
+        Source("tuned", "tuned", own, file, None), dtype=None, device="cpu", trust_remote_code=False
+    )
+    assert loaded.fingerprint == fingerprint(result)
+    change.values["lm_head.weight"][0] += 1
+    with pytest.raises(UserError, match=r"embed.*|wte.* and lm_head.weight differently"):
+        delta.apply_to_model(live, change)
 
 
 @pytest.mark.parametrize("named", ["transformer.h.1.*", "h.1.*"])

@@ -190,7 +190,7 @@ def test_a_run_reports_answers_that_were_converted(
     check(tiny(tmp_path, f"evaluate.sets.test={{file: {path}}}"))
     said = capsys.readouterr().err
     assert "evaluate.sets.test: 2 rows: `answer` is a letter, read as the option's text" in said
-    assert "evaluate.sets.test: 1 row: the same as an earlier one" in said
+    assert "evaluate.sets.test: 1 row: the same as an earlier one, and kept" in said
     assert "evaluate.sets.test: ignored columns: `meta`, `'source\\x1b[31m'`" in said
 
 

@@ -1,21 +1,29 @@
 """Masks of two folders, selected in some of their tensors: exactly the top k of the masked scores, k of all weights."""
 
+import math
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import converted
 import tiny
 from allo import cli
 from allo.errors import UserError
 from allo.models.load import tensor_kinds
+from allo.models.start import trained_names
+from allo.weights.layout import Layout
 from allo.weights.mask_files import FROM_FOLDERS, mask_from_checkpoints
 from allo.weights.param_mask import ParamMask
+from allo.weights.selected import SelectedWeights
 from allo.weights.selection import num_to_select, select
 
 DENSITY = 0.02
@@ -197,3 +205,58 @@ def test_the_command_loads_transformers_only_for_a_kind_of_layers(folders: Path)
     options = ["--density", "0.01", "--include", "*q_proj*", "--out", str(folders / "mask.safetensors")]
     places = ["mask", "from-checkpoints", str(folders / "base"), str(folders / "tuned")]
     subprocess.run([sys.executable, "-c", code, *places, *options], check=True)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.setattr(sys, "argv", ["allo"])
+    return partial(run, capsys)
+
+
+def changed_most_outside(base: Path, trained: Collection[str], folder: Path) -> Path:
+    """The folder with every weight changed, and most those that a run does not train."""
+    shutil.copytree(base, folder)
+    tensors = load_file(base / "model.safetensors")
+    changed = {
+        name: one + (torch.randn_like(one) if name in trained else 99) for name, one in tensors.items()
+    }
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("family", [*converted.WRAPPERS, "gemma4_text", "mistral"])
+def test_a_mask_counts_what_a_run_of_the_folder_trains(
+    family: str, tmp_path: Path, command: Callable[..., str]
+) -> None:
+    """No towers, no buffers, and a tied weight that is stored twice counts once."""
+    make = converted.doubled if family in converted.TIED else converted.saved
+    base, out = make(family, tmp_path / "base"), str(tmp_path / "mask.safetensors")
+    wanted = Layout.of(converted.plain(family, base)).shapes
+    tuned = changed_most_outside(base, wanted.keys(), tmp_path / "tuned")
+    said = command("mask", "from-checkpoints", str(base), str(tuned), "--density", "0.05", "--out", out)
+    assert "are not trained by a run, and no density counts them" in said
+    found = ParamMask.load(out)
+    assert found.shapes == wanted
+    assert found.num_selected == num_to_select(0.05, sum(map(math.prod, wanted.values())))
+    assert SelectedWeights(converted.plain(family, base), found).num_selected == found.num_selected
+
+
+def test_of_a_folder_whose_model_is_not_known_every_weight_counts_and_that_is_said(
+    models: Path, command: Callable[..., str]
+) -> None:
+    (models / "base" / "config.json").write_text('{"model_type": "none"}')
+    base, tuned, out = (str(models / name) for name in ("base", "tuned", "mask.safetensors"))
+    said = command("mask", "from-checkpoints", base, tuned, "--density", "0.05", "--out", out)
+    assert "counts as trained" in said and "none" in said
+    assert ParamMask.load(out).shapes.keys() == load_file(models / "base" / "model.safetensors").keys()
+
+
+def test_a_pattern_may_name_the_tower_but_selects_nothing_there(
+    tmp_path: Path,
+) -> None:
+    base = converted.saved("gemma3", tmp_path / "base")
+    trained = trained_names(base)
+    kept = {"trained": trained, "density": DENSITY, "out": tmp_path / "mask.safetensors"}
+    mask_from_checkpoints(base, base, exclude=["vision"], criterion="magnitude", **kept)
+    with pytest.raises(UserError, match="include: 0 of the model's"):
+        mask_from_checkpoints(base, base, include=["vision"], criterion="magnitude", **kept)

@@ -44,6 +44,12 @@ def test_the_layout_gives_the_checkpoint_that_was_loaded(tmp_path: Path, family:
 
 
 @pytest.mark.parametrize("family", KINDS)
+def test_a_model_that_was_not_loaded_is_named_as_it_will_be_saved(tmp_path: Path, family: str) -> None:
+    files = on_disk(saved(family, tmp_path))
+    assert Layout.whole(built(family)).shapes == {name: tuple(each.shape) for name, each in files.items()}
+
+
+@pytest.mark.parametrize("family", KINDS)
 def test_every_entry_on_disk_is_one_entry_in_memory(tmp_path: Path, family: str) -> None:
     files = on_disk(saved(family, tmp_path))
     model = plain(family, tmp_path)

@@ -34,7 +34,7 @@ class AdapterTrainer(DPOTrainer):
         rows, counts = counted_pairs(tokenizer, pairs, max_length=args.max_length)
         self.num_dropped = counts.dropped
         if words := counts.words(args.max_length):
-            say(words)
+            say(f"improve: {words}")
         super().__init__(
             model,
             args=args,

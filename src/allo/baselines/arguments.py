@@ -14,6 +14,7 @@ from allo.recipe import Improve, Recipe
 from allo.recipe.own_code import function_of
 from allo.recipe.trainers import Trainer
 from allo.training.arguments import Arguments, training_arguments
+from allo.training.trackers import tracker_names
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that read label_smoothing
 
@@ -41,7 +42,7 @@ def trl_arguments(recipe: Recipe, *, folder: Path, device: torch.device) -> Argu
         settings |= {"reward_weights": recipe.judge.function_weights} if recipe.judge.function else {}
     kind: Any = function_of(improve.trained_by.config, key="improve.trainer")
     # By default TRL uses mixed precision and activation checkpointing.
-    plain = {"bf16": False}
+    plain: dict[str, Any] = {"bf16": False, **tracker_names(recipe, "improve")}
     if "gradient_checkpointing" not in (improve.training.model_extra or {}):
         plain["activation_checkpointing"] = False
     return training_arguments(

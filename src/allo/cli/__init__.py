@@ -16,7 +16,7 @@ from allo.cli.masks import app as mask_app
 from allo.cli.plan import plan_command
 from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
-from allo.cli.shared import Overrides
+from allo.cli.shared import Overrides, Quiet, count_tokens
 from allo.cli.start import init_command
 from allo.cli.winrate import app as winrate_app
 from allo.console import say, tell
@@ -52,10 +52,11 @@ def run_recipe(
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run every stage of a recipe; finished stages are skipped."""
     read = load_recipe(recipe, overrides)
-    folder = run_all(read, until=until, force=force)
+    folder = run_all(read, until=until, force=force, tokens=count_tokens)
     say(f"the run is in {folder.path}")
     if until is None:
         from allo.cli.result import show_result
@@ -75,6 +76,7 @@ def _add_stage(name: str) -> None:
         recipe: RecipeFile,
         overrides: Overrides = None,
         force: Annotated[bool, typer.Option("--force", help="Do it again.")] = False,
+        quiet: Quiet = False,
     ) -> None:
         run_one(load_recipe(recipe, overrides), name, force=force)
 
@@ -136,6 +138,7 @@ def compare_methods(
     methods: Annotated[str | None, typer.Option(help="Comma-separated names. Default: the recipe's.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated numbers. Default: the recipe's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
+    quiet: Quiet = False,
 ) -> None:
     """Compare methods: tuned alike, from the same samples, on the same problems; resumable."""
     from allo.compare import compare
@@ -160,8 +163,10 @@ def _number(text: str) -> int:
 
 
 @app.command("demo")
-def demo_command(out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo")) -> None:
-    """Align the bundled laboratory model: SFT, plain DPO and ALLO, side by side."""
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"), quiet: Quiet = False
+) -> None:
+    """Align the bundled laboratory model: its start, plain DPO and ALLO, side by side."""
     from allo.cli.demo import run_demo
 
     say(f"report: {run_demo(out)}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from allo.cli.shared import Overrides
+from allo.cli.shared import Overrides, Quiet, count_tokens
 from allo.console import say, tell
 from allo.errors import UserError, and_more
 from allo.files.artifacts import RunFolder, write_atomic
@@ -61,6 +61,7 @@ def align_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the recipe and what it trains on; write nothing.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Align MODEL on DATA: read the rows, choose the settings, write the recipe, run it. Call it again to resume."""
     limit = None if gpu is None else _size(gpu)
@@ -84,7 +85,7 @@ def align_command(
         say("nothing was written; without --dry-run it is run")
         return
     _write(path, draft.text, recipe)
-    run_all(recipe)
+    run_all(recipe, tokens=count_tokens)
     from allo.cli.result import show_result
 
     show_result(recipe, run)

@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from allo.console import cell
+from allo.cli.shared import count_tokens
+from allo.console import Among, cell, note, showing
 from allo.files.artifacts import RunFolder, read_json
 from allo.pipeline import run_all
-from allo.recipe import load_recipe
+from allo.recipe import Recipe, load_recipe
 
 
 def run_demo(out: Path) -> Path:
@@ -23,11 +24,10 @@ def run_demo(out: Path) -> Path:
     with as_file(package / "lab") as model, as_file(package / "demo") as recipes:
         place = [f"out={json.dumps(str(out))}", f"model={json.dumps(str(model))}"]
         allo = load_recipe(recipes / "allo.yaml", place)
-        sampled = run_all(allo, until="pair")
-        dpo = run_all(
-            load_recipe(recipes / "dpo.yaml", [*place, f"data.pairs={json.dumps(str(sampled.pairs))}"])
-        )
-        aligned = run_all(allo)
+        sampled = _part(1, "the pairs of both", allo, until="pair")
+        pairs = f"data.pairs={json.dumps(str(sampled.pairs))}"
+        dpo = _part(2, "plain DPO", load_recipe(recipes / "dpo.yaml", [*place, pairs]))
+        aligned = _part(3, "ALLO", allo)
     # imported late, as the pipeline imports its stages
     from allo.stages.report import write_report
 
@@ -36,16 +36,23 @@ def run_demo(out: Path) -> Path:
     return html
 
 
+def _part(number: int, name: str, recipe: Recipe, *, until: str | None = None) -> RunFolder:
+    """Run one of the demo's three parts, up to a stage."""
+    note("demo", f"part {number} of 3: {name}")
+    with showing(Among(f"part {number} of 3")):
+        return run_all(recipe, until=until, tokens=count_tokens)
+
+
 def _table(dpo: RunFolder, allo: RunFolder) -> Table:
     """Return a table with one row per model: sampled accuracy with its interval on each set, and the costs."""
     ours = read_json(allo.evaluation)["models"]
     rows = {
-        "SFT": ours["start"],
+        "start": ours["start"],
         "plain DPO": read_json(dpo.evaluation)["models"]["aligned"],
         "ALLO": ours["aligned"],
     }
     sets = list(ours["start"]["sets"])
-    table = Table("model", *sets, "KL to SFT", "weights trained", "seconds", "training state")
+    table = Table("model", *sets, "KL to start", "weights trained", "seconds", "training state")
     for label, model in rows.items():
         sampled = (model["sets"][name]["sampled"] for name in sets)
         accuracies = [f"{one['accuracy']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in sampled]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from allo.cli.shared import Quiet
 from allo.console import say
 from allo.errors import UserError
 from allo.pipeline import run_one
@@ -70,7 +71,7 @@ ChatTemplate = Annotated[
 PadToken = Annotated[str | None, typer.Option(help="Pad token for a tokenizer without one, such as its EOS.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
 
-_OF_THE_STAGE = {"place", "overrides", "force"}
+_OF_THE_STAGE = {"place", "overrides", "force", "quiet"}
 
 
 def evaluate(
@@ -95,6 +96,7 @@ def evaluate(
     apply_chat_template: ChatTemplate = None,
     pad_token: PadToken = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run the evaluate stage alone or, with --harness, standard tasks on a run's result or any model."""
     if harness is None:
@@ -104,7 +106,6 @@ def evaluate(
         raise UserError("--force applies to the stage only: with --harness every task is measured again.")
     if (place is None) == (base is None):
         raise UserError("--harness measures one model: give either a recipe, run or model folder, or --base.")
-    names = _names(tasks)
     from allo.harness.job import model_job, run_job, run_of
     from allo.harness.measure import HarnessSettings
     from allo.harness.tables import show
@@ -131,7 +132,7 @@ def evaluate(
         if pad_token is not None:
             raise UserError(f"{place}: --pad-token is for a model; a run's recipe has `pad_token`.")
         job = run_job(*run, settings, start=start, output=output, chat=chat)
-    show(job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
+    show(job.do(_names(tasks), dtype=dtype, device=device, trust_remote_code=trust_remote_code))
     say(f"the results are in {job.output}")
 
 

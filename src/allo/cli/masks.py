@@ -7,6 +7,7 @@ import typer
 
 from allo.cli.shared import Profile, TrustRemoteCode, check_writable
 from allo.console import say, tell
+from allo.errors import UserError
 from allo.recipe.granularity import WEIGHT
 from allo.recipe.locate import KINDS
 
@@ -41,6 +42,18 @@ def mask_from_checkpoints(
 
         return tensor_kinds(base, trust_remote_code=trust_remote_code)
 
+    def trained() -> set[str] | None:
+        """Return the tensors that a run trains; None, with the reason, if no model is known by the configuration."""
+        if not (base / "config.json").is_file():
+            return None
+        from allo.models.start import trained_names
+
+        try:
+            return trained_names(base, trust_remote_code=trust_remote_code)
+        except UserError as error:
+            say(f"every tensor of {base} counts as trained: {error}")
+            return None
+
     mask = mask_from_checkpoints(
         base,
         tuned,
@@ -51,6 +64,7 @@ def mask_from_checkpoints(
         include=include or [],
         exclude=exclude or [],
         kinds=kinds,
+        trained=trained(),
     )
     say(f"{out}: {mask.num_selected} of {mask.num_weights} weights, density {mask.density:.6g}")
 

@@ -1,12 +1,15 @@
 """The options and checks that sub-commands share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from allo.console import tell
+from allo.console import show_no_progress, tell
 from allo.errors import UserError
+from allo.recipe import Recipe
+from allo.tasks.sources import Sources
 
 Overrides = Annotated[
     list[str] | None,
@@ -15,10 +18,26 @@ Overrides = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the model's own code to find its layers.")
 ]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=show_no_progress,
+        help="Show no progress: only warnings, problems and the result.",
+    ),
+]
 Profile = Annotated[
     Literal["compact", "interop"],
     typer.Option(help="Packed indices, or plain int32 ones for vLLM and TRL to map."),
 ]
+
+
+def count_tokens(recipe: Recipe, sources: Sources) -> Mapping[str, int]:
+    """Return the tokens of each stage, from which a run estimates its time."""
+    from allo.plan.duration import tokens_of
+
+    return tokens_of(recipe, sources)
 
 
 def check_writable(out: Path) -> None:

@@ -35,7 +35,7 @@ class Workers:
                 waves += [{}] if depth == len(waves) else []
                 waves[depth].setdefault(preparation.key, preparation)
         for wave in waves:
-            self._do([(key, prepare, (self._comparison, one)) for key, one in wave.items()])
+            self._do([(key, prepare, (self._comparison, one)) for key, one in wave.items()], "preparation")
         self._do(
             [
                 (f"{trial.method.name} {trial.name}", run_trial, (self._comparison, trial, recipe))
@@ -43,26 +43,35 @@ class Workers:
             ]
         )
 
-    def _do(self, jobs: list[Job]) -> None:
+    def _do(self, jobs: list[Job], kind: str = "trial") -> None:
+        """Run the jobs, and say which of them is at work and which has ended."""
         began = time.monotonic()
+        done = console.Work("", kind, len(jobs))
 
-        def ended(number: int, what: str) -> None:
-            console.say(f"{number}/{len(jobs)} {what} ({time.monotonic() - began:.0f} s)")
+        def ended(what: str) -> None:
+            done(1)
+            passed = console.span(time.monotonic() - began)
+            console.note("compare", f"{kind} {done.done} of {len(jobs)}: {what} (after {passed})")
 
         if self._pool is None:
             for number, (what, call, arguments) in enumerate(jobs, 1):
-                with console.hushed():
+                one = console.Among(f"{kind} {number} of {len(jobs)}, {what.split()[0]}", done)
+                with console.showing(one), console.hushed(but_progress=True):
                     call(*arguments)
-                ended(number, what)
+                ended(what)
             return
+        with console.showing(done):
+            self._in_pool(jobs, ended)
+
+    def _in_pool(self, jobs: list[Job], ended: Callable[[str], None]) -> None:
+        assert self._pool is not None
         names: dict[Future[None], str] = {
             self._pool.submit(_quietly, call, arguments): what for what, call, arguments in jobs
         }
-        number, pending = 0, set(names)
+        pending = set(names)
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
-                number += 1
                 try:
                     future.result()  # raises the job's exception
                 except BrokenProcessPool as error:
@@ -70,7 +79,7 @@ class Workers:
                         f"compare: a worker ended at {names[future]}, perhaps for lack of memory: lower --jobs and "
                         "start it again; finished trials are kept."
                     ) from error
-                ended(number, names[future])
+                ended(names[future])
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def extract(
     starts: dict[str, tuple[int, int]] = {}
     counts: dict[str, int] = {}
     hashes: dict[str, str] = {}
-    for name, entry in track(before.stored.items(), "delta, extract", total=len(before.stored)):
+    for name, entry in track(
+        before.stored.items(), "delta, extract", total=len(before.stored), unit="tensor"
+    ):
         starts[name] = (len(positions), len(replacements[entry.dtype]))
         original, start = Digest(entry.dtype, entry.shape), 0
         for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
@@ -90,7 +92,7 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
             name, original.hexdigest(), change, where=f"{base} is not the base that {delta} was made from"
         )
 
-    tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored))
+    tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored), unit="tensor")
     with closing(tensors) as bar:
         write_like(checkpoint, out, patched)
 
@@ -124,7 +126,7 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
 
     The caller has loaded the right base. Tensors may have another dtype or device than the values. Raises UserError if
     a touched tensor is absent, has another shape, or has a dtype that would round the values. Also for NaN and infinite
-    values.
+    values, and if two copies of a tied weight would differ.
     """
     check_finite(
         delta.values.items(),
@@ -136,14 +138,22 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
     else:
         live = dict(tensors)
         layout = Layout.plain(live)
-    shapes = layout.shapes
-    for name in delta.values:
+    shapes, copies = layout.shapes, layout.copies(delta.shapes.keys())
+    for name, first in copies.items():
+        sides = [(delta.indices.get(each), delta.values.get(each)) for each in (name, first)]
+        if not all(_equal(one, other) for one, other in zip(*sides, strict=True)):
+            raise UserError(
+                f"the delta changes {first} and {name} differently, which are one weight in this model: it was made for an "
+                "untied model"
+            )
+    own = {name: where for name, where in delta.indices.items() if name not in copies}
+    for name in own:
         if name not in shapes:
             raise UserError(f"the delta was made for another model: this one has no tensor {name}")
         if shapes[name] != tuple(delta.shapes[name]):
             found = f"{list(delta.shapes[name])} there, {list(shapes[name])} in this model"
             raise UserError(f"the delta was made for another model: tensor {name} is {found}")
-    indices, values = layout.live(delta.indices, delta.values)
+    indices, values = layout.live(own, delta.values)
     for name, new in values.items():
         if torch.promote_types(live[name].dtype, new.dtype) != live[name].dtype:
             raise UserError(
@@ -154,3 +164,7 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
         name: places_of(where.to(live[name].device), live[name].shape) for name, where in indices.items()
     }
     return Patch(live, places, values)
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)

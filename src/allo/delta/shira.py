@@ -153,7 +153,7 @@ def _check_exportable(base: Checkpoint, change: Delta, linear: Collection[str], 
 def _layers(base: Checkpoint, change: Delta, *, where: str) -> dict[str, Increments]:
     """Return the changed layers that sparse differences can express, after checking every tensor of the base."""
     layers = {}
-    for name, entry in track(base.stored.items(), "delta, export", total=len(base.stored)):
+    for name, entry in track(base.stored.items(), "delta, export", total=len(base.stored), unit="tensor"):
         if name not in change.indices:
             check_bits(name, base.digest(name), change, where=where)
             continue

@@ -98,7 +98,10 @@ class Change:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One model's results on held-out pairs (`stages/likelihood.py`); the starting model has no changes."""
+    """One model's results on held-out pairs (`stages/likelihood.py`); the starting model has no changes.
+
+    `chosen_logp` and `rejected_logp` are an answer's mean log-likelihoods; older files lack them.
+    """
 
     num_pairs: int
     num_prompts: int
@@ -109,6 +112,8 @@ class HeldOut:
     margin: Rate | None = None
     chosen: Change | None = None
     rejected: Change | None = None
+    chosen_logp: Rate | None = None
+    rejected_logp: Rate | None = None
     overlap: Overlap | None = None
 
 
@@ -128,6 +133,8 @@ class HeldOutFeedback:
     reward_auc: Rate | None = None
     good: Change | None = None
     bad: Change | None = None
+    good_logp: Rate | None = None
+    bad_logp: Rate | None = None
     overlap: Overlap | None = None
 
 

@@ -4,7 +4,6 @@ import codecs
 import csv
 import gzip
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -178,11 +177,10 @@ def saved_rows(folder: Path, split: str) -> Numbered:
 
 
 def quiet_datasets() -> Any:
-    """Return the `datasets` module; without a terminal it shows no progress."""
+    """Return the `datasets` module, which then shows no bars of its own."""
     import datasets
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    datasets.disable_progress_bars()
     return datasets
 
 

@@ -52,7 +52,7 @@ class Reading:
         said += [f"{_rows(number)} dropped: {reason}" for reason, number in self.dropped.items()]
         said += [f"{_rows(number)}: {what}" for what, number in self.mapped.items()]
         if self.duplicates:
-            said.append(f"{_rows(self.duplicates)}: the same as an earlier one")
+            said.append(f"{_rows(self.duplicates)}: the same as an earlier one, and kept")
         if self.ignored:
             said.append(f"ignored columns: {', '.join(map(named, self.ignored))}")
         return said

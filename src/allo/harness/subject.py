@@ -18,7 +18,7 @@ from allo.stages.evaluate import LABELS
 from allo.training.result import DELTA
 from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import combine, digests
-from allo.weights.layout import stored_tensors
+from allo.weights.layout import Layout, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def _digests(model: Model, base: Checkpoint | None) -> dict[str, str]:
         for name, each in stored_tensors(model)
     )
     found = digests(live)
+    found |= {name: found[first] for name, first in Layout.whole(model).copies(stored.keys()).items()}
     return found | {name: base.digest(name) for name in stored if base and name not in found}
 
 

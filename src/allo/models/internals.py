@@ -54,6 +54,7 @@ INTERNALS = {
         "transformers.cache_utils:DynamicSlidingWindowLayer.sliding_window": _SHARED,
         "transformers:DynamicCache.layers": _SHARED,
         "transformers:DynamicCache.update(self, key_states, value_states, layer_idx, *args, **kwargs)": _SHARED,
+        "transformers.initialization:no_init_weights()": "a model of a rehearsal has no values to draw",
         "transformers.masking_utils:sdpa_mask": _PREFILL,
         "transformers:DynamicCache.reorder_cache(self, beam_idx)": _MOVED,
         "transformers:DynamicCache.is_linear": "a model without attention is not said to have an eager one",
@@ -109,6 +110,13 @@ INTERNALS = {
         "transformers.modeling_layers:GradientCheckpointingLayer": "layers recompute activations in eval mode",
         "transformers:PreTrainedModel.activation_checkpointing_enable": "layers recompute activations in eval mode",
         "accelerate.data_loader:prepare_data_loader(dataloader, device, num_processes, process_index, ...)": "a resumed run sees the same order",
+    },
+    "allo.training.trackers": {
+        f"transformers.integrations.integration_utils:{name}": "each stage has a run of its own, with an image of its mask"
+        for name in (
+            *("INTEGRATION_TO_CALLBACK", "get_available_reporting_integrations"),
+            *("TensorBoardCallback", "TrackioCallback", "WandbCallback"),
+        )
     },
     "allo.baselines.adapters": {
         "trl:DPOTrainer._prepare_dataset(self, dataset, processing_class, args, dataset_name)": "pairs are already token ids",

@@ -1,10 +1,8 @@
 """Models and tokenizers from a folder, a hub id or a `.gguf` file; safetensors or GGUF, never pickle."""
 
-import io
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +26,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from allo.console import say
+from allo.console import on_terminal, only_ours, paused, say
 from allo.errors import UserError
+from allo.models.cached import is_cached
 from allo.models.device import resolve_device
 from allo.models.model_checks import (
     check_config,
@@ -303,10 +302,9 @@ def locate_checkpoint(ref: str | Path, files: list[str]) -> tuple[Path, str | No
     if isinstance(ref, Path) or path.suffix == ".gguf" or not HUB_ID.fullmatch(ref):
         raise UserError(f"{ref} does not exist; give a checkpoint's folder, a .gguf file or a hub id.")
     try:
-        with quiet():
-            return Path(
-                snapshot_download(ref, allow_patterns=[*files, README], ignore_patterns=["*/*"])
-            ), None
+        with paused() if on_terminal() and not is_cached(ref, weights=files == MODEL_FILES) else quiet():
+            found = snapshot_download(ref, allow_patterns=[*files, README], ignore_patterns=["*/*"])
+            return Path(found), None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{ref}: there is no such folder here, and the Hugging Face hub gave no model of that id "
@@ -361,12 +359,11 @@ def loading(ref: str | Path, what: str, *, folder: Path | None = None) -> Iterat
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide warnings of transformers and the hub and, unless on a terminal, their progress bars."""
+    """Hide warnings of transformers and the hub, and their bars, of which the GGUF reader's cannot be switched off."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        # The GGUF reader's bar cannot be switched off, so off a terminal standard error is redirected.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        with only_ours():
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
 from allo.models.load import model_of_config, read_config
 from allo.models.repeated_prompts import RepeatedPrompts
@@ -21,11 +22,14 @@ _WORD, _OTHER = "word", "other"
 
 def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Build the recipe's model without values, in the run's dtype (or `dtype`); call it within a `Rehearsal`."""
-    model = model_of_config(
-        copy.deepcopy(_config(recipe.model, recipe.trust_remote_code)),
-        dtype=dtype or DTYPES[recipe.dtype],
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    # Some families draw a value until it lies within bounds: without values, forever.
+    with no_init_weights():
+        model = model_of_config(
+            copy.deepcopy(config_of(recipe.model, recipe.trust_remote_code)),
+            dtype=dtype or DTYPES[recipe.dtype],
+            trust_remote_code=recipe.trust_remote_code,
+        )
+    model.tie_weights()
     # Masks of a rehearsal are by live tensor, which takes no values to convert.
     model._weight_conversions = []
     # It is already in place, and a Module cannot replace parameters without values.
@@ -34,7 +38,7 @@ def rehearsed_model(recipe: Recipe, *, dtype: torch.dtype | None = None) -> PreT
 
 
 @functools.cache
-def _config(ref: str, trust_remote_code: bool) -> PretrainedConfig:
+def config_of(ref: str, trust_remote_code: bool) -> PretrainedConfig:
     """Read the configuration once: the header of a `.gguf` file takes seconds."""
     return read_config(ref, trust_remote_code=trust_remote_code)
 

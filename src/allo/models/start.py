@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.errors import DivergedError, UserError
+from allo.errors import DivergedError, UserError, and_more
 from allo.files.artifacts import (
     RunFolder,
     folder_written_aside,
@@ -69,8 +69,8 @@ def is_ready(recipe: Recipe) -> Path | None:
     """Return the folder of `recipe.model` if the run can start from it unchanged, otherwise None.
 
     It must hold safetensors under exactly the names that the live model is stored with, in the run's dtype; weights
-    that the family keeps in fp32 may be in either. Tensors that the family ignores stay. A second copy of a tied tensor
-    does not qualify, nor the body's prefix on some names only. Raises `UserError` for a folder without a causal
+    that the family keeps in fp32 may be in either. Tensors that the family ignores stay, and a tied tensor may have a second
+    copy. The body's prefix on some names only does not qualify. Raises `UserError` for a folder without a causal
     language model's configuration.
     """
     folder, gguf = locate_checkpoint(recipe.model, MODEL_FILES)
@@ -80,10 +80,28 @@ def is_ready(recipe: Recipe) -> Path | None:
     model = without_weights(folder, recipe.model, dtype=dtype, trust_remote_code=recipe.trust_remote_code)
     layout, live = Layout.whole(model), saved_tensors(model)
     kept = {name: live[min(group.live)].dtype for group in layout.groups for name in group.stored}
-    others = stored.keys() - kept.keys()
-    if kept.keys() - stored.keys() or not all(is_ignored(name, model) for name in others):
+    if kept.keys() - stored.keys():
+        return None
+    copies = layout.copies(stored.keys())
+    if any(stored[name].dtype != stored[first].dtype for name, first in copies.items()):
+        return None
+    if not all(is_ignored(name, model) for name in stored.keys() - kept.keys() - copies.keys()):
         return None
     return folder if all(stored[name].dtype in {kept[name], dtype} for name in kept) else None
+
+
+def trained_names(folder: Path, *, trust_remote_code: bool = False) -> set[str]:
+    """Return the names in `folder` of the tensors that a run trains, from the configuration and headers alone.
+
+    Raises `UserError` for a folder without a causal language model's configuration, and if a run would start from a copy
+    under other names.
+    """
+    layout = Layout.of(without_weights(folder, folder, trust_remote_code=trust_remote_code))
+    if absent := layout.shapes.keys() - Checkpoint.open(folder).stored.keys():
+        raise UserError(
+            f"{folder}: a run starts from a copy in which there is also {min(absent)}{and_more(absent)}"
+        )
+    return set(layout.shapes)
 
 
 def check_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

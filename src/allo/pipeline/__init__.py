@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from allo.console import say
+from allo.console import Run, note, say, showing, span
 from allo.errors import UserError
 from allo.files.artifacts import FileHashes, RunFolder, held, remove, sha256_json, write_atomic, write_json
 from allo.files.harness_results import leave_block
@@ -22,9 +22,11 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
+from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
+from allo.pipeline.outcome import in_words
 from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
-from allo.tasks.sources import sources_read
+from allo.tasks.sources import Sources, sources_read
 
 SCHEMA = 1
 _LEAST_SPACE = 1 << 16  # bytes that the smallest of a stage's files may need
@@ -96,25 +98,37 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
 
 
-def run_all(recipe: Recipe | str | Path, *, until: str | None = None, force: str | None = None) -> RunFolder:
-    """Run every unfinished stage of a recipe, or of its file, up to `until`; `force` runs one again, and those after it."""
+def run_all(
+    recipe: Recipe | str | Path,
+    *,
+    until: str | None = None,
+    force: str | None = None,
+    tokens: CountTokens | None = None,
+) -> RunFolder:
+    """Run every unfinished stage of a recipe, or of its file, up to `until`; `force` runs one again, and those after it.
+
+    `tokens` counts what each stage reads and writes: later stages' time is then estimated from the pace of those before.
+    """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     stages = stages_of(recipe)
     last = len(stages) if until is None else 1 + _position(stages, until)
     if force is not None:
         _position(stages, force)
     checked = False
-    with _opened(recipe) as run:
+    with _opened(recipe) as run, showing(Run(last)) as shown:
+        progress = progress_of(recipe, stages[:last], stages_done(run), shown)
         for stage in stages[:last]:
             work = _work(stage, recipe, run)
             if stage.name != force and work.is_done:
-                say(f"{stage.name:<9} done already, skipped")
+                note(stage.name, "done already, skipped")
                 _link_result(stage, recipe, run)
                 continue
             if not checked and stage is not REPORT:
-                _check(recipe)
-                checked = True
-            _do(work, recipe, force=stage.name == force)
+                sources, checked = _check(recipe), True
+                progress.estimate.tokens = (
+                    {} if tokens is None else countable(recipe, tokens(recipe, sources))
+                )
+            _do(work, recipe, progress, force=stage.name == force)
     return run
 
 
@@ -125,7 +139,7 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
     """
     stages = stages_of(recipe)
     position = _position(stages, name)
-    with _opened(recipe) as run:
+    with _opened(recipe) as run, showing(Run(len(stages))) as shown:
         for stage in stages[:position]:
             if not _work(stage, recipe, run).is_done:
                 raise UserError(
@@ -134,11 +148,11 @@ def run_one(recipe: Recipe, name: str, *, force: bool = False) -> RunFolder:
                 )
         work = _work(stages[position], recipe, run)
         if work.is_done and not force:
-            say(f"{name:<9} done already, skipped")
+            note(name, "done already, skipped")
             return run
         if stages[position] is not REPORT:
             _check(recipe)
-        _do(work, recipe, force=force)
+        _do(work, recipe, progress_of(recipe, stages, stages_done(run), shown, only=name), force=force)
     return run
 
 
@@ -246,18 +260,19 @@ def value_at(recipe: Recipe, key: str) -> Any:
     return to_jsonable_python(value)
 
 
-def _check(recipe: Recipe) -> None:
-    """Check input before the first stage costs time; a report reads only the run."""
+def _check(recipe: Recipe) -> Sources:
+    """Check input before the first stage costs time; a report reads only the run. Return what was read."""
     sources = sources_read(recipe)
     importlib.import_module("allo.training.checkpointing")  # refuses a transformers that it does not fit
     importlib.import_module("allo.stages.check").check(recipe, sources)
+    return sources
 
 
-def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
+def _do(work: _Work, recipe: Recipe, progress: Progress, *, force: bool) -> None:
     """Run a stage and record it, resuming an earlier process's unfinished work."""
     stage, run = work.stage, work.run
     spent = work.begin(force=force)
-    say(f"{stage.name:<9} ...")
+    progress.begin(stage.name, spent=spent)
     reset_peak_memory()
     start = time.monotonic()
     try:
@@ -294,10 +309,11 @@ def _do(work: _Work, recipe: Recipe, *, force: bool) -> None:
     write_manifest(run, manifest)
     stage.begun(run).unlink()
     _link_result(stage, recipe, run)
-    shown = ", ".join(f"{key} {value}" for key, value in counts.items())
-    say(f"{stage.name:<9} {entry['seconds']:.1f} s  {shown}")
+    progress.estimate.measured[stage.name] = entry["seconds"]
+    done = f"done in {span(entry['seconds'])}"
+    note(stage.name, f"{done}: {in_words(counts)}" if counts else done)
     for sentence in importlib.import_module("allo.stages.explain").sentences_of(run.path, stage.name):
-        say(f"  {sentence}")
+        say(f"  {sentence}", wrapped=True)
 
 
 def _link_result(stage: Stage, recipe: Recipe, run: RunFolder) -> None:

@@ -1,5 +1,7 @@
 """The memory that each stage of a recipe takes, before weights are downloaded or anything runs."""
 
+import gc
+
 from allo.pipeline import stages_of
 from allo.plan.memory import Plan, StagePlan
 from allo.recipe import Recipe
@@ -14,6 +16,7 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
     """
     from allo.plan.advice import advise
 
+    gc.freeze()  # modules are not looked through again and again
     names = stages_that_run_the_model(recipe)
     unplanned = {stage: why for stage, why in _elsewhere(recipe).items() if stage in names}
     stages = tuple(plan_stage(recipe, name) for name in names if name not in unplanned)
@@ -46,7 +49,14 @@ def stages_that_run_the_model(recipe: Recipe) -> list[str]:
 
 
 def plan_stage(recipe: Recipe, stage: str) -> StagePlan:
-    """Plan one stage by rehearsing it."""
+    """Plan one stage by rehearsing it, with few of a deep model's layers."""
+    from allo.plan.shallow import planned_by_layer
+
+    return planned_by_layer(lambda recipe: rehearse_stage(recipe, stage), recipe)
+
+
+def rehearse_stage(recipe: Recipe, stage: str) -> StagePlan:
+    """Plan one stage by rehearsing it with the model as it is."""
     from allo.plan import inference, training
 
     match stage:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from allo.console import hushed
 from allo.models.collate import FeedbackCollator, PairCollator
 from allo.models.load import Model
 from allo.models.rehearsal import one_word_tokenizer, other_word, rehearsed_model, words
@@ -140,7 +141,8 @@ def take_a_step(
     _name_kinds(live, trainer)
     _fill_a_micro_batch(trainer)
     live.start_again()
-    train(trainer)
+    with hushed():
+        train(trainer)
     return trainer
 
 

@@ -81,7 +81,7 @@ WeightRule = Literal["indicator", "soft", "as_released", "rlmec"]
 
 
 class Score(Block):
-    """The scorers of tokens, and the weights that follow from their scores (method.md 1.2 and 4)."""
+    """The scorers of tokens, and the weights that follow from their scores (method.md 1.2)."""
 
     scorer: ScorerName = "implicit"
     """One of the library's, or a function of yours, `file.py:function` (docs/extending.md)."""

@@ -8,6 +8,7 @@ import yaml
 
 from allo.report import figures, tables
 from allo.report.diagnosis import diagnosis_lines
+from allo.report.likelihood import likelihood_tables
 from allo.report.pairs import held_out_tables
 from allo.report.run_view import RunView
 
@@ -84,7 +85,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
 
 def _results(run: RunView) -> list[str]:
     rows = tables.models([run])
-    found = [*tables.result_tables(rows), *held_out_tables(rows)]
+    found = [*tables.result_tables(rows), *held_out_tables(rows), *likelihood_tables([run], training=False)]
     return ["## Results", "", "Intervals are at 95%.", "", *map(tables.to_markdown, found)] if found else []
 
 

@@ -12,13 +12,14 @@ from markupsafe import Markup
 
 from allo.files.evaluation import Accuracy
 from allo.report import figures
-from allo.report.axes import Scale, drawable, extent, tick_labels, ticks
+from allo.report.axes import Scale, drawable, enclosing_ticks, extent, tick_labels, ticks, whole_ticks
 from allo.report.run_view import Bin
 
 if TYPE_CHECKING:
     from allo.weights.param_mask import MaskRow
 
 CHARACTER = 6.6  # width of an 11-pixel character, in pixels; labels are cut to fit
+BOLD = 7.4  # and of a bold one
 # The order of data flow through a block; kinds with other names follow in the model's order.
 READING_ORDER = (
     *("input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "post_attention_layernorm"),
@@ -47,28 +48,56 @@ class Whisker:
     greedy: Accuracy | None
 
 
-def line_chart(title: str, series: Sequence[Series]) -> Markup:
-    """Draw lines over training steps, with last values at their ends and gaps at values that are not finite."""
-    width, height, left, top, bottom = 340, 172, 42, 6, 140
-    right = width - 46 - CHARACTER * max((len(line.label) + 1 for line in series if line.label), default=0)
+def line_chart(title: str, series: Sequence[Series], *, is_share: bool = False) -> Markup:
+    """Draw lines over training steps, with last values at their ends and gaps at values that are not finite.
+
+    The axis of a share stays within 0 and 1.
+    """
+    width, height, top, bottom = 340, 172, 10, 140
     drawn = [_thinned(line.points) for line in series]
-    x = Scale(*extent(step for points in drawn for step, _ in points), left, right)
-    y = Scale(*extent(value for points in drawn for _, value in points), bottom, top + 4)
-    parts = [_grid(x, y, left=left, right=right, bottom=bottom)]
+    steps = extent(step for points in drawn for step, _ in points)
+    known = [step for points in drawn for step, _ in points if drawable(step)]
+    marks = enclosing_ticks(*extent(value for points in drawn for _, value in points), most=4)
+    marks = [mark for mark in marks if 0 <= mark <= 1 + 1e-9] if is_share else marks
+    last = [next((at for at in reversed(points) if drawable(at[1])), None) for points in drawn]
+    labels = [
+        f"{line.label} {figures.significant(at[1])}".strip() if at else ""
+        for line, at in zip(series, last, strict=True)
+    ]
+    left = 12 + CHARACTER * max(map(len, tick_labels(marks)))
+    right = width - 8 - BOLD * max(map(len, labels), default=0)
+    x, y = Scale(*steps, left, right), Scale(marks[0], marks[-1], bottom, top)
+    whole = whole_ticks(min(known), max(known), most=5) if known else []
+    parts = [
+        _x_axis(x, whole, left=left, right=right, bottom=bottom),
+        _y_axis(y, marks, left=left, right=right),
+    ]
     ends: list[tuple[float, int, str]] = []
-    for line, points in zip(series, drawn, strict=True):
+    for line, points, at, label in zip(series, drawn, last, labels, strict=True):
         parts += _line(points, x, y, line.colour)
-        last = next((point for point in reversed(points) if drawable(point[1])), None)
-        if last is not None:
-            parts.append(_dot(x(last[0]), y(last[1]), radius=2.5, css=f"fill{line.colour}"))
-            value = figures.significant(last[1])
-            ends.append((y(last[1]), line.colour, f"{line.label} {value}" if line.label else value))
+        if at is not None:
+            parts.append(_dot(x(at[0]), y(at[1]), radius=2.5, css=f"fill{line.colour}"))
+            ends.append((y(at[1]), line.colour, label))
     for place, (colour, text) in _apart(ends, gap=13, lowest=bottom):
         parts.append(_text(right + 7, place + 4, text, css=f"end fill{colour}"))
     if not ends:
         parts.append(_text((left + right) / 2, (top + bottom) / 2, "no finite value", css="quiet middle"))
     parts.append(_text((left + right) / 2, height - 2, "step", css="quiet middle"))
-    return _svg(width, height, title, parts)
+    return _svg(width, height, f"{title}: {'; '.join(map(_told, series))}", parts)
+
+
+def _told(line: Series) -> str:
+    """Return a line in words, for readers who do not see it."""
+    known = [point for point in line.points if drawable(point[0]) and drawable(point[1])]
+    label = f"{line.label} " if line.label else ""
+    if not known:
+        return f"{label}no finite value"
+    values = [value for _, value in known]
+    first, last, low, high = map(figures.significant, (values[0], values[-1], min(values), max(values)))
+    return (
+        f"{label}{first} at step {figures.count(known[0][0])}, {last} at step {figures.count(known[-1][0])}, "
+        f"lowest {low}, highest {high}"
+    )
 
 
 def interval_span(panels: Sequence[Sequence[Whisker]]) -> float:
@@ -85,7 +114,8 @@ def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float, axis:
     low, high = _reach(whiskers)
     start = min(max(0.0, (low + high - span) / 2), 1.0 - span)
     x = Scale(start, start + span, left, right)
-    parts = [_grid(x, None, left=left, right=right, bottom=bottom, per_cent=True)]
+    marks = ticks(100 * x.low, 100 * x.high, most=5)
+    parts = [_x_axis(x, marks, left=left, right=right, bottom=bottom, factor=100, grid=True)]
     first = whiskers[0].sampled or whiskers[0].greedy if whiskers else None
     if first is not None and drawable(first.accuracy):
         parts.append(_rule(x(first.accuracy), top, x(first.accuracy), bottom, css="reference"))
@@ -99,7 +129,18 @@ def interval_plot(title: str, whiskers: Sequence[Whisker], *, span: float, axis:
         ):
             parts += _whisker(accuracy, x, place, whisker, hollow)
     parts.append(_text((left + right) / 2, bottom + 32, f"{axis}, %", css="quiet middle"))
-    return _svg(width, bottom + 36, title, parts)
+    told = (
+        _accuracy_told(whisker.label, kind, accuracy)
+        for whisker in whiskers
+        for kind, accuracy in (("sampled", whisker.sampled), ("greedy", whisker.greedy))
+        if accuracy
+    )
+    return _svg(width, bottom + 36, f"{title}: {'; '.join(told)}", parts)
+
+
+def _accuracy_told(label: str, kind: str, found: Accuracy) -> str:
+    interval = figures.percent_interval(found.low, found.high)
+    return f"{label}, {kind}: {figures.percent(found.accuracy)} {interval}"
 
 
 def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
@@ -107,7 +148,11 @@ def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
     width, height, left, top, bottom = 250, 222, 42, 8, 186
     x, y = Scale(0.0, 1.0, left, width - 14.0), Scale(0.0, 1.0, bottom, top)
     total = sum(each.num for each in bins)
-    parts = [_grid(x, y, left=left, right=width - 14.0, bottom=bottom)]
+    marks, right = ticks(0.0, 1.0, most=5), width - 14.0
+    parts = [
+        _x_axis(x, marks, left=left, right=right, bottom=bottom),
+        _y_axis(y, marks, left=left, right=right),
+    ]
     parts.append(_rule(x(0), y(0), x(1), y(1), css="reference"))
     parts += _line([(each.predicted, each.observed) for each in bins], x, y, 1)
     for each in bins:
@@ -118,13 +163,17 @@ def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
         radius = round(2 + 6 * (each.num / total) ** 0.5, 1)
         parts.append(_dot(x(each.predicted), y(each.observed), radius=radius, css="fill1", tooltip=tooltip))
     parts.append(_text((left + width) / 2, height - 4, "score", css="quiet middle"))
-    return _svg(width, height, title, parts)
+    told = (
+        f"score {figures.decimal(each.predicted, digits=2)}: {figures.percent(each.observed)} of "
+        f"{figures.count(each.num)} tokens"
+        for each in bins
+    )
+    return _svg(width, height, f"{title}: {'; '.join(told)}", parts)
 
 
 def heat_map(title: str, rows: "Sequence[MaskRow]", *, most: float) -> Markup:
     """Draw density by layer (rows) and tensor kind (columns); colour grows with its root, up to `most`."""
-    layers = sorted({row.layer for row in rows}, key=figures.as_number)
-    kinds = sorted(dict.fromkeys(row.kind for row in rows), key=_kind_order)
+    layers, kinds = places(rows)
     cell, left = max(14, min(30, int(310 / max(1, len(kinds))))), 40
     tall = 16 if len(layers) <= 32 else 9
     # A name turned by 45 degrees extends as far to the right as it rises.
@@ -160,15 +209,20 @@ def heat_map(title: str, rows: "Sequence[MaskRow]", *, most: float) -> Markup:
     return _svg(round(width), round(head + tall * len(layers) + 2), title, parts)
 
 
+def places(rows: "Sequence[MaskRow]") -> tuple[list[str], list[str]]:
+    """Return a mask's layers and kinds of tensors in the order in which they are shown."""
+    layers = sorted({row.layer for row in rows}, key=figures.as_number)
+    return layers, sorted(dict.fromkeys(row.kind for row in rows), key=_kind_order)
+
+
 def heat_legend(most: float) -> Markup:
-    """Draw the colours of `heat_map` from 0 to `most`."""
-    parts = []
-    for step in range(6):
-        share = most * (step / 5) ** 2
+    """Draw the colours of `heat_map` at round densities from 0 to `most`."""
+    parts, marks = [], ticks(0.0, 100 * most, most=5) if most > 0 else [0.0]
+    for step, (value, label) in enumerate(zip(marks, tick_labels(marks), strict=True)):
         x = 1 + 44 * step
-        parts.append(_cell(x, 1, 43, 10, heat(share, most), figures.density(share)))
-        parts.append(_text(x + 22, 25, figures.density(share), css="quiet middle"))
-    return _svg(266, 30, "colour scale of density", parts)
+        parts.append(_cell(x, 1, 43, 10, heat(value / 100, most), ""))
+        parts.append(_text(x + 22, 25, f"{label}{figures.TIED}%", css="quiet middle"))
+    return _svg(44 * len(marks) + 2, 30, "colour scale of density", parts)
 
 
 def heat(share: float, most: float) -> float:
@@ -222,11 +276,7 @@ def _reach(whiskers: Sequence[Whisker]) -> tuple[float, float]:
 def _whisker(accuracy: Accuracy | None, x: Scale, y: float, whisker: Whisker, hollow: bool) -> list[Markup]:
     if accuracy is None or not all(map(drawable, (accuracy.accuracy, accuracy.low, accuracy.high))):
         return []
-    kind = "greedy" if hollow else "sampled"
-    tooltip = (
-        f"{whisker.label}, {kind}: {figures.percent(accuracy.accuracy)} "
-        f"{figures.percent_interval(accuracy.low, accuracy.high)}"
-    )
+    tooltip = _accuracy_told(whisker.label, "greedy" if hollow else "sampled", accuracy)
     dot = f"hollow stroke{whisker.colour}" if hollow else f"fill{whisker.colour}"
     return [
         _rule(x(accuracy.low), y, x(accuracy.high), y, css=f"whisker stroke{whisker.colour}"),
@@ -234,22 +284,30 @@ def _whisker(accuracy: Accuracy | None, x: Scale, y: float, whisker: Whisker, ho
     ]
 
 
-def _grid(
-    x: Scale, y: Scale | None, *, left: float, right: float, bottom: float, per_cent: bool = False
+def _x_axis(
+    x: Scale,
+    marks: list[float],
+    *,
+    left: float,
+    right: float,
+    bottom: float,
+    factor: int = 1,
+    grid: bool = False,
 ) -> Markup:
+    """Draw the line below a chart with ticks at `marks`, which are the values times `factor`."""
     parts = [_rule(left, bottom, right, bottom, css="axis")]
-    factor = 100 if per_cent else 1
-    marks = ticks(factor * x.low, factor * x.high, most=5 if per_cent else 4)
     for value, label in zip(marks, tick_labels(marks), strict=True):
         place = x(value / factor)
-        if y is None:
-            parts.append(_rule(place, 0, place, bottom, css="grid"))
+        parts += [_rule(place, 0, place, bottom, css="grid")] if grid else []
         parts.append(_text(place, bottom + 14, label, css="quiet middle"))
-    if y is not None:
-        marks = ticks(y.low, y.high, most=5)
-        for value, label in zip(marks, tick_labels(marks), strict=True):
-            parts.append(_rule(left, y(value), right, y(value), css="grid"))
-            parts.append(_text(left - 6, y(value) + 4, label, css="quiet right"))
+    return Markup("").join(parts)
+
+
+def _y_axis(y: Scale, marks: list[float], *, left: float, right: float) -> Markup:
+    parts = []
+    for value, label in zip(marks, tick_labels(marks), strict=True):
+        parts.append(_rule(left, y(value), right, y(value), css="grid"))
+        parts.append(_text(left - 6, y(value) + 4, label, css="quiet right"))
     return Markup("").join(parts)
 
 

@@ -11,10 +11,12 @@ from markupsafe import Markup
 
 from allo.files.evaluation import Accuracy, Rewards, SetResult
 from allo.report import charts, figures, story, tables
+from allo.report.compared import CAUTION, comparison_lines, comparisons, distinct
+from allo.report.densities import densest, densities
 from allo.report.diagnosis import diagnosis_lines, read_run
-from allo.report.experts import chosen_among, expert_table
 from allo.report.harness import tables_of_runs
 from allo.report.judged import win_rate_tables
+from allo.report.likelihood import likelihood_tables
 from allo.report.pairs import held_out_tables
 from allo.report.run_view import RunView, TokenCredit
 
@@ -23,9 +25,9 @@ COLOURS = 5  # the style sheet's colour classes besides neutral; further models 
 DEFAULT_EXAMPLES = 6
 IN_THE_FOLDER = "In the run's folder:"
 
-# The metrics drawn for each stage: a panel's title, and its lines (metric, label, colour class).
+# The metrics drawn for each stage: a panel's title, its lines (metric, label, colour class), and whether they are shares.
 PANELS = (
-    ("Loss", (("loss", "", 1),)),
+    ("Loss", (("loss", "", 1),), False),
     (
         "Rewards",
         (
@@ -33,9 +35,14 @@ PANELS = (
             ("rewards/rejected", "rejected", 2),
             ("rewards/margins", "margin", 3),
         ),
+        False,
     ),
-    ("Reward accuracy", (("rewards/accuracies", "", 1),)),
+    ("Reward accuracy", (("rewards/accuracies", "", 1),), True),
+    ("Marked tokens, change in nats", (("logratios/forgotten", "", 2),), False),
+    ("Probability of marked tokens", (("probabilities/forgotten", "", 2),), True),
 )
+# A metric that is not drawn beside another, which measures the same without the differences between batches.
+LESS_THAN = {"probabilities/forgotten": "logratios/forgotten"}
 
 
 @dataclass(frozen=True)
@@ -46,27 +53,17 @@ class StageCurves:
     panels: tuple[tuple[str, Markup], ...]
 
 
-@dataclass(frozen=True)
-class Density:
-    """One stage's mask as a heat map, and its most selected experts, if it has any."""
-
-    stage: str
-    overall: str
-    chart: Markup
-    experts: tables.Table | None
-
-
 def render(
     runs: Sequence[RunView], *, title: str | None = None, num_examples: int = DEFAULT_EXAMPLES
 ) -> tuple[str, str]:
     """Return the report of one or many runs: (HTML, Markdown). The first run is the headline's."""
     assert runs, "a report needs a run"
-    runs = story.with_starts(runs)
+    runs = distinct(story.with_starts(runs))
     rows = tables.models(runs)
     results = (
         tables.result_tables(rows) + held_out_tables(rows) + win_rate_tables(runs) + tables_of_runs(runs)
     )
-    cost = tables.cost_table(rows)
+    cost, changed = tables.cost_table(rows), likelihood_tables(runs)
     heading = figures.printable(title or " · ".join(run.name for run in runs))
     style = (HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -84,24 +81,29 @@ def render(
         style_digest=digest,
         headlines=[(figures.name(run.name), figures.name(run.base), story.headline(run)) for run in runs],
         price=story.price(runs[0].after) if len(runs) == 1 else [],  # several: the table compares them
+        comparisons=comparisons(runs),
+        caution=CAUTION,
         results=results,
         intervals=_intervals(rows),
         cost=cost,
+        changed=changed,
         runs=[_run_part(run, num_examples) for run in runs],
+        toc=[],  # filled by the template's headings
     )
-    return html, _markdown(heading, runs, results, cost)
+    return html, _markdown(heading, runs, [*results, cost, *changed])
 
 
-def _markdown(heading: str, runs: Sequence[RunView], results: list[tables.Table], cost: tables.Table) -> str:
-    shown = [*results, cost, *(tables.stage_table(run) for run in runs if run.manifest.stages)]
+def _markdown(heading: str, runs: Sequence[RunView], found: list[tables.Table]) -> str:
+    shown = [*found, *(tables.stage_table(run) for run in runs if run.manifest.stages)]
     sentences = [tables.escaped(story.headline(run)) for run in runs]
     return "\n".join(
         [
             f"## {tables.escaped(heading)}",
             "",
             *(f"{text}\n" for text in sentences),
-            *map(tables.to_markdown, shown),
+            *comparison_lines(runs),
             *diagnosis_lines(runs),
+            *map(tables.to_markdown, shown),
             *(line for run in runs for line in _uses(run, several=len(runs) > 1)),
         ]
     )
@@ -155,20 +157,25 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
     credit = run.credit or TokenCredit((), 0, 0)
     return {
         "name": figures.name(run.name),
-        "readings": [(figures.name(each.stage), each.sentences) for each in read_run(run)],
+        "readings": [
+            (figures.name(each.stage), [found.diagnosis for found in each.findings], each.sentences)
+            for each in read_run(run)
+        ],
         "curves": _curves(run),
-        "densities": _densities(run),
-        "legend": charts.heat_legend(_most(run)),
+        "densities": densities(run),
+        "legend": charts.heat_legend(densest(run)),
         "credit": run.credit,
         "samples": [
             (
                 story.prompt_text(item.prompt),
                 story.tokens(item),
                 story.token_map(item, credit.scorer or "scores"),
+                story.all_tokens(item, credit.scorer or "score"),
             )
             for item in credit.samples
         ],
         "calibration": _calibration(credit),
+        "bins": _bins(credit),
         "weighted": figures.percent(credit.num_weighted / max(1, credit.num_tokens)),
         "changes": story.changes(run),
         "examples": story.examples(run, most=num_examples),
@@ -186,16 +193,22 @@ def _curves(run: RunView) -> list[StageCurves]:
     found = []
     for stage, steps in run.curves.items():
         panels = []
-        for title, lines in PANELS:
+        for title, lines, is_share in PANELS:
             series = [
                 charts.Series(
-                    label, colour, [(step["step"], step[metric]) for step in steps if metric in step]
+                    label,
+                    colour,
+                    [
+                        (step["step"], step[metric])
+                        for step in steps
+                        if metric in step and LESS_THAN.get(metric) not in step
+                    ],
                 )
                 for metric, label, colour in lines
             ]
             series = [line for line in series if line.points]
             if series:
-                panels.append((title, charts.line_chart(f"{title}, {stage}", series)))
+                panels.append((title, charts.line_chart(f"{title}, {stage}", series, is_share=is_share)))
         if panels:
             found.append(StageCurves(figures.name(stage), tuple(panels)))
     return found
@@ -211,21 +224,16 @@ def _calibration(credit: TokenCredit) -> list[tuple[str, str, Markup]]:
     return found
 
 
-def _most(run: RunView) -> float:
-    return max(
-        (row.selected / row.total for mask in run.masks.values() for row in mask if row.total), default=0.0
-    )
-
-
-def _densities(run: RunView) -> list[Density]:
-    found = []
-    for stage, mask in run.masks.items():
-        selected, total = sum(row.selected for row in mask), sum(row.total for row in mask)
-        overall = f"{figures.density(selected / max(1, total))} of all weights: {figures.count(selected)} of {figures.count(total)}"
-        overall += chosen_among(run.among.get(stage, {}))
-        chart = charts.heat_map(
-            f"density of the {stage} mask by layer and kind of tensor", mask, most=_most(run)
+def _bins(credit: TokenCredit) -> tables.Table:
+    """Return the calibration charts' dots as a table."""
+    rows = tuple(
+        (
+            tables.Cell(figures.name(each.scorer or "scores")),
+            tables.Cell(figures.decimal(bin.predicted, digits=3), value=bin.predicted),
+            tables.Cell(figures.percent(bin.observed), value=bin.observed),
+            tables.Cell(figures.count(bin.num), value=bin.num),
         )
-        experts = expert_table(run.experts.get(stage, ()), selected=selected)
-        found.append(Density(figures.name(stage), overall, chart, experts))
-    return found
+        for each in credit.calibration
+        for bin in each.bins
+    )
+    return tables.Table("Score and truth", ("Scorer", "Mean score", "Truly aligned", "Tokens"), rows)

@@ -2,20 +2,12 @@
 
 from collections.abc import Sequence
 
-from allo.files.evaluation import HeldOut, HeldOutFeedback, Rate
+from allo.files.evaluation import HeldOut, HeldOutFeedback
 from allo.report import figures
-from allo.report.tables import Cell, Model, Table, rate
+from allo.report.tables import Cell, Model, Table, measured, rate
 
-COLUMNS = (
-    *("Reward accuracy", "Margin", "Likelihood accuracy"),
-    *("Chosen", "Rejected", "Chosen, a token", "Rejected, a token"),
-)
-
-
-FEEDBACK_COLUMNS = (
-    *("Reward AUC", "Likelihood AUC"),
-    *("Good", "Bad", "Good, a token", "Bad, a token"),
-)
+COLUMNS = ("Reward accuracy", "Margin", "Likelihood accuracy")
+FEEDBACK_COLUMNS = ("Reward AUC", "Likelihood AUC")
 
 
 def held_out_tables(rows: Sequence[Model]) -> list[Table]:
@@ -36,14 +28,12 @@ def _of_feedback(rows: Sequence[Model]) -> list[Table]:
                 (
                     Cell(row.label),
                     *(rate(each) for each in (found.reward_auc, found.likelihood_auc)),
-                    *(_nats(change.answer if change else None) for change in (found.good, found.bad)),
-                    *(_nats(change.token if change else None) for change in (found.good, found.bad)),
                 )
                 for row, found in known
             ),
             remark=f"{'; '.join(counts)}. Reward AUC is the chance that a good completion has a higher reward than a bad "
             "one: beta times its log-ratio to the start; at the start every reward is 0. Likelihood AUC is that of a "
-            "higher mean log-prob of a token. Good and bad: change in log-likelihood, in nats",
+            "higher mean log-prob of a token",
         )
     ]
 
@@ -65,8 +55,7 @@ def _of_pairs(rows: Sequence[Model]) -> list[Table]:
             rows=tuple((Cell(row.label), *_cells(found)) for row, found in known),
             remark=f"{'; '.join(counts)}. A pair is right by its reward if its margin is above 0: beta times the "
             "log-ratio to the start of the chosen answer, less that of the rejected one; at the start every margin is "
-            "0. It is right by likelihood if the chosen answer is the likelier one. Chosen and rejected: change in "
-            "log-likelihood, in nats",
+            "0. It is right by likelihood if the chosen answer is the likelier one",
         )
     ]
 
@@ -86,19 +75,4 @@ def _details(found: HeldOut | HeldOutFeedback, num_prompts: int) -> str:
 
 
 def _cells(found: HeldOut) -> tuple[Cell, ...]:
-    chosen, rejected = found.chosen, found.rejected
-    return (
-        rate(found.reward_accuracy),
-        _nats(found.margin),
-        rate(found.likelihood_accuracy),
-        *(_nats(change.answer if change else None) for change in (chosen, rejected)),
-        *(_nats(change.token if change else None) for change in (chosen, rejected)),
-    )
-
-
-def _nats(found: Rate | None) -> Cell:
-    if found is None:
-        return Cell(figures.ABSENT)
-    return Cell(
-        figures.decimal(found.value, digits=3), figures.interval(found.low, found.high, digits=3), found.value
-    )
+    return rate(found.reward_accuracy), measured(found.margin, digits=3), rate(found.likelihood_accuracy)

@@ -72,7 +72,8 @@ def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
     for stage in (run.improve, run.forget):
         if (stage / "model").is_dir():
             model = result_of(run, stage / "model").relative_to(run.path)
-            return tuple(uses(f"./{model}", f"{stage.name}/delta.safetensors", run="."))
+            known = uses(f"./{model}", f"{stage.name}/delta.safetensors", run=".")
+            return (("the model", f"./{model}"), *known)
     return ()
 
 

@@ -24,11 +24,11 @@ LONGEST = 2000  # characters shown of a prompt or completion
 
 @dataclass(frozen=True)
 class Token:
-    """One token as drawn: its text, a shade in 0..SHADES, and its figures as a tooltip."""
+    """One token as drawn: its text, a shade in 0..SHADES, and its figures in words."""
 
     text: str
     shade: int
-    tooltip: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,18 @@ def token_map(sample: TokenSample, scorer: str) -> list[MapRow]:
         ]
         rows.insert(0, MapRow("truth", truth))
     return rows if len(rows) > 1 else []
+
+
+def all_tokens(sample: TokenSample, scorer: str) -> list[Token]:
+    """Return the tokens with everything known of each: weight, every scorer's score, and the truth."""
+    scores = {scorer: sample.scores} | sample.beside
+    drawn = []
+    for place, token in enumerate(tokens(sample)):
+        notes = [f"weight {sample.weights[place]:.3g}"]
+        notes += [f"{figures.name(name)} {own[place]:.3f}" for name, own in scores.items()]
+        notes += ["truly wrong"] if sample.wrong is not None and sample.wrong[place] else []
+        drawn.append(replace(token, note=" · ".join(notes)))
+    return drawn
 
 
 def _by_score(texts: list[str], scores: list[float]) -> list[Token]:

@@ -122,11 +122,7 @@ def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
 def _reward_cells(rewards: Rewards | None) -> tuple[Cell, Cell]:
     if rewards is None:
         return Cell(figures.ABSENT), Cell(figures.ABSENT)
-    mean, won = rewards.mean, rewards.win_rate
-    reward = Cell(
-        figures.decimal(mean.value, digits=3), figures.interval(mean.low, mean.high, digits=3), mean.value
-    )
-    return rate(won), reward
+    return rate(rewards.win_rate), measured(rewards.mean, digits=3)
 
 
 def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
@@ -328,6 +324,14 @@ def rate(found: Rate | None) -> Cell:
     if found is None:
         return Cell(figures.ABSENT)
     return Cell(figures.percent(found.value), figures.percent_interval(found.low, found.high), found.value)
+
+
+def measured(found: Rate | None, *, digits: int) -> Cell:
+    """Return a mean that is no share, with its interval."""
+    if found is None:
+        return Cell(figures.ABSENT)
+    bounds = figures.interval(found.low, found.high, digits=digits)
+    return Cell(figures.decimal(found.value, digits=digits), bounds, found.value)
 
 
 def _accuracy(found: Accuracy | None) -> Cell:

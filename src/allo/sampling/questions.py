@@ -158,7 +158,7 @@ async def _ask_all(
     key = required_key(endpoint)
     failed: dict[str, str] = {}
     in_a_row = 0
-    todo = iter(track(questions, "ask", total=len(questions)))
+    todo = iter(track(questions, "ask", total=len(questions), unit="question"))
     unknown: set[str] = set()
 
     async def work() -> None:

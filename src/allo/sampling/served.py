@@ -151,7 +151,7 @@ class _Work:
             self.tally.begin = time.monotonic()
             missing = sum(self.settings.num_generations - self.there[prompt.id] for prompt in todo)
             done = self.there.total()
-            advance = stack.enter_context(bar("sample", total=done + missing, done=done))
+            advance = stack.enter_context(bar("sample", total=done + missing, done=done, unit="completion"))
             prompts = iter(todo)
             async with asyncio.TaskGroup() as workers:
                 for _ in range(sum(endpoint.concurrency for endpoint in endpoints)):

@@ -39,7 +39,7 @@ from allo.weights.checkpoints import fingerprint
 from allo.weights.places import Patch
 
 LABELS = {
-    "start": "SFT",
+    "start": "start",
     "forgotten": "after forgetting",
     "aligned": "aligned",
 }
@@ -347,7 +347,7 @@ def _kl(
             rows.append(replace(tokens, prompt_ids=cut_left(tokenizer, tokens.prompt_ids, room)))
     groups: list[list[float]] = []
     starts = range(0, len(rows), KL_BATCH)
-    for start in track(starts, "kl", total=len(starts)):
+    for start in track(starts, "KL to the start", total=len(starts)):
         part = rows[start : start + KL_BATCH]
         batch = pad([(one.prompt_ids, one.completion_ids) for one in part], pad_id=tokenizer.pad_token_id)
         batch = {key: value.to(model.device) for key, value in batch.items()}

@@ -54,6 +54,7 @@ def measured_pairs(
 ) -> dict[str, Any]:
     """Return a model's accuracies on held-out pairs and, unless it is the start itself, its changes from the start.
 
+    `chosen_logp` and `rejected_logp` are an answer's mean log-likelihoods under the model.
     A pair's margin is beta times the difference between the log-ratios of chosen and rejected answer, DPO's implicit
     reward; it is right if the margin is above 0. By likelihood it is right if the chosen answer is likelier. Intervals
     are over prompts.
@@ -61,6 +62,10 @@ def measured_pairs(
     rows, counts = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
     found = list(_of_pairs(rows, model, tokenizer, at_start))
     groups = _Groups.of(rows, seed)
+    levels = {
+        "chosen_logp": groups.mean([[one.chosen_logp] for one in found]),
+        "rejected_logp": groups.mean([[one.rejected_logp] for one in found]),
+    }
     changes: dict[str, Any] = dict.fromkeys(("reward_accuracy", "margin", "chosen", "rejected"))
     if at_start is not None:
         margins = [beta * (sum(one.chosen) - sum(one.rejected)) for one in found]
@@ -75,7 +80,8 @@ def measured_pairs(
         "num_prompts": len(groups.members),
         "num_dropped": counts.dropped,
         "beta": beta,
-        "likelihood_accuracy": groups.share([one.is_likelier for one in found]),
+        "likelihood_accuracy": groups.share([one.chosen_logp > one.rejected_logp for one in found]),
+        **levels,
         **changes,
     }
 
@@ -98,19 +104,22 @@ def measured_feedback(
     """
     kept, counts = counted_completions(tokenizer, map(vars, rows), max_length=max_length)
     collate, size = CompletionCollator(tokenizer.pad_token_id), 2 * BATCH
+    sums: list[float] = []
     means: list[float] = []
     ratios: list[list[float]] = []
     for logps, start, mask in _batches(kept, collate, size, model, at_start):
-        means += (logps.double().sum(-1) / mask.sum(-1)).tolist()
+        sums += (total := logps.double().sum(-1)).tolist()
+        means += (total / mask.sum(-1)).tolist()
         ratios += [one[own].tolist() for one, own in zip((logps - start).double(), mask, strict=True)]
     good, groups = [row["label"] for row in kept], _Groups.of(kept, seed)
+    bad = [not one for one in good]
     changes: dict[str, Any] = dict.fromkeys(("reward_auc", "good", "bad"))
     if at_start is not None:
         rewards = [beta * sum(one) for one in ratios]
         changes = {
             "reward_auc": _figure(auc(rewards, good, groups.members, seed=seed)),
             "good": groups.change(ratios, good),
-            "bad": groups.change(ratios, [not one for one in good]),
+            "bad": groups.change(ratios, bad),
         }
     return {
         "num_good": sum(good),
@@ -119,6 +128,8 @@ def measured_feedback(
         "num_dropped": counts.dropped,
         "beta": beta,
         "likelihood_auc": _figure(auc(means, good, groups.members, seed=seed)),
+        "good_logp": groups.mean_of(sums, good),
+        "bad_logp": groups.mean_of(sums, bad),
         **changes,
     }
 
@@ -129,11 +140,12 @@ def _figure(found: Estimate | None) -> dict[str, float] | None:
 
 @dataclass(frozen=True)
 class _Ratios:
-    """One pair's log-ratios to the start, token by token, and whether its chosen answer is likelier now."""
+    """One pair's log-ratios to the start, token by token, and its answers' log-likelihoods now."""
 
     chosen: list[float]
     rejected: list[float]
-    is_likelier: bool
+    chosen_logp: float
+    rejected_logp: float
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,11 @@ class _Groups:
     def mean(self, values: Sequence[Sequence[float]]) -> dict[str, float]:
         """Return the mean over all values of all pairs."""
         return self._estimate(values).figure
+
+    def mean_of(self, values: Sequence[float], counts: Sequence[bool]) -> dict[str, float] | None:
+        """Return the mean of the values that count; None if none does."""
+        own = [[value] if count else [] for value, count in zip(values, counts, strict=True)]
+        return self.mean(own) if any(counts) else None
 
     def share(self, right: Sequence[bool]) -> dict[str, float]:
         """Return the share of right pairs, with Wilson's interval if every prompt has one pair."""
@@ -178,12 +195,10 @@ class _Groups:
 def _of_pairs(rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None) -> Iterator[_Ratios]:
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
     for logps, start, mask in _batches(rows, collate, BATCH, model, at_start):
-        likelier = [
-            bool(chosen > rejected) for chosen, rejected in zip(*logps.double().sum(-1).chunk(2), strict=True)
-        ]
+        sums = logps.double().sum(-1).tolist()
         ratios = [one[kept].tolist() for one, kept in zip((logps - start).double(), mask, strict=True)]
-        half = len(likelier)
-        yield from map(_Ratios, ratios[:half], ratios[half:], likelier)
+        half = len(sums) // 2
+        yield from map(_Ratios, ratios[:half], ratios[half:], sums[:half], sums[half:])
 
 
 def _batches(

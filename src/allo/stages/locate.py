@@ -66,7 +66,7 @@ def _rows(
         pairs = map(vars, read_jsonl(folder.pairs, Pair))
         rows, counts = counted_pairs(tokenizer, pairs, max_length=recipe.max_length)
     if words := counts.words(recipe.max_length):
-        say(words)
+        say(f"locate: {words}")
     return rows, {"dropped": counts.dropped}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from allo.files.artifacts import RunFolder, write_atomic
 from allo.recipe import Recipe
+from allo.report.likelihood import likelihood_tables
 from allo.report.page import DEFAULT_EXAMPLES, render
 from allo.report.pairs import held_out_tables
 from allo.report.read import view
@@ -46,8 +47,9 @@ def result_of_run(run: Path) -> str:
 
 def tables_of_run(run: Path) -> Iterator[tuple[str, list[list[str]]]]:
     """Yield the title and the lines of each table of a finished run's results: models side by side, headed by names."""
-    rows = models([view(run)])
-    for table in result_tables(rows) + held_out_tables(rows):
+    seen = view(run)
+    rows = models([seen])
+    for table in result_tables(rows) + held_out_tables(rows) + likelihood_tables([seen], training=False):
         lines = [["", *(row[0].text for row in table.rows)]]
         for number, name in enumerate(table.columns[1:], start=1):
             cells = [row[number] for row in table.rows]

@@ -20,6 +20,8 @@ Grid = NDArray[np.float64]
 
 SMALLEST_P = 1e-4
 """The smallest p reported: simulations reach no further, and no model of seeds and problems is more exact."""
+RULE = "2026-11-30"
+"""The day of the last change to what `crossed_p` and `crossed_bootstrap` give, which a comparison's record names."""
 FLIPS = 19_999  # of Monte Carlo; the smallest p is 1 / 20,000
 EXACT_UP_TO = 14  # signs: up to 16,384 patterns are enumerated
 TIED = 1e-12  # relative difference of sums taken in another order

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from allo.console import console
 from allo.errors import UserError
 from allo.recipe import Recipe
+from allo.training.trackers import check_trackers, tracker_names
 
 Arguments = TrainingArguments  # for rooms that do not import transformers
 
@@ -68,12 +68,13 @@ def training_arguments(
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
     for name in own.keys() & training.keys():
         raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
-    quiet = {"disable_tqdm": not console.is_terminal, "log_level": "error"}
+    quiet = {"disable_tqdm": True, "log_level": "error"}  # the console shows the steps
     try:
         arguments = kind(**(quiet | training | own))
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{key}: {kind_name} refuses it: {error}") from error
     try:
+        check_trackers(arguments.report_to)
         check_arguments(arguments, lean=lean, trainer_is_ours=kind is TrainingArguments)
     except UserError as error:
         raise UserError(f"{key}.{error}") from error
@@ -94,7 +95,7 @@ def stage_arguments(
     """
     block = getattr(recipe, stage)
     return training_arguments(
-        {**block.training.model_dump(), **more},
+        {**tracker_names(recipe, stage), **block.training.model_dump(), **more},
         folder=folder,
         seed=recipe.seed if stage in recipe.training_stages else recipe.seed_of_data,
         device=device,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allo.console import track
+from allo.console import STEP, bar, say, track
 from allo.errors import DivergedError, UserError
 from allo.losses import token_losses as losses
 from allo.losses.feedback_losses import AnswerSums, classified
@@ -26,6 +26,7 @@ from allo.models.row_lengths import check_rows_fit
 from allo.training.arguments import is_default
 from allo.training.micro_batches import micro_batches
 from allo.training.reference import add_reference
+from allo.training.run import show_step
 from allo.training.selected_trainer import REFERENCE_FILE, Row
 from allo.weights.finite import check_finite
 from allo.weights.fused_warmup import FusedWarmup
@@ -91,7 +92,7 @@ class DpoPasses:
         if of_pairs:
             batches = [[row] for row in self.rows]
         with gradients_taken(self.model, take, among=self._among):
-            for rows in track(batches, "locate", total=len(batches)):
+            for rows in track(batches, "gradients", total=len(batches)):
                 batch = self._collated(rows)
                 logps = per_token_logps(self.model, batch)
                 self._losses(logps - logps.detach(), batch).sum().backward()
@@ -114,14 +115,22 @@ class DpoPasses:
                 raise UserError(
                     f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
                 )
+        if self.arguments.report_to:
+            say(
+                f"locate: report_to: the fused warm-up logs to no tracker; its steps are in {self.arguments.output_dir}/"
+                "metrics.jsonl. locate.criterion=warmup logs to it."
+            )
         num_steps = number_of_steps(self.arguments, len(self.rows))
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         self._add_reference(steps_an_epoch)
         steps = zip(learning_rates(self.arguments, num_steps), self._steps(), strict=False)
         warmup, metrics = FusedWarmup(self.model, among=self._among), []
         self.start = warmup.start
-        with gradients_taken(self.model, warmup.update, among=self._among):
-            for number, (rate, rows) in enumerate(track(steps, "locate", total=num_steps), start=1):
+        with (
+            gradients_taken(self.model, warmup.update, among=self._among),
+            bar("", total=num_steps, unit=STEP) as shown,
+        ):
+            for number, (rate, rows) in enumerate(steps, start=1):
                 seen = []
                 for part in self._micro_batches(rows):
                     warmup.rate = rate * len(part) / self.rows_a_step
@@ -138,6 +147,8 @@ class DpoPasses:
                     )
                 place = {"step": number, "epoch": number / steps_an_epoch, "learning_rate": rate}
                 metrics.append(place | row)
+                shown(1)
+                show_step(shown, number, metrics[-1])
         check_finite(
             self.model.named_parameters(),
             where="locate: weights are no longer finite after the warm-up",

@@ -69,7 +69,7 @@ def _compute(
             total += len(row[side + _IDS])
     found = torch.zeros(total, device=model.device)
     own = list(own_share(batches))
-    for part in track(own, "reference", total=len(own)):
+    for part in track(own, "log-probs of the reference", total=len(own)):
         batch = {name: tensor.to(model.device) for name, tensor in collate(part).items()}
         completions = [(row, side) for side in _sides(part[0]) for row in part]
         for (row, side), logps in zip(completions, per_token_logps(model, batch), strict=True):

@@ -90,8 +90,8 @@ def write_change(
 ) -> dict[str, int]:
     """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
 
-    `among` has, by tensor, the flat indices at which they may differ. Returns the number that do, and the delta's
-    size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
+    `among` has, by tensor, the flat indices at which they may differ. Returns the number that do, each tied weight once, and
+    the delta's size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
     """
     check_finite(model.named_parameters(), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
     start = read_start(run)
@@ -110,7 +110,8 @@ def _write_delta(
 ) -> int:
     base = Checkpoint.open(start.model)
     indices, values = {}, {}
-    for name, tensor in Layout.of(model).stored(trained_parameters(model)):
+    layout = Layout.of(model)
+    for name, tensor in layout.stored(trained_parameters(model)):
         candidates = [found[name] for found in among if name in found]
         if not candidates:
             continue
@@ -120,6 +121,10 @@ def _write_delta(
         differs = as_bits(live) != as_bits(gather(base.read(name), where))
         if differs.any():
             indices[name], values[name] = where[differs], live[differs]
+    changed = sum(len(where) for where in indices.values())
+    for name, first in layout.copies(base.stored.keys()).items():
+        if first in indices:
+            indices[name], values[name] = indices[first], values[first]
     delta.write_delta(
         path,
         indices=indices,
@@ -128,4 +133,4 @@ def _write_delta(
         base_hashes=start.hashes,
         metadata={**metadata, "base_model": Path(start.model).name},
     )
-    return sum(len(where) for where in indices.values())
+    return changed

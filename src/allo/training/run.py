@@ -1,15 +1,19 @@
 """Complete runs of a trainer, from its last complete checkpoint, in a stage's folder."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from allo.console import STEP, Work, bar, logged
 from allo.errors import DivergedError
 from allo.training.checkpointing import last_sound_checkpoint, remove_checkpoint
 from allo.training.selected_trainer import SelectedTrainer
+from allo.training.trackers import tracked
 from allo.weights.finite import check_finite
 
 Logged = dict[str, float | None]
@@ -33,7 +37,11 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
     Raises `DivergedError`, naming the tensor, for weights that training made NaN or infinite.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    mask = trainer.mask if isinstance(trainer, SelectedTrainer) else None
+    with bar("", total=0, unit=STEP) as steps, tracked(trainer, mask, begins=checkpoint is None):
+        trainer.add_callback(shown := _Shown(steps))
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.remove_callback(shown)
     check_finite(
         trainer.model.named_parameters(),
         where="weights are no longer finite",
@@ -41,11 +49,67 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
         kind=DivergedError,
     )
     # Logs read from a checkpoint have sorted keys.
-    logged = [
+    rows = [
         {name: _finite(value) for name, value in sorted(row.items()) if not name.endswith(_CLOCKED)}
         for row in trainer.state.log_history
     ]
-    return [row for row in logged if "loss" in row or "eval_loss" in row]
+    return [row for row in rows if "loss" in row or "eval_loss" in row]
+
+
+class _Shown(TrainerCallback):
+    """Steps and what they log, as the console shows them."""
+
+    def __init__(self, steps: Work) -> None:
+        self.steps = steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.steps.begin(state.max_steps, state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.steps(state.global_step - self.steps.done, self.steps.note)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and ("loss" in logs or "eval_loss" in logs):
+            show_step(self.steps, state.global_step, logs)
+
+
+# Metrics that a line shows, with their names, forms and widths; the most telling first.
+_SHOWN = (
+    ("loss", "loss", ".4g", 8),
+    ("eval_loss", "held-out loss", ".4g", 8),
+    ("rewards/margins", "margin", ".2g", 7),
+    ("rewards/accuracies", "accuracy", ".0%", 4),
+    ("probabilities/forgotten", "probability", ".3g", 7),
+    ("kl", "KL", ".3g", 7),
+    ("reward", "reward", ".3g", 7),
+    ("learning_rate", "rate", ".2g", 7),
+)
+
+
+def show_step(steps: Work, step: int, logs: Mapping[str, Any]) -> None:
+    """Show a logged step in one line on a terminal, and its loss beside the progress."""
+    found = [
+        f"{name} {format(logs[key], form):<{width}}"
+        for key, name, form, width in _SHOWN
+        if _is_number(logs.get(key))
+    ]
+    logged([f"step {step:>{len(str(steps.total))}}/{steps.total}", *found])
+    steps.note = found[0].rstrip() if found else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def state_bytes(trainer: SelectedTrainer) -> int:

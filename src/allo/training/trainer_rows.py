@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.console import say
+from allo.console import say, stage_at_work
 from allo.errors import UserError
 from allo.files.rows import Reading
 from allo.models.row_lengths import check_rows_fit, num_tokens
@@ -53,7 +53,7 @@ class RowReader:
         num_ids = self.model.get_input_embeddings().weight.shape[0]
         rows, counts = self.tokenize(self.tokenizer, dataset, max_length=max_length, num_ids=num_ids)
         if words := counts.words(self.max_length):
-            say(f"{name}: {words}")
+            say(f"{stage_at_work(name)}: {words}")
         if self.cuts_ends:
             whole, rows = rows, self._ends_cut(rows, name)
             counts = replace(counts, long=counts.long + len(whole) - len(rows))

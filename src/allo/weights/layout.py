@@ -8,7 +8,7 @@ lies, whatever the conversion is made of. It must be a bijection.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -96,6 +96,23 @@ class Layout:
             for in_body in [any(live.startswith(prefix) for live in group.live)]
             for name in group.stored
         }
+
+    def copies(self, names: Set[str]) -> dict[str, str]:
+        """Return those of some names on disk that hold a tied weight once more, each with the name that this layout has."""
+        every, prefix = dict(self.model.named_parameters(remove_duplicate=False)), _prefix(self.model)
+        first = {
+            id(every[live]): (stored, live)
+            for group in self.groups
+            for stored, live in zip(group.stored, group.live, strict=group.renames)
+            if group.renames and live in every
+        }
+        found = {}
+        for name in names - self.shapes.keys():
+            live = name if name in every else prefix + name
+            stored, own = first.get(id(every.get(live)), ("", live))
+            if live != own:  # otherwise it is the same name, spelled otherwise
+                found[name] = stored
+        return found
 
     def spelled_as(self, names: Collection[str]) -> "Layout":
         """Return this layout without the body's prefix if names of a mask or delta lack it and nothing is converted.
@@ -185,7 +202,8 @@ class Layout:
         """Return those of some names on disk whose tensors this model keeps as they are, or ignores."""
         if not names:
             return set()
-        kept = Layout.whole(self.model).shapes
+        whole = Layout.whole(self.model)
+        kept = whole.shapes | whole.copies(names)
         ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()
         return {name for name in names if name in kept or any(re.search(each, name) for each in ignored)}
 

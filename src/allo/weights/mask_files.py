@@ -7,7 +7,7 @@ One pass over both folders suffices: this thread reads and scores, a second one 
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allo.console import track
-from allo.errors import UserError
+from allo.console import say, track
+from allo.errors import UserError, and_more
 from allo.recipe.criteria import CRITERIA
 from allo.recipe.granularity import WEIGHT, Granularity
 from allo.weights import importance
-from allo.weights.allowed import Kinds, allowed_tensors, kinds_unknown, num_entries
+from allo.weights.allowed import Kinds, Shapes, allowed_tensors, kinds_unknown, num_entries
 from allo.weights.checkpoints import Checkpoint, check_same_layout
 from allo.weights.fingerprints import Digest, combine
 from allo.weights.group_selection import select_groups
@@ -56,8 +56,11 @@ def mask_from_checkpoints(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     kinds: Kinds = kinds_unknown,
+    trained: Collection[str] | None = None,
 ) -> ParamMask:
     """Select the top `density` of all floating-point weights, write the mask to `out` and return it.
+
+    `trained`: the tensors that a run of `base` trains; others, such as a vision tower, do not count. None: all.
 
     Resident memory grows with the mask, not with the model. The mask has exactly k weights even if fewer weights
     differ, or none. The rest are then unchanged weights, drawn by their stable hash, and a UserWarning counts them.
@@ -70,8 +73,8 @@ def mask_from_checkpoints(
     _check_request(criterion, granularity)
     check_profile(profile)
     comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
-    shapes = comparison.shapes
-    allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density)
+    shapes, others = _counted(comparison.shapes, trained, base)
+    allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density, others=others)
     comparison.allowed = allowed.own_shapes
     k = num_to_select(density, num_entries(shapes))
     with _one_torch_thread():
@@ -101,6 +104,17 @@ def mask_from_checkpoints(
     mask = ParamMask(selected, shapes=shapes, metadata=metadata)
     mask.save(out, profile=profile)
     return mask
+
+
+def _counted(shapes: Shapes, trained: Collection[str] | None, base: str | Path) -> tuple[Shapes, Shapes]:
+    """Return the tensors that a run trains and the others, which are said."""
+    others = {name: shape for name, shape in shapes.items() if trained is not None and name not in trained}
+    if others:
+        say(
+            f"{num_entries(others):,} of {base}'s {num_entries(shapes):,} weights are not trained by a run, and no density "
+            f"counts them: {next(iter(others))}{and_more(others)}"
+        )
+    return {name: shape for name, shape in shapes.items() if name not in others}, others
 
 
 def _too_few_differ(between: str, num_changed: int, k: int) -> str:
@@ -150,7 +164,7 @@ class _Comparison:
         stored = self._before.stored
         with ThreadPoolExecutor(1) as hashing:
             waiting: deque[Future[None]] = deque()
-            for name in track(stored, "mask, select", total=len(stored)):
+            for name in track(stored, "mask, select", total=len(stored), unit="tensor"):
                 digest, start = Digest(stored[name].dtype, stored[name].shape), 0
                 for old, new in zip(self._before.pieces(name), self._after.pieces(name), strict=True):
                     waiting.append(hashing.submit(digest.update, old))

@@ -1,0 +1,94 @@
+"""Plans of deep models, from rehearsals of two shallow ones: layers that are alike take the same memory each."""
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from allo.models.load import empty_model
+from allo.models.rehearsal import config_of
+from allo.plan.memory import StagePlan
+from allo.recipe import Recipe
+
+FEW = 2
+"""Layers of the shallower model; the other has one more."""
+_SAME_CLASS = (bool, int, float, str, type(None), tuple)
+
+
+def planned_by_layer(plan: Callable[[Recipe], StagePlan], recipe: Recipe) -> StagePlan:
+    """Plan with two shallow models, and add the difference once for each further layer.
+
+    A model whose layers differ, one of code from the hub, and one whose tensors are named in the recipe are planned as
+    they are.
+    """
+    layers = None if recipe.trust_remote_code or _names_tensors(recipe) else _layers_alike(recipe.model)
+    if layers is None or layers <= FEW + 1:
+        return plan(recipe)
+    config = config_of(recipe.model, recipe.trust_remote_code)
+    with _shallow(config, FEW) as few, _shallow(config, FEW + 1) as one_more:
+        first, second = (plan(recipe.model_copy(update={"model": str(folder)})) for folder in (few, one_more))
+    further = layers - FEW - 1
+
+    def at_depth(fewer: int, more: int) -> int:
+        return more + further * (more - fewer)
+
+    kinds = {**first.bytes, **second.bytes}
+    taken = {kind: at_depth(first.bytes.get(kind, 0), second.bytes.get(kind, 0)) for kind in kinds}
+    return replace(second, bytes=taken, host=at_depth(first.host, second.host))
+
+
+def _names_tensors(recipe: Recipe) -> bool:
+    return recipe.locate is not None and bool(recipe.locate.include or recipe.locate.exclude)
+
+
+@functools.cache
+def _layers_alike(ref: str) -> int | None:
+    """Return the number of a model's layers if all are alike and a configuration says how many; otherwise None."""
+    config = config_of(ref, False)
+    number = getattr(config, "num_hidden_layers", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    stacks = [
+        module
+        for module in empty_model(config).modules()
+        if isinstance(module, nn.ModuleList) and len(module) == number
+    ]
+    if number is None or len(kinds) > 1 or len(stacks) != 1:
+        return None
+    first, *others = map(_description, stacks[0])
+    return number if all(other == first for other in others) else None
+
+
+def _description(layer: nn.Module) -> list[Any]:
+    """Describe a layer by its modules, their tensors' shapes and their settings, apart from its number."""
+    return [
+        (
+            name,
+            type(module),
+            [(key, param.shape) for key, param in module.named_parameters(recurse=False)],
+            [
+                (key, value)
+                for key, value in vars(module).items()
+                if isinstance(value, _SAME_CLASS) and key != "layer_idx"
+            ],
+        )
+        for name, module in layer.named_modules()
+    ]
+
+
+@contextmanager
+def _shallow(config: PretrainedConfig, layers: int) -> Iterator[Path]:
+    """Yield a folder with the configuration of a model of few layers."""
+    fields: Mapping[str, Any] = config.to_dict()
+    changed = {"num_hidden_layers": layers}
+    if fields.get("layer_types"):
+        changed["layer_types"] = fields["layer_types"][:layers]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps({**fields, **changed}))
+        yield Path(folder)
