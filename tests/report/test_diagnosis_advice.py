@@ -70,3 +70,10 @@ def test_forgetting_that_reached_its_bound_in_a_few_steps_is_not_too_little(
     reading = read_stage("forget", steps, recipe(forget__until=0.1, forget__loss="unlikelihood"))
     assert reading is not None
     assert [finding.diagnosis for finding in reading.findings] == faults
+
+
+@pytest.mark.parametrize(("believed", "bound"), [(0.9, "0.5"), (0.06, "0.03"), (0.004, "0.002")])
+def test_a_bound_is_advised_below_where_the_run_began(believed: float, bound: str) -> None:
+    """SmolLM2 gives its marked tokens 0.06 at the start: at a bound of 0.1, forgetting ends at its first step."""
+    text = advice("forget", forgetting(change=-6.0, believed=believed))
+    assert f"Set forget.until to {bound}," in text

@@ -181,7 +181,9 @@ def forgot_much(evidence: Evidence) -> Numbers | None:
         or evidence.number("forget.until") is not None
     ):
         return None
-    return {"fall": nats(at_end(ratios)), "share": _as_likely(at_end(ratios))}
+    believed = evidence.values("probabilities/forgotten")
+    bound = f"{believed[0] / 2:.1g}" if believed else "0.1"  # the first is the start's
+    return {"fall": nats(at_end(ratios)), "share": _as_likely(at_end(ratios)), "bound": bound}
 
 
 def spread(evidence: Evidence) -> Numbers | None:
