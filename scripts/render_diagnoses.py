@@ -38,7 +38,7 @@ def _keys(diagnosis: Diagnosis) -> str:
         verb, key, *rest = change.replace(
             "{stage}.", "" if len(diagnosis.stages) > 1 else f"{diagnosis.stages[0]}."
         ).split()
-        said.append(" ".join([verb, f"`{key}`", *rest]))
+        said.append(_plain(" ".join([verb, f"`{key}`", *rest])))
     return ", ".join(said)
 
 

@@ -64,28 +64,29 @@ class Found:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model with the settings of all of its runs, whose first stages are prepared once, up to the token scores."""
+    """A model with the settings of all of its runs, whose first stages are prepared once, up to `prepares`."""
 
     form: Path
     settings: Settings
     work: Path
     keep: bool = False
+    prepares: str = "score"
 
     @property
     def prepared(self) -> Path:
         return self.work / "prepared"
 
-    def recipe(self, case: Case, out: Path, rows: Rows | None = None, *, seed: int | None = None) -> Recipe:
+    def recipe(self, case: Case, out: Path, rows: Rows | None = None, *, seed: int = 0) -> Recipe:
         """Return a case's recipe, on rows of its own if it has any."""
-        own: dict[str, object] = {"out": str(out)} | ({} if seed is None else {"seed": seed})
+        own: dict[str, object] = {"out": str(out)}
         if rows is not None:
             kind = "feedback" if "label" in rows[0] else "pairs"
             own["data"] = {kind: str(write_rows(self.work / "rows.jsonl", rows))}
-        settings = {**self.settings, **case.settings, **own}
+        settings = {"seed": seed, **self.settings, **case.settings, **own}
         return load_recipe(case.form, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
 
     def prepare(self) -> None:
-        run_all(self.recipe(Case("prepared", {}, self.form), self.prepared), until="score")
+        run_all(self.recipe(Case("prepared", {}, self.form), self.prepared), until=self.prepares)
 
     def run(self, case: Case, seed: int) -> Found:
         """Train a case, and return the faults that it names."""
@@ -122,10 +123,11 @@ def laboratory(work: Path, *, data_seed: int, keep: bool = False) -> Bench:
     return Bench(PUBLISHED, {**EVALUATED, "model": str(LAB), "data_seed": data_seed}, work, keep)
 
 
-def small(model: str, rows: Rows, work: Path, *, keep: bool = False) -> Bench:
-    """Return a model as large as SmolLM2-135M, with pairs to train on."""
-    path = write_rows(work / "pairs.jsonl", rows)
-    return Bench(PAIRS, {**SMALL, "model": model, "data": {"pairs": str(path)}}, work, keep)
+def small(model: str, rows: Rows, work: Path, *, seed: int, keep: bool = False) -> Bench:
+    """Return a model as large as SmolLM2-135M, with pairs to train on. Its runs have one seed, so they share forgetting."""
+    data = {"pairs": str(write_rows(work / "pairs.jsonl", rows))}
+    settings = {**SMALL, "model": model, "data": data, "seed": seed, "data_seed": seed}
+    return Bench(PAIRS, settings, work, keep, prepares="forget")
 
 
 def accuracy(model: ModelResult) -> float | None:
@@ -211,7 +213,7 @@ def main() -> None:
             if given.pairs is None:
                 parser.error("--smollm2 needs --pairs")
             table, cases = "diagnosis-smollm2", SMALL_FAULTS + SMALL_GOOD
-            bench = small(given.smollm2, short_pairs(given.pairs), work, keep=keep)
+            bench = small(given.smollm2, short_pairs(given.pairs), work, seed=given.seed, keep=keep)
         else:
             table, cases = "diagnosis", FAULTS + GOOD + AGAIN
             bench = laboratory(work, data_seed=given.seed, keep=keep)

@@ -134,7 +134,7 @@ AGAIN = (
     Case("forgot too little", {FORGET_RATE: 1e-5}, form=DEMO, until="forget"),
     Case("forgot too much", {FORGET_RATE: 1e-2, "forget.training.num_train_epochs": 3}, until="forget"),
     Case("forgetting spread", {FORGET_RATE: 1e-3, "forget.density": 0.5}, until="forget"),
-    Case("until not reached", {"forget.until": 0.1, FORGET_RATE: 1e-4}, form=DEMO, until="forget"),
+    Case("until not reached", {"forget.until": 0.01, FORGET_RATE: 1e-4}, form=DEMO, until="forget"),
     Case("loss rose", plain("sft", training__learning_rate=0.05)),
     Case("length changed", {EPOCHS: 3}, form=DPO, until="evaluate", rows=lengthened),
     Case("far from the start", plain("sft", training__learning_rate=1e-2), until="evaluate"),
@@ -171,17 +171,19 @@ GOOD = tuple(
     )
 )
 
-# Ten steps of four pairs on a model of 135 million weights: 48 pairs, nine of which are held out.
+# Nine steps of four pairs on a model of 135 million weights: 48 pairs, 12 of which are held out. At the start recipe's rate, so
+# few steps of forgetting do hardly anything.
 SMALL: Settings = {
     "max_length": 256,
     **{f"{stage}.training.gradient_accumulation_steps": 1 for stage in ("locate", "forget", "improve")},
+    FORGET_RATE: 1e-4,
 }
 SMALL_FAULTS = (
     Case("nothing moved", {RATE: 1e-8}, PAIRS),
-    Case("chosen answers fell", {RATE: 1e-3}, PAIRS),
-    Case("forgot too much", {FORGET_RATE: 1e-3}, PAIRS, until="forget"),
+    Case("chosen answers fell", {RATE: 1e-2}, PAIRS),
+    Case("forgot too much", {FORGET_RATE: 3e-3}, PAIRS, until="forget"),
 )
 SMALL_GOOD = (
     Case("start/pairs.yaml", {}, PAIRS, until="evaluate"),
-    Case("dpo", {**plain("dpo"), RATE: 5e-6}, PAIRS, until="evaluate"),
+    Case("start/pairs.yaml with ipo", {"improve.loss": "ipo"}, PAIRS, until="evaluate"),
 )

@@ -68,7 +68,7 @@ def evaluated(*, tokens: float = 24.2, kl: float = 0.01, **changes: Any) -> list
         ),
         (improved(improving(told=1.0, soon=0.02)), "accuracy saturated", ["100.0 %", "a tenth of the 40 steps"]),
         (forgot(forgetting(change=-0.01)), "forgot too little", ["lost 0.010", "raise forget.training.learning_rate"]),
-        (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3 %", "set forget.until to 0.1, lower", "lower forget.density (now 0.05)"]),
+        (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3 %", "set forget.until to 0.5, lower", "lower forget.density (now 0.05)"]),
         (
             forgot(forgetting(change=-0.3), forget__until=0.1),
             "until not reached",

@@ -48,3 +48,32 @@ def test_forgetting_that_stopped_before_its_last_step_reached_its_bound(
     reading = read_stage("forget", forgetting(change=-0.3), recipe(forget__until=0.5, **settings))
     assert reading is not None
     assert bool(reading.findings) is not stopped
+
+
+@pytest.mark.parametrize(
+    ("believed", "faults"),
+    [
+        ([0.117, 0.143, 0.149, 0.08], []),  # the laboratory's: batches differ by more than four steps change
+        ([0.17, 0.11, 0.17, 0.16, 0.079], []),
+        ([0.117, 0.143, 0.149, 0.12], ["forgot too little", "until not reached"]),
+    ],
+)
+def test_forgetting_that_reached_its_bound_in_a_few_steps_is_not_too_little(
+    believed: list[float], faults: list[str]
+) -> None:
+    steps = [
+        {"step": i + 1, "epoch": 0.05 * (i + 1), "loss": 0.1, "probabilities/forgotten": value}
+        for i, value in enumerate(believed)
+    ]
+    if faults:  # no step was left
+        steps[-1]["epoch"] = 1.0
+    reading = read_stage("forget", steps, recipe(forget__until=0.1, forget__loss="unlikelihood"))
+    assert reading is not None
+    assert [finding.diagnosis for finding in reading.findings] == faults
+
+
+@pytest.mark.parametrize(("believed", "bound"), [(0.9, "0.5"), (0.06, "0.03"), (0.004, "0.002")])
+def test_a_bound_is_advised_below_where_the_run_began(believed: float, bound: str) -> None:
+    """SmolLM2 gives its marked tokens 0.06 at the start: at a bound of 0.1, forgetting ends at its first step."""
+    text = advice("forget", forgetting(change=-6.0, believed=believed))
+    assert f"Set forget.until to {bound}," in text

@@ -41,15 +41,15 @@ class Diagnosis:
         numbers = self.find(evidence) if evidence.stage in self.stages else None
         if numbers is None:
             return None
-        text = f"{self.happened.format(**numbers)} {self.meaning} {_advice(self.changes, evidence)}"
+        text = f"{self.happened.format(**numbers)} {self.meaning} {_advice(self.changes, evidence, numbers)}"
         return Finding(self.name, text.strip())
 
 
-def _advice(changes: Sequence[str], evidence: Evidence) -> str:
+def _advice(changes: Sequence[str], evidence: Evidence, numbers: Numbers) -> str:
     """Return the changes that the recipe allows as one sentence."""
     said = []
     for change in changes:
-        verb, key, *rest = change.replace("{stage}", evidence.stage).split()
+        verb, key, *rest = change.format(stage=evidence.stage, **numbers).split()
         block, training, _ = key.partition(".training.")
         if key.endswith(".num_train_epochs") and evidence.most_steps(block):
             key = f"{block}{training}max_steps"
@@ -138,7 +138,7 @@ DIAGNOSES = (
         faults.forgot_much,
         "The tokens marked as wrong lost {fall} nats each and are {share} as likely as at the start.",
         "Right answers need some of these tokens too, so the model may answer worse. A bound ends forgetting in time.",
-        ("set forget.until to 0.1", f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+        ("set forget.until to {bound}", f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
     Diagnosis(
         "forgetting spread",
@@ -255,7 +255,7 @@ def _read(stage: str, evidence: Evidence) -> Reading:
     if num_logged < FEWEST:
         few = f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}."
         if (evidence.number(f"{evidence.stage}.training.logging_steps") or 1) > 1:
-            few = f"{few} {_advice(['lower {stage}.training.logging_steps'], evidence)}"
+            few = f"{few} {_advice(['lower {stage}.training.logging_steps'], evidence, {})}"
         return Reading(stage, (few, *texts), found)
     return Reading(stage, (_summary(evidence), *(texts or ("Nothing in the curves is unusual.",))), found)
 

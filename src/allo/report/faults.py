@@ -181,7 +181,9 @@ def forgot_much(evidence: Evidence) -> Numbers | None:
         or evidence.number("forget.until") is not None
     ):
         return None
-    return {"fall": nats(at_end(ratios)), "share": _as_likely(at_end(ratios))}
+    believed = evidence.values("probabilities/forgotten")
+    bound = f"{believed[0] / 2:.1g}" if believed else "0.1"  # the first is the start's
+    return {"fall": nats(at_end(ratios)), "share": _as_likely(at_end(ratios)), "bound": bound}
 
 
 def spread(evidence: Evidence) -> Numbers | None:
@@ -196,9 +198,9 @@ def spread(evidence: Evidence) -> Numbers | None:
 
 
 def forgot_little(evidence: Evidence) -> Numbers | None:
-    """Find marked tokens that are about as likely as before."""
+    """Find marked tokens that are about as likely as before, unless that was enough for the recipe's bound."""
     change = _forgotten(evidence)
-    if change is None or change < -FORGOTTEN_LITTLE:
+    if change is None or change < -FORGOTTEN_LITTLE or _reached(evidence):
         return None
     moved = f"{'lost' if change < 0 else 'gained'} {figures.decimal(abs(change), digits=3)}"
     return {"moved": moved, "steps": evidence.num_steps}
@@ -207,7 +209,7 @@ def forgot_little(evidence: Evidence) -> Numbers | None:
 def until_missed(evidence: Evidence) -> Numbers | None:
     """Find a `forget.until` that the last step had not reached."""
     until, believed = evidence.number("forget.until"), evidence.values("probabilities/forgotten")
-    if until is None or not believed or believed[-1] < until or _stopped(evidence):
+    if until is None or not believed or _reached(evidence):
         return None
     return {
         "share": figures.decimal(believed[-1], digits=2),
@@ -216,8 +218,14 @@ def until_missed(evidence: Evidence) -> Numbers | None:
     }
 
 
+def _reached(evidence: Evidence) -> bool:
+    """Return whether the recipe's bound ended forgetting, which a logged mean of several steps may not show."""
+    until, believed = evidence.number("forget.until"), evidence.values("probabilities/forgotten")
+    return until is not None and bool(believed) and (believed[-1] < until or _stopped(evidence))
+
+
 def _stopped(evidence: Evidence) -> bool:
-    """Return whether training ended before its data: a logged mean may cover steps before the one that was enough."""
+    """Return whether training ended before its data."""
     most = evidence.most_steps("forget")
     end = most or evidence.number("forget.training.num_train_epochs")
     last = evidence.steps[-1].get("step" if most else "epoch")
