@@ -266,15 +266,15 @@ def _times(shown: Sequence[Work | Run | Among]) -> list[Part]:
     found = [] if left is None else [(3, f"{span(left)} left")]
     if left is None and runs and runs[-1].taken() >= 1:
         found.append((5, f"{span(runs[-1].taken())} so far"))
-    whole, of = None, "in all"
+    whole, of = None, "left in all"
     if isinstance(outer, Among) and outer.all:
         whole = outer.all.left()
     elif runs:
         # Work that has a name of its own may be one part of several, and does not say when the stage ends.
         own = isinstance(inner, Work) and inner.description in ("", runs[0].stage.rpartition("/")[2])
         whole = runs[0].rest(runs[0].taken(), left if own else None)
-        of = "in this part" if isinstance(outer, Among) else of
-    return found if whole is None or whole < 1 else [*found, (2, f"about {span(whole)} {of}")]
+        of = "left in this part" if isinstance(outer, Among) else of
+    return found if whole is None or whole < 1 else [*found, (2, f"{span(whole)} {of}")]
 
 
 def _drawn() -> Group:

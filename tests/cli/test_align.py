@@ -167,6 +167,12 @@ def test_a_dry_run_shows_the_recipe_and_the_rows_and_writes_nothing(folder: Path
     assert set(folder.rglob("*")) == before
 
 
+def test_fewer_steps_than_the_rows_make_are_said(only_written: Callable[..., str]) -> None:
+    assert "; improve stops at its max_steps 2" in only_written(
+        str(LAB), "pairs.jsonl", "--set", "improve.training.max_steps=2"
+    )
+
+
 def test_what_set_gives_stays_and_is_not_said_as_a_decision(only_written: Callable[..., str]) -> None:
     given = ["max_length=96", "improve.training.learning_rate=3e-4", "forget=null"]
     said = only_written(str(LAB), "pairs.jsonl", *(word for each in given for word in ("--set", each)))

@@ -47,9 +47,9 @@ def test_a_line_has_the_stage_the_step_and_both_estimates(at: Clock) -> None:
         assert line(80) == "stage 5 of 9, improve, step 0/89"  # nothing is measured yet
         at(24.0)
         steps(12)
-        assert line(80) == "stage 5 of 9, improve, step 12/89, 3 min left, about 14 min in all"
+        assert line(80) == "stage 5 of 9, improve, step 12/89, 3 min left, 14 min left in all"
         at(24.0 + 94.0)  # between two steps the time counts down
-        assert line(80) == "stage 5 of 9, improve, step 12/89, 60 s left, about 12 min in all"
+        assert line(80) == "stage 5 of 9, improve, step 12/89, 60 s left, 12 min left in all"
         at(9999.0)
         assert "less than 1 s left" in line(80)
 
@@ -84,7 +84,7 @@ def test_which_of_several_runs_it_is_is_shown_with_the_time_of_all(at: Clock) ->
     with showing(Among("trial 2 of 4, dpo", trials)), showing(Run(3)) as run:
         run.begin(2, "improve", lambda *_: 5.0)
         at(62.0)
-        assert line(80) == "trial 2 of 4, dpo, stage 2 of 3, improve, 2 s so far, about 3 min in all"
+        assert line(80) == "trial 2 of 4, dpo, stage 2 of 3, improve, 2 s so far, 3 min left in all"
     assert line(80) == ""
 
 

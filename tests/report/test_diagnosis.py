@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allo.files.evaluation import Divergence, ModelResult, SetResult
+from allo.files.evaluation import Change, Divergence, HeldOut, ModelResult, Rate, SetResult
 from allo.report.diagnosis import DIAGNOSES, EVALUATED, Evidence, Reading, read_stage
 from allo.report.run_view import Manifest, StageRecord
 from curves_setup import RECIPE, Steps, forgetting, improving, recipe, way
@@ -45,6 +45,34 @@ def evaluated(*, tokens: float = 24.2, kl: float = 0.01, **changes: Any) -> list
     )  # fmt: skip
     evidence = Evidence(EVALUATED, (), recipe(**changes), before=before, after=after)
     return [found.text for each in DIAGNOSES if (found := each.finding(evidence))]
+
+
+@pytest.mark.parametrize(
+    ("fall", "high", "found"),
+    [
+        (-1.2, -0.4, True),
+        (-1.2, 0.1, False),  # may be chance
+        (-0.4, -0.3, False),  # no larger than usual
+        (0.3, 0.6, False),
+    ],
+)
+def test_a_fall_on_held_out_pairs_is_named_though_training_shows_none(
+    fall: float, high: float, found: bool
+) -> None:
+    def rate(value: float, most: float = 0.0) -> Rate:
+        return Rate(value, value - 1, most)
+
+    start = HeldOut(9, 9, rate(0.5), chosen_logp=rate(-3.0))
+    end = HeldOut(
+        9, 9, rate(0.5), chosen=Change(rate(fall, high), rate(fall)), rejected=Change(rate(-2.0), rate(-2.0))
+    )
+    before, after = ModelResult("start", {}, held_out=start), ModelResult("aligned", {}, held_out=end)
+    evidence = Evidence(EVALUATED, (), recipe(), before=before, after=after)
+    texts = [text.text for each in DIAGNOSES if (text := each.finding(evidence))]
+    assert len(texts) == found
+    for part in ("Chosen answers on held-out rows", "each lost 1.20 nats", "a rejected one lost 2.00 nats"):
+        assert all(part in text for text in texts)
+    assert all("lower forget.training.learning_rate (now" in text for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,13 @@ def for_rows(recipe: Recipe, sources: Sources) -> Iterator[Decision]:
     }
     steps = passes * math.ceil(number / size)
     what = f"{number:,} rows" if recipe.data.is_ready else f"about one pair for each of {number:,} prompts"
-    yield Decision(settings, f"{what}, {size} a step, {passes} times: {steps:,} steps")
+    limits = {
+        stage: (getattr(recipe, stage).training.model_extra or {}).get("max_steps", -1) for stage in stages
+    }
+    fewer = "".join(
+        f"; {stage} stops at its max_steps {most}" for stage, most in limits.items() if 0 < most < steps
+    )
+    yield Decision(settings, f"{what}, {size} a step, {passes} times: {steps:,} steps{fewer}")
 
 
 def num_rows(recipe: Recipe, sources: Sources) -> int:

@@ -51,6 +51,8 @@ def _advice(changes: Sequence[str], evidence: Evidence, numbers: Numbers) -> str
     for change in changes:
         verb, key, *rest = change.format(stage=evidence.stage, **numbers).split()
         block, training, _ = key.partition(".training.")
+        if evidence.stage in TRAINED and block in TRAINED and block != evidence.stage:
+            continue  # what another stage did is seen in the evaluation
         if key.endswith(".num_train_epochs") and evidence.most_steps(block):
             key = f"{block}{training}max_steps"
         value = evidence.setting(key)
@@ -98,13 +100,18 @@ DIAGNOSES = (
     ),
     Diagnosis(
         "chosen answers fell",
-        ("improve",),
+        ("improve", EVALUATED),
         faults.displaced,
-        "Chosen answers became less likely: on average each lost {fall} nats of log-likelihood (from {start}; up to {usual} "
+        "Chosen answers{where} became less likely: on average each lost {fall} nats of log-likelihood (from {start}; up to {usual} "
         "is usual) and is {share} as likely as before; a rejected one {rejected} nats.",
         "The loss only asks for a wider margin, so it also takes down what both answers share (likelihood displacement). "
         "Their probability goes to answers that are in no pair: read some samples.",
-        ("raise improve.anchor", f"lower {RATE}", "lower improve.density"),
+        (
+            "raise improve.anchor",
+            "lower improve.training.learning_rate",
+            "lower forget.training.learning_rate",
+            "lower improve.density",
+        ),
     ),
     Diagnosis(
         "rejected answers fell far",

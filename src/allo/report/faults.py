@@ -76,21 +76,41 @@ def still(evidence: Evidence) -> Numbers | None:
 
 
 def displaced(evidence: Evidence) -> Numbers | None:
-    """Find a fall of the chosen answers beyond what DPO usually takes."""
+    """Find a fall of the chosen answers beyond what DPO usually takes, in training or on held-out pairs."""
+    if evidence.after:
+        return _displaced_held_out(evidence)
     chosen, rejected = evidence.changes("rewards/chosen"), evidence.changes("rewards/rejected")
     logps = evidence.values("logps/chosen")
     if not chosen or not rejected or len(logps) != len(chosen):
         return None
     likelihood = -fmean(logp - change for logp, change in zip(logps, chosen, strict=True))
-    fall, usual = -at_end(chosen), max(USUAL_FALL, USUAL_SHARE * likelihood)
+    return _displaced("", likelihood, at_end(chosen), at_end(rejected))
+
+
+def _displaced_held_out(evidence: Evidence) -> Numbers | None:
+    """Find a fall on held-out pairs; one whose interval holds no change may be chance."""
+    before = evidence.before.held_out if evidence.before else None
+    after = evidence.after.held_out if evidence.after else None
+    if not (before and before.chosen_logp and after and after.chosen and after.rejected):
+        return None
+    if after.chosen.answer.high >= 0:
+        return None
+    changes = after.chosen.answer.value, after.rejected.answer.value
+    return _displaced(" on held-out rows", -before.chosen_logp.value, *changes)
+
+
+def _displaced(where: str, likelihood: float, chosen: float, rejected: float) -> Numbers | None:
+    """Describe a change of chosen answers, if it is a fall beyond the usual."""
+    fall, usual = -chosen, max(USUAL_FALL, USUAL_SHARE * likelihood)
     if fall <= usual:
         return None
     return {
+        "where": where,
         "fall": nats(fall),
         "usual": nats(usual),
         "start": figures.decimal(-likelihood, digits=1),
         "share": _as_likely(-fall),
-        "rejected": f"{'lost' if at_end(rejected) < 0 else 'gained'} {nats(at_end(rejected))}",
+        "rejected": f"{'lost' if rejected < 0 else 'gained'} {nats(rejected)}",
     }
 
 

@@ -13,8 +13,8 @@ from allo.report.tables import Cell, Table, measured
 COLUMNS = ("Answers", "Before", "After", "Change", "Change a token", "Times as likely")
 HELD_OUT = "Held out: before is the starting model, and intervals are over prompts"
 TRAINING = (
-    "In training: the change at the last logged steps, of answers that are learned from; before is their mean under the "
-    "starting model over all steps"
+    "In training: the change at the last logged steps, of answers that are learned from; before is their mean under "
+    "the model that improving began with, which forgetting may have changed, over all steps"
 )
 
 

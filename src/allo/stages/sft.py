@@ -27,7 +27,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         model = load_policy(recipe, recipe.model)
         if recipe.sft is None:
             say(
-                f"{recipe.model} is not stored as this run would store its model (a GGUF file, another dtype or other names): "
+                f"nothing is fine-tuned: {recipe.model} is not stored as this run would store its model (a GGUF file, another dtype or other names): "
                 f"the run starts from the copy {model_folder}, and its masks and deltas are for that copy"
             )
         else:
