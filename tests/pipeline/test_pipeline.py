@@ -134,7 +134,10 @@ def test_a_moved_run_is_still_done(copied: Path, capsys: pytest.CaptureFixture[s
 def test_a_late_block_reruns_from_there_on(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(copied / "tiny")
     run_all(tiny(copied, "improve.keep=1.0"))
-    assert done(capsys.readouterr().err) == ["improve", "evaluate", "report"]
+    said = capsys.readouterr().err
+    assert done(said) == ["improve", "evaluate", "report"]
+    why = re.findall(r"replaced: (.*?) \(--set out=DIR keeps both runs\)", " ".join(said.split()))
+    assert why == ["improve.keep was 0.5, now 1.0", "its input has changed", "its input has changed"]
     after = contents(copied / "tiny")
     changed = {name.split("/")[0] for name in before if before[name] != after[name]}
     assert changed == {"07-improve", "08-eval.json", "model-card.md"}
@@ -161,7 +164,9 @@ def test_forcing_a_stage_redoes_it_and_what_changed_by_that(
 ) -> None:
     before = contents(copied / "tiny")
     run_all(tiny(copied), force="score")
-    assert done(capsys.readouterr().err) == ["score"]  # it came out the same, so nothing follows
+    said = capsys.readouterr().err
+    assert done(said) == ["score"]  # it came out the same, so nothing follows
+    assert "replaced" not in said
     assert contents(copied / "tiny") == before
     assert list(json.loads((copied / "tiny" / "manifest.json").read_text())["stages"]) == list(NAMES)
 

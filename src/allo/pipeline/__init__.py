@@ -22,6 +22,7 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
+from allo.pipeline.changes import why_again
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
 from allo.pipeline.outcome import in_words
 from allo.recipe import Recipe, load_recipe, save_recipe
@@ -123,6 +124,7 @@ def run_all(
                 note(stage.name, "done already, skipped")
                 _link_result(stage, recipe, run)
                 continue
+            work.say_why_again()
             if not checked and stage is not REPORT:
                 sources, checked = _check(recipe), True
                 progress.estimate.tokens = (
@@ -222,6 +224,13 @@ class _Work:
     def is_done(self) -> bool:
         entry = stages_done(self.run).get(self.stage.name)
         return entry is not None and entry["hash"] == self.hash and entry["outputs"] == self.outputs()
+
+    def say_why_again(self) -> None:
+        """Say what has changed since the stage was finished, if it was: its files are about to be replaced."""
+        entry = stages_done(self.run).get(self.stage.name)
+        if entry is not None and entry["hash"] != self.hash:
+            why = why_again(entry["config"], self.config)
+            note(self.stage.name, f"done again, and replaced: {why} (--set out=DIR keeps both runs)")
 
     def begin(self, *, force: bool) -> float:
         """Return the seconds that earlier processes spent on this same work; otherwise discard their files and start
