@@ -125,6 +125,8 @@ class _Draft:
     def _start(self, kind: Kind, data: str, reward: list[str]) -> tuple[StartKind, str]:
         """Return the start recipe for rows, and their meaning. Raises `UserError` for a reward too many or missing."""
         start, meaning = STARTS[kind]
+        if nameless := [each for each in reward if ":" not in each]:
+            raise UserError(f"--reward {nameless[0]}: names no function; write {nameless[0]}:NAME.")
         rewarded = bool(reward) or any(self._given.get(key) for key in REWARDS)
         if start in ("pairs", "feedback") and reward:
             raise UserError(
