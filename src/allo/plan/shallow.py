@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FEW = 2
 """Layers of the shallower model; the other has one more."""
+DEEP = 24
+"""The fewest layers that are worth it. In models of few layers another moment than the deep model's may be the peak."""
 _SAME_CLASS = (bool, int, float, str, type(None), tuple)
 
 
@@ -31,7 +33,7 @@ def planned_by_layer(plan: Callable[[Recipe], StagePlan], recipe: Recipe) -> Sta
     they are.
     """
     layers = None if recipe.trust_remote_code or _names_tensors(recipe) else _layers_alike(recipe.model)
-    if layers is None or layers <= FEW + 1:
+    if layers is None or layers < DEEP:
         return plan(recipe)
     config = config_of(recipe.model, recipe.trust_remote_code)
     with _shallow(config, FEW) as few, _shallow(config, FEW + 1) as one_more:
