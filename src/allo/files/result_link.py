@@ -52,7 +52,10 @@ def uses(model: str, delta: str, *, run: str, base: str = "BASE") -> list[tuple[
         ("serve with vLLM", f"vllm serve {folder}"),
         ("upload to the hub, with its card", f"allo push {shlex.quote(run)} OWNER/NAME"),
         ("share the delta alone", f"allo delta push {file} OWNER/NAME"),
-        ("share it as a file: whoever has the base makes the model", f"allo delta apply {shlex.quote(base)} {file} OUT"),
+        (
+            "share it as a file: whoever has the base makes the model",
+            f"allo delta apply {shlex.quote(base)} {file} OUT",
+        ),
         ("convert to GGUF, in a checkout of llama.cpp", f"python convert_hf_to_gguf.py {folder}"),
     ]
 
