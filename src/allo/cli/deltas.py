@@ -1,15 +1,21 @@
 """`allo delta`: only the weights that alignment changed."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from allo.cli.shared import Profile, TrustRemoteCode, check_writable, print_fields
 from allo.console import say, tell
 
+if TYPE_CHECKING:
+    from torch import dtype
+
 app = typer.Typer(no_args_is_help=True, help="Deltas: only the weights that alignment changed.")
 
+Base = Annotated[Path, typer.Argument(help="The starting model: a folder, or a GGUF file.")]
 DeltaPlace = Annotated[
     str,
     typer.Argument(help="A delta file, or hf://OWNER/NAME on the hub, with @REVISION and /FILE if needed."),
@@ -17,21 +23,21 @@ DeltaPlace = Annotated[
 
 
 @app.command("extract")
-def delta_extract(base: Path, tuned: Path, out: Path, profile: Profile = "compact") -> None:
+def delta_extract(base: Base, tuned: Path, out: Path, profile: Profile = "compact") -> None:
     """Write the changes from BASE to TUNED as one small file."""
     check_writable(out)
     from allo.delta import extract
+    from allo.weights.checkpoints import Checkpoint
 
-    print_fields(out, extract(base, tuned, out, profile=profile))
+    dtypes = {entry.dtype for entry in Checkpoint.open(tuned).stored.values()}
+    with _stored(base, dtypes) as folder:
+        print_fields(out, extract(folder, tuned, out, profile=profile))
 
 
 @app.command("apply")
-def delta_apply(base: Path, delta: DeltaPlace, out: Path) -> None:
+def delta_apply(base: Base, delta: DeltaPlace, out: Path) -> None:
     """Write BASE with DELTA applied to the folder OUT, bit for bit the tuned checkpoint."""
-    from allo.delta import apply, fetch
-
-    apply(base, fetch(delta), out)
-    say(f"{out}: written")
+    _apply(base, delta, out)
 
 
 @app.command("merge")
@@ -50,7 +56,7 @@ def delta_merge(first: DeltaPlace, second: DeltaPlace, out: Path) -> None:
 
 @app.command("export")
 def delta_export(
-    base: Path,
+    base: Base,
     delta: DeltaPlace,
     out: Path,
     format: Annotated[
@@ -64,16 +70,37 @@ def delta_export(
     A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. A layer
     whose tuned weights sparse differences cannot reach exactly is stored whole, and counted (num_whole).
     """
-    from allo.delta import apply, export_shira, fetch
-
     if format == "full":
-        apply(base, fetch(delta), out)
-        say(f"{out}: written")
+        _apply(base, delta, out)
         return
+    from allo.delta import export_shira, fetch, read_delta
     from allo.models.load import linear_names
 
-    linear = linear_names(base, trust_remote_code=trust_remote_code)
-    print_fields(out, export_shira(base, fetch(delta), out, linear=linear))
+    file = fetch(delta)
+    with _stored(base, {values.dtype for values in read_delta(file).values.values()}) as folder:
+        linear = linear_names(folder, trust_remote_code=trust_remote_code)
+        print_fields(out, export_shira(folder, file, out, linear=linear))
+
+
+def _apply(base: Path, delta: str, out: Path) -> None:
+    from allo.delta import apply, fetch, read_delta
+
+    file = fetch(delta)
+    with _stored(base, {values.dtype for values in read_delta(file).values.values()}) as folder:
+        apply(folder, file, out)
+    say(f"{out}: written")
+
+
+@contextmanager
+def _stored(base: Path, dtypes: "Collection[dtype]") -> Iterator[Path]:
+    """Yield the base's folder; of a GGUF file, a converted one."""
+    if base.suffix != ".gguf":  # transformers is loaded for a conversion alone
+        yield base
+        return
+    from allo.models.start import converted
+
+    with converted(base, dtypes=dtypes) as folder:
+        yield folder
 
 
 @app.command("push")

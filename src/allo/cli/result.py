@@ -1,5 +1,7 @@
 """The last lines of a run: its result, where its model is, and what can be done with it."""
 
+from pathlib import Path
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -23,5 +25,14 @@ def show_result(recipe: Recipe, run: RunFolder) -> None:
             table.add_row(*map(cell, line))
         console.print(table)
     say(f"{result_of_run(run.path)}\nthe model is in {model}")
-    for purpose, command in uses(str(model), str(stage / "delta.safetensors"), run=str(run.path)):
+    delta, base = str(stage / "delta.safetensors"), _base(recipe, run)
+    for purpose, command in uses(str(model), delta, run=str(run.path), base=base):
         say(f"  {purpose}: {command}")
+
+
+def _base(recipe: Recipe, run: RunFolder) -> str:
+    """Return the place of the model that the run's delta belongs to: a GGUF file is converted again when it is applied."""
+    from allo.models.start import read_start
+
+    is_file = recipe.sft is None and Path(recipe.model).expanduser().is_file()
+    return recipe.model if is_file else read_start(run).model

@@ -41,15 +41,21 @@ def remove_broken_link(run: RunFolder) -> None:
         run.model.unlink()
 
 
-def uses(model: str, delta: str, *, run: str) -> list[tuple[str, str]]:
-    """Return what can be done with a run's result, its folder and its delta: (purpose, command)."""
+def uses(model: str, delta: str, *, run: str, base: str = "BASE") -> list[tuple[str, str]]:
+    """Return what can be done with a run's result, its folder and its delta: (purpose, command).
+
+    `base` is the place of the model that the delta belongs to.
+    """
     folder, file = shlex.quote(model), shlex.quote(delta)
     return [
         ("load in transformers", f"AutoModelForCausalLM.from_pretrained({model!r})"),
         ("serve with vLLM", f"vllm serve {folder}"),
         ("upload to the hub, with its card", f"allo push {shlex.quote(run)} OWNER/NAME"),
         ("share the delta alone", f"allo delta push {file} OWNER/NAME"),
-        ("share it as a file: whoever has the base makes the model", f"allo delta apply BASE {file} OUT"),
+        (
+            "share it as a file: whoever has the base makes the model",
+            f"allo delta apply {shlex.quote(base)} {file} OUT",
+        ),
         ("convert to GGUF, in a checkout of llama.cpp", f"python convert_hf_to_gguf.py {folder}"),
     ]
 

@@ -1,7 +1,9 @@
 """The starting model of a run: a folder whose tensors equal those of the live model bit for bit."""
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from allo.console import say
 from allo.errors import DivergedError, UserError, and_more
 from allo.files.artifacts import (
     RunFolder,
@@ -265,6 +268,20 @@ def _sound_pieces(checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
             advice="Download it again, or give another checkpoint.",
         )
         yield piece
+
+
+@contextmanager
+def converted(gguf: Path, *, dtypes: Collection[torch.dtype]) -> Iterator[Path]:
+    """Yield a folder with the model of a GGUF file, as a run that starts from the file makes it, and remove it.
+
+    `dtypes` are those of tensors of the run.
+    """
+    dtype = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
+    say(f"{gguf}: a GGUF file, converted as a run does it, in {str(dtype).removeprefix('torch.')}")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        save_whole(load_model(gguf, dtype=dtype, device="cpu"), load_tokenizer(gguf), folder)
+        yield folder
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
