@@ -34,5 +34,5 @@ def _base(recipe: Recipe, run: RunFolder) -> str:
     """Return the place of the model that the run's delta belongs to: a GGUF file is converted again when it is applied."""
     from allo.models.start import read_start
 
-    is_file = recipe.sft is None and Path(recipe.model).expanduser().is_file()
-    return recipe.model if is_file else read_start(run).model
+    file = Path(recipe.model).expanduser()  # a shell expands no ~ in quotes
+    return str(file) if recipe.sft is None and file.is_file() else read_start(run).model
