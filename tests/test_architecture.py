@@ -107,8 +107,7 @@ HOUSE = {
             *LEAVES,
             *("weights", "delta", "models", "sampling", "stages", "pipeline"),
             *("rewriter", "winrate", "harness", "plan", "compare"),
-        },
-        lazy={"torch"},
+        }
     ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.

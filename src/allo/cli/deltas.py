@@ -3,15 +3,12 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from allo.cli.shared import Profile, TrustRemoteCode, check_writable, print_fields
 from allo.console import say, tell
-
-if TYPE_CHECKING:
-    from torch import dtype
 
 app = typer.Typer(no_args_is_help=True, help="Deltas: only the weights that alignment changed.")
 
@@ -92,7 +89,7 @@ def _apply(base: Path, delta: str, out: Path) -> None:
 
 
 @contextmanager
-def _stored(base: Path, dtypes: "Collection[dtype]") -> Iterator[Path]:
+def _stored(base: Path, dtypes: Collection[Any]) -> Iterator[Path]:
     """Yield the base's folder; of a GGUF file, a converted one."""
     if base.suffix != ".gguf":  # transformers is loaded for a conversion alone
         yield base
