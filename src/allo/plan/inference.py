@@ -28,7 +28,7 @@ def plan_sampling(recipe: Recipe) -> StagePlan:
     sample = recipe.sample  # all completions of a prompt are decoded together
     rows = max(1, sample.batch_size // sample.num_generations) * sample.num_generations
     load = f"{rows} completions of {lengths.prompt} + {lengths.completion} tokens"
-    return StagePlan("sample", load, dict(rehearsal.at_peak))
+    return StagePlan("sample", load, dict(rehearsal.at_peak), moments=rehearsal.moments)
 
 
 def plan_scoring(recipe: Recipe) -> StagePlan:
@@ -46,7 +46,7 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
             per_token_logps(model, _batch(lengths, size))
     host = compared * sum(param.nbytes for param in trained_parameters(model).values())
     load = f"{size} rows of {lengths.prompt} + {lengths.completion} tokens"
-    return StagePlan("score", load, dict(rehearsal.at_peak), host=host)
+    return StagePlan("score", load, dict(rehearsal.at_peak), host=host, moments=rehearsal.moments)
 
 
 def plan_evaluation(recipe: Recipe) -> StagePlan:
@@ -71,7 +71,8 @@ def plan_evaluation(recipe: Recipe) -> StagePlan:
             logps, start = (completion_distributions(model, batch) for _ in range(2))
             (logps.exp() * (logps - start)).sum(-1)
             loads = loads or [f"{KL_BATCH} rows for KL"]
-    return StagePlan("evaluate", " and ".join(loads) or "no rows", dict(rehearsal.at_peak))
+    load = " and ".join(loads) or "no rows"
+    return StagePlan("evaluate", load, dict(rehearsal.at_peak), moments=rehearsal.moments)
 
 
 def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = None) -> Model:
