@@ -53,7 +53,7 @@ def test_a_plan_by_layers_is_that_of_every_layer(asked: Any, stage: str, overrid
     assert planned.load == whole.load
     # Now and then a cycle of objects keeps a tensor until Python collects it.
     assert planned.total == pytest.approx(whole.total, rel=0.02)
-    assert planned.host == pytest.approx(whole.host, rel=1e-4)
+    assert planned.host == pytest.approx(whole.host, rel=1e-3)
     weights = (planned.bytes["weights"], whole.bytes["weights"])
     assert weights[0] == weights[1]
 
