@@ -168,6 +168,17 @@ def test_a_dry_run_shows_the_recipe_and_the_rows_and_writes_nothing(folder: Path
     assert set(folder.rglob("*")) == before
 
 
+def test_bad_rows_are_named_before_the_model_is_read_or_left_out(
+    only_written: Callable[..., str], folder: Path
+) -> None:
+    with (folder / "pairs.jsonl").open("a") as rows:
+        rows.write('{"prompt": "Q", "chosen": "", "rejected": "b"}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl:\d+: `chosen` has no completion(?s:.)*--skip-bad"):
+        align("no/such/model", "pairs.jsonl")
+    said = only_written(str(LAB), "pairs.jsonl", "--skip-bad")
+    assert load_recipe("runs/pairs-lab/align.yaml").data.skip_bad, said
+
+
 def test_fewer_steps_than_the_rows_make_are_said(only_written: Callable[..., str]) -> None:
     assert "; improve stops at its max_steps 2" in only_written(
         str(LAB), "pairs.jsonl", "--set", "improve.training.max_steps=2"
