@@ -25,7 +25,7 @@ from allo.recipe.sources import Kl
 from allo.sampling.completions import complete
 from allo.stages.held_out import HeldOutRows, held_out_rows, on_held_out
 from allo.stages.judge import verify
-from allo.stages.likelihood import likelihood
+from allo.stages.likelihood import ROWS, likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.own_reward import function_rewards
 from allo.stages.reward import measured_by, reward
@@ -105,7 +105,10 @@ def _measured(
             if trained and (num_pairs := recipe.evaluate.likelihood_pairs):
                 # Sampled from the starting model; with rounds, the first round's.
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
-                moved = likelihood(pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length)
+                size = min(ROWS, recipe.evaluate.batch_size)
+                moved = likelihood(
+                    pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length, size=size
+                )
             at_start = patch.exchanged if trained else None
             on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start) if held_out else {}
         results[name] = {
@@ -346,9 +349,10 @@ def _kl(
             # Sampling cut the prompt to its room, even if the completion then was short.
             rows.append(replace(tokens, prompt_ids=cut_left(tokenizer, tokens.prompt_ids, room)))
     groups: list[list[float]] = []
-    starts = range(0, len(rows), KL_BATCH)
+    size = min(KL_BATCH, recipe.evaluate.batch_size)
+    starts = range(0, len(rows), size)
     for start in track(starts, "KL to the start", total=len(starts)):
-        part = rows[start : start + KL_BATCH]
+        part = rows[start : start + size]
         batch = pad([(one.prompt_ids, one.completion_ids) for one in part], pad_id=tokenizer.pad_token_id)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         logps = completion_distributions(model, batch)

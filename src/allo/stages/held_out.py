@@ -10,7 +10,7 @@ from allo.files.records import Feedback, Pair
 from allo.models.load import Model, Tokenizer
 from allo.recipe import Recipe
 from allo.recipe.sources import HELD_OUT
-from allo.stages.likelihood import AtStart, measured_feedback, measured_pairs
+from allo.stages.likelihood import ROWS, AtStart, measured_feedback, measured_pairs
 from allo.stages.overlap import overlaps
 
 HeldOutRows = list[Pair] | list[Feedback]
@@ -34,6 +34,7 @@ def on_held_out(
     labelled = recipe.data.feedback is not None
     measured: Callable[..., dict[str, Any]] = measured_feedback if labelled else measured_pairs
     beta, length, seed = block.beta, recipe.max_length, recipe.seed
-    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed)
+    size = min(ROWS, recipe.evaluate.batch_size)
+    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed, size=size)
     overlap = asdict(overlaps(recipe, {HELD_OUT: rows})[HELD_OUT])
     return {FEEDBACK if labelled else HELD_OUT: found | {"overlap": overlap}}
