@@ -27,8 +27,8 @@ from allo.tasks.sources import sources_read
 if TYPE_CHECKING:
     from allo.plan.starting import Decision
 
-FILE, EARLIER = "align.yaml", "align.before.yaml"
-"""The recipe in the run's folder, and the one that it replaced."""
+EARLIER = "align.before.yaml"
+"""The recipe in the run's folder that another one replaced."""
 STARTS: dict[Kind, tuple[StartKind, str]] = {
     "pairs": ("pairs", "preference pairs; nothing is sampled"),
     "rated": ("pairs", "rated completions, which become pairs; nothing is sampled"),
@@ -86,7 +86,7 @@ def align_command(
     if limit is not None:
         draft.take(starting.for_gpu(draft.recipe, limit), must=True)
     recipe, run = draft.recipe, RunFolder(draft.recipe.run_folder)
-    path = run.path / FILE
+    path = run.align
     _refuse_another(recipe, run)
     if dry_run:
         from allo.plan.preview import preview
@@ -163,7 +163,7 @@ class _Draft:
 
     @property
     def recipe(self) -> Recipe:
-        return read_recipe(self.text, path=Path(FILE))
+        return read_recipe(self.text, path=Path("align.yaml"))
 
     def take(self, decisions: "Iterable[Decision]", *, must: bool = False) -> None:
         """Say each decision and put it into the recipe, apart from what `--set` gives.
@@ -219,7 +219,7 @@ def _refuse_another(recipe: Recipe, run: RunFolder) -> None:
     if not differing:
         return
     key = differing[0]
-    goes_on = run.path / FILE if (run.path / FILE).is_file() else resolved
+    goes_on = run.align if run.align.is_file() else resolved
     raise UserError(
         f"{run.path}: holds a run with other settings: {key} was {json.dumps(theirs.get(key))}, now "
         f"{json.dumps(ours.get(key))}{and_more(differing)}. Begin another with --out DIR, go on with it by "
