@@ -1,7 +1,7 @@
 """A trainer's arguments as scripts give them: a model or tokenizer by name, no arguments, optimizers, and others' keywords."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from allo.console import say
-from allo.errors import UserError
+from allo.errors import UserError, refuse
 from allo.models.load import load_model, load_tokenizer
 from allo.recipe.training import Training
 from allo.weights.selected import SelectedWeights
@@ -33,15 +33,16 @@ UNSUPPORTED = {
 """Keywords of transformers' or TRL's trainers that ours refuse unless they are None, and the reasons."""
 
 
-def refuse_unsupported(given: Mapping[str, Any], *, known: Mapping[str, Any]) -> None:
-    """Raise UserError for a keyword of other trainers that is not None, and for an unknown one."""
+def unsupported(given: Mapping[str, Any], *, known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the faults of keywords: those of other trainers that are not None, and unknown ones."""
     for name, value in given.items():
-        if name not in UNSUPPORTED:
+        if name in UNSUPPORTED:
+            if value is not None:
+                yield f"{name}: {UNSUPPORTED[name]}. Remove it."
+        elif name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"its keywords are {', '.join(known)}."
-            raise UserError(f"{name}: the trainer has no such keyword; {hint}")
-        if value is not None:
-            raise UserError(f"{name}: {UNSUPPORTED[name]}. Remove it.")
+            yield f"{name}: the trainer has no such keyword; {hint}"
 
 
 def default_arguments(folder: str, defaults: Training, **settings: Any) -> TrainingArguments:
@@ -91,21 +92,21 @@ def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) ->
             raise UserError(
                 f"{kind}.model_init_kwargs.dtype is {dtype!r}: allo trains models in float32 and bfloat16. Set one of them."
             )
-        for name, value in settings.items():
-            if (name, value) not in (("attn_implementation", "sdpa"), ("device_map", None)):
-                raise UserError(
-                    f"{kind}.model_init_kwargs.{name} is {value!r}: allo loads a model in its own way. Remove it, or load "
-                    "the model yourself and give it in place of its name."
-                )
+        refuse(
+            f"{kind}.model_init_kwargs.{name} is {value!r}: allo loads a model in its own way. Remove it, or load the model "
+            "yourself and give it in place of its name."
+            for name, value in settings.items()
+            if (name, value) not in (("attn_implementation", "sdpa"), ("device_map", None))
+        )
         return load_model(model, dtype=getattr(torch, dtype), device="cpu", trust_remote_code=trusts).to(
             args.device
         )
     model = _whole_model(model)
-    for name, value in {"model_init_kwargs": settings, "trust_remote_code": trusts}.items():
-        if value:
-            raise UserError(
-                f"{kind}.{name} is {value!r}: the model is loaded already. Remove it, and pass it when you load the model."
-            )
+    refuse(
+        f"{kind}.{name} is {value!r}: the model is loaded already. Remove it, and pass it when you load the model."
+        for name, value in {"model_init_kwargs": settings, "trust_remote_code": trusts}.items()
+        if value
+    )
     return model
 
 
