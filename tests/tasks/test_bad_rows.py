@@ -76,8 +76,15 @@ def test_rows_that_are_all_bad_are_refused_in_any_case(
     for skip_bad in (False, True):
         with pytest.raises(UserError) as refused:
             read(path, skip_bad=skip_bad)
-        assert str(refused.value).startswith("9 of 9 rows cannot be used:")
-        assert f"({9 - NAMED_ROWS} more)" in str(refused.value) and "skip_bad" not in str(refused.value)
+        assert str(refused.value).startswith(f"{path}:1: ") and "skip_bad" not in str(refused.value)
+        assert str(refused.value).endswith("None of the 9 rows can be used.")
+
+
+def test_of_many_bad_rows_the_first_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        pairs_and_reading(write(tmp_path, *[{**PAIR, "chosen": ""}] * 9, PAIR))
+    assert str(refused.value).startswith("9 of 10 rows cannot be used:")
+    assert f"({9 - NAMED_ROWS} more)" in str(refused.value)
 
 
 def test_one_bad_row_is_named_with_the_way_around_it(tmp_path: Path) -> None:

@@ -112,9 +112,10 @@ class Notes:
                 number
             )
             return
-        if number == self.rows == 1 or (number == 1 and self.skip_bad is None):
-            raise UserError(self._bad[0])
-        how = "" if self.skip_bad is None or number == self.rows else f"\n{SKIP_BAD}"
+        if number == self.rows:  # such as rows of another form
+            none = f" None of the {number:,} rows can be used." if number > 1 else ""
+            raise UserError(f"{self._bad[0]}{none}")
+        how = "" if self.skip_bad is None else f"\n{SKIP_BAD}"
         if number == 1:
             raise UserError(f"{self._bad[0]}{how}")
         listed = "".join(f"\n  {each}" for each in self._bad[:NAMED_ROWS])

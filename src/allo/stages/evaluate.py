@@ -8,7 +8,7 @@ from allo.console import say, track
 from allo.delta import patch_of, read_delta
 from allo.errors import UserError
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, write_json
-from allo.files.evaluation import SCHEMA
+from allo.files.evaluation import SCHEMA, Overlap
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
 from allo.files.records import Completion, Pair, Prompt
@@ -21,7 +21,7 @@ from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
-from allo.recipe.sources import Kl
+from allo.recipe.sources import HELD_OUT, Kl
 from allo.sampling.completions import complete
 from allo.stages.held_out import HeldOutRows, held_out_rows, on_held_out
 from allo.stages.judge import verify
@@ -58,11 +58,12 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     Harness results are kept for models whose weights are the same.
     """
-    sets = Sources(recipe).sets()
+    sources = Sources(recipe)
+    sets = sources.sets()
     held_out = held_out_rows(recipe, folder)
     parts: list[ResumableLines] = []
-    seen = overlaps(recipe, sets)
-    results, completions = _measured(recipe, folder, sets, held_out, parts)
+    seen = overlaps(sources, {**sets, **({HELD_OUT: held_out} if held_out else {})})
+    results, completions = _measured(recipe, folder, sets, held_out, parts, seen)
     ranked = _add_rewards(recipe, folder, sets, completions, parts)
     ranked |= (own := _add_own_rewards(recipe, folder, sets, completions, parts)).ranked
     for name, result in results.items():
@@ -89,6 +90,7 @@ def _measured(
     sets: dict[str, list[Prompt]],
     held_out: HeldOutRows,
     parts: list[ResumableLines],
+    seen: dict[str, Overlap],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, folder)
@@ -110,7 +112,9 @@ def _measured(
                     pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length, size=size
                 )
             at_start = patch.exchanged if trained else None
-            on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start) if held_out else {}
+            on_rows = {}
+            if held_out:
+                on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start, seen[HELD_OUT])
         results[name] = {
             "label": LABELS[name],
             "sets": {},

@@ -62,19 +62,20 @@ def given_arguments(
             f"{defaults.num_train_epochs:g} epochs, {defaults.per_device_train_batch_size} rows times "
             f"{defaults.gradient_accumulation_steps} a step; checkpoints go to {folder}"
         )
-        bf16 = isinstance(model, str | Path) and torch.cuda.is_available()
-        return default_arguments(folder, defaults, bf16=bf16)
+        return default_arguments(folder, defaults, bf16=loads_in_bf16(model))
     return args
 
 
-def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """Return the model, loaded onto the device if it is a folder or hub id: in bfloat16 on a GPU, in float32 on a CPU.
+def loads_in_bf16(model: object) -> bool:
+    """Return whether a model is loaded in bfloat16 if nobody says how: one given by its name, on a GPU."""
+    return isinstance(model, str | Path) and torch.cuda.is_available()
 
-    Raises `UserError` for anything else.
-    """
+
+def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
+    """Return the model, loaded onto the device if it is a folder or hub id. Raises `UserError` for anything else."""
     if not isinstance(model, str | Path):
         return _whole_model(model)
-    return load_model(model, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    return load_model(model, dtype=torch.bfloat16 if loads_in_bf16(model) else torch.float32)
 
 
 def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) -> PreTrainedModel:
