@@ -40,7 +40,11 @@ log-ratios counts. With `mask=1.0, keep=1.0`, every step has the losses of TRL's
 - The search for the mask runs when the trainer is made, on the rows that it was given, before any training step; it is not counted in
   `max_steps`. The mask is kept in the output folder. Other rows, model, density or arguments of the search make it run again.
 - With few weights the same learning rate trains less. Rates of 2 to 5 times that of all weights were best on the laboratory's model
-  at 5% to 20% ([what helps](what-helps.md)); on a real model none was measured.
+  at 5% to 20% ([what helps](what-helps.md)). For a real model the best rate is not known: on SmolLM2-135M no comparison told rates
+  apart ([experiments](experiments.md)). Start with those that `allo align` takes: 5e-5 below a billion weights, above it 5e-6, the published
+  one. Then try a third and three times it: `allo align MODEL pairs.jsonl --out runs/1e-5 --set
+  improve.training.learning_rate=1e-5 --set improve.training.max_steps=50` for each rate, and `allo report runs/1e-5 runs/5e-5
+  --out runs/rates` compares the margins on held-out pairs, with intervals.
 - With `keep` below 1, `loss` and `eval_loss` count only the kept tokens, and do not compare with TRL's.
 - What a template writes after the end of a turn, such as a line break, is trained on by TRL and not here ([method](method.md)). `logits/*`,
   `entropy`, `mean_token_accuracy` and `num_tokens` then differ from TRL's by these tokens.

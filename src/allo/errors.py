@@ -1,6 +1,6 @@
-"""The errors meant for users, and a phrase for their messages."""
+"""The errors meant for users, and a phrase and a list for their messages."""
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 
 
 class UserError(Exception):
@@ -19,3 +19,14 @@ class DivergedError(UserError):
 def and_more(found: Sized, *, named: int = 1) -> str:
     """Return " and N more", to follow the first `named` items; empty if there are no more."""
     return f" and {len(found) - named} more" if len(found) > named else ""
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise `UserError` with all faults, if there are any, so that they are mended together."""
+    found = list(dict.fromkeys(faults))
+    if len(found) == 1:
+        raise UserError(found[0])
+    if found:
+        raise UserError(
+            "".join([f"{len(found)} settings cannot be honoured:", *(f"\n  {each}" for each in found)])
+        )

@@ -5,6 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from allo.cli import align as command
@@ -16,6 +18,11 @@ from tiny_run import LAB
 
 SHORT = [
     word for stage in ("locate", "forget", "improve") for word in ("--set", f"{stage}.training.max_steps=2")
+]
+SAMPLED = [
+    word
+    for each in ("sample.num_generations=4", "sample.max_new_tokens=40", "evaluate.num_generations=1")
+    for word in ("--set", each)
 ]
 
 
@@ -80,10 +87,33 @@ def test_a_model_and_a_file_are_enough(finished: tuple[Path, str], monkeypatch: 
     assert said.index("preference pairs") < said.index("sft") < said.index("Reward accuracy")
     assert "allo run runs/mine/align.yaml" in said
     assert load_recipe("runs/mine/align.yaml") == load_recipe("runs/mine/recipe.yaml")
+    assert "- `allo align lab pairs.jsonl` (allo" in Path("runs/mine/model-card.md").read_text()
     again = align(str(LAB), "pairs.jsonl", "--out", "runs/mine", *SHORT)
     resumed = CliRunner().invoke(app, ["run", "runs/mine/align.yaml"], catch_exceptions=False).output
     for output in (again, resumed):
         assert output.count("done already, skipped") == 8 and " ...\n" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "more", "measure"),
+    [
+        ("rated.jsonl", (), "Reward accuracy"),
+        ("feedback.jsonl", (), "Reward AUC"),
+        ("problems.jsonl", SAMPLED, "sampled"),
+        ("prompts.jsonl", (*SAMPLED, "--reward", "own.py:short"), "reward"),
+    ],
+)
+def test_each_kind_of_rows_ends_in_a_measured_model(
+    folder: Path, file: str, more: tuple[str, ...], measure: str
+) -> None:
+    said = align(str(LAB), file, "--out", "runs/mine", *SHORT, *more)
+    assert measure in said and "the model is in runs/mine/model" in said
+    loaded = AutoModelForCausalLM.from_pretrained("runs/mine/model")
+    start = AutoModelForCausalLM.from_pretrained(LAB)
+    assert any(not torch.equal(*two) for two in zip(loaded.parameters(), start.parameters(), strict=True))
+    assert f"`allo align lab {file}`" in Path("runs/mine/model-card.md").read_text()
+    assert (folder / "runs/mine/report.html").is_file()
 
 
 @pytest.mark.slow
@@ -166,6 +196,17 @@ def test_a_dry_run_shows_the_recipe_and_the_rows_and_writes_nothing(folder: Path
         and "nothing was written" in said
     )
     assert set(folder.rglob("*")) == before
+
+
+def test_bad_rows_are_named_before_the_model_is_read_or_left_out(
+    only_written: Callable[..., str], folder: Path
+) -> None:
+    with (folder / "pairs.jsonl").open("a") as rows:
+        rows.write('{"prompt": "Q", "chosen": "", "rejected": "b"}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl:\d+: `chosen` has no completion(?s:.)*--skip-bad"):
+        align("no/such/model", "pairs.jsonl")
+    said = only_written(str(LAB), "pairs.jsonl", "--skip-bad")
+    assert load_recipe("runs/pairs-lab/align.yaml").data.skip_bad, said
 
 
 def test_fewer_steps_than_the_rows_make_are_said(only_written: Callable[..., str]) -> None:

@@ -13,7 +13,7 @@ from allo.stages.overlap import overlaps
 from allo.tasks.base import question_of, word
 from allo.tasks.overlap import SHARE, SPAN, Overlap, overlap
 from allo.tasks.prompts import PromptSource, read_prompts
-from allo.tasks.sources import prompts_of
+from allo.tasks.sources import Sources, prompts_of
 from benchmarks.tasks.overlap import SETS, row
 from tiny_run import tiny
 
@@ -79,9 +79,11 @@ def test_questions_of_every_source_count(tmp_path: Path) -> None:
         "evaluate.sets={test: {task: gsm8k, split: test}}",
     )
     sets = {"test": prompts_of(recipe, recipe.evaluate.sets["test"])}
-    assert overlaps(recipe, sets)["test"] == Overlap(6, 2, 2)  # A of the problems, E of the demonstrations
-    assert overlaps(recipe.model_copy(update={"rounds": 3}), sets)["test"].exact == 2
-    assert overlaps(recipe.model_copy(update={"sft": None}), sets)["test"].exact == 1
+    assert overlaps(Sources(recipe), sets)["test"] == Overlap(
+        6, 2, 2
+    )  # A of the problems, E of the demonstrations
+    assert overlaps(Sources(recipe.model_copy(update={"rounds": 3})), sets)["test"].exact == 2
+    assert overlaps(Sources(recipe.model_copy(update={"sft": None})), sets)["test"].exact == 1
 
 
 @pytest.mark.invariant("Questions of every source and pair count as trained on.")
@@ -91,7 +93,7 @@ def test_ready_pairs_count(tmp_path: Path) -> None:
     _write(tmp_path / "gsm8k" / "test.jsonl", "A?", "B?")
     recipe = tiny(tmp_path / "run", "sft=null", f"data={{pairs: {pairs}}}")
     sets = {"test": read_prompts(PromptSource(task="gsm8k", split="test", folder=tmp_path, chat=True))}
-    assert overlaps(recipe, sets)["test"] == Overlap(2, 1, 1)
+    assert overlaps(Sources(recipe), sets)["test"] == Overlap(2, 1, 1)
 
 
 def test_the_laboratory_shares_no_test_problem_with_training() -> None:
@@ -115,3 +117,12 @@ def test_the_record_counts_against_each_training_set() -> None:
         "none: near": None,
     }
     assert set(SETS) == {name for name, task in TASKS.items() if not task.is_generated}
+
+
+def test_rows_are_read_once_for_every_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "A?", "chosen": "a", "rejected": "b"}) + "\n")
+    sources = Sources(tiny(tmp_path / "run", "sft=null", f"data={{pairs: {pairs}}}"))
+    (pair,) = sources.pairs()
+    monkeypatch.setattr("allo.tasks.sources.pairs_and_reading", None)
+    assert overlaps(sources, {"held_out": [pair], "test": []})["held_out"] == Overlap(1, 1, 1)

@@ -197,6 +197,21 @@ def test_a_field_that_a_user_adds_to_the_arguments_is_refused(tmp_path: Path) ->
             kind(policy, Own(str(tmp_path), beta=0.2, **QUIET), rows, TOKENIZER, mask=full_mask(policy))
 
 
+def test_all_that_cannot_be_honoured_is_named_at_once(tmp_path: Path) -> None:
+    args = config(tmp_path, ld_alpha=0.1, use_weighting=True, label_smoothing=0.1, torch_empty_cache_steps=3)
+    with pytest.raises(UserError) as refused:
+        ImproveTrainer("no/such/model", args, pairs(), TOKENIZER, peft_config=object(), ref_model=object())
+    first, *listed = str(refused.value).splitlines()
+    assert first == "6 settings cannot be honoured:"
+    for name in (
+        "peft_config",
+        "ref_model",
+        "torch_empty_cache_steps",
+        *("ld_alpha", "use_weighting", "label_smoothing"),
+    ):
+        assert sum(name in line.split(":")[0] for line in listed) == 1, name
+
+
 @pytest.mark.parametrize("name", ["SFTConfig", "GRPOConfig", "RewardConfig", "KTOConfig"])
 def test_another_config_of_trl_is_refused_by_name(name: str, tmp_path: Path) -> None:
     args = getattr(trl, name)(output_dir=str(tmp_path), **QUIET)

@@ -173,6 +173,22 @@ def test_evaluation_has_one_reference_point_for_all_rows_and_leaves_training_alo
     assert found[0] == pytest.approx(found[1], abs=1e-6) and len(found[0]) == 1
 
 
+def test_an_evaluation_that_fails_leaves_training_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: FeedbackTrainer, batch: Any, *, denominator: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    trainer = feedback_trainer(tmp_path, loss="kto", eval_dataset=feedback()[:4])
+    trainer.kl = 0.25
+    trainer.record(1, {"kl": 0.25})
+    before = dict(trainer._sums)
+    monkeypatch.setattr(FeedbackTrainer, "loss", fails)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate()
+    assert trainer.kl == 0.25 and trainer._sums == before
+
+
 def test_good_completions_count_as_a_whole_and_bad_ones_by_the_filter(tmp_path: Path) -> None:
     trainer = trained(FeedbackTrainer, feedback(), tmp_path, own={"keep": 0.3})
     lengths = [len(row["completion_ids"]) for row in trainer.train_dataset if not row["label"]]

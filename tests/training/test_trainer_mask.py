@@ -129,3 +129,13 @@ def test_forgetting_the_rejected_sides_locates_on_the_pairs(tmp_path: Path) -> N
     trainer = ForgetTrainer(model(), arguments(tmp_path / "b", max_steps=2), rows, TOKENIZER, mask=0.02)
     assert same(trainer.mask, expected)
     assert len(trainer.train_dataset) == len(pairs())
+
+
+def test_a_damaged_kept_mask_is_located_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = improving(tmp_path, mask="magnitude", density=0.05)
+    file = tmp_path / trainer_mask.MASK_FILE
+    file.write_bytes(file.read_bytes()[:100])
+    again = improving(tmp_path, mask="magnitude", density=0.05)
+    said = capsys.readouterr().err
+    assert f"cannot be read and is located again: {file}" in said and "is damaged, or of another" in said
+    assert same(again.mask, trainer.mask) and same(ParamMask.load(file), trainer.mask)

@@ -86,3 +86,12 @@ def test_a_block_of_numbers_alone_needs_no_trainer_to_be_checked(
             build(tmp_path, **block.model_dump())
     assert not kind(logging_steps=1.5).is_plain
     assert not kind(do_eval=True).is_plain
+
+
+def test_all_faults_of_a_block_are_named_at_once(tmp_path: Path) -> None:
+    given = {"learning_rat": 1e-4, "num_train_epochs": "two", "do_train": True, "hub_token": "x"}
+    with pytest.raises(UserError) as refused:
+        training_arguments(given, folder=tmp_path, seed=0, device=torch.device("cpu"), key="sft.training")
+    first, *listed = str(refused.value).splitlines()
+    assert first == "4 settings cannot be honoured:"
+    assert [line.split(":")[0].strip() for line in listed] == [f"sft.training.{name}" for name in given]

@@ -16,7 +16,7 @@ from allo.console import say, tell
 from allo.errors import UserError, and_more
 from allo.files.artifacts import RunFolder, write_atomic
 from allo.files.manifest import stages_done
-from allo.files.rows import TRAIN, named, source_rows, stem
+from allo.files.rows import TRAIN, Notes, named, source_rows, stem
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe, read_recipe
 from allo.recipe.starting import ROWS_KEY, StartKind, run_name, start_text
@@ -27,8 +27,8 @@ from allo.tasks.sources import sources_read
 if TYPE_CHECKING:
     from allo.plan.starting import Decision
 
-FILE, EARLIER = "align.yaml", "align.before.yaml"
-"""The recipe in the run's folder, and the one that it replaced."""
+EARLIER = "align.before.yaml"
+"""The recipe in the run's folder that another one replaced."""
 STARTS: dict[Kind, tuple[StartKind, str]] = {
     "pairs": ("pairs", "preference pairs; nothing is sampled"),
     "rated": ("pairs", "rated completions, which become pairs; nothing is sampled"),
@@ -58,6 +58,12 @@ def align_command(
         typer.Option(metavar="FILE.py:NAME", help="A reward function, as TRL's GRPOTrainer takes it."),
     ] = None,
     overrides: Overrides = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad", help="Leave out rows that cannot be used, such as empty ones; count them."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the recipe and what it trains on; write nothing.")
     ] = False,
@@ -65,16 +71,22 @@ def align_command(
 ) -> None:
     """Align MODEL on DATA: read the rows, choose the settings, write the recipe, run it. Call it again to resume."""
     limit = None if gpu is None else _size(gpu)
-    draft = _Draft(model, data, out, reward or [], overrides or [])
+    given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
+    draft = _Draft(model, data, out, reward or [], given)
+    sources, is_chat = (
+        sources_read(draft.recipe),
+        draft.recipe.chat,
+    )  # bad rows are named before a model is read
     from allo.plan import starting
 
     draft.take(starting.for_model(draft.recipe, draft.rows))
-    sources = sources_read(draft.recipe)
+    if draft.recipe.chat != is_chat:
+        sources = sources_read(draft.recipe)
     draft.take(starting.for_rows(draft.recipe, sources))
     if limit is not None:
         draft.take(starting.for_gpu(draft.recipe, limit), must=True)
     recipe, run = draft.recipe, RunFolder(draft.recipe.run_folder)
-    path = run.path / FILE
+    path = run.align
     _refuse_another(recipe, run)
     if dry_run:
         from allo.plan.preview import preview
@@ -107,7 +119,8 @@ class _Draft:
         self._given = dict(map(assignment, overrides))
         split, config = str(self._given.get("data.split", TRAIN)), self._given.get("data.config")
         kind = kind_of_rows(data, split=split, config=config)
-        self.rows = [row for _, _, row in islice(source_rows(data, split=split, config=config), FIRST)]
+        rows = source_rows(data, split=split, config=config, notes=Notes())
+        self.rows = [row for _, _, row in islice(rows, FIRST)]
         start, meaning = self._start(kind, data, reward)
         say(f"data: {data} has {meaning}")
         folder = _folder(out, data, model)
@@ -150,7 +163,7 @@ class _Draft:
 
     @property
     def recipe(self) -> Recipe:
-        return read_recipe(self.text, path=Path(FILE))
+        return read_recipe(self.text, path=Path("align.yaml"))
 
     def take(self, decisions: "Iterable[Decision]", *, must: bool = False) -> None:
         """Say each decision and put it into the recipe, apart from what `--set` gives.
@@ -206,7 +219,7 @@ def _refuse_another(recipe: Recipe, run: RunFolder) -> None:
     if not differing:
         return
     key = differing[0]
-    goes_on = run.path / FILE if (run.path / FILE).is_file() else resolved
+    goes_on = run.align if run.align.is_file() else resolved
     raise UserError(
         f"{run.path}: holds a run with other settings: {key} was {json.dumps(theirs.get(key))}, now "
         f"{json.dumps(ours.get(key))}{and_more(differing)}. Begin another with --out DIR, go on with it by "

@@ -282,6 +282,7 @@ class RunFolder:
     evaluation = _Below("08-eval.json")
     model = _Below("model")
     card = _Below("model-card.md")
+    align = _Below("align.yaml")
     manifest = _Below("manifest.json")
 
 

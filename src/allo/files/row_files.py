@@ -20,6 +20,8 @@ OTHER_SIGNS = ";\t|"
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|content|from|value)\1\s*:""")
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]
+OnBad = Callable[[UserError], None]
+"""Takes the error of a row that cannot be read, or raises it."""
 
 
 def without_nulls(value: Any) -> Any:
@@ -29,20 +31,25 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def json_lines(path: Path) -> Numbered:
+def json_lines(path: Path, on_bad: OnBad) -> Numbered:
+    """Yield a file's objects; `on_bad` takes the error of a line that is none."""
     advice = "Write one JSON object a line."
     for number, line in _lines(path):
         if line := line.strip():
-            row = parse_json(line, place=f"{path}:{number}", advice=advice)
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}:{number}: a JSON {type(row).__name__}; write one JSON object a line."
-                )
+            place = f"{path}:{number}"
+            try:
+                row = parse_json(line, place=place, advice=advice)
+                if not isinstance(row, dict):
+                    raise UserError(f"{place}: a JSON {type(row).__name__}; write one JSON object a line.")
+            except UserError as error:
+                on_bad(error)
+                continue
             yield number, row
 
 
 def json_array(
     path: Path,
+    on_bad: OnBad,
     *,
     advice: str = "Write a JSON array of objects, or one object a line and name the file .jsonl.",
 ) -> Numbered:
@@ -54,12 +61,16 @@ def json_array(
         raise UserError(f"{path}: not an array of objects, but a {type(rows).__name__}. {advice}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{path}, row {number}: a JSON {type(row).__name__}, not an object. {advice}")
+            on_bad(UserError(f"{path}, row {number}: a JSON {type(row).__name__}, not an object. {advice}"))
+            continue
         yield number, row
 
 
-def csv_rows(path: Path) -> Numbered:
-    """Yield the rows of a CSV file, each with the line that it begins on. All values are text; an empty cell is absent."""
+def csv_rows(path: Path, on_bad: OnBad) -> Numbered:
+    """Yield the rows of a CSV file, each with the line that it begins on. All values are text; an empty cell is absent.
+
+    `on_bad` takes the error of a row with more or fewer cells than the header.
+    """
     csv.field_size_limit(LONGEST_LINE)
     rows = csv.reader(_texts(path), strict=True)
     header: list[str] | None = None
@@ -81,10 +92,13 @@ def csv_rows(path: Path) -> Numbered:
             header = _header(cells, place=place)
             continue
         if len(cells) != len(header):
-            raise UserError(
-                f"{place}: {len(cells)} cells, and the header has {len(header)} columns; put a cell with a comma or a "
-                "line break into double quotes."
+            on_bad(
+                UserError(
+                    f"{place}: {len(cells)} cells, and the header has {len(header)} columns; put a cell with a comma or a "
+                    "line break into double quotes."
+                )
             )
+            continue
         row = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
         if name := next((name for name, cell in row.items() if _MESSAGES.match(cell)), None):
             raise UserError(
@@ -94,7 +108,7 @@ def csv_rows(path: Path) -> Numbered:
         yield number, row
 
 
-def parquet_rows(path: Path) -> Numbered:
+def parquet_rows(path: Path, _: OnBad) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
@@ -105,7 +119,7 @@ def parquet_rows(path: Path) -> Numbered:
         raise UserError(f"{path}: not readable as Parquet ({error}).") from error
 
 
-def arrow_rows(path: Path) -> Numbered:
+def arrow_rows(path: Path, _: OnBad) -> Numbered:
     """Yield the rows of an Arrow file or stream; `datasets` writes streams."""
     import pyarrow
 
@@ -124,7 +138,7 @@ def arrow_rows(path: Path) -> Numbered:
         raise UserError(f"{path}: not readable as Arrow ({error}).") from error
 
 
-FILE_TYPES: dict[str, tuple[Callable[[Path], Numbered], str]] = {
+FILE_TYPES: dict[str, tuple[Callable[[Path, OnBad], Numbered], str]] = {
     ".jsonl": (json_lines, ":"),
     ".jsonl.gz": (json_lines, ":"),
     ".json": (json_array, ", row "),

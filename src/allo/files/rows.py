@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,11 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Matches ids, names, places, languages and dates.
 _WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
 
+NAMED_ROWS = 5
+"""Rows that cannot be used of which an error names each."""
+SKIP_BAD = (
+    "Mend such rows, or leave them out, counted: `skip_bad: true` beside the data (`allo align`: --skip-bad)."
+)
 Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
 Row = dict[str, Any]
@@ -60,13 +66,18 @@ class Reading:
 
 @dataclass
 class Notes:
-    """The running counts behind a `Reading`."""
+    """The running counts behind a `Reading`, and the rows that cannot be used.
+
+    `skip_bad` leaves these out and counts them; None: the rows have no such setting, as those in memory.
+    """
 
     rows: int = 0
+    skip_bad: bool | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     mapped: Counter[str] = field(default_factory=Counter)
     origin: str = ""
     _ignored: dict[str, None] = field(default_factory=dict)
+    _bad: list[str] = field(default_factory=list)
 
     def ignore(self, names: Iterable[str]) -> None:
         """Note columns that are not read; each is listed once."""
@@ -78,10 +89,47 @@ class Notes:
             self.rows += 1
             yield row
 
+    def note_bad(self, error: UserError) -> None:
+        """Keep the error of a row that cannot be read."""
+        self.rows += 1
+        self._bad.append(str(error))
+
+    @contextmanager
+    def bad_rows(self) -> Iterator[None]:
+        """Keep the error of a row, so that all rows with one are named together by `settle`."""
+        try:
+            yield
+        except UserError as error:
+            self._bad.append(str(error))
+
+    def settle(self) -> None:
+        """Raise `UserError` with all rows that cannot be used, unless they are left out; if none is left, in any case."""
+        number = len(self._bad)
+        if not number:
+            return
+        if self.skip_bad and number < self.rows:
+            self.dropped[f"cannot be used, and `skip_bad` leaves them out; the first: {self._bad[0]}"] += (
+                number
+            )
+            return
+        if number == self.rows:  # such as rows of another form
+            none = f" None of the {number:,} rows can be used." if number > 1 else ""
+            raise UserError(f"{self._bad[0]}{none}")
+        how = "" if self.skip_bad is None else f"\n{SKIP_BAD}"
+        if number == 1:
+            raise UserError(f"{self._bad[0]}{how}")
+        listed = "".join(f"\n  {each}" for each in self._bad[:NAMED_ROWS])
+        more = f"\n ({number - NAMED_ROWS:,} more)" if number > NAMED_ROWS else ""
+        raise UserError(f"{number:,} of {self.rows:,} rows cannot be used:{listed}{more}{how}")
+
     def reading(self, *, duplicates: int = 0) -> Reading:
         return Reading(
             self.rows, dict(self.dropped), dict(self.mapped), duplicates, tuple(self._ignored), self.origin
         )
+
+
+def _raise(error: UserError) -> None:
+    raise error
 
 
 def _rows(number: int) -> str:
@@ -95,12 +143,14 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def read_rows(path: Path, *, split: str = TRAIN) -> Iterator[tuple[int, str, Row]]:
+def read_rows(
+    path: Path, *, split: str = TRAIN, notes: Notes | None = None
+) -> Iterator[tuple[int, str, Row]]:
     """Yield `(number, place, row)` from a file, or from a folder that datasets' `save_to_disk` wrote.
 
     `number` counts lines from 1, and a folder's rows from 0. `place` is `FILE:LINE`, for errors about the row. A folder
     of several splits is read at `split`. Raises `UserError` for a missing or empty file, an unknown file type, or a row
-    that cannot be read.
+    that cannot be read, which `notes` keeps if they are given.
     """
     if path.is_dir():
         rows, mark = saved_rows(path, split), (", row " if splits_of(path) is None else f"[{split}], row ")
@@ -113,12 +163,12 @@ def read_rows(path: Path, *, split: str = TRAIN) -> Iterator[tuple[int, str, Row
         if split != TRAIN:
             raise UserError(f"{path}: a file has no splits, and `split` is {split!r}; remove `split`.")
         read, mark = FILE_TYPES[kind]
-        rows = read(path)
+        rows = read(path, _raise if notes is None else notes.note_bad)
     empty = True
     for number, row in rows:
         empty = False
         yield number, f"{path}{mark}{number}", row
-    if empty:
+    if empty and not (notes and notes.rows):
         raise UserError(f"{path}: the file is empty; it needs at least one row.")
 
 
@@ -145,7 +195,7 @@ def source_rows(
         raise UserError(f"{path}: only a data set of the hub has a `config`; remove it.")
     if path.is_dir() and (splits := splits_of(path)) and splits != [split]:
         notes.origin = f"the split {split!r} is read, of {', '.join(splits)}"
-    return read_rows(path, split=split)
+    return read_rows(path, split=split, notes=notes)
 
 
 def source_name(source: str | Path, *, split: str = TRAIN) -> str:
@@ -185,7 +235,7 @@ def hub_file_rows(hub: str, file: str) -> Iterator[tuple[int, str, Row]]:
             "Check the network, or name a local folder instead."
         ) from error
     advice = "Give the rows as a local folder instead."
-    rows = json_lines(path) if file.endswith(".jsonl") else json_array(path, advice=advice)
+    rows = json_lines(path, _raise) if file.endswith(".jsonl") else json_array(path, _raise, advice=advice)
     for number, row in rows:
         yield number, f"{place}:{number}", row
 

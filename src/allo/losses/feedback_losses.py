@@ -62,7 +62,8 @@ def bco(answers: AnswerSums, *, beta: float, delta: float) -> Tensor:
 
         -log sigmoid(r - delta) if it is good, -log sigmoid(delta - r) if it is bad
 
-    `delta` lies midway between the mean rewards so far of good and of bad completions.
+    `delta` lies midway between the mean rewards so far of good and of bad completions. docs/method.md compares it with
+    TRL's, and says what was checked.
     """
     rewards = answers.rewards(beta=beta)
     return -logsigmoid(torch.where(answers.good, rewards - delta, delta - rewards))

@@ -1,6 +1,8 @@
 """Settings that make a stage fit, each tried in a rehearsal; those that change no result come first."""
 
+import functools
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,22 +13,28 @@ from allo.plan import plan_stage
 from allo.plan.memory import Advised, StagePlan
 from allo.recipe import Recipe
 from allo.recipe.text import override
-from allo.stages.settings import check_locate
+from allo.stages.settings import check_settings
 
 Overrides = dict[str, Any]
 
 
 def advise(recipe: Recipe, planned: StagePlan, *, limit: int) -> Advised:
-    """Return the first settings, in the order of `_levers`, with which the stage takes at most `limit` bytes."""
-    settings: Overrides = {}
+    """Return the fewest settings, in the order of `_levers`, with which the stage takes at most `limit` bytes.
+
+    Each further lever takes no more memory, so if all of them together do not fit, fewer are not tried.
+    """
+    if planned.bytes.get("weights", 0) > limit:
+        return Advised()
+    tried: list[Overrides] = []
     for lever in _levers(recipe, planned.stage):
-        found = _plan_with(recipe, planned.stage, settings | lever)
-        if found is None:
-            continue
-        settings |= lever
-        if found.total <= limit:
-            return _with_larger_batch(recipe, planned, Advised(settings, found), limit=limit)
-    return Advised()
+        more = (tried[-1] if tried else {}) | lever
+        if _allowed(recipe, more):
+            tried.append(more)
+    plans = functools.cache(lambda number: _plan_with(recipe, planned.stage, tried[number]))
+    if not tried or plans(len(tried) - 1).total > limit:
+        return Advised()
+    first = bisect_left(range(len(tried)), True, key=lambda number: plans(number).total <= limit)
+    return _with_larger_batch(recipe, planned, Advised(tried[first], plans(first)), limit=limit)
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe | None:
@@ -49,9 +57,9 @@ def _levers(recipe: Recipe, stage: str) -> Iterator[Overrides]:
         yield {f"{stage}.reference": "precomputed"}  # the same numbers up to rounding
         yield {f"{stage}.lean": True}
     if stage == "locate":
-        # These locate other weights.
-        yield {"locate.criterion": "warmup_fused"}
-        yield {"locate.criterion": "gradient"}
+        for criterion in ("warmup_fused", "gradient"):  # these locate other weights
+            if recipe.locate and recipe.locate.criterion != criterion:
+                yield {"locate.criterion": criterion}
 
 
 def _batch(recipe: Recipe, stage: str, size: int) -> Overrides:
@@ -94,9 +102,10 @@ def _with_larger_batch(recipe: Recipe, planned: StagePlan, advised: Advised, *, 
     while size > 1:
         if _keeps_the_step(recipe, planned.stage, size) and advised.plan.total + (size - 1) * a_row <= limit:
             settings = {**advised.settings, **_batch(recipe, planned.stage, size)}
-            found = _plan_with(recipe, planned.stage, settings)
-            if found is not None and found.total <= limit:
-                return Advised(settings, found)
+            if _allowed(recipe, settings):
+                found = _plan_with(recipe, planned.stage, settings)
+                if found.total <= limit:
+                    return Advised(settings, found)
         size //= 2
     return advised
 
@@ -110,14 +119,19 @@ def _keeps_the_step(recipe: Recipe, stage: str, size: int) -> bool:
     return rows % size == 0
 
 
-def _plan_with(recipe: Recipe, stage: str, settings: Overrides) -> StagePlan | None:
-    """Plan the stage with other settings; None if a run would refuse them."""
+def _allowed(recipe: Recipe, settings: Overrides) -> bool:
+    """Return whether a run would accept other settings."""
     changed = with_settings(recipe, settings)
-    if changed is None:
-        return None
     try:
-        if changed.locate:
-            check_locate(changed.locate)
-        return plan_stage(changed, stage)
+        if changed is not None:
+            check_settings(changed)
     except UserError:
-        return None
+        return False
+    return changed is not None
+
+
+def _plan_with(recipe: Recipe, stage: str, settings: Overrides) -> StagePlan:
+    """Plan the stage with other settings, which are allowed."""
+    changed = with_settings(recipe, settings)
+    assert changed is not None
+    return plan_stage(changed, stage)

@@ -14,7 +14,7 @@ from allo.recipe import Recipe
 from allo.recipe.evaluate import Evaluate
 from allo.recipe.sample import Sample
 from allo.stages.evaluate import KL_BATCH
-from allo.stages.likelihood import BATCH as PAIRS_BATCH
+from allo.stages.likelihood import ROWS
 from allo.weights.layout import trained_parameters
 
 _WORD = 2
@@ -28,7 +28,7 @@ def plan_sampling(recipe: Recipe) -> StagePlan:
     sample = recipe.sample  # all completions of a prompt are decoded together
     rows = max(1, sample.batch_size // sample.num_generations) * sample.num_generations
     load = f"{rows} completions of {lengths.prompt} + {lengths.completion} tokens"
-    return StagePlan("sample", load, dict(rehearsal.at_peak))
+    return StagePlan("sample", load, dict(rehearsal.at_peak), moments=rehearsal.moments)
 
 
 def plan_scoring(recipe: Recipe) -> StagePlan:
@@ -46,7 +46,7 @@ def plan_scoring(recipe: Recipe) -> StagePlan:
             per_token_logps(model, _batch(lengths, size))
     host = compared * sum(param.nbytes for param in trained_parameters(model).values())
     load = f"{size} rows of {lengths.prompt} + {lengths.completion} tokens"
-    return StagePlan("score", load, dict(rehearsal.at_peak), host=host)
+    return StagePlan("score", load, dict(rehearsal.at_peak), host=host, moments=rehearsal.moments)
 
 
 def plan_evaluation(recipe: Recipe) -> StagePlan:
@@ -60,18 +60,22 @@ def plan_evaluation(recipe: Recipe) -> StagePlan:
             lengths = _generate(recipe, evaluate, number, model, rehearsal)
             loads = [f"{evaluate.batch_size} completions of {lengths.prompt} + {lengths.completion} tokens"]
         if recipe.data.held_out and recipe.data.is_ready:
-            per_token_logps(model, _batch(training_lengths(recipe), 2 * PAIRS_BATCH))
-            pairs = f"{PAIRS_BATCH} held-out pairs of {recipe.max_length} tokens a side"
-            single = (
-                f"{2 * PAIRS_BATCH} held-out completions of {recipe.max_length} tokens with their prompts"
-            )
-            loads.append(pairs if recipe.data.feedback is None else single)
+            size = min(ROWS, evaluate.batch_size)
+            pairs = max(1, size // 2)
+            labelled = recipe.data.feedback is not None
+            per_token_logps(model, _batch(training_lengths(recipe), size if labelled else 2 * pairs))
+            of_pairs = f"{pairs} held-out pairs of {recipe.max_length} tokens a side"
+            single = f"{size} held-out completions of {recipe.max_length} tokens with their prompts"
+            loads.append(single if labelled else of_pairs)
         if evaluate.kl is not None:
-            batch = _batch(sampling_lengths(recipe, model, evaluate.kl_tokens), KL_BATCH)
+            batch = _batch(
+                sampling_lengths(recipe, model, evaluate.kl_tokens), min(KL_BATCH, evaluate.batch_size)
+            )
             logps, start = (completion_distributions(model, batch) for _ in range(2))
             (logps.exp() * (logps - start)).sum(-1)
-            loads = loads or [f"{KL_BATCH} rows for KL"]
-    return StagePlan("evaluate", " and ".join(loads) or "no rows", dict(rehearsal.at_peak))
+            loads = loads or [f"{min(KL_BATCH, evaluate.batch_size)} rows for KL"]
+    load = " and ".join(loads) or "no rows"
+    return StagePlan("evaluate", load, dict(rehearsal.at_peak), moments=rehearsal.moments)
 
 
 def _load(recipe: Recipe, rehearsal: Rehearsal, *, dtype: torch.dtype | None = None) -> Model:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class LiveBytes(TorchDispatchMode):
 
     Results of torch's operations are counted, forward and backward, with views counted once. A kernel's scratch
     memory is not, nor are earlier tensors, unless they are given to `hold`. `kind` names a new tensor's kind for
-    `at_peak`, which holds the bytes of each kind at the moment of the peak.
+    `at_peak`, which holds the bytes of each kind at the moment of the peak. `moments` holds the same of the highest
+    moment at which a tensor of each kind, dtype and shape was made.
     """
 
     def __init__(self, kind: Callable[[Tensor], str] = lambda tensor: "tensors") -> None:
@@ -33,6 +34,8 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self.at_peak: Counter[str] = Counter()
+        self.moments: dict[Hashable, Counter[str]] = {}
+        self._highest: dict[Hashable, int] = {}
         self._by_kind: Counter[str] = Counter()
         self._alive: dict[int, _Alive] = {}  # by the storage's address
 
@@ -48,6 +51,7 @@ class LiveBytes(TorchDispatchMode):
     def start_again(self) -> None:
         """Measure the peak from now on."""
         self.peak, self.at_peak = self.now, self._by_kind.copy()
+        self.moments, self._highest = {None: self.at_peak}, {None: self.now}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -77,6 +81,9 @@ class LiveBytes(TorchDispatchMode):
         self._alive[address] = _Alive(weakref.ref(storage, release), storage.nbytes(), kind)
         self.now += storage.nbytes()
         self._by_kind[kind] += storage.nbytes()
+        moment = kind, tensor.dtype, tensor.shape if tensor.ndim > 1 else None
+        if self.now > self._highest.get(moment, 0):
+            self._highest[moment], self.moments[moment] = self.now, self._by_kind.copy()
         if self.now > self.peak:
             self.peak, self.at_peak = self.now, self._by_kind.copy()
 

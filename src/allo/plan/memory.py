@@ -1,7 +1,7 @@
 """A plan's content: bytes of each kind at the moment when a stage holds the most."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from allo.errors import UserError
@@ -21,12 +21,16 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "Gi
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage at its peak. `load` describes the rows; `host` is kept in host memory on any device."""
+    """A stage at its peak. `load` describes the rows; `host` is kept in host memory on any device.
+
+    `moments` holds the bytes at other moments, of which another is the peak if the model is deeper.
+    """
 
     stage: str
     load: str
     bytes: Mapping[str, int]
     host: int = 0
+    moments: Mapping[Hashable, Mapping[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def total(self) -> int:

@@ -5,6 +5,7 @@ does not fit can be followed operation by operation. Ids, masks and indices are 
 them, such as the attention kernel, are made as in a run.
 """
 
+import functools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -48,6 +49,10 @@ class Rehearsal(LiveBytes):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):  # asked for most often
             return args[0].fake_device
+        if _is_in_place(func) and isinstance(
+            args[0], FakeTensor
+        ):  # its numbers would change, and it has none
+            return args[0]
         tensors: list[Tensor] = []
         try:
             call = func, torch.get_default_dtype(), described((args, *kwargs.items()), tensors)
@@ -102,6 +107,13 @@ class Rehearsal(LiveBytes):
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
             )
+
+
+@functools.cache
+def _is_in_place(func: Any) -> bool:
+    """Return whether an operation writes its first argument's numbers and returns it, with the same shape."""
+    writes = func._schema.arguments[:1] and func._schema.arguments[0].is_write
+    return bool(writes) and func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
 
 
 def _follows_from_shapes(func: Any, tensors: Sequence[Tensor]) -> bool:

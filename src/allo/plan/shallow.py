@@ -27,7 +27,7 @@ _SAME_CLASS = (bool, int, float, str, type(None), tuple)
 
 
 def planned_by_layer(plan: Callable[[Recipe], StagePlan], recipe: Recipe) -> StagePlan:
-    """Plan with two shallow models, and add the difference once for each further layer.
+    """Plan with two shallow models, and add the difference once for each further layer, at each moment of a stage.
 
     A model whose layers differ, one of code from the hub, and one whose tensors are named in the recipe are planned as
     they are.
@@ -43,8 +43,13 @@ def planned_by_layer(plan: Callable[[Recipe], StagePlan], recipe: Recipe) -> Sta
     def at_depth(fewer: int, more: int) -> int:
         return more + further * (more - fewer)
 
-    kinds = {**first.bytes, **second.bytes}
-    taken = {kind: at_depth(first.bytes.get(kind, 0), second.bytes.get(kind, 0)) for kind in kinds}
+    pairs = [(first.bytes, second.bytes)]
+    pairs += [(first.moments[key], second.moments[key]) for key in first.moments.keys() & second.moments]
+    deep = [
+        {kind: at_depth(fewer.get(kind, 0), more.get(kind, 0)) for kind in {**fewer, **more}}
+        for fewer, more in pairs
+    ]
+    taken = max(deep, key=lambda bytes: sum(bytes.values()))  # the first one of several
     return replace(second, bytes=taken, host=at_depth(first.host, second.host))
 
 

@@ -33,6 +33,7 @@ from allo.weights.allowed import Shapes, num_entries
 from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.host_sums import HostSums
 from allo.weights.layout import shapes_of
+from allo.weights.lean_adamw import LeanAdamW, Walk
 from allo.weights.param_mask import ParamMask
 from allo.weights.places import has_numbers
 from allo.weights.selection import num_to_select
@@ -53,12 +54,17 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     rows = "pairs" if isinstance(trainer, ImproveTrainer) else "rows"
     taken = dict(rehearsal.at_peak)
     host = taken.pop("host", 0)
+    moments = {
+        key: {kind: number for kind, number in at.items() if kind != "host"}
+        for key, at in rehearsal.moments.items()
+    }
     masks = _INDEX_BYTES * trainer.selected.num_selected
     return StagePlan(
         stage,
         f"{trainer.rows_a_step} {rows} of {lengths.prompt} + {lengths.completion} tokens",
         taken,
         host=masks + host,
+        moments=moments,
     )
 
 
@@ -108,6 +114,7 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
         f"{len(rows)} {'completions' if labelled else 'pairs'} of {lengths.prompt} + {lengths.completion} tokens",
         rehearsal.at_peak | {"state": state},
         host=host,
+        moments={key: at | {"state": state} for key, at in rehearsal.moments.items()},
     )
 
 
@@ -137,13 +144,29 @@ def take_a_step(
     trainer = _trainer(recipe, stage, model, folder, among)
     # Gradients and moments exist from the second step on.
     trainer.selected.gradients()
-    trainer.create_optimizer().step()
+    optimizer = trainer.create_optimizer()
+    if isinstance(optimizer, LeanAdamW) and isinstance(live, Rehearsal):
+        optimizer.walk = _a_chunk_of_each_length(optimizer.walk)
+    optimizer.step()
     _name_kinds(live, trainer)
     _fill_a_micro_batch(trainer)
     live.start_again()
     with hushed():
         train(trainer)
     return trainer
+
+
+def _a_chunk_of_each_length(walk: Walk) -> Walk:
+    """Return a walk that yields the first chunk of each length: a further one takes the same memory again."""
+
+    def shorter(flat: nn.Parameter) -> Iterator[tuple[slice, Tensor]]:
+        seen = set()
+        for entries, master in walk(flat):
+            if (length := entries.stop - entries.start) not in seen:
+                seen.add(length)
+                yield entries, master
+
+    return shorter
 
 
 def _trainer(

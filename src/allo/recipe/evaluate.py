@@ -43,6 +43,7 @@ class Evaluate(Block):
     top_p: Share = 0.95
     max_new_tokens: Tokens = 1024
     batch_size: BatchSize = 128
+    """Answers that are sampled together. Of held-out answers, at most 64 are read together, and for KL at most 4."""
     reward_model: Name | None = None
     """Measures the sets whose prompts have no `answer`, instead of `judge.reward_model`: a model trained to please
     one reward model is better measured by another."""

@@ -13,12 +13,12 @@ from pydantic import (
 )
 
 from allo.recipe.numbers import Count, CountOrZero, GenerationsOrZero, Name, Place, Positive, Tokens
-from allo.recipe.tasks import TaskName
+from allo.recipe.tasks import TASKS, TaskName
 
 AUTO = "auto"
 HELD_OUT = "held_out"
 """The name of the evaluation set of held-out prompts."""
-NEWER = (HELD_OUT, "feedback", "config")
+NEWER = (HELD_OUT, "feedback", "config", "skip_bad")
 
 
 def _number_or_share(value: Any) -> Any:
@@ -47,6 +47,9 @@ class Source(Block):
     order: Literal["given", "shuffled", "shortest"] = "given"
     skip: CountOrZero = 0
     limit: Count | None = None
+    skip_bad: bool | None = None
+    """Leave out rows that cannot be used, such as empty ones, and count them. Otherwise the first such rows are named,
+    and nothing runs."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Source":
@@ -56,6 +59,9 @@ class Source(Block):
             raise ValueError(f"needs exactly one of {', '.join(self._origins())}; found {found}")
         if self.config is not None and not {"file", "hub", "pairs", "feedback"} & set(origins):
             raise ValueError(f"`config` is for a data set of the hub, and {origins[0]} has none: remove it")
+        if self.skip_bad and (origins == ["mixture"] or self.task in TASKS):
+            where = "to its parts" if self.task is None else "to rows of your own"
+            raise ValueError(f"`skip_bad` leaves nothing out of a {origins[0]}: give it {where}")
         return self
 
     @model_serializer(mode="wrap")

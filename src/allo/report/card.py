@@ -14,7 +14,7 @@ from allo.report.run_view import RunView
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # an id that the hub may know
-_CODE = re.compile(r"[\w.+:-]+")
+_CODE = re.compile(r"[\w.+:/' -]+")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Facts:
     """The facts of a card that are in no results: origins, settings in words, digests.
 
     `base_fingerprint` is that of the model that the delta belongs to: the base, or what the run made of it first.
+    `command` made the model.
     """
 
     base: str
@@ -33,6 +34,7 @@ class Facts:
     base_fingerprint: str
     delta_digest: str
     starts_at_base: bool
+    command: str = "allo run recipe.yaml"
 
 
 def card(run: RunView, facts: Facts) -> str:
@@ -99,7 +101,7 @@ def _provenance(run: RunView, facts: Facts) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"- `allo run recipe.yaml` ({tables.escaped(made)}), with the resolved recipe in the run's `recipe.yaml`",
+        f"- {_code(facts.command)} ({tables.escaped(made)}), with the resolved recipe in the run's `recipe.yaml`",
         f"- Fingerprint of {start}: {_code(facts.base_fingerprint)}",
         f"- SHA-256 of the delta, which makes this model from it: {_code(facts.delta_digest)}",
         "",

@@ -1,15 +1,17 @@
 """The model card of a run, beside its report."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from allo.delta import info
+from allo.errors import UserError
 from allo.files.artifacts import RunFolder, sha256_file, write_atomic
 from allo.files.rounds import trained
 from allo.files.rows import is_hub_id
 from allo.models.licence import licence_of
 from allo.models.start import read_start
-from allo.recipe import Recipe
+from allo.recipe import Recipe, load_recipe
 from allo.recipe.sources import Data, Source
 from allo.report.card import Facts, card
 from allo.report.read import view
@@ -20,8 +22,9 @@ def write_card(recipe: Recipe, run: RunFolder) -> None:
     """Write `model-card.md` of a finished run. It stands beside the model, whose folder is hashed as it was trained."""
     delta = trained(recipe, run) / DELTA
     found, start = info(delta), read_start(run)
+    base = Path(recipe.model).name if Path(recipe.model).expanduser().exists() else recipe.model
     facts = Facts(
-        base=Path(recipe.model).name if Path(recipe.model).expanduser().exists() else recipe.model,
+        base=base,
         licence=licence_of(recipe.model),
         data=list(_data(recipe)),
         method=list(_method(recipe)),
@@ -30,8 +33,23 @@ def write_card(recipe: Recipe, run: RunFolder) -> None:
         base_fingerprint=found.base_fingerprint,
         delta_digest=sha256_file(delta),
         starts_at_base=not Path(start.model).resolve().is_relative_to(run.path.resolve()),
+        command=_command(recipe, run, base),
     )
     write_atomic(run.card, card(view(run.path), facts))
+
+
+def _command(recipe: Recipe, run: RunFolder, base: str) -> str:
+    """Return the command that made the run, without the folders of local files."""
+    if not run.align.is_file():
+        return "allo run recipe.yaml"
+    data = recipe.data.pairs or recipe.data.feedback or recipe.data.file
+    try:
+        is_written = data is not None and load_recipe(run.align) == recipe
+    except UserError:  # edited since
+        is_written = False
+    if data is None or not is_written:
+        return "allo run align.yaml"  # with --set, or edited
+    return f"allo align {shlex.quote(base)} {shlex.quote(str(data) if is_hub_id(data) else Path(data).name)}"
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

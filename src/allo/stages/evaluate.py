@@ -8,7 +8,7 @@ from allo.console import say, track
 from allo.delta import patch_of, read_delta
 from allo.errors import UserError
 from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, write_json
-from allo.files.evaluation import SCHEMA
+from allo.files.evaluation import SCHEMA, Overlap
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
 from allo.files.records import Completion, Pair, Prompt
@@ -21,11 +21,11 @@ from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
 from allo.recipe import Recipe
-from allo.recipe.sources import Kl
+from allo.recipe.sources import HELD_OUT, Kl
 from allo.sampling.completions import complete
 from allo.stages.held_out import HeldOutRows, held_out_rows, on_held_out
 from allo.stages.judge import verify
-from allo.stages.likelihood import likelihood
+from allo.stages.likelihood import ROWS, likelihood
 from allo.stages.overlap import overlaps
 from allo.stages.own_reward import function_rewards
 from allo.stages.reward import measured_by, reward
@@ -58,11 +58,12 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     Harness results are kept for models whose weights are the same.
     """
-    sets = Sources(recipe).sets()
+    sources = Sources(recipe)
+    sets = sources.sets()
     held_out = held_out_rows(recipe, folder)
     parts: list[ResumableLines] = []
-    seen = overlaps(recipe, sets)
-    results, completions = _measured(recipe, folder, sets, held_out, parts)
+    seen = overlaps(sources, {**sets, **({HELD_OUT: held_out} if held_out else {})})
+    results, completions = _measured(recipe, folder, sets, held_out, parts, seen)
     ranked = _add_rewards(recipe, folder, sets, completions, parts)
     ranked |= (own := _add_own_rewards(recipe, folder, sets, completions, parts)).ranked
     for name, result in results.items():
@@ -89,6 +90,7 @@ def _measured(
     sets: dict[str, list[Prompt]],
     held_out: HeldOutRows,
     parts: list[ResumableLines],
+    seen: dict[str, Overlap],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, folder)
@@ -105,9 +107,14 @@ def _measured(
             if trained and (num_pairs := recipe.evaluate.likelihood_pairs):
                 # Sampled from the starting model; with rounds, the first round's.
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
-                moved = likelihood(pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length)
+                size = min(ROWS, recipe.evaluate.batch_size)
+                moved = likelihood(
+                    pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length, size=size
+                )
             at_start = patch.exchanged if trained else None
-            on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start) if held_out else {}
+            on_rows = {}
+            if held_out:
+                on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start, seen[HELD_OUT])
         results[name] = {
             "label": LABELS[name],
             "sets": {},
@@ -346,9 +353,10 @@ def _kl(
             # Sampling cut the prompt to its room, even if the completion then was short.
             rows.append(replace(tokens, prompt_ids=cut_left(tokenizer, tokens.prompt_ids, room)))
     groups: list[list[float]] = []
-    starts = range(0, len(rows), KL_BATCH)
+    size = min(KL_BATCH, recipe.evaluate.batch_size)
+    starts = range(0, len(rows), size)
     for start in track(starts, "KL to the start", total=len(starts)):
-        part = rows[start : start + KL_BATCH]
+        part = rows[start : start + size]
         batch = pad([(one.prompt_ids, one.completion_ids) for one in part], pad_id=tokenizer.pad_token_id)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         logps = completion_distributions(model, batch)

@@ -5,13 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from allo.files.artifacts import RunFolder, read_jsonl
-from allo.files.evaluation import FEEDBACK
+from allo.files.evaluation import FEEDBACK, Overlap
 from allo.files.records import Feedback, Pair
 from allo.models.load import Model, Tokenizer
 from allo.recipe import Recipe
 from allo.recipe.sources import HELD_OUT
-from allo.stages.likelihood import AtStart, measured_feedback, measured_pairs
-from allo.stages.overlap import overlaps
+from allo.stages.likelihood import ROWS, AtStart, measured_feedback, measured_pairs
 
 HeldOutRows = list[Pair] | list[Feedback]
 
@@ -26,14 +25,19 @@ def held_out_rows(recipe: Recipe, folder: RunFolder) -> HeldOutRows:
 
 
 def on_held_out(
-    recipe: Recipe, rows: HeldOutRows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None
+    recipe: Recipe,
+    rows: HeldOutRows,
+    model: Model,
+    tokenizer: Tokenizer,
+    at_start: AtStart | None,
+    overlap: Overlap,
 ) -> dict[str, Any]:
-    """Return the measures of held-out rows, with the beta of the last training stage."""
+    """Return the measures of held-out rows, with the beta of the last training stage, and their `overlap`."""
     block = recipe.improve or recipe.forget
     assert block is not None
     labelled = recipe.data.feedback is not None
     measured: Callable[..., dict[str, Any]] = measured_feedback if labelled else measured_pairs
     beta, length, seed = block.beta, recipe.max_length, recipe.seed
-    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed)
-    overlap = asdict(overlaps(recipe, {HELD_OUT: rows})[HELD_OUT])
-    return {FEEDBACK if labelled else HELD_OUT: found | {"overlap": overlap}}
+    size = min(ROWS, recipe.evaluate.batch_size)
+    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed, size=size)
+    return {FEEDBACK if labelled else HELD_OUT: found | {"overlap": asdict(overlap)}}

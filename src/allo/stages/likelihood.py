@@ -17,24 +17,31 @@ from allo.models.policy import per_token_logps
 from allo.models.rows import counted_completions, counted_pairs
 from allo.stats.metrics import Estimate, auc, bootstrap, wilson
 
-BATCH = 32  # pairs, or twice as many labelled completions
+ROWS = 64
+"""Completions that are read together at most; a pair has two."""
 AtStart = Callable[[], AbstractContextManager[None]]
 Rows = list[dict[str, Any]]
 
 
 @torch.inference_mode()
 def likelihood(
-    pairs: Sequence[Pair], model: Model, tokenizer: Tokenizer, at_start: AtStart, *, max_length: int
+    pairs: Sequence[Pair],
+    model: Model,
+    tokenizer: Tokenizer,
+    at_start: AtStart,
+    *,
+    max_length: int,
+    size: int = ROWS,
 ) -> dict[str, Any]:
     """Return the mean log-ratio of a token to the starting model, in nats, of chosen and of rejected answers.
 
-    `at_start` turns `model` into the starting model for a block.
+    `at_start` turns `model` into the starting model for a block; `size` completions are read together.
     """
     rows, _ = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
-    for logps, start, mask in _batches(rows, collate, BATCH, model, at_start):
+    for logps, start, mask in _batches(rows, collate, max(1, size // 2), model, at_start):
         sums += torch.stack([side.double().sum().cpu() for side in (logps - start).chunk(2)])
         counts += torch.stack([side.sum().cpu() for side in mask.chunk(2)])
     chosen, rejected = (sums / counts).tolist()
@@ -51,6 +58,7 @@ def measured_pairs(
     beta: float,
     max_length: int,
     seed: int,
+    size: int = ROWS,
 ) -> dict[str, Any]:
     """Return a model's accuracies on held-out pairs and, unless it is the start itself, its changes from the start.
 
@@ -60,7 +68,7 @@ def measured_pairs(
     are over prompts.
     """
     rows, counts = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
-    found = list(_of_pairs(rows, model, tokenizer, at_start))
+    found = list(_of_pairs(rows, model, tokenizer, at_start, max(1, size // 2)))
     groups = _Groups.of(rows, seed)
     levels = {
         "chosen_logp": groups.mean([[one.chosen_logp] for one in found]),
@@ -96,6 +104,7 @@ def measured_feedback(
     beta: float,
     max_length: int,
     seed: int,
+    size: int = ROWS,
 ) -> dict[str, Any]:
     """Return how well a model tells held-out good from bad completions and, unless it is the start itself, its changes.
 
@@ -103,7 +112,7 @@ def measured_feedback(
     start. `likelihood_auc` is that of a higher mean log-prob of a token. Intervals are over prompts.
     """
     kept, counts = counted_completions(tokenizer, map(vars, rows), max_length=max_length)
-    collate, size = CompletionCollator(tokenizer.pad_token_id), 2 * BATCH
+    collate = CompletionCollator(tokenizer.pad_token_id)
     sums: list[float] = []
     means: list[float] = []
     ratios: list[list[float]] = []
@@ -192,9 +201,11 @@ class _Groups:
         return bootstrap([group for group in grouped if group], seed=self.seed)
 
 
-def _of_pairs(rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None) -> Iterator[_Ratios]:
+def _of_pairs(
+    rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None, size: int
+) -> Iterator[_Ratios]:
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
-    for logps, start, mask in _batches(rows, collate, BATCH, model, at_start):
+    for logps, start, mask in _batches(rows, collate, size, model, at_start):
         sums = logps.double().sum(-1).tolist()
         ratios = [one[kept].tolist() for one, kept in zip((logps - start).double(), mask, strict=True)]
         half = len(sums) // 2

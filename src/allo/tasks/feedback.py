@@ -23,15 +23,20 @@ class LabelledRow(AnswerRow):
 
 
 def read_feedback(
-    source: str | Path, *, split: str = TRAIN, config: str | None = None, chat: bool = False
+    source: str | Path,
+    *,
+    split: str = TRAIN,
+    config: str | None = None,
+    chat: bool = False,
+    skip_bad: bool = False,
 ) -> tuple[list[Feedback], Reading]:
     """Return the labelled completions of a file, a folder or the hub (see `rows.source_rows`), and the fate of its rows.
 
     A row has `prompt`, `completion` and `label`; the first two are text or messages. Without `prompt`, `completion` or
     `messages` is a conversation that ends with the completion. `chat` turns a text prompt into one user message. Raises
-    `UserError` naming the line of a row of another form.
+    `UserError` naming the lines of rows of another form, unless `skip_bad` leaves them out.
     """
-    notes = Notes()
+    notes = Notes(skip_bad=skip_bad)
     rows = source_rows(source, split=split, config=config, notes=notes)
     return _feedback(rows, notes, name=source_name(source, split=split), chat=chat)
 
@@ -43,7 +48,8 @@ def feedback_of_rows(
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
-    return _feedback(placed(rows, name=name), Notes(), name=name, chat=chat)
+    notes = Notes()
+    return _feedback(placed(rows, notes, name=name), notes, name=name, chat=chat)
 
 
 def label_of(value: Any) -> bool | None:
@@ -76,10 +82,13 @@ def _labelled(rows: Placed, notes: Notes) -> Iterable[tuple[int, str, Row]]:
         if (given := row.get("label")) is not None and not isinstance(given, bool):
             label = label_of(given)
             if label is None:
-                raise UserError(
-                    f"{place}: `label` {shown(given)}: must be true for a good completion or false for a bad one (1 and 0, "
-                    "and the texts of these four, are read as well)."
+                notes.note_bad(
+                    UserError(
+                        f"{place}: `label` {shown(given)}: must be true for a good completion or false for a bad one (1 and "
+                        "0, and the texts of these four, are read as well)."
+                    )
                 )
+                continue
             notes.mapped["label given as a number or text, and read as true or false"] += 1
             row = {**row, "label": label}
         yield number, place, row

@@ -73,14 +73,15 @@ def pairs_and_reading(
     config: str | None = None,
     chat: bool = False,
     pairing: Pairing | None = None,
+    skip_bad: bool = False,
 ) -> tuple[list[Pair], Reading]:
     """Return the ready preference pairs of a file, a folder or the hub (see `rows.source_rows`), and the fate of its rows.
 
     The prompt is `prompt`, or the shared beginning of `chosen` and `rejected`; all are strings or lists of messages.
     `chat` turns a text prompt into one user message. `pairing` says how rated completions are paired. Raises `UserError`
-    naming the line of a row that is not a pair.
+    naming the lines of rows that are no pairs, unless `skip_bad` leaves them out.
     """
-    notes = Notes()
+    notes = Notes(skip_bad=skip_bad)
     rows = source_rows(source, split=split, config=config, notes=notes)
     name = source_name(source, split=split)
     return _pairs(rows, notes, name=name, chat=chat, pairing=pairing or Pairing())
@@ -97,8 +98,8 @@ def pairs_of_rows(
 
     Errors begin with `NAME, row NUMBER`, counted from 0.
     """
-    placed_rows = placed(rows, name=name)
-    return _pairs(placed_rows, Notes(), name=name, chat=chat, pairing=pairing or Pairing())
+    notes = Notes()
+    return _pairs(placed(rows, notes, name=name), notes, name=name, chat=chat, pairing=pairing or Pairing())
 
 
 def completions_of_rows(
@@ -106,7 +107,7 @@ def completions_of_rows(
 ) -> tuple[list[dict[str, Any]], Reading]:
     """Return rows in the form that `models.rows` tokenizes, each with its `id`, read like one side of a pair."""
     notes = Notes()
-    found = answers_of(placed(rows, name=name), CompletionRow, notes, chat=chat)
+    found = answers_of(placed(rows, notes, name=name), CompletionRow, notes, chat=chat)
     return [
         fields | {"id": f"{name}-{number}", "token_weights": one.token_weights}
         for number, one, fields in found
@@ -120,26 +121,29 @@ def answers_of(
     found, kept = [], []
     for number, place, row in rows:
         notes.rows += 1
-        row = in_trl_form(row, place=place, notes=notes, chat=chat)
-        chat_column = None if "completion" in row else conversation_of(row, place=place)
-        if chat_column is not None:
-            row = {"completion": row.pop(chat_column), **row}
-        one = _read(model, row, place=place, notes=notes)
-        found.append(apart(one.prompt, {"completion": one.completion}, row, place=place, notes=notes))
-        kept.append((number, row, one))
+        with notes.bad_rows():
+            row = in_trl_form(row, place=place, notes=notes, chat=chat)
+            chat_column = None if "completion" in row else conversation_of(row, place=place)
+            if chat_column is not None:
+                row = {"completion": row.pop(chat_column), **row}
+            one = _read(model, row, place=place, notes=notes)
+            found.append(apart(one.prompt, {"completion": one.completion}, row, place=place, notes=notes))
+            kept.append((number, row, one))
     completions = []
     for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
-        side = _filled("completion", answered)
-        prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
-        fields = {
-            "prompt": prompt,
-            "completion": text_of(side),
-            "finished": one.finished,
-            "template": template,
-            "message": _message(one.message, side, place=answered.place),
-            "completion_ids": one.completion_ids,
-        }
-        completions.append((number, one, fields))
+        with notes.bad_rows():
+            side = _filled("completion", answered)
+            prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
+            fields = {
+                "prompt": prompt,
+                "completion": text_of(side),
+                "finished": one.finished,
+                "template": template,
+                "message": _message(one.message, side, place=answered.place),
+                "completion_ids": one.completion_ids,
+            }
+            completions.append((number, one, fields))
+    notes.settle()
     return completions
 
 
@@ -148,34 +152,47 @@ def wrong_of_rows(
 ) -> tuple[list[dict[str, Any]], Reading]:
     """Return rows as `completions_of_rows` does; of pairs the rejected sides."""
     rows = list(rows) if isinstance(rows, Iterator) else rows
-    first = next((row for row in rows if isinstance(row, Mapping)), {})
-    given = {column: value for column, value in first.items() if value is not None}
-    form = in_trl_form(given, place=f"{name}, row 0", notes=Notes())
-    if not (is_rated(form) or "rejected" in form) or "completion" in form:
-        return completions_of_rows(rows, name=name, chat=chat)
-    for _, place, row in placed(rows, name=name):
-        if row.keys() & {"token_weights", "completion", "completion_ids"}:
+    kinds: dict[bool, str] = {}
+    for _, place, row in placed(rows, Notes(), name=name):
+        given = {column: value for column, value in row.items() if value is not None}
+        form = in_trl_form(given, place=place, notes=Notes())
+        is_pair = is_rated(form) or "rejected" in form
+        if is_pair and form.keys() & {"token_weights", "completion", "completion_ids"}:
             raise UserError(
                 f"{place}: `rejected` stands beside columns of a `completion`; rename it to `completion`, or remove them."
             )
+        kinds.setdefault(is_pair, place)
+    if len(kinds) == 2:
+        raise UserError(
+            f"{kinds[True]} is a pair, and {kinds[False]} a completion: give rows of one kind, as `completion` or as "
+            "`chosen` and `rejected`."
+        )
+    if True not in kinds:
+        return completions_of_rows(rows, name=name, chat=chat)
     pairs, reading = pairs_of_rows(rows, name=name, chat=chat)
     wrong = [answer_row(pair, "rejected") | {"id": pair.prompt_id} for pair in pairs]
     said = {"the completion is `rejected`, and `chosen` is not read": len(wrong)}
     return wrong, replace(reading, mapped={**reading.mapped, **said})
 
 
-def placed(rows: Iterable[Mapping[str, Any]], *, name: str) -> Iterator[tuple[int, str, Row]]:
-    """Yield the number, the place and the columns of each row in memory. Raises `UserError` for one that is no dict."""
+def placed(rows: Iterable[Mapping[str, Any]], notes: Notes, *, name: str) -> Iterator[tuple[int, str, Row]]:
+    """Yield the number, the place and the columns of each row in memory; `notes` keep those that are no dict."""
     of_arrow = hasattr(rows, "features")  # Arrow fills every object with the keys of all others
     for number, row in enumerate(rows):
         place = f"{name}, row {number}"
         if not isinstance(row, Mapping):
-            raise UserError(f"{place} is a {type(row).__name__}: a row must be a dict of its columns.")
+            notes.note_bad(
+                UserError(f"{place} is a {type(row).__name__}: a row must be a dict of its columns.")
+            )
+            continue
         plain = without_nulls(dict(row)) if of_arrow else dict(row)
         if (key := half_a_pair(plain)) is not None:
-            raise UserError(
-                f"{place}: `{key}` has half of a surrogate pair, which is no text; remove or complete it."
+            notes.note_bad(
+                UserError(
+                    f"{place}: `{key}` has half of a surrogate pair, which is no text; remove or complete it."
+                )
             )
+            continue
         yield number, place, plain
 
 
@@ -192,26 +209,29 @@ def _pairs(
 ) -> tuple[list[Pair], Reading]:
     found, kept, rated = [], [], RatedPairs(pairing, notes)
     for number, place, row in _ready(rows, rated, notes, pairing, chat=chat):
-        one = _read(PairRow, row, place=place, notes=notes)
-        sides = {"chosen": one.chosen, "rejected": one.rejected}
-        if isinstance(one.chosen, str) and one.chosen == one.rejected:
-            notes.dropped[EQUAL] += 1
-            continue
-        found.append(apart(one.prompt, sides, row, place=place, notes=notes))
-        kept.append((number, row, one))
-    rated.note()
+        with notes.bad_rows():
+            one = _read(PairRow, row, place=place, notes=notes)
+            sides = {"chosen": one.chosen, "rejected": one.rejected}
+            if isinstance(one.chosen, str) and one.chosen == one.rejected:
+                notes.dropped[EQUAL] += 1
+                continue
+            found.append(apart(one.prompt, sides, row, place=place, notes=notes))
+            kept.append((number, row, one))
     pairs = []
     for answered, (number, row, one) in zip(without_repeats(found, notes), kept, strict=True):
-        filled = {side: _filled(side, answered) for side in ("chosen", "rejected")}
-        prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
-        given: dict[str, Any] = {"prompt_id": one.prompt_id or f"{name}-{number}", "prompt": prompt}
-        for side, answer in filled.items():
-            given |= _answer(side, answer, one, place=answered.place)
-        pair = Pair(**given, template=template)
-        if _key(pair, "chosen") == _key(pair, "rejected"):
-            notes.dropped[EQUAL] += 1
-            continue
-        pairs.append(pair)
+        with notes.bad_rows():
+            filled = {side: _filled(side, answered) for side in ("chosen", "rejected")}
+            prompt, template = asked(answered.prompt, row, chat=chat, place=answered.place)
+            given: dict[str, Any] = {"prompt_id": one.prompt_id or f"{name}-{number}", "prompt": prompt}
+            for side, answer in filled.items():
+                given |= _answer(side, answer, one, place=answered.place)
+            pair = Pair(**given, template=template)
+            if _key(pair, "chosen") == _key(pair, "rejected"):
+                notes.dropped[EQUAL] += 1
+                continue
+            pairs.append(pair)
+    notes.settle()
+    rated.note()
     if notes.rows and not pairs:
         raise UserError(
             f"{name}: {notes.rows} rows, and in all of them `chosen` equals `rejected`; such a pair teaches nothing."
@@ -228,15 +248,16 @@ def _ready(
     """Yield rows in TRL's form, of rated ones a row for each pair."""
     for number, place, row in rows:
         notes.rows += 1
-        row = in_trl_form(row, place=place, notes=notes, chat=chat)
-        if is_rated(row):
-            yield from ((number, place, pair) for pair in rated.of(row, place=place))
-            continue
-        if pairing.margin:
+        found, is_ready = [], False
+        with notes.bad_rows():
+            row = in_trl_form(row, place=place, notes=notes, chat=chat)
+            is_ready = not is_rated(row)
+            found = [row] if is_ready else list(rated.of(row, place=place))
+        if pairing.margin and is_ready:
             raise UserError(
                 f"{place}: pair.margin chooses among rated completions, and ready pairs are taken as they are: remove it."
             )
-        yield number, place, row
+        yield from ((number, place, each) for each in found)
 
 
 EQUAL = "`chosen` equals `rejected`, which teaches nothing"

@@ -29,6 +29,7 @@ class PromptSource:
     characters); then `skip` are dropped and `limit` kept. So two sources that differ only in disjoint `skip` and
     `limit` ranges share no prompt. `chat` turns a text prompt into one user message. `for_function`: a function of the
     user's judges, so whole rows are kept, and `answer`, `choices` and `solution` may hold anything.
+    `skip_bad` leaves out rows that cannot be used.
     """
 
     task: str | None = None
@@ -43,6 +44,7 @@ class PromptSource:
     seed: int = 0
     chat: bool = False
     for_function: bool = False
+    skip_bad: bool | None = False
 
 
 def read_prompts(source: PromptSource) -> list[Prompt]:
@@ -52,7 +54,7 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
 
 def prompts_and_reading(source: PromptSource) -> tuple[list[Prompt], Reading]:
     """Return a source's prompts (at least one), in order, and the fate of its rows. Raises `UserError` for bad input."""
-    notes = Notes()
+    notes = Notes(skip_bad=bool(source.skip_bad))
     found = _all_prompts(source, notes)
     if source.task is not None and source.order == "given" and source.limit is not None:
         found = islice(found, source.skip + source.limit)  # a benchmark's further rows need not be read
@@ -198,16 +200,18 @@ def _from_rows(
     found = []
     for number, place, row in rows:
         notes.rows += 1
-        columns = _columns(row, place=place) if source.for_function else None
-        row = _with_prompt(row, place=place, notes=notes, chat=source.chat)
-        if not source.for_function:
-            _refuse_misnamed_choices(row, place=place)
-        note_ignored(
-            notes, row if columns is None else {"prompt": row.get("prompt")}, read=PromptRow.model_fields
-        )
-        one = checked(PromptRow, row if columns is None else _as_texts(row), place=place)
-        text = one.prompt if isinstance(one.prompt, str) else messages(one.prompt)
-        found.append((number, place, one, columns, asked(text, row, chat=source.chat, place=place)))
+        with notes.bad_rows():
+            columns = _columns(row, place=place) if source.for_function else None
+            row = _with_prompt(row, place=place, notes=notes, chat=source.chat)
+            if not source.for_function:
+                _refuse_misnamed_choices(row, place=place)
+            note_ignored(
+                notes, row if columns is None else {"prompt": row.get("prompt")}, read=PromptRow.model_fields
+            )
+            one = checked(PromptRow, row if columns is None else _as_texts(row), place=place)
+            text = one.prompt if isinstance(one.prompt, str) else messages(one.prompt)
+            found.append((number, place, one, columns, asked(text, row, chat=source.chat, place=place)))
+    notes.settle()
     given = [Given(place, one.answer, one.choices) for _, place, one, _, _ in found]
     as_given = [None if one.answer is None else str(one.answer) for one in given]
     answers = as_given if source.for_function else right_answers(given, notes)

@@ -26,13 +26,20 @@ FIRST = 100
 def kind_of_rows(path_or_hub: str | Path, *, split: str = TRAIN, config: str | None = None) -> Kind:
     """Return the kind of the rows in a file, a folder or a data set of the hub (`OWNER/NAME`).
 
-    The first rows decide. All of them must be of one kind; of prompts, some may have an answer. Raises `UserError` for
-    rows of no kind or of several, naming the row and what each kind needs, and for a source that cannot be read.
+    The first rows decide. All of them must be of one kind; rows with a prompt alone, and rows of no kind, count as that
+    of the others, whose reader then names them. Raises `UserError` for rows of several kinds, for rows of no kind,
+    naming what each kind needs, and for a source that cannot be read.
     """
     found: dict[Kind, str] = {}
-    for _, place, row in islice(source_rows(path_or_hub, split=split, config=config), FIRST):
-        found.setdefault(_kind(row, place), place)
-    kinds = found.keys() - ({"prompts"} if "problems" in found else set())
+    refused: list[UserError] = []
+    for _, place, row in islice(source_rows(path_or_hub, split=split, config=config, notes=Notes()), FIRST):
+        try:
+            found.setdefault(_kind(row, place), place)
+        except UserError as error:
+            refused.append(error)
+    if not found and refused:
+        raise refused[0]
+    kinds = found.keys() - ({"prompts"} if len(found) > 1 else set())
     if len(kinds) > 1:
         rows = ", ".join(f"{found[kind]}: {kind}" for kind in NEEDS if kind in kinds)
         raise UserError(

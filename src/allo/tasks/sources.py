@@ -116,6 +116,7 @@ class Sources:
                 config=data.config,
                 chat=self.recipe.chat,
                 pairing=self.recipe.pair,
+                skip_bad=bool(data.skip_bad),
             )
         return self._pairs
 
@@ -124,7 +125,11 @@ class Sources:
             data = self.recipe.data
             assert data.feedback is not None
             self._feedback = read_feedback(
-                data.feedback, split=data.split, config=data.config, chat=self.recipe.chat
+                data.feedback,
+                split=data.split,
+                config=data.config,
+                chat=self.recipe.chat,
+                skip_bad=bool(data.skip_bad),
             )
         return self._feedback
 

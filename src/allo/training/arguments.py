@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from allo.errors import UserError
+from allo.errors import UserError, refuse
 from allo.recipe import Recipe
 from allo.training.trackers import check_trackers, tracker_names
 
@@ -36,49 +36,55 @@ def training_arguments(
 
     `key` names the block in errors. `kind` may be another library's class; `settings` are its fields that other keys
     of the recipe set, so the block may not. Raises `UserError` for a key or value that transformers or
-    `check_arguments` refuses. Also for the hub's keys: a recipe is kept with its results, which must not contain
+    `argument_faults` names. Also for the hub's keys: a recipe is kept with its results, which must not contain
     secrets.
     """
-    for name in training:
-        if name.endswith("token"):
-            raise UserError(f"{key}.{name}: no secret belongs in a recipe; set HF_TOKEN in the environment.")
-        if name.startswith(("push_to_hub", "hub_")):
-            raise UserError(
-                f"{key}.{name}: nothing is uploaded; upload the finished run with `allo push RUN OWNER/NAME`."
-            )
-    known = inspect.signature(kind).parameters
-    kind_name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
-    for name in training.keys() - known.keys():
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"see the fields of {kind_name}."
-        raise UserError(f"{key}.{name}: unknown key; {hint}")
-    forms = get_type_hints(TrainingArguments)  # TRL accepts more than its fields declare
-    for name, value in training.items():
-        if name in _OF_SCRIPTS:
-            raise UserError(f"{key}.{name}: {_OF_SCRIPTS[name]} Remove the key.")
-        try:
-            TypeAdapter(forms.get(name, Any), config=_STRICT).validate_python(value)
-        except ValidationError as error:
-            raise UserError(f"{key}.{name}: {value!r}: {error.errors()[0]['msg']}.") from error
-    if training.get("save_only_model"):
-        raise UserError(
-            f"{key}.save_only_model: a run that is killed resumes from its checkpoints, which need the optimizer's state. "
-            "Remove the key."
-        )
+    refuse(f"{key}.{fault}" for fault in _key_faults(training, kind))
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
-    for name in own.keys() & training.keys():
-        raise UserError(f"{key}.{name}: set by allo from the recipe; remove it.")
+    refuse(f"{key}.{name}: set by allo from the recipe; remove it." for name in training if name in own)
     quiet = {"disable_tqdm": True, "log_level": "error"}  # the console shows the steps
     try:
         arguments = kind(**(quiet | training | own))
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: {kind_name} refuses it: {error}") from error
+        raise UserError(f"{key}: {_name_of(kind)} refuses it: {error}") from error
     try:
         check_trackers(arguments.report_to)
-        check_arguments(arguments, lean=lean, trainer_is_ours=kind is TrainingArguments)
     except UserError as error:
         raise UserError(f"{key}.{error}") from error
+    faults = argument_faults(arguments, lean=lean, trainer_is_ours=kind is TrainingArguments)
+    refuse(f"{key}.{fault}" for fault in faults)
     return arguments
+
+
+def _name_of(kind: type[TrainingArguments]) -> str:
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
+def _key_faults(training: Mapping[str, Any], kind: type[TrainingArguments]) -> Iterator[str]:
+    """Yield the faults of a block's keys and their values, each beginning with the key."""
+    known = inspect.signature(kind).parameters
+    forms = get_type_hints(TrainingArguments)  # TRL accepts more than its fields declare
+    for name, value in training.items():
+        if name.endswith("token"):
+            yield f"{name}: no secret belongs in a recipe; set HF_TOKEN in the environment."
+        elif name.startswith(("push_to_hub", "hub_")):
+            yield f"{name}: nothing is uploaded; upload the finished run with `allo push RUN OWNER/NAME`."
+        elif name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see the fields of {_name_of(kind)}."
+            yield f"{name}: unknown key; {hint}"
+        elif name in _OF_SCRIPTS:
+            yield f"{name}: {_OF_SCRIPTS[name]} Remove the key."
+        else:
+            try:
+                TypeAdapter(forms.get(name, Any), config=_STRICT).validate_python(value)
+            except ValidationError as error:
+                yield f"{name}: {value!r}: {error.errors()[0]['msg']}."
+    if training.get("save_only_model"):
+        yield (
+            "save_only_model: a run that is killed resumes from its checkpoints, which need the optimizer's state. Remove "
+            "the key."
+        )
 
 
 def stage_arguments(
@@ -190,27 +196,37 @@ def refused_fields() -> dict[str, str]:
     return {name: why for name, why in (_REFUSED | _UNREAD).items() if name != "bf16"}
 
 
-def check_arguments(args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True) -> None:
-    """Refuse fields that would be ignored or wrong, with a `UserError` that begins with the field's name.
+def argument_faults(
+    args: TrainingArguments, *, lean: bool = False, trainer_is_ours: bool = True
+) -> Iterator[str]:
+    """Yield the faults of fields that would be ignored or wrong, each beginning with the field's name.
 
     `trainer_is_ours`: a trainer on selected weights, which reads fewer fields than transformers' own.
     """
-    for name, reason in _REFUSED.items():
-        if getattr(args, name):
-            raise UserError(f"{name}: {reason} Remove the key.")
-    if args.mixed_precision != "no":  # accelerate's launcher sets it through the environment
-        raise UserError(f"mixed_precision {args.mixed_precision} of the launcher: {_MIXED}")
+    refused = [name for name in _REFUSED if getattr(args, name)]
+    yield from (f"{name}: {_REFUSED[name]} Remove the key." for name in refused)
+    if args.mixed_precision != "no" and not {"bf16", "fp16"} & {*refused}:  # accelerate's launcher sets it
+        yield f"mixed_precision {args.mixed_precision} of the launcher: {_MIXED}"
     if args.save_only_model and args.load_best_model_at_end:
-        raise UserError(
+        yield (
             "load_best_model_at_end: with save_only_model, checkpoints lack the fp32 weights that training would end with. "
             "Remove one of the two."
         )
-    if lean:
-        lean_settings(args)
-    else:
-        optimizer_of(args)
+    try:
+        lean_settings(args) if lean else optimizer_of(args)
+    except UserError as error:
+        yield str(error)
+        return
     if trainer_is_ours:
-        _check_unread(args)
+        yield from _unread(args)
+
+
+def faults_before_loading(args: TrainingArguments | None, *, lean: bool) -> Iterator[str]:
+    """Yield `argument_faults` that need no model: half precision is compared with the model's own later."""
+    if isinstance(args, TrainingArguments):
+        own = copy.copy(args)
+        own.bf16, own.mixed_precision = False, "no"
+        yield from argument_faults(own, lean=lean)
 
 
 def own_arguments(
@@ -229,7 +245,7 @@ def own_arguments(
             f"{type(args).__name__}.bf16 is on (its default), but the model computes in "
             f"{str(model.dtype).removeprefix('torch.')}: set bf16=False, or load the model in bfloat16."
         )
-    check_arguments(args, lean=lean)
+    refuse(argument_faults(args, lean=lean))
     if not evaluates and args.eval_strategy != "no":
         raise UserError(f"eval_strategy: {args.eval_strategy.value} needs an eval_dataset; remove the key.")
     if args.n_gpu > 1:  # the Trainer would multiply the batch by the number of visible GPUs
@@ -239,19 +255,20 @@ def own_arguments(
     return args
 
 
-def _check_unread(args: TrainingArguments) -> None:
+def _unread(args: TrainingArguments) -> Iterator[str]:
     if args.train_sampling_strategy not in _SAMPLING:
-        raise UserError(
+        yield (
             f"train_sampling_strategy: {args.train_sampling_strategy} is none of {', '.join(_SAMPLING)}; micro-batches "
             "group rows of similar length in any case. Remove the key."
         )
+    by_reason: dict[str, list[str]] = {}
     for name, reason in _UNREAD.items():
         if not is_default(args, name):
-            raise UserError(f"{name}: {reason} Remove the key.")
+            by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():  # transformers fills in some beside others
+        yield f"{', '.join(names)}: {reason} Remove the key{'s' if len(names) > 1 else ''}."
     if args.optim_args and not reads_optim_args(args):
-        raise UserError(
-            f"optim_args: {getattr(args.optim, 'value', args.optim)} reads none of them. Remove the key."
-        )
+        yield f"optim_args: {getattr(args.optim, 'value', args.optim)} reads none of them. Remove the key."
 
 
 def is_default(args: TrainingArguments, name: str) -> bool:

@@ -4,7 +4,7 @@ TRL itself is never imported: a config is recognised by its class.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from allo.errors import UserError
+from allo.errors import UserError, refuse
 from allo.losses.needs import LossFunction
 from allo.losses.pair_losses import PairSums, bco
 from allo.recipe.losses import PAIR_LOSSES
@@ -129,14 +129,21 @@ LARGEST = 1 << 31  # longer than any row
 
 
 def settings_of(
-    args: TrainingArguments | None, *, trainer: str, takes_config: bool, losses: Collection[str] = ()
+    args: TrainingArguments | None,
+    *,
+    trainer: str,
+    takes_config: bool,
+    losses: Collection[str] = (),
+    beside: Iterable[str] = (),
 ) -> Settings:
     """Return the trainer's settings that a TRL config holds; none for plain `TrainingArguments`.
 
     `losses` are the `loss_type`s that the trainer has; if empty, `loss_type` must be the default. Raises `UserError`
-    for another trainer's config, and for a field that would be ignored, unless its value has no effect.
+    for another trainer's config, and for fields that would be ignored, unless their values have no effect; `beside` are
+    other faults to name with them.
     """
     if args is None:
+        refuse(beside)
         return {}
     if not isinstance(args, TrainingArguments):
         raise UserError(
@@ -150,13 +157,10 @@ def settings_of(
             f"{name}: it has another trainer's settings, which {trainer} would ignore. "
             f"Give transformers.TrainingArguments{wanted}."
         )
-    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
-    for field in (one.name for one in dataclasses.fields(args)):
-        if field not in inherited:
-            _check_field(args, field, FIELDS.get(field) if name is not None else None)
+    refuse([*beside, *config_faults(args, trainer=trainer, losses=losses)])
     if name is None:
         return {}
-    return _loss_of(args, losses, trainer=trainer) | {
+    return _loss_of(args, losses) | {
         setting: OfConfig(field, value, said=not is_default(args, field))
         for setting, field, value in (
             ("beta", "beta", args.beta),
@@ -178,36 +182,49 @@ def _of_trl(args: TrainingArguments) -> str | None:
     return None
 
 
-def _check_field(args: TrainingArguments, name: str, field: Field | None) -> None:
-    value, kind = getattr(args, name), type(args).__name__
-    if field is not None:
-        if field.only and value not in field.only:
-            raise UserError(f"{kind}.{name} is {value!r}: {field.words}. Remove it.")
-    elif not is_default(args, name):
-        raise UserError(
-            f"{kind}.{name} is {value!r}: allo does not know this field, and would ignore it. Remove it."
-        )
+def config_faults(args: TrainingArguments, *, trainer: str, losses: Collection[str]) -> Iterator[str]:
+    """Yield the faults of fields that `TrainingArguments` has not: those that would be ignored, and an absent loss."""
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    kind, is_trl = type(args).__name__, _of_trl(args) is not None
+    for name in (one.name for one in dataclasses.fields(args)):
+        value, field = getattr(args, name), FIELDS.get(name) if is_trl else None
+        if name in inherited:
+            continue
+        if field is not None:
+            if field.only and value not in field.only:
+                yield f"{kind}.{name} is {value!r}: {field.words}. Remove it."
+        elif not is_default(args, name):
+            yield f"{kind}.{name} is {value!r}: allo does not know this field, and would ignore it. Remove it."
+    if is_trl:
+        yield from _loss_faults(args, losses, trainer=trainer)
 
 
-def _loss_of(args: TrainingArguments, losses: Collection[str], *, trainer: str) -> dict[str, OfConfig]:
-    kind, named, smoothing = type(args).__name__, args.loss_type, args.label_smoothing
-    loss_type = named if isinstance(named, str) else " and ".join(map(str, named))
-    said = loss_type != "sigmoid"
-    if loss_type not in losses and (losses or said):
+def _loss_type(args: TrainingArguments) -> str:
+    named = args.loss_type
+    return named if isinstance(named, str) else " and ".join(map(str, named))
+
+
+def _loss_faults(args: TrainingArguments, losses: Collection[str], *, trainer: str) -> Iterator[str]:
+    kind, loss_type, smoothing = type(args).__name__, _loss_type(args), args.label_smoothing
+    if loss_type not in losses and (losses or loss_type != "sigmoid"):
         own = (
             f"it has {', '.join(losses)}, and functions as `loss`"
             if losses
             else "its losses are given as `loss`"
         )
-        raise UserError(f"{kind}.loss_type is {named!r}: {trainer} has no such loss; {own}. Change it.")
+        yield f"{kind}.loss_type is {args.loss_type!r}: {trainer} has no such loss; {own}. Change it."
     if smoothing and loss_type not in _SMOOTHED & set(losses):
-        raise UserError(
+        yield (
             f"{kind}.label_smoothing is {smoothing}: TRL's {loss_type!r} loss does not read it. Remove it, take the "
             "loss 'robust', or give loss_settings={'label_smoothing': ...} to ImproveTrainer with its loss 'dpo'."
         )
+
+
+def _loss_of(args: TrainingArguments, losses: Collection[str]) -> dict[str, OfConfig]:
     if not losses:
         return {}
-    found = {"loss": OfConfig("loss_type", LOSSES[loss_type], said)}
+    loss_type, smoothing = _loss_type(args), args.label_smoothing
+    found = {"loss": OfConfig("loss_type", LOSSES[loss_type], loss_type != "sigmoid")}
     if loss_type in _SMOOTHED:
         found["loss_settings"] = OfConfig("label_smoothing", {"label_smoothing": smoothing}, bool(smoothing))
     return found

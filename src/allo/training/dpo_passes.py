@@ -28,6 +28,7 @@ from allo.training.micro_batches import micro_batches
 from allo.training.reference import add_reference
 from allo.training.run import show_step
 from allo.training.selected_trainer import REFERENCE_FILE, Row
+from allo.training.trainer_rows import kind_of
 from allo.weights.finite import check_finite
 from allo.weights.fused_warmup import FusedWarmup
 from allo.weights.taken_gradients import Take, gradients_taken
@@ -77,7 +78,7 @@ class DpoPasses:
         self.start: Mapping[str, Tensor] = {}  # of a warm-up, by name: the weights before it
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         self._max_tokens, self._among = max_tokens_per_batch, among
-        self._labelled = "label" in rows[0]
+        self._labelled = kind_of(rows) == "completions"
         self._collate = (
             FeedbackCollator(pad_id)
             if self._labelled

@@ -131,6 +131,14 @@ class EvaluatedTrainer(RecordedTrainer):
         """Compute the training step's loss and metrics, over their own denominators for any batches."""
         self.precompute_reference()
         training, self._sums = self._sums, {}
+        try:
+            metrics, count = self._evaluated(dataloader, metric_key_prefix)
+        finally:
+            self._sums = training
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    def _evaluated(self, dataloader: DataLoader[Row], metric_key_prefix: str) -> tuple[dict[str, float], int]:
+        """Return the metrics of all rows, and the number of rows."""
         self.model.eval()
         count, predictions = 0, Predictions()
         computed = None if self.args.prediction_loss_only else self.compute_metrics
@@ -147,9 +155,7 @@ class EvaluatedTrainer(RecordedTrainer):
         if computed is not None:
             found |= computed(predictions.of_all())
         prefix = f"{metric_key_prefix}_"
-        metrics = {prefix + name.removeprefix(prefix): value for name, value in found.items()}
-        self._sums = training
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        return {prefix + name.removeprefix(prefix): value for name, value in found.items()}, count
 
     def _plain_collator(self, rows: Sequence[Row]) -> Batch:
         """Collate rows for a plain forward pass, one row a completion."""

@@ -200,11 +200,12 @@ class FeedbackTrainer(SelectedTrainer):
     def evaluation_loop(self, dataloader: DataLoader[Row], *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate like the other trainers, with one reference point for all rows."""
         training = self.kl
-        if self.needs.kl:
-            self.kl = self._kl_of([row for rows in dataloader for row in rows])
-        found = super().evaluation_loop(dataloader, *args, **kwargs)
-        self.kl = training
-        return found
+        try:
+            if self.needs.kl:
+                self.kl = self._kl_of([row for rows in dataloader for row in rows])
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.kl = training
 
 
 def _two_means() -> list[RunningMean]:

@@ -1,7 +1,7 @@
 """A trainer's arguments as scripts give them: a model or tokenizer by name, no arguments, optimizers, and others' keywords."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from allo.console import say
-from allo.errors import UserError
+from allo.errors import UserError, refuse
 from allo.models.load import load_model, load_tokenizer
 from allo.recipe.training import Training
 from allo.weights.selected import SelectedWeights
@@ -33,15 +33,16 @@ UNSUPPORTED = {
 """Keywords of transformers' or TRL's trainers that ours refuse unless they are None, and the reasons."""
 
 
-def refuse_unsupported(given: Mapping[str, Any], *, known: Mapping[str, Any]) -> None:
-    """Raise UserError for a keyword of other trainers that is not None, and for an unknown one."""
+def unsupported(given: Mapping[str, Any], *, known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the faults of keywords: those of other trainers that are not None, and unknown ones."""
     for name, value in given.items():
-        if name not in UNSUPPORTED:
+        if name in UNSUPPORTED:
+            if value is not None:
+                yield f"{name}: {UNSUPPORTED[name]}. Remove it."
+        elif name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"its keywords are {', '.join(known)}."
-            raise UserError(f"{name}: the trainer has no such keyword; {hint}")
-        if value is not None:
-            raise UserError(f"{name}: {UNSUPPORTED[name]}. Remove it.")
+            yield f"{name}: the trainer has no such keyword; {hint}"
 
 
 def default_arguments(folder: str, defaults: Training, **settings: Any) -> TrainingArguments:
@@ -61,19 +62,20 @@ def given_arguments(
             f"{defaults.num_train_epochs:g} epochs, {defaults.per_device_train_batch_size} rows times "
             f"{defaults.gradient_accumulation_steps} a step; checkpoints go to {folder}"
         )
-        bf16 = isinstance(model, str | Path) and torch.cuda.is_available()
-        return default_arguments(folder, defaults, bf16=bf16)
+        return default_arguments(folder, defaults, bf16=loads_in_bf16(model))
     return args
 
 
-def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """Return the model, loaded onto the device if it is a folder or hub id: in bfloat16 on a GPU, in float32 on a CPU.
+def loads_in_bf16(model: object) -> bool:
+    """Return whether a model is loaded in bfloat16 if nobody says how: one given by its name, on a GPU."""
+    return isinstance(model, str | Path) and torch.cuda.is_available()
 
-    Raises `UserError` for anything else.
-    """
+
+def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
+    """Return the model, loaded onto the device if it is a folder or hub id. Raises `UserError` for anything else."""
     if not isinstance(model, str | Path):
         return _whole_model(model)
-    return load_model(model, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    return load_model(model, dtype=torch.bfloat16 if loads_in_bf16(model) else torch.float32)
 
 
 def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) -> PreTrainedModel:
@@ -91,21 +93,21 @@ def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) ->
             raise UserError(
                 f"{kind}.model_init_kwargs.dtype is {dtype!r}: allo trains models in float32 and bfloat16. Set one of them."
             )
-        for name, value in settings.items():
-            if (name, value) not in (("attn_implementation", "sdpa"), ("device_map", None)):
-                raise UserError(
-                    f"{kind}.model_init_kwargs.{name} is {value!r}: allo loads a model in its own way. Remove it, or load "
-                    "the model yourself and give it in place of its name."
-                )
+        refuse(
+            f"{kind}.model_init_kwargs.{name} is {value!r}: allo loads a model in its own way. Remove it, or load the model "
+            "yourself and give it in place of its name."
+            for name, value in settings.items()
+            if (name, value) not in (("attn_implementation", "sdpa"), ("device_map", None))
+        )
         return load_model(model, dtype=getattr(torch, dtype), device="cpu", trust_remote_code=trusts).to(
             args.device
         )
     model = _whole_model(model)
-    for name, value in {"model_init_kwargs": settings, "trust_remote_code": trusts}.items():
-        if value:
-            raise UserError(
-                f"{kind}.{name} is {value!r}: the model is loaded already. Remove it, and pass it when you load the model."
-            )
+    refuse(
+        f"{kind}.{name} is {value!r}: the model is loaded already. Remove it, and pass it when you load the model."
+        for name, value in {"model_init_kwargs": settings, "trust_remote_code": trusts}.items()
+        if value
+    )
     return model
 
 

@@ -26,11 +26,11 @@ from allo.tasks.feedback import feedback_of_rows
 from allo.tasks.pairs import pairs_of_rows
 from allo.training.dpo_passes import DpoPasses, number_of_steps
 from allo.training.feedback_trainer import FeedbackTrainer
-from allo.training.given import default_arguments, given_model, given_tokenizer, named_model
+from allo.training.given import default_arguments, given_model, given_tokenizer, loads_in_bf16
 from allo.training.run import Logged, state_bytes, train, train_from
 from allo.training.trainer import ImproveTrainer
 from allo.training.trainer_options import Options
-from allo.training.trainer_rows import IdRows, Row, RowReader
+from allo.training.trainer_rows import IdRows, Row, RowReader, kind_of
 from allo.weights import importance
 from allo.weights.allowed import Allowed, allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
@@ -124,7 +124,7 @@ class Search:
 
     @property
     def _kind(self) -> str:
-        return "completions" if self.rows and "label" in self.rows[0] else "pairs"
+        return kind_of(self.rows)
 
     def _trained_fused(self) -> Found:
         """Train all allowed weights as `_trained` does, each inside the backward pass, with fp32 changes in host memory."""
@@ -246,16 +246,18 @@ def locate(
     """
     with tempfile.TemporaryDirectory() as folder:
         if args is None:
-            model = named_model(model)
-            on_cpu = model.device.type == "cpu"
-            args = default_arguments(folder, DEFAULTS.training, save_strategy="no", use_cpu=on_cpu)
+            settings = {
+                "use_cpu": isinstance(model, PreTrainedModel) and model.device.type == "cpu",
+                "bf16": loads_in_bf16(model),
+            }
+            args = default_arguments(folder, DEFAULTS.training, save_strategy="no", **settings)
         model = given_model(model, args)
         tokenizer = given_tokenizer(processing_class, model, args)
         record = record_of(criterion)
         allowed = allowed_in(model, include, exclude, density=density)  # refused before a warm-up
         rows = _rows(data, record, model, tokenizer, max_length=max_length) if record.sees_pairs else []
-        settings = Locate(beta=beta, max_tokens_per_batch=max_tokens_per_batch)
-        search = Search(Layout.of(model).among(allowed.names), rows, args, tokenizer, settings, args.seed)
+        locate = Locate(beta=beta, max_tokens_per_batch=max_tokens_per_batch)
+        search = Search(Layout.of(model).among(allowed.names), rows, args, tokenizer, locate, args.seed)
         return searched(search, record, criterion, allowed, density=density)
 
 
@@ -274,8 +276,7 @@ def _rows(
             "`prompt`, `completion` and `label`."
         )
     data = list(data) if isinstance(data, Iterator) else data
-    first = next(iter(data), None)
-    labelled = isinstance(first, Mapping) and "label" in first and "chosen" not in first
+    labelled = any(isinstance(row, Mapping) and "label" in row and "chosen" not in row for row in data)
     read: Callable[..., tuple[list[Any], Reading]] = feedback_of_rows if labelled else pairs_of_rows
     tokenize = counted_completions if labelled else counted_pairs
     return RowReader(model, tokenizer, read, tokenize, max_length, cuts_ends=False)(data, "data")[0]

@@ -32,7 +32,7 @@ from allo.models.rows import Counts, counted_pairs
 from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
 from allo.recipe.training import Training
 from allo.tasks.pairs import pairs_of_rows
-from allo.training.arguments import lean_settings, optimizer_of, own_arguments
+from allo.training.arguments import faults_before_loading, lean_settings, optimizer_of, own_arguments
 from allo.training.checkpointing import whole_checkpoints
 from allo.training.dpo_config import Settings, check_held, settings_of, taken
 from allo.training.evaluating import EvaluatedTrainer
@@ -41,7 +41,7 @@ from allo.training.given import (
     given_arguments,
     given_model,
     given_tokenizer,
-    refuse_unsupported,
+    unsupported,
     use_optimizer,
 )
 from allo.training.micro_batches import own_share
@@ -126,11 +126,10 @@ class SelectedTrainer(EvaluatedTrainer):
         optimizers: Optimizers = (None, None),
         **others: Unpack[Unsupported],
     ) -> None:
-        refuse_unsupported(others, known=get_type_hints(Options))
+        settings = self._config_settings(args, {"lean": lean, **others})
         if train_dataset is None:
             raise UserError("train_dataset: none is given: give rows, such as a datasets.Dataset or a list.")
         given = given_arguments(args, model, self.defaults)
-        settings = self._config_settings(given)
         model = given_model(model, given)
         self.processing_class = given_tokenizer(processing_class, model, given)
         evaluates = eval_dataset is not None
@@ -215,9 +214,18 @@ class SelectedTrainer(EvaluatedTrainer):
                 "allo.locate(model, pairs), or its file."
             ) from error
 
-    def _config_settings(self, args: TrainingArguments | None) -> Settings:
+    def _config_settings(self, args: TrainingArguments | None, options: Mapping[str, Any]) -> Settings:
+        """Return the settings that a config holds. Raises `UserError` with all that cannot be honoured, before loading."""
+        beside = [
+            *unsupported(options, known=get_type_hints(Options)),
+            *faults_before_loading(args, lean=bool(options.get("lean"))),
+        ]
         return settings_of(
-            args, trainer=type(self).__name__, takes_config=self.takes_config, losses=self.config_losses
+            args,
+            trainer=type(self).__name__,
+            takes_config=self.takes_config,
+            losses=self.config_losses,
+            beside=beside,
         )
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator | CompletionCollator:

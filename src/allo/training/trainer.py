@@ -103,7 +103,7 @@ class ForgetTrainer(SelectedTrainer):
         self.forgetting_loss = chosen_forgetting_loss(loss)
         self.loss_title = loss_title(self.forgetting_loss)
         self.needs_reference = needs_of(self.forgetting_loss).reference
-        self.beta = positive("beta", taken("beta", beta, self._config_settings(args), default=0.1))
+        self.beta = positive("beta", taken("beta", beta, self._config_settings(args, options), default=0.1))
         super().__init__(model, args, train_dataset, processing_class, **options)
         self._believed = RunningMean()  # of the step's weighted tokens
         if until is not None:
@@ -217,7 +217,7 @@ class ImproveTrainer(SelectedTrainer):
         shared_prefix: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        config = self._config_settings(args)
+        config = self._config_settings(args, options)
         self._may_share_prefix = shared_prefix
         self.loss_settings = dict(taken("loss_settings", loss_settings, config, default={}))
         self.pair_loss = chosen_pair_loss(

@@ -19,7 +19,7 @@ from allo.recipe.own_code import own_file
 from allo.training.given import default_arguments
 from allo.training.locating import DEFAULTS, Search, record_of, searched
 from allo.training.selected_trainer import DENSITY
-from allo.training.trainer_rows import IdRows
+from allo.training.trainer_rows import IdRows, kind_of
 from allo.weights.allowed import allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.layout import Layout, stored_tensors
@@ -105,12 +105,12 @@ def _kept(
     pairs = rows() if record.sees_pairs else []
     file, settings = Path(args.output_dir) / MASK_FILE, _warmup_settings(args)
     key = _key(record, density, pairs, locate.training.model_dump() | settings | {"beta": locate.beta}, model)
-    known = file.is_file() and ParamMask.load(file).metadata.get("located_by") == key
+    known = file.is_file() and _located_by(file) == key
     sum_over_ranks(torch.zeros(1, device=args.device))  # all have looked before one writes
     if not known:
         if rank() == 0:
             again = (
-                f"; {file} was located by another model, rows or settings and is replaced"
+                f"; {file} is damaged, or of another model, rows or settings, and is replaced"
                 if file.is_file()
                 else ""
             )
@@ -127,14 +127,22 @@ def _kept(
         sum_over_ranks(torch.zeros(1, device=args.device))
     mask = ParamMask.load(file)
     if rank() == 0:
-        kind = "completions" if pairs and "label" in pairs[0] else "pairs"
-        by = f"{record.name} on {len(pairs):,} {kind}" if pairs else record.name
+        by = f"{record.name} on {len(pairs):,} {kind_of(pairs)}" if pairs else record.name
         how = "located before, by" if known else "located by"
         took = "" if known else f" in {time.monotonic() - begun:.1f} s"
         say(
             f"mask: {mask.num_selected:,} of {mask.num_weights:,} weights (density {density:g}), {how} {by}{took}: {file}"
         )
     return mask
+
+
+def _located_by(file: Path) -> str | None:
+    """Return the key of a kept mask; None for a damaged file, which is then replaced."""
+    try:
+        return ParamMask.load(file).metadata.get("located_by")
+    except UserError as error:
+        say(f"mask: the kept one cannot be read and is located again: {error}")
+        return None
 
 
 def _warmup_settings(args: TrainingArguments) -> dict[str, Any]:

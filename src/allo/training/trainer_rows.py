@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +18,11 @@ from allo.training.dpo_config import LARGEST
 Row = Mapping[str, Any]
 _IDS = {"completion": "completion_ids", "chosen": "chosen_token_ids", "rejected": "rejected_token_ids"}
 IdRows = list[dict[str, Any]]
+
+
+def kind_of(rows: Sequence[Row]) -> Literal["completions", "pairs"]:
+    """Return whether rows of token ids are labelled completions or pairs."""
+    return "completions" if rows and "label" in rows[0] else "pairs"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class LeanAdamW(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._walk = walk
+        self.walk = walk
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -91,7 +91,7 @@ class LeanAdamW(Optimizer):
             state |= EightBitMoments.zeros(flat.numel(), device=flat.device)._asdict()
         state["step"] += 1
         moments = EightBitMoments(*(state[name] for name in EightBitMoments._fields))
-        for entries, master in self._walk(flat):
+        for entries, master in self.walk(flat):
             part = moments.part(entries.start, entries.stop)
             exp_avg, exp_avg_sq = part.unpack()
             adamw_(master, grad[entries].float(), exp_avg, exp_avg_sq, step=state["step"], **settings)

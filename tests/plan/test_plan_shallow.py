@@ -1,0 +1,92 @@
+"""Plans of deep models from shallow ones: they equal a rehearsal of every layer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allo.plan import plan_stage, rehearse_stage, shallow
+from allo.plan.advice import advise
+from allo.recipe import Recipe, read_recipe
+from allo.recipe.starting import StartKind, start_text
+
+LAYERS = 7
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Any:
+    def make(*overrides: str, kind: StartKind = "pairs", **shape: Any) -> Recipe:
+        (tmp_path / "config.json").write_text(json.dumps(SHAPE | shape))
+        given = [f"model={json.dumps(str(tmp_path))}", "max_length=128", *overrides]
+        return read_recipe(start_text(kind), path=Path("start.yaml"), overrides=given)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        ("locate", ()),
+        ("locate", ("locate.criterion=warmup",)),
+        ("score", ()),
+        ("forget", ("forget.training.activation_checkpointing=true",)),
+        ("improve", ("improve.reference=precomputed", "improve.lean=true")),
+        ("improve", ("improve.density=0.01", "dtype=float32")),
+        ("evaluate", ()),
+    ],
+)
+def test_a_plan_by_layers_is_that_of_every_layer(asked: Any, stage: str, overrides: tuple[str, ...]) -> None:
+    recipe = asked(*overrides)
+    whole, planned = rehearse_stage(recipe, stage), plan_stage(recipe, stage)
+    assert planned.load == whole.load
+    # Now and then a cycle of objects keeps a tensor until Python collects it.
+    assert planned.total == pytest.approx(whole.total, rel=0.02)
+    assert planned.host == pytest.approx(whole.host, rel=1e-3)
+    weights = (planned.bytes["weights"], whole.bytes["weights"])
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {
+            "model_type": "qwen3",
+            "architectures": ["Qwen3ForCausalLM"],
+            "use_sliding_window": True,
+            "max_window_layers": 3,
+        },
+        {
+            "model_type": "gemma3_text",
+            "architectures": ["Gemma3ForCausalLM"],
+            "head_dim": 16,
+            "sliding_window": 32,
+        },
+    ],
+)
+def test_layers_that_differ_are_all_rehearsed(
+    asked: Any, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = asked(**shape)
+    monkeypatch.setattr(shallow, "_shallow", None)
+    assert plan_stage(recipe, "evaluate") == rehearse_stage(recipe, "evaluate")
+
+
+def test_advice_leaves_out_a_setting_that_a_run_would_refuse(asked: Any) -> None:
+    recipe = asked("improve.loss=kto", kind="feedback")
+    before = plan_stage(recipe, "improve")
+    advised = advise(recipe, before, limit=before.total * 3 // 4)
+    assert advised.plan is not None and "improve.reference" not in advised.settings
+    nothing = advise(recipe, before, limit=before.bytes["weights"])
+    assert nothing.plan is None and not nothing.settings
