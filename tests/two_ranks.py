@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from allo.ranks import rank
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer
 from allo.weights import ranks
@@ -47,7 +48,7 @@ def main(kind: str, folder: Path, size: int, reference: str) -> None:
         others = [torch.empty_like(digest) for _ in range(dist.get_world_size())]
         dist.all_gather(others, digest)
         assert all(torch.equal(digest, other) for other in others), "the ranks' weights differ"
-    if ranks.rank() == 0:
+    if rank() == 0:
         history = [row for row in trainer.state.log_history if "loss" in row]
         found = {f"log.{name}": torch.tensor([float(row[name]) for row in history]) for name in history[0]}
         found |= {f"weight.{name}": tensor for name, tensor in weights(trainer.model).items()}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from allo.weights.ranks import num_ranks, rank
+from allo.ranks import num_ranks, rank
 
 Row = Mapping[str, Any]
 

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from allo.console import track
 from allo.models.collate import Batch
 from allo.models.policy import per_token_logps
+from allo.ranks import rank
 from allo.training.checkpointing import keep_tensors, kept_tensors
 from allo.training.micro_batches import own_share
 from allo.weights.fingerprints import combine, digests
-from allo.weights.ranks import rank, sum_over_ranks
+from allo.weights.ranks import sum_over_ranks
 
 Row = Mapping[str, Any]
 _IDS = "_ids"
