@@ -65,6 +65,11 @@ def num_ranks() -> int:
     return _distributed().get_world_size() if _distributed() else 1
 
 
+def joined_group() -> "Group | None":
+    """Return the group of processes that this one has joined."""
+    return _State.group
+
+
 def is_joined() -> bool:
     """Return whether this process is one of a command's: their number then changes no result, nor a step's rows."""
     return _State.group is not None
@@ -131,6 +136,14 @@ def alone() -> Iterator[None]:
         os.environ.update(kept)
         group.shared = True
         _forget_accelerate()
+
+
+def by_first(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what rank 0 returns, working alone, there; nothing on other ranks, which do not wait for it."""
+    if rank():
+        return {}
+    with alone():
+        return do()
 
 
 def _forget_accelerate() -> None:

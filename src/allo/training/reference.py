@@ -69,7 +69,9 @@ def _compute(
             places[row["number"], side] = total
             total += len(row[side + _IDS])
     found = torch.zeros(total, device=model.device)
-    own = list(own_share(batches))
+    own = list(
+        own_share(batches, whole=True)
+    )  # the same batches, and so the same numbers, on any number of ranks
     for part in track(own, "log-probs of the reference", total=len(own)):
         batch = {name: tensor.to(model.device) for name, tensor in collate(part).items()}
         completions = [(row, side) for side in _sides(part[0]) for row in part]
