@@ -4,12 +4,17 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from allo.console import say
 from allo.errors import UserError
 from allo.ranks import launched_ranks
 
-_SHUTDOWN = 10  # seconds that torchrun gives a process before it kills it
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+OPTIONS = ("--shutdown-timeout", "10")
+"""torchrun's options: the seconds that it gives a process before it kills it."""
 
 
 def launch(number: int, arguments: Sequence[str]) -> int:
@@ -22,21 +27,29 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say what happened
+    hush()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    options = ["--standalone", "--nproc-per-node", str(number), "--shutdown-timeout", str(_SHUTDOWN)]
+    options = [*OPTIONS, "--standalone", "--nproc-per-node", str(number), "--module"]
     try:
-        torchrun.run(torchrun.parse_args([*options, "--module", "allo", *arguments]))
+        torchrun.run(torchrun.parse_args([*options, "allo", *arguments]))
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return int(failure.exitcode)
-        name = signal.Signals(-failure.exitcode).name
-        say(
-            f"allo: process {failure.global_rank} of {number} was ended by {name}, perhaps for lack of memory; start the "
-            "same command again to resume."
-        )
-        return 1
+        return code_of(error.get_first_failure()[1], number)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def hush() -> None:
+    """Let torchrun report no ends: the processes say themselves what happened."""
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+
+
+def code_of(failure: "ProcessFailure", number: int) -> int:
+    """Return the exit code of the process that failed first; say which one it was if it could not say anything itself."""
+    if failure.exitcode > 0:
+        return int(failure.exitcode)
+    say(
+        f"allo: process {failure.global_rank} of {number} was ended by {signal.Signals(-failure.exitcode).name}, perhaps "
+        "for lack of memory; start the same command again to resume."
+    )
+    return 1
