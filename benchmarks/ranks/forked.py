@@ -89,8 +89,8 @@ def main() -> None:
         print(status, time.monotonic() - began, flush=True)
 
 
-def _leave(call: Any, start: Start) -> None:
-    """Leave this process with the status of a call."""
+def _leave(call: Any, start: Start, *, but: int | None = None) -> None:
+    """Leave this process with the status of a call; return after status `but`."""
     status = 3
     try:
         status = call(start)
@@ -101,7 +101,8 @@ def _leave(call: Any, start: Start) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        if status != but:
+            os._exit(status)
 
 
 def _logged(start: Start) -> int:
@@ -141,7 +142,7 @@ def _several(start: Start) -> int:
 
 def _rank(start: Start) -> None:
     mine = start.hurt if start.hurt and start.hurt.rank == int(os.environ["RANK"]) else None
-    _leave(_one, dataclasses.replace(start, hurt=mine))
+    _leave(_one, dataclasses.replace(start, hurt=mine), but=0)  # the agent waits for a result
 
 
 def _prepare(hurt: Hurt | None) -> None:

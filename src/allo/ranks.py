@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -88,7 +89,8 @@ def from_first(decide: Callable[[], Found]) -> Found:
         return decide()
     if group.rank:
         message = group.hear()
-        _raise(message["error"])
+        if message["error"]:
+            raise _error(message["error"])
         found: Found = message["found"]
         return found
     try:
@@ -115,7 +117,7 @@ def dealt(total: int) -> Iterator[int]:
     if group is None or num_ranks() == 1:
         yield from range(total)
         return
-    key = group.next_deal()
+    key = group.key("dealt")
     while (number := group.store.add(key, 1) - 1) < total:
         yield number
 
@@ -160,28 +162,26 @@ class Group:
         self.rank, self.size, self.store = rank, size, store
         self.shared = False  # whether all ranks are at the same work
         self.met = 0  # shared work that this rank has ended
-        self._told = self._deals = self._barriers = 0
+        self._calls: Counter[str] = Counter()  # within the work, by kind
         self._broken: UserError | None = None
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def key(self, kind: str) -> str:
+        """Return a key that is the same on all ranks for their n-th call of this kind within the work."""
+        self._calls[kind] += 1
+        return f"{self.met}/{kind}/{self._calls[kind]}"
+
+    def tell(self, message: dict[str, Any], kind: str = "told") -> None:
         """Send a message to all other ranks, as rank 0."""
-        self.store.set(f"told/{self._told}", json.dumps(message))
-        self._told += 1
+        self.store.set(self.key(kind), json.dumps(message))
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, kind: str = "told") -> dict[str, Any]:
         """Return rank 0's next message, however long it takes."""
-        message: dict[str, Any] = json.loads(self._wait(f"told/{self._told}"))
-        self._told += 1
+        message: dict[str, Any] = json.loads(self._wait(self.key(kind)))
         return message
-
-    def next_deal(self) -> str:
-        self._deals += 1
-        return f"dealt/{self._deals}"
 
     def arrive(self) -> None:
         """Wait until all ranks have come here."""
-        self._barriers += 1
-        key = f"barrier/{self._barriers}"
+        key = self.key("barrier")
         if self.store.add(key, 1) == self.size:
             self.store.set(f"{key}/all", "")
         self._wait(f"{key}/all")
@@ -190,12 +190,12 @@ class Group:
         """Do `work`, which must be JSON, with all ranks, as rank 0; return its result, or raise any rank's `UserError`."""
         if self._broken is not None:
             raise UserError(str(self._broken))
-        self.tell({"work": work})
+        self.tell({"work": work}, "work")
         return self._meet(do)
 
     def follow(self, do: Callable[[Any], object]) -> int:
         """Do what rank 0 shares, as another rank, until it ends; return the exit code."""
-        while "work" in (message := self.hear()):
+        while "work" in (message := self.hear("work")):
             try:
                 self._meet(partial(do, message["work"]))
             except UserError:
@@ -204,7 +204,7 @@ class Group:
 
     def _meet(self, do: Callable[[], Found]) -> Found:
         """Do the work; rank 0 then waits for all others, and raises the first error."""
-        here, mine = f"met/{self.met}", None
+        here, mine = self.key("met"), None
         self.shared = True
         try:
             found = do()
@@ -213,22 +213,31 @@ class Group:
         finally:
             self.shared = False
         self.store.set(f"{here}/{self.rank}", json.dumps(_as_json(mine)))
-        if mine is not None and self.rank:
-            self.store.set(_FAILED, json.dumps({"error": _as_json(mine), "met": self.met}))
-        others = [f"{here}/{other}" for other in range(1, self.size)] if self.rank == 0 else []
-        if mine is not None:
-            end = time.monotonic() + GRACE
-            while others and not self.store.check(others):
-                time.sleep(0.05)
-                if time.monotonic() > end:
-                    self._broken = mine  # they wait for this rank in the middle of their work
+        others = [f"{here}/{other}" for other in range(1, self.size)]
+        if self.rank:
+            if mine is not None:
+                self.store.set(_FAILED, json.dumps({"error": _as_json(mine), "met": self.met}))
+        elif mine is None:
+            for other in map(self._wait, others):
+                if error := json.loads(other):
+                    mine = _error(error)
                     break
-            self.met += 1
-            raise mine
-        for other in others:
-            _raise(json.loads(self._wait(other)))
+        elif not self._all_soon(others):
+            self._broken = mine  # the others wait for this rank in the middle of their work
         self.met += 1
+        self._calls.clear()
+        if mine is not None:
+            raise mine
         return found
+
+    def _all_soon(self, keys: list[str]) -> bool:
+        """Return whether all keys are there within a moment: whatever failed here, fails there too."""
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end:
+            if self.store.check(keys):
+                return True
+            time.sleep(0.05)
+        return False
 
     def _wait(self, key: str) -> str:
         """Return the value of a key once it is there. The wait has no end of its own: `_watch` bounds it."""
@@ -265,9 +274,8 @@ def _as_json(error: UserError | None) -> dict[str, str] | None:
     return error and {"kind": type(error).__name__, "text": str(error)}
 
 
-def _raise(error: dict[str, str] | None) -> None:
-    if error is not None:
-        raise (DivergedError if error["kind"] == DivergedError.__name__ else UserError)(error["text"])
+def _error(error: dict[str, str]) -> UserError:
+    return (DivergedError if error["kind"] == DivergedError.__name__ else UserError)(error["text"])
 
 
 def _is_echo(error: BaseException) -> bool:
@@ -310,11 +318,14 @@ def joined() -> Iterator[Group | None]:
     finally:
         closing.set()
         if group.rank == 0:
-            group.tell({"end": code})
+            group.tell({"end": code}, "work")
+            if code:  # for those who wait for something else
+                group.store.set(_ENDED, str(code))
         if code == 0:
             import torch.distributed as dist
 
-            group.arrive()
+            with suppress(RuntimeError):  # without torchrun, the store ends with rank 0
+                group.arrive()
             dist.destroy_process_group()
         _State.group = None
 
