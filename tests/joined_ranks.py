@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from allo import ranks
 from allo.errors import DivergedError, UserError
-from allo.ranks import alone, barrier, dealt, from_first, joined, num_ranks, rank
+from allo.ranks import alone, barrier, dealt, from_first, group, num_ranks, rank
+from allo.ranks.joining import joined
 
 FAILS = ("nobody", "all", "last", "first decides", "nobody", "first", "nobody")
 
@@ -30,17 +30,17 @@ def refuse(kind: str) -> None:
 
 
 def main() -> None:
-    ranks.GRACE = 2.0
-    with joined() as group:
-        assert group is not None
+    group.GRACE = 2.0
+    with joined() as joint:
+        assert joint is not None
         seen: list[Any] = []
-        if group.rank:
-            sys.exit(group.follow(lambda kind: work(kind, seen)))
+        if joint.rank:
+            sys.exit(joint.follow(lambda kind: work(kind, seen)))
         assert num_ranks() == 1, "outside of shared work, rank 0 is alone"
         for kind in FAILS:
             seen.clear()
             try:
-                own = group.share(kind, lambda kind=kind: work(kind, seen))
+                own = joint.share(kind, lambda kind=kind: work(kind, seen))
                 print(kind, "->", set(own) <= set(range(5)), seen, flush=True)
             except UserError as error:
                 print(kind, "->", type(error).__name__, str(error), flush=True)

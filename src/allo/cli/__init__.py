@@ -23,7 +23,7 @@ from allo.console import say, tell
 from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
 from allo.pipeline.shared import follow
-from allo.ranks import joined
+from allo.ranks.joining import joined
 from allo.recipe import load_recipe, schema
 from allo.tasks.sources import sources_read
 
