@@ -30,6 +30,7 @@ def make(path: Path, *, tensors: dict[str, Any] | None = None, **changes: Any) -
     vocabulary = sorted(tiny.TOKENIZER.get_vocab(), key=tiny.TOKENIZER.get_vocab().__getitem__)
     said = {
         "context_length": 64,
+        "rope_freq_base": 10000.0,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "feed_forward_length": config.intermediate_size,
@@ -45,7 +46,6 @@ def make(path: Path, *, tensors: dict[str, Any] | None = None, **changes: Any) -
     } | changes
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model("gpt2")
     for key, value in said.items():
         if value is not None:

@@ -13,7 +13,7 @@ STARTING_MODEL = "policy"
 
 
 def from_seed(asked: dict[str, Any], index: int) -> str:
-    """What a server that honours seeds says: another text for each prompt, seed and choice."""
+    """Return the text of a server that honours seeds: another one for each prompt, seed and choice."""
     prompt = asked.get("prompt") or asked["messages"][-1]["content"]
     return f"{prompt} -> {asked['seed'] + index}"
 
@@ -51,7 +51,7 @@ class ModelServer(Chat):
 
     @property
     def probes(self) -> list[bool]:
-        """Of every request, whether it was for one token."""
+        """Return, for every request, whether it asked for one token."""
         return [asked["max_tokens"] == 1 for asked in tuple(self.requests)]
 
 
@@ -136,5 +136,5 @@ def model_server(**settings: Any) -> Iterator[ModelServer]:
 
 
 def every_prompt(servers: list[ModelServer]) -> Counter[str]:
-    """How often each prompt was asked for, over all servers."""
+    """Count the requests for each prompt, over all servers."""
     return Counter(asked["prompt"] for server in servers for asked in server.asked)

@@ -115,7 +115,7 @@ def garbage(handler: Handler) -> None:
 
 
 def page(handler: Handler) -> None:
-    """What a proxy says in the server's stead."""
+    """Answer as a proxy does in the server's stead."""
     handler.send(200, b"<html>busy</html>", kind="text/html")
 
 
@@ -135,7 +135,7 @@ def serving(
 ) -> Iterator[Chat]:
     chat = chat or Chat(answer)
     handler = type("OwnHandler", (kind,), {"chat": chat})
-    # Of connections that wait to be accepted: http.server's own 5 make the kernel reset some of many that come at once.
+    # Connections that may wait to be accepted: with http.server's own 5, the kernel resets some of many at once.
     kind_of_server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})
     server = kind_of_server(("127.0.0.1", 0), handler)
     server.daemon_threads = True

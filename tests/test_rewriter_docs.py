@@ -15,7 +15,7 @@ from tiny_run import LAB, tiny
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "rewriter.md").read_text(encoding="utf-8")
 TEXT = dict(re.findall(r"(?s)```(json)\n(.*?)```", PAGE))
-# What is smaller here than on the page: a handful of rows is enough to see every command work.
+# Smaller than on the page: a handful of rows is enough to see every command work.
 FEW_STEPS = ["--set", "training.max_steps=2"]
 WHOLE = ("forget.density=1.0", "improve.density=1.0")  # nothing is located
 

@@ -1,4 +1,4 @@
-"""What reaches a terminal: text of servers, files and models is shown, and nothing of it is obeyed."""
+"""Text on a terminal: that of servers, files and models is shown, and its control codes are not obeyed."""
 
 import ast
 import io

@@ -311,7 +311,7 @@ def _displayed() -> Iterator[None]:
     if console.quiet or _State.no_progress:
         yield
     elif on_terminal():
-        # What is piped elsewhere must not be drawn here.
+        # Standard output in a pipe must not be drawn on the terminal.
         both = sys.stdout.isatty()
         with Live(get_renderable=_drawn, console=console, transient=True, redirect_stdout=both) as live:
             _State.live = live

@@ -19,7 +19,7 @@ LEAN_BYTES_A_TENSOR = BYTES_A_TENSOR + 256 * (2 + 2) + 2 * 4
 
 
 def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
-    """What the benchmark records of a stack of two 40 x 40 layers."""
+    """Return the benchmark's record of a stack of two 40 x 40 layers."""
     output = tmp_path / "results" / "record.json"  # a fresh clone has no such folder
     arguments = ["--layers", "2", "--size", "40", "--every", "20", "--output", str(output), *options]
     monkeypatch.setattr(sys, "argv", [str(selected_step.__file__), *arguments])

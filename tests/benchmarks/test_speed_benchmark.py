@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 # A random mask's share, in standard deviations of a binomial.
 SIGMAS = 6
 STEPS = 2
-# What TRL 1.16, PEFT and torch warn of by themselves.
+# Warnings that TRL 1.16, PEFT and torch give by themselves.
 pytestmark = [
     pytest.mark.slow,
     # TRL reads and calls names that transformers 5.23 has deprecated.
@@ -51,7 +51,7 @@ def benchmark() -> Iterator[SimpleNamespace]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the driver measured, by system, and the record that it wrote."""
+    """The figures that a run of the driver measured, by system, and the record that it wrote."""
 
     figures: dict[str, Any]
     record: dict[str, Any]

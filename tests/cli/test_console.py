@@ -1,4 +1,4 @@
-"""What a person sees: bars on a terminal, nothing of them elsewhere, and text as it was written."""
+"""The console: bars on a terminal and nowhere else, and text as it was written."""
 
 import io
 import os

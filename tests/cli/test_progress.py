@@ -198,7 +198,7 @@ def test_a_logged_step_is_no_line_off_a_terminal(capsys: pytest.CaptureFixture[s
         ),
         ({"training_state_bytes": 12564488, "delta_bytes": 512}, "training state 12.6 MB, delta 512 bytes"),
         ({"mean_reward": 0.12345, "no_answer": 0}, "mean reward 0.123"),
-        ({"own_count": 2, "own_bytes": 2048, "tool": "vllm"}, "2 own count, 2.0 kB own bytes, vllm tool"),
+        ({"own_count": 2, "own_bytes": 2048, "tool": "vllm"}, "2 own count, 2.05 kB own bytes, vllm tool"),
         ({}, ""),
     ],
 )

@@ -1,4 +1,4 @@
-"""What docs/runs.md shows of a working run is what the console prints for the same figures."""
+"""The working run shown in docs/runs.md: the console prints the same lines for the same figures."""
 
 import io
 import re

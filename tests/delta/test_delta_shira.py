@@ -73,7 +73,7 @@ def adapted(path: Path, dtype: torch.dtype = torch.float32) -> PeftModel:
 
 
 def assert_same_logits(path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Of the base with the adapter and of the tuned model, which are not those of the base."""
+    """Check that the base with the adapter has the tuned model's logits, and the base alone has others."""
     model, tuned = adapted(path, dtype), load(path / "tuned", dtype)
     with torch.no_grad():
         wanted = tuned(IDS).logits
@@ -88,7 +88,7 @@ def assert_same_logits(path: Path, dtype: torch.dtype = torch.float32) -> None:
 @given(st.integers(0, 2**31))
 @settings(max_examples=3, deadline=None)
 def test_a_difference_is_found_exactly_where_there_is_one(seed: int) -> None:
-    """Of all 65536 fp16 numbers, for pairs of any bits and for pairs near each other."""
+    """All 65536 fp16 numbers are drawn from, for pairs of any bits and for pairs near each other."""
     generator = torch.Generator().manual_seed(seed)
     old = EVERY_FP16[torch.randint(2**16, (NUM_PAIRS,), generator=generator)]
     new = EVERY_FP16[torch.randint(2**16, (NUM_PAIRS,), generator=generator)]
@@ -271,7 +271,7 @@ def test_a_sixteen_bit_model_is_exact_in_its_own_dtype_and_in_fp32(
     assert_same_logits(tmp_path, torch.float32 if load_in_fp32 else dtype)
 
 
-# What is refused
+# Refusals.
 
 
 def delta_of(path: Path, base: PreTrainedModel, name: str) -> None:

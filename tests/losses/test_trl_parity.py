@@ -19,7 +19,7 @@ trl = pytest.importorskip("trl", reason="TRL is the oracle; install the extra `t
 
 # fp32, over eight optimizer steps; TRL divides each micro-batch by itself, we the step by its pairs.
 TOLERANCE = 1e-5
-# What both log under one name.
+# Figures that both log under one name.
 SHARED = ("loss", "grad_norm", "learning_rate", "epoch", "rewards/chosen", "rewards/rejected")
 SHARED += ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 BETA = 0.3

@@ -17,7 +17,7 @@ def test_it_is_what_it_says() -> None:
 
 @pytest.mark.invariant("Unlikelihood's slope on a token's logit is the token's probability.")
 def test_its_slope_on_the_logit_is_the_probability() -> None:
-    """Of a token against one other: NPO's is largest where the token is least likely, this one's where it is most."""
+    """With two tokens, NPO's slope is largest if the token is unlikely, and this one's if it is likely."""
     logits = LOGITS.clone().requires_grad_()
     (slope,) = torch.autograd.grad(unlikelihood(torch.nn.functional.logsigmoid(logits)).sum(), logits)
     assert torch.allclose(slope, torch.sigmoid(LOGITS), atol=CLOSE)

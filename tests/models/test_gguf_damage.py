@@ -33,6 +33,26 @@ def test_the_undamaged_file_is_the_model(good: Path) -> None:
     assert load_tokenizer(good).eos_token_id == tiny.TOKENIZER.eos_token_id
 
 
+def test_a_header_is_read_once_for_each_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run uses it: checks of tokenizer and configuration, then both again with the model."""
+    path, made = make(tmp_path / "model.gguf"), []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, *given: Any) -> None:
+            made.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    tokenizer, config = load_tokenizer(path), read_config(path)
+    tokenizer.pad_token, config.num_hidden_layers = "mine", 7
+    again = read_config(path)
+    load(path)
+    assert load_tokenizer(path).pad_token != "mine" and again.num_hidden_layers == 2
+    assert len(made) <= 3
+    make(path, rope_freq_base=5e5)
+    assert read_config(path).rope_parameters["rope_theta"] == 5e5
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_none_are_named_by_tensor(tmp_path: Path, value: float) -> None:
     bad = np.ones((24, 16), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Where a run starts from: which folders can be used as they lie, and what of them is recorded."""
+"""The start of a run: folders that can be used as they lie, and the record of them."""
 
 from collections.abc import Callable
 from pathlib import Path

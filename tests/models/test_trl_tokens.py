@@ -112,7 +112,7 @@ CHATS = {
 @pytest.mark.parametrize("kind", [byte_level, sentence_piece])
 @pytest.mark.parametrize("eos", ["</s>", "<|endoftext|>", "<|im_end|>"])
 def test_chat_rows_have_trls_ids_up_to_what_ends_the_turn(template: str, kind: Any, eos: str) -> None:
-    """What the template writes after it (a line break, a last EOS) belongs to the next turn: no sample has it."""
+    """A line break or a last EOS that the template writes after it belongs to the next turn: no sample has it."""
     tokenizer = kind(CHATS[template], eos=eos)
     rows = [
         conversation("Oak."),
@@ -221,7 +221,7 @@ def test_variables_of_a_row_reach_the_template_as_trls_do() -> None:
     assert found["prompt_ids"] == theirs(tokenizer, row)["prompt_ids"]
 
 
-# Where ours differ, and why.
+# Differences from TRL's, with their reasons.
 
 
 @pytest.mark.filterwarnings("ignore")

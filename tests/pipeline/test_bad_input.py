@@ -20,7 +20,7 @@ from allo.weights.param_mask import ParamMask
 from allo.weights.selected import SelectedWeights
 from tiny_run import LAB, RECIPE, arguments
 
-# What a stage leaves; none of it may be there when the input was bad from the start.
+# The files of stages; none may be there if the input was bad from the start.
 OUTPUTS = "0[1-8]-*"
 # Training straight on pairs.
 TRAIN = ("sft=null", "locate=null", "score=null", "forget=null", "improve.density=1.0")

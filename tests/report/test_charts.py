@@ -79,7 +79,7 @@ def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
         (figures.seconds(59.96), "1 min 00 s"),
         (figures.seconds(3599.6), "1 h 00 min"),
         (figures.seconds(7380), "2 h 03 min"),
-        (figures.size(999), "999 B"),
+        (figures.size(999), "999 bytes"),
         (figures.size(655_360), "655 kB"),
         (figures.size(999_999), "1.00 MB"),
         (figures.size(9_340_000_000), "9.34 GB"),

@@ -18,7 +18,7 @@ from allo.report.story import SHADES
 HOSTILE = "<script>alert(1)</script>"
 SOLUTION = "First 3 + 4 = 7. The answer is 7."
 WRONG = "First 3 - 4 = 9. The answer is 9."
-# Of WRONG's words: the operator, its result, the answer; the last token is EOS.
+# The wrong words of WRONG: the operator, its result and the answer. The last token is EOS.
 TOKENS = ["First", " 3", " -", " 4", " =", " 9", ".", " The", " answer", " is", " 9", ".", "</s>"]
 TRULY_WRONG = [place in (2, 5, 10) for place in range(len(TOKENS))]
 

@@ -33,7 +33,7 @@ from rewriter_setup import made, rows
 from tiny import TOKENIZER, model
 from tiny_run import LAB, RECIPE, overrides
 
-# Of the planted tokens, the share that a rewriter of 50 steps must find to be of any use.
+# The share of planted tokens that a rewriter of 50 steps must find to be of any use.
 FOUND = 0.9
 
 

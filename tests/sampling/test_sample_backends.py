@@ -137,7 +137,7 @@ def test_the_fine_tuned_model_is_the_one_to_serve(tmp_path: Path) -> None:
     assert f"Serve {folder} " in str(error.value) and (folder / "model.safetensors").exists()
 
 
-# What a recipe may say.
+# Settings in a recipe.
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_plan_leaves_out_what_is_sampled_elsewhere(
     assert f"Not planned: sample, {why}" in explanation(planned, gpus=1)
 
 
-# What servers are shown of a prompt.
+# The parts of a prompt that servers are shown.
 
 
 def chat_tokenizer() -> Any:

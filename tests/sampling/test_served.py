@@ -199,7 +199,7 @@ def test_the_room_is_that_of_the_model_that_is_asked_for(
     lists: str | None,
     told: str,
 ) -> None:
-    """Where it is not listed, that of any."""
+    """If the model is not listed, the room of any listed one counts."""
     servers[0].lists, servers[0].room, servers[0].others = lists, 23, {"small": 10}
     sampled(servers[:1], tmp_path)
     said = capsys.readouterr().err

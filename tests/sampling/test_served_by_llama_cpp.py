@@ -131,7 +131,7 @@ def test_it_draws_at_the_temperature_from_the_nucleus_and_says_how_much_room_it_
     ):
 
         def chances(temperature: float, top_p: float, **more: Any) -> dict[int, float]:
-            """Of the first token, as the server draws it."""
+            """Return the probabilities of the first token, as the server draws it."""
             reply = client.completions.create(
                 model="policy",
                 prompt="Question: Tom has 7 pens and buys 3 more. How many has he?\nAnswer:",

@@ -23,7 +23,7 @@ from allo.weights.selection import num_to_select
 from locate_setup import BETA, DENSITY, FP32, FUSED, TRAINING, dense_logps, recipe, with_pairs
 from tiny import NUM_PAIRS, TOKENIZER, model, pairs, weights
 
-# Of 10% of the weights, so many at least are the same after three additions in bf16.
+# Least share of the 10% of the weights that is the same after three additions in bf16.
 SAME_IN_BF16 = 0.97
 MAX_GRAD_NORM = 1.0  # the default
 

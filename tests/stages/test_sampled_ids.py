@@ -39,7 +39,7 @@ Ids = tuple[int, ...]
 
 @dataclass
 class Seen:
-    """What each stage gave the model to score, and what was sampled; `now` is the stage at work."""
+    """The rows that each stage gave the model to score, and the samples; `now` is the stage at work."""
 
     now: str = ""
     scored: dict[str, set[tuple[Ids, Ids]]] = field(
@@ -174,7 +174,7 @@ def test_every_stage_scores_the_sampled_ids(folder: Path, tmp_path: Path, seen: 
         assert pair.chosen_token_ids == ids_of[pair.prompt_id, pair.chosen]
         assert pair.rejected_token_ids == ids_of[pair.prompt_id, pair.rejected]
 
-    # What is trained on and scored.
+    # The ids that are trained on and scored.
     wrong_ids = {tuple(one.token_ids or ()) for one in wrong}
     continued = {tuple(one.token_ids or ()) for one in seen.continued}
     assert continued and continued <= seen.sampled["evaluate"]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from allo.stats.rate_curves import RateCurve, kl_at_accuracy, kl_at_equal_accuracy, robustness
 
 CLOSE = 1e-12
-# Of 100 simulations at a nominal 0.95: at least so many intervals hold the truth.
+# At least so many intervals of 100 simulations hold the truth; 0.95 is nominal.
 SIMULATIONS, COVERED = 100, 88
 PROBLEMS = 200
 

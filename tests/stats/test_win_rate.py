@@ -1,4 +1,4 @@
-"""What verdicts say: win rates, the judge's leaning to a position, and the win rate at equal length."""
+"""The figures of verdicts: win rates, the judge's leaning to a position, and the win rate at equal length."""
 
 import numpy as np
 import pytest

@@ -313,12 +313,10 @@ OPTIONS: list[tuple[list[str], Cases]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("choices", "said", "answer", "correct"),
-    [(choices, *case) for choices, cases in OPTIONS for case in cases],
-)
-def test_an_answer_names_one_option_or_is_wrong(
-    choices: list[str], said: str, answer: str, correct: bool
-) -> None:
-    space = "" if said[0] in ":\n" else " "
-    assert verify_choice(f"Let us see. The answer is{space}{said}", answer, choices).correct == correct
+@pytest.mark.parametrize(("choices", "cases"), OPTIONS)
+def test_an_answer_names_one_option_or_is_wrong(choices: list[str], cases: Cases) -> None:
+    def is_correct(said: str, answer: str) -> bool:
+        space = "" if said[0] in ":\n" else " "
+        return verify_choice(f"Let us see. The answer is{space}{said}", answer, choices).correct
+
+    assert [case for case in cases if is_correct(*case[:2]) != case[2]] == []

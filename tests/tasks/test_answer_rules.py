@@ -1,8 +1,10 @@
 """The rules for judging a final answer, each with right and wrong completions."""
 
+from collections.abc import Callable
+
 import pytest
 
-from allo.tasks.answers import verify_choice, verify_final_answer
+from allo.tasks.answers import Verified, verify_choice, verify_final_answer
 
 ITEMS = ["bathroom", "bottle", "water bottle", "Mt. Fuji", "ice melts because of heat"]
 TRUTH = ["yes", "no"]
@@ -204,34 +206,33 @@ WHOLE: tuple[Cases, Cases] = (
 """Several announcements, or none: whole completions."""
 
 
-def _cases(rules: dict[str, tuple[Cases, Cases]]) -> list[tuple[str, str, str, bool]]:
-    return [
-        (rule, said, answer, correct)
-        for rule, (right, wrong) in rules.items()
-        for cases, correct in ((right, True), (wrong, False))
-        for said, answer in cases
-    ]
-
-
-CHOICE_CASES = {rule: (right, wrong) for rule, (_, right, wrong) in CHOICE.items()}
+def _taken(cases: Cases, judge: Callable[[str, str], Verified]) -> Cases:
+    return [(said, answer) for said, answer in cases if judge(said, answer).correct]
 
 
 @pytest.mark.invariant("Every rule of a final answer has cases that it takes and that it refuses.")
-@pytest.mark.parametrize(("rule", "said", "answer", "correct"), _cases(CHOICE_CASES))
-def test_options(rule: str, said: str, answer: str, correct: bool) -> None:
-    completion = f"Let us see. The answer is {said}"
-    assert verify_choice(completion, answer, CHOICE[rule][0]).correct == correct
+@pytest.mark.parametrize("rule", CHOICE)
+def test_options(rule: str) -> None:
+    choices, right, wrong = CHOICE[rule]
+
+    def judge(said: str, answer: str) -> Verified:
+        return verify_choice(f"Let us see. The answer is {said}", answer, choices)
+
+    assert (_taken(right, judge), _taken(wrong, judge)) == (right, [])
 
 
 @pytest.mark.invariant("Every rule of a final answer has cases that it takes and that it refuses.")
-@pytest.mark.parametrize(("rule", "said", "answer", "correct"), _cases(FREE_FORM))
-def test_free_form(rule: str, said: str, answer: str, correct: bool) -> None:
-    del rule
-    assert verify_final_answer(f"Let us see. The answer is {said}", answer).correct == correct
+@pytest.mark.parametrize("rule", FREE_FORM)
+def test_free_form(rule: str) -> None:
+    right, wrong = FREE_FORM[rule]
+
+    def judge(said: str, answer: str) -> Verified:
+        return verify_final_answer(f"Let us see. The answer is {said}", answer)
+
+    assert (_taken(right, judge), _taken(wrong, judge)) == (right, [])
 
 
-@pytest.mark.parametrize(("rule", "text", "answer", "correct"), _cases({"announcements": WHOLE}))
-def test_announcements(rule: str, text: str, answer: str, correct: bool) -> None:
-    del rule
-    assert verify_final_answer(text, answer).correct == correct
-    assert verify_choice(text, answer, ["5", "6"]).correct == correct
+def test_announcements() -> None:
+    right, wrong = WHOLE
+    for judge in (verify_final_answer, lambda text, answer: verify_choice(text, answer, ["5", "6"])):
+        assert (_taken(right, judge), _taken(wrong, judge)) == (right, [])

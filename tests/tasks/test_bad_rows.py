@@ -57,9 +57,7 @@ def test_all_bad_rows_are_named_at_once_or_left_out_and_counted(
         read(path)
     first, *listed, how = str(refused.value).splitlines()
     assert first == "5 of 7 rows cannot be used:" and "skip_bad: true" in how and "--skip-bad" in how
-    assert sorted(line.strip().split(": ")[0] for line in listed) == [
-        f"{path}:{line}" for line in range(2, 7)
-    ]
+    assert [line.strip().split(": ")[0] for line in listed] == [f"{path}:{line}" for line in range(2, 7)]
     kind_of_rows(path)  # bad rows among the first do not hide the kind of the others
     found, reading = read(path, skip_bad=True)
     assert len(found) == 2 and reading.rows == 7

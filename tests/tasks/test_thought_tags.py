@@ -29,17 +29,17 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_thought_of_any_name_and_form_is_taken_out(name: str, form: tuple[str, str]) -> None:
-    opens, closes = (part.format(name) for part in form)
-    assert without_thoughts(f"{opens}9?{closes}5") == "5"
-    assert without_thoughts(f"So. {opens}9?{closes}5") == "So. 5"
-    assert without_thoughts(f"9?{closes}5") == "5"
-    if "[" not in opens:  # "[Analysis]" alone is a heading
-        assert without_thoughts(f"{opens}The answer is 9") is None
-        assert opens_thought(f"Question\n{opens}\n")
-    assert not opens_thought(f"Question\n{opens}\n\n{closes}\n")
-    assert not verify_final_answer(f"{opens}The answer is 9.{closes} It is so.", "9").correct
+def test_a_thought_of_any_name_and_form_is_taken_out(form: tuple[str, str]) -> None:
+    for name in NAMES:
+        opens, closes = (part.format(name) for part in form)
+        assert without_thoughts(f"{opens}9?{closes}5") == "5"
+        assert without_thoughts(f"So. {opens}9?{closes}5") == "So. 5"
+        assert without_thoughts(f"9?{closes}5") == "5"
+        if "[" not in opens:  # "[Analysis]" alone is a heading
+            assert without_thoughts(f"{opens}The answer is 9") is None
+            assert opens_thought(f"Question\n{opens}\n")
+        assert not opens_thought(f"Question\n{opens}\n\n{closes}\n")
+        assert not verify_final_answer(f"{opens}The answer is 9.{closes} It is so.", "9").correct
 
 
 @pytest.mark.parametrize(

@@ -165,13 +165,13 @@ A, B, C, D = range(4)
             [([A, B, B], True), ([A, B, B], True), ([A, C, D], False)],
             [1, UNSEEN / (1 + UNSEEN), 1],
         ),
-        # Of the four through C one is right: a quarter against a half before it.
+        # One of the four through C is right: a quarter against a half before it.
         (
             [A, C, B],
             [([A, B], True)] * 3 + [([A, B], False)] + [([A, C, D], True)] + [([A, C, B], False)] * 3,
             [1, (1 / (4 / 8) + UNSEEN) / (4 + UNSEEN), UNSEEN / (3 + UNSEEN)],
         ),
-        # Where no sample is right, no token is to blame.
+        # If no sample is right, no token is to blame.
         ([A, B], [([A, B], False), ([A, C], False)], [1, 1]),
         ([A, B], [], [1, 1]),
         # A right sample that is a mere beginning of the completion ends there.

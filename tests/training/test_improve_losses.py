@@ -66,7 +66,7 @@ def test_each_loss_lowers_itself_and_prefers_the_chosen(loss: Any, tmp_path: Pat
     assert margins[-1] > margins[0] + 0.1
 
 
-# What BCO remembers.
+# BCO's memory.
 
 
 @pytest.mark.invariant("BCO's shift is the mean reward of the steps before, and survives a resume.")
@@ -127,7 +127,7 @@ def test_interrupted_and_resumed_with_its_shift_ends_as_not_interrupted(stop: in
     assert load_tree(tmp_path / "cut" / "checkpoint-8" / LOSS_FILE) == vars(whole.reward_mean)
 
 
-# What SimPO does without.
+# SimPO needs no reference.
 
 
 @pytest.mark.invariant("A loss without a reference pays for none.")

@@ -15,7 +15,7 @@ from allo.training.trainer import ForgetTrainer, ImproveTrainer
 from tiny import TOKENIZER, arguments, every_third, logged, model, pairs, trained, weights, wrongs
 
 DATA = {ForgetTrainer: wrongs, ImproveTrainer: pairs}
-# Of how far the default's loss falls in eight steps: each logged loss against the default's.
+# Largest difference of a logged loss from the default's, as a share of the fall of the default's in eight steps.
 LOSS = 0.02
 LEAN = {"lean": True}
 

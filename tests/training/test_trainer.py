@@ -1,4 +1,4 @@
-"""What the trainers do with a step: their losses, their filter, the optimizer they drive and what they report."""
+"""A trainer's step: the losses, the filter, the optimizer that it drives and the report."""
 
 import math
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_weights_multiply_the_loss_and_their_number_divides_it(tmp_path: Path) -
     assert logged(trained(ForgetTrainer, rows, tmp_path))[0] == pytest.approx(0.25 * math.log(2), abs=1e-7)
 
 
-# What is learnt.
+# Learning.
 
 
 def test_forgetting_lowers_the_weighted_tokens_alone(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_bf16_model_trains_fp32_masters(tmp_path: Path) -> None:
     assert values < state_bytes(trainer) <= values + 2 * k + 8 * len(start)  # and where they lie
 
 
-# What is reported.
+# Reports.
 
 
 class Report(TrainerCallback):

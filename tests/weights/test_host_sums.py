@@ -72,7 +72,7 @@ def test_sums_in_bf16_are_near_and_half_as_large() -> None:
     exact, near = summed(model, torch.float32), summed(model, torch.bfloat16)
     for ours, theirs in zip(near, exact, strict=True):
         assert ours.num_bytes * 2 == theirs.num_bytes
-    # Of one sign, so that nothing cancels and a relative error means something.
+    # The sums have one sign: nothing cancels, so a relative error means something.
     for name in shapes(model):
         error = (near[1][name].float() - exact[1][name]).abs()
         assert bool((error <= FEW_IN_BF16 * exact[1][name]).all()), name

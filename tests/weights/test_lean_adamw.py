@@ -16,7 +16,7 @@ from allo.weights.split_master import join, split
 ENTRIES = 10 * BLOCK + 37
 STEPS = 300
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-12, "weight_decay": 0.1}
-# Of the way that torch's AdamW goes: its direction and its length.
+# Least cosine to the way of torch's AdamW, and largest relative difference of its length.
 COSINE, LENGTH = 0.995, 0.02
 # No step of AdamW is longer than this, in learning rates, with these betas and gradients: 1.2 was seen.
 LONGEST_UPDATE = 2.0

@@ -28,11 +28,11 @@ from allo.weights.selected import SelectedWeights
 from allo.weights.split_master import split
 
 LONG = 12  # times the five steps of `data`
-# Of the loss, after each step of the lean copy against the default's.
+# Largest relative difference of the loss after each step of the lean copy from the default's.
 LOSS = 0.02
-# Of the way that the masters went.
+# Least cosine between the ways that the masters went.
 COSINE = 0.995
-# Of the gradient's norm: each entry is rounded to bf16 once a micro-batch.
+# Largest relative difference of the gradient's norm: each entry is rounded to bf16 once a micro-batch.
 NORM = 2**-8
 STATE_BYTES = 9.0  # a selected weight, slots aside
 

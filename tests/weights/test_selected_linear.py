@@ -147,7 +147,7 @@ def test_no_dense_weight_gradient_is_made(lines: str) -> None:
 
 
 def saved_shapes(model: nn.Module, x: Tensor) -> list[tuple[int, ...]]:
-    """What autograd keeps of one forward pass, weights aside."""
+    """Return the shapes that autograd keeps of one forward pass, weights aside."""
     storages = {param.data_ptr() for param in model.parameters()}
     kept: list[tuple[int, ...]] = []
 

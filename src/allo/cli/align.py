@@ -74,10 +74,7 @@ def align_command(
     limit = None if gpu is None else _size(gpu)
     given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     draft = _Draft(model, data, out, reward or [], given)
-    sources, is_chat = (
-        sources_read(draft.recipe),
-        draft.recipe.chat,
-    )  # bad rows are named before a model is read
+    sources, is_chat = sources_read(draft.recipe), draft.recipe.chat  # names bad rows before a model is read
     from allo.plan import starting
 
     draft.take(starting.for_model(draft.recipe, draft.rows))

@@ -1,6 +1,6 @@
 """`allo delta`: only the weights that alignment changed."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +26,7 @@ def delta_extract(base: Base, tuned: Path, out: Path, profile: Profile = "compac
     from allo.delta import extract
     from allo.weights.checkpoints import Checkpoint
 
-    dtypes = {entry.dtype for entry in Checkpoint.open(tuned).stored.values()}
-    with _stored(base, dtypes) as folder:
+    with _stored(base, lambda: {entry.dtype for entry in Checkpoint.open(tuned).stored.values()}) as folder:
         print_fields(out, extract(folder, tuned, out, profile=profile))
 
 
@@ -70,33 +69,39 @@ def delta_export(
     if format == "full":
         _apply(base, delta, out)
         return
-    from allo.delta import export_shira, fetch, read_delta
+    from allo.delta import export_shira, fetch
     from allo.models.load import linear_names
 
     file = fetch(delta)
-    with _stored(base, {values.dtype for values in read_delta(file).values.values()}) as folder:
+    with _stored(base, lambda: _dtypes_of_delta(file)) as folder:
         linear = linear_names(folder, trust_remote_code=trust_remote_code)
         print_fields(out, export_shira(folder, file, out, linear=linear))
 
 
 def _apply(base: Path, delta: str, out: Path) -> None:
-    from allo.delta import apply, fetch, read_delta
+    from allo.delta import apply, fetch
 
     file = fetch(delta)
-    with _stored(base, {values.dtype for values in read_delta(file).values.values()}) as folder:
+    with _stored(base, lambda: _dtypes_of_delta(file)) as folder:
         apply(folder, file, out)
     say(f"{out}: written")
 
 
+def _dtypes_of_delta(file: Path) -> set[Any]:
+    from allo.delta import read_delta
+
+    return {values.dtype for values in read_delta(file).values.values()}
+
+
 @contextmanager
-def _stored(base: Path, dtypes: Collection[Any]) -> Iterator[Path]:
-    """Yield the base's folder; of a GGUF file, a converted one."""
+def _stored(base: Path, dtypes: Callable[[], Collection[Any]]) -> Iterator[Path]:
+    """Yield the base's folder; of a GGUF file, one converted to the dtype of all `dtypes`."""
     if base.suffix != ".gguf":  # transformers is loaded for a conversion alone
         yield base
         return
     from allo.models.start import converted
 
-    with converted(base, dtypes=dtypes) as folder:
+    with converted(base, dtypes=dtypes()) as folder:
         yield folder
 
 

@@ -24,6 +24,7 @@ from allo.files.row_files import (
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Matches ids, names, places, languages and dates.
 _WORD = re.compile(r"[!->@-~]*|[\d:.,/TZ +-]*")
+_NUMBER = re.compile(r"\d+")
 
 NAMED_ROWS = 5
 """Rows that cannot be used of which an error names each."""
@@ -107,6 +108,7 @@ class Notes:
         number = len(self._bad)
         if not number:
             return
+        self._bad.sort(key=_by_place)
         if self.skip_bad and number < self.rows:
             self.dropped[f"cannot be used, and `skip_bad` leaves them out; the first: {self._bad[0]}"] += (
                 number
@@ -130,6 +132,11 @@ class Notes:
 
 def _raise(error: UserError) -> None:
     raise error
+
+
+def _by_place(error: str) -> str:
+    """Return a key that sorts errors, which begin with their places, by file and line."""
+    return _NUMBER.sub(lambda number: number[0].zfill(12), error)
 
 
 def _rows(number: int) -> str:

@@ -42,6 +42,7 @@ INTERNALS = {
         "transformers.core_model_loading:WeightRenaming": _STORED,
         "transformers.core_model_loading:WeightTransform.rename_source_key(self, source_key)": _RENAMED,
         "transformers.core_model_loading:rename_source_key(source_key, weight_renamings, weight_converters, base_model_prefix, meta_state_dict, ...)": _STORED,
+        "transformers.integrations.gguf.reader:read_gguf_metadata(gguf_path, ...)": "a GGUF file's tensors are named in a moment",
         "transformers:PreTrainedModel._get_dtype_plan(self, dtype)": "weights that a family keeps in fp32 are known before loading",
         "transformers:PreTrainedModel._keys_to_ignore_on_load_missing": "weights that a model can do without may be absent",
         "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected": "stored weights that a model ignores are no fault",

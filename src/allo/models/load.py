@@ -40,8 +40,8 @@ from allo.models.model_checks import (
     refuse_left_over,
     use_conversions,
 )
+from allo.models.reading import read_checked
 from allo.models.tokenization import PANIC
-from allo.models.tokenizer_checks import check_tokenizer
 from allo.weights.allowed import kinds_of
 from allo.weights.checkpoints import Checkpoint, refuse_adapter, weight_files
 from allo.weights.finite import check_finite
@@ -86,12 +86,12 @@ def load_model(
         check_folder(folder, ref, **code)
     with loading(ref, "a causal language model", folder=folder):
         # Only a GGUF file needs `quantization_config`: None would erase the checkpoint's own.
-        given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
-        auto = _auto_class(None if gguf else read_config(folder, **code))
+        config = read_config(folder / gguf if gguf else folder, **code)
+        given = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True), "config": config}
         model, info = with_attention(
-            lambda attention: auto.from_pretrained(
+            lambda attention: _auto_class(config).from_pretrained(
                 folder,
-                **given,
+                **(given if gguf else {}),
                 use_safetensors=None if gguf else True,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -129,7 +129,7 @@ def read_config(ref: str | Path, *, trust_remote_code: bool = False) -> Pretrain
     if gguf is None and (folder / "config.json").is_file():
         check_config(folder, ref)
     with loading(ref, "a causal language model", folder=folder):
-        return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trust_remote_code)
+        return read_checked(AutoConfig, ref, folder, gguf, trust_remote_code)
 
 
 def model_of_config(
@@ -148,7 +148,7 @@ def model_of_config(
     return model.eval()
 
 
-def _auto_class(config: PretrainedConfig | None) -> Any:
+def _auto_class(config: PretrainedConfig) -> Any:
     """Return transformers' class that picks a model: of text, or of text and images if the family has no other."""
     wraps = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -270,10 +270,7 @@ def needed_pad_token(ref: str | Path, *, trust_remote_code: bool = False) -> str
 def _tokenizer(ref: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     folder, gguf = locate_checkpoint(ref, TOKENIZER_FILES)
     with loading(ref, "a tokenizer", folder=folder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, gguf_file=gguf, trust_remote_code=trust_remote_code
-        )
-        check_tokenizer(tokenizer, ref)
+        tokenizer: PreTrainedTokenizerBase = read_checked(AutoTokenizer, ref, folder, gguf, trust_remote_code)
     # Rows are truncated later; without this, transformers would warn about the first long one.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if tokenizer.eos_token_id is None:

@@ -16,6 +16,7 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from allo.errors import UserError, and_more
 from allo.weights.checkpoints import DENSE, Checkpoint, read_config_json
@@ -221,12 +222,10 @@ def _refuse_unequal_copies(checkpoint: Checkpoint, names: Sequence[str], ref: st
 
 def refuse_gguf_left_over(file: Path, model: PreTrainedModel, ref: str | Path) -> None:
     """Raise UserError if a GGUF file has layers beyond its header's count, which transformers does not report."""
-    from gguf import GGUFReader
-
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if num_layers is None:
         return
-    layers = {tensor.name: _LAYER.match(tensor.name) for tensor in GGUFReader(file).tensors}
+    layers = {name: _LAYER.match(name) for name in read_gguf_metadata(str(file))[1]}
     beyond = sorted(name for name, found in layers.items() if found and int(found[1]) >= num_layers)
     if beyond:
         raise UserError(

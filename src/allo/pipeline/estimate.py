@@ -68,7 +68,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is shown of a run, and how long it will take; `places` numbers its stages by name."""
+    """A run's line of progress and the time that it will take; `places` numbers its stages by name."""
 
     shown: Run
     estimate: Estimate

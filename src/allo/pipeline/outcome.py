@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from allo.files.sizes import size
+
 _PHRASES = {
     "dropped": "{} dropped",
     "prompts_cut": "{} prompts without their beginning",
@@ -50,11 +52,3 @@ def _number(key: str, value: Any) -> str:
     if key == "density":
         return f"{100 * value:.3g}\u00a0%"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def size(number: float) -> str:
-    """Return a number of bytes in the unit that suits it."""
-    for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= of:
-            return f"{number / of:.1f} {unit}"
-    return f"{number:.0f} bytes"

@@ -16,15 +16,18 @@ def plan(recipe: Recipe, *, limit: int | None = None) -> Plan:
     """
     from allo.plan.advice import advise
 
-    gc.freeze()  # modules are not looked through again and again
     names = stages_that_run_the_model(recipe)
     unplanned = {stage: why for stage, why in _elsewhere(recipe).items() if stage in names}
-    stages = tuple(plan_stage(recipe, name) for name in names if name not in unplanned)
-    advice = {
-        stage.stage: advise(recipe, stage, limit=limit)
-        for stage in stages
-        if limit is not None and stage.total > limit
-    }
+    gc.freeze()  # modules are not looked through again and again
+    try:
+        stages = tuple(plan_stage(recipe, name) for name in names if name not in unplanned)
+        advice = {
+            stage.stage: advise(recipe, stage, limit=limit)
+            for stage in stages
+            if limit is not None and stage.total > limit
+        }
+    finally:
+        gc.unfreeze()
     return Plan(stages, limit, advice, unplanned)
 
 

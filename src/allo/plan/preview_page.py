@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from allo.console import printable, tell
+from allo.files.sizes import size
 from allo.models.token_texts import num_unknown, token_texts
 from allo.models.tokenization import turn_end_ids
 from allo.plan.preview_sample import SampledPair
@@ -17,7 +18,6 @@ from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.sources import HELD_OUT
 from allo.stages.check import Findings
 from allo.stages.checked_rows import Asked, Trained
-from allo.stages.disk import size
 
 _PLAIN_WIDTH, _WIDEST = 80, 100
 _LABEL = 11  # columns of the first facts' names

@@ -49,9 +49,7 @@ class Rehearsal(LiveBytes):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):  # asked for most often
             return args[0].fake_device
-        if _is_in_place(func) and isinstance(
-            args[0], FakeTensor
-        ):  # its numbers would change, and it has none
+        if _is_in_place(func) and isinstance(args[0], FakeTensor):  # which has no numbers to change
             return args[0]
         tensors: list[Tensor] = []
         try:

@@ -3,10 +3,11 @@
 import math
 import re
 
+from allo.files import sizes
+
 ABSENT = "–"
 TIED = "\u00a0"  # a space without a line break
 LONGEST_NAME = 72
-BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 # Characters that would reorder, end or hide the text around them; shown by name instead.
 _UNSAFE = re.compile(
@@ -88,13 +89,7 @@ def seconds(value: float | None) -> str:
 
 def size(num_bytes: float | None) -> str:
     """Return a size in decimal units (1 MB is 1,000,000 bytes) with three significant digits."""
-    if num_bytes is None:
-        return ABSENT
-    value, unit = float(num_bytes), 0
-    while value >= 999.5 and unit < len(BYTE_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    digits = 0 if unit == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {BYTE_UNITS[unit]}"
+    return ABSENT if num_bytes is None else sizes.size(num_bytes)
 
 
 def significant(value: float) -> str:

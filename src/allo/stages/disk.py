@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allo.errors import UserError
+from allo.files.sizes import size
 from allo.models.start import DTYPES, is_ready
 from allo.recipe import Recipe, trains_here
 from allo.recipe.criteria import criterion_of
@@ -39,15 +40,6 @@ def check_disk(recipe: Recipe, num_weights: int) -> Disk:
             "room, or choose a folder on another disk with --set out=DIR."
         )
     return disk
-
-
-def size(number: float) -> str:
-    """Return a number of bytes in words."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number /= 1000
-        units.pop(0)
-    return f"{number:.0f} {units[0]}" if units[0] == "bytes" or number >= 10 else f"{number:.1f} {units[0]}"
 
 
 def _needed(recipe: Recipe, num_weights: int) -> int:

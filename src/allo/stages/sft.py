@@ -33,8 +33,9 @@ def _started(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         model = load_policy(recipe, recipe.model)
         if recipe.sft is None:
             say(
-                f"nothing is fine-tuned: {recipe.model} is not stored as this run would store its model (a GGUF file, another dtype or other names): "
-                f"the run starts from the copy {model_folder}, and its masks and deltas are for that copy"
+                f"nothing is fine-tuned: {recipe.model} is not stored as this run would store its model (a GGUF file, "
+                f"another dtype or other names): the run starts from the copy {model_folder}, and its masks and deltas "
+                "are for that copy"
             )
         else:
             counts = _fine_tune(recipe, recipe.sft, model, tokenizer, folder)

@@ -67,10 +67,8 @@ def tracked(trainer: Trainer, mask: ParamMask | None, *, begins: bool) -> Iterat
     with redirect_stdout(io.StringIO()):
         yield
     for tracker in trainer.callback_handler.callbacks:
-        if isinstance(
-            tracker, integrations.WandbCallback
-        ):  # otherwise the next stage logs into this one's run
-            tracker._wandb.finish()
+        if isinstance(tracker, integrations.WandbCallback):
+            tracker._wandb.finish()  # so that the next stage begins a run of its own
 
 
 def _log_to(tracker: TrainerCallback, folder: Path, *, begins: bool) -> Path:

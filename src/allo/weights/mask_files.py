@@ -75,8 +75,7 @@ def mask_from_checkpoints(
     comparison = _Comparison(Checkpoint.open(base), Checkpoint.open(tuned), criterion=criterion, seed=seed)
     shapes, others = _counted(comparison.shapes, trained, base)
     allowed = allowed_tensors(shapes, kinds, include=include, exclude=exclude, density=density, others=others)
-    comparison.allowed = allowed.own_shapes
-    k = num_to_select(density, num_entries(shapes))
+    comparison.allowed, k = allowed.own_shapes, num_to_select(density, num_entries(shapes))
     with _one_torch_thread():
         if granularity == WEIGHT:
             selected = select_sampled(
