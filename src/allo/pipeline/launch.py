@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from allo.console import say
 from allo.errors import UserError
-from allo.ranks import launched_ranks
+from allo.ranks import is_joined
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -19,9 +19,9 @@ OPTIONS = ("--shutdown-timeout", "10")
 
 def launch(number: int, arguments: Sequence[str]) -> int:
     """Run `allo` with these arguments in `number` processes, and return its exit code."""
-    if launched_ranks() > 1:
+    if is_joined():
         raise UserError(
-            f"--processes {number}: a launcher has already started {launched_ranks()} processes; leave the option out."
+            f"--processes {number}: a launcher has started several already; leave the option out."
         )
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -7,15 +7,13 @@ as the work takes; each beats there too, so that a process that is lost or stopp
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from allo.errors import UserError
 from allo.ranks.group import Group, as_error, as_json, state
 
 Found = TypeVar("Found")
-
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched_ranks() -> int:
@@ -25,7 +23,7 @@ def launched_ranks() -> int:
 
 def local_rank() -> int:
     """Return this process's number on its machine; 0 if it has not joined others."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if state.group else 0
+    return int(state.group.place.get("LOCAL_RANK", "0")) if state.group else 0
 
 
 def rank() -> int:
@@ -101,19 +99,9 @@ def dealt(total: int) -> Iterator[int]:
 @contextmanager
 def alone() -> Iterator[None]:
     """Work as a single process inside the block, also for trainers of other libraries. Other ranks skip it."""
-    group, shared = state.group, num_ranks() > 1
-    if group is None or not shared:
+    group = state.group
+    with group.sharing(False) if group is not None and group.shared else nullcontext():
         yield
-        return
-    kept = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
-    group.shared = False
-    _forget_accelerate()
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-        group.shared = True
-        _forget_accelerate()
 
 
 def by_first(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -122,10 +110,3 @@ def by_first(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {}
     with alone():
         return do()
-
-
-def _forget_accelerate() -> None:
-    """Let accelerate read the environment again: it remembers how many processes it found."""
-    if state := sys.modules.get("accelerate.state"):
-        state.AcceleratorState._reset_state(reset_partial_state=True)
-        state.GradientState._reset_state()

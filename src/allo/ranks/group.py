@@ -6,7 +6,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -15,6 +16,7 @@ from allo.errors import DivergedError, UserError
 
 Found = TypeVar("Found")
 
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 GRACE = 8.0
 """Seconds in which the other processes must fail as one did; later they wait for it in vain."""
 ENDED, FAILED, _SPEAKERS = "ended", "failed", "speakers"
@@ -27,6 +29,7 @@ class Group:
     def __init__(self, rank: int, size: int, store: Any) -> None:
         self.rank, self.size, self.store = rank, size, store
         self.shared = False  # whether all ranks are at the same work
+        self.place = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
         self.met = 0  # shared work that this rank has ended
         self._calls: Counter[str] = Counter()  # within the work, by kind
         self._broken: UserError | None = None
@@ -71,13 +74,11 @@ class Group:
     def _meet(self, do: Callable[[], Found]) -> Found:
         """Do the work; rank 0 then waits for all others, and raises the first error."""
         here, mine = self.key("met"), None
-        self.shared = True
         try:
-            found = do()
+            with self.sharing(True):
+                found = do()
         except UserError as error:
             mine = error
-        finally:
-            self.shared = False
         self.store.set(f"{here}/{self.rank}", json.dumps(as_json(mine)))
         others = [f"{here}/{other}" for other in range(1, self.size)]
         if self.rank:
@@ -95,6 +96,26 @@ class Group:
         if mine is not None:
             raise mine
         return found
+
+    @contextmanager
+    def sharing(self, shared: bool) -> Iterator[None]:
+        """Let this process, and every library, see all ranks inside the block, or itself alone."""
+        before = self.shared
+        self._see(shared)
+        try:
+            yield
+        finally:
+            self._see(before)
+
+    def _see(self, shared: bool) -> None:
+        self.shared = shared
+        for name, value in self.place.items():
+            os.environ.pop(name, None)
+            if shared:
+                os.environ[name] = value
+        if accelerate := sys.modules.get("accelerate.state"):  # it remembers how many processes it found
+            accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+            accelerate.GradientState._reset_state()
 
     def _all_soon(self, keys: list[str]) -> bool:
         """Return whether all keys are there within a moment: whatever failed here, fails there too."""

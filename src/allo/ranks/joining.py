@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -30,8 +31,9 @@ def joined() -> Iterator[Group | None]:
     if launched_ranks() < 2:
         yield None
         return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     group, code, closing = _join(), 1, threading.Event()
-    threading.Thread(target=_watch, args=(group, _client(), closing), daemon=True).start()
+    threading.Thread(target=_watch, args=(group, _client(address, port), closing), daemon=True).start()
     state.group = group
     try:
         yield group
@@ -46,6 +48,7 @@ def joined() -> Iterator[Group | None]:
         group.last_words(error)
     finally:
         closing.set()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher repeats Ctrl-C
         if group.rank == 0:
             group.tell({"end": code}, "work")
             if code:  # for those who wait for something else
@@ -89,11 +92,10 @@ def _join() -> Group:
     return group
 
 
-def _client() -> Any:
+def _client(address: str, port: int) -> Any:
     """Return a second connection to the store, for the thread that watches: a wait blocks the first."""
     import torch.distributed as dist
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.PrefixStore(
         "allo", dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
     )
