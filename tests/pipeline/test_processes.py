@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.ranks.forked import Hurt, Server, Start, serving
-from tiny_run import arguments, contents
+from tiny_run import arguments, contents, environment
 
 SMALL = (
     "sft=null",
@@ -167,3 +169,53 @@ def test_a_users_error_is_said_once_as_by_one_process(runs: Runs) -> None:
             said.append(log[log.index("allo: ") :].replace(f"{name} {num_ranks}", name))
             assert status == 2 and log.count("allo: ") == 1, log
         assert said[0] == said[1]
+
+
+LAUNCHERS = {
+    "allo": (["-m", "allo"], ["--processes", "2"]),
+    "torchrun": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "allo"], []),
+    "accelerate": (
+        [
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "-m",
+            "allo",
+        ],
+        [],
+    ),
+}
+
+
+def launched(launcher: str, out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    before, after = LAUNCHERS[launcher]
+    command = [sys.executable, *before, *arguments("run", out, *SMALL, *more), "--until", "judge", *after]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_each_launcher_starts_processes_that_share_the_work(runs: Runs, launcher: str) -> None:
+    done = launched(launcher, runs.folder / launcher)
+    assert done.returncode == 0, done.stderr
+    found, expected = contents(runs.path(launcher)), contents(runs.path("one"))
+    for name in UNTRAINED[:2]:
+        assert found[name] == expected[name]
+    assert done.stderr.count("sample    done in") == 1
+
+
+@pytest.mark.slow
+def test_a_users_error_under_processes_has_its_exit_code_and_is_said_once(runs: Runs) -> None:
+    done = launched("allo", runs.folder / "bad", "sample.max_new_tokens=1", "judge.max_unanswered=0")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("have no final answer") == 1 and "Traceback" not in done.stderr

@@ -49,17 +49,22 @@ def joined() -> Iterator[Group | None]:
     finally:
         closing.set()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher repeats Ctrl-C
-        if group.rank == 0:
-            group.tell({"end": code}, "work")
-            if code:  # for those who wait for something else
-                group.store.set(ENDED, str(code))
-        if code == 0:
-            import torch.distributed as dist
-
-            with suppress(RuntimeError):  # without torchrun, the store ends with rank 0
-                group.arrive()
-            dist.destroy_process_group()
+        with suppress(RuntimeError):  # without torchrun, the store ends with rank 0
+            _leave(group, code)
         state.group = None
+
+
+def _leave(group: Group, code: int) -> None:
+    """Let all ranks end with rank 0, in order if all is well."""
+    if group.rank == 0:
+        group.tell({"end": code}, "work")
+        if code:  # for those who wait for something else
+            group.store.set(ENDED, str(code))
+    if code == 0:
+        import torch.distributed as dist
+
+        group.arrive()
+        dist.destroy_process_group()
 
 
 def _join() -> Group:
