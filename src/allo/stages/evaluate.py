@@ -8,7 +8,7 @@ from allo.console import say
 from allo.delta import patch_of, read_delta
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_jsonl, write_json
-from allo.files.batches import Batches, Dealing, in_files
+from allo.files.batches import Batches, Dealing, in_files, in_turn
 from allo.files.evaluation import SCHEMA, Overlap
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
@@ -115,11 +115,8 @@ def _measured(
             if trained and (num_pairs := recipe.evaluate.likelihood_pairs):
                 # Sampled from the starting model; with rounds, the first round's.
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
-                size = min(ROWS, recipe.evaluate.batch_size)
-                length = recipe.max_length
-                moved = likelihood(
-                    pairs, model, tokenizer, patch.exchanged, max_length=length, size=size, deal=deal
-                )
+                settings = {"max_length": recipe.max_length, "size": min(ROWS, recipe.evaluate.batch_size)}
+                moved = likelihood(pairs, model, tokenizer, patch.exchanged, **settings, deal=deal)
             at_start = patch.exchanged if trained else None
             on_rows = {}
             if held_out:
@@ -343,7 +340,7 @@ def _kl(
     recipe: Recipe,
     model: Model,
     tokenizer: Tokenizer,
-    deal: Dealing,
+    deal: Dealing = in_turn,
 ) -> dict[str, Any]:
     """Return the mean KL(model || start) over tokens of the model's own text, exact over the vocabulary."""
     length = recipe.evaluate.kl_tokens
