@@ -136,7 +136,7 @@ def _several(start: Start) -> int:
     try:
         elastic_launch(config, _rank)(start)
     except ChildFailedError as error:
-        return code_of(error.get_first_failure()[1], start.num_ranks)
+        return code_of(error, start.num_ranks)
     return 0
 
 

@@ -116,11 +116,6 @@ def hushed(*, but_progress: bool = False) -> Iterator[None]:
         console.quiet, _State.still = quiet, still
 
 
-def say_nothing() -> None:
-    """Say nothing from now on: this process is one of several, and another speaks."""
-    console.quiet = _State.still = True
-
-
 def show_no_progress(asked: bool) -> bool:
     """Show no progress from now on, if that is asked: only warnings, problems and results are printed."""
     _State.no_progress = asked

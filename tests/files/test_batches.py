@@ -10,7 +10,7 @@ import pytest
 
 from allo.errors import UserError
 from allo.files import batches
-from allo.files.batches import Batches, in_files, in_turn
+from allo.files.batches import Batches, Parts, in_files, in_turn
 
 TOTAL = 11
 WHOLE = [[{"a": number, "half": number / 3}] * (number % 3) for number in range(TOTAL)]
@@ -134,7 +134,7 @@ def test_a_rank_that_does_not_see_the_others_files_says_so(
 
 def test_work_in_files_equals_work_in_turn(tmp_path: Path) -> None:
     """Numbers with many digits survive the files bit for bit."""
-    parts: list[Batches] = []
+    parts: Parts = []
 
     def compute(number: int) -> list[dict[str, Any]]:
         return [{"value": (number + 0.1) ** 0.5, "small": 1e-310, "kept": None}]

@@ -93,6 +93,10 @@ class Batches:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
+Parts = list[Batches | ResumableLines]
+"""Part files, to discard once the finished file exists."""
+
+
 def in_turn(description: str, total: int, compute: Callable[[int], Rows]) -> list[Rows]:
     """Compute all batches in this process, without a file."""
     with bar(description, total=total) as advance:
@@ -103,7 +107,7 @@ def in_turn(description: str, total: int, compute: Callable[[int], Rows]) -> lis
     return found
 
 
-def in_files(path: Path, parts: list[Batches]) -> Dealing:
+def in_files(path: Path, parts: Parts) -> Dealing:
     """Return a dealing among the ranks, through part files below `path`; `parts` receives what to discard at the end."""
 
     def deal(description: str, total: int, compute: Callable[[int], Rows]) -> list[Rows]:

@@ -11,7 +11,7 @@ from allo.errors import UserError
 from allo.ranks import is_joined
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 OPTIONS = ("--shutdown-timeout", "10")
 """torchrun's options: the seconds that it gives a process before it kills it."""
@@ -33,7 +33,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     try:
         torchrun.run(torchrun.parse_args([*options, "allo", *arguments]))
     except ChildFailedError as error:
-        return code_of(error.get_first_failure()[1], number)
+        return code_of(error, number)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
@@ -44,12 +44,13 @@ def hush() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
 
 
-def code_of(failure: "ProcessFailure", number: int) -> int:
+def code_of(error: "ChildFailedError", number: int) -> int:
     """Return the exit code of the process that failed first; say which one it was if it could not say anything itself."""
+    rank, failure = error.get_first_failure()
     if failure.exitcode > 0:
         return int(failure.exitcode)
     say(
-        f"allo: process {failure.global_rank} of {number} was ended by {signal.Signals(-failure.exitcode).name}, perhaps "
+        f"allo: process {rank} of {number} was ended by {signal.Signals(-failure.exitcode).name}, perhaps "
         "for lack of memory; start the same command again to resume."
     )
     return 1

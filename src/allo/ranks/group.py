@@ -86,8 +86,8 @@ class Group:
                 self.store.set(FAILED, json.dumps({"error": as_json(mine), "met": self.met}))
         elif mine is None:
             for other in map(self._wait, others):
-                if error := json.loads(other):
-                    mine = as_error(error)
+                if found_there := json.loads(other):
+                    mine = as_error(found_there)
                     break
         elif not self._all_soon(others):
             self._broken = mine  # the others wait for this rank in the middle of their work
@@ -158,7 +158,7 @@ class Group:
 
 
 def as_json(error: UserError | None) -> dict[str, str] | None:
-    return error and {"kind": type(error).__name__, "text": str(error)}
+    return None if error is None else {"kind": type(error).__name__, "text": str(error)}
 
 
 def as_error(error: dict[str, str]) -> UserError:

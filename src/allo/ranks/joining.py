@@ -7,11 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
-from allo import console
+from allo.console import hushed
 from allo.errors import UserError
 from allo.ranks import launched_ranks
 from allo.ranks.group import ENDED, FAILED, GRACE, Group, state
@@ -36,7 +36,8 @@ def joined() -> Iterator[Group | None]:
     threading.Thread(target=_watch, args=(group, _client(address, port), closing), daemon=True).start()
     state.group = group
     try:
-        yield group
+        with hushed() if group.rank else nullcontext():  # rank 0 speaks
+            yield group
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -71,6 +72,8 @@ def _join() -> Group:
     """Set up torch's processes, and a store for their messages."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     has_gpus = torch.cuda.is_available()
     if has_gpus:
@@ -81,17 +84,15 @@ def _join() -> Group:
                 "as GPUs, or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU."
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=_START)))
-    if rank:
-        console.say_nothing()
+    store, rank, size = next(iter(rendezvous("env://", timeout=_START)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
-        store=dist.PrefixStore("torch", store),
+        store=PrefixStore("torch", store),
         rank=rank,
         world_size=size,
         timeout=_COLLECTIVE,
     )
-    group = Group(rank, size, dist.PrefixStore("allo", store))
+    group = Group(rank, size, PrefixStore("allo", store))
     group.store.set(f"beat/{rank}", "0")
     group.arrive()
     return group
@@ -99,11 +100,10 @@ def _join() -> Group:
 
 def _client(address: str, port: int) -> Any:
     """Return a second connection to the store, for the thread that watches: a wait blocks the first."""
-    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import TCPStore
 
-    return dist.PrefixStore(
-        "allo", dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
-    )
+    return PrefixStore("allo", TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10)))
 
 
 def _watch(group: Group, store: Any, closing: threading.Event) -> None:

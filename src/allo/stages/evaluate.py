@@ -8,7 +8,7 @@ from allo.console import say
 from allo.delta import patch_of, read_delta
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, read_jsonl, write_json
-from allo.files.batches import Batches, Dealing, in_files, in_turn
+from allo.files.batches import Dealing, Parts, in_files, in_turn
 from allo.files.evaluation import SCHEMA, Overlap
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
@@ -63,7 +63,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     sources = Sources(recipe)
     sets = sources.sets()
     held_out = held_out_rows(recipe, folder)
-    parts: list[Batches] = []
+    parts: Parts = []
     seen = overlaps(sources, {**sets, **({HELD_OUT: held_out} if held_out else {})})
     results, completions = _measured(recipe, folder, sets, held_out, parts, seen)
     ranked = _add_rewards(recipe, folder, sets, completions, parts)
@@ -95,7 +95,7 @@ def _measured(
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
     held_out: HeldOutRows,
-    parts: list[Batches],
+    parts: Parts,
     seen: dict[str, Overlap],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
@@ -154,7 +154,7 @@ def _add_own_rewards(
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
     completions: dict[str, Any],
-    parts: list[Batches],
+    parts: Parts,
 ) -> _ByFunctions:
     """Add to each answer on the sets that functions measure whether it is `correct`, or its `reward`."""
     mine = {label: some for label, some in sets.items() if measured_by(recipe, label, some) == "function"}
@@ -210,7 +210,7 @@ def _add_rewards(
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
     completions: dict[str, Any],
-    parts: list[Batches],
+    parts: Parts,
 ) -> set[str]:
     """Add a reward model's `reward` to each answer on the sets that it measures, after the policy has left memory.
 
@@ -269,7 +269,7 @@ class _Subject:
     folder: RunFolder
     model: Model
     tokenizer: Tokenizer
-    parts: list[Batches] = field(default_factory=list)
+    parts: Parts = field(default_factory=list)
 
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Return each prompt with its judged completions."""

@@ -20,7 +20,8 @@ from allo.stats.metrics import Estimate, auc, bootstrap, wilson
 ROWS = 64
 """Completions that are read together at most; a pair has two."""
 AtStart = Callable[[], AbstractContextManager[None]]
-Rows = Found = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
+Found = list[dict[str, Any]]
 
 
 @torch.inference_mode()
