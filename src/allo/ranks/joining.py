@@ -18,7 +18,7 @@ from allo.ranks.group import ENDED, FAILED, GRACE, Group, state
 
 BEAT = 1.0
 """Seconds between the beats of a process."""
-PATIENCE = 20.0
+PATIENCE = 15.0
 """Seconds without a beat after which a process counts as lost. torchrun needs up to 30 more to end a stopped one."""
 _START = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
