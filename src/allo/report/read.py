@@ -58,13 +58,15 @@ def view(folder: Path) -> RunView:
 
 def reading_of(folder: Path, stage: str) -> Reading | None:
     """Return the diagnosis of a stage of a run that may still be going on; None for a stage that has none."""
-    _, settings = _recipe(folder / "recipe.yaml")
     manifest = _manifest(folder)
-    if stage == EVALUATED:
-        evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
-        return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
-    steps = _curves(folder, manifest).get(stage)
-    return None if steps is None else read_stage(stage, steps, settings, manifest)
+    steps = None if stage == EVALUATED else _curves(folder, manifest).get(stage)
+    if steps is None and stage != EVALUATED:
+        return None
+    _, settings = _recipe(folder / "recipe.yaml")
+    if steps is not None:
+        return read_stage(stage, steps, settings, manifest)
+    evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
+    return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
 
 
 def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
