@@ -10,6 +10,18 @@ from allo.files.evaluation import Accuracy, ModelResult, Overlap, Rate, Rewards,
 from allo.report import figures
 from allo.report.run_view import RunView, StageRecord
 
+# Each match begins with a character that Markdown would read. Signs between spaces and underscores in words are text.
+_MARKUP = re.compile(
+    r"""
+    [`|] | \\(?=[!-/:-@\[-`{-~]|$) | \*(?!(?<=\s.)\s) | (?<![^\W_])_ | _(?![^\W_]) | (?<=\S)~ | ~(?![\s\d]|$)
+    | \](?=[(\[:]) | &(?=\#?\w+;)
+    | ^(?:\#{1,6}|[-+*>]|=+|-{3,})(?=\s|$) | ^>
+    """,
+    re.VERBOSE,
+)
+_TAG = re.compile("<(?=[A-Za-z/!?])")
+_ITEM = re.compile(r"^(\d+)(?=[.)](\s|$))")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -309,14 +321,9 @@ def to_markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text that GitHub shows literally: no markup, no HTML, no cell or line break."""
-    plain = (
-        " ".join(printable(figures.printable(text)).split())
-        .replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-    )
-    return re.sub(r"([\\`*_|~]|\](?=[(\[:]))", r"\\\1", plain)
+    """Return text that GitHub shows literally: no markup, no HTML, no cell or line break. Keys stay as they are."""
+    plain = " ".join(printable(figures.printable(text)).split())
+    return _TAG.sub("&lt;", _ITEM.sub(r"\1\\", _MARKUP.sub(r"\\\g<0>", plain)))
 
 
 def rate(found: Rate | None) -> Cell:
