@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,9 @@ import typer
 
 from allo.cli.shared import Overrides, Quiet, count_tokens
 from allo.console import say, tell
-from allo.errors import UserError, and_more
+from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_atomic
+from allo.files.changes import differences, was_and_now
 from allo.files.manifest import stages_done
 from allo.files.rows import TRAIN, Notes, named, source_rows, stem
 from allo.pipeline import run_all
@@ -211,26 +212,14 @@ def _refuse_another(recipe: Recipe, run: RunFolder) -> None:
     if not (resolved.is_file() and (stages_done(run) or any(run.path.glob(".*.begun")))):
         return
     earlier = load_recipe(resolved)
-    ours, theirs = (dict(_flat(json.loads(each.model_dump_json()))) for each in (recipe, earlier))
-    differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    if not differing:
+    ours, theirs = (json.loads(each.model_dump_json()) for each in (recipe, earlier))
+    if not (changed := list(differences(theirs, ours))):
         return
-    key = differing[0]
-    goes_on = run.align if run.align.is_file() else resolved
     raise UserError(
-        f"{run.path}: holds a run with other settings: {key} was {json.dumps(theirs.get(key))}, now "
-        f"{json.dumps(ours.get(key))}{and_more(differing)}. Begin another with --out DIR, go on with it by "
-        f"`allo run {shlex.quote(str(goes_on))}` (with --set KEY=VALUE), or remove the folder."
+        f"{run.path}: holds a run with other settings: {was_and_now(changed)}. Begin another with --out DIR, go on "
+        f"with it by `allo run {shlex.quote(str(resolved))}` (its own settings; --set KEY=VALUE changes one), or remove the "
+        "folder."
     )
-
-
-def _flat(fields: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of blocks in blocks, with their values."""
-    for key, value in fields.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _write(path: Path, text: str, recipe: Recipe) -> None:

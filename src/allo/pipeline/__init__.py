@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 from allo.console import Run, note, say, showing, span
 from allo.errors import UserError
 from allo.files.artifacts import FileHashes, RunFolder, held, remove, sha256_json, write_atomic, write_json
+from allo.files.changes import why_again
 from allo.files.harness_results import leave_block
 from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
@@ -22,7 +23,6 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
-from allo.pipeline.changes import why_again
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
 from allo.pipeline.outcome import in_words
 from allo.recipe import Recipe, load_recipe, save_recipe
