@@ -39,7 +39,7 @@ def write_run(folder: Path, *, kl: float = 0.25) -> Path:
 def test_the_terminal_gets_a_stages_sentences_when_it_ends(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     assert sentences_of(run, "forget") == (
-        "In 21 steps, the tokens marked as wrong lost 0.20 nats each.",
+        "In 21 steps, the tokens marked as wrong lost 0.20 nats each (median of the last 3 logged).",
         "Nothing in the curves is unusual.",
     )
     done, fault = sentences_of(run, "improve")

@@ -24,7 +24,7 @@ from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
-from allo.pipeline.outcome import in_words
+from allo.pipeline.outcome import result_in_words
 from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import Sources, sources_read
@@ -319,8 +319,7 @@ def _do(work: _Work, recipe: Recipe, progress: Progress, *, force: bool) -> None
     stage.begun(run).unlink()
     _link_result(stage, recipe, run)
     progress.estimate.measured[stage.name] = entry["seconds"]
-    done = f"done in {span(entry['seconds'])}"
-    note(stage.name, f"{done}: {in_words(counts)}" if counts else done)
+    note(stage.name, f"done in {span(entry['seconds'])}{result_in_words(counts, entry['outputs'])}")
     for sentence in importlib.import_module("allo.stages.explain").sentences_of(run.path, stage.name):
         say(f"  {sentence}", wrapped=True)
 

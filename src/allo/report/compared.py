@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from allo.files.changes import Difference, differences, in_short
-from allo.files.evaluation import Accuracy, Answer, Evaluated, Rate
+from allo.files.evaluation import Accuracy, Evaluated, Rate
 from allo.report import figures
+from allo.report.paired import Prompts, difference, values
 from allo.report.run_view import RunView
 from allo.report.tables import escaped
 
@@ -18,7 +19,6 @@ SAMPLING = ("temperature", "top_p", "max_new_tokens")
 _NAMES = {"name", "out", "report.title"}
 """Settings that change nothing of a run but its name or place."""
 _MOST_SAID = 5
-Prompts = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _apart(runs: Sequence[RunView]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key, *_ in _differing(run, runs[0]))
     columns = {key: [_setting(run, key) for run in runs] for key in keys}
     for chosen in (*combinations(columns, 1), *combinations(columns, 2)):
-        values = zip(*(columns[key] for key in chosen), strict=True)
-        labels = [", ".join(map(" ".join, zip(chosen, each, strict=True))) for each in values]
+        each_run = zip(*(columns[key] for key in chosen), strict=True)
+        labels = [", ".join(map(" ".join, zip(chosen, each, strict=True))) for each in each_run]
         if len({figures.name(f"{runs[0].name} ({label})") for label in labels}) == len(runs):
             return labels
     return []
@@ -145,7 +145,7 @@ def _on_set(set: str, mine: RunView, other: RunView, names: tuple[str, str]) -> 
     one, two = mine.after.sets[set], other.after.sets[set]
     same_judge = mine.settings.get("judge") == other.settings.get("judge")
     for kind in ("sampled", "greedy"):
-        values = [_values(answered, kind) for answered in rows]
+        both = [values(answered, kind) for answered in rows]
         mean, against = (each.sampled if kind == "sampled" else each.greedy for each in (one, two))
         if mean and against:
             measure = _Measure(f"{kind} accuracy", _rate(mean), _rate(against))
@@ -158,7 +158,7 @@ def _on_set(set: str, mine: RunView, other: RunView, names: tuple[str, str]) -> 
             )
         else:
             continue
-        return f"{where}, {_said(_paired(measure, *values), names)}"
+        return f"{where}, {_said(_paired(measure, *both), names)}"
     return ""
 
 
@@ -181,27 +181,10 @@ def _asked(rows: Sequence[Evaluated]) -> dict[str, object]:
     return {row.prompt_id: row.prompt for row in rows}
 
 
-def _values(rows: Sequence[Evaluated], kind: str) -> Prompts:
-    """Return each prompt's values: rewards, or 1 for a right answer; nothing of a prompt without a verdict."""
-    found: Prompts = {}
-    for row in rows:
-        answers: list[Answer] = row.sampled if kind == "sampled" else [row.greedy] if row.greedy else []
-        values = [each.correct if each.reward is None else each.reward for each in answers]
-        if values and None not in values:
-            found[row.prompt_id] = [float(value) for value in values if value is not None]
-    return found
-
-
 def _paired(measure: _Measure, mine: Prompts, other: Prompts) -> _Measure:
     """Return the measure with the mean difference over prompts, if the answers of both are there."""
-    if not mine or mine.keys() != other.keys():
-        return measure
-    # Imported here, as only reports on several runs need numpy.
-    from allo.stats.metrics import bootstrap
-
-    differences = [[sum(own) / len(own) - sum(other[key]) / len(other[key])] for key, own in mine.items()]
-    found = bootstrap(differences, seed=0)
-    return replace(measure, paired=Rate(found.value, found.low, found.high), num=found.num)
+    found = difference(mine, other)
+    return measure if found is None else replace(measure, paired=found, num=found.num)
 
 
 def _on_held_out(mine: RunView, other: RunView, names: tuple[str, str]) -> Iterator[str]:
