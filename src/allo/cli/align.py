@@ -22,6 +22,7 @@ from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe, read_recipe
 from allo.recipe.starting import ROWS_KEY, StartKind, run_name, start_text
 from allo.recipe.text import assignment, with_values
+from allo.tasks.own_rewards import try_functions
 from allo.tasks.row_kinds import FIRST, Kind, kind_of_rows
 from allo.tasks.sources import sources_read
 
@@ -75,6 +76,8 @@ def align_command(
     given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     draft = _Draft(model, data, out, reward or [], given)
     sources, is_chat = sources_read(draft.recipe), draft.recipe.chat  # names bad rows before a model is read
+    if not draft.recipe.data.is_ready:
+        try_functions(draft.recipe.judge, {"data": sources.prompts(draft.recipe.data)}, None)
     from allo.plan import starting
 
     draft.take(starting.for_model(draft.recipe, draft.rows))
@@ -90,8 +93,9 @@ def align_command(
         from allo.plan.preview import preview
         from allo.plan.preview_page import show
 
+        found = preview(recipe, sources)  # what is wrong is said before the recipe
         tell(f"\n# {path}, not written\n{draft.text}")
-        show(preview(recipe, sources), plain=False)
+        show(found, plain=False)
         say("nothing was written; without --dry-run it is run")
         return
     _write(path, draft.text, recipe)
