@@ -20,6 +20,7 @@ from allo.files.manifest import stages_done
 from allo.files.rows import TRAIN, Notes, named, source_rows, stem
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe, read_recipe
+from allo.recipe.own_code import FORM, own_file
 from allo.recipe.starting import ROWS_KEY, StartKind, run_name, start_text
 from allo.recipe.text import assignment, with_values
 from allo.tasks.own_rewards import try_functions
@@ -140,8 +141,8 @@ class _Draft:
     def _start(self, kind: Kind, data: str, reward: list[str]) -> tuple[StartKind, str]:
         """Return the start recipe for rows, and their meaning. Raises `UserError` for a reward too many or missing."""
         start, meaning = STARTS[kind]
-        if nameless := [each for each in reward if ":" not in each]:
-            raise UserError(f"--reward {nameless[0]}: names no function; write {nameless[0]}:NAME.")
+        if other := [each for each in reward if own_file(each) is None]:
+            raise UserError(f"--reward {other[0] or repr('')}: {FORM}.")
         rewarded = bool(reward) or any(self._given.get(key) for key in REWARDS)
         if start in ("pairs", "feedback") and reward:
             raise UserError(
@@ -206,6 +207,8 @@ def _folder(out: Path | None, data: str, model: str) -> Path:
             f"--out {folder}: the folder's name is the run's: give one of letters, digits, `.`, `_` and `-`, such as "
             f"{folder.parent / run_name(folder.name)}."
         )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: there is a file of this name; give the name of a folder.")
     say(f"out: {folder}{'' if out else ', the default'}")
     return folder
 
