@@ -31,6 +31,7 @@ def fill(folder: Path) -> None:
         write(folder / f"{kind}.jsonl", rows(kind))
     (folder / "own.py").write_text(
         "def short(prompts, completions, **columns):\n    return [-float(len(text)) for text in completions]\n"
+        "def long(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
     )
 
 

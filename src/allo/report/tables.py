@@ -135,7 +135,7 @@ def result_tables(rows: Sequence[Model]) -> list[Table]:
 
 def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
     kinds = [kind for kind in ("sampled", "greedy") if any(kind in result.rewards for _, result in known)]
-    columns = [(f"{kind.capitalize()} {what}" for what in ("wins", "reward", "change")) for kind in kinds]
+    columns = [f"{kind.capitalize()} {what}" for kind in kinds for what in ("wins", "reward", "change")]
     rows = [
         (
             Cell(row.label),
@@ -151,7 +151,7 @@ def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
     prompts = sorted({result.num_prompts for _, result in known})
     return Table(
         title=figures.name(name),
-        columns=("Model", *(column for each in columns for column in each), "Mean tokens"),
+        columns=("Model", *columns, "Mean tokens"),
         rows=tuple(rows),
         remark=f"{' or '.join(map(figures.count, prompts))} prompts. Wins by reward against the start's answers to "
         f"the same prompts, ties half; {CHANGE}",
