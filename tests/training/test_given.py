@@ -15,6 +15,7 @@ from allo.recipe.training import ImproveTraining
 from allo.training.given import UNSUPPORTED, named_model
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.training.trainer_options import Unsupported
+from gguf_file import make as make_gguf
 from tiny import (
     LABORATORY,
     SEED,
@@ -257,3 +258,15 @@ def test_an_optimizer_that_would_train_something_else_is_refused(tmp_path: Path)
                 optimizers=optimizers,
                 **own,
             )
+
+
+def test_a_gguf_file_is_a_model_and_brings_its_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    file = make_gguf(tmp_path / "base.gguf")
+    args = arguments(tmp_path / "out")
+    rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2
+    trainer = ImproveTrainer(str(file), args, rows, mask=1.0)
+    assert trainer.processing_class.get_vocab() == load_tokenizer(file).get_vocab()
+    trainer.model.name_or_path = str(tmp_path)  # as transformers calls a model that it read from the file
+    with pytest.raises(UserError, match="processing_class: none is given.*give the tokenizer"):
+        ImproveTrainer(trainer.model, args, rows, mask=1.0)

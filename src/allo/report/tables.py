@@ -73,8 +73,9 @@ class Model:
     before: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)
 
     def change(self, set: str, kind: str) -> Measured | None:
-        """Return the mean change since the start on the same prompts, with its interval."""
-        return difference(values(self.answers.get(set, ()), kind), values(self.before.get(set, ()), kind))
+        """Return the mean change since the start on all of a set's prompts, with its interval, if their answers are kept."""
+        found = difference(values(self.answers.get(set, ()), kind), values(self.before.get(set, ()), kind))
+        return found if found and found.num == self.result.sets[set].num_prompts else None
 
 
 def models(runs: Sequence[RunView]) -> list[Model]:
