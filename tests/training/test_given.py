@@ -268,5 +268,5 @@ def test_a_gguf_file_is_a_model_and_brings_its_tokenizer(tmp_path: Path) -> None
     trainer = ImproveTrainer(str(file), args, rows, mask=1.0)
     assert trainer.processing_class.get_vocab() == load_tokenizer(file).get_vocab()
     trainer.model.name_or_path = str(tmp_path)  # as transformers calls a model that it read from the file
-    with pytest.raises(UserError, match="processing_class: none is given.*give the tokenizer"):
+    with pytest.raises(UserError, match=r"processing_class: none is given.*give the tokenizer"):
         ImproveTrainer(trainer.model, args, rows, mask=1.0)
