@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from allo.errors import UserError
 from allo.models.load import load_tokenizer
 from allo.recipe.training import ImproveTraining
-from allo.training.given import UNSUPPORTED, named_model
+from allo.training.given import UNSUPPORTED, given_tokenizer, named_model
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.training.trainer_options import Unsupported
 from gguf_file import make as make_gguf
@@ -263,10 +263,8 @@ def test_an_optimizer_that_would_train_something_else_is_refused(tmp_path: Path)
 def test_a_gguf_file_is_a_model_and_brings_its_tokenizer(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     file = make_gguf(tmp_path / "base.gguf")
-    args = arguments(tmp_path / "out")
-    rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2
-    trainer = ImproveTrainer(str(file), args, rows, mask=1.0)
-    assert trainer.processing_class.get_vocab() == load_tokenizer(file).get_vocab()
-    trainer.model.name_or_path = str(tmp_path)  # as transformers calls a model that it read from the file
+    policy = named_model(file)
+    assert given_tokenizer(None, policy).get_vocab() == load_tokenizer(file).get_vocab()
+    policy.name_or_path = str(tmp_path)  # as transformers calls a model that it read from the file
     with pytest.raises(UserError, match=r"processing_class: none is given.*give the tokenizer"):
-        ImproveTrainer(trainer.model, args, rows, mask=1.0)
+        given_tokenizer(None, policy)
