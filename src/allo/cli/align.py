@@ -25,7 +25,7 @@ from allo.recipe.starting import ROWS_KEY, StartKind, run_name, start_text
 from allo.recipe.text import assignment, with_values
 from allo.tasks.own_rewards import try_functions
 from allo.tasks.row_kinds import FIRST, Kind, kind_of_rows
-from allo.tasks.sources import sources_read
+from allo.tasks.sources import Sources, sources_read
 
 if TYPE_CHECKING:
     from allo.plan.starting import Decision
@@ -76,9 +76,7 @@ def align_command(
     limit = None if gpu is None else _size(gpu)
     given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     draft = _Draft(model, data, out, reward or [], given)
-    sources, is_chat = sources_read(draft.recipe), draft.recipe.chat  # names bad rows before a model is read
-    if not draft.recipe.data.is_ready:
-        try_functions(draft.recipe.judge, {"data": sources.prompts(draft.recipe.data)}, None)
+    sources, is_chat = _read(draft.recipe), draft.recipe.chat
     from allo.plan import starting
 
     draft.take(starting.for_model(draft.recipe, draft.rows))
@@ -105,6 +103,14 @@ def align_command(
 
     show_result(recipe, run)
     say(f"  go on with other settings: allo run {shlex.quote(str(path))} --set KEY=VALUE")
+
+
+def _read(recipe: Recipe) -> Sources:
+    """Read the rows and try the reward on some. Raises `UserError` for bad rows and functions, before a model is read."""
+    sources = sources_read(recipe)
+    if not recipe.data.is_ready:
+        try_functions(recipe.judge, {"data": sources.prompts(recipe.data)}, None)
+    return sources
 
 
 def _size(gpu: str) -> int:
