@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_bytes_elsewhere(
     said, errors = capfd.readouterr()
     assert said == ""
     read = dict.fromkeys(("sft", "forget", "improve"), r"(?:  [A-Z](?:.|\n  )*\.\n)+")
-    marked = {"score": r"score: .* of wrong answers have weight .*\n"}
+    marked = {"score": r"score: .* of the answers to forget have weight .*\n"}
     lines = [
         rf"{name} +stage {place} of 10 \.\.\.\n{marked.get(name, '')}"
         rf"(?:{name} .* so far\n)*{name} +done in .*\n(?: {{10}}.*\n)*{read.get(name, '')}"

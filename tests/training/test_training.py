@@ -120,12 +120,16 @@ def test_what_does_not_fit_is_dropped_and_counted_and_must_leave_something(tmp_p
     trainer = trained(ImproveTrainer, pairs(), tmp_path, own={"max_length": 10})
     longest = [max(len(TOKENIZER(row[side]).input_ids) for side in ("chosen", "rejected")) for row in pairs()]
     assert 0 < trainer.num_dropped == sum(length + 1 > 10 for length in longest) < NUM_PAIRS
-    with pytest.raises(UserError, match="no row is left to train on: 16 were dropped"):
+    with pytest.raises(
+        UserError, match=r"no row is left to train on: all 16 were dropped .*Raise max_length"
+    ):
         trained(ImproveTrainer, pairs(), tmp_path, own={"max_length": 2})
     with pytest.raises(UserError, match="there is no row to train on"):
         trained(ImproveTrainer, [], tmp_path)
     rows = [row | {"token_weights": [0.0] * len(row["token_weights"])} for row in wrongs()]
-    with pytest.raises(UserError, match="no row is left to train on: 16 were dropped"):
+    with pytest.raises(
+        UserError, match=r"no row is left to train on: all 16 were dropped .*Raise the score threshold"
+    ):
         trained(ForgetTrainer, rows, tmp_path)
 
 

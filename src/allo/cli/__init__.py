@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +63,12 @@ def run_recipe(
         from allo.cli.result import show_result
 
         show_result(read, folder)
+    resolved = folder.path / "recipe.yaml"
+    if overrides and load_recipe(recipe) != load_recipe(resolved):
+        say(
+            f"  {recipe} is as it was, and without --set it names other settings. Go on with those of this run: "
+            f"allo run {shlex.quote(str(resolved))}"
+        )
 
 
 app.command("align")(align_command)

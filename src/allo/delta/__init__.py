@@ -1,6 +1,6 @@
 """Deltas, the entries that alignment changed: written, applied, merged, exported and shared."""
 
-from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.delta.file import Delta, DeltaInfo, info, noted_dtypes, read_delta, write_delta
 from allo.delta.hub import fetch, push, push_files
 from allo.delta.merging import MergeInfo, merge
 from allo.delta.patch import apply, apply_to_model, extract, patch_of
@@ -18,6 +18,7 @@ __all__ = [
     "fetch",
     "info",
     "merge",
+    "noted_dtypes",
     "patch_of",
     "push",
     "push_files",

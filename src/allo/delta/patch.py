@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.console import track
-from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.delta.file import Delta, DeltaInfo, info, noted_dtypes, read_delta, write_delta
 from allo.errors import UserError
 from allo.weights import sparse_file
 from allo.weights.checkpoints import Checkpoint, check_same_layout, write_like
@@ -53,7 +53,7 @@ def extract(
         dtype, (first, offset), count = before.stored[name].dtype, starts[name], counts[name]
         indices[name] = torch.frombuffer(positions, dtype=torch.int32, count=count, offset=first)
         values[name] = torch.frombuffer(replacements[dtype], dtype=dtype, count=count, offset=offset)
-    metadata = {"made_by": "extract"}
+    metadata = {"made_by": "extract", **noted_dtypes(entry.dtype for entry in before.stored.values())}
     write_delta(
         out,
         indices=indices,

@@ -101,6 +101,9 @@ def load_model(
         )
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
+            model.name_or_path = str(
+                ref
+            )  # transformers names the folder, in which the tokenizer is not found
         else:
             use_conversions(model, Checkpoint.open(folder).stored)
     require_all_weights(model, info, ref, advice=_WHOLE)

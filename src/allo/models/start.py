@@ -145,7 +145,7 @@ def check_values(ref: str | Path) -> str:
     """
     folder = Path(ref).expanduser()
     if folder.is_file():
-        return f"{ref}: the weights of a GGUF file are looked at for NaN when it is loaded"
+        return f"{ref}: a GGUF file; the first stage, sft, converts it and checks its weights for NaN"
     if not folder.is_dir():
         return (
             f"{ref}: the weights of a model of the hub, and their headers, are looked at after the download"

@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 from allo.console import Run, note, say, showing, span
 from allo.errors import UserError
 from allo.files.artifacts import FileHashes, RunFolder, held, remove, sha256_json, write_atomic, write_json
+from allo.files.changes import why_again
 from allo.files.harness_results import leave_block
 from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
@@ -22,9 +23,8 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
-from allo.pipeline.changes import why_again
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
-from allo.pipeline.outcome import in_words
+from allo.pipeline.outcome import result_in_words
 from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import Sources, sources_read
@@ -319,8 +319,7 @@ def _do(work: _Work, recipe: Recipe, progress: Progress, *, force: bool) -> None
     stage.begun(run).unlink()
     _link_result(stage, recipe, run)
     progress.estimate.measured[stage.name] = entry["seconds"]
-    done = f"done in {span(entry['seconds'])}"
-    note(stage.name, f"{done}: {in_words(counts)}" if counts else done)
+    note(stage.name, f"done in {span(entry['seconds'])}{result_in_words(counts, entry['outputs'])}")
     for sentence in importlib.import_module("allo.stages.explain").sentences_of(run.path, stage.name):
         say(f"  {sentence}", wrapped=True)
 

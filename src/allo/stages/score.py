@@ -164,7 +164,7 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
     rows = [row for row in scored if row is not None]
     if dropped := len(wrong) - len(rows):
         say(
-            f"score: {dropped} wrong completions are dropped: without tokens, or too long for max_length {max_length}"
+            f"score: {dropped} completions to forget are dropped: without tokens, or too long for max_length {max_length}"
         )
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 

@@ -132,9 +132,14 @@ def given_tokenizer(
                 "processing_class: none is given, and the model has no name to load it by: give a tokenizer."
             )
         trusts = getattr(args, "trust_remote_code", False)
-        return load_tokenizer(
-            model.name_or_path, pad_token=pad_token, trust_remote_code=trusts, eos_pads=True
-        )
+        try:
+            return load_tokenizer(
+                model.name_or_path, pad_token=pad_token, trust_remote_code=trusts, eos_pads=True
+            )
+        except UserError as error:
+            raise UserError(
+                f"processing_class: none is given, so it is loaded by the model's name; give the tokenizer. {error}"
+            ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(
             f"processing_class is a {type(tokenizer).__name__}: allo reads text alone. Give a tokenizer, such as "

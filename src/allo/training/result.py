@@ -131,6 +131,10 @@ def _write_delta(
         values=values,
         shapes=base.shapes,
         base_hashes=start.hashes,
-        metadata={**metadata, "base_model": Path(start.model).name},
+        metadata={
+            **metadata,
+            "base_model": Path(start.model).name,
+            **delta.noted_dtypes(entry.dtype for entry in base.stored.values()),
+        },
     )
     return changed
