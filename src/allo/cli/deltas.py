@@ -90,7 +90,7 @@ def _apply(base: Path, delta: str, out: Path) -> None:
 def _dtypes_of_delta(file: Path) -> set[Any]:
     from allo.delta import read_delta
 
-    return {values.dtype for values in read_delta(file).values.values()}
+    return read_delta(file).base_dtypes
 
 
 @contextmanager
