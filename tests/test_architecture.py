@@ -43,20 +43,22 @@ HUGGING_FACE = {
     "lm_eval",
 }
 HEAVY = TENSORS | HUGGING_FACE | {"pyarrow", "scipy", "pandas", "openai"}
-LEAVES = {"errors", "console", "recipe", "files", "tasks"}
+LEAVES = {"errors", "console", "ranks", "recipe", "files", "tasks"}
 HOUSE = {
     "errors": Room(),
     "lazy": Room(),
     "console": Room({"errors"}),
+    # The processes of one command; torch is loaded where there are several.
+    "ranks": Room({"errors", "console"}, lazy={"torch"}),
     "recipe": Room({"errors"}),
     # `provenance` asks torch about the machine where it is loaded already, and loads it for nothing.
-    "files": Room({"errors", "console", "recipe"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
+    "files": Room({"errors", "console", "ranks", "recipe"}, lazy={"datasets", "huggingface_hub", "pyarrow"}),
     "stats": Room(packages={"numpy", "scipy"}),
     "tasks": Room({"errors", "recipe", "files"}),
     "losses": Room({"errors", "lazy"}, {"torch"}),
     # Which weights, and weights on disk: no model is built; transformers says where it stores a model's weights.
     "weights": Room(
-        {"errors", "lazy", "console", "recipe", "files"}, {*TENSORS, "scipy"}, lazy={"transformers"}
+        {"errors", "lazy", "console", "ranks", "recipe", "files"}, {*TENSORS, "scipy"}, lazy={"transformers"}
     ),
     "delta": Room(
         {"errors", "console", "files", "weights"},

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from allo.ranks import rank
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer
 from allo.weights import ranks
@@ -81,7 +82,7 @@ def trained_as(kind: str, reference: str, folder: Path, *, size: int) -> dict[st
 def main(folder: Path) -> None:
     for kind, reference in CASES:
         found = trained_as(kind, reference, folder, size=2)
-        if ranks.rank() == 0:
+        if rank() == 0:
             save_file(found, folder / f"{kind}-{reference}.safetensors")
     dist.destroy_process_group()
 

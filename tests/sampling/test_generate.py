@@ -177,7 +177,7 @@ def test_a_resumed_run_yields_what_an_uninterrupted_one_does(
     assert [len(batch.samples) for batch in whole] == [3 * WAVES, 3 * (7 - WAVES)]
     assert [batch.number for batch in whole] == [0, 1]
     assert num_batches(len(prompts), num_generations=3, batch_size=3) == 2
-    assert list(generate(lab, TOKENIZER, prompts, **settings, start=1)) == whole[1:]
+    assert list(generate(lab, TOKENIZER, prompts, **settings, numbers=[1])) == whole[1:2]
     assert [(s.prompt, s.index) for s in samples(whole)] == [(p, i) for p in range(7) for i in range(3)]
 
 

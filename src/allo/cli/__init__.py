@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -17,12 +17,14 @@ from allo.cli.masks import app as mask_app
 from allo.cli.plan import plan_command
 from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
-from allo.cli.shared import Overrides, Quiet, count_tokens
+from allo.cli.shared import Overrides, Processes, Quiet, count_tokens
 from allo.cli.start import init_command
 from allo.cli.winrate import app as winrate_app
 from allo.console import say, tell
 from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
+from allo.pipeline.shared import follow
+from allo.ranks.joining import joined
 from allo.recipe import load_recipe, schema
 from allo.tasks.sources import sources_read
 
@@ -53,6 +55,7 @@ def run_recipe(
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
+    processes: Processes = None,
     quiet: Quiet = False,
 ) -> None:
     """Run every stage of a recipe; finished stages are skipped."""
@@ -144,7 +147,8 @@ def compare_methods(
     overrides: Overrides = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated names. Default: the recipe's.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated numbers. Default: the recipe's.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, which share the cores.")] = 1,
+    processes: Processes = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare methods: tuned alike, from the same samples, on the same problems; resumable."""
@@ -186,7 +190,40 @@ def print_schema() -> None:
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 2 bad input, 130 interrupted (start again to resume)."""
+    """Run the command; of several processes, rank 0 does, and the others do their share of its stages.
+
+    Exit codes: 0 done, 2 bad input, 130 interrupted (start again to resume).
+    """
+    try:
+        with joined() as group:
+            if group is None or group.rank == 0:
+                _command()
+            sys.exit(group.follow(_follow))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except UserError as error:  # of the processes themselves
+        say(f"allo: {error}")
+        sys.exit(2)
+
+
+def _follow(work: dict[str, Any]) -> None:
+    try:
+        follow(work)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(_unwritable(error)) from error
+
+
+def _unwritable(error: OSError) -> str:
+    return (
+        f"{error.filename or 'a file'}: {error.strerror}; nothing is half-written: "
+        "fix this or give another path, and start again"
+    )
+
+
+def _command() -> NoReturn:
+    """Run the command in this process."""
     try:
         app()
     except UserError as error:
@@ -199,8 +236,6 @@ def main() -> None:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        say(
-            f"allo: {error.filename or 'a file'}: {error.strerror}; nothing is half-written: "
-            "fix this or give another path, and start again"
-        )
+        say(f"allo: {_unwritable(error)}")
         sys.exit(2)
+    sys.exit(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from allo.cli.shared import Overrides, Quiet, count_tokens
+from allo.cli.shared import Overrides, Processes, Quiet, count_tokens
 from allo.console import say, tell
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_atomic
@@ -70,6 +70,7 @@ def align_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the recipe and what it trains on; write nothing.")
     ] = False,
+    processes: Processes = None,
     quiet: Quiet = False,
 ) -> None:
     """Align MODEL on DATA: read the rows, choose the settings, write the recipe, run it. Call it again to resume."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from allo.cli.shared import Quiet
+from allo.cli.shared import Processes, Quiet
 from allo.console import say
 from allo.errors import UserError
 from allo.pipeline import run_one
@@ -71,7 +71,7 @@ ChatTemplate = Annotated[
 PadToken = Annotated[str | None, typer.Option(help="Pad token for a tokenizer without one, such as its EOS.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
 
-_OF_THE_STAGE = {"place", "overrides", "force", "quiet"}
+_OF_THE_STAGE = {"place", "overrides", "force", "processes", "quiet"}
 
 
 def evaluate(
@@ -96,6 +96,7 @@ def evaluate(
     chat: ChatTemplate = None,
     pad_token: PadToken = None,
     trust_remote_code: TrustRemoteCode = False,
+    processes: Processes = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the evaluate stage alone or, with --harness, standard tasks on a run's result or any model."""

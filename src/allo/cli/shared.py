@@ -1,5 +1,6 @@
 """The options and checks that sub-commands share."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,33 @@ Quiet = Annotated[
         "-q",
         callback=show_no_progress,
         help="Show no progress: only warnings, problems and the result.",
+    ),
+]
+
+
+def _launch(number: int | None) -> None:
+    """Run this command in several processes, and leave with its exit code."""
+    if number is None:
+        return
+    from allo.pipeline.launch import launch
+
+    arguments = iter(sys.argv[1:])
+    kept = [
+        word
+        for word in arguments
+        if not (word.startswith(f"{PROCESSES}=") or (word == PROCESSES and next(arguments)))
+    ]
+    raise typer.Exit(launch(number, kept))
+
+
+PROCESSES = "--processes"
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        PROCESSES,
+        min=1,
+        callback=_launch,
+        help="Share the work among this many processes, one a GPU, started by torchrun. The result does not depend on it.",
     ),
 ]
 Profile = Annotated[

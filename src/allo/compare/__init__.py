@@ -12,6 +12,7 @@ from allo.compare.tuning import Result, next_trials, tuned
 from allo.compare.workers import workers
 from allo.errors import UserError
 from allo.files.artifacts import held
+from allo.ranks import is_joined
 from allo.recipe import Recipe
 
 
@@ -23,6 +24,10 @@ def compare(
     If the reference was never tested, the first method takes its place in the summary. Raises `UserError` if the
     recipe has no `compare` block, for an unknown method, and for changes that give no valid recipe.
     """
+    if jobs > 1 and is_joined():
+        raise UserError(
+            f"--jobs {jobs}: several processes share each trial already; leave it out, or --processes."
+        )
     if recipe.compare is None:
         raise UserError("compare: the recipe has no `compare` block. Give it at least `compare.validation`.")
     recipe = _with_seeds(recipe, seeds) if seeds else recipe

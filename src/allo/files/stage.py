@@ -13,6 +13,8 @@ from allo.files.manifest import stages_done
 from allo.files.rounds import of_round, round_name
 from allo.recipe import Recipe
 
+_SHARED = {"sft", "sample", "judge", "locate", "score", "forget", "improve", "evaluate"}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -26,6 +28,11 @@ class Stage:
     writes: tuple[str, ...]
     keys: tuple[str, ...]
     verb: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether all ranks run it; otherwise rank 0 does."""
+        return (self.verb or self.name) in _SHARED
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """Return the recipe as this stage sees it."""

@@ -3,12 +3,16 @@
 import torch
 
 from allo.errors import UserError
+from allo.ranks import is_joined, local_rank
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device of a recipe; "auto" is the first CUDA device, otherwise the CPU. Raises `UserError` for others."""
+    """Return the device of a recipe; "auto" is the first CUDA device, otherwise the CPU. Raises `UserError` for others.
+
+    Of several processes on a machine, each has the CUDA device of its number there.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         where = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -22,4 +26,4 @@ def resolve_device(device: str) -> torch.device:
         )
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
-    return where
+    return torch.device("cuda", local_rank()) if where == torch.device("cuda") and is_joined() else where

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
 from allo.pipeline.outcome import result_in_words
+from allo.pipeline.shared import run_shared
+from allo.ranks import is_joined, launched_ranks
 from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import Sources, sources_read
@@ -184,10 +185,10 @@ def _position(stages: list[Stage], name: str) -> int:
 def _opened(recipe: Recipe) -> Iterator[RunFolder]:
     """Yield the run's folder, made if it is missing, and held by this process alone."""
     run = RunFolder(recipe.run_folder)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_ranks() > 1 and not is_joined():
         raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a recipe runs in one process. On several, launch a script "
-            "of your own with ForgetTrainer and ImproveTrainer."
+            f"WORLD_SIZE is {launched_ranks()}: a recipe runs in one process of a script. On several, start the command: "
+            "`torchrun -m allo run RECIPE`, or `allo run RECIPE --processes N`."
         )
     with contextlib.ExitStack() as stack:
         try:
@@ -285,7 +286,7 @@ def _do(work: _Work, recipe: Recipe, progress: Progress, *, force: bool) -> None
     reset_peak_memory()
     start = time.monotonic()
     try:
-        counts = stage.run(recipe, run)
+        counts = run_shared(stage, recipe, run) if stage.is_shared else stage.run(recipe, run)
     except Exception as error:
         # Without space, safetensors and torch raise errors of their own.
         is_full = "No space left" in str(error) or shutil.disk_usage(run.path).free < _LEAST_SPACE

@@ -11,12 +11,13 @@ class Backend:
     """A way to sample the starting model's completions; functions are named as `module:function`.
 
     `complete(recipe, run, prompts)` returns their `Completed`. `check(recipe)` raises `UserError` before the first stage
-    if it could not. `unplanned`: why the planner does not know its memory. `asks_servers`: it reads the keys of servers.
+    if it could not. `dealt`: several processes share the prompts; otherwise the first one completes all. `unplanned`: why the planner does not know its memory. `asks_servers`: it reads the keys of servers.
     """
 
     name: str
     complete: str
     check: str | None = None
+    dealt: bool = False
     unplanned: str | None = None
     asks_servers: bool = False
 
@@ -24,7 +25,7 @@ class Backend:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("hf", complete="allo.sampling.completions:complete_by_hf"),
+        Backend("hf", complete="allo.sampling.completions:complete_by_hf", dealt=True),
         Backend(
             "vllm",
             complete="allo.sampling.vllm_engine:complete_by_vllm",

@@ -1,12 +1,14 @@
 """Completions of prompts, kept batch by batch: what all backends share, and the backend `hf`."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from allo.console import track
 from allo.files.artifacts import ResumableLines, RunFolder
+from allo.files.batches import Batches
 from allo.files.records import Completion, Prompt
 from allo.models.load import Model, Tokenizer, read_config
 from allo.models.model_checks import num_positions, prompt_room
@@ -25,7 +27,7 @@ class Completed:
 
     completions: list[Completion]
     num_cut: int
-    lines: ResumableLines
+    lines: Batches | ResumableLines
     counts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,12 +60,13 @@ def complete(
     **settings: Any,
 ) -> Completed:
     """Complete the prompts, each cut to `prompt_room`, from where an earlier process stopped."""
-    lines = ResumableLines(path)
+    total = num_batches(len(prompts), num_generations=num_generations, batch_size=batch_size)
+    lines = Batches(path, total)
     room = prompt_room(num_positions(model.config), max_length=max_length, max_new_tokens=max_new_tokens)
     whole = [ids_of(tokenizer, prompt) for prompt in prompts]
     ids = [cut_left(tokenizer, prompt, room) for prompt in whole]
-    total = num_batches(len(ids), num_generations=num_generations, batch_size=batch_size)
-    batches = generate(
+    make = partial(
+        generate,
         model,
         tokenizer,
         ids,
@@ -71,38 +74,46 @@ def complete(
         num_generations=num_generations,
         batch_size=batch_size,
         turn_ends=turn_ends(tokenizer, prompts),
-        start=len(lines.batches),
         **settings,
     )
-    record(batches, lines, prompts, description=description, total=total)
+    record(make, lines, prompts, description=description)
     return read_completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
 
 
 def record(
-    batches: Iterable[Batch],
-    lines: ResumableLines,
+    make: Callable[..., Iterable[Batch]],
+    lines: Batches,
     prompts: Sequence[Prompt],
     *,
     description: str,
-    total: int,
 ) -> None:
-    """Append each batch to `lines` as soon as it is there."""
-    for batch in track(batches, description, total=total, done=len(lines.batches)):
-        lines.append(
-            [
-                Completion(prompts[s.prompt].id, s.index, s.text, s.finished, s.num_tokens, s.token_ids)
-                for s in batch.samples
-            ]
-        )
+    """Write the batches that are left, each as soon as it is there; `make` yields those with given `numbers`."""
+
+    def completed(numbers: Iterator[int]) -> Iterator[tuple[int, list[Completion]]]:
+        for batch in make(numbers=numbers):
+            yield (
+                batch.number,
+                [
+                    Completion(prompts[s.prompt].id, s.index, s.text, s.finished, s.num_tokens, s.token_ids)
+                    for s in batch.samples
+                ],
+            )
+
+    lines.fill(completed, description)
 
 
 def read_completed(
-    prompts: Sequence[Prompt], lines: ResumableLines, *, num_cut: int, counts: dict[str, Any] | None = None
+    prompts: Sequence[Prompt],
+    lines: Batches | ResumableLines,
+    *,
+    num_cut: int,
+    counts: dict[str, Any] | None = None,
 ) -> Completed:
     """Read the completions back from `lines`, in the prompts' order."""
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
     names = {each.name for each in fields(Completion)}
-    completions = [Completion(**{name: row[name] for name in row.keys() & names}) for row in lines.rows()]
+    rows = itertools.chain.from_iterable(lines.rows()) if isinstance(lines, Batches) else lines.rows()
+    completions = [Completion(**{name: row[name] for name in row.keys() & names}) for row in rows]
     return Completed(
         completions=sorted(completions, key=lambda c: (place[c.prompt_id], c.index)),
         num_cut=num_cut,

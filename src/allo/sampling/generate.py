@@ -2,7 +2,7 @@
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,12 +58,12 @@ def generate(
     seed: int,
     batch_size: int,
     turn_ends: Sequence[int] = (),
-    start: int = 0,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yield completions batch by batch, longest prompts first, from batch number `start` on.
+    """Yield completions batch by batch, longest prompts first: the batches with these `numbers`, by default all.
 
-    All prompts together determine the batches, and each is decoded by itself: a run resumed at batch b yields
-    the same as an uninterrupted one. A completion's random numbers follow from the seed, its prompt's place
+    All prompts together determine the batches, and each is decoded by itself: it is the same whoever computes it, and
+    after whichever others. A completion's random numbers follow from the seed, its prompt's place
     and its index, so the samples are the same for any batch size, except for rounding. Global random state
     is neither read nor changed. Only temperature and top-p shape the distribution, not the penalties or
     top-k of a generation_config.
@@ -84,8 +84,8 @@ def generate(
     eos = list(dict.fromkeys([*end_ids(model, tokenizer), *turn_ends]))
     choose = take_most_probable if temperature == 0 else partial(draw, temperature=temperature, top_p=top_p)
 
-    for first in range(start * size, len(prompts), size):
-        batch = order[first : first + size]
+    for number in range(-(-len(prompts) // size)) if numbers is None else numbers:
+        batch = order[number * size : (number + 1) * size]
         places = [(prompt, index) for prompt in batch for index in range(num_generations)]
         uniforms = torch.stack([_uniforms(seed, *place, num=max_new_tokens) for place in places])
         with torch.inference_mode():
@@ -102,7 +102,7 @@ def generate(
             Generated(prompt, index, *read(tokenizer, ids, eos=eos, stop=stop))
             for (prompt, index), ids in zip(places, rows, strict=True)
         ]
-        yield Batch(first // size, sorted(samples, key=lambda sample: (sample.prompt, sample.index)))
+        yield Batch(number, sorted(samples, key=lambda sample: (sample.prompt, sample.index)))
 
 
 def num_batches(num_prompts: int, *, num_generations: int, batch_size: int) -> int:

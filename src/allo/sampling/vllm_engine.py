@@ -4,14 +4,16 @@ It is written against vLLM's documented call forms (`LLM`, `SamplingParams`, `Re
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from allo.errors import UserError
-from allo.files.artifacts import ResumableLines, RunFolder
+from allo.files.artifacts import RunFolder
+from allo.files.batches import Batches
 from allo.files.records import Prompt
 from allo.models.start import is_ready, load_start_tokenizer, read_start
 from allo.models.tokenization import cut_left
@@ -33,9 +35,13 @@ def check_vllm(recipe: Recipe) -> None:
 def complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
     """Complete the prompts in this process, through vLLM."""
     tokenizer, room = load_start_tokenizer(recipe, run), room_at_start(recipe, run)
-    lines = ResumableLines(run.completions)
+    total = num_batches(
+        len(prompts), num_generations=recipe.sample.num_generations, batch_size=recipe.sample.batch_size
+    )
+    lines = Batches(run.completions, total)
     whole = [ids_of(tokenizer, prompt) for prompt in prompts]
-    batches = vllm_generate(
+    make = partial(
+        vllm_generate,
         Path(read_start(run).model),
         [cut_left(tokenizer, prompt, room) for prompt in whole],
         seeds=[seed_of(recipe.seed_of_data, prompt.id, 0) for prompt in prompts],
@@ -43,13 +49,9 @@ def complete_by_vllm(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) 
         max_length=room + recipe.sample.max_new_tokens,
         trust_remote_code=recipe.trust_remote_code,
         turn_ends=turn_ends(tokenizer, prompts),
-        start=len(lines.batches),
         **recipe.sample.decoding,
     )
-    total = num_batches(
-        len(prompts), num_generations=recipe.sample.num_generations, batch_size=recipe.sample.batch_size
-    )
-    record(batches, lines, prompts, description="sample", total=total)
+    record(make, lines, prompts, description="sample")
     return read_completed(prompts, lines, num_cut=sum(len(prompt) > room for prompt in whole))
 
 
@@ -67,10 +69,10 @@ def vllm_generate(
     dtype: str,
     max_length: int,
     trust_remote_code: bool,
+    numbers: Iterable[int],
     turn_ends: Sequence[int] = (),
-    start: int = 0,
 ) -> Iterator[Batch]:
-    """Yield completions batch by batch, in the prompts' order, from batch number `start` on.
+    """Yield completions batch by batch, in the prompts' order: the batches with these `numbers`.
 
     A batch has as many prompts as one of `generate`; vLLM decides what it decodes together. Completion i of a prompt is
     drawn with the prompt's seed plus i. The engine's memory is freed at the end.
@@ -100,14 +102,14 @@ def vllm_generate(
     }
     size = prompts_per_batch(num_generations, batch_size)
     try:
-        for first in range(start * size, len(prompts), size):
-            places = range(first, min(first + size, len(prompts)))
+        for number in numbers:
+            places = range(number * size, min((number + 1) * size, len(prompts)))
             outputs = engine.generate(
                 [{"prompt_token_ids": prompts[place]} for place in places],
                 [SamplingParams(**sampling, seed=seeds[place]) for place in places],
                 use_tqdm=False,
             )
-            yield Batch(first // size, _generated(places, outputs))
+            yield Batch(number, _generated(places, outputs))
     finally:
         del engine
         gc.collect()

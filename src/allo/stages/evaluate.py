@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from allo.console import say, track
+from allo.console import say
 from allo.delta import patch_of, read_delta
 from allo.errors import UserError
-from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, write_json
+from allo.files.artifacts import RunFolder, read_jsonl, write_json
+from allo.files.batches import Dealing, Parts, in_files, in_turn
 from allo.files.evaluation import SCHEMA, Overlap
 from allo.files.harness_results import BLOCK, kept, read_block
 from allo.files.manifest import stages_done
@@ -20,6 +21,7 @@ from allo.models.policy import check_head, completion_distributions
 from allo.models.start import load_start, read_start
 from allo.models.thoughts import thoughts_of
 from allo.models.tokenization import Tokenized, cut_left, tokenize
+from allo.ranks import alone, rank
 from allo.recipe import Recipe
 from allo.recipe.sources import HELD_OUT, Kl
 from allo.sampling.completions import complete
@@ -61,11 +63,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     sources = Sources(recipe)
     sets = sources.sets()
     held_out = held_out_rows(recipe, folder)
-    parts: list[ResumableLines] = []
+    parts: Parts = []
     seen = overlaps(sources, {**sets, **({HELD_OUT: held_out} if held_out else {})})
     results, completions = _measured(recipe, folder, sets, held_out, parts, seen)
     ranked = _add_rewards(recipe, folder, sets, completions, parts)
-    ranked |= (own := _add_own_rewards(recipe, folder, sets, completions, parts)).ranked
+    if rank():
+        return {}
+    with alone():
+        own = _add_own_rewards(recipe, folder, sets, completions, parts)
+    ranked |= own.ranked
     for name, result in results.items():
         for label, rows in completions[name].items():
             mine = own.with_verdicts(label, rows)
@@ -89,7 +95,7 @@ def _measured(
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
     held_out: HeldOutRows,
-    parts: list[ResumableLines],
+    parts: Parts,
     seen: dict[str, Overlap],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
@@ -102,19 +108,20 @@ def _measured(
             subject = _Subject(name, recipe, folder, model, tokenizer, parts)
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if trained and recipe.evaluate.kl else []
-            kl = _kl(continued, patch, recipe, model, tokenizer) if continued else None
+            file = folder.path / f"{folder.evaluation.name}.{name}"
+            deal = in_files(file, parts)
+            kl = _kl(continued, patch, recipe, model, tokenizer, deal) if continued else None
             moved = None
             if trained and (num_pairs := recipe.evaluate.likelihood_pairs):
                 # Sampled from the starting model; with rounds, the first round's.
                 pairs = read_jsonl(first_round(folder).pairs, Pair)[:num_pairs]
-                size = min(ROWS, recipe.evaluate.batch_size)
-                moved = likelihood(
-                    pairs, model, tokenizer, patch.exchanged, max_length=recipe.max_length, size=size
-                )
+                settings = {"max_length": recipe.max_length, "size": min(ROWS, recipe.evaluate.batch_size)}
+                moved = likelihood(pairs, model, tokenizer, patch.exchanged, **settings, deal=deal)
             at_start = patch.exchanged if trained else None
             on_rows = {}
             if held_out:
-                on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start, seen[HELD_OUT])
+                deal = in_files(file.with_name(f"{file.name}.held-out"), parts)
+                on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start, seen[HELD_OUT], deal)
         results[name] = {
             "label": LABELS[name],
             "sets": {},
@@ -147,7 +154,7 @@ def _add_own_rewards(
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
     completions: dict[str, Any],
-    parts: list[ResumableLines],
+    parts: Parts,
 ) -> _ByFunctions:
     """Add to each answer on the sets that functions measure whether it is `correct`, or its `reward`."""
     mine = {label: some for label, some in sets.items() if measured_by(recipe, label, some) == "function"}
@@ -203,7 +210,7 @@ def _add_rewards(
     folder: RunFolder,
     sets: dict[str, list[Prompt]],
     completions: dict[str, Any],
-    parts: list[ResumableLines],
+    parts: Parts,
 ) -> set[str]:
     """Add a reward model's `reward` to each answer on the sets that it measures, after the policy has left memory.
 
@@ -262,7 +269,7 @@ class _Subject:
     folder: RunFolder
     model: Model
     tokenizer: Tokenizer
-    parts: list[ResumableLines] = field(default_factory=list)
+    parts: Parts = field(default_factory=list)
 
     def answers(self, label: str, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Return each prompt with its judged completions."""
@@ -333,6 +340,7 @@ def _kl(
     recipe: Recipe,
     model: Model,
     tokenizer: Tokenizer,
+    deal: Dealing = in_turn,
 ) -> dict[str, Any]:
     """Return the mean KL(model || start) over tokens of the model's own text, exact over the vocabulary."""
     length = recipe.evaluate.kl_tokens
@@ -352,18 +360,20 @@ def _kl(
         if tokens is not None:
             # Sampling cut the prompt to its room, even if the completion then was short.
             rows.append(replace(tokens, prompt_ids=cut_left(tokenizer, tokens.prompt_ids, room)))
-    groups: list[list[float]] = []
     size = min(KL_BATCH, recipe.evaluate.batch_size)
-    starts = range(0, len(rows), size)
-    for start in track(starts, "KL to the start", total=len(starts)):
-        part = rows[start : start + size]
+
+    def divergences(number: int) -> list[dict[str, Any]]:
+        part = rows[number * size : (number + 1) * size]
         batch = pad([(one.prompt_ids, one.completion_ids) for one in part], pad_id=tokenizer.pad_token_id)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         logps = completion_distributions(model, batch)
         with patch.exchanged():
             start_logps = completion_distributions(model, batch)
         values = (logps.exp() * (logps - start_logps)).sum(-1)
-        groups += [group.tolist() for group in values.split([len(one.completion_ids) for one in part])]
+        return [{"kl": group.tolist()} for group in values.split([len(one.completion_ids) for one in part])]
+
+    found = deal("KL to the start", -(-len(rows) // size), divergences)
+    groups = [one["kl"] for batch in found for one in batch]
     estimate = bootstrap(groups, seed=recipe.seed)
     assert recipe.evaluate.kl is not None
     name = recipe.evaluate.kl.task or str(recipe.evaluate.kl.file or recipe.evaluate.kl.hub)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from allo.files.artifacts import RunFolder, read_jsonl
+from allo.files.batches import Dealing
 from allo.files.evaluation import FEEDBACK, Overlap
 from allo.files.records import Feedback, Pair
 from allo.models.load import Model, Tokenizer
@@ -31,6 +32,7 @@ def on_held_out(
     tokenizer: Tokenizer,
     at_start: AtStart | None,
     overlap: Overlap,
+    deal: Dealing,
 ) -> dict[str, Any]:
     """Return the measures of held-out rows, with the beta of the last training stage, and their `overlap`."""
     block = recipe.improve or recipe.forget
@@ -39,5 +41,6 @@ def on_held_out(
     measured: Callable[..., dict[str, Any]] = measured_feedback if labelled else measured_pairs
     beta, length, seed = block.beta, recipe.max_length, recipe.seed
     size = min(ROWS, recipe.evaluate.batch_size)
-    found = measured(rows, model, tokenizer, at_start, beta=beta, max_length=length, seed=seed, size=size)
+    settings: dict[str, Any] = {"beta": beta, "max_length": length, "seed": seed, "size": size, "deal": deal}
+    found = measured(rows, model, tokenizer, at_start, **settings)
     return {FEEDBACK if labelled else HELD_OUT: found | {"overlap": asdict(overlap)}}

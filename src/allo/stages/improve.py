@@ -1,11 +1,13 @@
 """Make the model learn from pairs or labelled completions, noisy bad tokens filtered out (method.md 1.3)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Feedback, Pair
 from allo.models.load import Model, Tokenizer
 from allo.models.start import load_start
+from allo.ranks import by_first
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.own_code import function_of
@@ -19,11 +21,11 @@ from allo.weights.param_mask import ParamMask
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `07-improve` by the recipe's trainer."""
+    """Write `07-improve` by the recipe's trainer. Ranks share ours; rank 0 alone trains by those of other libraries."""
     assert recipe.improve is not None
-    train = function_of(recipe.improve.trained_by.function, key="improve.trainer")
-    counts: dict[str, Any] = train(recipe, folder)
-    return counts
+    by = recipe.improve.trained_by
+    train: Callable[[Recipe, RunFolder], dict[str, Any]] = function_of(by.function, key="improve.trainer")
+    return train(recipe, folder) if by.selects else by_first(lambda: train(recipe, folder))
 
 
 def train_selected(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:

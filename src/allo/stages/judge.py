@@ -10,6 +10,7 @@ from allo.files.records import Completion, Prompt, Verdict
 from allo.files.rounds import RoundRecipe
 from allo.models.start import load_start_tokenizer
 from allo.models.thoughts import thoughts_of
+from allo.ranks import by_first, rank
 from allo.recipe import Recipe
 from allo.stages.own_reward import function_rewards, sample_of
 from allo.stages.reward import reward
@@ -23,12 +24,20 @@ SHOWN = 80  # characters at the end of a sample without an answer
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Write `02-verdicts.jsonl`. Ranks share a reward model's work; rank 0 asks functions and verifiers."""
+    if recipe.judge.function or recipe.judge.reward_model is None:
+        return by_first(lambda: _judged(recipe, folder))
+    prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
+    completions = read_jsonl(folder.completions, Completion)
+    return _by_reward(recipe, folder, recipe.judge.reward_model, prompts, completions)
+
+
+def _judged(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Write the verdicts of the user's functions, or of a verifier of final answers."""
     prompts = {prompt.id: prompt for prompt in training_prompts(recipe)}
     completions = read_jsonl(folder.completions, Completion)
     if recipe.judge.function:
         return _by_function(recipe, folder, prompts, completions)
-    if recipe.judge.reward_model is not None:
-        return _by_reward(recipe, folder, recipe.judge.reward_model, prompts, completions)
     is_chat = any(isinstance(prompt.prompt, list) for prompt in prompts.values())
     thoughts = thoughts_of(load_start_tokenizer(recipe, folder), prompts.values()) if is_chat else USUAL
     verdicts = [
@@ -123,6 +132,8 @@ def _by_reward(
     """Write the verdicts of a reward model."""
     asked = [(prompts[completion.prompt_id], completion.text) for completion in completions]
     rewarded = reward(recipe, model, asked, folder=folder, path=folder.verdicts, description="judge")
+    if rank():
+        return {}
     verdicts = _ranked(completions, rewarded.rewards, verifier=REWARD_MODEL)
     write_jsonl(folder.verdicts, verdicts)
     rewarded.lines.discard()

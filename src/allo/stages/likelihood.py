@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from allo.console import track
+from allo.files.batches import Dealing, in_turn
 from allo.files.records import Feedback, Pair
 from allo.models.collate import CompletionCollator, PairCollator
 from allo.models.load import Model, Tokenizer
@@ -21,6 +21,7 @@ ROWS = 64
 """Completions that are read together at most; a pair has two."""
 AtStart = Callable[[], AbstractContextManager[None]]
 Rows = list[dict[str, Any]]
+Found = list[dict[str, Any]]
 
 
 @torch.inference_mode()
@@ -32,18 +33,26 @@ def likelihood(
     *,
     max_length: int,
     size: int = ROWS,
+    deal: Dealing = in_turn,
 ) -> dict[str, Any]:
     """Return the mean log-ratio of a token to the starting model, in nats, of chosen and of rejected answers.
 
-    `at_start` turns `model` into the starting model for a block; `size` completions are read together.
+    `at_start` turns `model` into the starting model for a block; `size` completions are read together. `deal` computes
+    the batches.
     """
     rows, _ = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)
     collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
-    for logps, start, mask in _batches(rows, collate, max(1, size // 2), model, at_start):
-        sums += torch.stack([side.double().sum().cpu() for side in (logps - start).chunk(2)])
-        counts += torch.stack([side.sum().cpu() for side in mask.chunk(2)])
+
+    def summed(logps: Tensor, start: Tensor, mask: Tensor) -> Found:
+        changes = [side.double().sum().item() for side in (logps - start).chunk(2)]
+        return [{"sums": changes, "counts": [int(side.sum()) for side in mask.chunk(2)]}]
+
+    batches = _Batches(rows, collate, max(1, size // 2), model, at_start)
+    for found in batches.each(summed, deal):
+        sums += torch.tensor(found["sums"], dtype=torch.float64)
+        counts += torch.tensor(found["counts"])
     chosen, rejected = (sums / counts).tolist()
     return {"chosen": chosen, "rejected": rejected, "num_pairs": len(rows)}
 
@@ -59,6 +68,7 @@ def measured_pairs(
     max_length: int,
     seed: int,
     size: int = ROWS,
+    deal: Dealing = in_turn,
 ) -> dict[str, Any]:
     """Return a model's accuracies on held-out pairs and, unless it is the start itself, its changes from the start.
 
@@ -68,7 +78,9 @@ def measured_pairs(
     are over prompts.
     """
     rows, counts = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
-    found = list(_of_pairs(rows, model, tokenizer, at_start, max(1, size // 2)))
+    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
+    batches = _Batches(rows, collate, max(1, size // 2), model, at_start)
+    found = [_Ratios(**one) for one in batches.each(_of_pairs, deal)]
     groups = _Groups.of(rows, seed)
     levels = {
         "chosen_logp": groups.mean([[one.chosen_logp] for one in found]),
@@ -105,6 +117,7 @@ def measured_feedback(
     max_length: int,
     seed: int,
     size: int = ROWS,
+    deal: Dealing = in_turn,
 ) -> dict[str, Any]:
     """Return how well a model tells held-out good from bad completions and, unless it is the start itself, its changes.
 
@@ -113,13 +126,10 @@ def measured_feedback(
     """
     kept, counts = counted_completions(tokenizer, map(vars, rows), max_length=max_length)
     collate = CompletionCollator(tokenizer.pad_token_id)
-    sums: list[float] = []
-    means: list[float] = []
-    ratios: list[list[float]] = []
-    for logps, start, mask in _batches(kept, collate, size, model, at_start):
-        sums += (total := logps.double().sum(-1)).tolist()
-        means += (total / mask.sum(-1)).tolist()
-        ratios += [one[own].tolist() for one, own in zip((logps - start).double(), mask, strict=True)]
+    found = list(_Batches(kept, collate, size, model, at_start).each(_of_completions, deal))
+    sums: list[float] = [one["sum"] for one in found]
+    means: list[float] = [one["mean"] for one in found]
+    ratios: list[list[float]] = [one["ratios"] for one in found]
     good, groups = [row["label"] for row in kept], _Groups.of(kept, seed)
     bad = [not one for one in good]
     changes: dict[str, Any] = dict.fromkeys(("reward_auc", "good", "bad"))
@@ -201,35 +211,53 @@ class _Groups:
         return bootstrap([group for group in grouped if group], seed=self.seed)
 
 
-def _of_pairs(
-    rows: Rows, model: Model, tokenizer: Tokenizer, at_start: AtStart | None, size: int
-) -> Iterator[_Ratios]:
-    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
-    for logps, start, mask in _batches(rows, collate, size, model, at_start):
-        sums = logps.double().sum(-1).tolist()
-        ratios = [one[kept].tolist() for one, kept in zip((logps - start).double(), mask, strict=True)]
-        half = len(sums) // 2
-        yield from map(_Ratios, ratios[:half], ratios[half:], sums[:half], sums[half:])
+def _of_pairs(logps: Tensor, start: Tensor, mask: Tensor) -> Found:
+    """Return the fields of `_Ratios` of a batch's pairs."""
+    sums = logps.double().sum(-1).tolist()
+    ratios = _ratios(logps, start, mask)
+    half = len(sums) // 2
+    names = [field.name for field in fields(_Ratios)]
+    values = zip(ratios[:half], ratios[half:], sums[:half], sums[half:], strict=True)
+    return [dict(zip(names, one, strict=True)) for one in values]
 
 
-def _batches(
-    rows: Rows,
-    collate: PairCollator | CompletionCollator,
-    size: int,
-    model: Model,
-    at_start: AtStart | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield, for each batch of `size` rows, token log-probs under the model and the start, and the mask of their tokens.
+def _of_completions(logps: Tensor, start: Tensor, mask: Tensor) -> Found:
+    """Return each completion's log-prob, its mean over tokens, and its tokens' log-ratios."""
+    total = logps.double().sum(-1)
+    values = zip(total.tolist(), (total / mask.sum(-1)).tolist(), _ratios(logps, start, mask), strict=True)
+    return [{"sum": one, "mean": mean, "ratios": ratios} for one, mean, ratios in values]
 
-    Of pairs, chosen answers come first, then rejected ones. Without `at_start` the model is the start.
-    """
-    starts = range(0, len(rows), size)
-    for start in track(starts, "likelihood", total=len(starts)):
-        batch = {key: value.to(model.device) for key, value in collate(rows[start : start + size]).items()}
-        logps = per_token_logps(model, batch)
-        if at_start is None:
-            yield logps, logps, batch["completion_mask"]
-            continue
-        with at_start():
-            before = per_token_logps(model, batch)
-        yield logps, before, batch["completion_mask"]
+
+def _ratios(logps: Tensor, start: Tensor, mask: Tensor) -> list[list[float]]:
+    return [one[kept].tolist() for one, kept in zip((logps - start).double(), mask, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches of `size` rows, read by a model and by its start; without `at_start` the model is the start."""
+
+    rows: Rows
+    collate: PairCollator | CompletionCollator
+    size: int
+    model: Model
+    at_start: AtStart | None
+
+    def each(self, of: Callable[[Tensor, Tensor, Tensor], Found], deal: Dealing) -> Iterator[dict[str, Any]]:
+        """Yield what `of` returns for each batch.
+
+        It is given token log-probs under the model and the start, and the mask of their tokens: of pairs, chosen answers
+        come first, then rejected ones.
+        """
+        total = -(-len(self.rows) // self.size)
+        for found in deal("likelihood", total, lambda number: of(*self._read(number))):
+            yield from found
+
+    def _read(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        part = self.rows[number * self.size : (number + 1) * self.size]
+        batch = {key: value.to(self.model.device) for key, value in self.collate(part).items()}
+        logps = per_token_logps(self.model, batch)
+        if self.at_start is None:
+            return logps, logps, batch["completion_mask"]
+        with self.at_start():
+            before = per_token_logps(self.model, batch)
+        return logps, before, batch["completion_mask"]

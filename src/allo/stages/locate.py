@@ -12,6 +12,7 @@ from allo.files.records import Feedback, Pair
 from allo.models.load import Tokenizer
 from allo.models.rows import counted_completions, counted_pairs
 from allo.models.start import load_start, read_start
+from allo.ranks import by_first, rank
 from allo.recipe import Recipe
 from allo.recipe.criteria import criterion_of
 from allo.training.arguments import stage_arguments
@@ -26,7 +27,16 @@ WARMUP_WEIGHTS = "weights.safetensors"
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Write `04-importance.safetensors`, and `04-warmup` if a warm-up was trained."""
+    """Write `04-importance.safetensors`, and `04-warmup` if a warm-up was trained.
+
+    Ranks share the warm-up's training. All else is rank 0's: gradients summed in another order would select others.
+    """
+    assert recipe.locate is not None
+    is_shared = criterion_of(recipe.locate.criterion).needs == "warm-up"
+    return _located(recipe, folder) if is_shared else by_first(lambda: _located(recipe, folder))
+
+
+def _located(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     assert recipe.locate is not None
     folder.warmup.mkdir(exist_ok=True)
     model, tokenizer = load_start(recipe, folder)
@@ -38,6 +48,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     layout = Layout.of(model).among(allowed.names)
     search = Search(layout, rows, arguments, tokenizer, recipe.locate, recipe.seed_of_data, resumes=True)
     found = search.statistics_of(criterion)
+    if rank():
+        return {}
     if found.warmed is not None:
         write_jsonl(folder.warmup / "metrics.jsonl", found.metrics)
         if recipe.reads_warmup:

@@ -1,11 +1,11 @@
 """Rewards of the user's own functions for completions, batch by batch, resumed after an interruption."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from allo.console import track
 from allo.errors import UserError
-from allo.files.artifacts import ResumableLines
+from allo.files.batches import Batches
 from allo.files.records import Prompt
 from allo.models.load import Tokenizer
 from allo.models.tokenization import bare_ids
@@ -27,7 +27,7 @@ def sample_of(
 
 def function_rewards(
     recipe: Recipe, samples: Iterable[Sample], *, path: Path, description: str
-) -> tuple[dict[Key, Reward], ResumableLines]:
+) -> tuple[dict[Key, Reward], Batches]:
     """Return the rewards by prompt id and text, and the part file, to discard once they are written.
 
     A batch has all distinct texts of its prompts. Raises `UserError` if no sample gets a verdict.
@@ -41,19 +41,18 @@ def function_rewards(
         if batches[-1] and len(batches[-1]) + len(group) > recipe.judge.batch_size:
             batches.append([])
         batches[-1] += group
-    lines = ResumableLines(path, suffix=".function.part")
-    done = len(lines.batches)
-    if done < len(batches):
+
+    def rewarded(numbers: Iterator[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         with own_rewards(recipe.judge, [one.prompt for one in distinct.values()]) as functions:
-            for batch in track(batches[done:], description, total=len(batches), done=done):
-                found = functions.combined(batch)
-                lines.append(
-                    [
-                        {"key": [one.prompt.id, one.text], "reward": reward}
-                        for one, reward in zip(batch, found, strict=True)
-                    ]
-                )
-    rewards: dict[Key, Reward] = {(row["key"][0], row["key"][1]): row["reward"] for row in lines.rows()}
+            for number in numbers:
+                found = zip(batches[number], functions.combined(batches[number]), strict=True)
+                yield number, [{"key": [one.prompt.id, one.text], "reward": reward} for one, reward in found]
+
+    lines = Batches(path, len(batches), suffix=".function.part")
+    lines.fill(rewarded, description)
+    rewards: dict[Key, Reward] = {
+        (row["key"][0], row["key"][1]): row["reward"] for batch in lines.rows() for row in batch
+    }
     if all(reward is None for reward in rewards.values()):
         raise UserError(
             f"judge.function: {', '.join(recipe.judge.function)} returned None, no verdict, for each of {len(rewards)} "

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from allo.console import say, track
+from allo.console import say
 from allo.errors import UserError
-from allo.files.artifacts import ResumableLines, RunFolder
+from allo.files.artifacts import RunFolder
+from allo.files.batches import Batches
 from allo.files.records import Prompt, Template
 from allo.models.load import Tokenizer
 from allo.models.model_checks import num_positions
@@ -38,7 +40,7 @@ class Rewarded:
 
     rewards: dict[Key, float]
     num_cut: int
-    lines: ResumableLines
+    lines: Batches
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,16 @@ def reward(
     reader = load_reader(recipe, model, folder)
     rows = reader.rows(asked)
     batches = reader.batches(rows)
-    lines = ResumableLines(path, suffix=".rewards.part")
-    done = len(lines.batches)
-    for batch in track(batches[done:], description, total=len(batches), done=done):
-        found = reader.model.rewards([rows[key][0] for key in batch])
-        lines.append([{"key": list(key), "reward": one} for key, one in zip(batch, found, strict=True)])
-    rewards = {(row["key"][0], row["key"][1]): float(row["reward"]) for row in lines.rows()}
+
+    def rewarded(number: int) -> list[dict[str, Any]]:
+        found = reader.model.rewards([rows[key][0] for key in batches[number]])
+        return [{"key": key, "reward": one} for key, one in zip(batches[number], found, strict=True)]
+
+    lines = Batches(path, len(batches), suffix=".rewards.part")
+    lines.fill(lambda numbers: ((number, rewarded(number)) for number in numbers), description)
+    rewards = {
+        (row["key"][0], row["key"][1]): float(row["reward"]) for batch in lines.rows() for row in batch
+    }
     return Rewarded(rewards, sum(cut for _, cut in rows.values()), lines)
 
 

@@ -1,7 +1,8 @@
 """Score the tokens of wrong completions, and turn the scores into weights (method.md 1.2)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -9,13 +10,15 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from allo.console import say, track
-from allo.files.artifacts import ResumableLines, RunFolder, read_jsonl, remove, written_aside
+from allo.console import say
+from allo.files.artifacts import RunFolder, read_jsonl, remove, written_aside
+from allo.files.batches import Batches
 from allo.files.records import Feedback, Pair, TokenScores, Verdict, Wrong
 from allo.models.collate import SIDES
 from allo.models.load import Tokenizer
 from allo.models.policy import check_head
 from allo.models.start import give_date, load_start, load_start_tokenizer
+from allo.ranks import rank
 from allo.recipe import Recipe
 from allo.recipe.scores import Score, scorer_entry
 from allo.stages.locate import WARMUP_WEIGHTS
@@ -46,16 +49,17 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     rows = _fitting(wrong, tokenizer, max_length=recipe.max_length)
     size = recipe.score.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    lines = ResumableLines(folder.token_scores)
+    parts: list[Batches] = []
+    raw: dict[str, list[list[float]]] = {}
     # One scorer at a time: each has the model in the dtype that it needs, and no other scorer's weights are in memory.
     for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
-        done = min(max(0, len(lines.batches) - place * len(batches)), len(batches))
-        if done < len(batches):
-            for batch in _scored(name, scorer, batches, recipe, folder, done=done):
-                lines.append(batch)
-    raw: dict[str, list[list[float]]] = {name: [] for name in recipe.score.scorers}
-    for row in lines.rows():
-        raw[row["scorer"]].append(row["scores"])
+        lines = Batches(folder.token_scores, len(batches), suffix=f".{place}.part")
+        if lines.left:
+            lines.fill(partial(_scored, name, scorer, batches, recipe, folder), f"score {name}")
+        raw[name] = [row["scores"] for batch in lines.rows() for row in batch]
+        parts.append(lines)
+    if rank():
+        return {}
     found = {name: probabilities(name, scores) for name, scores in raw.items()}
     weighted = token_scores(
         rows,
@@ -66,7 +70,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         beside={name: found[name] for name in recipe.score.beside},
     )
     _write(folder, weighted, recipe.score, tokenizer)
-    lines.discard()
+    for lines in parts:
+        lines.discard()
     remove(folder.contrast)
     weights = [weight for row in weighted for weight in row.weights]
     counts = {"tokens": len(weights), "weighted": sum(weight != 0 for weight in weights)}
@@ -80,17 +85,13 @@ def _scored(
     batches: Sequence[Batch],
     recipe: Recipe,
     folder: RunFolder,
-    *,
-    done: int,
-) -> Iterable[list[dict[str, Any]]]:
-    """Yield one scorer's raw scores of the batches that are not done, a batch at a time."""
+    numbers: Iterator[int],
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield one scorer's raw scores of the batches with these numbers."""
     context = scoring_context(recipe, folder, name)
-    for batch in track(batches[done:], f"score {name}", total=len(batches), done=done):
-        scores = scorer(batch, context)
-        yield [
-            {"id": row.wrong.id, "scorer": name, "scores": one}
-            for row, one in zip(batch, scores, strict=True)
-        ]
+    for number in numbers:
+        scores = zip(batches[number], scorer(batches[number], context), strict=True)
+        yield number, [{"id": row.wrong.id, "scores": one} for row, one in scores]
 
 
 def scoring_context(recipe: Recipe, folder: RunFolder, scorer: str) -> Context:

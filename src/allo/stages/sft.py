@@ -6,6 +6,7 @@ from allo.console import say
 from allo.files.artifacts import RunFolder, write_jsonl
 from allo.models.load import Model, Tokenizer
 from allo.models.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
+from allo.ranks import by_first, from_first, rank
 from allo.recipe import Recipe, Sft
 from allo.stages.right_answers import demonstrations
 from allo.tasks.sources import prompts_of
@@ -17,10 +18,15 @@ from allo.weights.layout import Layout
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `00-sft/start.json`, and `00-sft/model` unless the recipe's model can be used directly."""
+    return _started(recipe, folder) if recipe.sft is not None else by_first(lambda: _started(recipe, folder))
+
+
+def _started(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     folder.start.mkdir(exist_ok=True)
     model_folder = is_ready(recipe) if recipe.sft is None else None
     counts: dict[str, Any] = {}
     tokenizer = load_policy_tokenizer(recipe, recipe.model)
+    from_first(lambda: give_date(tokenizer, folder))
     day = give_date(tokenizer, folder)
     if model_folder is None:
         model_folder = folder.start / "model"
@@ -33,6 +39,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             )
         else:
             counts = _fine_tune(recipe, recipe.sft, model, tokenizer, folder)
+        if rank():
+            return {}
         save_whole(model, tokenizer, model_folder)
     write_start(folder, model_folder, day=day)
     remove_checkpoints(folder.start)
@@ -53,6 +61,8 @@ def _fine_tune(
         records=True,
         max_length=recipe.max_length,
     )
-    write_jsonl(folder.start / "metrics.jsonl", train(trainer))
+    rows = train(trainer)
+    if rank() == 0:
+        write_jsonl(folder.start / "metrics.jsonl", rows)
     trainer.selected.release()
     return {"demonstrations": len(trainer.train_dataset), "dropped": trainer.num_dropped}

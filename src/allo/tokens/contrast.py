@@ -7,6 +7,7 @@ from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Feedback, Pair
 from allo.models.collate import SIDES
 from allo.models.start import load_start
+from allo.ranks import barrier, from_first, rank
 from allo.recipe import Recipe
 from allo.tasks.feedback import answer_rows
 from allo.tasks.pairing import answer_row
@@ -24,7 +25,7 @@ def train_sides(recipe: Recipe, run: RunFolder, sides: Sequence[str] = SIDES) ->
     Finished sides are skipped, and an interrupted one is resumed.
     Returns the bytes of training state of one side, as only one is in memory at a time; 0 if no side was left to train.
     """
-    missing = [side for side in sides if kept_tensors(side_weights(run, side)) is None]
+    missing = from_first(lambda: [side for side in sides if kept_tensors(side_weights(run, side)) is None])
     return max((_train_side(recipe, run, side, side_weights(run, side)) for side in missing), default=0)
 
 
@@ -53,6 +54,8 @@ def _train_side(recipe: Recipe, run: RunFolder, side: str, path: Path) -> int:
     )
     train(trainer)
     masters = trainer.selected.masters()
-    keep_tensors(path, {name: masters[name].reshape(shapes[name]).contiguous() for name in shapes})
-    remove_checkpoints(path.parent)
+    if rank() == 0:
+        keep_tensors(path, {name: masters[name].reshape(shapes[name]).contiguous() for name in shapes})
+        remove_checkpoints(path.parent)
+    barrier()
     return state_bytes(trainer)

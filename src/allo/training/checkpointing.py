@@ -27,8 +27,8 @@ from allo.files.artifacts import (
     written_aside,
 )
 from allo.models.internals import check
+from allo.ranks import rank
 from allo.weights.fingerprints import combine, digests
-from allo.weights.ranks import rank
 from allo.weights.selected import SelectedWeights
 
 check("allo.training")  # here and not in the room: a check of numbers needs no Trainer

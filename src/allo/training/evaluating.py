@@ -14,11 +14,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from allo.errors import UserError
 from allo.models.collate import Batch, CompletionCollator, PairCollator
 from allo.models.rows import Counts
+from allo.ranks import num_ranks
 from allo.training.micro_batches import micro_batches, own_share
 from allo.training.recording import NUM_TOKENS, RecordedTrainer
 from allo.training.trainer_options import Rows
 from allo.training.trainer_rows import Row, RowReader
-from allo.weights.ranks import num_ranks
 
 _IGNORED = -100  # transformers' padding of predictions
 

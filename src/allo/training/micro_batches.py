@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from allo.weights.ranks import num_ranks, rank
+from allo.ranks import num_ranks, rank
 
 Row = Mapping[str, Any]
 
@@ -25,6 +25,14 @@ def micro_batches(
     return batches
 
 
-def own_share(batches: Sequence[Sequence[Row]]) -> Iterator[Sequence[Row]]:
-    """Yield this rank's micro-batches: dealt in turn, so that every rank gets long and short ones."""
-    return iter(batches[rank() :: num_ranks()])
+def own_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> Iterator[Sequence[Row]]:
+    """Yield this rank's micro-batches: dealt in turn, so that every rank gets long and short ones.
+
+    If there are more ranks than micro-batches, the largest are cut in two, unless they must stay `whole`.
+    """
+    cut = list(batches)
+    while not whole and len(cut) < num_ranks() and max(map(len, cut), default=0) > 1:
+        place = max(range(len(cut)), key=lambda number: len(cut[number]))
+        middle = (len(cut[place]) + 1) // 2
+        cut[place : place + 1] = [cut[place][:middle], cut[place][middle:]]
+    return iter(cut[rank() :: num_ranks()])

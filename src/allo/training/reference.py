@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from allo.console import track
 from allo.models.collate import Batch
 from allo.models.policy import per_token_logps
+from allo.ranks import rank
 from allo.training.checkpointing import keep_tensors, kept_tensors
 from allo.training.micro_batches import own_share
 from allo.weights.fingerprints import combine, digests
-from allo.weights.ranks import rank, sum_over_ranks
+from allo.weights.ranks import sum_over_ranks
 
 Row = Mapping[str, Any]
 _IDS = "_ids"
@@ -68,7 +69,9 @@ def _compute(
             places[row["number"], side] = total
             total += len(row[side + _IDS])
     found = torch.zeros(total, device=model.device)
-    own = list(own_share(batches))
+    own = list(
+        own_share(batches, whole=True)
+    )  # the same batches, and so the same numbers, on any number of ranks
     for part in track(own, "log-probs of the reference", total=len(own)):
         batch = {name: tensor.to(model.device) for name, tensor in collate(part).items()}
         completions = [(row, side) for side in _sides(part[0]) for row in part]

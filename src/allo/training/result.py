@@ -12,6 +12,7 @@ from allo import delta
 from allo.errors import DivergedError, UserError
 from allo.files.artifacts import RunFolder, remove, write_jsonl
 from allo.models.start import LOWER_RATE, Start, read_start
+from allo.ranks import rank
 from allo.recipe import Recipe
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.training.selected_trainer import SelectedTrainer
@@ -63,6 +64,8 @@ def train_stage(
     `before` has the indices that an earlier stage changed. Returns the stage's counts.
     """
     rows = train(trainer)
+    if rank():
+        return {}
     write_jsonl(folder / "metrics.jsonl", rows)
     mask.save(folder / MASK)
     counts = {

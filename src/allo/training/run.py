@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from allo.console import STEP, Work, bar, logged
 from allo.errors import DivergedError
+from allo.ranks import barrier, from_first
 from allo.training.checkpointing import last_sound_checkpoint, remove_checkpoint
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trackers import tracked
@@ -28,7 +29,9 @@ def train(trainer: SelectedTrainer) -> list[Logged]:
 
     Incomplete and damaged checkpoints are removed.
     """
-    return train_from(trainer, last_sound_checkpoint(Path(trainer.args.output_dir)))
+    folder = Path(trainer.args.output_dir)
+    checkpoint = from_first(lambda: str(last_sound_checkpoint(folder) or ""))
+    return train_from(trainer, Path(checkpoint) if checkpoint else None)
 
 
 def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
@@ -42,6 +45,7 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
         trainer.add_callback(shown := _Shown(steps))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trainer.remove_callback(shown)
+    barrier()  # rank 0 may remove the checkpoints
     check_finite(
         trainer.model.named_parameters(),
         where="weights are no longer finite",

@@ -30,6 +30,7 @@ from allo.models.load import check_whole, switch_off_dropout
 from allo.models.policy import check_head, per_token_logps
 from allo.models.rows import Counts, counted_pairs
 from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
+from allo.ranks import is_joined
 from allo.recipe.training import Training
 from allo.tasks.pairs import pairs_of_rows
 from allo.training.arguments import faults_before_loading, lean_settings, optimizer_of, own_arguments
@@ -174,9 +175,12 @@ class SelectedTrainer(EvaluatedTrainer):
         self.add_callback(WriteBack(self.selected))
 
     def _take_steps(self, args: TrainingArguments) -> None:
-        """Make a step one batch for the Trainer, of all micro-batches and processes."""
+        """Make a step one batch for the Trainer, of all micro-batches and processes.
+
+        A script's processes add rows, as those of any Trainer; a recipe's share its rows.
+        """
         self.rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.rows_a_step *= max(args.world_size, 1)
+        self.rows_a_step *= 1 if is_joined() else max(args.world_size, 1)
         args.gradient_accumulation_steps = 1
 
     def _mask(

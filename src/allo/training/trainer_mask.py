@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from allo.console import say
 from allo.errors import UserError
 from allo.files.artifacts import sha256_json
+from allo.ranks import rank
 from allo.recipe.criteria import CRITERIA, Criterion
 from allo.recipe.locate import Locate
 from allo.recipe.own_code import own_file
@@ -24,7 +25,7 @@ from allo.weights.allowed import allowed_in
 from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.layout import Layout, stored_tensors
 from allo.weights.param_mask import ParamMask
-from allo.weights.ranks import rank, sum_over_ranks
+from allo.weights.ranks import sum_over_ranks
 
 MASK_FILE = "located-mask.safetensors"
 # The settings of a trainer that the warm-up for its mask shares.

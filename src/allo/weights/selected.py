@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from allo.errors import UserError
+from allo.ranks import num_ranks
 from allo.weights.layout import Layout, trained_parameters
 from allo.weights.lean_adamw import CHUNK, clip_grad_norm_in_fp32_
 from allo.weights.param_mask import ParamMask
 from allo.weights.parts import LeanPart, Part
 from allo.weights.places import Columns, Everything, Places, Rows, places_of
-from allo.weights.ranks import num_ranks, sum_over_ranks
+from allo.weights.ranks import sum_over_ranks
 from allo.weights.selected_linear import LineGradients
 
 
