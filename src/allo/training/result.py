@@ -1,28 +1,27 @@
 """The results of a training stage: its mask, its delta from the starting model, and its metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo import delta
 from allo.errors import DivergedError, UserError
 from allo.files.artifacts import RunFolder, remove, write_jsonl
-from allo.models.start import LOWER_RATE, Start, read_start
+from allo.models.start import LOWER_RATE, read_start
 from allo.ranks import rank
 from allo.recipe import Recipe
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.training.selected_trainer import SelectedTrainer
 from allo.weights.checkpoints import Checkpoint
-from allo.weights.fingerprints import as_bits
 from allo.weights.finite import check_finite
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.layout import Layout, trained_parameters
+from allo.weights.layout import Layout
+from allo.weights.own_pieces import changes_from
 from allo.weights.param_mask import ParamMask
-from allo.weights.places import gather
+from allo.weights.shards import Ranks, named_rows
 
 DELTA = "delta.safetensors"
 MASK = "mask.safetensors"
@@ -77,7 +76,7 @@ def train_stage(
         "training_state_bytes": state_bytes(trainer),
     }
     trainer.selected.release()
-    trained = (mask.indices, before)
+    trained = mask.indices.keys() | before.keys()
     counts |= write_change(trainer.model, run, folder, among=trained, metadata=mask.metadata)
     remove_checkpoints(folder)
     return counts
@@ -88,52 +87,28 @@ def write_change(
     run: RunFolder,
     folder: Path,
     *,
-    among: Sequence[Mapping[str, Tensor]],
+    among: Collection[str],
     metadata: Mapping[str, str],
 ) -> dict[str, int]:
     """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
 
-    `among` has, by tensor, the flat indices at which they may differ. Returns the number that do, each tied weight once, and
-    the delta's size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
+    `among`: the tensors on disk that may differ. Returns the number of weights that do, each tied one once, and the delta's
+    size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
     """
-    check_finite(model.named_parameters(), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
+    check_finite(named_rows(model), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
     start = read_start(run)
-    changed = _write_delta(model, start, among, metadata, folder / DELTA)
-    remove(folder / "model")
-    delta.apply(start.model, folder / DELTA, folder / "model")
-    return {"changed_weights": changed, "delta_bytes": (folder / DELTA).stat().st_size}
-
-
-def _write_delta(
-    model: PreTrainedModel,
-    start: Start,
-    among: Sequence[Mapping[str, Tensor]],
-    metadata: Mapping[str, str],
-    path: Path,
-) -> int:
     base = Checkpoint.open(start.model)
-    indices, values = {}, {}
-    layout = Layout.of(model)
-    for name, tensor in layout.stored(trained_parameters(model)):
-        candidates = [found[name] for found in among if name in found]
-        if not candidates:
-            continue
-        where = torch.cat(candidates).unique()
-        # In the dtype on disk: the family may keep a weight in fp32 that is stored in bf16.
-        live = gather(tensor.detach().cpu(), where).to(base.stored[name].dtype)
-        differs = as_bits(live) != as_bits(gather(base.read(name), where))
-        if differs.any():
-            indices[name], values[name] = where[differs], live[differs]
-    changed = sum(len(where) for where in indices.values())
-    for name, first in layout.copies(base.stored.keys()).items():
-        if first in indices:
-            indices[name], values[name] = indices[first], values[first]
-    delta.write_delta(
-        path,
-        indices=indices,
-        values=values,
-        shapes=base.shapes,
-        base_hashes=start.hashes,
-        metadata={**metadata, "base_model": Path(start.model).name},
-    )
-    return changed
+    change, ranks = changes_from(base, model, among=among), Ranks.of(model)
+    if ranks.is_first:
+        delta.write_delta(
+            folder / DELTA,
+            indices=change.indices,
+            values=change.values,
+            shapes=base.shapes,
+            base_hashes=start.hashes,
+            metadata={**metadata, "base_model": Path(start.model).name},
+        )
+        remove(folder / "model")
+        delta.apply(start.model, folder / DELTA, folder / "model")
+    ranks.wait()
+    return {"changed_weights": change.num, "delta_bytes": (folder / DELTA).stat().st_size}
