@@ -5,7 +5,8 @@ one. transformers' own way (`distributed_config`) lets tied embeddings come apar
 in one process's memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from types import MethodType
@@ -73,6 +74,7 @@ def load_shards(
     model = without_weights(folder, ref, dtype=dtype, trust_remote_code=trust_remote_code)
     parts = (num_ranks() // num_shards, num_shards)
     mesh = init_device_mesh(where.type, parts, mesh_dim_names=("copy", "shard"))
+    model.name_or_path = str(ref)
     checkpoint = Checkpoint.open(folder)
     named = names_on_disk(
         model, checkpoint
@@ -104,31 +106,30 @@ def _shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     model.set_reduce_scatter_unused_params(True)
 
 
-def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """Yield the modules that are gathered one at a time: the layers, and before them modules with weights of another dtype.
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules that are gathered one at a time: modules with weights of another dtype, and the layers.
 
     A layer that shares a weight with a module outside of it is none of them: its weights are gathered with the rest.
     """
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    holders: dict[nn.Parameter, int] = {}
+    own = {
+        module: [param for param in module._parameters.values() if param is not None]
+        for module in model.modules()
+    }
+    holders = Counter(param for params in own.values() for param in params)
+    found = [
+        module for module, params in own.items() if params and all(p.dtype != model.dtype for p in params)
+    ]
+    inner: set[nn.Module] = set()
     for module in model.modules():
-        for param in module._parameters.values():
-            if param is not None:
-                holders[param] = holders.get(param, 0) + 1
-    for module in model.modules():
-        own = [param for param in module._parameters.values() if param is not None]
-        if own and all(param.dtype != model.dtype for param in own):
-            yield module
-    for module in model.modules():
-        if type(module).__name__ not in kinds:
+        if type(module).__name__ not in kinds or module in inner:
             continue
-        inside: dict[nn.Parameter, int] = {}
-        for part in module.modules():
-            for param in part._parameters.values():
-                if param is not None:
-                    inside[param] = inside.get(param, 0) + 1
+        parts = list(module.modules())
+        inside = Counter(param for part in parts for param in own[part])
         if inside and all(holders[param] == count for param, count in inside.items()):
-            yield module
+            found.append(module)
+            inner.update(parts)
+    return found
 
 
 @torch.no_grad()

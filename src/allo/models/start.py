@@ -36,6 +36,7 @@ from allo.models.load import (
     without_weights,
 )
 from allo.models.model_checks import is_ignored
+from allo.models.shards import load_shards
 from allo.models.tokenizer_checks import check_ids_fit
 from allo.recipe import Recipe
 from allo.weights.allowed import Allowed, allowed_by
@@ -164,7 +165,15 @@ def check_values(ref: str | Path) -> str:
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device."""
+    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device; this rank's rows of a sharded one."""
+    if recipe.shards is not None:
+        return load_shards(
+            folder,
+            dtype=dtype or DTYPES[recipe.dtype],
+            num_shards=recipe.shards,
+            device=recipe.device,
+            trust_remote_code=recipe.trust_remote_code,
+        )
     return load_model(
         folder,
         dtype=dtype or DTYPES[recipe.dtype],

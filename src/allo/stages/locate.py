@@ -33,7 +33,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     Ranks share the warm-up's training. All else is rank 0's: gradients summed in another order would select others.
     """
     assert recipe.locate is not None
-    is_shared = criterion_of(recipe.locate.criterion).needs == "warm-up"
+    is_shared = criterion_of(recipe.locate.criterion).needs == "warm-up" or recipe.shards is not None
     return _located(recipe, folder) if is_shared else by_first(lambda: _located(recipe, folder))
 
 
@@ -51,7 +51,7 @@ def _located(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     found, ranks = search.statistics_of(criterion), Ranks.of(model)
     if rank() and ranks.num == 1:
         return {}
-    if found.warmed is not None:
+    if found.warmed is not None and ranks.is_first:
         write_jsonl(folder.warmup / "metrics.jsonl", found.metrics)
         if recipe.reads_warmup:
             _keep_warmup(folder, found.warmed())

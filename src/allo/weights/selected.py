@@ -68,6 +68,7 @@ class SelectedWeights:
             raise UserError(
                 "the mask selects no weight, so nothing would train: make one with a higher density"
             )
+        self.num_trained = total  # of all parts
         self.density = total / max(mask.num_weights, 1)
         self._trainable_before = {param: param.requires_grad for param in model.parameters()}
         touched = {part.param for part in self._parts}
