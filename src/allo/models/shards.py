@@ -6,7 +6,7 @@ in one process's memory.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MethodType
@@ -76,9 +76,9 @@ def load_shards(
     mesh = init_device_mesh(where.type, parts, mesh_dim_names=("copy", "shard"))
     model.name_or_path = str(ref)
     checkpoint = Checkpoint.open(folder)
-    named = names_on_disk(
-        model, checkpoint
-    )  # transformers finds conversions by the class, which sharding changes
+    # Before the model is sharded, which changes its class: by that transformers finds conversions and fills buffers.
+    named = names_on_disk(model, checkpoint)
+    _compute_buffers(model, named, where)
     _shard(model, mesh if parts[0] > 1 else mesh["shard"])
     _fill(model, checkpoint, named, where)
     check_finite(
@@ -152,7 +152,6 @@ def _fill(
             for name, tensor in tensors.items():
                 if id(tensor) in filled:
                     setattr(module, name, filled[id(tensor)])
-    _compute_buffers(model, device)
 
 
 def _with_rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -168,7 +167,6 @@ def _with_rows(tensor: Tensor, rows: Tensor) -> Tensor:
         )
     if isinstance(tensor, nn.Parameter):
         rows = nn.Parameter(rows, requires_grad=tensor.requires_grad)
-    rows._is_hf_initialized = True  # type: ignore[attr-defined]
     return rows
 
 
@@ -191,11 +189,16 @@ def names_on_disk(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, s
     return found
 
 
-def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Give the buffers that no checkpoint stores their values, such as the angles of positions."""
+@torch.no_grad()
+def _compute_buffers(model: PreTrainedModel, named: Collection[str], device: torch.device) -> None:
+    """Give the buffers of a model without values that are not stored under a name their own, such as the angles of positions."""
+    groups = Layout.whole(model).groups
+    read = {name for group in groups if group.stored.keys() <= {*named} for name in group.live}
+    for name, tensor in saved_tensors(model).items():
+        tensor._is_hf_initialized = name in read  # type: ignore[attr-defined]
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
+            if buffer is not None and not getattr(buffer, "_is_hf_initialized", False):
                 module._buffers[name] = torch.empty_like(buffer, device=device)
     with quiet():
         model.initialize_weights()
