@@ -81,8 +81,10 @@ CASES = {
 }
 
 
-def run(case: Case, policy: PreTrainedModel, folder: Path, *, num_ranks: int) -> SelectedTrainer:
-    """Train 13 rows, so that the last step has fewer micro-batches than the others and than ranks."""
+def run(
+    case: Case, policy: PreTrainedModel, folder: Path, *, num_ranks: int, parts: int = 4
+) -> SelectedTrainer:
+    """Train 13 rows in steps of so many parts, so that the last step has fewer of them than the others and than ranks."""
     own = dict(case.own)
     if case.evaluates:
         own["eval_dataset"] = case.data()[9:14]
@@ -97,7 +99,7 @@ def run(case: Case, policy: PreTrainedModel, folder: Path, *, num_ranks: int) ->
         **settings,
         per_device_train_batch_size=2,
         per_device_eval_batch_size=2,
-        gradient_accumulation_steps=4 // num_ranks,
+        gradient_accumulation_steps=parts // num_ranks,
     )
 
 

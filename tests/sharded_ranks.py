@@ -1,5 +1,6 @@
 """Run by torchrun: work on sharded models in these processes; rank 0 writes what came out into the folder in argv."""
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,7 +33,8 @@ from tiny import TOKENIZER, arguments, pairs
 
 
 def load(folder: Path, name: str = "tied") -> Model:
-    return load_shards(folder / name, dtype=torch.float32, device="cpu")
+    shards = int(os.environ.get("SHARDS", "0")) or None
+    return load_shards(folder / name, dtype=torch.float32, device="cpu", num_shards=shards)
 
 
 def whole_weights(policy: Model) -> dict[str, Tensor]:
@@ -42,8 +44,8 @@ def whole_weights(policy: Model) -> dict[str, Tensor]:
 
 def case(folder: Path, name: str) -> None:
     """Train, then write the weights and logs, and the model as `save_model` and a run do."""
-    policy = load(folder, CASES[name].model)
-    trainer = run(CASES[name], policy, folder / name, num_ranks=min(dist.get_world_size(), 2))
+    policy, num = load(folder, CASES[name].model), dist.get_world_size()
+    trainer = run(CASES[name], policy, folder / name, num_ranks=num, parts=3 if num == 3 else 4)
     if name == "improve":
         trainer.save_model(str(folder / "saved"))
         stage = RunFolder(folder / "run")

@@ -82,7 +82,7 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": {"prompts": "p.jsonl"}}, "does not sample: start `vllm serve MODEL`"),
+        ({"data": {"file": "p.jsonl"}}, "does not sample: start `vllm serve MODEL`"),
         ({"improve": {"trainer": "lora"}, "forget": None}, "trains whole models"),
         ({"locate": {"granularity": "row"}}, "single weights are located"),
         ({"score": {"scorer": "implicit"}, "locate": {"criterion": "warmup"}}, "asks other models"),

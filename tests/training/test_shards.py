@@ -1,5 +1,6 @@
 """A sharded model trains like a whole one, to rounding: each rank has its rows, and the selected entries in them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,15 @@ EXACT = 1e-6
 JOBS = ("locate", "ties", "resume")
 
 
-def torchrun(num: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def torchrun(num: int, *arguments: str | Path, shards: int = 0) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
     return subprocess.run(
-        [sys.executable, *launch, *map(str, arguments)], capture_output=True, text=True, timeout=900
+        [sys.executable, *launch, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=os.environ | {"SHARDS": str(shards)},
     )
 
 
@@ -42,15 +48,14 @@ def check(folder: Path, name: str) -> None:
     assert (folder / name).exists(), (folder / "said").read_text()
 
 
-@pytest.mark.invariant("A sharded model trains like a whole one, to rounding.")
-@pytest.mark.parametrize("name", CASES)
-def test_a_sharded_model_ends_like_a_whole_one(name: str, sharded: Path, tmp_path: Path) -> None:
-    check(sharded, f"{name}.safetensors")
+def compare(name: str, folder: Path, own: Path, *, parts: int = 4) -> None:
+    """Repeat a case in this process and compare its logs and weights with those that the ranks wrote."""
+    check(folder, f"{name}.safetensors")
     case = CASES[name]
-    whole = load_model(sharded / case.model, dtype=torch.float32, device="cpu")
-    trainer = run(case, whole, tmp_path, num_ranks=1)
+    whole = load_model(folder / case.model, dtype=torch.float32, device="cpu")
+    trainer = run(case, whole, own, num_ranks=1, parts=parts)
     one = found(trainer, {each: param.detach() for each, param in whole.named_parameters()})
-    two = load_file(sharded / f"{name}.safetensors")
+    two = load_file(folder / f"{name}.safetensors")
     assert one.keys() == two.keys()
     for key in one:
         if key.endswith("loss"):
@@ -62,6 +67,25 @@ def test_a_sharded_model_ends_like_a_whole_one(name: str, sharded: Path, tmp_pat
         torch.testing.assert_close(
             two[key], one[key], rtol=bound, atol=bound, msg=f"{key}: {two[key]} {one[key]}"
         )
+
+
+@pytest.mark.invariant("A sharded model trains like a whole one, to rounding.")
+@pytest.mark.parametrize("name", CASES)
+def test_a_sharded_model_ends_like_a_whole_one(name: str, sharded: Path, tmp_path: Path) -> None:
+    compare(name, sharded, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num", "shards"), [(3, 3), (4, 4), (4, 2)])
+def test_so_it_does_on_more_processes_and_in_two_copies(num: int, shards: int, tmp_path: Path) -> None:
+    save_models(tmp_path)
+    names = ["improve everything", "forget rows", "kto", "evaluated"]
+    done = torchrun(num, SCRIPT, tmp_path, *names, *JOBS, shards=shards)
+    (tmp_path / "said").write_text(done.stderr[-6000:])
+    for name in names:
+        compare(name, tmp_path, tmp_path / f"{name} alone", parts=3 if num == 3 else 4)
+    for job in JOBS:
+        check(tmp_path, job)
 
 
 @pytest.mark.invariant("The delta and the model of a sharded run have its weights, bit for bit.")

@@ -93,6 +93,10 @@ def load_shards(
 
 def _shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Shard each layer, and the rest as one."""
+    # Experts to which no token of a rank goes have no gradient there, and the ranks must agree.
+    agree = getattr(FSDPModule, "set_reduce_scatter_unused_params", None)
+    if agree is None:
+        raise UserError(f"shards: torch {torch.__version__} is too old: install torch 2.13 or newer.")
     try:
         for module in _layers(model):
             fully_shard(module, mesh=mesh)
@@ -101,9 +105,7 @@ def _shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         raise UserError(
             f"{type(model).__name__}: torch cannot shard it ({error}): remove shards, or use another model."
         ) from error
-    assert isinstance(model, FSDPModule)
-    # Experts to which no token of a rank goes have no gradient there, and the ranks must agree.
-    model.set_reduce_scatter_unused_params(True)
+    agree(model, True)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:

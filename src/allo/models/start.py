@@ -36,7 +36,6 @@ from allo.models.load import (
     without_weights,
 )
 from allo.models.model_checks import is_ignored
-from allo.models.shards import load_shards
 from allo.models.tokenizer_checks import check_ids_fit
 from allo.recipe import Recipe
 from allo.weights.allowed import Allowed, allowed_by
@@ -167,6 +166,8 @@ def check_values(ref: str | Path) -> str:
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device; this rank's rows of a sharded one."""
     if recipe.shards is not None:
+        from allo.models.shards import load_shards  # torch's part of it takes time, and few runs need it
+
         return load_shards(
             folder,
             dtype=dtype or DTYPES[recipe.dtype],
