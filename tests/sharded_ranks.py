@@ -12,11 +12,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
+import allo
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder
-from allo.models.load import Model
+from allo.models.collate import pad
+from allo.models.load import Model, check_whole, load_model
+from allo.models.policy import completion_distributions, measured_token_logps, per_token_logps
 from allo.models.shards import load_shards
 from allo.models.start import write_start
 from allo.training.checkpointing import last_sound_checkpoint
@@ -71,6 +75,23 @@ def locates(folder: Path) -> None:
             mask.save(folder / f"{criterion}-mask.safetensors")
         after = whole_weights(policy)
         assert all(torch.equal(before[name], after[name]) for name in before), criterion
+
+
+def reads(folder: Path) -> None:
+    """Compare what a sharded model says with a whole one: scores, log-probs, distributions, also in inference mode."""
+    policy, whole = load(folder), load_model(folder / "tied", dtype=torch.float32, device="cpu")
+    rows = [{"prompt": pair["prompt"], "completion": pair["rejected"]} for pair in pairs()]
+    ours, theirs = (allo.score(model, rows, TOKENIZER, scorer="confidence") for model in (policy, whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)
+    batch = pad([([3, 4, 5], [6, 7]), ([8], [9, 10, 11])], pad_id=TOKENIZER.pad_token_id)
+    for read in (per_token_logps, measured_token_logps, completion_distributions):
+        with torch.inference_mode():
+            found, expected = read(policy, batch), read(whole, batch)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    per_token_logps(policy, batch).sum().backward()  # what was gathered in inference mode can still learn
+    with pytest.raises(UserError, match="FSDP1, ZeRO-3, tensor parallel"):
+        check_whole(fully_shard(whole))
 
 
 def ties(folder: Path) -> None:
@@ -158,7 +179,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-JOBS: dict[str, Callable[[Path], None]] = {"locate": locates, "ties": ties, "resume": resumes}
+JOBS: dict[str, Callable[[Path], None]] = {"locate": locates, "reads": reads, "ties": ties, "resume": resumes}
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "sharded_ranks.py"
 # Measured 6e-8 to 2e-7. AdamW divides gradients near zero by themselves; 8-bit moments and bf16 gradients round more.
 LOSS, WEIGHTS = {"lean": 1e-4}, {"improve": 5e-6, "lean": 2e-3}
 EXACT = 1e-6
-JOBS = ("locate", "ties", "resume")
+JOBS = ("locate", "reads", "ties", "resume")
 
 
 def torchrun(num: int, *arguments: str | Path, shards: int = 0) -> subprocess.CompletedProcess[str]:
@@ -117,5 +117,5 @@ def test_the_same_weights_are_located(criterion: str, sharded: Path, tmp_path: P
 
 @pytest.mark.parametrize("job", JOBS)
 def test_the_ranks_agree(job: str, sharded: Path) -> None:
-    """The checks are in `sharded_ranks.py`: ties in every bit, and resuming after a kill and after damage."""
+    """The checks are in `sharded_ranks.py`: reading, ties in every bit, and resuming after a kill and after damage."""
     check(sharded, job)

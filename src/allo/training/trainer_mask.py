@@ -64,7 +64,7 @@ def trainer_mask(
             raise UserError(
                 f"mask: {str(mask)!r} is neither a file nor a criterion; the criteria are {', '.join(CRITERIA)}."
             )
-        return ParamMask.load(Path(mask).expanduser(), density=density)
+        return own_mask(Path(mask).expanduser(), model, density=density)
     if isinstance(mask, int | float) and density is not None:
         raise UserError(f"density: the mask is given as a density, {mask:g}. Remove `density`.")
     criterion = mask if isinstance(mask, str) else DEFAULTS.criterion

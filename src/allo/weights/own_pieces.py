@@ -64,8 +64,8 @@ def full_mask(layout: Layout, *, among: Collection[str]) -> ParamMask:
     return ParamMask(indices, shapes=layout.shapes, metadata={"criterion": "full", "density": "1.0"})
 
 
-def own_mask(path: str | Path, model: nn.Module) -> ParamMask:
-    """Read a mask, of a sharded model those entries alone that are in this rank's rows.
+def own_mask(path: str | Path, model: nn.Module, *, density: float | None = None) -> ParamMask:
+    """Read a mask as `ParamMask.load` does, for a sharded model those entries alone that are in this rank's rows.
 
     A tensor that is converted when it is loaded keeps all: its entries on disk are no interval of its rows.
     """
@@ -82,7 +82,7 @@ def own_mask(path: str | Path, model: nn.Module) -> ParamMask:
             return indices
         return within(indices, intervals[name]) + intervals[name][0]  # without the memory of the others
 
-    return ParamMask.load(path, keep=keep if Ranks.of(model).num > 1 else None)
+    return ParamMask.load(path, density=density, keep=keep if Ranks.of(model).num > 1 else None)
 
 
 def model_fingerprint(model: nn.Module) -> str:
