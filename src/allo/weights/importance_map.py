@@ -61,6 +61,7 @@ class ImportanceMap:
         for name, where, piece in with_starts(tensors()):
             if name not in indices:
                 continue
+            own: Tensor | slice
             if isinstance(where, Tensor):
                 own, inside = (found.nonzero().squeeze(1) for found in _both(indices[name], where))
             else:

@@ -310,7 +310,7 @@ def with_starts(
                 parts = zip(indices.split(PIECE), scores.split(PIECE), strict=True)
                 yield from ((name, part, piece) for part, piece in parts)
                 continue
-            case [first]:
+            case [int(first)]:
                 start = first
             case _ if name != current:
                 assert name not in seen, f"tensor {name} comes twice"

@@ -37,7 +37,8 @@ def own_interval(tensor: Tensor) -> Interval:
     """Return the interval of the flat indices that this rank's rows have in the whole tensor."""
     if not is_shard(tensor):
         return 0, tensor.numel()
-    mesh = tensor.device_mesh
+    shard: Any = tensor
+    mesh = shard.device_mesh
     return interval_of(tuple(tensor.shape), mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))
 
 
@@ -69,6 +70,7 @@ class Ranks:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Ranks":
+        param: Any
         for param in model.parameters():
             if is_shard(param):
                 mesh = param.device_mesh

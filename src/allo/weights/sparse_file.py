@@ -223,7 +223,7 @@ def _content(
     for key in sorted(keys - {f"{name}.{part}" for name in shapes for part in columns}):
         raise UserError(f"{path}: unexpected tensor {key}, which the header's shapes do not name")
     content = SparseFile(shapes=shapes, indices={}, column={}, header=header)
-    found: dict[str, str] = {}
+    read_digests: dict[str, str] = {}
     for name in _present(path, shapes, keys, columns):
         stored = get(f"{name}.{part}")
         content.indices[name] = _unpacked(path, name, stored, shapes[name]) if part == "gaps" else stored
@@ -232,13 +232,13 @@ def _content(
             content.column[name] = get(f"{name}.{column}")
             if content.column[name].shape != content.indices[name].shape:
                 raise UserError(f"{path}: {name}.{column} and {name}.{part} differ in length")
-        found |= _digests_of(name, content.indices, content.column)
+        read_digests |= _digests_of(name, content.indices, content.column)
         if keep is not None:
             assert not column
             content.indices[name] = keep(name, content.indices[name])
     if promised is None and schema in _WITHOUT_DIGEST:
         say(f"{path} has no digest, as in older versions of allo: damage to its content cannot be detected")
-    elif promised != _digest(whole, found):
+    elif promised != _digest(whole, read_digests):
         raise UserError(
             f"{path}: its content does not match the digest in its header: the file is damaged. Write it again, "
             "or remove it and download it again"
