@@ -132,13 +132,15 @@ def ties(folder: Path) -> None:
 def resumes(folder: Path) -> None:
     """Compare a resumed run with one left alone, after each kind of loss."""
 
+    num = dist.get_world_size()
+
     def improver(place: str, *callbacks: TrainerCallback) -> ImproveTrainer:
         policy = load(folder)
-        args = arguments(folder / place, gradient_accumulation_steps=1, save_strategy="steps", save_steps=2)
+        sizes = {"per_device_train_batch_size": 4 // num, "gradient_accumulation_steps": 1}
+        args = arguments(folder / place, save_strategy="steps", save_steps=2, **sizes)
         rows = pairs()[:13]
         return ImproveTrainer(policy, args, rows, TOKENIZER, mask=every_third(policy), callbacks=[*callbacks])
 
-    num = dist.get_world_size()
     alone = improver("alone")
     rows, expected = train(alone), whole_weights(alone.model)
     for kind, stop in {"killed": 3, "damaged": 5}.items():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -51,8 +51,8 @@ IN_FORWARD = "in_forward"
 """A sharded model's method that runs a function of the model as its forward pass (`models.shards`)."""
 
 # The names under which stages pass these on.
-Model = PreTrainedModel
-Tokenizer = PreTrainedTokenizerBase
+Model: TypeAlias = PreTrainedModel
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 # transformers raises these with a message for the user; other errors are shown with their class.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +26,22 @@ Given = ParamSpec("Given")
 Computed = TypeVar("Computed")
 
 
-def in_forward(
-    function: Callable[Concatenate[PreTrainedModel, Given], Computed],
-) -> Callable[Concatenate[PreTrainedModel, Given], Computed]:
-    """Let a function of a model run as if it were the model's own forward pass; it calls no other such function.
+def in_forward(function: Callable[Given, Computed]) -> Callable[Given, Computed]:
+    """Let a function of a model, its first argument, run as if it were the model's own forward pass; it calls no other such.
 
     A sharded model (`models.shards`) has a method for it, which gathers the weights outside its layers, such as the
     vocabulary head.
     """
 
     @wraps(function)
-    def run(model: PreTrainedModel, *args: Given.args, **kwargs: Given.kwargs) -> Computed:
-        run_there: Callable[..., Computed] | None = getattr(model, IN_FORWARD, None)
-        if run_there is None:
-            return function(model, *args, **kwargs)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Computed:
+        as_forward: Callable[..., Computed] | None = getattr(args[0], IN_FORWARD, None)
+        if as_forward is None:
+            return function(*args, **kwargs)
         # Weights that are gathered in inference mode could not train later.
         learns = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(learns):
-            return run_there(function, *args, **kwargs)
+            return as_forward(function, *args[1:], **kwargs)
 
     return run
 

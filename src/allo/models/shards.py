@@ -182,7 +182,7 @@ def names_on_disk(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, s
     for name, param in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(param), []).append(name)
     aliases = {name: names for names in holders.values() for name in names}
-    found = {}
+    found: dict[str, str] = {}
     for group in Layout.whole(model).groups:
         for stored in group.stored:
             others = [] if not group.renames else aliases.get(min(group.live), [])

@@ -96,7 +96,7 @@ class DpoPasses:
         batches = self._micro_batches(self.rows)
         if of_pairs:
             batches = [[row] for row in self.rows]
-        own = [(rows, 1) for rows in batches]
+        own: list[tuple[Sequence[Row], int]] = [(rows, 1) for rows in batches]
         if self._is_sharded and not of_pairs:
             # The gradient is the mean over ranks. All of them pass each single pair, whose square is no sum.
             own = [(rows, num_ranks()) for rows in own_share(batches)]

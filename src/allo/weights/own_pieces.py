@@ -1,7 +1,7 @@
 """The entries of a checkpoint that this process's rows of a model hold, whether the model is sharded, converted or neither."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ def pieces(layout: Layout, group: Group, tensors: Mapping[str, Tensor]) -> Itera
     for stored, positions in layout.positions(group).items():
         flat, before = positions.reshape(-1), 0
         for live, shape in group.live.items():
-            first, last = (before + end for end in own_interval(tensors[live]))
+            start, stop = own_interval(tensors[live])
+            first, last = before + start, before + stop
             indices = ((flat >= first) & (flat < last)).nonzero().squeeze(1)
             if len(indices):
                 yield Piece(stored, live, indices, flat[indices].long() - first)
@@ -128,17 +129,19 @@ def beside(
             if layout.asked is None or piece.stored in layout.asked:
                 found.setdefault(piece.stored, []).append(piece)
         for name, parts in found.items():
-            both = [
-                torch.cat([rows[each.live].detach().reshape(-1)[each.places] for each in parts])
-                if len(parts) > 1
-                else rows[parts[0].live].detach().reshape(-1)[parts[0].places]
-                for rows in (weights, statistics)
-            ]
-            if isinstance(parts[0].indices, range):
-                yield name, parts[0].indices[0], *both
+            theta, statistic = (_joined(rows, parts) for rows in (weights, statistics))
+            if isinstance(first := parts[0].indices, range):
+                yield name, first[0], theta, statistic
                 continue
-            indices, order = torch.cat([each.indices for each in parts]).sort()
-            yield name, indices.int(), *(each[order.to(each.device)] for each in both)
+            indices, order = torch.cat([torch.as_tensor(each.indices) for each in parts]).sort()
+            order = order.to(theta.device)
+            yield name, indices.int(), theta[order], statistic[order.to(statistic.device)]
+
+
+def _joined(rows: ByName, parts: Sequence[Piece]) -> Tensor:
+    """Return the entries of a tensor on disk that several pieces hold, flat; of a single one without copying a stretch."""
+    found = [rows[each.live].detach().reshape(-1)[each.places] for each in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 @dataclass(frozen=True)
