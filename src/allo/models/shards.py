@@ -140,15 +140,16 @@ def _fill(
 ) -> None:
     """Give a sharded model without values its rows, and its buffers; `named`: as in the checkpoint."""
     layout, live = Layout.whole(model), saved_tensors(model)
-    filled: dict[int, Tensor] = {}
-    for group in layout.groups:
-        if not named.keys() >= group.stored.keys():
-            continue  # buffers that the model computes: `check_folder` has looked for weights
-        rows = {name: torch.empty_like(own_rows(live[name]), device=device) for name in group.live}
+    # Others are buffers that the model computes: `check_folder` has looked for weights.
+    groups = [group for group in layout.groups if named.keys() >= group.stored.keys()]
+    names = [name for group in groups for name in group.live]
+    # All before anything is read: between pieces that are freed again, they would pin the heap.
+    rows = {name: torch.empty_like(own_rows(live[name]), device=device) for name in names}
+    for group in groups:
         for piece in pieces(layout, group, live):
             for _, places, values in stored_entries(checkpoint, piece, name=named[piece.stored]):
                 rows[piece.live].view(-1)[places] = values.to(device, rows[piece.live].dtype)
-        filled |= {id(live[name]): _with_rows(live[name], own) for name, own in rows.items()}
+    filled = {id(live[name]): _with_rows(live[name], own) for name, own in rows.items()}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():

@@ -45,13 +45,13 @@ def pieces(layout: Layout, group: Group, tensors: Mapping[str, Tensor]) -> Itera
         return
     for stored, positions in layout.positions(group).items():
         flat, before = positions.reshape(-1), 0
-        for live, shape in group.live.items():
+        for live in group.live:
             start, stop = own_interval(tensors[live])
             first, last = before + start, before + stop
             indices = ((flat >= first) & (flat < last)).nonzero().squeeze(1)
             if len(indices):
                 yield Piece(stored, live, indices, flat[indices].long() - first)
-            before += math.prod(shape)
+            before += tensors[live].numel()
 
 
 def full_mask(layout: Layout, *, among: Collection[str]) -> ParamMask:
