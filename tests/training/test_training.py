@@ -62,7 +62,7 @@ def test_what_allo_sets_is_not_the_blocks_to_set(tmp_path: Path) -> None:
         ({"bf16": True}, r"^test\.training\.bf16: mixed precision"),
         ({"bf16_full_eval": True}, r"^test\.training\.bf16_full_eval: evaluation would round"),
         ({"fp16_full_eval": True}, r"^test\.training\.fp16_full_eval: evaluation would round"),
-        ({"fsdp": "full_shard"}, r"^test\.training\.fsdp: sharded parameters"),
+        ({"fsdp": "full_shard"}, r"^test\.training\.fsdp: FSDP1, ZeRO-3 and tensor parallel are not used"),
         ({"auto_find_batch_size": True}, r"^test\.training\.auto_find_batch_size: .*Lower per_device"),
         ({"save_only_model": True}, r"^test\.training\.save_only_model: .*optimizer"),
         ({"neftune_noise_alpha": 5}, r"^test\.training\.neftune_noise_alpha: policy and reference"),

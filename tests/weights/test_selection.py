@@ -262,7 +262,7 @@ def test_a_fair_sample_needs_one_pass_and_sets_little_aside(
     if scale == "by row":
         scores *= (torch.randn(2000, 1, generator=generator) / 2).exp()
     passes, aside = 0, []
-    divide = selection._divide
+    divide = selection.divide
 
     def counted(*arguments: object) -> object:
         found = divide(*arguments)  # type: ignore[arg-type]
@@ -274,7 +274,7 @@ def test_a_fair_sample_needs_one_pass_and_sets_little_aside(
         passes += 1
         return [("w", scores)]
 
-    monkeypatch.setattr(selection, "_divide", counted)
+    monkeypatch.setattr(selection, "divide", counted)
     pages = scores.reshape(-1, 256)[25::50]
     k = round(density * scores.numel())
     result = select_sampled(tensors, sample=[pages], num_entries=scores.numel(), k=k)

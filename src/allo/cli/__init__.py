@@ -62,7 +62,11 @@ def run_recipe(
     read = load_recipe(recipe, overrides)
     folder = run_all(read, until=until, force=force, tokens=count_tokens)
     say(f"the run is in {folder.path}")
-    if until is None:
+    if read.shards is not None:
+        say(
+            f"nothing was evaluated: a sharded model does not sample. Serve its result and ask that: vllm serve {folder.model}"
+        )
+    elif until is None:
         from allo.cli.result import show_result
 
         show_result(read, folder)

@@ -164,7 +164,17 @@ def check_values(ref: str | Path) -> str:
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device."""
+    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device; this rank's rows of a sharded one."""
+    if recipe.shards is not None:
+        from allo.models.shards import load_shards  # torch's part of it takes time, and few runs need it
+
+        return load_shards(
+            folder,
+            dtype=dtype or DTYPES[recipe.dtype],
+            num_shards=recipe.shards,
+            device=recipe.device,
+            trust_remote_code=recipe.trust_remote_code,
+        )
     return load_model(
         folder,
         dtype=dtype or DTYPES[recipe.dtype],

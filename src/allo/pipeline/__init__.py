@@ -95,6 +95,9 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "score": recipe.forget is None,
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
+        # A sharded model does not sample; a server of the result does.
+        "evaluate": recipe.shards is not None,
+        "report": recipe.shards is not None,
     }
     kept = [stage for stage in STAGES if not left_out.get(stage.name)]
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
@@ -189,6 +192,11 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         raise UserError(
             f"WORLD_SIZE is {launched_ranks()}: a recipe runs in one process of a script. On several, start the command: "
             "`torchrun -m allo run RECIPE`, or `allo run RECIPE --processes N`."
+        )
+    if recipe.shards is not None and launched_ranks() % recipe.shards:
+        raise UserError(
+            f"shards is {recipe.shards}, and there {'is one process' if launched_ranks() == 1 else f'are {launched_ranks()}'}: "
+            f"start the command by `allo run RECIPE --processes {recipe.shards}`, or a multiple of it."
         )
     with contextlib.ExitStack() as stack:
         try:

@@ -55,7 +55,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
         lines = Batches(folder.token_scores, len(batches), suffix=f".{place}.part")
         if lines.left:
-            lines.fill(partial(_scored, name, scorer, batches, recipe, folder), f"score {name}")
+            make = partial(_scored, name, scorer, batches, recipe, folder)
+            lines.fill(make, f"score {name}", together=recipe.shards is not None)
         raw[name] = [row["scores"] for batch in lines.rows() for row in batch]
         parts.append(lines)
     if rank():

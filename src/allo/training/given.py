@@ -115,6 +115,11 @@ def _whole_model(model: object) -> PreTrainedModel:
     """Return a model of transformers. Raises `UserError` for anything else, such as a model inside a PEFT adapter."""
     if isinstance(model, PreTrainedModel):
         return model
+    if hasattr(model, "module") or type(model).__name__ == "FullyShardedDataParallel":
+        raise UserError(
+            f"model is a {type(model).__name__}: give the model inside of it. One that no GPU holds is loaded by "
+            "allo.load_shards, under torchrun, or by `shards` in a recipe."
+        )
     advice = "merge its adapter (merge_and_unload) and give" if hasattr(model, "peft_config") else "give"
     raise UserError(
         f"model is a {type(model).__name__}: {advice} a causal language model of transformers, its folder or hub id."
