@@ -1,5 +1,6 @@
 """docs/scaling.md: its numbers are the planner's, and each way to start several machines is read by a checker."""
 
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from torch.distributed.run import get_args_parser
 
 import pages
 import render_scaling
+from allo.weights import selection
 
 PAGE = "docs/scaling.md"
 TORCHRUN = re.compile(r"torchrun (.*)")
@@ -151,3 +153,21 @@ def test_every_example_stands_on_the_page_with_its_command() -> None:
 def test_an_examples_numbers_are_the_planners(name: str) -> None:
     text = Path(render_scaling.PAGE).read_text(encoding="utf-8")
     assert render_scaling.page(text, [name]) == text, "run python scripts/render_scaling.py"
+
+
+def test_small_messages_are_as_large_as_the_page_says() -> None:
+    """512 processes: a broadcast is a tree, a sum goes twice around a ring."""
+    latency, bandwidth, ranks = 20e-6, 50e9, 512
+    text = (pages.ROOT / PAGE).read_text(encoding="utf-8")
+    hops, steps = (ranks - 1).bit_length(), 2 * (ranks - 1)
+    numbers = len(json.dumps(list(range(10**6))))
+    passes, counts = -(-63 // selection._DIGIT), 8 * selection._BINS
+    for name, size, seconds in (
+        ("rank 0's decision", 1e3, hops * (latency + 1e3 / bandwidth)),
+        ("the numbers of a million finished batches", numbers, hops * (latency + numbers / bandwidth)),
+        ("choosing exactly k weights", passes * counts, passes * (steps * latency + 2 * counts / bandwidth)),
+    ):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {name}"))
+        shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+        time = f"{1e3 * seconds:.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.1f} ms"
+        assert f"| {shown} |" in row and row.endswith(f"= {time} |"), (row, shown, time)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from test_plan import SMALL, checkpoint, recipe, write
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
 import tiny
@@ -23,6 +23,8 @@ from allo.plan.machine import Machine
 from allo.plan.memory import Plan, StagePlan, Step
 from allo.plan.several import RANK, Geometry, Way, share, ways
 from allo.plan.several_table import show_steps
+from benchmarks.plan import several_planned_and_measured
+from benchmarks.record import read
 from tiny_families import config_of
 
 __all__ = ["checkpoint"]
@@ -258,3 +260,20 @@ def test_every_line_of_a_large_step_fits_80_columns(capsys: pytest.CaptureFixtur
     show_steps(Plan((stage, STAGE), limit=10**9), GEOMETRY, Machine(512, 64, flops=1e9, network=1e6))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
+
+
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "plan-ranks-cpu.json"
+
+
+def test_plans_are_within_15_percent_of_peaks_measured_on_2_and_4_processes(tmp_path: Path) -> None:
+    """The record's peaks, and today's plans."""
+    rows = read(RECORD)
+    assert {(row["way"], row["processes"]) for row in rows} >= {
+        (way, processes) for way in ("copies", "FSDP2") for processes in (2, 4)
+    }
+    for name, sizes in several_planned_and_measured.MODELS.items():
+        LlamaConfig(**sizes, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / name)
+    for row in rows:
+        asked = several_planned_and_measured.asked(tmp_path / row["model"])
+        planned = several_planned_and_measured.planned(asked, row["way"], row["processes"])
+        assert planned == pytest.approx(row["measured, bytes"], rel=0.15), row
