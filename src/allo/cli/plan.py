@@ -14,6 +14,22 @@ from allo.recipe import Recipe, load_recipe, read_recipe
 from allo.recipe.starting import start_text
 from allo.tasks.sources import Sources
 
+Gpu = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
+]
+Teraflops = Annotated[
+    float, typer.Option("--tflops", min=0.001, help="TFLOP/s that a GPU reaches in training.")
+]
+Link = Annotated[float, typer.Option(min=0.001, help="GB/s that a GPU sends to another in its node.")]
+Network = Annotated[float, typer.Option(min=0.001, help="GB/s that a GPU sends to another node.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--tokens-per-second", min=0.001, help="Tokens that training reads a second: estimate the time."
+    ),
+]
+
 
 def plan_command(
     recipe: Annotated[
@@ -29,25 +45,13 @@ def plan_command(
         str | None,
         typer.Option(metavar="SIZE", help="No model yet, but its size, such as 8B: a typical Llama."),
     ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
-    ] = None,
+    gpu: Gpu = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, of all nodes together.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the GPUs are in.")] = 1,
-    teraflops: Annotated[
-        float, typer.Option("--tflops", min=0.001, help="TFLOP/s that a GPU reaches in training.")
-    ] = 400,
-    link: Annotated[
-        float, typer.Option(min=0.001, help="GB/s that a GPU sends to another in its node.")
-    ] = 300,
-    network: Annotated[float, typer.Option(min=0.001, help="GB/s that a GPU sends to another node.")] = 50,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--tokens-per-second", min=0.001, help="Tokens that training reads a second: estimate the time."
-        ),
-    ] = None,
+    teraflops: Teraflops = 400,
+    link: Link = 300,
+    network: Network = 50,
+    rate: Rate = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Print how much memory each stage takes, and how long it takes; no weights are read."""

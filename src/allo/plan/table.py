@@ -66,7 +66,7 @@ def explanation(plan: Plan, *, gpus: int) -> str:
         lines += ["", "This is for one GPU. A step on several follows below."]
     for stage in plan.stages:
         if not plan.fits(stage):
-            lines += ["", *_advice(plan, stage)]
+            lines += ["", *_advice(plan, stage, where=" on one GPU" if gpus > 1 else "")]
     if plan.unplanned:
         lines += ["", *(f"Not planned: {stage}, {why}." for stage, why in plan.unplanned.items())]
     elif plan.limit is not None and all(map(plan.fits, plan.stages)):
@@ -74,14 +74,14 @@ def explanation(plan: Plan, *, gpus: int) -> str:
     return "\n".join(wrapped(line, indent=" " * 15 if line.startswith("  ") else "") for line in lines)
 
 
-def _advice(plan: Plan, stage: StagePlan) -> list[str]:
+def _advice(plan: Plan, stage: StagePlan, *, where: str) -> list[str]:
     assert plan.limit is not None
     advised = plan.advice[stage.stage]
     limit = gigabytes(plan.limit)
     if advised.plan is None:
-        return [f"{stage.stage} does not fit into {limit} GB under any setting that allo knows."]
+        return [f"{stage.stage} does not fit into {limit} GB{where} under any setting that allo knows."]
     return [
-        f"{stage.stage} fits into {limit} GB, with {gigabytes(advised.plan.total)} GB, under",
+        f"{stage.stage} fits into {limit} GB{where}, with {gigabytes(advised.plan.total)} GB, under",
         *(f"  --set {key}={json.dumps(value)}" for key, value in advised.settings.items()),
     ]
 
