@@ -4,6 +4,7 @@ from allo.delta.file import Delta, DeltaInfo, info, noted_dtypes, read_delta, wr
 from allo.delta.hub import fetch, push, push_files
 from allo.delta.merging import MergeInfo, merge
 from allo.delta.patch import apply, apply_to_model, extract, patch_of
+from allo.delta.serving import export_patch
 from allo.delta.shira import ShiraInfo, export_shira
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ShiraInfo",
     "apply",
     "apply_to_model",
+    "export_patch",
     "export_shira",
     "extract",
     "fetch",
