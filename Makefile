@@ -64,10 +64,11 @@ mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see w
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m benchmarks.mutants.run --max-children 2
 
-invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers, and the tables of docs/diagnosis.md
+invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers, and the tables of docs/diagnosis.md and docs/scaling.md
 	$(BIN)/python scripts/render_invariants.py
 	$(BIN)/python scripts/render_diagnoses.py
 	$(BIN)/python scripts/render_migrating.py
+	$(BIN)/python scripts/render_scaling.py
 
 tables: $(STAMP)  ## write the tables of README.md and docs from benchmarks/results
 	$(BIN)/python scripts/render_tables.py

@@ -39,7 +39,14 @@ NAVIGATION = {
             [
                 *("docs/runs", "docs/checking", "docs/diagnosis", "docs/models", "docs/sampling"),
                 *("docs/judging", "docs/evaluating", "docs/masks-and-deltas", "docs/library"),
-                *("docs/migrating", "docs/extending", "docs/rewriter", "docs/performance", "docs/api"),
+                *(
+                    "docs/migrating",
+                    "docs/extending",
+                    "docs/rewriter",
+                    "docs/performance",
+                    "docs/scaling",
+                    "docs/api",
+                ),
             ],
         ),
         ("Results", ["docs/what-helps", "benchmarks/RESULTS"]),

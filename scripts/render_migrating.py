@@ -56,7 +56,7 @@ from the tables that do so, for TRL {TRL}: `python scripts/render_migrating.py`.
 
 """
 HONOURED = {
-    "model": "a model, or its folder or hub id: then in bfloat16 if `bf16` is on, otherwise in float32",
+    "model": "a model, or its folder, hub id or GGUF file: then in bfloat16 if `bf16` is on, otherwise in float32",
     "args": "`DPOConfig` or `TrainingArguments`; None: those of a recipe, which are reported",
     "train_dataset": "rows in any form of [data.md](data.md)",
     "eval_dataset": "rows, or a dict of them: metrics of each under `eval_<name>_`",

@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from model_folders import copy_of, plain
 settings.register_profile(
     "mutants", derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate)
 )
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that collection made from garbage collection: accelerate collects whenever a training begins."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

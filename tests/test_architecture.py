@@ -113,7 +113,7 @@ HOUSE = {
     ),
     "__main__": Room({"cli"}),
     # The public names, imported when first used.
-    "__init__": Room({"lazy", "recipe", "weights", "delta", "training", "tokens", "pipeline"}),
+    "__init__": Room({"lazy", "recipe", "weights", "delta", "models", "training", "tokens", "pipeline"}),
 }
 
 # Nothing here may run code that comes from a file.

@@ -29,6 +29,7 @@ RUN_BY = {
     "docs/rewriter.md": "tests/test_rewriter_docs.py",
     "docs/runs.md": "tests/test_readme.py",
     "docs/sampling.md": "tests/test_pages.py",
+    "docs/scaling.md": "tests/test_scaling.py",
     "docs/settings.md": "tests/test_first_pages.py",
     "docs/start.md": "tests/test_first_pages.py",
 }

@@ -27,7 +27,7 @@ PUBLIC = {
             "SelectedWeights",
             "__version__",
         ),
-        *("apply_delta", "load_recipe", "locate", "run", "score"),
+        *("apply_delta", "load_recipe", "load_shards", "locate", "run", "score"),
     },
     "allo.losses": {
         *("AnswerSums", "LossFunction", "PairLogps", "PairSums", "TokenLogps"),

@@ -5,42 +5,20 @@ runs the README's other commands.
 """
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands import run_allo
 from pages import ROOT, blocks
 
 # Executed in this order: what a page makes, the next may use.
 GUIDES = ("docs/masks-and-deltas.md", "README.md", "docs/library.md", "docs/runs.md")
 BLOCKS = [block for page in GUIDES for block in blocks(page) if block.is_run]
 
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-SECONDS = 120
-
 # Cheap enough to be run here.
 EXECUTED = {"schema", "mask", "delta"}
-
-
-def allo(arguments: list[str], *, folder: Path) -> str:
-    """Runs the command as a person would; returns what it prints."""
-    plain = {key: value for key, value in os.environ.items() if key not in {"FORCE_COLOR", "GITHUB_ACTIONS"}}
-    run = subprocess.run(
-        [sys.executable, "-m", "allo", *arguments],
-        cwd=folder,
-        env=plain | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert run.returncode == 0, f"allo {shlex.join(arguments)} (in a guide):\n{run.stdout}{run.stderr}"
-    return ANSI.sub("", run.stdout)
 
 
 def test_recipes_shown_are_valid(tmp_path: Path) -> None:
@@ -118,16 +96,16 @@ def provided() -> dict[str, Any]:
     return {"batches": batches, "my_loss": my_loss, "pairs": pairs, "wrong_rows": wrong_rows}
 
 
-def run_document(folder: Path, namespace: dict[str, Any]) -> None:
-    """Everything that is cheap, in the order of the document."""
+def run_document(namespace: dict[str, Any]) -> None:
+    """Execute everything that is cheap, in the order of the document."""
     for block in BLOCKS:
         if block.language == "python":
             source = "\n" * block.line + block.text  # a traceback's line numbers are those of the page
             exec(compile(source, str(ROOT / block.page), "exec"), namespace)
-        elif block.language == "bash":
+        elif block.language == "bash" and block.file is None:  # a script has a test of its own
             for words in block.commands:
                 if words[0] == "allo" and words[1] in EXECUTED:
-                    allo(words[1:], folder=folder)
+                    assert run_allo(*words[1:]) == 0, words
 
 
 # The Trainer pins memory by default, and torch says so where there is no GPU to pin it for.
@@ -141,7 +119,7 @@ def test_document_runs_and_does_what_it_says(tmp_path: Path, monkeypatch: pytest
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     namespace = provided()
-    run_document(tmp_path, namespace)
+    run_document(namespace)
 
     tuned, again = (load_file(tmp_path / name / "model.safetensors") for name in ("tuned", "again"))
     assert tuned.keys() == again.keys()

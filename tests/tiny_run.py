@@ -25,7 +25,7 @@ _SETTINGS: dict[str, Any] = {
     },
     "sample.num_generations": 4,
     "sample.max_new_tokens": 40,
-    "sample.batch_size": 4,
+    "sample.batch_size": 16,
     "score.batch_size": 8,
     **{f"locate.training.{key}": value for key, value in _STEPS.items()},
     **{f"forget.training.{key}": value for key, value in _STEPS.items()},
@@ -33,9 +33,12 @@ _SETTINGS: dict[str, Any] = {
     "evaluate.sets": {"test": {"task": "planted_flaws", "split": "test", "limit": 8}},
     "evaluate.num_generations": 2,
     "evaluate.max_new_tokens": 40,
-    "evaluate.batch_size": 2,
+    "evaluate.batch_size": 8,
     "evaluate.kl": {"task": "planted_flaws", "split": "unrelated", "limit": 4},
 }
+
+# Sampling and evaluation in several batches, so that a kill can fall between two of them.
+IN_BATCHES = ("sample.batch_size=4", "evaluate.batch_size=2")
 
 # Equal runs differ in these alone: what the clock and the machine say, where the run lies, and what is
 # remembered about files of that place. Their content that must be equal is compared in `contents`.
@@ -49,6 +52,20 @@ def overrides(out: Path, *more: str) -> list[str]:
 
 def tiny(out: Path, *more: str) -> Recipe:
     return load_recipe(RECIPE, overrides(out, *more))
+
+
+def steps(batch: int, accumulation: int = 1, **more: Any) -> dict[str, Any]:
+    """Return a stage's block with these training arguments."""
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    return {"training": sizes | more}
+
+
+def write_recipe(folder: Path, **blocks: Any) -> Path:
+    """Write the recipe of a user on the laboratory's model, `recipe.yaml`, with these blocks; return its path."""
+    head = {"name": "mine", "model": str(LAB), "device": "cpu", "dtype": "float32", "max_length": 128}
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(head | blocks))
+    return path
 
 
 def arguments(verb: str, out: Path, *more: str) -> list[str]:

@@ -23,7 +23,7 @@ import allo
 from allo.files.provenance import resident_bytes
 from allo.files.records import Wrong
 from allo.models.load import load_model, read_config
-from allo.models.rehearsal import one_word_tokenizer
+from allo.models.rehearsal import one_word_tokenizer, other_word
 from allo.models.start import DTYPES
 from allo.models.tokenization import Tokenized
 from allo.plan import plan_stage
@@ -158,7 +158,11 @@ def do_stage(recipe: Recipe, stage: str, model: Any, folder: Path, *, rows: int 
         train(ForgetTrainer(model, arguments, texts, tokenizer, **options))
     else:
         pairs = [
-            {"prompt": text["prompt"], "chosen": text["completion"], "rejected": text["completion"]}
+            {
+                "prompt": text["prompt"],
+                "chosen": text["completion"],
+                "rejected": other_word(text["completion"]),
+            }
             for text in texts
         ]
         train(ImproveTrainer(model, arguments, pairs, tokenizer, **options))

@@ -11,6 +11,7 @@ from allo.lazy import names_of
 
 if TYPE_CHECKING:
     from allo.delta.patch import apply as apply_delta
+    from allo.models.shards import load_shards
     from allo.pipeline import run_all as run
     from allo.recipe import load_recipe
     from allo.tokens.scoring import score
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "apply_delta",
     "load_recipe",
+    "load_shards",
     "locate",
     "run",
     "score",
@@ -45,6 +47,7 @@ __getattr__, __dir__ = names_of(
         "SelectedWeights": "allo.weights.selected:SelectedWeights",
         "apply_delta": "allo.delta.patch:apply",
         "load_recipe": "allo.recipe:load_recipe",
+        "load_shards": "allo.models.shards:load_shards",
         "locate": "allo.training.locating:locate",
         "run": "allo.pipeline:run_all",
         "score": "allo.tokens.scoring:score",

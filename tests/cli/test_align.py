@@ -31,6 +31,7 @@ def fill(folder: Path) -> None:
         write(folder / f"{kind}.jsonl", rows(kind))
     (folder / "own.py").write_text(
         "def short(prompts, completions, **columns):\n    return [-float(len(text)) for text in completions]\n"
+        "def long(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
     )
 
 
@@ -172,8 +173,12 @@ def test_each_kind_of_rows_gets_its_recipe(
     [
         (["prompts.jsonl"], r"prompts.jsonl: has prompts without `answer`.*--reward FILE.py:NAME"),
         (["pairs.jsonl", "--reward", "own.py:short"], r"--reward: pairs.jsonl has preference pairs.*remove --reward"),
-        (["prompts.jsonl", "--reward", "own.py"], r"--reward own.py: names no function; write own.py:NAME"),
+        (["prompts.jsonl", "--reward", "own.py"], r"--reward own.py: not of the form FILE.py:NAME"),
+        (["prompts.jsonl", "--reward", "own:short"], r"--reward own:short: not of the form FILE.py:NAME"),
+        (["prompts.jsonl", "--reward", ""], r"--reward '': not of the form FILE.py:NAME"),
+        (["prompts.jsonl", "--set", "judge.function=own"], r"judge.function.0: not of the form FILE.py:NAME"),
         (["absent.jsonl"], r"absent.jsonl: there is no such file"),
+        (["pairs.jsonl", "--out", "own.py"], r"--out own.py: there is a file of this name"),
         (["pairs.jsonl", "--out", "runs/a b"], r"--out runs/a b: .*runs/a-b"),
         (["pairs.jsonl", "--set", "improve.desnity=1"], r"improve.desnity: unknown key; did you mean 'density'"),
         (["pairs.jsonl", "--gpu", "24XB"], r"--gpu 24XB"),

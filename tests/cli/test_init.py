@@ -1,6 +1,7 @@
 """`allo init` and `recipes/start`: one commented text a kind of rows, written with the user's model and data in it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,12 @@ def test_a_start_recipe_runs_whole(kind: Any, folder: Path) -> None:
     assert stages["improve"]["counts"]["changed_weights"] > 0 and stages["forget"]["counts"]["rows"] > 0
     assert (run.model / "model.safetensors").is_file()
     tables = list(tables_of_run(run.path))
-    assert tables and all(len(lines) > 1 and "aligned" in lines[0] for _, lines in tables), "what is held out"
+    assert tables and all(len(lines) > 1 and "aligned" in lines[0] for _, lines, _ in tables), (
+        "what is held out"
+    )
+    assert all(re.match(r"\d+ (good|pairs|prompts)|Mean log", remark) for *_, remark in tables), (
+        "how many rows"
+    )
 
 
 def test_other_values_in_a_text_leave_its_comments_and_its_other_lines() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from allo import console
 from allo.console import Run, bar, note, say, say_progress, showing
 from allo.models.rows import Counts
-from allo.pipeline.outcome import in_words
+from allo.pipeline.outcome import result_in_words
 from allo.training.run import show_step
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "runs.md"
@@ -53,7 +53,7 @@ def test_the_page_shows_what_is_printed(monkeypatch: pytest.MonkeyPatch, on_term
             own.print(console._drawn())
         else:
             say_progress()
-            note("improve", f"done in 3 min: {in_words(COUNTS)}")
+            note("improve", f"done in 3 min{result_in_words(COUNTS, ['07-improve'])}")
     printed = [line.rstrip() for line in screen.getvalue().splitlines()]
     page = SHOWN[0 if on_terminal else 1].splitlines()
     assert printed == [line.replace("10 %", "10\u00a0%").rstrip() for line in page]

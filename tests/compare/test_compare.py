@@ -18,22 +18,25 @@ from allo.recipe import Recipe
 from allo.recipe.compare import Compare, Method
 from tiny_run import tiny
 
-VALIDATION = {"task": "planted_flaws", "split": "validation", "limit": 8}
+VALIDATION = {"task": "planted_flaws", "split": "validation", "limit": 4}
+# Greedy answers to a few problems: the tests here are about which trials are run, not about their figures.
+FEW = (
+    *("sft=null", "data.limit=8", "evaluate.kl=null", "evaluate.likelihood_pairs=4"),
+    *("evaluate.sets.test.limit=4", "evaluate.num_generations=0"),
+)
 BLOCK: dict[str, Any] = {
     "validation": VALIDATION,
     "rates": [1.0, 2.0],
     "extra_trials": 1,
-    "beyond": 3,
+    "beyond": 1,
     "tuning_seeds": [9],
     "seeds": [0, 1],
 }
 
 
-def recipe_of(out: Path, **changes: Any) -> Recipe:
+def recipe_of(out: Path, *more: str, **changes: Any) -> Recipe:
     block = json.dumps(BLOCK | changes)
-    return tiny(
-        out, "sft=null", "evaluate.kl=null", "evaluate.likelihood_pairs=4", f"compare={block}", "device=cpu"
-    )
+    return tiny(out, *FEW, *more, f"compare={block}")
 
 
 def block_of(**changes: Any) -> Compare:
@@ -172,7 +175,9 @@ def test_a_rate_is_a_factor_on_each_stages_own_and_the_methods_scale(tmp_path: P
 def test_a_failed_trial_is_recorded_and_never_the_best(tmp_path: Path) -> None:
     """At an absurd rate the loss is no longer finite; the other rate is chosen."""
     comparison = compare(
-        recipe_of(tmp_path, rates=[1.0, 1e38], extra_trials=0, seeds=[0]), methods=["dpo"], seeds=[0]
+        recipe_of(tmp_path, "data.limit=16", rates=[1.0, 1e38], extra_trials=0, seeds=[0]),
+        methods=["dpo"],
+        seeds=[0],
     )
     failures = list((comparison.path / "failed" / "dpo").iterdir())
     assert len(failures) == 1 and "stopped" in read_json(failures[0])["failed"]
@@ -314,7 +319,7 @@ def test_both_waves_are_the_budget_whatever_the_settings() -> None:
 
 def test_a_best_rate_at_the_edge_is_followed_until_it_lies_inside() -> None:
     accuracies = {1.0: 0.1, 2.0: 0.2, 4.0: 0.3, 8.0: 0.5, 16.0: 0.4}
-    block = block_of(rates=[1.0, 2.0, 4.0], extra_trials=1)
+    block = block_of(rates=[1.0, 2.0, 4.0], extra_trials=1, beyond=3)
     method = Method(settings=[{"improve.keep": 0.3}])
     tried = waves(method, block, found(accuracies))
     assert [wave[0][RATE] for wave in tried[2:]] == [8.0, 16.0]

@@ -23,7 +23,8 @@ from tiny_run import environment, tiny
 
 LONGEST = 120  # seconds; a worker imports torch first
 
-# A parent with two workers, each of which holds a folder and never ends by itself.
+# A parent with two workers, each of which holds a folder and never ends by itself: one waits in Python, and one computes
+# without a pause.
 PARENT = """
 import sys, time
 from pathlib import Path
@@ -34,7 +35,7 @@ from compare_worker import hold
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with workers(Comparison(folder), jobs=2) as working:
-        working._do([(name, hold, (folder / name,)) for name in ("one", "two")])
+        working._do([(name, hold, (folder / name,)) for name in ("sleeping", "busy")])
 """
 WORKER = """
 import os, time
@@ -44,10 +45,8 @@ def hold(folder):
     with held(folder):
         (folder / "pid").write_text(str(os.getpid()))
         while True:
-            WAIT
+            time.sleep(60) if folder.name == "sleeping" else sum(range(1000))
 """
-# Waiting in Python, and computing without a pause.
-WAITS = {"sleeping": "time.sleep(60)", "busy": "sum(range(1000))"}
 
 
 def is_alive(pid: int) -> bool:
@@ -66,14 +65,11 @@ def wait_until(there: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_their_parent_and_hold_nothing(
-    tmp_path: Path, wait: str, ending: signal.Signals
-) -> None:
+def test_workers_end_with_their_parent_and_hold_nothing(tmp_path: Path, ending: signal.Signals) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
-    (tmp_path / "compare_worker.py").write_text(WORKER.replace("WAIT", wait))
-    pids = [tmp_path / name / "pid" for name in ("one", "two")]
+    (tmp_path / "compare_worker.py").write_text(WORKER)
+    pids = [tmp_path / name / "pid" for name in ("sleeping", "busy")]
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment())
     try:
         wait_until(lambda: all(file.exists() and file.read_text() for file in pids))

@@ -9,10 +9,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,13 +24,13 @@ from allo import delta
 from allo.cli.push import push_run
 from allo.delta.hub import FILE
 from allo.errors import UserError
+from commands import run_allo
 
-# What huggingface_hub's upload does with its own HTTP client.
+# huggingface_hub's own upload uses its HTTP client in this way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 TOKEN = "hf_" + "aSecretThatNobodySees"
 REPO = "someone/tuned"
-SECONDS = 120
 
 
 @dataclass
@@ -318,29 +316,34 @@ def test_a_hub_out_of_reach_is_said_to_be(
         delta.fetch(f"hf://{REPO}")
 
 
-def allo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    run = subprocess.run(
-        [sys.executable, "-m", "allo", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert run.returncode == 0, run.stderr
+@pytest.fixture
+def allo(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """Return a function that runs `allo` in the folder of deltas; it returns standard output and standard error."""
+    monkeypatch.chdir(made)
+
+    def run(*arguments: str) -> tuple[str, str]:
+        status = run_allo(*arguments)
+        said = capfd.readouterr()
+        assert status == 0, said.err
+        return said.out, said.err
+
     return run
 
 
 @pytest.mark.invariant("A token is written nowhere.")
-def test_the_commands_push_and_apply_over_http_and_the_token_is_written_nowhere(hub: Hub, made: Path) -> None:
-    pushed = allo("delta", "push", "mine.safetensors", REPO, folder=made)
-    place = pushed.stdout.strip()
-    applied = allo("delta", "apply", "base", place, "out", folder=made)
+def test_the_commands_push_and_apply_over_http_and_the_token_is_written_nowhere(
+    hub: Hub, made: Path, allo: Callable[..., tuple[str, str]]
+) -> None:
+    pushed = allo("delta", "push", "mine.safetensors", REPO)
+    applied = allo("delta", "apply", "base", pushed[0].strip(), "out")
     tuned, out = (load_file(made / name / "model.safetensors") for name in ("tuned", "out"))
     assert tuned.keys() == out.keys()
     assert all(torch.equal(tuned[name], out[name]) for name in tuned)
 
     written = [file.read_bytes() for file in made.rglob("*") if file.is_file()]
-    seen = [pushed.stdout, pushed.stderr, applied.stdout, applied.stderr, *hub.requests, *map(str, hub.blobs)]
+    seen = [*pushed, *applied, *hub.requests, *map(str, hub.blobs)]
     secret = TOKEN.encode()
     assert len(hub.requests) > 5 and os.environ["HF_TOKEN"] == TOKEN
     for content in [*written, *(text.encode() for text in seen)]:
@@ -360,10 +363,12 @@ def finished(made: Path) -> Path:
 
 
 @pytest.mark.parametrize("is_delta", [False, True])
-def test_a_run_is_pushed_with_its_card_in_one_commit(hub: Hub, finished: Path, is_delta: bool) -> None:
-    pushed = allo("push", "run", REPO, *(["--delta"] if is_delta else []), folder=finished.parent)
+def test_a_run_is_pushed_with_its_card_in_one_commit(
+    hub: Hub, finished: Path, allo: Callable[..., tuple[str, str]], is_delta: bool
+) -> None:
+    said, _ = allo("push", "run", REPO, *(["--delta"] if is_delta else []))
     ((oid, files),) = hub.commits[REPO].items()
-    assert pushed.stdout.startswith(f"{REPO}@{oid}: ")
+    assert said.startswith(f"{REPO}@{oid}: ")
     assert files.pop("README.md") == b"# Mine"  # not the base's
     stage = finished / "07-improve"
     if is_delta:

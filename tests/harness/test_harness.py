@@ -172,10 +172,10 @@ def test_lm_eval_keeps_nothing_pickled(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(lm_eval.caching.cache.dill, "loads", pickles)
     monkeypatch.setattr(sqlitedict.SqliteDict, "__init__", pickles)
     settings = HarnessSettings(limit=1, max_new_tokens=4)
-    do(
-        model_job(str(LAB), None, settings, output=tmp_path / "o.json", chat=None, pad_token=None),
-        "allo_planted_flaws",
-    )
+    out = tmp_path / "o.json"
+    do(model_job(str(LAB), None, settings, output=out, chat=None, pad_token=None), "allo_planted_flaws")
+    [result] = read_json(out)["harness"]["lab"]["results"]
+    assert result["num_problems"] == 1
 
 
 @needs_lm_eval

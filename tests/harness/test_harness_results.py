@@ -205,7 +205,7 @@ def test_a_report_shows_what_a_figure_was_taken_under(
     row = next(line for line in text.splitlines() if "exact" in line)
     assert row.count("|") == 7 and "±" in row and "strict-match" in row
     assert "0.3000" in row and "0.1528" in row and "| 8 |" in row
-    assert "version 3.0, lm\\_eval 0.4.13, commit 0123456789" in text
+    assert "version 3.0, lm_eval 0.4.13, commit 0123456789" in text
     assert "<b>" not in html.read_text().split("gsm8k_cot")[1].split("</table>")[0]
 
 

@@ -1,5 +1,6 @@
 """Rows that are longer than a model's positions are refused before the first stage, whatever its positions are called."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from allo.models.collate import share_prefix
 from allo.models.load import read_config
 from allo.models.model_checks import check_positions, num_positions
 from allo.stages.check import _check_lengths
+from refusals import refusal
 
 
 def rotary(kind: str) -> PretrainedConfig:
@@ -110,12 +112,13 @@ def test_a_length_beyond_them_is_refused_for_pairs_with_what_to_set(tmp_path: Pa
         UserError, match=rf"max_length is 33, but {folder} has 32 positions .*set max_length to 32"
     ):
         _check_lengths(asked, positions)
-    _check_lengths(asked.model_copy(update={"max_length": 32}), positions)
+    fitting = asked.model_copy(update={"max_length": 32})
+    assert refusal(lambda: _check_lengths(fitting, positions)) is None
 
 
 def test_no_limit_refuses_no_length() -> None:
-    check_positions(None, 10**9, key="max_length", ref="model")
-    check_positions(64, 64, key="max_length", ref="model")
+    for positions, length in ((None, 10**9), (64, 64)):
+        assert refusal(partial(check_positions, positions, length, key="max_length", ref="model")) is None
 
 
 def test_padding_of_shared_rows_lies_within_the_positions_of_the_longest_pair() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
@@ -106,7 +106,9 @@ def test_quantised_weights_are_refused_before_anything_is_loaded(
 def test_a_null_says_nothing_of_quantisation(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
-    load_model(folder, dtype=torch.float32, device="cpu")
+    loaded = load_model(folder, dtype=torch.float32, device="cpu").state_dict()
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(loaded[name], tensor), name
 
 
 @pytest.mark.parametrize(

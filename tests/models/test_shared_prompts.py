@@ -44,6 +44,7 @@ class Beside:
         self.model, self.num_generations = model, num_generations
         self.shared = SharedPrompts(model, num_generations=num_generations, max_new_tokens=30)
         self.rows: list[list[int]] = []
+        self.num_compared = 0
         self.step_number = 0
 
     def admit(self, lengths: list[int]) -> None:
@@ -72,6 +73,7 @@ class Beside:
         expected = torch.stack([self.model(torch.tensor([row])).logits[0, -1] for row in rows])
         self.model.set_attn_implementation(before)
         torch.testing.assert_close(logits, expected, rtol=0, atol=ROUNDING)
+        self.num_compared += len(rows)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "sliding"])
@@ -90,6 +92,7 @@ def test_logits_are_those_of_each_row_alone_whoever_comes_and_goes(kind: str) ->
         beside.keep([])
         beside.admit([4])
         beside.step(2)
+    assert beside.num_compared == 9 + 6 * 9 + 2 * 4 + 6 + 3 * 10 + 3 + 3 + 2 * 3
 
 
 def test_a_rows_own_states_outgrow_their_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +104,7 @@ def test_a_rows_own_states_outgrow_their_buffer(monkeypatch: pytest.MonkeyPatch)
         beside.step(3)
         beside.admit([6])
         beside.step(4)
+    assert beside.num_compared == 2 + 3 * 2 + 2 + 4 * 4
 
 
 def test_prompts_are_read_in_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_a_tokenizer_file_of_another_form_is_refused(folder: Path, file: str, te
 
 
 def larger(folder: Path) -> int:
-    """Two tokens more than the model has embeddings; returns how many it has."""
+    """Give the tokenizer two tokens more than the model has embeddings; return the number of these."""
     tokenizer = load_tokenizer(folder)
     rows = len(tokenizer)
     tokenizer.add_tokens(["<tool_call>", "<img>"])
@@ -106,8 +106,9 @@ def test_a_reward_models_own_tokenizer_must_fit_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [0, 1, 61])
 def test_an_embedding_that_is_padded_up_fits(tmp_path: Path, more: int) -> None:
-    folder = plain(tmp_path / "model", vocab_size=len(tiny.TOKENIZER) + more)
-    check_policy(recipe(folder), load_tokenizer(folder))
+    size = len(tiny.TOKENIZER) + more
+    folder = plain(tmp_path / "model", vocab_size=size)
+    assert check_policy(recipe(folder), load_tokenizer(folder)).vocab_size == size
 
 
 def test_many_tokens_beyond_are_counted() -> None:

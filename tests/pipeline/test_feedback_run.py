@@ -18,24 +18,15 @@ from allo.plan.training import plan_training
 from allo.recipe import Recipe, load_recipe
 from allo.tasks.feedback import read_feedback
 from allo.tasks.overlap import words
-from tiny_run import LAB
+from tiny_run import steps, write_recipe
 
-STEPS = "training: {per_device_train_batch_size: 4, gradient_accumulation_steps: 2, learning_rate: 1e-4}"
-RECIPE = f"""
-name: mine
-model: {LAB}
-device: cpu
-dtype: float32
-max_length: 128
-locate: {{{STEPS}}}
-forget: {{{STEPS}}}
-improve: {{{STEPS}, loss: kto, beta: 0.2}}
-"""
+STEPS = steps(4, 2, learning_rate=1e-4)
 
 
 def recipe(folder: Path, *more: str) -> Recipe:
-    file = folder / "recipe.yaml"
-    file.write_text(f"{RECIPE}data: {{feedback: {folder / 'feedback.jsonl'}}}\n")
+    improve = STEPS | {"loss": "kto", "beta": 0.2}
+    data = {"feedback": str(folder / "feedback.jsonl")}
+    file = write_recipe(folder, data=data, locate=STEPS, forget=STEPS, improve=improve)
     return load_recipe(file, [f"out={folder / 'runs'}", *more])
 
 

@@ -17,26 +17,15 @@ from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe
 from allo.stages.likelihood import measured_pairs
 from allo.tasks.overlap import words
-from tiny_run import LAB
+from tiny_run import LAB, steps, write_recipe
 
-STEPS = "training: {per_device_train_batch_size: 8, gradient_accumulation_steps: 1, learning_rate: 1e-4}"
-RECIPE = f"""
-name: mine
-model: {LAB}
-device: cpu
-dtype: float32
-max_length: 128
-locate: {{{STEPS}}}
-score: null
-forget: null
-improve: {{{STEPS}, loss: dpo, beta: 0.2}}
-"""
+STEPS = steps(8, learning_rate=1e-4)
 
 
 def recipe(folder: Path, data: str, *more: str) -> Recipe:
-    file = folder / "recipe.yaml"
-    file.write_text(f"{RECIPE}data: {data}\n")
-    return load_recipe(file, [f"out={folder / 'runs'}", *more])
+    improve = STEPS | {"loss": "dpo", "beta": 0.2}
+    file = write_recipe(folder, locate=STEPS, score=None, forget=None, improve=improve)
+    return load_recipe(file, [f"data={data}", f"out={folder / 'runs'}", *more])
 
 
 def problems(number: int) -> list[tuple[str, int]]:

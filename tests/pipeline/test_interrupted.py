@@ -25,6 +25,8 @@ SHORT = (
     "improve.training.num_train_epochs=8",
     "improve.training.save_steps=2",
 )
+# A full disk is met while anything of training is written.
+BRIEF = (*SHORT, "sample.batch_size=16", "improve.training.num_train_epochs=2", "improve.density=1.0")
 LONGEST = 900  # seconds for one process
 
 
@@ -106,14 +108,14 @@ def test_a_full_disk_is_said_and_with_room_the_run_goes_on(
 ) -> None:
     """It fills up while a mask, a delta or a checkpoint is written, whichever library writes it."""
     subprocess.run(["mount", "-o", f"remount,size={megabytes}m", small_disk], check=True)
-    argv = [*command("run", small_disk, *SHORT, "improve.density=1.0")[2:], "--until", "improve"]
+    argv = [*command("run", small_disk, *BRIEF)[2:], "--until", "improve"]
     said = refused(monkeypatch, capsys, argv)
     before = "are free on that disk. Make room" in said  # seen before the first stage
     assert said.startswith("allo: ")
     assert before or ("o space left" in said and "start it again" in said)
     assert not list((small_disk / "tiny").rglob("*.part"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    recipe = tiny(small_disk, *SHORT, "improve.density=1.0")
+    recipe = tiny(small_disk, *BRIEF)
     assert (run_all(recipe, until="improve").path / "07-improve" / "delta.safetensors").exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from allo.pipeline import NAMES
-from tiny_run import command, contents, environment
+from tiny_run import IN_BATCHES, command, contents, environment
 
 TRIALS = 20
 SEED = 0
@@ -19,12 +19,16 @@ LONGEST = 1800  # seconds for one whole run, on a machine that others use too
 
 def start(out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command("run", out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        command("run", out, *IN_BATCHES),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
 
 
 def finish(out: Path) -> str:
-    """Run to the end; what was said."""
+    """Run to the end, and return standard error."""
     process = start(out)
     stdout, stderr = process.communicate(timeout=LONGEST)
     assert process.returncode == 0, stderr
@@ -35,7 +39,7 @@ def finish(out: Path) -> str:
 
 
 def kill(out: Path, stage: str, after: float) -> bool:
-    """SIGKILL `after` seconds into a stage; False where the run was over before that."""
+    """Send SIGKILL `after` seconds into a stage; return False if the run was over before that."""
     process = start(out)
     assert process.stderr is not None
     for line in process.stderr:

@@ -16,7 +16,10 @@ from allo.stages import improve, result
 from allo.weights.checkpoints import Checkpoint
 from tiny_run import tiny
 
-QUICK = ("sft=null", "evaluate.num_generations=0", "evaluate.kl=null", "evaluate.start=false")
+QUICK = (
+    *("sft=null", "data.limit=8", "locate.criterion=magnitude", "score.scorer=confidence"),
+    *("evaluate.num_generations=0", "evaluate.kl=null", "evaluate.start=false"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +132,6 @@ def test_a_folder_under_other_names_is_refused(copied: Path, monkeypatch: pytest
 
 
 def test_with_rounds_the_link_leads_to_the_union(tmp_path: Path) -> None:
-    run = run_all(
-        tiny(tmp_path, *QUICK, "rounds=2", "data.limit=8", "score=null", "forget=null"), until="improve"
-    )
+    run = run_all(tiny(tmp_path, *QUICK, "rounds=2", "score=null", "forget=null"), until="improve")
     assert is_linked(RunFolder(run.path), run.path / "07-improve" / "model")
     assert not list(run.path.glob("round-*/model"))

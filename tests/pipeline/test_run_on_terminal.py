@@ -11,22 +11,9 @@ from allo import console
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from start_rows import rows, write
-from tiny_run import LAB
+from tiny_run import steps, write_recipe
 
 WIDTH = 80
-STEPS = "training: {per_device_train_batch_size: 4, gradient_accumulation_steps: 1}"
-RECIPE = f"""
-name: mine
-model: {LAB}
-device: cpu
-dtype: float32
-max_length: 128
-data: {{pairs: pairs.jsonl}}
-locate: {{{STEPS}}}
-score: {{scorer: edit}}
-forget: {{{STEPS}}}
-improve: {{{STEPS}}}
-"""
 RAW = ("{'", "it/s", "s/it", "Loading weights", "Warning", "warn(", "|#", "0%|")
 
 
@@ -39,10 +26,11 @@ class Screen(io.StringIO):
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What reached standard error, on a terminal and in a pipe; standard output got nothing."""
+    """Return standard error on a terminal and in a pipe; standard output stays empty."""
     folder = tmp_path_factory.mktemp("shown")
     write(folder / "pairs.jsonl", [*rows("pairs", 20), rows("pairs", 1)[0] | {"chosen": "long " * 200}])
-    (folder / "recipe.yaml").write_text(RECIPE)
+    training = dict.fromkeys(("locate", "forget", "improve"), steps(4))
+    write_recipe(folder, data={"pairs": "pairs.jsonl"}, score={"scorer": "edit"}, **training)
     found, out = {}, io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -58,7 +46,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def pieces(text: str) -> list[str]:
-    """What was written between two movements of the cursor, without colours."""
+    """Return the texts between two movements of the cursor, without colours."""
     return re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
 
 

@@ -320,10 +320,11 @@ def test_a_stage_says_when_it_begins_what_it_took_and_what_it_counts(
     monkeypatch.setattr(Stage, "run", lambda *some: own(*some) | {"steps": 7})
     recipe = tiny(tmp_path)
     run_all(recipe, until="sample")
-    begun, ended = r"{} stage \d of 2 \.\.\.", r"{} done in less than 1 s: 1 written, 7 steps"
+    begun, ended = r"{} stage \d of 2 \.\.\.", r"{} done in less than 1 s: 1 written, 7 steps; in {}"
     lines = capsys.readouterr().err.splitlines()
-    for line, (name, form) in zip(lines, product(("sft", "sample"), (begun, ended)), strict=True):
-        assert re.fullmatch(form.format(name.ljust(9)), line), line
+    wrote = {"sft": "00-sft", "sample": "01-completions.jsonl"}
+    for line, (name, form) in zip(lines, product(wrote, (begun, ended)), strict=True):
+        assert re.fullmatch(form.format(name.ljust(9), wrote[name]), line), line
     run_one(recipe, "sample")
     run_all(recipe, until="sft")
     assert capsys.readouterr().err == "sample    done already, skipped\nsft       done already, skipped\n"

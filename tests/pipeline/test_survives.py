@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from tiny_run import arguments, contents, environment
+from tiny_run import IN_BATCHES, arguments, contents, environment
 
-# How many kills, and how many damaged files, of the slow test.
+# The slow test has as many kills, and as many damaged files.
 TIMES = int(os.environ.get("ALLO_SURVIVES", "100"))
 SEED = int(os.environ.get("ALLO_SURVIVES_SEED", "0"))
 SMALL = (
+    *IN_BATCHES,
     "data.limit=8",
     "sft.sources=[{task: planted_flaws, limit: 8}]",
     "sft.training.num_train_epochs=2",
@@ -32,7 +33,7 @@ SMALL = (
     "evaluate.kl.limit=2",
     "evaluate.max_new_tokens=24",
 )
-# What a half-done run has beside finished files.
+# Files of a half-done run, beside its finished ones.
 UNFINISHED = ("checkpoint-*/*", "*.part", ".*.begun", ".hashes.json", "manifest.json", "start.json")
 
 
@@ -52,7 +53,7 @@ class Server:
         return self.out.with_suffix(".log")
 
     def start(self, *, after: float | None = None) -> tuple[int, float]:
-        """Exit status and seconds of one run, killed `after` so many."""
+        """Run, killed `after` so many seconds; return the exit status and the seconds."""
         request = {"arguments": arguments("run", self.out, *SMALL), "log": str(self.log), "after": after}
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -94,10 +95,9 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(server: Server) -> Whole:
-    expected = server.finish()
-    server.empty()
-    status, seconds = server.start()  # what the first one had to load is in the machine's cache
-    assert status == 0 and found(server.run) == expected
+    status, seconds = server.start()
+    assert status == 0, server.log.read_text()
+    expected = found(server.run)
     copy = server.out.with_name("whole")
     shutil.copytree(server.out, copy, symlinks=True)
     return Whole(expected, seconds, copy)
@@ -190,7 +190,7 @@ def survive_kills(server: Server, whole: Whole, *, times: int, draw: random.Rand
 def survive_damages(
     server: Server, whole: Whole, left: list[Path], *, times: int, draw: random.Random
 ) -> int:
-    """How many damaged runs ended equal, half of them whole and half of them cut short."""
+    """Damage runs, half of them whole and half of them cut short; return how many ended equal."""
     equal = 0
     for number in range(times):
         server.empty()
@@ -204,7 +204,7 @@ def survive_damages(
 
 
 def survive(server: Server, whole: Whole, *, kills: int, damages: int, draw: random.Random) -> int:
-    """How many results are equal."""
+    """Return the number of equal results."""
     left = survive_kills(server, whole, times=kills, draw=draw)
     equal = survive_damages(server, whole, left, times=damages, draw=draw)
     print(f"{len(left)} killed and {equal} damaged runs: {len(left) + equal} equal results")
@@ -212,7 +212,7 @@ def survive(server: Server, whole: Whole, *, kills: int, damages: int, draw: ran
 
 
 def test_a_few_kills_and_a_few_damages_leave_equal_results(server: Server, whole: Whole) -> None:
-    assert survive(server, whole, kills=3, damages=6, draw=random.Random(SEED + 1)) == 9
+    assert survive(server, whole, kills=2, damages=4, draw=random.Random(SEED + 1)) == 6
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def test_the_command_prints_what_was_planned_for_people_and_machines(
     people = CliRunner().invoke(app, ["plan", str(path), "--gpu", limit, "--gpus", "2"])
     assert "total = weights + state" in people.stdout
     assert "--set improve.training.per_device_train_batch_size=" in people.stdout
-    assert "On 2 GPUs each holds all of this" in people.stdout
+    assert "A step of improve on 2 GPUs" in people.stdout
 
 
 def test_a_bad_size_is_refused_before_torch_is_loaded() -> None:

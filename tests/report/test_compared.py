@@ -102,7 +102,7 @@ def test_page_and_markdown_state_each_later_run_against_the_first() -> None:
         assert html.count(f">{title}</h2>") == markdown.count(f"### {title}\n") == 1
         for sentence in comparisons(others)[0].sentences:
             assert " ".join(sentence.split()) in plain
-            assert " ".join(sentence.split()) in markdown.replace("\\_", "_")
+            assert " ".join(sentence.split()) in markdown
     assert plain.index("allo against dpo On test") < plain.index("Results dpo.")
     assert 'class="compared"' not in render(runs[:1])[0]  # a single run has no other
 
@@ -181,6 +181,27 @@ def test_runs_that_differ_in_more_than_training_are_named_so() -> None:
         for each, digest in ((dpo, "a"), (allo, "b"))
     ]
     assert "Their starting models differ" in said(*started)
+
+
+def names_of(*settings: dict[str, Any]) -> list[str]:
+    return [each.name for each in distinct([run("a", ALLO, **one) for one in settings])]
+
+
+def test_runs_of_one_name_are_named_by_the_settings_that_differ() -> None:
+    slow, fast = ({"forget": {"rate": rate, "beta": 0.1}, "out": str(rate)} for rate in (2e-5, 2e-4))
+    assert names_of(slow, fast) == ["a (forget.rate 2e-05)", "a (forget.rate 0.0002)"]
+    assert names_of(slow, {**fast, "forget": None}) == ["a (forget a block)", "a (forget null)"]
+    assert names_of({"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}) == [
+        "a (b 1, a 1)",
+        "a (b 2, a 1)",
+        "a (b 1, a 2)",
+    ]
+    long = ("x" * 80 + end for end in "ab")
+    assert names_of(*({"data": {"pairs": each}} for each in long)) == ["a (1)", "a (2)"]  # a name is cut
+    assert names_of(slow, slow) == ["a (1)", "a (2)"]  # such as the same recipe on rows that were edited
+    assert names_of({"out": "one"}, {"out": "two"}) == ["a (1)", "a (2)"]
+    (found,) = comparisons([run("a", ALLO, **slow), run("b", DPO, **fast)])
+    assert found.sentences[-1] == "Settings of b against a: forget.rate 0.0002 against 2e-05."
 
 
 def test_runs_of_one_name_get_numbers_and_hostile_names_stay_text() -> None:

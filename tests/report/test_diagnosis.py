@@ -95,7 +95,7 @@ def test_a_fall_on_held_out_pairs_is_named_though_training_shows_none(
             ["lost 80 nats", "beta 0.1", "reward of -8.0", "raise improve.beta (now 0.1)"],
         ),
         (improved(improving(told=1.0, soon=0.02)), "accuracy saturated", ["100.0 %", "a tenth of the 40 steps"]),
-        (forgot(forgetting(change=-0.01)), "forgot too little", ["lost 0.010", "raise forget.training.learning_rate"]),
+        (forgot(forgetting(change=-0.01)), "forgot too little", ["a change of 0.010 nats, below 0.050", "raise forget.training.learning_rate"]),
         (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3 %", "set forget.until to 0.5, lower", "lower forget.density (now 0.05)"]),
         (
             forgot(forgetting(change=-0.3), forget__until=0.1),
@@ -309,10 +309,13 @@ def test_losses_of_sampling_trainers_are_not_progress() -> None:
 def test_a_good_stage_says_what_happened_in_one_sentence() -> None:
     assert improved(improving()).sentences == (
         "In 40 steps, chosen answers gained 0.20 nats each and rejected ones lost 2.50 nats; reward accuracy "
-        "95.0\u00a0%.",
+        "95.0\u00a0% (median of the last 4 logged).",
         "Nothing in the curves is unusual.",
     )
-    assert forgot(forgetting()).sentences[0] == "In 21 steps, the tokens marked as wrong lost 0.20 nats each."
+    assert (
+        forgot(forgetting()).sentences[0]
+        == "In 21 steps, the tokens marked as wrong lost 0.20 nats each (median of the last 3 logged)."
+    )
     sft = read_stage("sft", [{"step": i + 1, "loss": 0.5 - 0.01 * i} for i in range(20)], RECIPE)
     assert sft is not None and sft.sentences[0] == "In 20 steps, the loss went from 0.49 to 0.32."
 

@@ -77,3 +77,17 @@ def test_a_bound_is_advised_below_where_the_run_began(believed: float, bound: st
     """SmolLM2 gives its marked tokens 0.06 at the start: at a bound of 0.1, forgetting ends at its first step."""
     text = advice("forget", forgetting(change=-6.0, believed=believed))
     assert f"Set forget.until to {bound}," in text
+
+
+def test_a_small_change_of_the_marked_tokens_has_one_figure() -> None:
+    """The few steps of a first try: the curve's last point is another, and the sentence says which ones it has."""
+    steps = [
+        {"step": step, "loss": 0.6, "logratios/forgotten": change}
+        for step, change in enumerate((0.0, 0.0, -0.0078, -0.0221), start=1)
+    ]
+    reading = read_stage("forget", steps, {"forget": {"beta": 0.1, "training": {"learning_rate": 2e-5}}})
+    assert reading is not None
+    assert reading.sentences[0] == (
+        "In 4 steps, the tokens marked as wrong lost 0.008 nats each (median of the last 3 logged)."
+    )
+    assert "a change of 0.008 nats, below 0.050" in reading.sentences[1]

@@ -8,6 +8,7 @@ import pytest
 
 from allo.report.page import render
 from allo.report.read import view
+from allo.stats.metrics import bootstrap
 
 
 def measured(value: float, num: int = 12) -> dict[str, Any]:
@@ -63,12 +64,16 @@ def run(tmp_path: Path) -> Path:
 def test_the_table_shows_wins_and_rewards_and_only_the_start_has_no_wins(run: Path) -> None:
     _, markdown = render([view(run)])
     table = markdown.split("### open")[1].split("###")[0].replace("\u00a0", " ").splitlines()
-    assert table[2] == "| Model | Sampled wins | Sampled reward | Greedy wins | Greedy reward | Mean tokens |"
-    assert table[4] == "| SFT | – | −0.250 [−0.290, −0.220] | – | −0.230 [−0.270, −0.200] | 21.2 |"
+    kinds = ("Sampled wins | Sampled reward | Sampled change", "Greedy wins | Greedy reward | Greedy change")
+    assert table[2] == f"| Model | {' | '.join(kinds)} | Mean tokens |"
+    assert table[4] == "| SFT | – | −0.250 [−0.290, −0.220] | – | – | −0.230 [−0.270, −0.200] | – | 21.2 |"
+    paired = bootstrap([[0.75], [-0.75], [0.0]], seed=0)  # of the greedy answers; no sampled one is kept
+    change = f"{paired.value:.3f} [{paired.low:.3f}, {paired.high:.3f}]".replace("-", "−")
     assert table[5] == (
-        "| ALLO | 62.5 % [58.5, 65.5] | 0.500 [0.460, 0.530] | 64.5 % [60.5, 67.5] | 0.520 [0.480, 0.550] | 22.0 |"
+        "| ALLO | 62.5 % [58.5, 65.5] | 0.500 [0.460, 0.530] | – "
+        f"| 64.5 % [60.5, 67.5] | 0.520 [0.480, 0.550] | {change} | 22.0 |"
     )
-    assert "ties half" in table[7]
+    assert table[7].startswith("3 prompts.") and "ties half" in table[7] and "since the start" in table[7]
     closed = markdown.split("### closed")[1].split("###")[0]
     assert "Greedy accuracy" in closed and "wins" not in closed
 

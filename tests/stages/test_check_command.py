@@ -142,7 +142,7 @@ def test_a_pair_of_the_run_is_shown_with_the_tokens_that_forgetting_weighs(tmp_p
         "sft", "sample", "judge", "pair", "locate", "score"
     }  # fmt: skip
     rows = pq.read_table(run.path / "05-token-scores.parquet")["weights"].to_pylist()
-    share = f"{sum(w > 0 for row in rows for w in row):,} of {sum(map(len, rows)):,} tokens of wrong answers have weight"
+    share = f"{sum(w > 0 for row in rows for w in row):,} of {sum(map(len, rows)):,} tokens of the answers to forget have weight"
     assert share in " ".join(" ".join(page).split())
     pair = found.pair
     assert pair is not None and pair.weights is not None and sum(map(bool, pair.weights)) > 0

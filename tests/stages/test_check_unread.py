@@ -37,4 +37,4 @@ def test_weights_that_are_not_here_are_said_to_wait(tmp_path: Path) -> None:
         "a/b"
     )
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert "GGUF file are looked at for NaN when it is loaded" in start.check_values(tmp_path / "m.gguf")
+    assert "a GGUF file; the first stage, sft, converts it" in start.check_values(tmp_path / "m.gguf")

@@ -193,7 +193,8 @@ def test_with_linear_alone_a_run_exports_to_peft_and_without_it_does_not(
 def test_the_laboratory_run_says_what_it_selects_and_exports_to_peft(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = tiny(tmp_path, "sft=null", "locate.include=[linear]", "locate.exclude=['*down_proj*']")
+    quick = ("sft=null", "data.limit=8", "evaluate.num_generations=0", "evaluate.kl=null")
+    own = tiny(tmp_path, *quick, "locate.include=[linear]", "locate.exclude=['*down_proj*']")
     run = run_all(own)
     said = capsys.readouterr()
     assert "weights may be selected" in said.err + said.out and "share of all weights" in said.err + said.out

@@ -84,13 +84,13 @@ def test_other_numbers_rank_the_samples_and_are_measured_by_their_mean(ranked: R
 def test_a_run_that_is_stopped_while_judging_goes_on_there_and_ends_alike(
     inputs: Path, finished: RunFolder, tmp_path: Path
 ) -> None:
-    """The function hangs at its fourth call, the first of which is the check's; a batch is one prompt."""
+    """The function hangs at its fifth call, the first two of which are the check's; a batch is one prompt."""
     calls, source = tmp_path / "calls", (inputs / "rewards.py").read_text()
     (tmp_path / "rewards.py").write_text(
         f"import pathlib, time\nCALLS = pathlib.Path({str(calls)!r})\n{source}\n"
         "def counted(completions, **kwargs):\n"
         "    with CALLS.open('a') as file:\n        file.write('x')\n"
-        "    time.sleep(60 * (CALLS.stat().st_size == 4))\n"
+        "    time.sleep(60 * (CALLS.stat().st_size == 5))\n"
         "    return right(completions, **kwargs)\n"
     )
     more = (
@@ -101,9 +101,9 @@ def test_a_run_that_is_stopped_while_judging_goes_on_there_and_ends_alike(
     run = RunFolder(shutil.copytree(finished.path, tmp_path / "tiny"))
     with pytest.raises(UserError, match=r"counted took longer than judge\.timeout"):
         run_all(own_recipe(inputs, tmp_path, "right", *more, "judge.timeout=5.0"), until="judge")
-    assert not run.verdicts.exists() and len(calls.read_text()) == 4
+    assert not run.verdicts.exists() and len(calls.read_text()) == 5
     run_all(own_recipe(inputs, tmp_path, "right", *more, "judge.timeout=60.0"), until="judge")
-    assert len(calls.read_text()) == 4 + 1 + NUM_PROMPTS - 2, "two batches were done"
+    assert len(calls.read_text()) == 5 + 2 + NUM_PROMPTS - 2, "two batches were done"
     assert run.verdicts.read_bytes() == finished.verdicts.read_bytes()
     assert not list(run.path.glob("02-verdicts*.part"))
 
@@ -166,7 +166,7 @@ def test_an_on_policy_trainer_weighs_the_functions_and_logs_each(
     [
         (["judge.weights=[1.0, 2.0]"], "weights has 2 numbers for 1 functions"),
         (["judge.reward_model=some/model"], "function and reward_model both judge"),
-        (["judge.function=rewards"], "judge.function.0: String should match pattern"),
+        (["judge.function=rewards"], "judge.function.0: not of the form FILE.py:NAME"),
         (["judge.function=/no/such.py:f"], "judge.function: /no/such.py: there is no such file"),
         (["judge.timeout=0"], "judge.timeout"),
     ],

@@ -212,7 +212,8 @@ def test_forgetting_takes_the_ids_that_were_scored(
     folder: Path, tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the records of wrong completions have none, as those of servers and users."""
-    run = run_all(recipe(folder, tmp_path), until="score")
+    own = ["score.scorer=uniform", "score.beside=[]"]
+    run = run_all(recipe(folder, tmp_path, *own), until="score")
     records = [json.loads(line) for line in run.wrong.read_text().splitlines()]
     bare = "".join(json.dumps(row | {"token_ids": None, "completion": "so"}) + "\n" for row in records)
     run.wrong.write_text(bare)

@@ -154,7 +154,7 @@ def test_the_share_of_tokens_with_weight_is_said_and_a_large_one_explained(
     number = sum(map(len, pq.read_table(run.token_scores)["scores"].to_pylist()))
     said = capsys.readouterr().err
     assert (
-        f"score: {round(share * number)} of {number} tokens of wrong answers have weight ({share:.0%})"
+        f"score: {round(share * number)} of {number} tokens of the answers to forget have weight ({share:.0%})"
         in said
     )
     assert ("Lower score.threshold" in said) is warned

@@ -60,6 +60,7 @@ def test_the_first_rows_columns_say_the_kind(tmp_path: Path, rows: list[Any], ki
         ([{}], "jsonl:1: .*found no columns"),
         ([{"text": "Q"}], "jsonl:1: .*found `text`"),
         ([{"prompt": "Q", "chosen": "a"}], "jsonl:1: .*found `chosen`, `prompt`"),
+        ([{"prompt": "Q", "chosen": "a", "rejected": None}], r"`prompt`, `rejected` \(empty\)\."),
         ([{"prompt": "Q", "completions": ["a", "b"]}], "jsonl:1: .*found `completions`, `prompt`"),
         ([{"prompt": "Q", "completions": "a", "scores": [1]}], "found `completions`, `prompt`, `scores`"),
         ([PAIR, RATED], r"several kinds \(.*jsonl:1: pairs, .*jsonl:2: rated\)"),
@@ -71,6 +72,28 @@ def test_the_first_rows_columns_say_the_kind(tmp_path: Path, rows: list[Any], ki
 def test_rows_of_no_kind_or_of_several_are_refused(tmp_path: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         kind_of_rows(write(tmp_path, *rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.jsonl", "one\ntwo\n", r"mine.jsonl:1: not JSON .* None of the 2 rows can be used"),
+        ("mine.jsonl", '["one"]\n', r"mine.jsonl:1: a JSON list"),
+        (
+            "mine.jsonl",
+            "[\n" + '{"prompt": "Q"},\n' * 3 + "]\n",
+            r"mine.jsonl:1: not JSON .* None of the 5 rows",
+        ),
+        ("mine.json", '["one", 2]', r"mine.json, row 1: a JSON str"),
+        ("mine.csv", "prompt,chosen\na\nb\n", r"mine.csv:2: 1 cells, and the header has 2"),
+    ],
+)
+def test_a_file_without_a_row_that_can_be_read_is_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        kind_of_rows(tmp_path / name)
 
 
 def test_the_error_says_what_each_kind_needs(tmp_path: Path) -> None:
@@ -91,7 +114,8 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"there is no such file|unknown file type"):
+    kind = "unknown file type" if name.endswith(".txt") else "there is no such file"
+    with pytest.raises(UserError, match=kind):
         kind_of_rows(name)
 
 

@@ -175,7 +175,7 @@ def test_a_weight_that_the_last_step_makes_infinite_is_named(tmp_path: Path) -> 
 def test_a_whole_run_on_a_fused_warmup(tmp_path: Path) -> None:
     """Scored by the warm-up's own implicit reward; elsewhere, with the same seed, the same bytes."""
     fused = "locate.criterion=warmup_fused"
-    run = run_all(tiny(tmp_path / "here", fused))
+    run = run_all(tiny(tmp_path / "here", fused), until="improve")
     again = run_all(tiny(tmp_path / "there", fused), until="score")
     for name in ("04-importance.safetensors", "04-warmup/metrics.jsonl", "05-token-scores.parquet"):
         assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name

@@ -12,9 +12,10 @@ from transformers import TrainingArguments
 from allo.errors import UserError
 from allo.models.load import load_tokenizer
 from allo.recipe.training import ImproveTraining
-from allo.training.given import UNSUPPORTED, named_model
+from allo.training.given import UNSUPPORTED, given_tokenizer, named_model
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.training.trainer_options import Unsupported
+from gguf_file import make as make_gguf
 from tiny import (
     LABORATORY,
     SEED,
@@ -257,3 +258,13 @@ def test_an_optimizer_that_would_train_something_else_is_refused(tmp_path: Path)
                 optimizers=optimizers,
                 **own,
             )
+
+
+def test_a_gguf_file_is_a_model_and_brings_its_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    file = make_gguf(tmp_path / "base.gguf")
+    policy = named_model(file)
+    assert given_tokenizer(None, policy).get_vocab() == load_tokenizer(file).get_vocab()
+    policy.name_or_path = str(tmp_path)  # as transformers calls a model that it read from the file
+    with pytest.raises(UserError, match=r"processing_class: none is given.*give the tokenizer"):
+        given_tokenizer(None, policy)

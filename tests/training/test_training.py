@@ -62,7 +62,7 @@ def test_what_allo_sets_is_not_the_blocks_to_set(tmp_path: Path) -> None:
         ({"bf16": True}, r"^test\.training\.bf16: mixed precision"),
         ({"bf16_full_eval": True}, r"^test\.training\.bf16_full_eval: evaluation would round"),
         ({"fp16_full_eval": True}, r"^test\.training\.fp16_full_eval: evaluation would round"),
-        ({"fsdp": "full_shard"}, r"^test\.training\.fsdp: sharded parameters"),
+        ({"fsdp": "full_shard"}, r"^test\.training\.fsdp: FSDP1, ZeRO-3 and tensor parallel are not used"),
         ({"auto_find_batch_size": True}, r"^test\.training\.auto_find_batch_size: .*Lower per_device"),
         ({"save_only_model": True}, r"^test\.training\.save_only_model: .*optimizer"),
         ({"neftune_noise_alpha": 5}, r"^test\.training\.neftune_noise_alpha: policy and reference"),
@@ -120,12 +120,16 @@ def test_what_does_not_fit_is_dropped_and_counted_and_must_leave_something(tmp_p
     trainer = trained(ImproveTrainer, pairs(), tmp_path, own={"max_length": 10})
     longest = [max(len(TOKENIZER(row[side]).input_ids) for side in ("chosen", "rejected")) for row in pairs()]
     assert 0 < trainer.num_dropped == sum(length + 1 > 10 for length in longest) < NUM_PAIRS
-    with pytest.raises(UserError, match="no row is left to train on: 16 were dropped"):
+    with pytest.raises(
+        UserError, match=r"no row is left to train on: all 16 were dropped .*Raise max_length"
+    ):
         trained(ImproveTrainer, pairs(), tmp_path, own={"max_length": 2})
     with pytest.raises(UserError, match="there is no row to train on"):
         trained(ImproveTrainer, [], tmp_path)
     rows = [row | {"token_weights": [0.0] * len(row["token_weights"])} for row in wrongs()]
-    with pytest.raises(UserError, match="no row is left to train on: 16 were dropped"):
+    with pytest.raises(
+        UserError, match=r"no row is left to train on: all 16 were dropped .*Raise the score threshold"
+    ):
         trained(ForgetTrainer, rows, tmp_path)
 
 

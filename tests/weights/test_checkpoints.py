@@ -1,7 +1,6 @@
 """Folders of weights: read as safetensors reads them, refused with reasons, in bounded memory."""
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from allo.weights.group_selection import select_groups
 from allo.weights.mask_files import mask_from_checkpoints
 from allo.weights.param_mask import ParamMask
 from allo.weights.selection import select
+from commands import run_printed
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.int8, torch.bool]
 
@@ -94,9 +94,7 @@ def test_pickled_weights_are_refused_with_a_command_that_converts_them(tmp_path:
     torch.save({"t": shared.t()}, folder / "pytorch_model-00002-of-00002.bin")
     with pytest.raises(UserError, match="convert them") as refusal:
         Checkpoint.open(folder)
-    command = shlex.split(str(refusal.value).splitlines()[-1])
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], check=True)
+    run_printed(str(refusal.value).splitlines()[-1])
     checkpoint = Checkpoint.open(folder)
     assert torch.equal(checkpoint.read("head"), shared) and torch.equal(checkpoint.read("t"), shared.t())
 

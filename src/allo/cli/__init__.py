@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -61,10 +62,20 @@ def run_recipe(
     read = load_recipe(recipe, overrides)
     folder = run_all(read, until=until, force=force, tokens=count_tokens)
     say(f"the run is in {folder.path}")
-    if until is None:
+    if read.shards is not None:
+        say(
+            f"nothing was evaluated: a sharded model does not sample. Serve its result and ask that: vllm serve {folder.model}"
+        )
+    elif until is None:
         from allo.cli.result import show_result
 
         show_result(read, folder)
+    resolved = folder.path / "recipe.yaml"
+    if overrides and load_recipe(recipe) != load_recipe(resolved):
+        say(
+            f"  {recipe} is as it was, and without --set it names other settings. Go on with those of this run: "
+            f"allo run {shlex.quote(str(resolved))}"
+        )
 
 
 app.command("align")(align_command)

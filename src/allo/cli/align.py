@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,16 +13,19 @@ import typer
 
 from allo.cli.shared import Overrides, Processes, Quiet, count_tokens
 from allo.console import say, tell
-from allo.errors import UserError, and_more
+from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_atomic
+from allo.files.changes import differences, was_and_now
 from allo.files.manifest import stages_done
 from allo.files.rows import TRAIN, Notes, named, source_rows, stem
 from allo.pipeline import run_all
 from allo.recipe import Recipe, load_recipe, read_recipe
+from allo.recipe.own_code import FORM, own_file
 from allo.recipe.starting import ROWS_KEY, StartKind, run_name, start_text
 from allo.recipe.text import assignment, with_values
+from allo.tasks.own_rewards import try_functions
 from allo.tasks.row_kinds import FIRST, Kind, kind_of_rows
-from allo.tasks.sources import sources_read
+from allo.tasks.sources import Sources, sources_read
 
 if TYPE_CHECKING:
     from allo.plan.starting import Decision
@@ -74,7 +77,7 @@ def align_command(
     limit = None if gpu is None else _size(gpu)
     given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     draft = _Draft(model, data, out, reward or [], given)
-    sources, is_chat = sources_read(draft.recipe), draft.recipe.chat  # names bad rows before a model is read
+    sources, is_chat = _read(draft.recipe), draft.recipe.chat
     from allo.plan import starting
 
     draft.take(starting.for_model(draft.recipe, draft.rows))
@@ -90,8 +93,9 @@ def align_command(
         from allo.plan.preview import preview
         from allo.plan.preview_page import show
 
+        found = preview(recipe, sources)  # what is wrong is said before the recipe
         tell(f"\n# {path}, not written\n{draft.text}")
-        show(preview(recipe, sources), plain=False)
+        show(found, plain=False)
         say("nothing was written; without --dry-run it is run")
         return
     _write(path, draft.text, recipe)
@@ -100,6 +104,14 @@ def align_command(
 
     show_result(recipe, run)
     say(f"  go on with other settings: allo run {shlex.quote(str(path))} --set KEY=VALUE")
+
+
+def _read(recipe: Recipe) -> Sources:
+    """Read the rows and try the reward on some. Raises `UserError` for bad rows and functions, before a model is read."""
+    sources = sources_read(recipe)
+    if not recipe.data.is_ready:
+        try_functions(recipe.judge, {"data": sources.prompts(recipe.data)}, None)
+    return sources
 
 
 def _size(gpu: str) -> int:
@@ -136,8 +148,8 @@ class _Draft:
     def _start(self, kind: Kind, data: str, reward: list[str]) -> tuple[StartKind, str]:
         """Return the start recipe for rows, and their meaning. Raises `UserError` for a reward too many or missing."""
         start, meaning = STARTS[kind]
-        if nameless := [each for each in reward if ":" not in each]:
-            raise UserError(f"--reward {nameless[0]}: names no function; write {nameless[0]}:NAME.")
+        if other := [each for each in reward if own_file(each) is None]:
+            raise UserError(f"--reward {other[0] or repr('')}: {FORM}.")
         rewarded = bool(reward) or any(self._given.get(key) for key in REWARDS)
         if start in ("pairs", "feedback") and reward:
             raise UserError(
@@ -202,6 +214,8 @@ def _folder(out: Path | None, data: str, model: str) -> Path:
             f"--out {folder}: the folder's name is the run's: give one of letters, digits, `.`, `_` and `-`, such as "
             f"{folder.parent / run_name(folder.name)}."
         )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: there is a file of this name; give the name of a folder.")
     say(f"out: {folder}{'' if out else ', the default'}")
     return folder
 
@@ -212,26 +226,14 @@ def _refuse_another(recipe: Recipe, run: RunFolder) -> None:
     if not (resolved.is_file() and (stages_done(run) or any(run.path.glob(".*.begun")))):
         return
     earlier = load_recipe(resolved)
-    ours, theirs = (dict(_flat(json.loads(each.model_dump_json()))) for each in (recipe, earlier))
-    differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    if not differing:
+    ours, theirs = (json.loads(each.model_dump_json()) for each in (recipe, earlier))
+    if not (changed := list(differences(theirs, ours))):
         return
-    key = differing[0]
-    goes_on = run.align if run.align.is_file() else resolved
     raise UserError(
-        f"{run.path}: holds a run with other settings: {key} was {json.dumps(theirs.get(key))}, now "
-        f"{json.dumps(ours.get(key))}{and_more(differing)}. Begin another with --out DIR, go on with it by "
-        f"`allo run {shlex.quote(str(goes_on))}` (with --set KEY=VALUE), or remove the folder."
+        f"{run.path}: holds a run with other settings: {was_and_now(changed)}. Begin another with --out DIR, go on "
+        f"with it by `allo run {shlex.quote(str(resolved))}` (its own settings; --set KEY=VALUE changes one), or remove the "
+        "folder."
     )
-
-
-def _flat(fields: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of blocks in blocks, with their values."""
-    for key, value in fields.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _write(path: Path, text: str, recipe: Recipe) -> None:

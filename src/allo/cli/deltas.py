@@ -9,6 +9,7 @@ import typer
 
 from allo.cli.shared import Profile, TrustRemoteCode, check_writable, print_fields
 from allo.console import say, tell
+from allo.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Deltas: only the weights that alignment changed.")
 
@@ -56,20 +57,39 @@ def delta_export(
     delta: DeltaPlace,
     out: Path,
     format: Annotated[
-        Literal["full", "peft-shira"],
-        typer.Option(help="The whole model as `apply` writes it, or an adapter of PEFT."),
+        Literal["full", "peft-shira", "vllm-sparse"],
+        typer.Option(help="The whole model as `apply` writes it, an adapter of PEFT, or a patch for vLLM."),
     ],
+    served: Annotated[
+        str | None,
+        typer.Option(metavar="DELTA", help="For vllm-sparse: the delta of BASE that the server has now."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Write the tuned model as a folder OUT that other libraries load.
+    """Write the tuned model as a folder OUT that other libraries load, or as a patch for a running server.
 
     A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. A layer
     whose tuned weights sparse differences cannot reach exactly is stored whole, and counted (num_whole).
+
+    A vllm-sparse patch is one file: indices and new values of each changed tensor, in vLLM's layout. It fits a server that
+    has BASE or, with --served, what that delta makes of BASE.
     """
+    if served is not None and format != "vllm-sparse":
+        raise UserError("--served: only --format vllm-sparse depends on what a server has")
     if format == "full":
         _apply(base, delta, out)
         return
-    from allo.delta import export_shira, fetch
+    from allo.delta import export_patch, export_shira, fetch
+
+    if format == "vllm-sparse":
+        if base.suffix == ".gguf":
+            raise UserError(
+                f"{base}: vLLM patches the tensors of a checkpoint's folder, and a server of a GGUF file has none of these"
+            )
+        check_writable(out)
+        before = None if served is None else fetch(served)
+        print_fields(out, export_patch(base, fetch(delta), out, served=before))
+        return
     from allo.models.load import linear_names
 
     file = fetch(delta)
@@ -90,7 +110,7 @@ def _apply(base: Path, delta: str, out: Path) -> None:
 def _dtypes_of_delta(file: Path) -> set[Any]:
     from allo.delta import read_delta
 
-    return {values.dtype for values in read_delta(file).values.values()}
+    return read_delta(file).base_dtypes
 
 
 @contextmanager

@@ -14,6 +14,22 @@ from allo.recipe import Recipe, load_recipe, read_recipe
 from allo.recipe.starting import start_text
 from allo.tasks.sources import Sources
 
+Gpu = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
+]
+Teraflops = Annotated[
+    float, typer.Option("--tflops", min=0.001, help="TFLOP/s that a GPU reaches in training.")
+]
+Link = Annotated[float, typer.Option(min=0.001, help="GB/s that a GPU sends to another in its node.")]
+Network = Annotated[float, typer.Option(min=0.001, help="GB/s that a GPU sends to another node.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--tokens-per-second", min=0.001, help="Tokens that training reads a second: estimate the time."
+    ),
+]
+
 
 def plan_command(
     recipe: Annotated[
@@ -29,23 +45,21 @@ def plan_command(
         str | None,
         typer.Option(metavar="SIZE", help="No model yet, but its size, such as 8B: a typical Llama."),
     ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of a GPU, such as 24GB: advise on stages that do not fit."),
-    ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--tokens-per-second", min=0.001, help="Tokens that training reads a second: estimate the time."
-        ),
-    ] = None,
+    gpu: Gpu = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, of all nodes together.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the GPUs are in.")] = 1,
+    teraflops: Teraflops = 400,
+    link: Link = 300,
+    network: Network = 50,
+    rate: Rate = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Print how much memory each stage takes, and how long it takes; no weights are read."""
+    from allo.plan.machine import Machine
     from allo.plan.memory import parse_size
     from allo.plan.size import folder_of, parse_weights, shape_of, words
 
+    machine = Machine(gpus, nodes, teraflops * 1e12, link * 1e9, network * 1e9)
     limit = None if gpu is None else parse_size(gpu)
     if model is not None and size is not None:
         raise UserError("--model and --size: give one of them.")
@@ -61,16 +75,22 @@ def plan_command(
             raise UserError("--tokens-per-second: give a recipe, whose rows are counted.")
         from allo.plan import plan
         from allo.plan import table as show
+        from allo.plan.several import Geometry
+        from allo.plan.several_table import show_steps, steps_as_json
 
         planned = plan(read, limit=limit)
+        geometry = Geometry.of(read)
     if as_json:
-        tell(json.dumps(show.as_json(planned, gpus=gpus, tokens=tokens, rate=rate), indent=1))
+        found = show.as_json(planned, gpus=gpus, tokens=tokens, rate=rate)
+        tell(json.dumps(found | steps_as_json(planned, geometry, machine), indent=1))
         return
     if shape is not None:
         tell(show.wrapped(f"Planned for {size}, taken as {words(shape)}."))
     if recipe is None:
         tell(show.wrapped("No recipe was given: planned is that of `allo init pairs`."))
     show.show(planned, gpus=gpus)
+    if gpus > 1:
+        show_steps(planned, geometry, machine)
     tell(show.times(tokens, rate))
 
 

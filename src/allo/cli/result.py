@@ -17,13 +17,14 @@ def show_result(recipe: Recipe, run: RunFolder) -> None:
     """Print a finished run's result as tables and in one sentence, and the use of its model."""
     stage = trained(recipe, run)
     model = result_of(run, stage / "model")
-    for title, (head, *lines) in tables_of_run(run.path):
+    for title, (head, *lines), remark in tables_of_run(run.path):
         table = Table(title=cell(title), title_justify="left", box=SIMPLE_HEAD)
         for number, name in enumerate(head):
             table.add_column(cell(name), justify="right" if number else "left")
         for line in lines:
             table.add_row(*map(cell, line))
         console.print(table)
+        say(f"  {remark}.\n", wrapped=True)
     say(f"{result_of_run(run.path)}\nthe model is in {model}")
     delta, base = str(stage / "delta.safetensors"), _base(recipe, run)
     for purpose, command in uses(str(model), delta, run=str(run.path), base=base):

@@ -1,9 +1,10 @@
 """Deltas, the entries that alignment changed: written, applied, merged, exported and shared."""
 
-from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.delta.file import Delta, DeltaInfo, info, noted_dtypes, read_delta, write_delta
 from allo.delta.hub import fetch, push, push_files
 from allo.delta.merging import MergeInfo, merge
 from allo.delta.patch import apply, apply_to_model, extract, patch_of
+from allo.delta.serving import export_patch
 from allo.delta.shira import ShiraInfo, export_shira
 
 __all__ = [
@@ -13,11 +14,13 @@ __all__ = [
     "ShiraInfo",
     "apply",
     "apply_to_model",
+    "export_patch",
     "export_shira",
     "extract",
     "fetch",
     "info",
     "merge",
+    "noted_dtypes",
     "patch_of",
     "push",
     "push_files",

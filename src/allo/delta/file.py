@@ -6,10 +6,11 @@ every tensor of the base, touched or not, so a wrong base is always refused.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from allo.console import say
@@ -18,12 +19,16 @@ from allo.weights import sparse_file
 from allo.weights.fingerprints import combine
 from allo.weights.finite import first_not_finite
 
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Delta:
     """A delta: `indices` and `values` of touched tensors; `shapes` and `base_hashes` of every tensor.
 
-    `base_hashes` are `fingerprints.digests`. `metadata` may say how the weights were selected.
+    `base_hashes` are `fingerprints.digests`. `metadata` may say how the weights were selected, and the base's dtypes.
     """
 
     indices: dict[str, Tensor]
@@ -39,6 +44,14 @@ class Delta:
     @property
     def num_weights(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def base_dtypes(self) -> set[torch.dtype]:
+        """Return the dtypes of all tensors of the base; of an older delta, those of the touched ones."""
+        named = self.metadata.get("base_dtypes", "").split()
+        return {_DTYPES[name] for name in named if name in _DTYPES} or {
+            values.dtype for values in self.values.values()
+        }
 
     @property
     def base_fingerprint(self) -> str:
@@ -59,6 +72,11 @@ class DeltaInfo:
     num_bytes: int
     base_fingerprint: str
     metadata: Mapping[str, str]
+
+
+def noted_dtypes(dtypes: Iterable[torch.dtype]) -> dict[str, str]:
+    """Return the metadata that say a base's dtypes: a GGUF base is converted to them when the delta is applied."""
+    return {"base_dtypes": " ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))}
 
 
 def write_delta(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.console import track
-from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
+from allo.delta.file import Delta, DeltaInfo, info, noted_dtypes, read_delta, write_delta
 from allo.errors import UserError
 from allo.weights import sparse_file
 from allo.weights.checkpoints import Checkpoint, check_same_layout, write_like
@@ -53,7 +53,7 @@ def extract(
         dtype, (first, offset), count = before.stored[name].dtype, starts[name], counts[name]
         indices[name] = torch.frombuffer(positions, dtype=torch.int32, count=count, offset=first)
         values[name] = torch.frombuffer(replacements[dtype], dtype=dtype, count=count, offset=offset)
-    metadata = {"made_by": "extract"}
+    metadata = {"made_by": "extract", **noted_dtypes(entry.dtype for entry in before.stored.values())}
     write_delta(
         out,
         indices=indices,
@@ -66,14 +66,15 @@ def extract(
     return info(out)
 
 
-def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
-    """Write the folder `out`: `base` with the delta's entries replaced, bit for bit.
+def apply(base: str | Path, delta: str | Path | Delta, out: str | Path) -> None:
+    """Write the folder `out`: `base` with the entries of a delta, or of its file, replaced, bit for bit.
 
     Sharding and the other files (config, tokenizer) are the base's. Raises UserError, and writes no `out`, unless the
     delta was made from exactly this base.
     """
-    checkpoint, change = Checkpoint.open(base), read_delta(delta)
-    check_layout(change, checkpoint, what=f"the delta {delta}")
+    checkpoint, change = Checkpoint.open(base), delta if isinstance(delta, Delta) else read_delta(delta)
+    named = "the change" if isinstance(delta, Delta) else f"the delta {delta}"
+    check_layout(change, checkpoint, what=named)
 
     def patched(name: str, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
         next(bar)
@@ -89,7 +90,7 @@ def apply(base: str | Path, delta: str | Path, out: str | Path) -> None:
             start = end
             yield piece
         check_bits(
-            name, original.hexdigest(), change, where=f"{base} is not the base that {delta} was made from"
+            name, original.hexdigest(), change, where=f"{base} is not the base that {named} was made from"
         )
 
     tensors = track(checkpoint.stored, "delta, apply", total=len(checkpoint.stored), unit="tensor")

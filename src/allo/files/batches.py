@@ -54,15 +54,28 @@ class Batches:
         return found
 
     def fill(
-        self, make: Callable[[Iterator[int]], Iterable[tuple[int, list[Any]]]], description: str
+        self,
+        make: Callable[[Iterator[int]], Iterable[tuple[int, list[Any]]]],
+        description: str,
+        *,
+        together: bool = False,
     ) -> None:
-        """Compute what is left: `make` yields the rows of each number that it is given. Return when all ranks are done."""
+        """Compute what is left: `make` yields the rows of each number that it is given. Return when all ranks are done.
+
+        With `together`, every rank computes every batch, as those that share a model must, and the first keeps them.
+        """
         if self.left:
             lines = ResumableLines(self.path, suffix=self._suffix_of(rank()), in_order=False)
             with bar(description, total=self.total, done=self.total - len(self.left)) as advance:
-                for number, rows in make(self._share(advance)):
-                    lines.append([{_NUMBER: number}, *rows])
+                for number, rows in make(self._all(advance) if together else self._share(advance)):
+                    if not (together and rank()):
+                        lines.append([{_NUMBER: number}, *rows])
         barrier()
+
+    def _all(self, advance: Work) -> Iterator[int]:
+        for number in self.left:
+            yield number
+            advance(1)
 
     def _share(self, advance: Work) -> Iterator[int]:
         """Yield this rank's numbers, and show how many batches of all ranks are done or at work."""

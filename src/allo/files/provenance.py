@@ -1,6 +1,7 @@
 """The source, packages, machine and memory behind a result."""
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import resource
@@ -23,13 +24,16 @@ def provenance() -> dict[str, Any]:
     gpu = _gpu()
     return {
         **commit_of(ROOT),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": dict(_versions()),
         "hardware": _hardware(),
         **({} if gpu is None else {"peak_gpu_memory_bytes": int(gpu.max_memory_allocated())}),
     }
+
+
+@functools.cache  # every stage asks, and each version is looked up on the disk
+def _versions() -> dict[str, str]:
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **versions}
 
 
 def commit_of(root: Path, *, ignored: Sequence[str] = ()) -> dict[str, Any]:

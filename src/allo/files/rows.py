@@ -163,9 +163,9 @@ def read_rows(
         rows, mark = saved_rows(path, split), (", row " if splits_of(path) is None else f"[{split}], row ")
     else:
         kind = next((kind for kind in FILE_TYPES if path.name.lower().endswith(kind)), None)
-        if kind is None:
+        if kind is None and (path.suffix or path.is_file()):
             raise UserError(f"{path}: unknown file type; rows are read from {', '.join(FILE_TYPES)}.")
-        if not path.is_file():
+        if kind is None or not path.is_file():
             raise UserError(f"{path}: there is no such file; check the path.")
         if split != TRAIN:
             raise UserError(f"{path}: a file has no splits, and `split` is {split!r}; remove `split`.")

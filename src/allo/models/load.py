@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -47,9 +47,12 @@ from allo.weights.checkpoints import Checkpoint, refuse_adapter, weight_files
 from allo.weights.finite import check_finite
 from allo.weights.layout import Layout, saved_tensors
 
+IN_FORWARD = "in_forward"
+"""A sharded model's method that runs a function of the model as its forward pass (`models.shards`)."""
+
 # The names under which stages pass these on.
-Model = PreTrainedModel
-Tokenizer = PreTrainedTokenizerBase
+Model: TypeAlias = PreTrainedModel
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 # transformers raises these with a message for the user; other errors are shown with their class.
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
@@ -101,6 +104,9 @@ def load_model(
         )
         if gguf:
             refuse_gguf_left_over(folder / gguf, model, ref)
+            model.name_or_path = str(
+                ref
+            )  # transformers names the folder, in which the tokenizer is not found
         else:
             use_conversions(model, Checkpoint.open(folder).stored)
     require_all_weights(model, info, ref, advice=_WHOLE)
@@ -367,12 +373,14 @@ def quiet() -> Iterator[None]:
 
 
 def check_whole(model: PreTrainedModel) -> None:
-    """Refuse parameters of which this process has only a shard."""
+    """Refuse parameters of which this process has only a part, unless `models.shards` loaded them."""
     for name, param in model.named_parameters():
-        if type(param.data) not in (Tensor, FakeTensor):  # parameters in a rehearsal are whole
+        whole = type(param.data) in (Tensor, FakeTensor)  # parameters in a rehearsal are whole
+        if hasattr(param, "ds_id") or not (whole or hasattr(model, IN_FORWARD)):
+            kind = "DeepSpeed ZeRO-3" if hasattr(param, "ds_id") else f"a {type(param.data).__name__}"
             raise UserError(
-                f"{name} is a {type(param.data).__name__}: sharded parameters (FSDP2, tensor parallel) are not "
-                "supported. Load the whole model in each process."
+                f"{name} is {kind}: FSDP1, ZeRO-3, tensor parallel and models that you sharded yourself are not trained. Set "
+                "`shards` in the recipe, or load the model by allo.load_shards, under torchrun."
             )
 
 

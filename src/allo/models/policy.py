@@ -1,6 +1,9 @@
 """A causal language model as a policy: per-token log-probs without a logits tensor."""
 
 import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +12,38 @@ from transformers import PretrainedConfig, PreTrainedModel
 from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps, measured_logps
 from allo.models.collate import Batch, pad, share_prefix
+from allo.models.load import IN_FORWARD
 from allo.models.model_checks import num_positions, rope_length, rope_sides
 from allo.weights.finite import check_finite
 from allo.weights.places import has_numbers
+from allo.weights.shards import named_rows
 
 # The names under which families configure how logits are scaled, divided and capped.
 _SCALES = ("logit_scale", "lm_head_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
+
+Given = ParamSpec("Given")
+Computed = TypeVar("Computed")
+
+
+def in_forward(function: Callable[Given, Computed]) -> Callable[Given, Computed]:
+    """Let a function of a model, its first argument, run as if it were the model's own forward pass; it calls no other such.
+
+    A sharded model (`models.shards`) has a method for it, which gathers the weights outside its layers, such as the
+    vocabulary head.
+    """
+
+    @wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Computed:
+        as_forward: Callable[..., Computed] | None = getattr(args[0], IN_FORWARD, None)
+        if as_forward is None:
+            return function(*args, **kwargs)
+        # Weights that are gathered in inference mode could not train later.
+        learns = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(learns):
+            return as_forward(function, *args[1:], **kwargs)
+
+    return run
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -52,14 +80,13 @@ def check_head(model: PreTrainedModel) -> None:
     family with logits that `Head` does not know.
     """
     advice = "Load it anew: its file is damaged, or training spoiled it."
-    check_finite(model.named_parameters(), where=type(model).__name__, advice=advice)
+    check_finite(named_rows(model), where=type(model).__name__, advice=advice)
     if not has_numbers(head_of(model).weight):
         return
     input_ids = torch.arange(1, 5, device=model.device).unsqueeze(0)
     own = model(input_ids=input_ids, use_cache=False).logits.float()
-    hidden = hidden_states(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
-    ours = head_of(model).logits(hidden[0])
-    difference = (own[0] - ours).abs().max().item()
+    ours = _logits(model, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+    difference = (own - ours).abs().max().item()
     if not difference <= rounding(model.dtype) * max(1.0, own.abs().max().item()):
         raise UserError(
             f"{type(model).__name__}: its logits differ by {difference:.3g} from head(hidden states), so this "
@@ -68,11 +95,21 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
+@in_forward
+def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    return head_of(model).logits(_hidden_states(model, batch))
+
+
+@in_forward
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Compute the last hidden states [B, T, H] of a batch's rows, in train mode as in eval mode.
 
     Rows on both sides of `rope_length` do not share a forward pass.
     """
+    return _hidden_states(model, batch)
+
+
+def _hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     body = body_of(model)
     if body.training:
         switch_off_noise(body)
@@ -86,7 +123,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     # Padding counts as length, so each side is cut to its own longest row.
     parts = [
         _widened(
-            hidden_states(model, {name: tensor[rows, :length] for name, tensor in inputs.items()}), batch
+            _hidden_states(model, {name: tensor[rows, :length] for name, tensor in inputs.items()}), batch
         )
         for rows, length in sides
     ]
@@ -171,14 +208,16 @@ def shares_prefix(model: PreTrainedModel) -> bool:
     return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
 
 
+@in_forward
 def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
-    return completion_logps(hidden_states(model, batch), head_of(model), *_completions(batch))
+    return completion_logps(_hidden_states(model, batch), head_of(model), *_completions(batch))
 
 
+@in_forward
 def measured_token_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return `per_token_logps`, and `logps.MEASURES` summed over each completion's tokens [C, 3]."""
-    return measured_logps(hidden_states(model, batch), head_of(model), *_completions(batch))
+    return measured_logps(_hidden_states(model, batch), head_of(model), *_completions(batch))
 
 
 def _completions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,10 +225,11 @@ def _completions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.inference_mode()
+@in_forward
 def completion_distributions(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return full log-distributions at the batch's completion tokens, completion by completion: [n, V] fp32.
 
     For measurements on a few tokens at a time: training never makes this tensor.
     """
-    hidden = hidden_states(model, batch).flatten(0, 1)
+    hidden = _hidden_states(model, batch).flatten(0, 1)
     return head_of(model).logits(hidden[batch["sources"][batch["completion_mask"]]]).log_softmax(-1)

@@ -19,7 +19,7 @@ def read_checked(auto: Any, ref: str | Path, folder: Path, gguf: str | None, tru
         return _read(auto, ref, folder, gguf, trust_remote_code)
     found = (folder / gguf).stat()
     state = (found.st_ino, found.st_size, found.st_mtime_ns)
-    return copy.deepcopy(_remembered(auto, ref, folder, gguf, trust_remote_code, state))
+    return copy.deepcopy(_remembered(auto, folder / gguf, folder, gguf, trust_remote_code, state))
 
 
 def _read(

@@ -46,6 +46,13 @@ class Counts:
         }
         return ", ".join(f"{number} {reason}" for reason, number in why.items() if number)
 
+    @property
+    def advice(self) -> str:
+        """What to do about dropped rows, by their reasons."""
+        if self.long:
+            return "Raise max_length, or shorten the completions."
+        return "Raise the score threshold." if self.unweighted else "Change the rows."
+
     def words(self, max_length: int) -> str:
         """Return a description of dropped and cut rows, in words; nothing if all are whole."""
         parts = []
@@ -190,7 +197,6 @@ def _some(kept: list[dict[str, Any]], counts: Counts, max_length: int) -> list[d
         raise UserError("there is no row to train on: the data set is empty.")
     if not kept:
         raise UserError(
-            f"no row is left to train on: {counts.dropped} were dropped ({counts.reasons(max_length)}). Raise "
-            "max_length, or the score threshold, or change the rows."
+            f"no row is left to train on: all {counts.dropped} were dropped ({counts.reasons(max_length)}). {counts.advice}"
         )
     return kept

@@ -145,7 +145,7 @@ def check_values(ref: str | Path) -> str:
     """
     folder = Path(ref).expanduser()
     if folder.is_file():
-        return f"{ref}: the weights of a GGUF file are looked at for NaN when it is loaded"
+        return f"{ref}: a GGUF file; the first stage, sft, converts it and checks its weights for NaN"
     if not folder.is_dir():
         return (
             f"{ref}: the weights of a model of the hub, and their headers, are looked at after the download"
@@ -164,7 +164,17 @@ def check_values(ref: str | Path) -> str:
 
 
 def load_policy(recipe: Recipe, folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device."""
+    """Load the model in `folder`, in the run's dtype (or `dtype`), onto its device; this rank's rows of a sharded one."""
+    if recipe.shards is not None:
+        from allo.models.shards import load_shards  # torch's part of it takes time, and few runs need it
+
+        return load_shards(
+            folder,
+            dtype=dtype or DTYPES[recipe.dtype],
+            num_shards=recipe.shards,
+            device=recipe.device,
+            trust_remote_code=recipe.trust_remote_code,
+        )
     return load_model(
         folder,
         dtype=dtype or DTYPES[recipe.dtype],

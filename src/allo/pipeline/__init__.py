@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from allo.console import Run, note, say, showing, span
 from allo.errors import UserError
 from allo.files.artifacts import FileHashes, RunFolder, held, remove, sha256_json, write_atomic, write_json
+from allo.files.changes import why_again
 from allo.files.harness_results import leave_block
 from allo.files.identity import check_same_run, identity, refuse_another
 from allo.files.manifest import read_manifest, stages_done, write_manifest
@@ -21,9 +22,8 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
-from allo.pipeline.changes import why_again
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
-from allo.pipeline.outcome import in_words
+from allo.pipeline.outcome import result_in_words
 from allo.pipeline.shared import run_shared
 from allo.ranks import is_joined, launched_ranks
 from allo.recipe import Recipe, load_recipe, save_recipe
@@ -95,6 +95,9 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "score": recipe.forget is None,
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
+        # A sharded model does not sample; a server of the result does.
+        "evaluate": recipe.shards is not None,
+        "report": recipe.shards is not None,
     }
     kept = [stage for stage in STAGES if not left_out.get(stage.name)]
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)
@@ -189,6 +192,11 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         raise UserError(
             f"WORLD_SIZE is {launched_ranks()}: a recipe runs in one process of a script. On several, start the command: "
             "`torchrun -m allo run RECIPE`, or `allo run RECIPE --processes N`."
+        )
+    if recipe.shards is not None and launched_ranks() % recipe.shards:
+        raise UserError(
+            f"shards is {recipe.shards}, and there {'is one process' if launched_ranks() == 1 else f'are {launched_ranks()}'}: "
+            f"start the command by `allo run RECIPE --processes {recipe.shards}`, or a multiple of it."
         )
     with contextlib.ExitStack() as stack:
         try:
@@ -320,8 +328,7 @@ def _do(work: _Work, recipe: Recipe, progress: Progress, *, force: bool) -> None
     stage.begun(run).unlink()
     _link_result(stage, recipe, run)
     progress.estimate.measured[stage.name] = entry["seconds"]
-    done = f"done in {span(entry['seconds'])}"
-    note(stage.name, f"{done}: {in_words(counts)}" if counts else done)
+    note(stage.name, f"done in {span(entry['seconds'])}{result_in_words(counts, entry['outputs'])}")
     for sentence in importlib.import_module("allo.stages.explain").sentences_of(run.path, stage.name):
         say(f"  {sentence}", wrapped=True)
 

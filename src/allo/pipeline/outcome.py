@@ -1,6 +1,6 @@
 """A finished stage's counts in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from allo.files.sizes import size
@@ -16,6 +16,9 @@ _PHRASES = {
     "no_answer": "{} without a final answer",
     "no_verdict": "{} without a verdict",
     "wrong": "{} wrong completions",
+    "rejected": "{} rejected completions",
+    "lower_reward": "{} lower-reward completions",
+    "distinct_bad": "{} distinct bad ones",
     "good": "{} good",
     "bad": "{} bad",
     "held_out": "{} held out",
@@ -30,6 +33,12 @@ _PHRASES = {
     "delta_bytes": "delta {}",
 }
 _ONLY_IF_ANY = {"dropped", "prompts_cut", "samples_cut", "cut", "unfinished", "no_answer", "no_verdict"}
+
+
+def result_in_words(counts: Mapping[str, Any], files: Iterable[str]) -> str:
+    """Return what a stage did and which files or folders of the run hold it."""
+    places = ", ".join(files)
+    return (f": {in_words(counts)}" if counts else "") + (f"; in {places}" if places else "")
 
 
 def in_words(counts: Mapping[str, Any]) -> str:

@@ -20,10 +20,31 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "Gi
 
 
 @dataclass(frozen=True)
+class Step:
+    """The work of an optimizer step: `micro_batches` of `rows` rows with `row_tokens` tokens, a text of which has `length`.
+
+    Each takes a pass forward and backward, and `references` more passes forward. With `recomputes`, the backward pass runs
+    the layers once more. `selected` weights train, in tensors that have `trained` weights. `sent_copy` is the bytes of the
+    copy of their gradient that processes send, if it is another one.
+    """
+
+    micro_batches: int
+    rows: int
+    row_tokens: int
+    length: int
+    references: int
+    recomputes: bool
+    selected: int
+    trained: int
+    sent_copy: int = 0
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """A stage at its peak. `load` describes the rows; `host` is kept in host memory on any device.
 
-    `moments` holds the bytes at other moments, of which another is the peak if the model is deeper.
+    `moments` holds the bytes at other moments, of which another is the peak if the model is deeper or sharded. `step` is
+    known of stages with an optimizer.
     """
 
     stage: str
@@ -31,6 +52,7 @@ class StagePlan:
     bytes: Mapping[str, int]
     host: int = 0
     moments: Mapping[Hashable, Mapping[str, int]] = field(default_factory=dict, compare=False, repr=False)
+    step: Step | None = None
 
     @property
     def total(self) -> int:

@@ -107,6 +107,8 @@ def _counts(preview: Preview) -> dict[str, list[str]]:
         sentences = said.setdefault(key, [])
         sentences.insert(0, _number(reading.rows, "row", "read"))
         sentences += reading.sentences
+    for key, sentences in found.tried.items():
+        said.setdefault(key, []).extend(sentences)
     for sentence in found.held_out:
         said.setdefault(f"data.{HELD_OUT}", []).append(sentence)
     rows: list[Trained | Asked] = [*found.trained, *found.asked]
@@ -186,15 +188,32 @@ def _examples(preview: Preview, width: int, plain: bool) -> Iterator[Text]:
     asked = next(one for one in found.asked if one.key == "data")
     yield from page.title("data, the first prompt as it is sampled from")
     yield from page.prompt(asked.ids[0])
-    yield from _wrapped(
-        "  ", f"{_sampled(preview, asked)} Run `allo run` up to its pairs to see some here.", width
-    )
+    for sentence in (
+        _sampled(preview, asked),
+        *_learned(recipe),
+        "Run `allo run` up to its pairs to see some here.",
+    ):
+        yield from _wrapped("  ", sentence, width)
 
 
 def _sampled(preview: Preview, asked: Asked) -> str:
     ends = sorted({_end(preview.found, form) for form in asked.forms})
     stop = [repr(each) for each in preview.recipe.sample.stop]
     return f"Completions are sampled by the run; each ends with {' or '.join([*ends, *stop])}."
+
+
+def _learned(recipe: Recipe) -> Iterator[str]:
+    """Yield which tokens of the samples will carry loss."""
+    judged = bool(recipe.judge.function or recipe.judge.reward_model)
+    if recipe.improve is not None and recipe.improve.trained_by.samples:
+        yield "Every sampled token carries loss, by the advantage of its completion's reward."
+        return
+    good, bad = ("higher reward", "lower reward") if judged else ("right answer", "wrong answer")
+    yield f"In each pair, the completion with the {good} is chosen, and the one with the {bad} rejected."
+    if recipe.improve is not None:
+        yield "All tokens of the chosen one carry loss."
+    if rejected := "; ".join(_rejected(recipe, None)):
+        yield f"Of the rejected one, {rejected}."
 
 
 def _counting(weights: Sequence[float]) -> str:

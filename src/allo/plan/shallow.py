@@ -3,7 +3,7 @@
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ FEW = 2
 """Layers of the shallower model; the other has one more."""
 DEEP = 24
 """The fewest layers that are worth it. In models of few layers another moment than the deep model's may be the peak."""
+_PEAK = "peak"  # beside the moments' keys
 _SAME_CLASS = (bool, int, float, str, type(None), tuple)
 
 
@@ -43,14 +44,22 @@ def planned_by_layer(plan: Callable[[Recipe], StagePlan], recipe: Recipe) -> Sta
     def at_depth(fewer: int, more: int) -> int:
         return more + further * (more - fewer)
 
-    pairs = [(first.bytes, second.bytes)]
-    pairs += [(first.moments[key], second.moments[key]) for key in first.moments.keys() & second.moments]
-    deep = [
-        {kind: at_depth(fewer.get(kind, 0), more.get(kind, 0)) for kind in {**fewer, **more}}
-        for fewer, more in pairs
-    ]
-    taken = max(deep, key=lambda bytes: sum(bytes.values()))  # the first one of several
-    return replace(second, bytes=taken, host=at_depth(first.host, second.host))
+    pairs: dict[Hashable, tuple[Mapping[str, int], Mapping[str, int]]] = {
+        key: (first.moments[key], second.moments[key]) for key in first.moments.keys() & second.moments
+    }
+    deep = {
+        key: {kind: at_depth(fewer.get(kind, 0), more.get(kind, 0)) for kind in {**fewer, **more}}
+        for key, (fewer, more) in {_PEAK: (first.bytes, second.bytes), **pairs}.items()
+    }
+    taken = max(deep.values(), key=lambda bytes: sum(bytes.values()))  # the first one of several
+    step = second.step
+    if step is not None and first.step is not None:
+        selected, trained, copy = (
+            at_depth(getattr(first.step, name), getattr(step, name))
+            for name in ("selected", "trained", "sent_copy")
+        )
+        step = replace(step, selected=selected, trained=trained, sent_copy=copy)
+    return replace(second, bytes=taken, host=at_depth(first.host, second.host), moments=deep, step=step)
 
 
 def _names_tensors(recipe: Recipe) -> bool:

@@ -41,11 +41,9 @@ def _table(plan: Plan) -> Table:
         table.add_column(stage.stage, justify="right")
     for kind in KINDS:
         if any(stage.bytes.get(kind) for stage in plan.stages):
-            table.add_row(
-                *map(cell, (kind, *(_gigabytes(stage.bytes.get(kind, 0)) for stage in plan.stages)))
-            )
-    table.add_row(*map(cell, ("total", *(_gigabytes(stage.total) for stage in plan.stages))), style="bold")
-    table.add_row(*map(cell, ("host", *(_gigabytes(stage.host) for stage in plan.stages))), style="dim")
+            table.add_row(*map(cell, (kind, *(gigabytes(stage.bytes.get(kind, 0)) for stage in plan.stages))))
+    table.add_row(*map(cell, ("total", *(gigabytes(stage.total) for stage in plan.stages))), style="bold")
+    table.add_row(*map(cell, ("host", *(gigabytes(stage.host) for stage in plan.stages))), style="dim")
     if plan.limit is not None:
         table.add_row(*map(cell, ("fits", *("yes" if plan.fits(stage) else "no" for stage in plan.stages))))
     return table
@@ -65,29 +63,25 @@ def explanation(plan: Plan, *, gpus: int) -> str:
         "(about 0.5 GB), the scratch of kernels, and memory that the allocator holds unused.",
     ]
     if gpus > 1:
-        lines += [
-            "",
-            f"On {gpus} GPUs each holds all of this: nothing is sharded. For the same rows a step, divide "
-            f"gradient_accumulation_steps by {gpus}.",
-        ]
+        lines += ["", "This is for one GPU. A step on several follows below."]
     for stage in plan.stages:
         if not plan.fits(stage):
-            lines += ["", *_advice(plan, stage)]
+            lines += ["", *_advice(plan, stage, where=" on one GPU" if gpus > 1 else "")]
     if plan.unplanned:
         lines += ["", *(f"Not planned: {stage}, {why}." for stage, why in plan.unplanned.items())]
     elif plan.limit is not None and all(map(plan.fits, plan.stages)):
-        lines += ["", f"All stages fit into {_gigabytes(plan.limit)} GB."]
+        lines += ["", f"All stages fit into {gigabytes(plan.limit)} GB."]
     return "\n".join(wrapped(line, indent=" " * 15 if line.startswith("  ") else "") for line in lines)
 
 
-def _advice(plan: Plan, stage: StagePlan) -> list[str]:
+def _advice(plan: Plan, stage: StagePlan, *, where: str) -> list[str]:
     assert plan.limit is not None
     advised = plan.advice[stage.stage]
-    limit = _gigabytes(plan.limit)
+    limit = gigabytes(plan.limit)
     if advised.plan is None:
-        return [f"{stage.stage} does not fit into {limit} GB under any setting that allo knows."]
+        return [f"{stage.stage} does not fit into {limit} GB{where} under any setting that allo knows."]
     return [
-        f"{stage.stage} fits into {limit} GB, with {_gigabytes(advised.plan.total)} GB, under",
+        f"{stage.stage} fits into {limit} GB{where}, with {gigabytes(advised.plan.total)} GB, under",
         *(f"  --set {key}={json.dumps(value)}" for key, value in advised.settings.items()),
     ]
 
@@ -156,7 +150,7 @@ def _stage(plan: Plan, stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _gigabytes(number: float) -> str:
+def gigabytes(number: float) -> str:
     """Return gigabytes with two decimals, or four below a tenth: small models are planned, too."""
     value = number / _GB
     return "-" if not number else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"

@@ -17,7 +17,7 @@ from allo.models.rows import counted_completions, counted_pairs
 from allo.models.start import allowed_in_start
 from allo.plan.lengths import training_lengths
 from allo.plan.live_bytes import LiveBytes
-from allo.plan.memory import StagePlan
+from allo.plan.memory import StagePlan, Step
 from allo.plan.rehearsal import Rehearsal
 from allo.recipe import Locate, Recipe
 from allo.recipe.criteria import Needs, criterion_of
@@ -39,6 +39,7 @@ from allo.weights.places import has_numbers
 from allo.weights.selection import num_to_select
 
 _INDEX_BYTES = 4  # of a mask's entry in host memory
+_SENT = 4  # bytes of an entry of a summed gradient; a lean one has fewer
 
 
 def plan_training(recipe: Recipe, stage: str) -> StagePlan:
@@ -59,13 +60,33 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
         for key, at in rehearsal.moments.items()
     }
     masks = _INDEX_BYTES * trainer.selected.num_selected
+    row, *_ = trainer.train_dataset
+    rows_a_step = _rows_a_step(recipe, stage)
+    step = Step(
+        micro_batches=-(-rows_a_step // trainer.rows_a_step),
+        rows=trainer.rows_a_step,
+        row_tokens=trainer.data_collator.num_tokens(row),
+        length=lengths.prompt + lengths.completion,
+        references=int(trainer.needs_reference and trainer.reference == "swap"),
+        recomputes=bool(trainer.args.activation_checkpointing),
+        selected=trainer.selected.num_selected,
+        trained=sum(math.prod(trainer.mask.shapes[name]) for name in trainer.mask.indices),
+        sent_copy=_SENT * trainer.selected.num_selected if trainer.lean else 0,
+    )
     return StagePlan(
         stage,
         f"{trainer.rows_a_step} {rows} of {lengths.prompt} + {lengths.completion} tokens",
         taken,
         host=masks + host,
         moments=moments,
+        step=step,
     )
+
+
+def _rows_a_step(recipe: Recipe, stage: str) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = _arguments(recipe, stage, Path(folder))
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
 
 
 def _may_train(recipe: Recipe, stage: str) -> Collection[str] | None:

@@ -43,6 +43,7 @@ from allo.recipe.numbers import (
 from allo.recipe.presets import PresetName, with_preset
 from allo.recipe.sample import Sample
 from allo.recipe.scores import Score
+from allo.recipe.sharding import shards_fault
 from allo.recipe.sources import HELD_OUT, Block, Data, Source
 from allo.recipe.text import dump, override, parse, read_text
 from allo.recipe.trainers import TRAINERS, Trainer, TrainerName
@@ -184,6 +185,11 @@ class Recipe(Block):
     is dropped if the completion alone does not fit. In sampling, the limit of the prompt alone; `max_new_tokens` come
     on top."""
 
+    shards: Count | None = None
+    """The parts of a model that no GPU holds, one a process: `allo run RECIPE --processes N`, N a multiple of it. Each has its
+    rows of every weight, in `sft`, `locate`, `score`, `forget` and `improve`. Samples come from a server
+    (`sample.backend: openai`), and the run ends with `improve`: a sharded model does not sample."""
+
     rounds: Times = 1
     """The number of alignments, from sampling to improving, each on fresh samples of the previous one's model. The
     first start and the last model are evaluated."""
@@ -254,6 +260,12 @@ class Recipe(Block):
             raise ValueError(
                 "pair.margin is a difference of rewards: set judge.reward_model or judge.function, or remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> "Recipe":
+        if self.shards is not None and (fault := shards_fault(self)):
+            raise ValueError(f"shards: {fault}")
         return self
 
     @model_validator(mode="after")

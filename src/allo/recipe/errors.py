@@ -8,6 +8,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
+from allo.recipe.own_code import FORM, PATTERN
+
 
 def explain(recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem: Any) -> str:
     """Return one line on a pydantic problem in the YAML `root` of `path`: the place, the fault and a remedy."""
@@ -26,6 +28,8 @@ def explain(recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem
         return f"{where}: {key}: required key is missing"
     if problem["type"] == "secret":
         return f"{where}: {key}.{message}"
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == PATTERN:
+        message = FORM
     found, advice = problem["input"], ""
     if problem["type"] == "string_type" and isinstance(found, bool | int | float | None):
         advice = "; put it in quotes where the word itself is meant"

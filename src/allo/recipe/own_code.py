@@ -15,6 +15,7 @@ from allo.errors import UserError
 
 PATTERN = r"^.+\.py:[A-Za-z_]\w*$"
 """`path/to/file.py:function`. Naming it in a recipe runs the file, just as passing a script to python does."""
+FORM = "not of the form FILE.py:NAME, a Python file and a function in it"
 
 
 def own_file(name: str) -> Path | None:

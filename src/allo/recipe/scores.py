@@ -123,8 +123,8 @@ class Score(Block):
         return next((one.name for one in self.entries if "warmup" in one.needs), None)
 
     def share_said(self, weighted: int, tokens: int) -> str:
-        """Return a sentence on the share of wrong answers' tokens that have weight, and what to do if it is large."""
-        said = f"{weighted:,} of {tokens:,} tokens of wrong answers have weight ({weighted / max(tokens, 1):.0%})"
+        """Return a sentence on the share of these answers' tokens that have weight, and what to do if it is large."""
+        said = f"{weighted:,} of {tokens:,} tokens of the answers to forget have weight ({weighted / max(tokens, 1):.0%})"
         if weighted <= MUCH * tokens or self.weights != "indicator":
             return f"{said}."
         return (

@@ -1,10 +1,13 @@
 """The runs of one report compared in words and figures: each later run with the first, on the same prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
-from allo.files.evaluation import Accuracy, Answer, Evaluated, Rate
+from allo.files.changes import Difference, differences, in_short
+from allo.files.evaluation import Accuracy, Evaluated, Rate
 from allo.report import figures
+from allo.report.paired import Prompts, difference, values
 from allo.report.run_view import RunView
 from allo.report.tables import escaped
 
@@ -13,7 +16,9 @@ CAUTION = (
     "allo compare tests."
 )
 SAMPLING = ("temperature", "top_p", "max_new_tokens")
-Prompts = dict[str, list[float]]
+_NAMES = {"name", "out", "report.title"}
+"""Settings that change nothing of a run but its name or place."""
+_MOST_SAID = 5
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,40 @@ class _Measure:
 
 
 def distinct(runs: Sequence[RunView]) -> list[RunView]:
-    """Return the runs; a name that several of them have gets a number."""
+    """Return the runs; those of one name are told apart by the settings in which they differ, otherwise by a number."""
     names = [run.name for run in runs]
-    return [
-        replace(run, name=f"{name} ({names[: place + 1].count(name)})") if names.count(name) > 1 else run
-        for place, (run, name) in enumerate(zip(runs, names, strict=True))
-    ]
+    found = []
+    for place, run in enumerate(runs):
+        alike = [each for each in runs if each.name == run.name]
+        number = names[: place + 1].count(run.name)
+        apart = _apart(alike) if len(alike) > 1 else []
+        label = apart[number - 1] if apart else str(number)
+        found.append(replace(run, name=f"{run.name} ({label})") if len(alike) > 1 else run)
+    return found
+
+
+def _apart(runs: Sequence[RunView]) -> list[str]:
+    """Return a label for each run, from the fewest settings that tell all of them apart; nothing if none do."""
+    keys = dict.fromkeys(key for run in runs for key, *_ in _differing(run, runs[0]))
+    columns = {key: [_setting(run, key) for run in runs] for key in keys}
+    for chosen in (*combinations(columns, 1), *combinations(columns, 2)):
+        each_run = zip(*(columns[key] for key in chosen), strict=True)
+        labels = [", ".join(map(" ".join, zip(chosen, each, strict=True))) for each in each_run]
+        if len({figures.name(f"{runs[0].name} ({label})") for label in labels}) == len(runs):
+            return labels
+    return []
+
+
+def _differing(mine: RunView, other: RunView) -> list[Difference]:
+    """Return the settings in which two runs differ, apart from names and places."""
+    return [each for each in differences(mine.settings, other.settings) if each[0] not in _NAMES]
+
+
+def _setting(run: RunView, key: str) -> str:
+    value: object = run.settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return in_short(value)
 
 
 def comparisons(runs: Sequence[RunView]) -> list[Comparison]:
@@ -112,7 +145,7 @@ def _on_set(set: str, mine: RunView, other: RunView, names: tuple[str, str]) -> 
     one, two = mine.after.sets[set], other.after.sets[set]
     same_judge = mine.settings.get("judge") == other.settings.get("judge")
     for kind in ("sampled", "greedy"):
-        values = [_values(answered, kind) for answered in rows]
+        both = [values(answered, kind) for answered in rows]
         mean, against = (each.sampled if kind == "sampled" else each.greedy for each in (one, two))
         if mean and against:
             measure = _Measure(f"{kind} accuracy", _rate(mean), _rate(against))
@@ -125,7 +158,7 @@ def _on_set(set: str, mine: RunView, other: RunView, names: tuple[str, str]) -> 
             )
         else:
             continue
-        return f"{where}, {_said(_paired(measure, *values), names)}"
+        return f"{where}, {_said(_paired(measure, *both), names)}"
     return ""
 
 
@@ -148,27 +181,10 @@ def _asked(rows: Sequence[Evaluated]) -> dict[str, object]:
     return {row.prompt_id: row.prompt for row in rows}
 
 
-def _values(rows: Sequence[Evaluated], kind: str) -> Prompts:
-    """Return each prompt's values: rewards, or 1 for a right answer; nothing of a prompt without a verdict."""
-    found: Prompts = {}
-    for row in rows:
-        answers: list[Answer] = row.sampled if kind == "sampled" else [row.greedy] if row.greedy else []
-        values = [each.correct if each.reward is None else each.reward for each in answers]
-        if values and None not in values:
-            found[row.prompt_id] = [float(value) for value in values if value is not None]
-    return found
-
-
 def _paired(measure: _Measure, mine: Prompts, other: Prompts) -> _Measure:
     """Return the measure with the mean difference over prompts, if the answers of both are there."""
-    if not mine or mine.keys() != other.keys():
-        return measure
-    # Imported here, as only reports on several runs need numpy.
-    from allo.stats.metrics import bootstrap
-
-    differences = [[sum(own) / len(own) - sum(other[key]) / len(other[key])] for key, own in mine.items()]
-    found = bootstrap(differences, seed=0)
-    return replace(measure, paired=Rate(found.value, found.low, found.high), num=found.num)
+    found = difference(mine, other)
+    return measure if found is None else replace(measure, paired=found, num=found.num)
 
 
 def _on_held_out(mine: RunView, other: RunView, names: tuple[str, str]) -> Iterator[str]:
@@ -210,7 +226,11 @@ def _price(mine: RunView, other: RunView) -> Iterator[str]:
 
 
 def _unlike(mine: RunView, other: RunView, names: tuple[str, str]) -> Iterator[str]:
-    """Yield the reasons, apart from training, for which two runs may differ."""
+    """Yield the settings in which two runs differ, and the reasons, apart from training, for which they may."""
+    if (apart := _differing(mine, other)) and mine.settings and other.settings:
+        said = [f"{key} {in_short(one)} against {in_short(two)}" for key, one, two in apart[:_MOST_SAID]]
+        more = f", and {len(apart) - _MOST_SAID} more" if len(apart) > _MOST_SAID else ""
+        yield f"Settings of {names[0]} against {names[1]}: {'; '.join(map(figures.printable, said))}{more}."
     starts = mine.start_hash, other.start_hash
     if all(starts) and starts[0] != starts[1]:
         yield "Their starting models differ, so the difference is not one of training alone."

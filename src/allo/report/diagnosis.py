@@ -7,7 +7,7 @@ from typing import Any
 from allo.recipe.losses import PAIR_LOSSES
 from allo.recipe.trainers import TRAINERS
 from allo.report import faults, figures
-from allo.report.evidence import FEWEST, Evidence, Steps, at_end, at_start
+from allo.report.evidence import FEWEST, Evidence, Steps, at_end, at_start, span
 from allo.report.faults import Numbers
 from allo.report.run_view import Manifest, RunView
 from allo.report.tables import escaped
@@ -135,8 +135,9 @@ DIAGNOSES = (
         "forgot too little",
         ("forget",),
         faults.forgot_little,
-        "After {steps}, the tokens marked as wrong {moved} nats each.",
-        "The model believes them as it did at the start: the steps are too small or too few.",
+        "The model believes the tokens marked as wrong as it did at the start: a change of {change} nats, below {bound}, is "
+        "next to nothing.",
+        "The steps are too small or too few.",
         (f"raise {RATE}", f"raise {EPOCHS}"),
     ),
     Diagnosis(
@@ -151,7 +152,7 @@ DIAGNOSES = (
         "forgetting spread",
         ("forget",),
         faults.spread,
-        "In wrong answers the tokens marked as wrong lost {marked} nats each, and the others {fall}.",
+        "The tokens marked as wrong lost {marked} nats each, and the other tokens of these answers {fall}.",
         "Forgetting reached tokens that the scores take to be right, so right answers lose them too.",
         (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
     ),
@@ -274,15 +275,21 @@ def _summary(evidence: Evidence) -> str:
     if chosen and rejected:
         text = f"In {evidence.num_steps}, chosen answers {_moved(chosen)} each and rejected ones {_moved(rejected)}"
         told = evidence.values("rewards/accuracies")
-        return f"{text}; reward accuracy {figures.percent(at_end(told))}." if told else f"{text}."
+        text += f"; reward accuracy {figures.percent(at_end(told))}" if told else ""
+        return f"{text} ({_last(chosen)})."
     if len(forgotten) >= FEWEST:
-        return f"In {evidence.num_steps}, the tokens marked as wrong {_moved(forgotten)} each."
+        return f"In {evidence.num_steps}, the tokens marked as wrong {_moved(forgotten)} each ({_last(forgotten)})."
     believed = evidence.values("probabilities/forgotten")
     if len(believed) >= FEWEST:
         ends = [figures.decimal(end(believed), digits=2) for end in (at_start, at_end)]
         return f"In {evidence.num_steps}, the mean probability of tokens marked as wrong went from {ends[0]} to {ends[1]}."
     first, last = figures.significant(at_start(losses)), figures.significant(at_end(losses))
     return f"In {evidence.num_steps}, the loss went from {first} to {last}."
+
+
+def _last(values: Sequence[float]) -> str:
+    """Return which steps' median a sentence has: the curve's last point alone may be another."""
+    return f"median of the last {span(values)} logged"
 
 
 def _moved(changes: Sequence[float]) -> str:

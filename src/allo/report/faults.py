@@ -52,8 +52,9 @@ ROSE = 1.1
 
 
 def nats(value: float) -> str:
-    """Return the size of a change in log-likelihood."""
-    return figures.decimal(abs(value), digits=2 if abs(value) < 10 else 0)
+    """Return the size of a change in log-likelihood, rounded alike in every sentence."""
+    size = abs(value)
+    return figures.decimal(size, digits=0 if size >= 10 else 2 if size >= 0.1 else 3)
 
 
 def _as_likely(change: float) -> str:
@@ -69,7 +70,7 @@ def still(evidence: Evidence) -> Numbers | None:
         return None
     margin = abs(at_end(margins))
     return {
-        "margin": figures.decimal(margin, digits=3),
+        "margin": nats(margin),
         "odds": figures.percent(math.exp(margin) - 1),
         "steps": evidence.num_steps,
     }
@@ -222,8 +223,7 @@ def forgot_little(evidence: Evidence) -> Numbers | None:
     change = _forgotten(evidence)
     if change is None or change < -FORGOTTEN_LITTLE or _reached(evidence):
         return None
-    moved = f"{'lost' if change < 0 else 'gained'} {figures.decimal(abs(change), digits=3)}"
-    return {"moved": moved, "steps": evidence.num_steps}
+    return {"change": nats(change), "bound": nats(FORGOTTEN_LITTLE)}
 
 
 def until_missed(evidence: Evidence) -> Numbers | None:

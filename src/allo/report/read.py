@@ -52,29 +52,45 @@ def view(folder: Path) -> RunView:
         base=_base(settings),
         judged=tuple(record for name, record in judged.items() if name not in before),
         judged_before=tuple(before),
-        uses=_uses(RunFolder(folder)),
+        uses=_uses(RunFolder(folder), settings),
     )
 
 
 def reading_of(folder: Path, stage: str) -> Reading | None:
     """Return the diagnosis of a stage of a run that may still be going on; None for a stage that has none."""
-    _, settings = _recipe(folder / "recipe.yaml")
     manifest = _manifest(folder)
-    if stage == EVALUATED:
-        evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
-        return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
-    steps = _curves(folder, manifest).get(stage)
-    return None if steps is None else read_stage(stage, steps, settings, manifest)
+    steps = None if stage == EVALUATED else _curves(folder, manifest).get(stage)
+    if steps is None and stage != EVALUATED:
+        return None
+    _, settings = _recipe(folder / "recipe.yaml")
+    if steps is not None:
+        return read_stage(stage, steps, settings, manifest)
+    evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
+    return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
 
 
-def _uses(run: RunFolder) -> tuple[tuple[str, str], ...]:
+def _uses(run: RunFolder, settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return what can be done with the last training stage's model; nothing if the folder has none."""
+    base = _delta_base(run, settings)
     for stage in (run.improve, run.forget):
         if (stage / "model").is_dir():
             model = result_of(run, stage / "model").relative_to(run.path)
-            known = uses(f"./{model}", f"{stage.name}/delta.safetensors", run=".")
+            known = uses(f"./{model}", f"{stage.name}/delta.safetensors", run=".", base=base)
             return (("the model", f"./{model}"), *known)
     return ()
+
+
+def _delta_base(run: RunFolder, settings: dict[str, Any]) -> str:
+    """Return the model that the delta belongs to: the recipe's, or what the run made of it, in the run's folder.
+
+    Of a local file or folder it is the name: others have it elsewhere. A GGUF file is converted again.
+    """
+    named, start = _base(settings) or "BASE", run.start / "start.json"
+    if named.endswith(".gguf") and not settings.get("sft"):
+        return Path(named).name
+    made = parse_json(start.read_bytes(), place=str(start), lenient=True) if start.is_file() else {}
+    place = str(made.get("model", "")) if isinstance(made, dict) else ""
+    return named if not place or Path(place).is_absolute() else place
 
 
 def _of_these_answers(record: Judged, evaluation: Evaluation) -> bool:

@@ -2,13 +2,38 @@
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from allo.console import printable
-from allo.files.evaluation import Accuracy, ModelResult, Overlap, Rate, Rewards, SetResult
+from allo.files.evaluation import (
+    Accuracy,
+    Evaluated,
+    Measured,
+    ModelResult,
+    Overlap,
+    Rate,
+    Rewards,
+    SetResult,
+)
 from allo.report import figures
+from allo.report.paired import difference, values
 from allo.report.run_view import RunView, StageRecord
+
+# Each match begins with a character that Markdown would read. Signs between spaces and underscores in words are text.
+_MARKUP = re.compile(
+    r"""
+    [`|] | \\(?=[!-/:-@\[-`{-~]|$) | \*(?!(?<=\s.)\s) | (?<![^\W_])_ | _(?![^\W_]) | (?<=\S)~ | ~(?![\s\d]|$)
+    | \](?=[(\[:]) | &(?=\#?\w+;)
+    | ^(?:\#{1,6}|[-+*>]|=+|-{3,})(?=\s|$) | ^>
+    """,
+    re.VERBOSE,
+)
+_TAG = re.compile("<(?=[A-Za-z/!?])")
+_ITEM = re.compile(r"^(\d+)(?=[.)](\s|$))")
+
+
+CHANGE = "a change is since the start on the same prompts, with its interval over them"
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,8 @@ class Table:
 class Model:
     """One row of the results: a model, its start, its label, and its colour (0 for a start).
 
-    `warmed_up`: its weights were located by briefly training all of them.
+    `warmed_up`: its weights were located by briefly training all of them. `answers` and `before` are the completions
+    of the model and of its start by set, if the run has both.
     """
 
     role: str
@@ -43,6 +69,13 @@ class Model:
     label: str
     colour: int
     warmed_up: bool
+    answers: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)
+    before: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)
+
+    def change(self, set: str, kind: str) -> Measured | None:
+        """Return the mean change since the start on all of a set's prompts, with its interval, if their answers are kept."""
+        found = difference(values(self.answers.get(set, ()), kind), values(self.before.get(set, ()), kind))
+        return found if found and found.num == self.result.sets[set].num_prompts else None
 
 
 def models(runs: Sequence[RunView]) -> list[Model]:
@@ -64,6 +97,7 @@ def models(runs: Sequence[RunView]) -> list[Model]:
     rows, colour = [], 0
     for role, result, run in found:
         colour += role != "start"
+        completions = {} if role == "start" else run.evaluation.completions
         origin = "" if labels.count(result.label) == 1 else f" ({figures.name(run.name)})"
         rows.append(
             Model(
@@ -73,6 +107,8 @@ def models(runs: Sequence[RunView]) -> list[Model]:
                 figures.name(result.label) + origin,
                 0 if role == "start" else colour,
                 role != "start" and _warmed_up(run),
+                completions.get(role, {}),
+                completions.get("start", {}),
             )
         )
     return rows
@@ -100,11 +136,15 @@ def result_tables(rows: Sequence[Model]) -> list[Table]:
 
 def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
     kinds = [kind for kind in ("sampled", "greedy") if any(kind in result.rewards for _, result in known)]
-    columns = [(f"{kind.capitalize()} wins", f"{kind.capitalize()} reward") for kind in kinds]
+    columns = [f"{kind.capitalize()} {what}" for kind in kinds for what in ("wins", "reward", "change")]
     rows = [
         (
             Cell(row.label),
-            *(cell for kind in kinds for cell in _reward_cells(result.rewards.get(kind))),
+            *(
+                cell
+                for kind in kinds
+                for cell in _reward_cells(result.rewards.get(kind), row.change(name, kind))
+            ),
             Cell(figures.decimal(result.mean_tokens, digits=1), value=result.mean_tokens),
         )
         for row, result in known
@@ -112,17 +152,17 @@ def _reward_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
     prompts = sorted({result.num_prompts for _, result in known})
     return Table(
         title=figures.name(name),
-        columns=("Model", *(column for both in columns for column in both), "Mean tokens"),
+        columns=("Model", *columns, "Mean tokens"),
         rows=tuple(rows),
         remark=f"{' or '.join(map(figures.count, prompts))} prompts. Wins by reward against the start's answers to "
-        "the same prompts, ties half",
+        f"the same prompts, ties half; {CHANGE}",
     )
 
 
-def _reward_cells(rewards: Rewards | None) -> tuple[Cell, Cell]:
+def _reward_cells(rewards: Rewards | None, change: Measured | None) -> tuple[Cell, Cell, Cell]:
     if rewards is None:
-        return Cell(figures.ABSENT), Cell(figures.ABSENT)
-    return rate(rewards.win_rate), measured(rewards.mean, digits=3)
+        return Cell(figures.ABSENT), Cell(figures.ABSENT), Cell(figures.ABSENT)
+    return rate(rewards.win_rate), measured(rewards.mean, digits=3), _changed(change, digits=3)
 
 
 def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Table:
@@ -137,7 +177,7 @@ def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Tabl
             (
                 Cell(row.label),
                 _accuracy(result.sampled),
-                _change(base.sampled if base else None, result.sampled),
+                _change(base.sampled if base else None, result.sampled, row.change(name, "sampled")),
                 _accuracy(result.greedy),
                 *(_share(result.pass_at.get(k)) for k in sizes),
                 Cell(figures.decimal(result.mean_tokens, digits=1), value=result.mean_tokens),
@@ -153,6 +193,7 @@ def _accuracy_table(name: str, known: Sequence[tuple[Model, SetResult]]) -> Tabl
                 _sample_sizes(
                     [result.num_prompts for _, result in known], [result.sampled for _, result in known]
                 ),
+                *([f"{CHANGE[0].upper()}{CHANGE[1:]}"] if any(row.before for row, _ in known) else []),
                 *_overlaps([result.overlap for _, result in known]),
             )
         ),
@@ -309,14 +350,9 @@ def to_markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text that GitHub shows literally: no markup, no HTML, no cell or line break."""
-    plain = (
-        " ".join(printable(figures.printable(text)).split())
-        .replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-    )
-    return re.sub(r"([\\`*_|~]|\](?=[(\[:]))", r"\\\1", plain)
+    """Return text that GitHub shows literally: no markup, no HTML, no cell or line break. Keys stay as they are."""
+    plain = " ".join(printable(figures.printable(text)).split())
+    return _TAG.sub("&lt;", _ITEM.sub(r"\1\\", _MARKUP.sub(r"\\\g<0>", plain)))
 
 
 def rate(found: Rate | None) -> Cell:
@@ -338,11 +374,17 @@ def _accuracy(found: Accuracy | None) -> Cell:
     return rate(None if found is None else Rate(found.accuracy, found.low, found.high))
 
 
-def _change(before: Accuracy | None, after: Accuracy | None) -> Cell:
+def _change(before: Accuracy | None, after: Accuracy | None, paired: Measured | None) -> Cell:
     if before is None or after is None:
         return Cell(figures.ABSENT)
     change = after.accuracy - before.accuracy
-    return Cell(figures.points(change), value=change)
+    note = figures.interval(100 * paired.low, 100 * paired.high, digits=1) if paired else ""
+    return Cell(figures.points(change), note, change)
+
+
+def _changed(found: Measured | None, *, digits: int) -> Cell:
+    cell = measured(found, digits=digits)
+    return replace(cell, text=f"+{cell.text}") if found and found.value > 0 else cell
 
 
 def _share(share: float | None) -> Cell:

@@ -48,7 +48,7 @@ def _command(recipe: Recipe, run: RunFolder, base: str) -> str:
     except UserError:  # edited since
         is_written = False
     if data is None or not is_written:
-        return "allo run align.yaml"  # with --set, or edited
+        return "allo run recipe.yaml"  # with --set, or edited
     return f"allo align {shlex.quote(base)} {shlex.quote(str(data) if is_hub_id(data) else Path(data).name)}"
 
 

@@ -23,10 +23,11 @@ from allo.sampling.at_servers import check_servable
 from allo.stages.checked_rows import Asked, Trained, asked, trained_feedback, trained_ready, trained_solutions
 from allo.stages.disk import Disk, check_disk
 from allo.stages.judge import check_verifiable
-from allo.stages.own_reward import try_functions
+from allo.stages.own_reward import sample_of
 from allo.stages.reward import check_reward_model, measured_by
 from allo.stages.settings import check_settings
 from allo.tasks.gold import check_gold
+from allo.tasks.own_rewards import try_functions
 from allo.tasks.sources import Sources
 from allo.tokens.rewriter import check_rewriter
 from allo.weights.layout import trained_parameters
@@ -38,7 +39,7 @@ class Findings:
 
     `unread` says in words what can be checked only once models are loaded, and what is left as it is. `positions` is
     None for a model without a limit. `selects` says which weights may be selected, if not all. `held_out` says
-    what is kept out of training.
+    what is kept out of training, `tried` what reward functions returned for a few rows.
     """
 
     tokenizer: Tokenizer
@@ -51,11 +52,15 @@ class Findings:
     disk: Disk
     selects: str
     held_out: list[str] = field(default_factory=list)
+    tried: dict[str, list[str]] = field(default_factory=dict)
 
 
 def check(recipe: Recipe, sources: Sources | None = None) -> None:
     """Make all checks, and report the fate of the rows. Raises `UserError` for the first failed check."""
     found = findings(recipe, sources)
+    for key, sentences in found.tried.items():
+        for sentence in sentences:
+            say(f"{key}: {sentence}")
     for sentence in found.unread:
         say(sentence)
     if found.selects:
@@ -85,6 +90,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     tokenizer = load_policy_tokenizer(recipe, recipe.model)
     with contextlib.suppress(UserError, OSError, ValueError):
         templates.use_date(tokenizer, date_of(RunFolder(recipe.run_folder)) or templates.today())
+    tried = _tried(recipe, sources, tokenizer)
     if recipe.score is not None and recipe.score.rewriter is not None:
         check_rewriter(recipe.score.rewriter, tokenizer, policy=recipe.model, max_length=recipe.max_length)
     config = check_policy(recipe, tokenizer)
@@ -125,6 +131,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
         disk,
         allowed.words(recipe.max_density) if allowed else "",
         list(filter(None, said)),
+        tried,
     )
 
 
@@ -183,9 +190,23 @@ def _check_asked(
         for by in ("answers", "reward model")
     )
     _check_verifiers(recipe, samples, by_answer=by_answer, by_reward=by_reward)
-    by_function = {f"evaluate.sets.{name}": sets[name] for name in sets if measured[name] == "function"}
-    try_functions(recipe, ({"data": samples} if samples else {}) | by_function, tokenizer)
     return found
+
+
+def _tried(recipe: Recipe, sources: Sources, tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Return what the user's reward functions returned for a few rows of each source that they judge."""
+    sets = sources.sets()
+    by_function = {
+        (f"evaluate.sets.{name}" if name in recipe.evaluate.sets else f"data.{name}"): prompts
+        for name, prompts in sets.items()
+        if measured_by(recipe, name, prompts) == "function"
+    }
+    samples = {} if recipe.data.is_ready else {"data": sources.prompts(recipe.data)}
+    return try_functions(
+        recipe.judge,
+        samples | by_function,
+        lambda prompt, text: sample_of(prompt, text, None, tokenizer).token_ids,
+    )
 
 
 def _check_verifiers(

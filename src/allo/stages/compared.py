@@ -150,6 +150,5 @@ def _train(trainer: Any, folder: RunFolder, *, num_weights: int) -> dict[str, An
 def _write(model: Model, recipe: Recipe, folder: RunFolder) -> dict[str, int]:
     """Write the change of all weights, and the whole model."""
     assert recipe.improve is not None
-    every = Layout.of(model).full_mask()
     metadata = {"trainer": recipe.improve.trainer, "seed": str(recipe.seed)}
-    return write_change(model, folder, folder.improve, among=(every.indices,), metadata=metadata)
+    return write_change(model, folder, folder.improve, among=Layout.of(model).shapes, metadata=metadata)

@@ -17,7 +17,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `06-forget`: train the located weights by the forgetting loss."""
     assert recipe.forget is not None
     model, tokenizer = load_start(recipe, folder)
-    mask = located_mask(recipe, folder, model, density=recipe.forget.density)
+    mask = located_mask(recipe, folder, model, density=recipe.forget.density, folder=folder.forget)
     trainer = ForgetTrainer(
         model,
         stage_arguments(recipe, "forget", folder=folder.forget, device=model.device),
@@ -33,7 +33,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         lean=recipe.forget.lean,
         max_length=recipe.max_length,
     )
-    return train_stage(trainer, folder, folder.forget, mask, before={})
+    return train_stage(trainer, folder, folder.forget, mask, before=())
 
 
 def _rows(folder: RunFolder) -> list[dict[str, Any]]:

@@ -6,14 +6,13 @@ from typing import Any
 from allo.files.artifacts import RunFolder, read_jsonl
 from allo.files.records import Feedback, Pair
 from allo.models.load import Model, Tokenizer
-from allo.models.start import load_start
 from allo.ranks import by_first
 from allo.recipe import Improve, Recipe
 from allo.recipe.losses import ANSWER_LOSSES
 from allo.recipe.own_code import function_of
 from allo.training.arguments import stage_arguments
 from allo.training.feedback_trainer import FeedbackTrainer
-from allo.training.result import apply_previous_stage, located_mask, train_stage
+from allo.training.result import load_start_of_improving, located_mask, train_stage
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ImproveTrainer, SftTrainer
 from allo.training.trainer_options import Options
@@ -34,9 +33,8 @@ def train_selected(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     The model that training begins from is the reference, too.
     """
     assert recipe.improve is not None
-    model, tokenizer = load_start(recipe, folder)
-    mask = located_mask(recipe, folder, model, density=recipe.improve.density)
-    before = apply_previous_stage(recipe, folder, model)
+    model, tokenizer, before = load_start_of_improving(recipe, folder)
+    mask = located_mask(recipe, folder, model, density=recipe.improve.density, folder=folder.improve)
     trainer = _trainer(recipe, recipe.improve, folder, model, tokenizer, mask)
     return train_stage(trainer, folder, folder.improve, mask, before=before)
 

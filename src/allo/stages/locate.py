@@ -22,6 +22,7 @@ from allo.weights import importance
 from allo.weights.allowed import allowed_by
 from allo.weights.importance_map import ImportanceMap
 from allo.weights.layout import Layout
+from allo.weights.shards import Ranks
 
 WARMUP_WEIGHTS = "weights.safetensors"
 
@@ -32,7 +33,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     Ranks share the warm-up's training. All else is rank 0's: gradients summed in another order would select others.
     """
     assert recipe.locate is not None
-    is_shared = criterion_of(recipe.locate.criterion).needs == "warm-up"
+    is_shared = criterion_of(recipe.locate.criterion).needs == "warm-up" or recipe.shards is not None
     return _located(recipe, folder) if is_shared else by_first(lambda: _located(recipe, folder))
 
 
@@ -47,23 +48,29 @@ def _located(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     arguments = stage_arguments(recipe, "locate", folder=folder.warmup, device=model.device)
     layout = Layout.of(model).among(allowed.names)
     search = Search(layout, rows, arguments, tokenizer, recipe.locate, recipe.seed_of_data, resumes=True)
-    found = search.statistics_of(criterion)
-    if rank():
+    found, ranks = search.statistics_of(criterion), Ranks.of(model)
+    if rank() and ranks.num == 1:
         return {}
-    if found.warmed is not None:
+    if found.warmed is not None and ranks.is_first:
         write_jsonl(folder.warmup / "metrics.jsonl", found.metrics)
         if recipe.reads_warmup:
             _keep_warmup(folder, found.warmed())
     top = ImportanceMap.top(
-        lambda: ((name, score(theta, statistic)) for name, theta, statistic in found.statistics()),
+        lambda: (
+            (name, where, score(theta, statistic).reshape(-1))
+            for name, where, theta, statistic in found.statistics()
+        ),
         density=recipe.max_density,
         granularity=recipe.locate.granularity,
         shapes=allowed.shapes,
         metadata={"criterion": recipe.locate.criterion, "base_fingerprint": read_start(folder).fingerprint}
         | allowed.metadata,
+        ranks=ranks,
     )
-    top.save(folder.importance)
-    remove_checkpoints(folder.warmup)
+    if ranks.is_first:
+        top.save(folder.importance)
+        remove_checkpoints(folder.warmup)
+    ranks.wait()
     return {**found.counts, **dropped, "weights": sum(len(indices) for indices in top.indices.values())}
 
 

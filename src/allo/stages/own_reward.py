@@ -1,17 +1,16 @@
 """Rewards of the user's own functions for completions, batch by batch, resumed after an interruption."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from allo.console import say
 from allo.errors import UserError
 from allo.files.batches import Batches
 from allo.files.records import Prompt
 from allo.models.load import Tokenizer
 from allo.models.tokenization import bare_ids
 from allo.recipe import Recipe
-from allo.tasks.own_rewards import TRIED, Reward, Sample, gold, own_rewards, right_or_wrong
+from allo.tasks.own_rewards import Reward, Sample, own_rewards
 
 Key = tuple[str, str]  # the prompt's id and the completion
 
@@ -60,31 +59,3 @@ def function_rewards(
             "completions; nothing can be learned or measured."
         )
     return rewards, lines
-
-
-def try_functions(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]], tokenizer: Tokenizer) -> None:
-    """Call the functions on a few rows of each set, with the answer or solution of the row if it has one.
-
-    Raises `UserError` naming the set if a call fails. You are told if no right answer gets more than a 0.
-    """
-    if not recipe.judge.function:
-        return
-    given = [prompt for prompts in sets.values() for prompt in prompts]
-    if not given:
-        raise UserError(
-            "judge.function: nothing is judged by it. It is for samples, which ready pairs have none of, and for "
-            "evaluation sets without `by_answer`: remove it."
-        )
-    with own_rewards(recipe.judge, given) as functions:
-        for key, prompts in sets.items():
-            tried = [sample_of(prompt, gold(prompt), None, tokenizer) for prompt in prompts[:TRIED]]
-            try:
-                rewards = functions.combined(tried) if tried else []
-            except UserError as error:
-                raise UserError(f"{error} It was tried on the first rows of {key}.") from error
-            known = [reward for one, reward in zip(tried, rewards, strict=True) if one.text]
-            if known and right_or_wrong(known) and not any(known):
-                say(
-                    f"judge.function: {key}: the right answers of the first {len(known)} rows are wrong by it, such as "
-                    f"{tried[0].text[-60:]!r}"
-                )

@@ -23,10 +23,10 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `03-wrong.jsonl`, and `03-pairs.jsonl` or, of labelled completions, `03-feedback.jsonl`."""
     if recipe.data.feedback is not None:
         return _write_feedback(recipe, folder)
-    pairs, wrong = _pairs_and_wrong(recipe, folder)
+    pairs, wrong, kind = _pairs_and_wrong(recipe, folder)
     write_jsonl(folder.wrong, wrong)
     write_jsonl(folder.pairs, pairs)
-    counts = {"pairs": len(pairs), "wrong": len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
+    counts = {"pairs": len(pairs), kind: len(wrong), "prompts": len({pair.prompt_id for pair in pairs})}
     if recipe.data.pairs is None or not recipe.data.held_out:
         return counts
     if not (held_out := Sources(recipe).held_out_pairs()):
@@ -45,18 +45,22 @@ def _write_feedback(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     write_jsonl(folder.wrong, wrong := bad_completions(rows))
     write_jsonl(folder.feedback, rows)
     labels = Labels.of(rows)
-    counts = {"good": labels.good, "bad": labels.bad, "wrong": len(wrong), "prompts": labels.prompts}
+    counts = {"good": labels.good, "bad": labels.bad, "prompts": labels.prompts}
+    counts |= {"distinct_bad": len(wrong)} if len(wrong) < labels.bad else {}
     if not held_out:
         return counts
     write_jsonl(folder.held_out, held_out)
     return counts | {"held_out": len(held_out)}
 
 
-def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], list[Wrong]]:
-    """Return the pairs and the wrong completions. Raises `UserError` if either is empty."""
+def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], list[Wrong], str]:
+    """Return the pairs, the completions to forget, and their kind: "rejected", "wrong" or "lower_reward".
+
+    Raises `UserError` if there are no pairs or none to forget.
+    """
     if recipe.data.pairs is not None:
         ready = with_own_ids(recipe, training_pairs(recipe), lambda: load_start_tokenizer(recipe, folder))
-        return ready, rejected_completions(ready, solutions={})
+        return ready, rejected_completions(ready, solutions={}), "rejected"
     prompts, verdicts = training_prompts(recipe), read_jsonl(folder.verdicts, Verdict)
     try:
         pairs = _pairs(recipe, prompts, verdicts)
@@ -67,10 +71,10 @@ def _pairs_and_wrong(recipe: Recipe, folder: RunFolder) -> tuple[list[Pair], lis
             ) from error
         raise
     if not by_rank(verdicts):
-        return pairs, wrong_completions(prompts, verdicts)
+        return pairs, wrong_completions(prompts, verdicts), "wrong"
     # Without right and wrong answers, the completions to forget are those that a pair rejects.
     solutions = {prompt.id: prompt.solution for prompt in prompts if prompt.solution is not None}
-    return pairs, rejected_completions(pairs, solutions=solutions)
+    return pairs, rejected_completions(pairs, solutions=solutions), "lower_reward"
 
 
 def with_own_ids(recipe: Recipe, rows: list[Ready], load: Callable[[], Tokenizer]) -> list[Ready]:

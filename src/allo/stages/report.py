@@ -45,8 +45,11 @@ def result_of_run(run: Path) -> str:
     return headline(view(run))
 
 
-def tables_of_run(run: Path) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield the title and the lines of each table of a finished run's results: models side by side, headed by names."""
+def tables_of_run(run: Path) -> Iterator[tuple[str, list[list[str]], str]]:
+    """Yield the title, the lines and the remark of each table of a finished run's results.
+
+    Models stand side by side, headed by names. The remark says how many rows were measured, and what the names mean.
+    """
     seen = view(run)
     rows = models([seen])
     for table in result_tables(rows) + held_out_tables(rows) + likelihood_tables([seen], training=False):
@@ -55,4 +58,4 @@ def tables_of_run(run: Path) -> Iterator[tuple[str, list[list[str]]]]:
             cells = [row[number] for row in table.rows]
             if any(each.value is not None for each in cells):
                 lines.append([name, *(f"{each.text} {each.note}".strip() for each in cells)])
-        yield table.title, lines
+        yield table.title, lines, table.remark

@@ -55,7 +55,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     for place, (name, scorer) in enumerate(scorers_of(recipe.score).items()):
         lines = Batches(folder.token_scores, len(batches), suffix=f".{place}.part")
         if lines.left:
-            lines.fill(partial(_scored, name, scorer, batches, recipe, folder), f"score {name}")
+            make = partial(_scored, name, scorer, batches, recipe, folder)
+            lines.fill(make, f"score {name}", together=recipe.shards is not None)
         raw[name] = [row["scores"] for batch in lines.rows() for row in batch]
         parts.append(lines)
     if rank():
@@ -165,7 +166,7 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
     rows = [row for row in scored if row is not None]
     if dropped := len(wrong) - len(rows):
         say(
-            f"score: {dropped} wrong completions are dropped: without tokens, or too long for max_length {max_length}"
+            f"score: {dropped} completions to forget are dropped: without tokens, or too long for max_length {max_length}"
         )
     return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
 

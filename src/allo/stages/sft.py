@@ -3,6 +3,7 @@
 from typing import Any
 
 from allo.console import say
+from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_jsonl
 from allo.models.load import Model, Tokenizer
 from allo.models.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
@@ -11,9 +12,11 @@ from allo.recipe import Recipe, Sft
 from allo.stages.right_answers import demonstrations
 from allo.tasks.sources import prompts_of
 from allo.training.arguments import stage_arguments
+from allo.training.checkpointing import save_shards
 from allo.training.run import remove_checkpoints, train
 from allo.training.trainer import SftTrainer
 from allo.weights.layout import Layout
+from allo.weights.own_pieces import full_mask
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -23,7 +26,13 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 def _started(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     folder.start.mkdir(exist_ok=True)
-    model_folder = is_ready(recipe) if recipe.sft is None else None
+    ready = is_ready(recipe) if recipe.sft is None or recipe.shards is not None else None
+    if recipe.shards is not None and ready is None:
+        raise UserError(
+            f"shards: {recipe.model} is not stored as this run would store its model (a GGUF file, another dtype or other names), "
+            "and no process holds it as a whole: convert it first, or set dtype to the one on disk."
+        )
+    model_folder = ready if recipe.sft is None else None
     counts: dict[str, Any] = {}
     tokenizer = load_policy_tokenizer(recipe, recipe.model)
     from_first(lambda: give_date(tokenizer, folder))
@@ -39,9 +48,12 @@ def _started(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             )
         else:
             counts = _fine_tune(recipe, recipe.sft, model, tokenizer, folder)
+        if recipe.shards is not None:
+            save_shards(model, model_folder)
         if rank():
             return {}
-        save_whole(model, tokenizer, model_folder)
+        if recipe.shards is None:
+            save_whole(model, tokenizer, model_folder)
     write_start(folder, model_folder, day=day)
     remove_checkpoints(folder.start)
     return counts
@@ -57,7 +69,7 @@ def _fine_tune(
         stage_arguments(recipe, "sft", folder=folder.start, device=model.device),
         demonstrations(prompts),
         tokenizer,
-        mask=Layout.of(model).full_mask(),
+        mask=full_mask(Layout.of(model), among=Layout.of(model).shapes),
         records=True,
         max_length=recipe.max_length,
     )

@@ -1,7 +1,7 @@
 """Rewards by the user's own functions, which are passed rows as TRL passes them."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,69 @@ def own_rewards(judge: Judge, prompts: Iterable[Prompt]) -> Iterator[OwnRewards]
     columns = dict.fromkeys(name for prompt in prompts for name in columns_of(prompt))
     with OwnProcess(judge.function, timeout=judge.timeout) as process:
         yield OwnRewards(process, judge.function_weights, list(columns))
+
+
+def try_functions(
+    judge: Judge, sets: Mapping[str, Sequence[Prompt]], ids: Callable[[Prompt, str], list[int]] | None
+) -> dict[str, list[str]]:
+    """Call the functions on a few rows of each set, and say in sentences what they returned.
+
+    They are passed an empty answer and, with `ids` for an answer's token ids, the row's own answer or solution, or its
+    prompt repeated if it has none. Raises `UserError` naming the set if a call fails.
+    """
+    if not judge.function:
+        return {}
+    given = [prompt for prompts in sets.values() for prompt in prompts]
+    if not given:
+        raise UserError(
+            f"{KEY}: nothing is judged by it. It is for samples, which ready pairs have none of, and for "
+            "evaluation sets without `by_answer`: remove it."
+        )
+    said: dict[str, list[str]] = {}
+    with own_rewards(judge, given) as functions:
+        for key, prompts in sets.items():
+            if some := prompts[:TRIED]:
+                said[key] = list(_tried(functions, key, some, ids))
+    return said
+
+
+def _tried(
+    functions: OwnRewards, key: str, prompts: Sequence[Prompt], ids: Callable[[Prompt, str], list[int]] | None
+) -> Iterator[str]:
+    """Yield sentences on the rewards of a set's first rows."""
+    kinds = {"an empty answer": [""] * len(prompts)}
+    own = [gold(prompt) for prompt in prompts]
+    if ids is not None:
+        kind = "the row's own answer" if all(own) else "the prompt repeated"
+        kinds[kind] = [answer or _asked(prompt) for answer, prompt in zip(own, prompts, strict=True)]
+    found: dict[str, list[Reward]] = {}
+    for kind, texts in kinds.items():
+        samples = [
+            Sample(prompt, text, ids(prompt, text) if ids and text else [])
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        try:
+            found[kind] = functions.combined(samples)
+        except UserError as error:
+            raise UserError(f"{error} It was tried on the first rows of {key}, with {kind}.") from error
+    rewards = "; ".join(
+        f"{kind} {', '.join('None' if each is None else f'{each + 0.0:.3g}' for each in values)}"
+        for kind, values in found.items()
+    )
+    names = ", ".join(functions.process.names)
+    first = "the first row" if len(prompts) == 1 else f"the first {len(prompts)} rows"
+    yield f"{names} was tried on {first}, and returned for {rewards}"
+    if all(each is None for values in found.values() for each in values):
+        yield "all of these are None, no verdict: if no sample gets a verdict, the run stops once they are judged"
+    known = found.get("the row's own answer", [])
+    if known and right_or_wrong(known) and not any(known):
+        yield f"the right answers of {first} are wrong by it, such as {own[0][-60:]!r}"
+
+
+def _asked(prompt: Prompt) -> str:
+    """Return the text that a prompt asks by: of messages, the last one's."""
+    own = _own_prompt(prompt)
+    return own if isinstance(own, str) else str(own[-1].get("content") or "") if own else ""
 
 
 def columns_of(prompt: Prompt) -> dict[str, Any]:

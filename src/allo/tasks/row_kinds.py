@@ -32,13 +32,16 @@ def kind_of_rows(path_or_hub: str | Path, *, split: str = TRAIN, config: str | N
     """
     found: dict[Kind, str] = {}
     refused: list[UserError] = []
-    for _, place, row in islice(source_rows(path_or_hub, split=split, config=config, notes=Notes()), FIRST):
+    notes = Notes()  # of rows that cannot be read at all
+    for _, place, row in islice(source_rows(path_or_hub, split=split, config=config, notes=notes), FIRST):
         try:
             found.setdefault(_kind(row, place), place)
         except UserError as error:
             refused.append(error)
     if not found and refused:
         raise refused[0]
+    if not found:
+        notes.settle()
     kinds = found.keys() - ({"prompts"} if len(found) > 1 else set())
     if len(kinds) > 1:
         rows = ", ".join(f"{found[kind]}: {kind}" for kind in NEEDS if kind in kinds)
@@ -64,5 +67,7 @@ def _kind(row: Row, place: str) -> Kind:
     if is_whole and "completions" not in given and given.keys() & {"prompt", *CHATS}:
         return "problems" if "answer" in given else "prompts"
     needs = "; ".join(f"{kind}: {columns}" for kind, columns in NEEDS.items())
-    columns = ", ".join(map(named, sorted(row))) or "no columns"
+    empty = {name for name, value in row.items() if value is None}
+    found = (f"{named(name)}{' (empty)' if name in empty else ''}" for name in sorted(row))
+    columns = ", ".join(found) or "no columns"
     raise UserError(f"{place}: rows of no kind that is read; found {columns}. Needed are, for {needs}.")

@@ -116,17 +116,15 @@ _NO_SCRIPT = "only scripts that call a Trainer read it; a recipe's stages decide
 _OF_SCRIPTS = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), _NO_SCRIPT),
     "resume_from_checkpoint": "a run resumes from its own last checkpoint.",
-    "fsdp_config": "it has no effect without `fsdp`, which is not supported.",
+    "fsdp_config": "it has no effect without `fsdp`, which is not used: set `shards` in the recipe.",
 }
 _MIXED = (
     "mixed precision does not apply: the model computes in its own dtype, and the selected "
     "weights are trained in fp32. Load the model in bfloat16."
 )
 _ROUNDED = "evaluation would round the model's weights in place. Load the model in bfloat16."
-_SHARDED = (
-    "sharded parameters are not supported yet: each process holds the whole model, and only the gradient of "
-)
-_SHARDED += "the selected weights is sent between them. Launch plain data parallel processes."
+_SHARDED = "FSDP1, ZeRO-3 and tensor parallel are not used. Of a model that no GPU holds, each process has its rows: load it by "
+_SHARDED += "allo.load_shards, or set `shards` in the recipe, and start one process a GPU."
 # Arguments that would be ignored or wrong, and the reasons.
 _REFUSED = {
     "bf16": _MIXED,

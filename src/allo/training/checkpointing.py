@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from allo import delta
 from allo.console import say
 from allo.errors import UserError
 from allo.files.artifacts import (
@@ -27,9 +28,13 @@ from allo.files.artifacts import (
     written_aside,
 )
 from allo.models.internals import check
+from allo.models.load import MODEL_FILES, locate_checkpoint
 from allo.ranks import rank
+from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import combine, digests
+from allo.weights.own_pieces import changes_from
 from allo.weights.selected import SelectedWeights
+from allo.weights.shards import Ranks
 
 check("allo.training")  # here and not in the room: a check of numbers needs no Trainer
 
@@ -61,17 +66,32 @@ class CheckpointedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole model and its tokenizer; in a checkpoint only the selected weights, without `save_only_model`."""
+        folder = Path(output_dir or self.args.output_dir)
+        if _internal_call and not self.args.save_only_model and self._saves_part:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.selected.state_dict(), folder / self._own(SELECTED_FILE))
+        is_checkpoint = _internal_call and not self.args.save_only_model
+        if self.selected.ranks.num > 1 and not is_checkpoint:
+            save_shards(self.model, folder)
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if _internal_call and not self.args.save_only_model:
-            save_file(self.selected.state_dict(), folder / SELECTED_FILE)
+        if is_checkpoint:
             if state := self.loss_state():
                 save_tree(folder / LOSS_FILE, state)
         else:
-            self.model.save_pretrained(folder)
+            if self.selected.ranks.num == 1:
+                self.model.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
+
+    @property
+    def _saves_part(self) -> bool:
+        """Return whether this rank writes selected weights and their moments: the first, or of a sharded model each part's first."""
+        ranks = self.selected.ranks
+        return self.args.should_save if ranks.num == 1 else not ranks.is_copy
+
+    def _own(self, name: str) -> str:
+        return part_file(name, self.selected.ranks.place, self.selected.ranks.num)
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         # Resumed from the last of `max_steps` within an epoch, transformers would take one step more.
@@ -80,12 +100,13 @@ class CheckpointedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if not (folder / SELECTED_FILE).is_file():
+        _check_parts(folder, self.selected.ranks.num)
+        if not (folder / self._own(SELECTED_FILE)).is_file():
             raise UserError(
                 f"{folder}: training cannot resume from it: it has no {SELECTED_FILE}. A checkpoint saved with "
                 "save_only_model is a model; give its folder as `model` to train it further."
             )
-        self.selected.load_state_dict(load_file(folder / SELECTED_FILE))
+        self.selected.load_state_dict(load_file(folder / self._own(SELECTED_FILE)))
         if (folder / LOSS_FILE).exists():
             self.load_loss_state(load_tree(folder / LOSS_FILE))
 
@@ -93,13 +114,14 @@ class CheckpointedTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._saves_part:
+            save_tree(Path(output_dir) / self._own(OPTIMIZER_FILE), self.optimizer.state_dict())
         if not self.args.should_save:
             return
-        save_tree(Path(output_dir) / OPTIMIZER_FILE, self.optimizer.state_dict())
         save_tree(Path(output_dir) / SCHEDULER_FILE, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
-        self.optimizer.load_state_dict(load_tree(Path(checkpoint) / OPTIMIZER_FILE))
+        self.optimizer.load_state_dict(load_tree(Path(checkpoint) / self._own(OPTIMIZER_FILE)))
         self.lr_scheduler.load_state_dict(load_tree(Path(checkpoint) / SCHEDULER_FILE))
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -120,6 +142,41 @@ class CheckpointedTrainer(Trainer):
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save_shards(model: PreTrainedModel, folder: Path) -> None:
+    """Write a sharded model's folder like the one that it was loaded from; no rank has it as a whole."""
+    source, _ = locate_checkpoint(model.name_or_path, MODEL_FILES)
+    base = Checkpoint.open(source)
+    change, ranks = changes_from(base, model, among=base.stored), Ranks.of(model)
+    if ranks.is_first:
+        hashes = {name: base.digest(name) for name in base.stored}
+        whole = delta.Delta(change.indices, change.values, base.shapes, hashes, {})
+        delta.apply(source, whole, folder)
+    ranks.wait()
+
+
+def part_file(name: str, place: int, num: int) -> str:
+    """Return the name of a part's file: `selected.safetensors`, or `selected-1-of-2.safetensors`."""
+    stem, suffix = name.split(".")
+    return name if num == 1 else f"{stem}-{place + 1}-of-{num}.{suffix}"
+
+
+def _parts_of(names: Collection[str]) -> tuple[int, int]:
+    """Return the files with selected weights among these, and the number of parts that their names promise."""
+    found = [re.fullmatch(r"selected(?:-\d+-of-(\d+))?\.safetensors", name) for name in names]
+    promised = [int(match[1] or 1) for match in found if match]
+    return len(promised), max(promised, default=1)
+
+
+def _check_parts(checkpoint: Path, num: int) -> None:
+    found, written = _parts_of([path.name for path in checkpoint.iterdir()])
+    if found and written != num:
+        parts = "the whole model" if written == 1 else f"{written} shards"
+        raise UserError(
+            f"{checkpoint}: it was written by a training of {parts}, and this one has {num if num > 1 else 'no'} shards. Go on "
+            f"{'without shards' if written == 1 else f'with shards: {written}'}, or remove the folder's checkpoints to begin again."
+        )
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -172,8 +229,9 @@ def _damage(checkpoint: Path) -> str | None:
         files = read_as(checkpoint / COMPLETE_FILE, dict[str, dict[str, str]], advice="").get("files", {})
     except (UserError, OSError) as error:
         return str(error).rstrip(".")
-    if missing := {SELECTED_FILE, STATE_FILE} - files.keys():
-        return f"its mark lacks {min(missing)}"
+    parts, promised = _parts_of(files)
+    if STATE_FILE not in files or parts < promised:
+        return f"its mark lacks {SELECTED_FILE if parts < promised else STATE_FILE}"
     for name, digest in files.items():
         path = checkpoint / name
         if not path.is_file():

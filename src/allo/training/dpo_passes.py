@@ -23,14 +23,17 @@ from allo.losses.feedback_losses import AnswerSums, classified
 from allo.models.collate import Batch, FeedbackCollator, PairCollator
 from allo.models.policy import check_head, per_token_logps, shares_prefix
 from allo.models.row_lengths import check_rows_fit
+from allo.ranks import num_ranks, rank
 from allo.training.arguments import is_default
-from allo.training.micro_batches import micro_batches
+from allo.training.micro_batches import idle_share, micro_batches, own_share
 from allo.training.reference import add_reference
 from allo.training.run import show_step
 from allo.training.selected_trainer import REFERENCE_FILE, Row
 from allo.training.trainer_rows import kind_of
 from allo.weights.finite import check_finite
 from allo.weights.fused_warmup import FusedWarmup
+from allo.weights.ranks import sum_over_ranks
+from allo.weights.shards import Ranks, named_rows
 from allo.weights.taken_gradients import Take, gradients_taken
 
 # The fields of `TrainingArguments` that the passes at the start read, and below, those that the warm-up reads.
@@ -84,6 +87,7 @@ class DpoPasses:
             if self._labelled
             else PairCollator(pad_id, shared_prefix=shares_prefix(model))
         )
+        self._is_sharded = Ranks.of(model).num > 1
         if arguments.activation_checkpointing:
             _checkpoint_layers(model)
 
@@ -92,11 +96,16 @@ class DpoPasses:
         batches = self._micro_batches(self.rows)
         if of_pairs:
             batches = [[row] for row in self.rows]
+        own: list[tuple[Sequence[Row], int]] = [(rows, 1) for rows in batches]
+        if self._is_sharded and not of_pairs:
+            # The gradient is the mean over ranks. All of them pass each single pair, whose square is no sum.
+            own = [(rows, num_ranks()) for rows in own_share(batches)]
+            own += [(rows, 0) for rows in idle_share(batches)]
         with gradients_taken(self.model, take, among=self._among):
-            for rows in track(batches, "gradients", total=len(batches)):
+            for rows, times in track(own, "gradients", total=len(own)):
                 batch = self._collated(rows)
                 logps = per_token_logps(self.model, batch)
-                self._losses(logps - logps.detach(), batch).sum().backward()
+                (times * self._losses(logps - logps.detach(), batch).sum()).backward()
 
     def train_fused(self) -> tuple[FusedWarmup, list[dict[str, float]]]:
         """Warm the model up in place, one update per micro-batch; return the warm-up and a row of metrics per step.
@@ -135,12 +144,14 @@ class DpoPasses:
                 seen = []
                 for part in self._micro_batches(rows):
                     warmup.rate = rate * len(part) / self.rows_a_step
-                    batch = self._collated(part)
+                    own, times = self._own_rows(part)
+                    batch = self._collated(own)
                     logratios = per_token_logps(self.model, batch) - batch["ref_logps"]
                     own_losses = self._losses(logratios, batch)
-                    own_losses.mean().backward()
-                    seen.append(self._seen(own_losses, logratios, batch))
-                row = _metrics(seen)
+                    (times * own_losses.sum() / len(part)).backward()
+                    if times:
+                        seen.append(self._seen(own_losses, logratios, batch))
+                row = self._metrics(seen)
                 if not math.isfinite(row["loss"]):
                     raise UserError(
                         f"locate: the loss is {row['loss']} at step {number} of the warm-up: lower "
@@ -151,7 +162,7 @@ class DpoPasses:
                 shown(1)
                 show_step(shown, number, metrics[-1])
         check_finite(
-            self.model.named_parameters(),
+            named_rows(self.model),
             where="locate: weights are no longer finite after the warm-up",
             advice="Lower locate.training.learning_rate, or check the data.",
             kind=DivergedError,
@@ -184,6 +195,17 @@ class DpoPasses:
     def _collated(self, rows: Sequence[Row]) -> Batch:
         return {name: tensor.to(self.model.device) for name, tensor in self._collate(rows).items()}
 
+    def _own_rows(self, part: Sequence[Row]) -> tuple[Sequence[Row], int]:
+        """Return the rows of a micro-batch that this rank computes, and how often their loss counts.
+
+        Ranks of a sharded model share each micro-batch's rows: the gradient is the mean over ranks. A rank without any
+        makes a pass that does not count.
+        """
+        if not self._is_sharded:
+            return part, 1
+        own = part[rank() :: num_ranks()]
+        return (own, num_ranks()) if own else (part[-1:], 0)
+
     def _losses(self, logratios: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each pair or labelled completion [B] from its tokens' log-ratios."""
         sums = logratios.sum(-1)
@@ -205,11 +227,21 @@ class DpoPasses:
             more = {"margins": chosen - rejected, "accuracies": (chosen > rejected).float()}
         return {"loss": own_losses.detach()} | {f"rewards/{k}": v for k, v in (sides | more).items()}
 
-
-def _metrics(seen: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Return means over a step's rows; none over no rows."""
-    whole = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
-    return {name: values.mean().item() for name, values in whole.items() if len(values)}
+    def _metrics(self, seen: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+        """Return means over a step's rows, of all ranks if the model is sharded; none over no rows."""
+        names = ["loss", "rewards/chosen", "rewards/rejected"]
+        names += [] if self._labelled else ["rewards/margins", "rewards/accuracies"]
+        whole = {
+            name: torch.cat([torch.empty(0, device=self.model.device), *(part[name] for part in seen)])
+            for name in names
+        }
+        if not self._is_sharded:
+            return {name: values.mean().item() for name, values in whole.items() if len(values)}
+        sums = torch.stack(
+            [torch.stack([values.sum(), values.new_tensor(len(values))]) for values in whole.values()]
+        )
+        totals = sum_over_ranks(sums).tolist()
+        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
 
 def number_of_steps(arguments: TrainingArguments, num_rows: int) -> int:

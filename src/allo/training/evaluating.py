@@ -15,7 +15,7 @@ from allo.errors import UserError
 from allo.models.collate import Batch, CompletionCollator, PairCollator
 from allo.models.rows import Counts
 from allo.ranks import num_ranks
-from allo.training.micro_batches import micro_batches, own_share
+from allo.training.micro_batches import idle_share, micro_batches, own_share
 from allo.training.recording import NUM_TOKENS, RecordedTrainer
 from allo.training.trainer_options import Rows
 from allo.training.trainer_rows import Row, RowReader
@@ -70,6 +70,10 @@ class EvaluatedTrainer(RecordedTrainer):
         """Collate rows onto the model's device."""
         batch: Batch = self._prepare_inputs(self.data_collator(rows))
         return batch
+
+    def _idle(self, parts: Sequence[Sequence[Row]]) -> list[Batch]:
+        """Return the batch of a pass that counts for nothing, if ranks of a sharded model have more of these parts."""
+        return list(map(self._batch, idle_share(parts))) if self.selected.ranks.num > 1 else []
 
     def _eval_rows(self, dataset: Rows | Mapping[str, Rows]) -> Any:
         """Return the rows of token ids of a data set, or of each of several, by their names."""
@@ -143,10 +147,16 @@ class EvaluatedTrainer(RecordedTrainer):
         count, predictions = 0, Predictions()
         computed = None if self.args.prediction_loss_only else self.compute_metrics
         for rows in dataloader:
-            for part in own_share(self._micro_batches(rows, max_rows=self.args.per_device_eval_batch_size)):
+            parts = self._micro_batches(rows, max_rows=self.args.per_device_eval_batch_size)
+            for part in own_share(parts):
                 with torch.no_grad():
                     loss = self.loss(self._batch(part), denominator=1.0)
                 self.record(self.num_items(part), {"loss": loss})
+            sums = dict(self._sums)
+            for batch in self._idle(parts):
+                with torch.no_grad():
+                    self.loss(batch, denominator=1.0)
+            self._sums = sums
             if computed is not None:
                 predictions.add(self.model, self._prepare_inputs(self._plain_collator(rows)))
             count += len(rows)

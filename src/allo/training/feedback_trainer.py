@@ -115,10 +115,13 @@ class FeedbackTrainer(SelectedTrainer):
             self._with_completion(row, before)
             for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)
         ]
-        batches = list(map(self._batch, own_share(self._micro_batches(moved))))
+        parts = self._micro_batches(moved)
+        batches, idle = list(map(self._batch, own_share(parts))), self._idle(parts)
         total = torch.zeros((), device=self.model.device)
-        for batch, reference in zip(batches, self._ref_logps(batches), strict=True):
+        for batch, reference in zip(batches, self._ref_logps([*batches, *idle]), strict=False):
             total += (per_token_logps(self.model, batch) - reference["ref_logps"]).sum()
+        for batch in idle:
+            per_token_logps(self.model, batch)
         return max(0.0, sum_over_ranks(total).item() / len(rows))
 
     def _with_completion(self, row: Row, other: Row) -> dict[str, Any]:

@@ -115,6 +115,11 @@ def _whole_model(model: object) -> PreTrainedModel:
     """Return a model of transformers. Raises `UserError` for anything else, such as a model inside a PEFT adapter."""
     if isinstance(model, PreTrainedModel):
         return model
+    if hasattr(model, "module") or type(model).__name__ == "FullyShardedDataParallel":
+        raise UserError(
+            f"model is a {type(model).__name__}: give the model inside of it. One that no GPU holds is loaded by "
+            "allo.load_shards, under torchrun, or by `shards` in a recipe."
+        )
     advice = "merge its adapter (merge_and_unload) and give" if hasattr(model, "peft_config") else "give"
     raise UserError(
         f"model is a {type(model).__name__}: {advice} a causal language model of transformers, its folder or hub id."
@@ -132,9 +137,14 @@ def given_tokenizer(
                 "processing_class: none is given, and the model has no name to load it by: give a tokenizer."
             )
         trusts = getattr(args, "trust_remote_code", False)
-        return load_tokenizer(
-            model.name_or_path, pad_token=pad_token, trust_remote_code=trusts, eos_pads=True
-        )
+        try:
+            return load_tokenizer(
+                model.name_or_path, pad_token=pad_token, trust_remote_code=trusts, eos_pads=True
+            )
+        except UserError as error:
+            raise UserError(
+                f"processing_class: none is given, so it is loaded by the model's name; give the tokenizer. {error}"
+            ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(
             f"processing_class is a {type(tokenizer).__name__}: allo reads text alone. Give a tokenizer, such as "

@@ -33,15 +33,18 @@ from allo.training.trainer_options import Options
 from allo.training.trainer_rows import IdRows, Row, RowReader, kind_of
 from allo.weights import importance
 from allo.weights.allowed import Allowed, allowed_in
-from allo.weights.fingerprints import fingerprint_tensors
 from allo.weights.host_sums import HostSums
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.layout import Layout, stored_tensors, trained_parameters
+from allo.weights.layout import Layout, trained_parameters
+from allo.weights.own_pieces import beside, full_mask, model_fingerprint
 from allo.weights.param_mask import ParamMask
-from allo.weights.selection import PIECE
+from allo.weights.selection import PIECE, Piece
+from allo.weights.shards import Ranks, own_rows, reshard
 
-Statistics = Callable[[], Iterable[tuple[str, Tensor, Tensor]]]
-"""Yields a tensor's name, its weights and their statistic, flat, tensor by tensor and piece by piece."""
+Statistic = tuple[str, int | Tensor, Tensor, Tensor]
+"""A tensor's name, the flat indices of some of its weights or the first of them, these weights, and their statistic."""
+Statistics = Callable[[], Iterable[Statistic]]
+"""Yields the statistic of all weights, tensor by tensor and piece by piece; of a sharded model, those of this rank."""
 DEFAULTS = Locate()
 LABELLED_LOSS: LossFunction = classified
 """The warm-up's loss of labelled completions."""
@@ -86,7 +89,7 @@ class Search:
 
     def _trained(self) -> Found:
         """Train all allowed weights by plain DPO, or its form for labelled completions."""
-        layout = self.layout
+        layout, live = self.layout, trained_parameters(self.layout.model)
         trainer = self._trainer()
         before = trainer.selected.slot("ref")
 
@@ -97,19 +100,18 @@ class Search:
         with _put_back_after_an_error(put_back):
             metrics: list[Logged] = train(trainer) if self.resumes else train_from(trainer, None)
         after = trainer.selected.masters()
-        shapes = layout.live_shapes
         return Found(
-            lambda: layout.beside(before, after),
+            lambda: beside(layout, live, before, after),
             {self._kind: len(self.rows), "training_state_bytes": state_bytes(trainer)},
             metrics,
-            lambda: {name: after[name].reshape(shapes[name]) for name in after},
+            lambda: {name: rows.reshape(own_rows(live[name]).shape) for name, rows in after.items()},
             put_back,
         )
 
     def _trainer(self) -> ImproveTrainer | FeedbackTrainer:
         model, args, locate = self.layout.model, self.arguments, self.locate
         options: Options = {
-            "mask": ParamMask.full(Layout.of(model).shapes, among=self.layout.shapes),
+            "mask": full_mask(Layout.of(model), among=self.layout.shapes),
             "records": True,
             "reference": "swap",
             "max_tokens_per_batch": locate.max_tokens_per_batch,
@@ -136,8 +138,9 @@ class Search:
             "training_state_bytes": warmup.host_bytes + warmup.device_bytes,
             "host_state_bytes": warmup.host_bytes,
         }
+        live = trained_parameters(self.layout.model)
         return Found(
-            lambda: _in_pieces(self.layout.beside(warmup.start, warmup.deltas)),
+            lambda: _in_pieces(beside(self.layout, live, warmup.start, warmup.deltas)),
             counts,
             metrics,
             lambda: {name: warmup.weights(name) for name in warmup.deltas},
@@ -147,26 +150,27 @@ class Search:
     def _summed(self, criterion: Criterion) -> Found:
         """Sum g, or g^2 of single pairs or labelled completions, over all of them at the starting model."""
         passes = self._passes()
-        sums = HostSums(self.layout.live_shapes, dtype=getattr(torch, self.locate.accumulate), seed=self.seed)
+        live = trained_parameters(self.layout.model)
+        shapes = {name: tuple(own_rows(live[name]).shape) for name in self.layout.live_shapes}
+        sums = HostSums(shapes, dtype=getattr(torch, self.locate.accumulate), seed=self.seed)
         # The square of a batch's summed gradient is no sum of squares: it would depend on the batch size.
         of_pairs = criterion.needs == "squared gradients"
         add = sums.add_squares if of_pairs else sums.add
         passes.take_start_gradients(lambda name, _, gradient: add(name, gradient), of_pairs=of_pairs)
         return Found(
-            lambda: _in_pieces(self.layout.beside(trained_parameters(self.layout.model), sums)),
+            lambda: _in_pieces(beside(self.layout, live, _OwnRows(live), sums)),
             {self._kind: len(self.rows), "host_state_bytes": sums.num_bytes},
         )
 
     def _without_data(self, criterion: Criterion) -> Found:
-        def statistics() -> Iterator[tuple[str, Tensor, Tensor]]:
-            for name, tensor in self.layout.stored(trained_parameters(self.layout.model)):
-                flat = tensor.detach().reshape(-1).cpu()
-                indices = torch.arange(flat.numel())
-                yield (
-                    name,
-                    flat,
-                    importance.statistic_of(criterion.needs, name, flat, indices, seed=self.seed),
-                )
+        live = trained_parameters(self.layout.model)
+        rows = _OwnRows(live)
+
+        def statistics() -> Iterator[Statistic]:
+            for name, where, theta, _ in _in_pieces(beside(self.layout, live, rows, rows)):
+                indices = torch.arange(where, where + len(theta)) if isinstance(where, int) else where
+                found = importance.statistic_of(criterion.needs, name, theta, indices, seed=self.seed)
+                yield name, where, theta, found
 
         return Found(statistics)
 
@@ -297,24 +301,35 @@ def searched(
     whole = callable(criterion) and not hasattr(criterion, "needs")
     metadata = allowed.metadata | {
         "criterion": record.name,
-        "base_fingerprint": fingerprint_tensors(stored_tensors(model)),
+        "base_fingerprint": model_fingerprint(model),
     }
+    ranks = Ranks.of(model)
+    if whole and ranks.num > 1:
+        raise UserError(
+            f"criterion: {record.name} scores whole tensors, and a rank of a sharded model has some rows of each: mark it with "
+            "allo.weights.criterion, or locate without shards."
+        )
     was_training = model.training
     model.to(search.arguments.device)
     switch_off_dropout(model)
     found = search.statistics_of(record)
 
-    def scores() -> Iterator[tuple[str, Tensor]]:
-        for name, *both in found.statistics():
+    def scores() -> Iterator[Piece]:
+        for name, where, *both in found.statistics():
             theta, other = (tensor.view(shapes[name]) if whole else tensor for tensor in both)
-            yield name, score(theta.float() if whole else theta, other)
+            yield name, where, score(theta.float() if whole else theta, other).reshape(-1)
 
     try:
-        top = ImportanceMap.top(scores, density=density, shapes=shapes, metadata=metadata)
+        top = ImportanceMap.top(scores, density=density, shapes=shapes, metadata=metadata, ranks=ranks)
     finally:
         found.put_back()
         model.train(was_training)
-    return top.mask_at(density)
+    # The other ranks of a sharded model have the entries of their own rows.
+    return (
+        top.mask_at(density)
+        if ranks.is_first
+        else ParamMask(top.indices, shapes=shapes, metadata=top.metadata)
+    )
 
 
 def record_of(criterion: str | importance.Scoring) -> Criterion:
@@ -341,13 +356,27 @@ def _put_back_after_an_error(put_back: Callable[[], None]) -> Iterator[None]:
 @torch.no_grad()
 def _copy_back(model: PreTrainedModel, start: Mapping[str, Tensor]) -> None:
     """Give the model the bits that it had before a warm-up."""
+    reshard(model)
     for name, param in model.named_parameters():
         if name in start:
-            param.copy_(start[name].view(param.shape))
+            rows = own_rows(param)
+            rows.copy_(start[name].view(rows.shape))
 
 
-def _in_pieces(tensors: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[str, Tensor, Tensor]]:
+@dataclass(frozen=True)
+class _OwnRows:
+    """This rank's rows of a model's tensors, by name."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return own_rows(self.tensors[name])
+
+
+def _in_pieces(tensors: Iterable[Statistic]) -> Iterator[Statistic]:
     """Yield weights and statistics in pieces, so that no score of a whole tensor is made."""
-    for name, *both in tensors:
-        pieces = zip(*(tensor.detach().split(PIECE) for tensor in both), strict=True)
-        yield from ((name, piece.cpu(), statistic) for piece, statistic in pieces)
+    for name, where, *both in tensors:
+        for start in range(0, len(both[0]), PIECE):
+            theta, statistic = (tensor.detach()[start : start + PIECE] for tensor in both)
+            part = where + start if isinstance(where, int) else where[start : start + PIECE]
+            yield name, part, theta.cpu(), statistic

@@ -30,9 +30,22 @@ def own_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> Itera
 
     If there are more ranks than micro-batches, the largest are cut in two, unless they must stay `whole`.
     """
+    return iter(_cut(batches, whole=whole)[rank() :: num_ranks()])
+
+
+def idle_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> list[Sequence[Row]]:
+    """Return the shortest micro-batch if other ranks have one more than this one, otherwise none.
+
+    Ranks of a sharded model exchange its layers in each pass, so all must make as many passes.
+    """
+    cut = _cut(batches, whole=whole)
+    return [cut[-1]] if -len(cut) % num_ranks() >= num_ranks() - rank() else []
+
+
+def _cut(batches: Sequence[Sequence[Row]], *, whole: bool) -> list[Sequence[Row]]:
     cut = list(batches)
     while not whole and len(cut) < num_ranks() and max(map(len, cut), default=0) > 1:
         place = max(range(len(cut)), key=lambda number: len(cut[number]))
         middle = (len(cut[place]) + 1) // 2
         cut[place : place + 1] = [cut[place][:middle], cut[place][middle:]]
-    return iter(cut[rank() :: num_ranks()])
+    return cut

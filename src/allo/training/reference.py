@@ -15,9 +15,10 @@ from allo.models.collate import Batch
 from allo.models.policy import per_token_logps
 from allo.ranks import rank
 from allo.training.checkpointing import keep_tensors, kept_tensors
-from allo.training.micro_batches import own_share
+from allo.training.micro_batches import idle_share, own_share
 from allo.weights.fingerprints import combine, digests
 from allo.weights.ranks import sum_over_ranks
+from allo.weights.shards import Ranks, named_rows
 
 Row = Mapping[str, Any]
 _IDS = "_ids"
@@ -78,6 +79,8 @@ def _compute(
         for (row, side), logps in zip(completions, per_token_logps(model, batch), strict=True):
             start, length = places[row["number"], side], len(row[side + _IDS])
             found[start : start + length] = logps[:length]
+    for part in idle_share(batches, whole=True) if Ranks.of(model).num > 1 else []:
+        per_token_logps(model, {name: tensor.to(model.device) for name, tensor in collate(part).items()})
     return sum_over_ranks(found).cpu()
 
 
@@ -96,4 +99,4 @@ def _key(
     ids = [[row["prompt" + _IDS], *(row[side + _IDS] for side in _sides(row))] for row in rows]
     batched = [repr(collate), [[row["number"] for row in part] for part in batches]]
     data = hashlib.sha256(json.dumps([ids, batched]).encode()).hexdigest()
-    return f"{data} {combine(digests(model.named_parameters()))}"
+    return f"{data} {Ranks.of(model).fingerprint(combine(digests(named_rows(model))))}"

@@ -1,40 +1,52 @@
 """The results of a training stage: its mask, its delta from the starting model, and its metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from allo import delta
 from allo.errors import DivergedError, UserError
 from allo.files.artifacts import RunFolder, remove, write_jsonl
-from allo.models.start import LOWER_RATE, Start, read_start
+from allo.models.start import LOWER_RATE, load_policy, load_start, load_start_tokenizer, read_start
 from allo.ranks import rank
 from allo.recipe import Recipe
 from allo.training.run import remove_checkpoints, state_bytes, train
 from allo.training.selected_trainer import SelectedTrainer
 from allo.weights.checkpoints import Checkpoint
-from allo.weights.fingerprints import as_bits
 from allo.weights.finite import check_finite
 from allo.weights.importance_map import ImportanceMap
-from allo.weights.layout import Layout, trained_parameters
+from allo.weights.layout import Layout
+from allo.weights.own_pieces import changes_from, own_mask
 from allo.weights.param_mask import ParamMask
-from allo.weights.places import gather
+from allo.weights.shards import Ranks, named_rows
 
 DELTA = "delta.safetensors"
 MASK = "mask.safetensors"
+MODEL = "model"
 
 
-def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, density: float) -> ParamMask:
+def located_mask(
+    recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, density: float, folder: Path | None = None
+) -> ParamMask:
     """Return the mask of the top `density` of all weights; every weight if the recipe locates none.
 
-    Raises `UserError` if the importance was located on another model.
+    A rank of a sharded model gets the entries in its rows, from the mask that the first one writes into `folder`. Raises
+    `UserError` if the importance was located on another model.
     """
+    ranks, layout = Ranks.of(model), Layout.of(model)
+    if ranks.num == 1 or folder is None:
+        return _mask_at(recipe, run, layout, density=density)
+    if ranks.is_first:
+        _mask_at(recipe, run, layout, density=density).save(folder / MASK)
+    ranks.wait()
+    return own_mask(folder / MASK, model)
+
+
+def _mask_at(recipe: Recipe, run: RunFolder, layout: Layout, *, density: float) -> ParamMask:
     if recipe.locate is None:
-        return Layout.of(model).full_mask()
+        return layout.full_mask()
     mask = ImportanceMap.load(run.importance).mask_at(density)
     if mask.metadata.get("base_fingerprint") != read_start(run).fingerprint:
         raise UserError(
@@ -44,42 +56,52 @@ def located_mask(recipe: Recipe, run: RunFolder, model: PreTrainedModel, *, dens
     return mask
 
 
-def apply_previous_stage(recipe: Recipe, run: RunFolder, model: PreTrainedModel) -> Mapping[str, Tensor]:
-    """Apply the changes of forgetting, if the recipe forgets, to the starting model, in place.
+def load_start_of_improving(
+    recipe: Recipe, run: RunFolder
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Collection[str]]:
+    """Load the model that improving starts from, which is its reference: the start, changed by forgetting if the recipe forgets.
 
-    Returns their flat indices by tensor. Improving starts from this model and uses it as its reference.
+    Returns it, its tokenizer, and the names of the tensors that have changed.
     """
     if recipe.forget is None:
-        return {}
+        return (*load_start(recipe, run), ())
+    if recipe.shards is not None:  # the delta has entries of all ranks' rows
+        model = load_policy(recipe, run.forget / MODEL)
+        return model, load_start_tokenizer(recipe, run), Layout.of(model).shapes.keys()
+    model, tokenizer = load_start(recipe, run)
     change = delta.read_delta(run.forget / DELTA)
     delta.apply_to_model(model, change)
-    return change.indices
+    return model, tokenizer, change.indices.keys()
 
 
 def train_stage(
-    trainer: SelectedTrainer, run: RunFolder, folder: Path, mask: ParamMask, *, before: Mapping[str, Tensor]
+    trainer: SelectedTrainer, run: RunFolder, folder: Path, mask: ParamMask, *, before: Collection[str]
 ) -> dict[str, Any]:
     """Train, then write `mask`, `metrics.jsonl`, the delta and the whole model into the stage's folder.
 
-    `before` has the indices that an earlier stage changed. Returns the stage's counts.
+    `before` names the tensors that an earlier stage changed. Returns the stage's counts.
     """
     rows = train(trainer)
-    if rank():
+    ranks = trainer.selected.ranks
+    if rank() and ranks.num == 1:
         return {}
-    write_jsonl(folder / "metrics.jsonl", rows)
-    mask.save(folder / MASK)
+    if ranks.is_first:
+        write_jsonl(folder / "metrics.jsonl", rows)
+    if ranks.num == 1:  # otherwise `located_mask` has written it
+        mask.save(folder / MASK)
     counts = {
         "rows": len(trainer.train_dataset),
         "dropped": trainer.num_dropped,
         "steps": trainer.state.global_step,
-        "trained_weights": mask.num_selected,
-        "density": mask.density,
+        "trained_weights": trainer.selected.num_trained,
+        "density": trainer.selected.density,
         "training_state_bytes": state_bytes(trainer),
     }
     trainer.selected.release()
-    trained = (mask.indices, before)
+    trained = {*mask.indices, *before}
     counts |= write_change(trainer.model, run, folder, among=trained, metadata=mask.metadata)
-    remove_checkpoints(folder)
+    if ranks.is_first:
+        remove_checkpoints(folder)
     return counts
 
 
@@ -88,52 +110,32 @@ def write_change(
     run: RunFolder,
     folder: Path,
     *,
-    among: Sequence[Mapping[str, Tensor]],
+    among: Collection[str],
     metadata: Mapping[str, str],
 ) -> dict[str, int]:
     """Write the delta from the starting model to `model`, and the whole model, into a stage's folder.
 
-    `among` has, by tensor, the flat indices at which they may differ. Returns the number that do, each tied weight once, and
-    the delta's size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
+    `among`: the tensors on disk that may differ. Returns the number of weights that do, each tied one once, and the delta's
+    size. Raises `DivergedError`, naming the tensor, before it writes weights that are NaN or infinite.
     """
-    check_finite(model.named_parameters(), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
+    check_finite(named_rows(model), where=folder.name, advice=LOWER_RATE, kind=DivergedError)
     start = read_start(run)
-    changed = _write_delta(model, start, among, metadata, folder / DELTA)
-    remove(folder / "model")
-    delta.apply(start.model, folder / DELTA, folder / "model")
-    return {"changed_weights": changed, "delta_bytes": (folder / DELTA).stat().st_size}
-
-
-def _write_delta(
-    model: PreTrainedModel,
-    start: Start,
-    among: Sequence[Mapping[str, Tensor]],
-    metadata: Mapping[str, str],
-    path: Path,
-) -> int:
     base = Checkpoint.open(start.model)
-    indices, values = {}, {}
-    layout = Layout.of(model)
-    for name, tensor in layout.stored(trained_parameters(model)):
-        candidates = [found[name] for found in among if name in found]
-        if not candidates:
-            continue
-        where = torch.cat(candidates).unique()
-        # In the dtype on disk: the family may keep a weight in fp32 that is stored in bf16.
-        live = gather(tensor.detach().cpu(), where).to(base.stored[name].dtype)
-        differs = as_bits(live) != as_bits(gather(base.read(name), where))
-        if differs.any():
-            indices[name], values[name] = where[differs], live[differs]
-    changed = sum(len(where) for where in indices.values())
-    for name, first in layout.copies(base.stored.keys()).items():
-        if first in indices:
-            indices[name], values[name] = indices[first], values[first]
-    delta.write_delta(
-        path,
-        indices=indices,
-        values=values,
-        shapes=base.shapes,
-        base_hashes=start.hashes,
-        metadata={**metadata, "base_model": Path(start.model).name},
-    )
-    return changed
+    change, ranks = changes_from(base, model, among=among), Ranks.of(model)
+    if ranks.is_first:
+        delta.write_delta(
+            folder / DELTA,
+            indices=change.indices,
+            values=change.values,
+            shapes=base.shapes,
+            base_hashes=start.hashes,
+            metadata={
+                **metadata,
+                "base_model": Path(start.model).name,
+                **delta.noted_dtypes(entry.dtype for entry in base.stored.values()),
+            },
+        )
+        remove(folder / MODEL)
+        delta.apply(start.model, folder / DELTA, folder / MODEL)
+    ranks.wait()
+    return {"changed_weights": change.num, "delta_bytes": (folder / DELTA).stat().st_size}

@@ -16,6 +16,7 @@ from allo.training.checkpointing import last_sound_checkpoint, remove_checkpoint
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trackers import tracked
 from allo.weights.finite import check_finite
+from allo.weights.shards import named_rows
 
 Logged = dict[str, float | None]
 """One logged step. None: a metric that is not finite, such as a mean over nothing."""
@@ -47,7 +48,7 @@ def train_from(trainer: Trainer, checkpoint: Path | None) -> list[Logged]:
         trainer.remove_callback(shown)
     barrier()  # rank 0 may remove the checkpoints
     check_finite(
-        trainer.model.named_parameters(),
+        named_rows(trainer.model),
         where="weights are no longer finite",
         advice="Lower the learning rate, or check the data.",
         kind=DivergedError,

@@ -166,7 +166,10 @@ class SelectedTrainer(EvaluatedTrainer):
     def _select(self, optimizers: Optimizers) -> None:
         """Make the selected weights trainable, by the given optimizer if there is one."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("sharded parameters (FSDP, ZeRO) are not supported: launch plain processes.")
+            raise UserError(
+                "the launcher asks for FSDP or DeepSpeed: start plain processes, and load a model that no GPU holds by "
+                "allo.load_shards, or set `shards` in the recipe."
+            )
         slots = ("ref",) if self.needs_reference and self.reference == "swap" else ()
         self.selected = SelectedWeights(self.model, self.mask, slots=slots, lean=self.lean)
         use_optimizer(optimizers, self.selected, self.model, lean=self.lean)
@@ -320,13 +323,16 @@ class SelectedTrainer(EvaluatedTrainer):
         self.begin_step(inputs)
         denominator = max(self.num_items(inputs), 1)
         total = torch.zeros((), device=self.model.device)
-        batches = list(map(self._batch, own_share(self._micro_batches(inputs))))
+        parts = self._micro_batches(inputs)
+        batches, idle = list(map(self._batch, own_share(parts))), self._idle(parts)
         swaps = self.needs_reference and self.reference == "swap"
-        references = self._ref_logps(batches) if swaps else itertools.repeat({})
+        references = self._ref_logps([*batches, *idle]) if swaps else itertools.repeat({})
         for batch, reference in zip(batches, references, strict=False):
             loss = self.loss(batch | reference, denominator=denominator)
-            loss.backward()
+            self.selected.backward(loss)
             total += loss.detach()
+        for batch in idle:
+            self.selected.backward(0 * per_token_logps(self.model, batch).sum())
         self.selected.sum_gradients_over_ranks(self.gradient_dtype)
         self._check_finite(self.loss_title, sum_over_ranks(total))
         return total

@@ -22,10 +22,11 @@ from allo.training.locating import DEFAULTS, Search, record_of, searched
 from allo.training.selected_trainer import DENSITY
 from allo.training.trainer_rows import IdRows, kind_of
 from allo.weights.allowed import allowed_in
-from allo.weights.fingerprints import fingerprint_tensors
-from allo.weights.layout import Layout, stored_tensors
+from allo.weights.layout import Layout
+from allo.weights.own_pieces import model_fingerprint, own_mask
 from allo.weights.param_mask import ParamMask
 from allo.weights.ranks import sum_over_ranks
+from allo.weights.selection import num_to_select
 
 MASK_FILE = "located-mask.safetensors"
 # The settings of a trainer that the warm-up for its mask shares.
@@ -63,7 +64,7 @@ def trainer_mask(
             raise UserError(
                 f"mask: {str(mask)!r} is neither a file nor a criterion; the criteria are {', '.join(CRITERIA)}."
             )
-        return ParamMask.load(Path(mask).expanduser(), density=density)
+        return own_mask(Path(mask).expanduser(), model, density=density)
     if isinstance(mask, int | float) and density is not None:
         raise UserError(f"density: the mask is given as a density, {mask:g}. Remove `density`.")
     criterion = mask if isinstance(mask, str) else DEFAULTS.criterion
@@ -126,13 +127,13 @@ def _kept(
         if rank() == 0:
             replace(found, metadata={**found.metadata, "located_by": key}).save(file)
         sum_over_ranks(torch.zeros(1, device=args.device))
-    mask = ParamMask.load(file)
+    mask = own_mask(file, model)
     if rank() == 0:
         by = f"{record.name} on {len(pairs):,} {kind_of(pairs)}" if pairs else record.name
         how = "located before, by" if known else "located by"
         took = "" if known else f" in {time.monotonic() - begun:.1f} s"
         say(
-            f"mask: {mask.num_selected:,} of {mask.num_weights:,} weights (density {density:g}), {how} {by}{took}: {file}"
+            f"mask: {num_to_select(density, mask.num_weights):,} of {mask.num_weights:,} weights (density {density:g}), {how} {by}{took}: {file}"
         )
     return mask
 
@@ -160,4 +161,4 @@ def _key(
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
     ids = [[row[column] for column in columns if column in row] for row in rows]
     what = [record.name, own.read_text("utf-8") if own else "", density, ids, sorted(settings.items())]
-    return f"{sha256_json(what)} {fingerprint_tensors(stored_tensors(model))}"
+    return f"{sha256_json(what)} {model_fingerprint(model)}"

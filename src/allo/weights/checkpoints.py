@@ -100,14 +100,15 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self.stored.items()}
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        """Yield the flattened tensor, at most `PIECE` entries at a time (CPU, the stored dtype)."""
+    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """Yield the flattened tensor, or its entries from `start` to `stop`, at most `PIECE` at a time (CPU, the stored dtype)."""
         entry = self.stored[name]
-        step = PIECE * entry.dtype.itemsize
+        width = entry.dtype.itemsize
+        end = entry.num_bytes if stop is None else stop * width
         with entry.file.open("rb") as file:
-            file.seek(entry.offset)
-            for start in range(0, entry.num_bytes, step):
-                data = torch.empty(min(step, entry.num_bytes - start), dtype=torch.uint8)
+            file.seek(entry.offset + start * width)
+            for place in range(start * width, end, PIECE * width):
+                data = torch.empty(min(PIECE * width, end - place), dtype=torch.uint8)
                 if file.readinto(data.numpy().data) != len(data):
                     raise _damaged(entry.file, "was cut while it was read")
                 yield data.view(entry.dtype)

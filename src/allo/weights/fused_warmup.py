@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from allo.weights.layout import trained_parameters
+from allo.weights.shards import Ranks, own_rows
 
 # Entries updated together, which bounds the fp32 scratch.
 _PIECE = 1 << 20
@@ -38,7 +39,8 @@ class FusedWarmup:
     Each micro-batch is an update. Gradients are neither accumulated nor clipped by a global norm, because no two
     exist at the same time. Device memory holds the weights, one dense gradient, R + C numbers per matrix and 2^20
     entries of scratch. Host memory holds `deltas`, each weight's total change [shape] in fp32, and `start`, the weights
-    that it began with [shape] in the model's dtype.
+    that it began with [shape] in the model's dtype. Of a sharded model all of these are of this rank's rows, and ranks
+    exchange C + 1 numbers per matrix and micro-batch.
     """
 
     def __init__(self, model: nn.Module, *, among: Collection[str] | None = None) -> None:
@@ -46,9 +48,12 @@ class FusedWarmup:
         parameters = trained_parameters(model)
         named = {name: param for name, param in parameters.items() if among is None or name in among}
         assert all(param.is_contiguous() for param in named.values())
-        self.start = {name: param.detach().cpu().clone() for name, param in named.items()}
-        self.deltas = {name: torch.zeros(param.shape, dtype=torch.float32) for name, param in named.items()}
-        self._moments = {name: _SecondMoments(param) for name, param in named.items()}
+        ranks = Ranks.of(model)
+        self.start = {name: own_rows(param).cpu().clone() for name, param in named.items()}
+        self.deltas = {
+            name: torch.zeros(start.shape, dtype=torch.float32) for name, start in self.start.items()
+        }
+        self._moments = {name: _SecondMoments(param, ranks) for name, param in named.items()}
 
     @torch.no_grad()
     def update(self, name: str, param: nn.Parameter, gradient: Tensor) -> None:
@@ -56,7 +61,7 @@ class FusedWarmup:
         moments = self._moments[name]
         gradient = _as_matrix(gradient)
         moments.add(gradient)
-        live, start, delta = (_as_matrix(t) for t in (param.detach(), self.start[name], self.deltas[name]))
+        live, start, delta = (_as_matrix(t) for t in (own_rows(param), self.start[name], self.deltas[name]))
         for rows in _pieces(gradient):
             step = moments.normalised(gradient[rows], rows).clamp_(-1, 1)
             moved = delta[rows].to(step.device).sub_(step, alpha=self.rate)
@@ -82,11 +87,18 @@ class FusedWarmup:
 class _SecondMoments:
     """Running means of a tensor's squared gradient, by row and column; by entry for a vector."""
 
-    def __init__(self, param: Tensor) -> None:
-        num_rows, num_columns = _as_matrix(param).shape
-        self._rows = torch.zeros(num_rows, device=param.device)
+    def __init__(self, param: Tensor, ranks: Ranks) -> None:
+        rows, device = _as_matrix(own_rows(param)), own_rows(param).device
+        self._ranks = ranks
+        self._is_vector = param.ndim < 2
+        # Of the whole tensor, of which these rows may be a part.
+        self._num_rows, self._num_columns = (
+            (1, param.numel()) if self._is_vector else (len(param), rows.shape[1])
+        )
+        self._rows = torch.zeros(len(rows), device=device)
         # A vector is one row, so each column mean is that of one entry.
-        self._columns = torch.zeros(num_columns, device=param.device)
+        self._columns = torch.zeros(rows.shape[1], device=device)
+        self._mean_of_rows = torch.zeros((), device=device)
         self._num_updates = 0
 
     def add(self, gradient: Tensor) -> None:
@@ -95,18 +107,23 @@ class _SecondMoments:
         decay = 1 - self._num_updates**-_DECAY
         self._rows.mul_(decay)
         self._columns.mul_(decay)
-        num_rows, num_columns = gradient.shape
+        by_row, by_column = torch.zeros_like(self._rows), torch.zeros_like(self._columns)
         for rows in _pieces(gradient):
             squares = gradient[rows].float().square()
-            self._rows[rows].add_(squares.sum(1), alpha=(1 - decay) / num_columns)
-            self._columns.add_(squares.sum(0), alpha=(1 - decay) / num_rows)
+            by_row[rows] = squares.sum(1)
+            by_column.add_(squares.sum(0))
+        self._ranks.sum(by_row if self._is_vector else by_column)  # what runs across the ranks' rows
+        self._rows.add_(by_row, alpha=(1 - decay) / self._num_columns)
+        self._columns.add_(by_column, alpha=(1 - decay) / self._num_rows)
+        total = self._rows.sum()
+        self._mean_of_rows = total if self._is_vector else self._ranks.sum(total) / self._num_rows
 
     def normalised(self, gradient: Tensor, rows: slice) -> Tensor:
         """Return G / sqrt(r c / mean r) for some rows [n, C], in fp32; 0 if the gradient is 0."""
         of_rows = self._rows[rows].clamp(min=_SMALLEST).rsqrt_().unsqueeze(1)
         of_columns = self._columns.clamp(min=_SMALLEST).rsqrt_()
         # Multiplied in this order, no product leaves the range of fp32.
-        return (gradient.float() * of_rows).mul_(of_columns).mul_(self._rows.mean().sqrt())
+        return (gradient.float() * of_rows).mul_(of_columns).mul_(self._mean_of_rows.sqrt())
 
     @property
     def num_bytes(self) -> int:

@@ -11,7 +11,7 @@ largest tensor, in addition to the result.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from allo.errors import UserError
 from allo.recipe.granularity import WEIGHT, Granularity
-from allo.weights.selection import Entries, select, select_among, stable_hash, with_starts
+from allo.weights.rank_selection import select_over_ranks
+from allo.weights.selection import Entries, Scores, select, select_among, stable_hash, with_starts
+from allo.weights.shards import ONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,12 @@ class Tiles:
 
 
 def select_groups(
-    tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+    tensors: Scores,
     *,
     k: int,
     shapes: Mapping[str, tuple[int, ...]],
     granularity: str,
+    ranks: Ranks = ONE,
 ) -> dict[str, Tensor]:
     """Select whole groups in order of their norm, with at most k weights in total.
 
@@ -78,14 +81,28 @@ def select_groups(
     the first entry, then to the first (name, group). The order of tensors does not matter. A smaller selection is a
     subset of a larger one.
 
+    With `ranks`, each gives its own entries and gets the chosen ones of them; only single weights are selected.
+
     Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent. Raises UserError for a
     NaN score, and if the first group alone has more than k weights.
     """
+    if ranks.num > 1 and granularity == WEIGHT:
+        return select_over_ranks(lambda: with_starts(tensors()), k=k, shapes=shapes, ranks=ranks)
     if granularity == WEIGHT:
         return select(tensors, k=k)
+    if ranks.num > 1:
+        raise UserError(
+            f"granularity {granularity}: a sharded model's weights are selected one by one; remove locate.granularity, or shards."
+        )
     pieces = (
-        (name, torch.arange(start, start + len(piece), dtype=torch.int32), piece)
-        for name, start, piece in with_starts(tensors())
+        (
+            name,
+            where
+            if isinstance(where, Tensor)
+            else torch.arange(where, where + len(piece), dtype=torch.int32),
+            piece,
+        )
+        for name, where, piece in with_starts(tensors())
     )
     return _select(pieces, k=k, shapes=shapes, granularity=granularity)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from allo.errors import UserError, and_more
 from allo.weights import sparse_file
 from allo.weights.param_mask import ParamMask
+from allo.weights.shards import reshard
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -142,11 +143,6 @@ class Layout:
                 if self.asked is None or name in self.asked:
                     yield name, tensor
 
-    def beside(self, weights: ByName, statistics: ByName) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield live weights and their statistics as they are on disk, flat, with their names."""
-        pairs = zip(self.stored(weights), self.stored(statistics), strict=True)
-        return ((name, theta.reshape(-1), each.reshape(-1)) for (name, theta), (_, each) in pairs)
-
     def live(
         self, indices: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -216,16 +212,16 @@ class Layout:
             kind = (tuple(group.live.values()), tuple(group.stored.values()))
             if not group.renames and kind not in seen:
                 seen.add(kind)
-                self._positions(group)
+                self.positions(group)
 
     def _places(self, group: Group, indices: Mapping[str, Tensor]) -> Tensor:
         """Return the places of entries on disk among all entries of the group's live tensors, one after another."""
         if sum(map(len, indices.values())) == group.num_entries:
             return torch.arange(group.num_entries)
-        positions = self._positions(group)
+        positions = self.positions(group)
         return torch.cat([positions[name].reshape(-1)[where.long()] for name, where in indices.items()])
 
-    def _positions(self, group: Group) -> dict[str, Tensor]:
+    def positions(self, group: Group) -> dict[str, Tensor]:
         """Return, for each tensor on disk, the places of its entries among those of the group's live tensors."""
         dtype = torch.int32 if group.num_entries < 1 << 31 else torch.int64
         flat = torch.arange(group.num_entries, dtype=dtype).split([*map(math.prod, group.live.values())])
@@ -246,6 +242,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     All of them, except in a model of text and images, sound or video: there, those of the text model and its head.
     """
+    reshard(model)
     named = dict(model.named_parameters())
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config") or config.get_text_config() is config:
@@ -263,6 +260,7 @@ def shapes_of(model: nn.Module) -> Shapes:
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the live tensors that `save_pretrained` stores: parameters and persistent buffers."""
+    reshard(model)
     named = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     kept = {name: buffers[name] for name in model.state_dict() if name in buffers}
@@ -296,7 +294,9 @@ def _groups(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Group, ...
     from transformers.core_model_loading import WeightConverter, apply_converters
 
     # Without values, and told apart by identity: a tensor that comes out as it went in was only renamed.
-    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    empty = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
+    }
     whole = _converted(model, empty)
     named = {id(tensor): name for name, tensor in whole.items()}
     converters = [

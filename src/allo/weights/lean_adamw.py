@@ -1,7 +1,7 @@
 """AdamW with one byte per moment, on master weights that are joined, updated and split in chunks."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,20 +41,14 @@ def adamw_(
     master.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
 
 
-@torch.no_grad()
-def clip_grad_norm_in_fp32_(params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Clip like `torch.nn.utils.clip_grad_norm_` but in fp32, even for bf16 gradients; return the norm, fp32."""
-    gradients = [param.grad for param in params if param.grad is not None]
+def norm_in_fp32(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all gradients' entries like `torch.nn.utils.get_total_norm`, but in fp32 even if they are bf16."""
     norms = [
         torch.linalg.vector_norm(piece, dtype=torch.float32).to(gradients[0].device)
         for gradient in gradients
         for piece in gradient.split(CHUNK)
     ]
-    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
-    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1)
-    for gradient in gradients:
-        gradient.mul_(coefficient.to(gradient.device))
-    return norm
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
 
 
 class LeanAdamW(Optimizer):

@@ -53,8 +53,12 @@ class ParamMask:
         return cls(indices, shapes=shapes, metadata={"criterion": "full", "density": "1.0"})
 
     @classmethod
-    def load(cls, path: str | Path, *, density: float | None = None) -> "ParamMask":
+    def load(
+        cls, path: str | Path, *, density: float | None = None, keep: sparse_file.Keep | None = None
+    ) -> "ParamMask":
         """Read a mask, or the most important weights of a run's `04-importance.safetensors`, up to a density.
+
+        With `keep`, of a mask's indices only those that it returns, so that no more than one tensor's are in memory besides.
 
         Raises UserError unless the file is complete and valid. Importance needs a density, and a mask has its own.
         """
@@ -68,7 +72,7 @@ class ParamMask:
             from allo.weights.importance_map import ImportanceMap  # it is built on this module
 
             return ImportanceMap.load(path).mask_at(density)
-        content = sparse_file.read(Path(path), "mask")
+        content = sparse_file.read(Path(path), "mask", keep=keep)
         if density is not None:
             raise UserError(f"{path} is a mask, which has a density of its own: remove density={density:g}")
         metadata = content.header.get("metadata")

@@ -1,4 +1,4 @@
-"""The selected entries of one tensor: their places, master weights, gradient and slots."""
+"""The selected entries of one tensor, or of this rank's rows of it: their places, master weights, gradient and slots."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from allo.errors import UserError
 from allo.weights.eight_bit import BLOCK
 from allo.weights.places import Places
+from allo.weights.shards import own_rows
 from allo.weights.split_master import join, split
 
 
@@ -37,7 +38,7 @@ class Part:
 
     def live(self) -> Tensor:
         """Return a copy of the selected entries as they are in the model."""
-        return self.places.gather(self.param.data)
+        return self.places.gather(own_rows(self.param))
 
     @property
     def master(self) -> Tensor:
@@ -50,7 +51,7 @@ class Part:
 
     def write_back(self) -> None:
         """Put the master weights into the model, rounded to its dtype."""
-        self.places.scatter(self.param.data, self.master)
+        self.places.scatter(own_rows(self.param), self.master)
 
     @property
     def grad(self) -> Tensor:
@@ -65,7 +66,7 @@ class Part:
 
     def exchange(self, slot: str) -> None:
         """Swap the selected entries' bits with those in a slot."""
-        self.slots[slot] = self.places.exchange(self.param.data, self.slots[slot])
+        self.slots[slot] = self.places.exchange(own_rows(self.param), self.slots[slot])
 
     @property
     def num_bytes(self) -> int:
@@ -132,7 +133,7 @@ class LeanPart(Part):
             yield slice(self.range.start + here.start, self.range.start + here.stop), master
             if len(self.residual):
                 live[here], self.residual[here] = split(master)
-        self.places.scatter(self.param.data, live)
+        self.places.scatter(own_rows(self.param), live)
 
     def capture(self, slot: str) -> None:
         live = self.live()
@@ -140,7 +141,7 @@ class LeanPart(Part):
 
     def exchange(self, slot: str) -> None:
         bits = self.slots[slot]
-        bits.copy_(self.places.exchange(self.param.data, bits.to(self.param.device)))
+        bits.copy_(self.places.exchange(own_rows(self.param), bits.to(self.param.device)))
 
     @property
     def _master_bytes(self) -> int:

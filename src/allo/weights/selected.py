@@ -17,12 +17,13 @@ from torch.utils.hooks import RemovableHandle
 from allo.errors import UserError
 from allo.ranks import num_ranks
 from allo.weights.layout import Layout, trained_parameters
-from allo.weights.lean_adamw import CHUNK, clip_grad_norm_in_fp32_
+from allo.weights.lean_adamw import CHUNK, norm_in_fp32
 from allo.weights.param_mask import ParamMask
 from allo.weights.parts import LeanPart, Part
 from allo.weights.places import Columns, Everything, Places, Rows, places_of
 from allo.weights.ranks import sum_over_ranks
 from allo.weights.selected_linear import LineGradients
+from allo.weights.shards import Ranks, is_shard, own_interval, own_rows, reshard, within
 
 
 class SelectedWeights:
@@ -41,6 +42,9 @@ class SelectedWeights:
     With `lean` there is no fp32 copy: the live weights and a residual form the master weights. The flat gradient is
     bf16, and the optimizer is `LeanAdamW(selected.param_groups(...), selected.walk, lr=...)`.
 
+    Of a sharded model, this rank has the selected entries of its own rows: its part of the flat vector, and of each slot.
+    A mask may then have those entries only.
+
     Raises `UserError` if the mask selects nothing or its names or shapes are not the model's. Also for a lean copy of
     weights that are neither bf16 nor fp32.
     """
@@ -48,18 +52,24 @@ class SelectedWeights:
     def __init__(
         self, model: nn.Module, mask: ParamMask, *, slots: Sequence[str] = (), lean: bool = False
     ) -> None:
+        reshard(model)
+        self.ranks = Ranks.of(model)
         mask = Layout.of(model).spelled_as(mask.shapes).live_mask(mask)
         named = _named_as(model, mask)
         mask.check({name: tuple(param.shape) for name, param in named.items()})
-        if not mask.num_selected:
+        self._model, self._lean = model, lean
+        self._swapped: str | None = None
+        chosen = {name: named[name] for name in sorted(mask.indices)}
+        self._parts = _lay_out(chosen, mask, LeanPart if lean else Part)
+        total = self.num_selected
+        if self.ranks.num > 1:
+            total = int(self.ranks.sum(torch.tensor(total, device=next(iter(named.values())).device)))
+        if not total:
             raise UserError(
                 "the mask selects no weight, so nothing would train: make one with a higher density"
             )
-        self.density = mask.density
-        self._swapped: str | None = None
-        self._lean = lean
-        chosen = {name: named[name] for name in sorted(mask.indices)}
-        self._parts = _lay_out(chosen, mask, LeanPart if lean else Part)
+        self.num_trained = total  # of all parts
+        self.density = total / max(mask.num_weights, 1)
         self._trainable_before = {param: param.requires_grad for param in model.parameters()}
         touched = {part.param for part in self._parts}
         for param in model.parameters():
@@ -94,9 +104,14 @@ class SelectedWeights:
         return sum(part.range.stop - part.range.start for part in self._parts)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale the flat gradient to a norm of at most `max_norm`; return the previous norm, over all entries."""
-        clip = clip_grad_norm_in_fp32_ if self._lean else torch.nn.utils.clip_grad_norm_
-        return clip(self.parameters(), max_norm)
+        """Scale the flat gradient to a norm of at most `max_norm`; return the previous norm, over all entries and parts."""
+        flats = self.parameters()
+        gradients = [flat.grad for flat in flats if flat.grad is not None]
+        norm = norm_in_fp32(gradients) if self._lean else torch.nn.utils.get_total_norm(gradients)
+        if self.ranks.num > 1:
+            norm = self.ranks.sum(norm.square()).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(flats, max_norm, norm)
+        return norm
 
     def walk(self, flat: nn.Parameter) -> Iterator[tuple[slice, Tensor]]:
         """Yield ranges of `flat` and a lean copy's fp32 master weights, which `LeanAdamW` changes in place."""
@@ -112,9 +127,17 @@ class SelectedWeights:
             if flat.grad is not None:
                 flat.grad.zero_()
 
+    def backward(self, loss: Tensor) -> None:
+        """Run the backward pass of this process's share of a loss."""
+        # The gradient of a sharded model arrives as the mean over processes.
+        (loss * num_ranks() if self.ranks.num > 1 else loss).backward()
+
     def sum_gradients_over_ranks(self, dtype: torch.dtype = torch.float32) -> None:
-        """Sum the flat gradient over all processes, sent in `dtype`: once per step, and the only traffic."""
-        if num_ranks() == 1:
+        """Sum the flat gradient over all processes, sent in `dtype`: once per step, and the only traffic.
+
+        A sharded model's is summed in the backward pass.
+        """
+        if num_ranks() == 1 or self.ranks.num > 1:
             return
         self.gradients()  # allocates them on a rank that had no row
         for flat in self.parameters():
@@ -125,6 +148,7 @@ class SelectedWeights:
     def write_back(self) -> None:
         """Put the master weights into the model, rounded to its dtype. Call after each optimizer step."""
         assert self._swapped is None, f"write_back while slot {self._swapped!r} is in place"
+        reshard(self._model)
         for part in self._parts:
             part.write_back()
 
@@ -132,6 +156,7 @@ class SelectedWeights:
     def capture(self, slot: str) -> None:
         """Save the selected entries' current bits under the name `slot`."""
         assert self._swapped is None, f"capture while slot {self._swapped!r} is in place"
+        reshard(self._model)
         for part in self._parts:
             part.capture(slot)
 
@@ -149,6 +174,7 @@ class SelectedWeights:
 
     @torch.no_grad()
     def _exchange(self, slot: str) -> None:
+        reshard(self._model)
         for part in self._parts:
             part.exchange(slot)
 
@@ -175,6 +201,7 @@ class SelectedWeights:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load master weights and slots from `state_dict()` of the same mask, and write the master weights back."""
+        reshard(self._model)
         for part in self._parts:
             part.take(state[f"{part.name}.master"])
             for slot in part.slots:
@@ -218,19 +245,23 @@ def _named_as(model: nn.Module, mask: ParamMask) -> dict[str, nn.Parameter]:
 def _lay_out(named: dict[str, nn.Parameter], mask: ParamMask, kind_of_part: type[Part]) -> list[Part]:
     """Assign ranges of one flat vector per (device, matrix or vector)."""
     lengths: dict[tuple[torch.device, bool], int] = {}
-    ranges = {}
+    ranges, places = {}, {}
     for name, param in named.items():
         assert param.is_contiguous(), f"{name} is not contiguous"
         kind = (param.device, param.ndim >= 2)
         start = -(-lengths.get(kind, 0) // kind_of_part.ALIGN) * kind_of_part.ALIGN
-        lengths[kind] = start + mask.indices[name].numel()
+        own = mask.indices[name]
+        if is_shard(param):
+            own = within(own, own_interval(param))
+        places[name] = places_of(own.to(param.device), own_rows(param).shape)
+        lengths[kind] = start + own.numel()
         ranges[name] = slice(start, lengths[kind])
     flats = {kind: kind_of_part.vector(length, device=kind[0]) for kind, length in lengths.items()}
     return [
         kind_of_part(
             name=name,
             param=param,
-            places=places_of(mask.indices[name].to(param.device), param.shape),
+            places=places[name],
             flat=flats[param.device, param.ndim >= 2],
             range=ranges[name],
         )
@@ -243,7 +274,7 @@ def _hooks(model: nn.Module, parts: list[Part]) -> list[RemovableHandle | LineGr
     hooks: list[RemovableHandle | LineGradients] = [
         part.param.register_post_accumulate_grad_hook(_collector(part, part.places)) for part in parts
     ]
-    of_weight: dict[Tensor, Part] = {part.param: part for part in parts}
+    of_weight: dict[Tensor, Part] = {part.param: part for part in parts if not is_shard(part.param)}
     for module in model.modules():
         if LineGradients.is_on(module):
             raise UserError("another SelectedWeights trains this model: release() it first")
@@ -264,6 +295,6 @@ def _collector(part: Part, places: Places) -> Callable[[Tensor], None]:
     def collect(tensor: Tensor) -> None:
         grad, tensor.grad = tensor.grad, None
         assert grad is not None
-        places.add_to(part.grad, grad)
+        places.add_to(part.grad, own_rows(grad))
 
     return collect

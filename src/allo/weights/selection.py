@@ -23,6 +23,7 @@ from torch import Tensor
 
 from allo.errors import UserError
 from allo.weights.key_sample import LARGEST_BITS, guess, ranks_of
+from allo.weights.shards import ONE, Ranks
 
 # Entries processed together: few enough for the processor's cache, enough to hide Python's overhead.
 PIECE = 1 << 19
@@ -36,8 +37,9 @@ _AHEAD = 2  # pieces that wait for the second thread
 # Name, flat indices (int32), scores (fp32), both [num_entries].
 Entries = Iterable[tuple[str, Tensor, Tensor]]
 # The same; consecutive entries may give the first index instead of all.
-_Pieces = Iterable[tuple[str, Tensor | int, Tensor]]
-Scores = Callable[[], Iterable[tuple[str, Tensor]]]
+Piece = tuple[str, Tensor | int, Tensor]
+Pieces = Iterable[Piece]
+Scores = Callable[[], Iterable[tuple[str, Tensor] | Piece]]
 
 # For one piece: name, indices of the keys below both bounds, indices and ranks of those in between.
 _Divided = tuple[str, np.ndarray, np.ndarray, np.ndarray]
@@ -60,7 +62,7 @@ def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
 
     Each call of `tensors` starts a new pass over (name, non-negative fp32 scores of any shape) with the same values.
     A large tensor may come in several consecutive flat pieces under one name; memory then does not grow with the
-    tensor.
+    tensor. A part of a tensor has its flat indices, or the first of them, before the scores.
 
     Exactly k entries are selected (0 <= k <= number of entries). Ties go to the smallest `stable_hash`, then to the
     first (name, flat index).
@@ -68,7 +70,7 @@ def select(tensors: Scores, *, k: int) -> dict[str, Tensor]:
     Returns name -> sorted flat indices (int32, CPU); tensors with none selected are absent. Raises UserError for
     scores that are NaN or negative. Infinity ranks above every number.
     """
-    return _select(lambda: with_starts(tensors()), guess((scores for _, scores in tensors()), k=k), k=k)
+    return _select(lambda: with_starts(tensors()), guess((scores for *_, scores in tensors()), k=k), k=k)
 
 
 def select_sampled(
@@ -111,21 +113,21 @@ def _hashes(name: str, indices: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return x
 
 
-def _select(entries: Callable[[], _Pieces], guessed: tuple[int, int], *, k: int) -> dict[str, Tensor]:
+def _select(entries: Callable[[], Pieces], guessed: tuple[int, int], *, k: int) -> dict[str, Tensor]:
     if k == 0:
         return {}
     result = _emit(entries, guessed, k=k, room=IN_MEMORY)
     if result is None:
-        cut = _narrow(entries, _Cut(prefix=0, shift=64, quota=k, num_tied=0))
+        cut = narrow(entries, Cut(prefix=0, shift=64, quota=k, num_tied=0))
         while cut.shift > 0 and cut.quota < cut.num_tied and cut.num_tied > IN_MEMORY:
-            cut = _narrow(entries, cut)
+            cut = narrow(entries, cut)
         result = _emit(entries, cut.bounds, k=k, room=cut.num_tied)
         assert result is not None, "the stream changed between two passes"
     return result
 
 
 def _emit(
-    entries: Callable[[], _Pieces], bounds: tuple[int, int], *, k: int, room: int
+    entries: Callable[[], Pieces], bounds: tuple[int, int], *, k: int, room: int
 ) -> dict[str, Tensor] | None:
     """Return the k smallest keys in one pass, or None if the bounds do not enclose the k-th or `room` is too small.
 
@@ -153,7 +155,7 @@ def _emit(
     return _merged(kept, aside, won, ends)
 
 
-def _divide(name: str, where: Tensor | int, values: Tensor, bounds: tuple[int, int]) -> _Divided:
+def divide(name: str, where: Tensor | int, values: Tensor, bounds: tuple[int, int]) -> _Divided:
     scores = values.detach().cpu().numpy()
     _check(name, where, scores)
     low, high = bounds
@@ -177,12 +179,12 @@ def _indices_at(where: Tensor | int, positions: np.ndarray) -> np.ndarray:
     return where.cpu().numpy().take(positions)
 
 
-def _divided(entries: _Pieces, bounds: tuple[int, int]) -> Generator[_Divided, None, None]:
-    """Yield `_divide` of each piece, in order, from a second thread while this one produces further pieces."""
+def _divided(entries: Pieces, bounds: tuple[int, int]) -> Generator[_Divided, None, None]:
+    """Yield `divide` of each piece, in order, from a second thread while this one produces further pieces."""
     waiting: deque[Future[_Divided]] = deque()
     with ThreadPoolExecutor(1) as second:
         for name, where, scores in entries:
-            waiting.append(second.submit(_divide, name, where, scores, bounds))
+            waiting.append(second.submit(divide, name, where, scores, bounds))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -235,7 +237,7 @@ def _smallest(indices: np.ndarray, ranks: np.ndarray, ends: dict[str, int], *, q
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """A cut through the keys: key >> shift below `prefix` is selected, and `quota` of the `num_tied` equal to it."""
 
     prefix: int
@@ -256,8 +258,8 @@ class _Cut:
         return ranks[positions].long() << 32 | stable_hash(name, indices[positions])
 
 
-def _narrow(entries: Callable[[], _Pieces], cut: _Cut) -> _Cut:
-    """Narrow the cut to one bin, in one pass: a histogram of the 16 key bits after its prefix."""
+def narrow(entries: Callable[[], Pieces], cut: Cut, holders: Ranks = ONE) -> Cut:
+    """Narrow the cut to one bin, in one pass: a histogram of the 16 key bits after its prefix, over all ranks' entries."""
     shift = cut.shift - _DIGIT
     counts = torch.zeros(_BINS, dtype=torch.int64)
     for name, indices, ranks in _ranked(entries):
@@ -267,15 +269,16 @@ def _narrow(entries: Callable[[], _Pieces], cut: _Cut) -> _Cut:
             keys = cut.at_the_edge(name, indices, ranks)
             digits = keys[keys >> cut.shift == cut.prefix] >> shift & (_BINS - 1)
         counts += torch.bincount(digits, minlength=_BINS).cpu()
+    counts = holders.sum(counts.to(holders.device)).cpu()
     up_to = counts.cumsum(0)
     assert 0 <= cut.quota <= int(up_to[-1]), f"{cut.quota} entries asked of {int(up_to[-1])}"
     digit = int(torch.searchsorted(up_to, cut.quota))
     num_tied = int(counts[digit])
     quota = cut.quota - int(up_to[digit]) + num_tied
-    return _Cut(prefix=cut.prefix << _DIGIT | digit, shift=shift, quota=quota, num_tied=num_tied)
+    return Cut(prefix=cut.prefix << _DIGIT | digit, shift=shift, quota=quota, num_tied=num_tied)
 
 
-def _ranked(entries: Callable[[], _Pieces]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _ranked(entries: Callable[[], Pieces]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield (name, indices, ranks int32 >= 0, small for large scores), piece by piece."""
     for name, where, values in entries():
         scores = values.detach().cpu().numpy()
@@ -295,15 +298,24 @@ def _check(name: str, where: Tensor | int, scores: np.ndarray) -> None:
         )
 
 
-def with_starts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, int, Tensor]]:
-    """Yield pieces with their first flat index; consecutive tensors of one name are pieces of one tensor."""
+def with_starts(
+    tensors: Iterable[tuple[str, Tensor] | Piece],
+) -> Iterator[Piece]:
+    """Yield pieces with their flat indices or the first of them; consecutive tensors of one name are pieces of one tensor."""
     seen: set[str] = set()
     current, start = "", 0
-    for name, scores in tensors:
-        if name != current:
-            assert name not in seen, f"tensor {name} comes twice"
-            seen.add(name)
-            current, start = name, 0
+    for name, *where, scores in tensors:
+        match where:
+            case [Tensor() as indices]:
+                parts = zip(indices.split(PIECE), scores.split(PIECE), strict=True)
+                yield from ((name, part, piece) for part, piece in parts)
+                continue
+            case [int(first)]:
+                start = first
+            case _ if name != current:
+                assert name not in seen, f"tensor {name} comes twice"
+                seen.add(name)
+                current, start = name, 0
         for piece in scores.detach().reshape(-1).split(PIECE):
             end = start + len(piece)
             if end > LARGEST_BITS:

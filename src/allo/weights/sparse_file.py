@@ -43,6 +43,8 @@ _KEY = "allo"
 _ALIGNED = 8  # bytes: the alignment that the widest dtype needs in a mapped file
 
 Profile = Literal["compact", "interop"]
+Keep = Callable[[str, Tensor], Tensor]
+"""Returns the part of a tensor's flat indices that its reader needs."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,15 @@ def write(
         ]
     shapes = {name: list(shape) for name, shape in content.shapes.items()}
     header = {"kind": kind, "schema": SCHEMA, "profile": profile, "shapes": shapes, **content.header}
-    header["digest"] = _digest(header, content.indices, content.column)
+    found = [_digests_of(name, content.indices, content.column) for name in content.indices]
+    header["digest"] = _digest(header, {key: digest for each in found for key, digest in each.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as part:
         _write_safetensors(part, parts, metadata={_KEY: json.dumps(header, sort_keys=True)})
 
 
-def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
-    """Read and check a file that `write` wrote, in either profile.
+def read(path: Path, kind: str, *, column: str = "", keep: Keep | None = None) -> SparseFile:
+    """Read and check a file that `write` wrote, in either profile; of each tensor's indices only those that `keep` returns.
 
     Raises UserError if the file is missing or truncated, is of another kind or schema, or does not match its digest.
     Also if its indices are not int32 (or do not decode to it), sorted, unique and within their tensor's shape. You
@@ -95,7 +98,8 @@ def read(path: Path, kind: str, *, column: str = "") -> SparseFile:
         raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            return _content(path, kind, file.metadata() or {}, set(file.keys()), file.get_tensor, column)
+            metadata, keys = file.metadata() or {}, set(file.keys())
+            return _content(path, kind, metadata, keys, file.get_tensor, column, keep)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}): write it again") from error
 
@@ -197,6 +201,7 @@ def _content(
     keys: set[str],
     get: Callable[[str], Tensor],
     column: str,
+    keep: Keep | None,
 ) -> SparseFile:
     header = _header(path, metadata)
     promised = header.pop("digest", None)
@@ -218,6 +223,7 @@ def _content(
     for key in sorted(keys - {f"{name}.{part}" for name in shapes for part in columns}):
         raise UserError(f"{path}: unexpected tensor {key}, which the header's shapes do not name")
     content = SparseFile(shapes=shapes, indices={}, column={}, header=header)
+    read_digests: dict[str, str] = {}
     for name in _present(path, shapes, keys, columns):
         stored = get(f"{name}.{part}")
         content.indices[name] = _unpacked(path, name, stored, shapes[name]) if part == "gaps" else stored
@@ -226,9 +232,13 @@ def _content(
             content.column[name] = get(f"{name}.{column}")
             if content.column[name].shape != content.indices[name].shape:
                 raise UserError(f"{path}: {name}.{column} and {name}.{part} differ in length")
+        read_digests |= _digests_of(name, content.indices, content.column)
+        if keep is not None:
+            assert not column
+            content.indices[name] = keep(name, content.indices[name])
     if promised is None and schema in _WITHOUT_DIGEST:
         say(f"{path} has no digest, as in older versions of allo: damage to its content cannot be detected")
-    elif promised != _digest(whole, content.indices, content.column):
+    elif promised != _digest(whole, read_digests):
         raise UserError(
             f"{path}: its content does not match the digest in its header: the file is damaged. Write it again, "
             "or remove it and download it again"
@@ -236,16 +246,15 @@ def _content(
     return content
 
 
-def _digest(header: Mapping[str, Any], indices: Mapping[str, Tensor], column: Mapping[str, Tensor]) -> str:
-    """Return the digest of all indices and values and of the header without digest and profile, bit for bit."""
+def _digest(header: Mapping[str, Any], found: Mapping[str, str]) -> str:
+    """Return the digest of the tensors' digests and of the header without digest and profile, bit for bit."""
     told = {key: value for key, value in header.items() if key != "profile"}
-    parts = {
-        f"{name}.{kind}": tensor
-        for kind, part in (("indices", indices), ("values", column))
-        for name, tensor in part.items()
-    }
-    content = combine(digests(parts.items()))
-    return hashlib.sha256(f"{json.dumps(told, sort_keys=True)}\n{content}".encode()).hexdigest()
+    return hashlib.sha256(f"{json.dumps(told, sort_keys=True)}\n{combine(found)}".encode()).hexdigest()
+
+
+def _digests_of(name: str, indices: Mapping[str, Tensor], column: Mapping[str, Tensor]) -> dict[str, str]:
+    parts = {f"{name}.indices": indices[name]}
+    return digests((parts | ({f"{name}.values": column[name]} if name in column else {})).items())
 
 
 def _present(

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Iterator
 from torch import Tensor, nn
 
 from allo.weights.layout import trained_parameters
+from allo.weights.shards import own_rows, reshard
 
-# Takes a tensor's name, the tensor and its gradient [shape], in the tensor's dtype and on its device.
+# Takes a tensor's name, the tensor and its gradient [shape], in the tensor's dtype and on its device; of a sharded tensor
+# the gradient of this rank's rows.
 Take = Callable[[str, nn.Parameter, Tensor], None]
 
 
@@ -21,6 +23,7 @@ def gradients_taken(model: nn.Module, take: Take, *, among: Collection[str] | No
     restores each tensor's `requires_grad`. Do not combine with re-entrant checkpointing, which may deliver a shared
     tensor's gradient in two parts.
     """
+    reshard(model)
     before = {param: param.requires_grad for param in model.parameters()}
     for param in before:
         param.requires_grad_(False)
@@ -44,6 +47,6 @@ def _taker(name: str, take: Take) -> Callable[[nn.Parameter], None]:
     def hand_over(param: nn.Parameter) -> None:
         gradient, param.grad = param.grad, None
         assert gradient is not None
-        take(name, param, gradient)
+        take(name, param, own_rows(gradient))
 
     return hand_over

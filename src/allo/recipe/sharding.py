@@ -1,0 +1,34 @@
+"""The settings that a sharded model, whose rows are divided among processes, does not fit."""
+
+from typing import TYPE_CHECKING
+
+from allo.recipe.backends import BACKENDS
+from allo.recipe.granularity import WEIGHT
+from allo.recipe.scores import scorer_entry
+
+if TYPE_CHECKING:
+    from allo.recipe import Recipe
+
+_SERVE = "start `vllm serve MODEL` and set sample.backend to openai, or give data.pairs"
+
+
+def shards_fault(recipe: "Recipe") -> str:
+    """Return why a recipe's model cannot be sharded and what to do, or an empty text."""
+    if not recipe.data.is_ready and not BACKENDS[recipe.sample.backend].asks_servers:
+        return f"a sharded model does not sample: {_SERVE}"
+    if recipe.rounds > 1:
+        return "rounds sample from models that no server has yet: set rounds to 1"
+    if recipe.improve and not recipe.improve.trained_by.selects:
+        return f"improve.trainer {recipe.improve.trainer!r} trains whole models: set it to selected, or remove shards"
+    if recipe.evaluate.sets:
+        return (
+            "a sharded model answers no evaluation sets: remove evaluate.sets; after the run, `vllm serve` its model "
+            "(07-improve/model) and measure that"
+        )
+    if recipe.locate and recipe.locate.granularity != WEIGHT:
+        return f"locate.granularity {recipe.locate.granularity!r}: single weights are located; remove it"
+    for name in recipe.score.scorers if recipe.score and recipe.forget else ():
+        entry = scorer_entry(name)
+        if entry.weights or "rewriter" in entry.needs or recipe.reads_warmup:
+            return f"score.scorer {name!r} asks other models, which are not sharded: choose another, such as confidence"
+    return ""
