@@ -80,7 +80,7 @@ def test_several_processes_end_as_one_file_by_file(runs: Runs, num_ranks: int) -
     log = runs.log(name).read_text()
     assert status == 0, log
     check_equal(runs.path("one"), runs.path(name))
-    assert log.count("done in") == 9, f"each stage is reported once:\n{log}"
+    assert log.count("done in") == 10, f"each stage is reported once:\n{log}"
 
 
 def check_equal(one: Path, several: Path) -> None:

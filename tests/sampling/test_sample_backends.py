@@ -356,7 +356,7 @@ def test_vllm_is_given_our_ids_and_every_setting(vllm: list[LLM], tmp_path: Path
 def test_a_killed_vllm_run_goes_on_after_its_last_whole_batch(
     vllm: list[LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["sample.backend=vllm"]
+    overrides = ["sample.backend=vllm", *IN_BATCHES]
     whole = (sampled(tmp_path / "whole", *overrides) / "01-completions.jsonl").read_bytes()
     num_asked = len(vllm[0].asked)
     generate = LLM.generate

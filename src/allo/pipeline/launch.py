@@ -41,7 +41,8 @@ def launch(number: int, arguments: Sequence[str]) -> int:
 
 def hush() -> None:
     """Let torchrun report no ends: the processes say themselves what happened."""
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def code_of(error: "ChildFailedError", number: int) -> int:
