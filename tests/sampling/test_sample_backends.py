@@ -22,7 +22,7 @@ from allo.plan.table import explanation
 from allo.sampling.replies import seed_of
 from model_server import STARTING_MODEL, ModelServer, model_server
 from server import KEY, without_proxy
-from tiny_run import LAB, tiny
+from tiny_run import IN_BATCHES, LAB, tiny
 
 PROMPTS, N = 16, 4  # of the tiny run
 POSITIONS = 128  # of the laboratory's model
