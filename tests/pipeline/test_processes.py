@@ -141,7 +141,8 @@ def test_killed_again_and_again_and_restarted_with_other_numbers_it_ends_the_sam
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "words"), [("kill", "was ended by SIGKILL"), ("raise", "planted"), ("stop", "has not answered")]
+    ("how", "words"),
+    [("kill", "was ended by SIGKILL"), ("raise", "RuntimeError: planted"), ("stop", "has not answered")],
 )
 def test_a_rank_that_is_lost_ends_all_with_one_message_within_a_minute(
     runs: Runs, how: str, words: str

@@ -18,10 +18,11 @@ from allo.ranks.group import ENDED, FAILED, GRACE, Group, state
 
 BEAT = 1.0
 """Seconds between the beats of a process."""
-PATIENCE = 20.0
+PATIENCE = 15.0
 """Seconds without a beat after which a process counts as lost. torchrun needs up to 30 more to end a stopped one."""
 _START = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
+_ANSWER = timedelta(seconds=10)
 _INTERRUPTED = 130
 
 
@@ -31,9 +32,8 @@ def joined() -> Iterator[Group | None]:
     if launched_ranks() < 2:
         yield None
         return
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    group, code, closing = _join(), 1, threading.Event()
-    threading.Thread(target=_watch, args=(group, _client(address, port), closing), daemon=True).start()
+    (group, store), code, closing = _join(), 1, threading.Event()
+    threading.Thread(target=_watch, args=(group, store, closing), daemon=True).start()
     state.group = group
     try:
         with hushed() if group.rank else nullcontext():  # rank 0 speaks
@@ -68,8 +68,8 @@ def _leave(group: Group, code: int) -> None:
         dist.destroy_process_group()
 
 
-def _join() -> Group:
-    """Set up torch's processes, and a store for their messages."""
+def _join() -> tuple[Group, Any]:
+    """Set up torch's processes, a store for their messages, and a second connection to it for the thread that watches."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -84,7 +84,8 @@ def _join() -> Group:
                 "as GPUs, or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU."
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, size = next(iter(rendezvous("env://", timeout=_START)))
+    (store, rank, size), (watched, *_) = (next(iter(rendezvous("env://", timeout=_START))) for _ in range(2))
+    watched.set_timeout(_ANSWER)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
         store=PrefixStore("torch", store),
@@ -95,15 +96,7 @@ def _join() -> Group:
     group = Group(rank, size, PrefixStore("allo", store))
     group.store.set(f"beat/{rank}", "0")
     group.arrive()
-    return group
-
-
-def _client(address: str, port: int) -> Any:
-    """Return a second connection to the store, for the thread that watches: a wait blocks the first."""
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import TCPStore
-
-    return PrefixStore("allo", TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10)))
+    return group, PrefixStore("allo", watched)
 
 
 def _watch(group: Group, store: Any, closing: threading.Event) -> None:
