@@ -52,6 +52,7 @@ def recipe(folder: Path, **changes: Any) -> Path:
 def folder(tmp_path: Path) -> Path:
     save_models(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs()))
+    (tmp_path / "set.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
     return tmp_path
 
 
@@ -66,9 +67,8 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     assert "nothing was evaluated" in done.stderr + done.stdout
     # A sharded model is not evaluated, so nothing is held out for it.
-    whole = recipe(
-        folder, name="one", data={"pairs": str(folder / "pairs.jsonl")}, evaluate={"sets": ANY_SET}
-    )
+    own = {"own": {"file": str(folder / "set.jsonl")}}
+    whole = recipe(folder, name="one", evaluate={"sets": own})
     one = run_all(load_recipe(whole), until="improve").path
     two = folder / "runs" / "two"
     masks = [ImportanceMap.load(run / "04-importance.safetensors").mask_at(0.2) for run in (one, two)]
