@@ -17,6 +17,7 @@ from typing import Any
 
 
 def serve() -> None:
+    import scipy.stats  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import allo.cli

@@ -25,6 +25,8 @@ STEPS = {
     "optim": "sgd",
 }
 
+ANY_SET = {"gsm8k": {"task": "gsm8k", "split": "test", "limit": 2}}
+
 
 def recipe(folder: Path, **changes: Any) -> Path:
     """Write a recipe of ready pairs on the tiny model, and return its file."""
@@ -50,6 +52,7 @@ def recipe(folder: Path, **changes: Any) -> Path:
 def folder(tmp_path: Path) -> Path:
     save_models(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs()))
+    (tmp_path / "set.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
     return tmp_path
 
 
@@ -63,7 +66,10 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "nothing was evaluated" in done.stderr + done.stdout
-    one = run_all(load_recipe(recipe(folder, name="one")), until="improve").path
+    # A sharded model is not evaluated, so nothing is held out for it.
+    own = {"own": {"file": str(folder / "set.jsonl")}}
+    whole = recipe(folder, name="one", evaluate={"sets": own})
+    one = run_all(load_recipe(whole), until="improve").path
     two = folder / "runs" / "two"
     masks = [ImportanceMap.load(run / "04-importance.safetensors").mask_at(0.2) for run in (one, two)]
     assert masks[0].num_selected == masks[1].num_selected and masks[0].overlap(masks[1]) > 0.998
@@ -83,11 +89,12 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
     ("changes", "said"),
     [
         ({"data": {"file": "p.jsonl"}}, "does not sample: start `vllm serve MODEL`"),
+        ({"data": {"pairs": "p.jsonl", "held_out": 3}}, "would only be left out: remove data.held_out"),
         ({"improve": {"trainer": "lora"}, "forget": None}, "trains whole models"),
         ({"locate": {"granularity": "row"}}, "single weights are located"),
         ({"score": {"scorer": "implicit"}, "locate": {"criterion": "warmup"}}, "asks other models"),
         (
-            {"evaluate": {"sets": {"gsm8k": {"task": "gsm8k", "split": "test", "limit": 2}}}},
+            {"evaluate": {"sets": ANY_SET}},
             "answers no evaluation sets",
         ),
     ],

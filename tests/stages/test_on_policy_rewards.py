@@ -104,18 +104,26 @@ def test_samples_that_lose_their_beginning_are_counted(
     assert stages["improve"]["counts"]["samples_cut"] == len(read) - stages["judge"]["counts"]["cut"] > 0
 
 
+# Eight samples a prompt at a rate at which the tiny model learns.
+LEARNS = (
+    *("sample.num_generations=8", "improve.training.per_device_train_batch_size=32"),
+    *("improve.training.learning_rate=5e-4", "improve.beta=0.01"),
+)
+
+
+@pytest.mark.slow  # `test_baselines.py::test_rewards_rise` holds the same of rewards by the right answer
 @needs_trl
-def test_the_rewards_of_a_reward_model_rise_and_a_seed_makes_it_repeatable(
-    inputs: Path, finished: RunFolder, tmp_path: Path
-) -> None:
-    more = (
-        *("sample.num_generations=8", "improve.training.per_device_train_batch_size=32"),
-        *("improve.training.max_steps=12", "improve.training.learning_rate=5e-4", "improve.beta=0.01"),
-    )
-    run = on_policy(inputs, finished, tmp_path / "long", "rloo", *more)
+def test_the_rewards_of_a_reward_model_rise(inputs: Path, finished: RunFolder, tmp_path: Path) -> None:
+    run = on_policy(inputs, finished, tmp_path, "rloo", *LEARNS, "improve.training.max_steps=12")
     rewards = [json.loads(row)["reward"] for row in (run.improve / "metrics.jsonl").read_text().splitlines()]
     assert sum(rewards[-4:]) > sum(rewards[:4]) + 4 * 0.1
-    few = (*more, "improve.training.max_steps=2")
+
+
+@needs_trl
+def test_a_seed_makes_training_on_a_reward_model_repeatable(
+    inputs: Path, finished: RunFolder, tmp_path: Path
+) -> None:
+    few = (*LEARNS, "improve.training.max_steps=2")
     one, two = (on_policy(inputs, finished, tmp_path / name, "rloo", *few) for name in ("one", "two"))
     assert all(
         (one.improve / name).read_bytes() == (two.improve / name).read_bytes()

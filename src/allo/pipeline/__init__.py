@@ -25,7 +25,7 @@ from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
 from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
 from allo.pipeline.outcome import result_in_words
 from allo.pipeline.shared import run_shared
-from allo.ranks import is_joined, launched_ranks
+from allo.ranks import is_joined, joined_group, launched_ranks
 from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
 from allo.tasks.sources import Sources, sources_read
@@ -193,9 +193,10 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             f"WORLD_SIZE is {launched_ranks()}: a recipe runs in one process of a script. On several, start the command: "
             "`torchrun -m allo run RECIPE`, or `allo run RECIPE --processes N`."
         )
-    if recipe.shards is not None and launched_ranks() % recipe.shards:
+    num = group.size if (group := joined_group()) else 1
+    if recipe.shards is not None and num % recipe.shards:
         raise UserError(
-            f"shards is {recipe.shards}, and there {'is one process' if launched_ranks() == 1 else f'are {launched_ranks()}'}: "
+            f"shards is {recipe.shards}, and there {'is one process' if num == 1 else f'are {num}'}: "
             f"start the command by `allo run RECIPE --processes {recipe.shards}`, or a multiple of it."
         )
     with contextlib.ExitStack() as stack:

@@ -19,13 +19,15 @@ from allo.recipe.sources import AUTO, HELD_OUT, Block, EvaluationSet, Kl
 
 
 def with_held_out(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe's fields with rows held out if they have no evaluation sets.
+    """Return a recipe's fields with rows held out if they have no evaluation sets. A sharded model measures none.
 
     Sampled answers to held-out prompts may then be as long as those trained on.
     """
     data, evaluate, sample = fields.get("data"), fields.get("evaluate"), fields.get("sample")
     evaluate = {} if evaluate is None else evaluate
     if not isinstance(data, dict) or not isinstance(evaluate, dict) or evaluate.get("sets"):
+        return fields
+    if fields.get("shards") is not None:
         return fields
     held_out = {HELD_OUT: AUTO} if data.get(HELD_OUT) is None else {}
     if isinstance(sample, dict) and "max_new_tokens" in sample:

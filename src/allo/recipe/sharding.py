@@ -25,6 +25,10 @@ def shards_fault(recipe: "Recipe") -> str:
             "a sharded model answers no evaluation sets: remove evaluate.sets; after the run, `vllm serve` its model "
             "(07-improve/model) and measure that"
         )
+    if recipe.data.held_out is not None:
+        return (
+            "a sharded model is not evaluated, so held-out rows would only be left out: remove data.held_out"
+        )
     if recipe.locate and recipe.locate.granularity != WEIGHT:
         return f"locate.granularity {recipe.locate.granularity!r}: single weights are located; remove it"
     for name in recipe.score.scorers if recipe.score and recipe.forget else ():

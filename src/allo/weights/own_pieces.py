@@ -59,8 +59,9 @@ def full_mask(layout: Layout, *, among: Collection[str]) -> ParamMask:
     live, indices = trained_parameters(layout.model), {}
     for group in layout.groups:
         for name, shape in group.stored.items():
-            interval = own_interval(live[min(group.live)]) if group.renames else (0, math.prod(shape))
-            if name in among and math.prod(shape):
+            size = math.prod(shape)
+            interval = own_interval(live[min(group.live)]) if group.renames else (0, size)
+            if name in among and size:
                 indices[name] = torch.arange(*interval, dtype=torch.int32)
     return ParamMask(indices, shapes=layout.shapes, metadata={"criterion": "full", "density": "1.0"})
 
