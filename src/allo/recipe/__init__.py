@@ -72,6 +72,9 @@ class Steps(Block):
     reference: Literal["swap", "precomputed"] = "swap"
     """`swap` puts the reference's weights in place once per step, for a pass over its rows. `precomputed` computes its
     log-probs once, which pays from the second epoch on, or if its slot is too large."""
+    group: Literal["none", "prompt"] = "none"
+    """`prompt` fills each step with all rows of its prompts and reads a prompt, and each distinct completion, once. It
+    saves time if prompts have several rows (docs/performance.md), and changes the order of rows (docs/method.md)."""
     lean: bool = False
     """Training state takes 8 bytes per trained weight instead of 20: AdamW's moments in one byte each, a 16-bit
     residual instead of an fp32 master, a bf16 gradient, and the reference's weights in host memory. Results are the
