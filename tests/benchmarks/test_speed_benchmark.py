@@ -114,6 +114,8 @@ def test_systems_of_one_arithmetic_report_one_loss(outcome: Outcome, benchmark: 
             "allo, not grouped by length",
             "allo, token budget",
             "allo, activation checkpointing",
+            "allo, prompts",
+            "allo, prompts, precomputed reference",
         ],
     }
     for one, others in same.items():
