@@ -10,6 +10,10 @@ from test_checkpointing import SAVING, Stop
 
 from allo.errors import UserError
 from allo.models.collate import CompletionCollator, PairCollator, grouped
+from allo.models.rows import counted_pairs
+from allo.recipe import Forget, Improve, Locate
+from allo.recipe.training import Group
+from allo.training.dpo_passes import DpoPasses
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.group_order import GroupSampler
 from allo.training.micro_batches import micro_batches
@@ -145,6 +149,38 @@ def test_labelled_rows_of_one_prompt_are_compared_with_another_prompts(tmp_path:
     trainer._kl_of(step)
     assert len(seen) == len(step)
     assert all(prompts[tuple(row["completion_ids"])] != row["prompt_ids"] for row in seen)
+
+
+@pytest.mark.parametrize("budget", [None, 60])
+def test_a_search_for_weights_sums_the_same_gradient_in_groups(budget: int | None, tmp_path: Path) -> None:
+    rows, _ = counted_pairs(TOKENIZER, pairs_of_prompts(), max_length=64)
+
+    def gradients(group: Group) -> dict[str, torch.Tensor]:
+        policy = model()
+        sums = {name: torch.zeros(param.numel()) for name, param in policy.named_parameters()}
+        passes = DpoPasses(
+            policy,
+            rows,
+            arguments(tmp_path),
+            beta=0.1,
+            pad_id=TOKENIZER.pad_token_id,
+            max_tokens_per_batch=budget,
+            group=group,
+        )
+        passes.take_start_gradients(lambda name, _, gradient: sums[name].add_(gradient.flatten()))
+        return sums
+
+    together, single = gradients("prompt"), gradients("none")
+    for name, gradient in together.items():
+        assert gradient.any()
+        torch.testing.assert_close(gradient, single[name], rtol=0, atol=1e-5)
+
+
+def test_the_key_changes_no_recipe_that_leaves_it_at_its_default() -> None:
+    for block in (Forget, Improve, Locate):
+        assert "group" not in block().model_dump()
+        assert block(group="prompt").model_dump()["group"] == "prompt"
+        assert block(**block(group="prompt").model_dump()) == block(group="prompt")
 
 
 def steps_of(sizes: list[int], *, rows_a_step: int, seed: int | None, epoch: int = 0) -> list[list[int]]:

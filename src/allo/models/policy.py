@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from allo.console import say
 from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps, measured_logps
 from allo.models.block_attention import BlockMask, mask_of
@@ -194,6 +195,16 @@ def shares_prefix(model: PreTrainedModel) -> bool:
     except Exception:  # raised by the model's code
         return False
     return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
+
+
+def shares_or_says(model: PreTrainedModel) -> bool:
+    """Return `shares_prefix`, and say it of a model that does not."""
+    shared = shares_prefix(model)
+    if not shared:
+        say(
+            f"{type(model).__name__}: its attention takes no shared prefix; each completion is read with its prompt"
+        )
+    return shared
 
 
 @in_forward

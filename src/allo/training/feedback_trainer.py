@@ -17,7 +17,7 @@ from allo.losses.feedback_losses import AnswerSums
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import RunningMean
 from allo.models.collate import Batch, FeedbackCollator, grouped
-from allo.models.policy import per_token_logps
+from allo.models.policy import per_token_logps, shares_or_says
 from allo.models.rows import counted_completions
 from allo.models.tokenization import cut_left
 from allo.recipe.losses import Filter
@@ -95,7 +95,7 @@ class FeedbackTrainer(SelectedTrainer):
             say(f"train_dataset: {advice}")
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> FeedbackCollator:
-        return FeedbackCollator(pad_id, self.shares(model))
+        return FeedbackCollator(pad_id, self.group == "prompt" and shares_or_says(model))
 
     def num_items(self, rows: Sequence[Row]) -> int:
         return len(rows)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainingArguments
 
 from allo.training.micro_batches import Row, groups_of
 
@@ -34,6 +35,13 @@ class GroupSampler(Sampler[int]):
             generator = torch.Generator().manual_seed(self._seed + self._epoch)
             order = torch.randperm(len(self._groups), generator=generator).tolist()
         yield from _filled([self._groups[place] for place in order], self._rows_a_step)
+
+
+def prompts_sampler(rows: Sequence[Row], args: TrainingArguments, *, rows_a_step: int) -> GroupSampler:
+    """Return the sampler for a trainer's arguments: seeded, or in order if they say so."""
+    seed = args.seed if args.data_seed is None else args.data_seed
+    in_order = args.train_sampling_strategy == "sequential"
+    return GroupSampler(rows, rows_a_step=rows_a_step, seed=None if in_order else seed)
 
 
 def _filled(waiting: list[list[int]], size: int) -> Iterator[int]:

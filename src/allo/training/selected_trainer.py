@@ -15,7 +15,7 @@ from typing import Any, Literal, Unpack, get_type_hints
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,12 +23,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from allo.console import say
 from allo.errors import DivergedError, UserError
 from allo.files.rows import Reading
 from allo.models.collate import Batch, Collator, CompletionCollator
 from allo.models.load import check_whole, switch_off_dropout
-from allo.models.policy import check_head, per_token_logps, shares_prefix
+from allo.models.policy import check_head, per_token_logps, shares_or_says
 from allo.models.rows import Counts, counted_pairs
 from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
 from allo.ranks import is_joined
@@ -46,7 +45,7 @@ from allo.training.given import (
     unsupported,
     use_optimizer,
 )
-from allo.training.group_order import GroupSampler
+from allo.training.group_order import prompts_sampler
 from allo.training.micro_batches import own_share
 from allo.training.reference import add_reference
 from allo.training.trainer_options import ComputeMetrics, Group, Options, Rows, Unsupported, known_group
@@ -243,23 +242,7 @@ class SelectedTrainer(EvaluatedTrainer):
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> Collator:
         """Return the collator for this model."""
-        return CompletionCollator(pad_id, self.shares(model))
-
-    def shares(self, model: PreTrainedModel) -> bool:
-        """Return True if rows of the model have several completions; say so if the model is what prevents it."""
-        if not self.reads_several:
-            return False
-        shared = shares_prefix(model)
-        if not shared:
-            say(
-                f"{type(model).__name__}: its attention takes no shared prefix; prompts are computed for each completion"
-            )
-        return shared
-
-    @property
-    def reads_several(self) -> bool:
-        """Whether rows of the model should have several completions."""
-        return self.group == "prompt"
+        return CompletionCollator(pad_id, self.group == "prompt" and shares_or_says(model))
 
     def begin_step(self, rows: Sequence[Row]) -> None:
         """Compute what the losses of all micro-batches and ranks of a step share; most losses share nothing."""
@@ -322,7 +305,11 @@ class SelectedTrainer(EvaluatedTrainer):
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.rows_a_step,
-            sampler=self._sampler(),
+            sampler=(
+                self._get_train_sampler(self.train_dataset)
+                if self.group == "none"
+                else prompts_sampler(self.train_dataset, self.args, rows_a_step=self.rows_a_step)
+            ),
             collate_fn=list,
             drop_last=self.args.dataloader_drop_last,
         )
@@ -333,13 +320,6 @@ class SelectedTrainer(EvaluatedTrainer):
             use_seedable_sampler=True,
             data_seed=self.args.data_seed,
         )
-
-    def _sampler(self) -> Sampler[int] | None:
-        if self.group == "none":
-            return self._get_train_sampler(self.train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        drawn = seed if self.args.train_sampling_strategy == "random" else None
-        return GroupSampler(self.train_dataset, rows_a_step=self.rows_a_step, seed=drawn)
 
     def training_step(
         self, model: nn.Module, inputs: Sequence[Row], num_items_in_batch: Tensor | int | None = None

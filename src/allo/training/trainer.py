@@ -20,6 +20,7 @@ from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import PairLogps, PairSums, RunningMean
 from allo.models.collate import SIDES, Batch, PairCollator
+from allo.models.policy import shares_or_says
 from allo.models.rows import counted_completions, counted_pairs
 from allo.recipe.losses import Filter
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
@@ -232,11 +233,7 @@ class ImproveTrainer(SelectedTrainer):
         super().__init__(model, args, train_dataset, processing_class, **options)
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator:
-        return PairCollator(pad_id, self.shares(model))
-
-    @property
-    def reads_several(self) -> bool:
-        return self._may_share_prefix
+        return PairCollator(pad_id, self._may_share_prefix and shares_or_says(model))
 
     def num_items(self, rows: Sequence[Row]) -> int:
         return len(rows)

@@ -8,11 +8,11 @@ import torch
 from transformers import EvalPrediction, TrainerCallback
 
 from allo.errors import UserError
+from allo.recipe.training import Group
 from allo.training.given import Optimizers
 from allo.weights.param_mask import ParamMask
 
 Rows = Iterable[Mapping[str, Any]]
-Group = Literal["none", "prompt"]
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
