@@ -15,9 +15,10 @@ from allo.errors import UserError
 from allo.models.collate import Batch, Collator, grouped
 from allo.models.rows import Counts
 from allo.ranks import num_ranks
+from allo.recipe.training import Group
 from allo.training.micro_batches import idle_share, micro_batches, own_share
 from allo.training.recording import NUM_TOKENS, RecordedTrainer
-from allo.training.trainer_options import Group, Rows
+from allo.training.trainer_options import Rows
 from allo.training.trainer_rows import Row, RowReader
 
 _IGNORED = -100  # transformers' padding of predictions

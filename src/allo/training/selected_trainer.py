@@ -31,7 +31,7 @@ from allo.models.policy import check_head, per_token_logps, shares_or_says
 from allo.models.rows import Counts, counted_pairs
 from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
 from allo.ranks import is_joined
-from allo.recipe.training import Training
+from allo.recipe.training import Group, Training
 from allo.tasks.pairs import pairs_of_rows
 from allo.training.arguments import faults_before_loading, lean_settings, optimizer_of, own_arguments
 from allo.training.checkpointing import whole_checkpoints
@@ -48,7 +48,7 @@ from allo.training.given import (
 from allo.training.group_order import prompts_sampler
 from allo.training.micro_batches import own_share
 from allo.training.reference import add_reference
-from allo.training.trainer_options import ComputeMetrics, Group, Options, Rows, Unsupported, known_group
+from allo.training.trainer_options import ComputeMetrics, Options, Rows, Unsupported, known_group
 from allo.training.trainer_rows import RowReader
 from allo.training.write_back import WriteBack
 from allo.weights.lean_adamw import LeanAdamW
