@@ -85,7 +85,6 @@ class SelectedTrainer(EvaluatedTrainer):
     An optimizer step has per_device_train_batch_size * gradient_accumulation_steps * processes rows. A micro-batch
     has per_device_train_batch_size rows or, with `max_tokens_per_batch`, as many as fit into that many tokens,
     padding included. The loss is the same. `eval_dataset` may be a dict of data sets by name.
-
     With `group` "prompt", steps are filled with whole prompts' rows (`group_order.py`), and a prompt and each distinct
     completion of it are read once a micro-batch. A model that cannot share prompts reads each completion once.
 
@@ -302,14 +301,13 @@ class SelectedTrainer(EvaluatedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Row]:
         """Return a loader of each optimizer step's rows, the same on every rank."""
+        sampler = self._get_train_sampler(self.train_dataset)
+        if self.group == "prompt":
+            sampler = prompts_sampler(self.train_dataset, self.args, rows_a_step=self.rows_a_step)
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.rows_a_step,
-            sampler=(
-                self._get_train_sampler(self.train_dataset)
-                if self.group == "none"
-                else prompts_sampler(self.train_dataset, self.args, rows_a_step=self.rows_a_step)
-            ),
+            sampler=sampler,
             collate_fn=list,
             drop_last=self.args.dataloader_drop_last,
         )
