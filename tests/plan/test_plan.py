@@ -162,12 +162,14 @@ def test_the_bytes_alive_after_a_forward_pass_are_those_saved_for_the_backward_p
     assert sum(saved.values()) == pytest.approx(alive, rel=NOT_SAVED)
 
 
-def test_a_spread_mask_selects_exactly_the_density() -> None:
+@pytest.mark.parametrize("density", [0.03, 0.3, 0.9, 1.0])
+def test_a_spread_mask_selects_exactly_the_density(density: float) -> None:
+    """Also where a tensor has one weight, as Apertus' activations, and where all of a tensor are selected."""
     model = tiny.model()
-    mask = spread_mask(model, density=0.3)
-    shapes = tiny.shapes(model)
-    whole = ParamMask(dict(mask.indices), shapes=shapes)
-    assert whole.num_selected == round(0.3 * whole.num_weights)
+    model.alphas = torch.nn.ParameterList(torch.ones(size) for size in [1] * 8 + [2, 3, 5])
+    mask = spread_mask(model, density=density)
+    whole = ParamMask(dict(mask.indices), shapes=tiny.shapes(model))
+    assert whole.num_selected == round(density * whole.num_weights)
 
 
 @pytest.mark.parametrize("stage", ["sample", "score", "forget", "improve", "evaluate"])

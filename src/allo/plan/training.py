@@ -319,7 +319,7 @@ class _Spread(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         count, size = self._counts[name], self._sizes[name]
         without_numbers = torch.empty(count).int()  # in a rehearsal
-        if count == size or not has_numbers(without_numbers):
+        if not has_numbers(without_numbers):
             return without_numbers
         return torch.arange(0, count * (size // count), size // count, dtype=torch.int32)
 
