@@ -132,7 +132,7 @@ def ties(folder: Path) -> None:
 def resumes(folder: Path) -> None:
     """Compare a resumed run with one left alone, after each kind of loss."""
 
-    num = dist.get_world_size()
+    num, parts = dist.get_world_size(), Ranks.of(load(folder)).num
 
     def improver(place: str, *callbacks: TrainerCallback) -> ImproveTrainer:
         policy = load(folder)
@@ -149,7 +149,7 @@ def resumes(folder: Path) -> None:
         dist.barrier()
         if dist.get_rank() == 0:
             if kind == "damaged":
-                file = folder / kind / "checkpoint-4" / f"selected-{num}-of-{num}.safetensors"
+                file = folder / kind / "checkpoint-4" / f"selected-{parts}-of-{parts}.safetensors"
                 content = bytearray(file.read_bytes())
                 content[-1] ^= 1
                 file.write_bytes(content)
@@ -164,9 +164,9 @@ def resumes(folder: Path) -> None:
     other = folder / "alone" / "checkpoint-2"
     if dist.get_rank() == 0:
         for file in other.glob("*-of-*"):
-            file.rename(other / file.name.replace(f"-of-{num}", "-of-7"))
+            file.rename(other / file.name.replace(f"-of-{parts}", "-of-7"))
     dist.barrier()
-    with pytest.raises(UserError, match=f"a training of 7 shards, and this one has {num} shards"):
+    with pytest.raises(UserError, match=f"a training of 7 shards, and this one has {parts} shards"):
         improver("other").train(resume_from_checkpoint=str(other))
 
 

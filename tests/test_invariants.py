@@ -124,7 +124,7 @@ def test_padding_changes_nothing(moved: SelectedTrainer) -> None:
 
 
 def test_a_long_row_beside_it_changes_no_rows_share(moved: SelectedTrainer) -> None:
-    rows = sorted(moved.train_dataset, key=moved.data_collator.num_tokens)
+    rows = sorted(moved.train_dataset, key=lambda row: moved.data_collator.num_tokens([row]))
     short, long = rows[:3], rows[-1:]
     together = gradient_of(moved, [moved.data_collator(short + long)])
     apart = gradient_of(moved, [moved.data_collator(short), moved.data_collator(long)])
@@ -190,7 +190,7 @@ def test_dropout_is_off_in_policy_and_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", DATA)
 def test_a_token_budget_changes_no_loss(kind: type[SelectedTrainer], tmp_path: Path) -> None:
     whole = run(kind, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    longest = max(map(whole.data_collator.num_tokens, whole.train_dataset))
+    longest = max(whole.data_collator.num_tokens([row]) for row in whole.train_dataset)
     for budget in (1, 3 * longest, 100 * longest):
         settings = SGD | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
         cut = trained(kind, DATA[kind](), tmp_path, own={"max_tokens_per_batch": budget}, **settings)
@@ -203,8 +203,8 @@ def test_a_token_budget_holds_with_its_padding(tmp_path: Path) -> None:
     rows = [*pairs(), pairs()[0] | {"prompt": 20 * pairs()[0]["prompt"]}]
     trainer = ImproveTrainer(policy, arguments(tmp_path), rows, TOKENIZER, mask=every_third(policy))
     num_tokens, collate = trainer.data_collator.num_tokens, trainer.data_collator
-    budget = 3 * max(map(num_tokens, trainer.train_dataset[:-1]))
-    assert num_tokens(trainer.train_dataset[-1]) > budget, "one row is too long for it"
+    budget = 3 * max(num_tokens([row]) for row in trainer.train_dataset[:-1])
+    assert num_tokens(trainer.train_dataset[-1:]) > budget, "one row is too long for it"
     parts = micro_batches(trainer.train_dataset, num_tokens, max_rows=1, max_tokens=budget)
     assert sorted(row["number"] for part in parts for row in part) == list(range(len(rows)))
     assert len(parts[0]) == 1 and any(len(part) > 1 for part in parts)

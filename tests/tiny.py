@@ -1,7 +1,8 @@
 """A tiny policy and tiny data on which whole training runs take a second."""
 
 import gc
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 import allo
+from allo.models.collate import Batch, lay_out
 from allo.models.load import load_tokenizer
 from allo.training.arguments import training_arguments
 from allo.training.selected_trainer import SelectedTrainer
@@ -78,6 +80,21 @@ def pairs() -> list[dict[str, Any]]:
     ]
 
 
+def pairs_of_prompts() -> list[dict[str, Any]]:
+    """Pairs of five prompts with 1 to 5 of them, in mixed order; answers return in other pairs of their prompt."""
+    rows = [
+        {
+            "prompt": "Problem:" + text(prompt, 2 + prompt) + "?",
+            "chosen": text(100 + 10 * prompt + number % 2, 1 + (3 * number) % 5),
+            "rejected": text(200 + 10 * prompt + number // 2, 2 + (prompt + number // 2) % 6),
+        }
+        for prompt in range(5)
+        for number in range(prompt + 1)
+    ]
+    random.Random(0).shuffle(rows)
+    return rows
+
+
 def feedback() -> list[dict[str, Any]]:
     """Labelled completions of unequal lengths, two of three good, each with a prompt of its own."""
     return [
@@ -98,6 +115,12 @@ def wrongs() -> list[dict[str, Any]]:
         weights = [float((number + place) % 3 != 0) for place in range(length)]
         rows.append({"prompt": pair["prompt"], "completion": pair["rejected"], "token_weights": weights})
     return rows
+
+
+def in_one_row(rows: Sequence[tuple[list[int], list[int], list[int]]]) -> Batch:
+    """Lay pairs of ids out as the trainers do: a row for each, all first answers before all second ones."""
+    completions = [(prompt, sides[number]) for number in (0, 1) for prompt, *sides in rows]
+    return lay_out(completions, 2 * list(range(len(rows))), pad_id=0)
 
 
 def shapes(policy: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -14,10 +14,11 @@ from allo.ranks import rank
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer
 from allo.weights import ranks
-from tiny import feedback, pairs, trained, weights, wrongs
+from tiny import feedback, pairs, pairs_of_prompts, trained, weights, wrongs
 
 KINDS = {
     "forget": (ForgetTrainer, wrongs, {}),
+    "groups": (ImproveTrainer, pairs_of_prompts, {"group": "prompt"}),
     "improve": (ImproveTrainer, pairs, {}),
     "kto": (FeedbackTrainer, feedback, {"loss": "kto", "beta": 0.5, "keep": 0.6}),
     "bco": (ImproveTrainer, pairs, {"loss": "bco", "filter": "random"}),
@@ -26,6 +27,7 @@ CASES = (
     ("improve", "swap"),
     ("forget", "swap"),
     ("improve", "precomputed"),
+    ("groups", "swap"),
     ("bco", "swap"),
     ("kto", "swap"),
 )

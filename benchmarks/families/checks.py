@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from allo.models.collate import Batch, pad, share_prefix
+from allo.models.collate import Batch, lay_out, pad
 from allo.models.load import load_model, load_tokenizer, model_of_config, read_config
 from allo.models.policy import per_token_logps, shares_prefix
 from allo.models.shared_prompts import can_share
@@ -99,7 +99,11 @@ def _largest_difference(case: Case, model: PreTrainedModel, batch: Batch) -> flo
 
 
 def _padded() -> Batch:
-    return pad([(row[0], row[place]) for place in (1, 2) for row in _triples()], pad_id=0)
+    return pad(_completions(), pad_id=0)
+
+
+def _completions() -> list[tuple[list[int], list[int]]]:
+    return [(row[0], row[place]) for place in (1, 2) for row in _triples()]
 
 
 def loads(case: Case) -> str:
@@ -123,7 +127,7 @@ def shared_logps(case: Case) -> str:
     """Compute log-probs of rows with a shared prompt, if allo takes them."""
     if not shares_prefix(case.model):
         return "not shared"
-    batch = share_prefix(_triples(), pad_id=0)
+    batch = lay_out(_completions(), 2 * list(range(len(_triples()))), pad_id=0)
     return _near(_largest_difference(case, case.model, batch), "shared")
 
 

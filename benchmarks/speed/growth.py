@@ -4,7 +4,8 @@
     python -m benchmarks.speed.growth --draw benchmarks/results/growth-cpu.json
 
 Random bf16 Llamas train on pairs of random words. One quantity varies, the others stay at the base: 12 million
-weights, 5% selected, 128 tokens, 8 pairs per step. Dense is TRL's DPO with AdamW on every weight. The plots are drawn
+weights, 5% selected, 128 tokens, 8 pairs per step, each with a prompt of its own of a third of the tokens. If several
+pairs have a prompt, allo is also measured with `group: prompt`. Dense is TRL's DPO with AdamW on every weight. The plots are drawn
 from the record alone.
 """
 
@@ -23,9 +24,9 @@ from benchmarks.speed.work import LABORATORY, Work, random_pairs, write_pairs
 
 PLOTS = ROOT / "docs" / "plots"
 OURS = "allo"
-LABELS = {OURS: "allo, 5% of the weights", TRL: "dense (TRL, AdamW)"}
+PROMPTS = "allo, prompts"
+LABELS = {OURS: "allo, 5% of the weights", PROMPTS: "allo, group: prompt", TRL: "dense (TRL, AdamW)"}
 BATCH_SIZE = 2
-PROMPT_SHARE = 1 / 3
 COLUMNS = ("seconds a step", "peak over the policy, MB")
 
 
@@ -38,6 +39,8 @@ class Point:
     density: float = 0.05
     length: int = 128
     pairs: int = 8
+    a_prompt: int = 1
+    prompt_share: float = 1 / 3
 
     @property
     def shape(self) -> dict[str, object]:
@@ -59,6 +62,10 @@ VARIED = {
     "density, %": [replace(BASE, density=density) for density in (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)],
     "tokens a row": [replace(BASE, length=length) for length in (64, 128, 256, 512)],
     "pairs a step": [replace(BASE, pairs=pairs) for pairs in (4, 8, 16, 32)],
+    "pairs a prompt": [replace(BASE, pairs=10, a_prompt=number) for number in (1, 2, 5, 10)],
+    "prompt's share, %": [
+        replace(BASE, pairs=10, a_prompt=5, prompt_share=share) for share in (0.2, 0.4, 0.6, 0.8)
+    ],
 }
 TOY = Point(hidden=32, layers=1, length=16, pairs=2)
 TOY_VARIED = {
@@ -66,6 +73,8 @@ TOY_VARIED = {
     "density, %": [TOY, replace(TOY, density=1.0)],
     "tokens a row": [TOY, replace(TOY, length=32)],
     "pairs a step": [TOY, replace(TOY, pairs=4)],
+    "pairs a prompt": [TOY, replace(TOY, a_prompt=2)],
+    "prompt's share, %": [replace(TOY, a_prompt=2, prompt_share=share) for share in (0.25, 0.75)],
 }
 
 
@@ -74,8 +83,9 @@ def measure_all(varied: dict[str, list[Point]], *, steps: int, measure: Measure)
     known: dict[tuple[str, Point], Figures] = {}
     for quantity, points in varied.items():
         for point in points:
-            for system in (OURS, TRL):
-                asked = point if system == OURS else replace(point, density=1.0)
+            with_prompts = (PROMPTS,) if quantity in ("pairs a prompt", "prompt's share, %") else ()
+            for system in (OURS, *with_prompts, TRL):
+                asked = replace(point, density=1.0) if system == TRL else point
                 if (system, asked) not in known:
                     known[system, asked] = one_point(system, asked, steps=steps, measure=measure)
                 figures = known[system, asked]
@@ -91,9 +101,14 @@ def measure_all(varied: dict[str, list[Point]], *, steps: int, measure: Measure)
 def one_point(system: str, point: Point, *, steps: int, measure: Measure) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.jsonl"
-        prompt = round(PROMPT_SHARE * point.length)
-        number = (steps + 1) * point.pairs
-        write_pairs(pairs, random_pairs(number=number, prompt=prompt, completion=point.length - prompt))
+        prompt = round(point.prompt_share * point.length)
+        drawn = random_pairs(
+            number=(steps + 1) * point.pairs,
+            prompt=prompt,
+            completion=point.length - prompt,
+            a_prompt=point.a_prompt,
+        )
+        write_pairs(pairs, drawn)
         work = Work(
             model=point.shape,
             tokenizer=str(LABORATORY),
@@ -115,6 +130,8 @@ def value(quantity: str, point: Point, figures: Figures) -> float:
         "density, %": 100 * point.density,
         "tokens a row": point.length,
         "pairs a step": point.pairs,
+        "pairs a prompt": point.a_prompt,
+        "prompt's share, %": 100 * point.prompt_share,
     }[quantity]
 
 
@@ -136,7 +153,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
             )
             for column in COLUMNS
         ]
-        name = quantity.removesuffix(", %").replace(" ", "-")
+        name = quantity.removesuffix(", %").replace(" ", "-").replace("'", "")
         paths.append(folder / f"growth-{name}.svg")
         write_atomic(paths[-1], figure(panels))
     return paths

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.peak import peak_over_present
 from benchmarks.speed.baselines import BASELINES
-from benchmarks.speed.ours import OURS
+from benchmarks.speed.ours import OURS, SINGLE
 from benchmarks.speed.work import LABORATORY, TOY, Work, random_pairs, write_pairs
 
 SYSTEMS = {**OURS, **BASELINES}
@@ -39,6 +39,7 @@ class Figures:
     peak_bytes: beyond the loaded policy, from then to the last step's end.
     stored_bytes: stored to keep the result, in addition to the base.
     num_tokens: of the measured steps' pairs, prompt counted with each completion, no padding.
+    num_rows: the measured steps' pairs, or single answers.
     """
 
     system: str
@@ -51,6 +52,7 @@ class Figures:
     num_tokens: int
     num_weights: int
     num_trained: int
+    num_rows: int = 0
 
     @property
     def seconds_a_step(self) -> float:
@@ -79,13 +81,14 @@ def _measure(system: str, work: Work) -> Figures:
     peak = peak_over_present(device)
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder:
-        run = SYSTEMS[system](work, policy, Path(folder) / "run")
+        run = (SYSTEMS | SINGLE)[system](work, policy, Path(folder) / "run")
         run.trainer.remove_callback(PrinterCallback)
         run.trainer.add_callback(clock)
         run.trainer.train()
         peak_bytes = peak()
         run.save(Path(folder) / "result")
         stored = sum(file.stat().st_size for file in (Path(folder) / "result").rglob("*.safetensors"))
+    rows = trained_rows(run.trainer)[work.pairs_a_step :]
     return Figures(
         system=system,
         seconds=clock.seconds,
@@ -94,7 +97,8 @@ def _measure(system: str, work: Work) -> Figures:
         setup_seconds=clock.setup_seconds,
         peak_bytes=peak_bytes,
         stored_bytes=stored,
-        num_tokens=sum(map(num_tokens, trained_rows(run.trainer)[work.pairs_a_step :])),
+        num_tokens=sum(map(num_tokens, rows)),
+        num_rows=len(rows),
         num_weights=num_weights,
         num_trained=run.num_trained,
     )
@@ -114,7 +118,8 @@ def trained_rows(trainer: Trainer) -> list[Mapping[str, Any]]:
 
 
 def num_tokens(row: Mapping[str, Any]) -> int:
-    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    sides = [row[name] for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in row]
+    return sum(len(row["prompt_ids"]) + len(side) for side in sides)
 
 
 class Clock(TrainerCallback):

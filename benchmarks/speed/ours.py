@@ -15,7 +15,7 @@ from allo import delta
 from allo.models.collate import Batch
 from allo.models.policy import head_of, hidden_states
 from allo.training.selected_trainer import Row
-from allo.training.trainer import ImproveTrainer
+from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.weights.fingerprints import digests
 from allo.weights.param_mask import ParamMask
 from allo.weights.places import gather
@@ -29,6 +29,7 @@ class Levers:
     grouped: a step's pairs go into micro-batches by length; otherwise in order.
     fused_head: only completion tokens pass the head, in chunks; otherwise every token does, all at once.
     token_budget: micro-batches of at most `max_length` tokens; otherwise of `batch_size` pairs.
+    prompts: a prompt, and each distinct completion, is read once for all pairs that a step has of it.
     """
 
     selected: Literal["weights", "rows", "upper layers", "all"] = "weights"
@@ -39,6 +40,7 @@ class Levers:
     token_budget: bool = False
     checkpointing: bool = False
     fused_head: bool = True
+    prompts: bool = False
 
 
 AS_IT_COMES = Levers()
@@ -58,6 +60,8 @@ VARIANTS = {
         AS_IT_COMES, token_budget=True, reference="precomputed"
     ),
     "allo, activation checkpointing": replace(AS_IT_COMES, checkpointing=True),
+    "allo, prompts": replace(AS_IT_COMES, prompts=True),
+    "allo, prompts, precomputed reference": replace(AS_IT_COMES, prompts=True, reference="precomputed"),
 }
 
 
@@ -107,11 +111,45 @@ def allo(work: Work, policy: PreTrainedModel, folder: Path, *, levers: Levers) -
         reference=levers.reference,
         lean=levers.lean,
         shared_prefix=levers.shared_prefix,
+        group="prompt" if levers.prompts else "none",
     )
     return Run(trainer, mask.num_selected, partial(save_delta, policy, mask))
 
 
 OURS: dict[str, Build] = {name: partial(allo, levers=levers) for name, levers in VARIANTS.items()}
+
+
+def single(
+    work: Work,
+    policy: PreTrainedModel,
+    folder: Path,
+    *,
+    trainer: type[ForgetTrainer] | type[SftTrainer],
+    group: Literal["none", "prompt"],
+) -> Run:
+    """Forget the distinct rejected answers of the pairs, or learn the chosen ones."""
+    side = "rejected" if trainer is ForgetTrainer else "chosen"
+    distinct = dict.fromkeys((pair["prompt"], pair[side]) for pair in work.load_pairs())
+    mask = single_weights(policy, work.density)
+    found = trainer(
+        policy,
+        TrainingArguments(output_dir=str(folder), **work.training_settings()),
+        [{"prompt": prompt, "completion": completion} for prompt, completion in distinct],
+        work.load_tokenizer(),
+        mask=mask,
+        max_length=work.max_length,
+        group=group,
+    )
+    return Run(found, mask.num_selected, partial(save_delta, policy, mask))
+
+
+SINGLE: dict[str, Build] = {
+    "forget": partial(single, trainer=ForgetTrainer, group="none"),
+    "forget, prompts": partial(single, trainer=ForgetTrainer, group="prompt"),
+    "likelihood": partial(single, trainer=SftTrainer, group="none"),
+    "likelihood, prompts": partial(single, trainer=SftTrainer, group="prompt"),
+}
+"""Systems that train on single answers of the pairs, which the other benchmarks leave out."""
 
 
 def single_weights(policy: PreTrainedModel, density: float) -> ParamMask:

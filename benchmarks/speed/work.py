@@ -173,9 +173,9 @@ def other_numbers(text: str) -> str:
     return re.sub(r"\d+", lambda number: str(int(number[0]) + rng.randint(1, 9)), text)
 
 
-def random_pairs(*, number: int, prompt: int, completion: int) -> list[Pair]:
+def random_pairs(*, number: int, prompt: int, completion: int, a_prompt: int = 1) -> list[Pair]:
     """Return pairs of random words of the laboratory's vocabulary, one token per word; lengths in tokens, EOS
-    included.
+    included. `a_prompt` pairs in a row have one prompt.
     """
     words = sorted(word for word in load_tokenizer(LABORATORY).get_vocab() if re.fullmatch(r" [a-z]+", word))
     rng = random.Random(SEED)
@@ -183,7 +183,8 @@ def random_pairs(*, number: int, prompt: int, completion: int) -> list[Pair]:
     def text(length: int) -> str:
         return "".join(rng.choices(words, k=length))
 
-    return [
-        {"prompt": text(prompt - 1), "chosen": text(completion - 1), "rejected": text(completion - 1)}
-        for _ in range(number)
-    ]
+    pairs: list[Pair] = []
+    for place in range(number):
+        before = pairs[-1]["prompt"] if place % a_prompt else text(prompt - 1)
+        pairs.append({"prompt": before, "chosen": text(completion - 1), "rejected": text(completion - 1)})
+    return pairs

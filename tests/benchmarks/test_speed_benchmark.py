@@ -114,6 +114,8 @@ def test_systems_of_one_arithmetic_report_one_loss(outcome: Outcome, benchmark: 
             "allo, not grouped by length",
             "allo, token budget",
             "allo, activation checkpointing",
+            "allo, prompts",
+            "allo, prompts, precomputed reference",
         ],
     }
     for one, others in same.items():
@@ -245,13 +247,16 @@ def test_growth_draws_what_it_recorded(benchmark: SimpleNamespace, tmp_path: Pat
     assert sorted(drawn) == [
         "growth-density.svg",
         "growth-million-weights.svg",
+        "growth-pairs-a-prompt.svg",
         "growth-pairs-a-step.svg",
+        "growth-prompts-share.svg",
         "growth-tokens-a-row.svg",
     ]
-    for text in drawn.values():
+    for name, text in drawn.items():
         root = ET.fromstring(text)
         lines = root.findall(".//{http://www.w3.org/2000/svg}polyline")
-        assert [len(line.attrib["points"].split()) for line in lines] == [2, 2, 2, 2]
+        num_lines = 6 if "prompt" in name else 4  # with and without groups, and dense; seconds and memory
+        assert [len(line.attrib["points"].split()) for line in lines] == [2] * num_lines
     again = tmp_path / "again"
     benchmark.growth.main(["--draw", str(output), "--plots", str(again)])
     assert {path.name: path.read_text() for path in again.iterdir()} == drawn

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-batches = pytest.importorskip("allo.files.batches", reason="no part files of several ranks yet")
+from allo.files import batches
+from allo.files.batches import Batches
 
 TOTAL = 300
 WHOLE = [[{"a": number, "third": number / 3}] * (number % 3) for number in range(TOTAL)]
@@ -23,7 +24,7 @@ class Simulated:
         monkeypatch.setattr(batches, "barrier", lambda: None)
         monkeypatch.setattr(batches, "dealt", lambda total: iter(range(self.rank, total, self.size)))
 
-    def fill(self, path: Path, *, size: int, killed_after: int = TOTAL) -> Any:
+    def fill(self, path: Path, *, size: int, killed_after: int = TOTAL) -> Batches:
         """Let `size` ranks do their shares; each computes at most `killed_after` batches."""
 
         def made(numbers: Iterator[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -34,7 +35,7 @@ class Simulated:
                 yield number, WHOLE[number]
 
         self.size = size
-        shared = batches.Batches(path, TOTAL)  # all ranks see the same files before any of them works
+        shared = Batches(path, TOTAL)  # all ranks see the same files before any of them works
         for self.rank in range(size):
             shared.fill(made, "test")
         self.rank = 0

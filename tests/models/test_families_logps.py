@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from allo.errors import UserError
-from allo.models.collate import pad, share_prefix
+from allo.models.collate import pad
 from allo.models.policy import check_head, per_token_logps, shares_prefix
+from tiny import in_one_row
 from tiny_families import FAMILIES, LIMIT, family_model, ids, plain_logps
 
 WITHOUT_CACHE = {"rwkv", "xlstm", "openai-gpt"}
@@ -59,7 +60,7 @@ def test_log_probs_are_those_of_plain_forward_passes(family: str) -> None:
         model.eval()
         if shares_prefix(model):
             (prompt, first), (_, second), _ = ROWS
-            sides = share_prefix([(prompt, first, second)], pad_id=0)
+            sides = in_one_row([(prompt, first, second)])
             layouts["shared"] = per_token_logps(model, sides)
             expected_sides = [plain_logps(model, prompt, side) for side in (first, second)]
     for layout, found in layouts.items():

@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from allo.errors import UserError
-from allo.models.collate import pad, share_prefix
+from allo.models.collate import pad
 from allo.models.policy import check_head, completion_distributions, head_of, per_token_logps, shares_prefix
 from refusals import refusal
+from tiny import in_one_row
 
 VOCABULARY = 32
 FP32 = {"rtol": 1e-5, "atol": 1e-6}
@@ -166,7 +167,7 @@ def test_a_shared_prefix_changes_no_log_prob_and_no_gradient(family: str, attent
     model.set_attn_implementation(attention)
     assert shares_prefix(model)
     apart = pad([(p, side[n]) for n in (0, 1) for p, *side in PAIRS], pad_id=0)
-    ours, theirs = per_token_logps(model, share_prefix(PAIRS, pad_id=0)), per_token_logps(model, apart)
+    ours, theirs = per_token_logps(model, in_one_row(PAIRS)), per_token_logps(model, apart)
     torch.testing.assert_close(ours, theirs, **FP32)
     parameters = list(model.parameters())
     # One side of one pair at a time, so that a leak between the two would show.

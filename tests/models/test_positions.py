@@ -26,11 +26,11 @@ from transformers import (
 
 import tiny
 from allo.errors import UserError
-from allo.models.collate import share_prefix
 from allo.models.load import read_config
 from allo.models.model_checks import check_positions, num_positions
 from allo.stages.check import _check_lengths
 from refusals import refusal
+from tiny import in_one_row
 
 
 def rotary(kind: str) -> PretrainedConfig:
@@ -123,8 +123,8 @@ def test_no_limit_refuses_no_length() -> None:
 
 def test_padding_of_shared_rows_lies_within_the_positions_of_the_longest_pair() -> None:
     """A long second answer beside rows with a short first one pads these far beyond it."""
-    rows = [([1] * 24, [1] * 8, [1] * 8), ([1] * 30, [1], [1] * 2), ([1], [1] * 3, [1])]
-    batch = share_prefix(rows, pad_id=0)
+    rows = [([1] * 24, [1] * 8, [2] * 8), ([1] * 30, [1], [1] * 2), ([1], [1] * 3, [1])]
+    batch = in_one_row(rows)
     assert batch["input_ids"].shape[1] == 40
     assert batch["position_ids"].max() == 31
     assert batch["position_ids"][1].tolist() == [*range(31), 30, 31, *[0] * 7]

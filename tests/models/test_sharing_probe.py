@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from allo.models import shared_prompts
-from allo.models.collate import pad, share_prefix
+from allo.models.collate import pad
 from allo.models.load import load_model
 from allo.models.policy import per_token_logps, shares_prefix
 from allo.models.shared_prompts import ATTENTION, can_share
 from allo.sampling.decode import decode
 from allo.sampling.draw import take_most_probable
-from tiny import LABORATORY
+from tiny import LABORATORY, in_one_row
 
 hrm = pytest.importorskip("transformers.models.hrm_text.configuration_hrm_text")
 
@@ -105,7 +105,7 @@ def test_log_probs_are_those_of_plain_forward_passes(kind: str) -> None:
     prompt, *sides = [5, 9, 33], [12, 40, 21, 2], [8, 2]
     layouts = [pad([(prompt, side) for side in sides], pad_id=0)]
     if shares_prefix(model):
-        layouts.append(share_prefix([(prompt, *sides)], pad_id=0))
+        layouts.append(in_one_row([(prompt, *sides)]))
     for batch in layouts:
         logps = per_token_logps(model, batch)
         for side, found in zip(sides, logps, strict=True):

@@ -8,12 +8,13 @@ import torch
 
 import converted
 import tiny
-from allo.models.collate import pad, share_prefix
+from allo.models.collate import pad
 from allo.models.load import empty_model, load_model, read_config
 from allo.models.policy import check_head, per_token_logps, shares_prefix
 from allo.recipe import Recipe
 from allo.stages.check import findings
 from allo.weights.layout import trained_parameters
+from tiny import in_one_row
 
 ROWS = [
     ([9, 10, 11, 12, 13, 14], [20, 21, 22, 23]),
@@ -54,7 +55,7 @@ def test_log_probs_of_a_shared_prompt_are_those_of_a_plain_pass(tmp_path: Path, 
         return
     (prompt, first), (_, second) = ROWS[:2]
     batch = pad([(prompt, first), (prompt, second)], pad_id=0)
-    together = per_token_logps(model, share_prefix([(prompt, first, second)], pad_id=0))
+    together = per_token_logps(model, in_one_row([(prompt, first, second)]))
     torch.testing.assert_close(together, per_token_logps(model, batch), rtol=0, atol=1e-4)
 
 

@@ -88,7 +88,10 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": {"file": "p.jsonl"}}, "does not sample: start `vllm serve MODEL`"),
+        (
+            {"data": {"file": "p.jsonl"}, "sample": {"max_new_tokens": 8}},
+            "does not sample: start `vllm serve MODEL`",
+        ),
         ({"data": {"pairs": "p.jsonl", "held_out": 3}}, "would only be left out: remove data.held_out"),
         ({"improve": {"trainer": "lora"}, "forget": None}, "trains whole models"),
         ({"locate": {"granularity": "row"}}, "single weights are located"),

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from allo.console import say
 from allo.errors import UserError
 from allo.losses.logps import Head, completion_logps, measured_logps
-from allo.models.collate import Batch, pad, share_prefix
+from allo.models.block_attention import BlockMask, mask_of
+from allo.models.collate import Batch, lay_out, pad
 from allo.models.load import IN_FORWARD
 from allo.models.model_checks import num_positions, rope_length, rope_sides
 from allo.weights.finite import check_finite
@@ -115,7 +117,9 @@ def _hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
         switch_off_noise(body)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     if "segments" in batch:
-        inputs["attention_mask"] = _mask_of(batch["segments"], model.dtype)
+        segments = batch["segments"]
+        by_blocks = segments.device.type == "cpu" and has_numbers(segments)
+        inputs["attention_mask"] = (BlockMask.of if by_blocks else mask_of)(segments, model.dtype)
     sides = [] if "segments" in batch else rope_sides(model.config, batch["attention_mask"])
     if len(sides) < 2:
         hidden: Tensor = body(**inputs, use_cache=False).last_hidden_state
@@ -154,26 +158,13 @@ def switch_off_noise(body: nn.Module) -> None:
             module.training = False
 
 
-def _mask_of(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask [B, 1, T, T] of `share_prefix`'s rows: a token sees earlier ones of the prompt and its own segment.
-
-    It is added to the scores, a form that every attention except the flash kernels accepts. It is large, and therefore
-    made for each pass.
-    """
-    column = torch.arange(segments.shape[1], device=segments.device)
-    sees = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
-    hides = ~(sees & (column[:, None] >= column))[:, None]
-    added = torch.zeros(hides.shape, dtype=dtype, device=segments.device)
-    return added.masked_fill_(hides, torch.finfo(dtype).min)
-
-
 @torch.no_grad()
 def shares_prefix(model: PreTrainedModel) -> bool:
-    """Return True if this model can read a prompt and two completions as one row (`collate.share_prefix`).
+    """Return True if this model can read a prompt and several completions as one row (`collate.lay_out`).
 
     It cannot with windowed attention, recurrent states, flash kernels, without position ids, or if rows may be longer
-    than `rope_length`. Otherwise, the hidden states of one row are compared with those of two rows; a model that fails
-    on one row does not share.
+    than `rope_length`. Otherwise, the hidden states of one row with three completions are compared with those of
+    three rows; a model that fails on one row does not share.
     """
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -190,38 +181,56 @@ def shares_prefix(model: PreTrainedModel) -> bool:
         return False
     # Ids from all over the vocabulary: the first ones are special, and rounding affects them more.
     ids = torch.arange(1, 41) * 7919 % config.vocab_size
-    prompt, first, second = ids.split([8, 24, 8])
-    one, two = (
+    prompt, *completions = (part.tolist() for part in ids.split([8, 16, 8, 8]))
+    rows = [(prompt, completion) for completion in completions]
+    one, several = (
         {name: tensor.to(model.device) for name, tensor in batch.items()}
-        for batch in (
-            share_prefix([(prompt.tolist(), first.tolist(), second.tolist())], pad_id=0),
-            pad([(prompt.tolist(), first.tolist()), (prompt.tolist(), second.tolist())], pad_id=0),
-        )
+        for batch in (lay_out(rows, [0] * len(rows), pad_id=0), pad(rows, pad_id=0))
     )
     try:
         together, apart = (
             hidden_states(model, batch).flatten(0, 1)[batch["sources"][batch["completion_mask"]]].float()
-            for batch in (one, two)
+            for batch in (one, several)
         )
     except Exception:  # raised by the model's code
         return False
     return bool((together - apart).norm() <= rounding(model.dtype) * apart.norm())
 
 
+def shares_or_says(model: PreTrainedModel) -> bool:
+    """Return `shares_prefix`, and say it of a model that does not."""
+    shared = shares_prefix(model)
+    if not shared:
+        say(
+            f"{type(model).__name__}: its attention takes no shared prefix; each completion is read with its prompt"
+        )
+    return shared
+
+
 @in_forward
 def per_token_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return log pi of each completion token, 0 elsewhere: [C, L] fp32. `batch` is a collator's."""
-    return completion_logps(_hidden_states(model, batch), head_of(model), *_completions(batch))
+    return _of_all(batch, completion_logps(_hidden_states(model, batch), head_of(model), *_read(batch)))
 
 
 @in_forward
 def measured_token_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return `per_token_logps`, and `logps.MEASURES` summed over each completion's tokens [C, 3]."""
-    return measured_logps(_hidden_states(model, batch), head_of(model), *_completions(batch))
+    logps, measures = measured_logps(_hidden_states(model, batch), head_of(model), *_read(batch))
+    return _of_all(batch, logps), _of_all(batch, measures)
 
 
-def _completions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch["sources"], batch["targets"], batch["completion_mask"]
+def _read(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sources, targets and mask of the completions that are read: equal ones of a row once."""
+    sources, targets, mask = (batch[name] for name in ("sources", "targets", "completion_mask"))
+    if "distinct" not in batch:
+        return sources, targets, mask
+    return sources[batch["distinct"]], targets[batch["distinct"]], mask[batch["distinct"]]
+
+
+def _of_all(batch: Batch, of_read: Tensor) -> Tensor:
+    """Return the values of all completions from those that are read."""
+    return of_read[batch["copies"]] if "copies" in batch else of_read
 
 
 @torch.inference_mode()

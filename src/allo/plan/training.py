@@ -116,7 +116,7 @@ def _plan_passes(recipe: Recipe, locate: Locate, needs: Needs) -> StagePlan:
             size, most = arguments.per_device_train_batch_size, locate.max_tokens_per_batch
             if most is not None:
                 collate = FeedbackCollator(0) if labelled else PairCollator(0, shared_prefix=True)
-                size = max(1, most // collate.num_tokens(rows[0]))
+                size = max(1, most // collate.num_tokens(rows))
             rows = _copies(rows[0], size)
         passes = DpoPasses(
             model,

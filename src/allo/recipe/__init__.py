@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from allo.errors import UserError
 from allo.recipe.backends import BACKENDS
@@ -47,7 +47,7 @@ from allo.recipe.sharding import shards_fault
 from allo.recipe.sources import HELD_OUT, Block, Data, Source
 from allo.recipe.text import dump, override, parse, read_text
 from allo.recipe.trainers import TRAINERS, Trainer, TrainerName
-from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
+from allo.recipe.training import ForgetTraining, Group, ImproveTraining, SftTraining
 
 NEEDS_WARMUP = "scorer 'implicit' reads a warm-up's model: set locate.criterion to warmup or warmup_fused"
 GONE = {"momentum": 0, "round_prompts": "same", "order": "forget_first"}
@@ -72,10 +72,18 @@ class Steps(Block):
     reference: Literal["swap", "precomputed"] = "swap"
     """`swap` puts the reference's weights in place once per step, for a pass over its rows. `precomputed` computes its
     log-probs once, which pays from the second epoch on, or if its slot is too large."""
+    group: Group = "none"
+    """`prompt` fills each step with all rows of its prompts and reads a prompt, and each distinct completion, once. It
+    saves time if prompts have several rows (docs/performance.md), and changes the order of rows (docs/method.md)."""
     lean: bool = False
     """Training state takes 8 bytes per trained weight instead of 20: AdamW's moments in one byte each, a 16-bit
     residual instead of an fp32 master, a bf16 gradient, and the reference's weights in host memory. Results are the
     same up to rounding."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `group` at its default, so that runs from before this key stay valid."""
+        return {key: value for key, value in handler(self).items() if (key, value) != ("group", "none")}
 
 
 class Forget(Steps):

@@ -14,7 +14,7 @@ from allo.recipe.criteria import CRITERIA, CriterionName
 from allo.recipe.granularity import PATTERN, WEIGHT, granularity_name
 from allo.recipe.numbers import Positive, Tokens
 from allo.recipe.sources import Block
-from allo.recipe.training import Training
+from allo.recipe.training import Group, Training
 
 KINDS = {
     "linear": "the weights of Linear layers that no other layer shares, without biases",
@@ -55,6 +55,8 @@ class Locate(Block):
     """The type of the sums of `gradient`, `fisher` and `taylor` in host memory: 4 or 2 bytes per weight."""
     max_tokens_per_batch: Tokens | None = None
     """As in forget and improve; `fisher` always takes single pairs, and `warmup_fused` updates once per micro-batch."""
+    group: Group = "none"
+    """As in forget and improve."""
     training: Training = Training()
 
     @model_validator(mode="after")
@@ -69,8 +71,8 @@ class Locate(Block):
 
     @model_serializer(mode="wrap")
     def _without_empty_patterns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `include` and `exclude` if they are empty, so that runs from before these keys stay valid."""
-        return {key: value for key, value in handler(self).items() if value or key not in _PATTERNS}
+        """Leave out `include`, `exclude` and `group` at their defaults, so that runs from before these keys stay valid."""
+        return {key: value for key, value in handler(self).items() if value != _NEW.get(key, ...)}
 
 
-_PATTERNS = ("include", "exclude")
+_NEW: dict[str, Any] = {"include": [], "exclude": [], "group": "none"}

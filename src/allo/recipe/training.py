@@ -1,11 +1,14 @@
 """A recipe's `training` blocks: `transformers.TrainingArguments` with the method's defaults."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from allo.recipe.numbers import BatchSize, Count, NotNegative, Number, Positive, Seed, Whole
+
+Group = Literal["none", "prompt"]
+"""The rows that come into a step together: each by itself, or all of a prompt."""
 
 _BELOW_ONE = Annotated[Number, Field(ge=0, lt=1)]
 _BOUNDS: dict[str, TypeAdapter[Any]] = {

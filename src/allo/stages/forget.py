@@ -29,6 +29,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         loss=recipe.forget.loss,
         until=recipe.forget.until,
         max_tokens_per_batch=recipe.forget.max_tokens_per_batch,
+        group=recipe.forget.group,
         reference=recipe.forget.reference,
         lean=recipe.forget.lean,
         max_length=recipe.max_length,

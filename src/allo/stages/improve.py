@@ -48,6 +48,7 @@ def _trainer(
         "mask": mask,
         "records": True,
         "max_tokens_per_batch": improve.max_tokens_per_batch,
+        "group": improve.group,
         "lean": improve.lean,
         "max_length": recipe.max_length,
     }

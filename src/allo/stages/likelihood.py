@@ -11,9 +11,9 @@ from torch import Tensor
 
 from allo.files.batches import Dealing, in_turn
 from allo.files.records import Feedback, Pair
-from allo.models.collate import CompletionCollator, PairCollator
+from allo.models.collate import SIDES, lay_out_together
 from allo.models.load import Model, Tokenizer
-from allo.models.policy import per_token_logps
+from allo.models.policy import per_token_logps, shares_prefix
 from allo.models.rows import counted_completions, counted_pairs
 from allo.stats.metrics import Estimate, auc, bootstrap, wilson
 
@@ -43,13 +43,12 @@ def likelihood(
     rows, _ = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
     sums = torch.zeros(2, dtype=torch.float64)
     counts = torch.zeros(2)
-    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
 
     def summed(logps: Tensor, start: Tensor, mask: Tensor) -> Found:
         changes = [side.double().sum().item() for side in (logps - start).chunk(2)]
         return [{"sums": changes, "counts": [int(side.sum()) for side in mask.chunk(2)]}]
 
-    batches = _Batches(rows, collate, max(1, size // 2), model, at_start)
+    batches = _Batches(rows, SIDES, max(1, size // 2), model, tokenizer, at_start, shares_prefix(model))
     for found in batches.each(summed, deal):
         sums += torch.tensor(found["sums"], dtype=torch.float64)
         counts += torch.tensor(found["counts"])
@@ -78,8 +77,7 @@ def measured_pairs(
     are over prompts.
     """
     rows, counts = counted_pairs(tokenizer, map(vars, pairs), max_length=max_length)
-    collate = PairCollator(tokenizer.pad_token_id, shared_prefix=False)
-    batches = _Batches(rows, collate, max(1, size // 2), model, at_start)
+    batches = _Batches(rows, SIDES, max(1, size // 2), model, tokenizer, at_start, shares_prefix(model))
     found = [_Ratios(**one) for one in batches.each(_of_pairs, deal)]
     groups = _Groups.of(rows, seed)
     levels = {
@@ -125,8 +123,8 @@ def measured_feedback(
     start. `likelihood_auc` is that of a higher mean log-prob of a token. Intervals are over prompts.
     """
     kept, counts = counted_completions(tokenizer, map(vars, rows), max_length=max_length)
-    collate = CompletionCollator(tokenizer.pad_token_id)
-    found = list(_Batches(kept, collate, size, model, at_start).each(_of_completions, deal))
+    batches = _Batches(kept, ("completion",), size, model, tokenizer, at_start, shares_prefix(model))
+    found = list(batches.each(_of_completions, deal))
     sums: list[float] = [one["sum"] for one in found]
     means: list[float] = [one["mean"] for one in found]
     ratios: list[list[float]] = [one["ratios"] for one in found]
@@ -237,10 +235,12 @@ class _Batches:
     """Batches of `size` rows, read by a model and by its start; without `at_start` the model is the start."""
 
     rows: Rows
-    collate: PairCollator | CompletionCollator
+    sides: Sequence[str]
     size: int
     model: Model
+    tokenizer: Tokenizer
     at_start: AtStart | None
+    shared_prefix: bool
 
     def each(self, of: Callable[[Tensor, Tensor, Tensor], Found], deal: Dealing) -> Iterator[dict[str, Any]]:
         """Yield what `of` returns for each batch.
@@ -254,7 +254,10 @@ class _Batches:
 
     def _read(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         part = self.rows[number * self.size : (number + 1) * self.size]
-        batch = {key: value.to(self.model.device) for key, value in self.collate(part).items()}
+        completions = [(row["prompt_ids"], row[f"{side}_ids"]) for side in self.sides for row in part]
+        pad_id = self.tokenizer.pad_token_id
+        batch = lay_out_together(completions, pad_id=pad_id, shared=self.shared_prefix)
+        batch = {key: value.to(self.model.device) for key, value in batch.items()}
         logps = per_token_logps(self.model, batch)
         if self.at_start is None:
             return logps, logps, batch["completion_mask"]

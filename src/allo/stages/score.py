@@ -16,7 +16,7 @@ from allo.files.batches import Batches
 from allo.files.records import Feedback, Pair, TokenScores, Verdict, Wrong
 from allo.models.collate import SIDES
 from allo.models.load import Tokenizer
-from allo.models.policy import check_head
+from allo.models.policy import check_head, shares_prefix
 from allo.models.start import give_date, load_start, load_start_tokenizer
 from allo.ranks import rank
 from allo.recipe import Recipe
@@ -110,7 +110,13 @@ def scoring_context(recipe: Recipe, folder: RunFolder, scorer: str) -> Context:
     files = {name: side_weights(folder, name) for name in names} | {"warmup": folder.warmup / WARMUP_WEIGHTS}
     weights = {name: load_file(files[name]) for name in names}
     return Context(
-        model, tokenizer, recipe.max_length, recipe.seed_of_data, samples=_samples(folder), weights=weights
+        model,
+        tokenizer,
+        recipe.max_length,
+        recipe.seed_of_data,
+        samples=_samples(folder),
+        weights=weights,
+        shared_prefix=shares_prefix(model),
     )
 
 
@@ -159,7 +165,7 @@ def _samples(folder: RunFolder) -> dict[str, list[GradedSample]]:
 
 
 def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -> list[Scored]:
-    """Return the completions that fit into the recipe's length, shortest first."""
+    """Return the completions that fit into the recipe's length, those of a prompt together, shortest prompts first."""
     scored = (
         tokenized(one, tokenizer, max_length=max_length, place=f"prompt {one.prompt_id}") for one in wrong
     )
@@ -168,7 +174,11 @@ def _fitting(wrong: Sequence[Wrong], tokenizer: Tokenizer, *, max_length: int) -
         say(
             f"score: {dropped} completions to forget are dropped: without tokens, or too long for max_length {max_length}"
         )
-    return sorted(rows, key=lambda row: len(row.tokens.prompt_ids) + len(row.tokens.completion_ids))
+    longest: dict[str, int] = {}
+    for row in rows:
+        length = len(row.tokens.prompt_ids) + len(row.tokens.completion_ids)
+        longest[row.wrong.prompt_id] = max(length, longest.get(row.wrong.prompt_id, 0))
+    return sorted(rows, key=lambda row: (longest[row.wrong.prompt_id], row.wrong.prompt_id))
 
 
 def _write(folder: RunFolder, rows: list[TokenScores], score: Score, tokenizer: Tokenizer) -> None:

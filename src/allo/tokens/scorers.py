@@ -16,7 +16,7 @@ from torch import Tensor
 
 from allo.errors import UserError
 from allo.files.records import Message, Wrong
-from allo.models.collate import pad
+from allo.models.collate import lay_out_together
 from allo.models.load import Model, Tokenizer
 from allo.models.policy import per_token_logps
 from allo.models.tokenization import Tokenized, tokenize
@@ -52,7 +52,7 @@ class Context:
 
     `model`: the starting model. `samples`: all judged completions by prompt id. `weights`: the other models that the
     scorer's entry needs, each as tensors [shape] fp32 by name. `rewriter`: the rewriter, if the entry needs it; `model` is
-    then the rewriter's.
+    then the rewriter's. `shared_prefix`: whether the model reads several completions of a prompt in one row.
     """
 
     model: Model
@@ -62,6 +62,7 @@ class Context:
     samples: Mapping[str, Sequence[GradedSample]] = field(default_factory=dict)
     weights: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     rewriter: Rewriter | None = None
+    shared_prefix: bool = False
 
 
 ScoringFunction = Callable[[Sequence[Scored], Context], list[list[float]]]
@@ -235,7 +236,8 @@ def _ids(sample: GradedSample, beside: Wrong, context: Context) -> list[int]:
 @torch.inference_mode()
 def _logps(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
     rows = [(one.prompt_ids, one.completion_ids) for one in tokens]
-    batch = pad(rows, pad_id=context.tokenizer.pad_token_id)
+    pad_id = context.tokenizer.pad_token_id
+    batch = lay_out_together(rows, pad_id=pad_id, shared=context.shared_prefix)
     batch = {key: value.to(context.model.device) for key, value in batch.items()}
     logps = per_token_logps(context.model, batch)
     return [row[: len(one.completion_ids)].tolist() for row, one in zip(logps, tokens, strict=True)]

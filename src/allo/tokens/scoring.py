@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from allo.console import say
 from allo.errors import UserError
 from allo.files.records import TokenScores, Wrong
-from allo.models.policy import check_head
+from allo.models.policy import check_head, shares_prefix
 from allo.models.tokenization import tokenize
 from allo.models.tokenizer_checks import require_pad_token
 from allo.recipe.own_code import function_of
@@ -66,7 +66,7 @@ def score(
     require_pad_token(processing_class)
     scored = _read(rows, processing_class, max_length=max_length)
     check_head(model)
-    context = Context(model, processing_class, max_length, seed)
+    context = Context(model, processing_class, max_length, seed, shared_prefix=shares_prefix(model))
     was_training = model.training
     model.eval()
     try:

@@ -20,11 +20,13 @@ from allo.console import STEP, bar, say, track
 from allo.errors import DivergedError, UserError
 from allo.losses import token_losses as losses
 from allo.losses.feedback_losses import AnswerSums, classified
-from allo.models.collate import Batch, FeedbackCollator, PairCollator
+from allo.models.collate import Batch, FeedbackCollator, PairCollator, grouped
 from allo.models.policy import check_head, per_token_logps, shares_prefix
 from allo.models.row_lengths import check_rows_fit
 from allo.ranks import num_ranks, rank
+from allo.recipe.training import Group
 from allo.training.arguments import is_default
+from allo.training.group_order import GroupSampler
 from allo.training.micro_batches import idle_share, micro_batches, own_share
 from allo.training.reference import add_reference
 from allo.training.run import show_step
@@ -72,21 +74,20 @@ class DpoPasses:
         beta: float,
         pad_id: int,
         max_tokens_per_batch: int | None = None,
+        group: Group = "none",
         among: Collection[str] | None = None,
     ) -> None:
         check_head(model)
         check_rows_fit(model, rows, name="locate")
         self.model, self.arguments, self.beta = model, arguments, beta
+        rows = grouped(rows) if group == "prompt" else rows
         self.rows = [row | {"number": number} for number, row in enumerate(rows)]
         self.start: Mapping[str, Tensor] = {}  # of a warm-up, by name: the weights before it
         self.rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        self._max_tokens, self._among = max_tokens_per_batch, among
+        self._max_tokens, self._group, self._among = max_tokens_per_batch, group, among
         self._labelled = kind_of(rows) == "completions"
-        self._collate = (
-            FeedbackCollator(pad_id)
-            if self._labelled
-            else PairCollator(pad_id, shared_prefix=shares_prefix(model))
-        )
+        shared = (group == "prompt" or not self._labelled) and shares_prefix(model)
+        self._collate = (FeedbackCollator if self._labelled else PairCollator)(pad_id, shared)
         self._is_sharded = Ranks.of(model).num > 1
         if arguments.activation_checkpointing:
             _checkpoint_layers(model)
@@ -179,8 +180,14 @@ class DpoPasses:
     def _steps(self) -> Iterator[list[Row]]:
         """Yield the rows of each step, epoch after epoch without end, in the order of the Trainer's data loader."""
         seed = self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed
+        of_prompts = GroupSampler(self.rows, rows_a_step=self.rows_a_step, seed=seed)
         for epoch in itertools.count():
-            order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(seed + epoch))
+            if self._group == "prompt":
+                of_prompts.set_epoch(epoch)
+                order = torch.tensor(list(of_prompts))
+            else:
+                generator = torch.Generator().manual_seed(seed + epoch)
+                order = torch.randperm(len(self.rows), generator=generator)
             for numbers in order.split(self.rows_a_step):
                 yield [self.rows[number] for number in numbers.tolist()]
 

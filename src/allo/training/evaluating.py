@@ -1,7 +1,7 @@
 """Evaluation on data sets of rows: the loss and metrics of training, over their own denominators."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,10 @@ from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import EvalLoopOutput
 
 from allo.errors import UserError
-from allo.models.collate import Batch, CompletionCollator, PairCollator
+from allo.models.collate import Batch, Collator, grouped
 from allo.models.rows import Counts
 from allo.ranks import num_ranks
+from allo.recipe.training import Group
 from allo.training.micro_batches import idle_share, micro_batches, own_share
 from allo.training.recording import NUM_TOKENS, RecordedTrainer
 from allo.training.trainer_options import Rows
@@ -47,7 +48,8 @@ class EvaluatedTrainer(RecordedTrainer):
     """A trainer whose data sets are read by `_reader`, cut into micro-batches, and evaluated by its loss."""
 
     max_tokens_per_batch: int | None
-    data_collator: PairCollator | CompletionCollator
+    group: Group
+    data_collator: Collator
     control: TrainerControl
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
     needs_reference: bool
@@ -85,6 +87,7 @@ class EvaluatedTrainer(RecordedTrainer):
 
     def _rows(self, dataset: Iterable[Row], name: str) -> tuple[list[dict[str, Any]], Counts]:
         rows, counts = self._reader(dataset, name)
+        rows = grouped(rows) if self.group == "prompt" else rows
         return [row | {"number": number} for number, row in enumerate(rows)], counts
 
     def _micro_batches(self, rows: Sequence[Row], *, max_rows: int | None = None) -> list[list[Row]]:
@@ -158,7 +161,7 @@ class EvaluatedTrainer(RecordedTrainer):
                     self.loss(batch, denominator=1.0)
             self._sums = sums
             if computed is not None:
-                predictions.add(self.model, self._prepare_inputs(self._plain_collator(rows)))
+                predictions.add(self.model, self._prepare_inputs(self.data_collator.apart(rows)))
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         found = {**self.take_means(), NUM_TOKENS: self.num_tokens}
@@ -166,10 +169,3 @@ class EvaluatedTrainer(RecordedTrainer):
             found |= computed(predictions.of_all())
         prefix = f"{metric_key_prefix}_"
         return {prefix + name.removeprefix(prefix): value for name, value in found.items()}, count
-
-    def _plain_collator(self, rows: Sequence[Row]) -> Batch:
-        """Collate rows for a plain forward pass, one row a completion."""
-        collator = self.data_collator
-        if isinstance(collator, PairCollator):
-            return replace(collator, shared_prefix=False)(rows)
-        return collator(rows)

@@ -16,8 +16,8 @@ from allo.losses import token_losses as losses
 from allo.losses.feedback_losses import AnswerSums
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import RunningMean
-from allo.models.collate import Batch, FeedbackCollator
-from allo.models.policy import per_token_logps
+from allo.models.collate import Batch, FeedbackCollator, grouped
+from allo.models.policy import per_token_logps, shares_or_says
 from allo.models.rows import counted_completions
 from allo.models.tokenization import cut_left
 from allo.recipe.losses import Filter
@@ -31,7 +31,7 @@ from allo.training.chosen_losses import (
     loss_title,
     positive,
 )
-from allo.training.micro_batches import own_share
+from allo.training.micro_batches import groups_of, own_share
 from allo.training.selected_trainer import Row, SelectedTrainer
 from allo.training.token_filter import kept_tokens, with_draws
 from allo.training.trainer_options import Options, Rows
@@ -95,7 +95,7 @@ class FeedbackTrainer(SelectedTrainer):
             say(f"train_dataset: {advice}")
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> FeedbackCollator:
-        return FeedbackCollator(pad_id)
+        return FeedbackCollator(pad_id, self.group == "prompt" and shares_or_says(model))
 
     def num_items(self, rows: Sequence[Row]) -> int:
         return len(rows)
@@ -107,14 +107,15 @@ class FeedbackTrainer(SelectedTrainer):
 
     @torch.no_grad()
     def _kl_of(self, rows: Sequence[Row]) -> float:
-        """Return the mean log-ratio of each row's prompt with the completion of the row before it, at least 0.
+        """Return the mean log-ratio of each row's prompt with the completion of another, at least 0.
 
-        It is the same on every rank.
+        It is that of the row before; if rows of a prompt stand together, that of a row so far before that the prompt
+        differs. The result is the same on every rank.
         """
-        moved = [
-            self._with_completion(row, before)
-            for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)
-        ]
+        groups = groups_of(rows)
+        rows, apart = [row for group in groups for row in group], max(map(len, groups))
+        moved = [self._with_completion(row, rows[place - apart]) for place, row in enumerate(rows)]
+        moved = grouped(moved) if self.group == "prompt" else moved
         parts = self._micro_batches(moved)
         batches, idle = list(map(self._batch, own_share(parts))), self._idle(parts)
         total = torch.zeros((), device=self.model.device)

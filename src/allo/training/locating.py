@@ -115,6 +115,7 @@ class Search:
             "records": True,
             "reference": "swap",
             "max_tokens_per_batch": locate.max_tokens_per_batch,
+            "group": locate.group,
         }
         if self._kind == "pairs":
             return _WarmupTrainer(
@@ -182,6 +183,7 @@ class Search:
             beta=self.locate.beta,
             pad_id=self.tokenizer.pad_token_id,
             max_tokens_per_batch=self.locate.max_tokens_per_batch,
+            group=self.locate.group,
             among=self.layout.live_shapes,
         )
 

@@ -1,6 +1,6 @@
 """The micro-batches of an optimizer step: rows of similar length, within a budget of rows or tokens."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from allo.ranks import num_ranks, rank
@@ -9,20 +9,41 @@ Row = Mapping[str, Any]
 
 
 def micro_batches(
-    rows: Sequence[Row], num_tokens: Callable[[Row], int], *, max_rows: int, max_tokens: int | None
+    rows: Sequence[Row],
+    num_tokens: Callable[[Sequence[Row]], int],
+    *,
+    max_rows: int,
+    max_tokens: int | None,
 ) -> list[list[Row]]:
     """Cut a step's rows into micro-batches, longest rows first, to save padding.
 
     A micro-batch has at most `max_rows` rows. With `max_tokens`, the limit is tokens instead, counted by `num_tokens`
-    after padding to the longest row; a single row may exceed it.
+    with padding; a single row may exceed it. Rows of one `group` stay together if they fit. Then `max_rows` stands for
+    the tokens of so many rows as long as the longest.
     """
-    rows = sorted(rows, key=num_tokens, reverse=True)
-    batches = []
-    while rows:
-        size = max_rows if max_tokens is None else max(1, max_tokens // num_tokens(rows[0]))
-        batches.append(rows[:size])
-        rows = rows[size:]
+    whole = groups_of(rows)
+    if max_tokens is None and len(whole) < len(rows):
+        max_tokens = max_rows * max(num_tokens([row]) for row in rows)
+
+    def fits(part: Sequence[Row]) -> bool:
+        return len(part) <= max_rows if max_tokens is None else num_tokens(part) <= max_tokens
+
+    batches: list[list[Row]] = []
+    for group in sorted(whole, key=num_tokens, reverse=True):
+        for part in [group] if fits(group) else [[row] for row in group]:
+            if batches and fits(batches[-1] + part):
+                batches[-1] += part
+            else:
+                batches.append(list(part))
     return batches
+
+
+def groups_of(rows: Iterable[Row]) -> list[list[Row]]:
+    """Return the rows of each `group`, in the order of first appearance; a row without one is its own."""
+    groups: dict[Hashable, list[Row]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(("group", row["group"]) if "group" in row else place, []).append(row)
+    return list(groups.values())
 
 
 def own_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> Iterator[Sequence[Row]]:

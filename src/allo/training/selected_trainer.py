@@ -25,13 +25,13 @@ from transformers import (
 
 from allo.errors import DivergedError, UserError
 from allo.files.rows import Reading
-from allo.models.collate import Batch, CompletionCollator, PairCollator
+from allo.models.collate import Batch, Collator, CompletionCollator
 from allo.models.load import check_whole, switch_off_dropout
-from allo.models.policy import check_head, per_token_logps
+from allo.models.policy import check_head, per_token_logps, shares_or_says
 from allo.models.rows import Counts, counted_pairs
 from allo.models.tokenizer_checks import check_ids_fit, require_pad_token
 from allo.ranks import is_joined
-from allo.recipe.training import Training
+from allo.recipe.training import Group, Training
 from allo.tasks.pairs import pairs_of_rows
 from allo.training.arguments import faults_before_loading, lean_settings, optimizer_of, own_arguments
 from allo.training.checkpointing import whole_checkpoints
@@ -45,9 +45,10 @@ from allo.training.given import (
     unsupported,
     use_optimizer,
 )
+from allo.training.group_order import prompts_sampler
 from allo.training.micro_batches import own_share
 from allo.training.reference import add_reference
-from allo.training.trainer_options import ComputeMetrics, Options, Rows, Unsupported
+from allo.training.trainer_options import ComputeMetrics, Options, Rows, Unsupported, known_group
 from allo.training.trainer_rows import RowReader
 from allo.training.write_back import WriteBack
 from allo.weights.lean_adamw import LeanAdamW
@@ -85,6 +86,9 @@ class SelectedTrainer(EvaluatedTrainer):
     has per_device_train_batch_size rows or, with `max_tokens_per_batch`, as many as fit into that many tokens,
     padding included. The loss is the same. `eval_dataset` may be a dict of data sets by name.
 
+    With `group` "prompt", steps are filled with whole prompts' rows (`group_order.py`), and a prompt and each distinct
+    completion of it are read once a micro-batch. A model that cannot share prompts reads each completion once.
+
     Rows have at most `max_length` tokens (1200), prompt and completion together.
 
     `reference`: "swap" (the default) puts the reference's weights in place once per step, for a forward pass of its
@@ -118,6 +122,7 @@ class SelectedTrainer(EvaluatedTrainer):
         eval_dataset: Rows | Mapping[str, Rows] | None = None,
         max_length: int | None = None,
         max_tokens_per_batch: int | None = None,
+        group: Group = "none",
         reference: Literal["swap", "precomputed"] | None = None,
         gradient_dtype: torch.dtype = torch.float32,
         lean: bool = False,
@@ -140,7 +145,7 @@ class SelectedTrainer(EvaluatedTrainer):
         _prepare(model, self.processing_class)
         self.max_length = taken("max_length", max_length, settings, default=1200)
         self.cuts_ends = "max_length" in settings and (max_length is None or settings["max_length"].said)
-        self.max_tokens_per_batch = max_tokens_per_batch
+        self.max_tokens_per_batch, self.group = max_tokens_per_batch, known_group(group)
         self.reference = taken("reference", reference, settings, default="swap")
         self.gradient_dtype, self.lean = gradient_dtype, lean
         read = None if records else self.read_rows
@@ -235,9 +240,9 @@ class SelectedTrainer(EvaluatedTrainer):
             beside=beside,
         )
 
-    def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator | CompletionCollator:
+    def make_collator(self, model: PreTrainedModel, pad_id: int) -> Collator:
         """Return the collator for this model."""
-        return CompletionCollator(pad_id)
+        return CompletionCollator(pad_id, self.group == "prompt" and shares_or_says(model))
 
     def begin_step(self, rows: Sequence[Row]) -> None:
         """Compute what the losses of all micro-batches and ranks of a step share; most losses share nothing."""
@@ -300,7 +305,11 @@ class SelectedTrainer(EvaluatedTrainer):
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.rows_a_step,
-            sampler=self._get_train_sampler(self.train_dataset),
+            sampler=(
+                self._get_train_sampler(self.train_dataset)
+                if self.group == "none"
+                else prompts_sampler(self.train_dataset, self.args, rows_a_step=self.rows_a_step)
+            ),
             collate_fn=list,
             drop_last=self.args.dataloader_drop_last,
         )
@@ -339,7 +348,7 @@ class SelectedTrainer(EvaluatedTrainer):
 
     def floating_point_ops(self, inputs: Sequence[Row]) -> int:
         """Estimate operations like the Trainer, for the rows' own tokens."""
-        tokens = sum(map(self.data_collator.num_tokens, inputs))
+        tokens = sum(self.data_collator.num_tokens([row]) for row in inputs)
         return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Sequence[Row]) -> None:
@@ -347,9 +356,9 @@ class SelectedTrainer(EvaluatedTrainer):
         match self.args.include_num_input_tokens_seen:
             case "all":
                 parts = self._micro_batches(inputs)
-                seen = sum(len(part) * self.data_collator.num_tokens(part[0]) for part in parts)
+                seen = sum(map(self.data_collator.num_tokens, parts))
             case "non_padding":
-                seen = sum(map(self.data_collator.num_read, inputs))
+                seen = sum(map(self.data_collator.num_read, self._micro_batches(inputs)))
             case _:
                 return
         self.state.num_input_tokens_seen += seen

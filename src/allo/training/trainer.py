@@ -15,13 +15,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from allo.console import say
 from allo.losses import token_losses as losses
 from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
 from allo.losses.pair_losses import PairLogps, PairSums, RunningMean
 from allo.models.collate import SIDES, Batch, PairCollator
-from allo.models.policy import shares_prefix
+from allo.models.policy import shares_or_says
 from allo.models.rows import counted_completions, counted_pairs
 from allo.recipe.losses import Filter
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
@@ -234,10 +233,7 @@ class ImproveTrainer(SelectedTrainer):
         super().__init__(model, args, train_dataset, processing_class, **options)
 
     def make_collator(self, model: PreTrainedModel, pad_id: int) -> PairCollator:
-        shared = self._may_share_prefix and shares_prefix(model)
-        if self._may_share_prefix and not shared:
-            say(f"{type(model).__name__}: its attention takes no shared prefix; prompts are computed twice")
-        return PairCollator(pad_id, shared_prefix=shared)
+        return PairCollator(pad_id, self._may_share_prefix and shares_or_says(model))
 
     def num_items(self, rows: Sequence[Row]) -> int:
         return len(rows)

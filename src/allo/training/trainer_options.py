@@ -2,16 +2,25 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from transformers import EvalPrediction, TrainerCallback
 
+from allo.errors import UserError
+from allo.recipe.training import Group
 from allo.training.given import Optimizers
 from allo.weights.param_mask import ParamMask
 
 Rows = Iterable[Mapping[str, Any]]
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+def known_group(group: Group) -> Group:
+    """Return `group`. Raises `UserError` for another word."""
+    if group not in get_args(Group):
+        raise UserError(f"group: {group!r} is unknown: give {' or '.join(map(repr, get_args(Group)))}.")
+    return group
 
 
 class Unsupported(TypedDict, total=False):
@@ -36,6 +45,7 @@ class Options(Unsupported, total=False):
     eval_dataset: Rows | Mapping[str, Rows] | None
     max_length: int | None
     max_tokens_per_batch: int | None
+    group: Group
     reference: Literal["swap", "precomputed"] | None
     gradient_dtype: torch.dtype
     lean: bool

@@ -100,8 +100,9 @@ class Ranks:
         return hashlib.sha256(bytes(self.sum(every).flatten().tolist())).hexdigest()
 
     def wait(self) -> None:
-        """Return once every rank of the group has called this."""
-        self.sum(torch.zeros(1, device=self.device))
+        """Return once every rank, also of other copies, has called this."""
+        if self.num > 1:
+            dist.all_reduce(torch.zeros(1, device=self.device))
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """Return all parts' one-dimensional tensors [any length] in order at the first, an empty one elsewhere; on the CPU."""

@@ -1,0 +1,81 @@
+"""Pairs as the method makes them: ten samples of each prompt, several pairs of them."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from allo.files.records import Prompt, Verdict
+from allo.models.load import load_model, load_tokenizer
+from allo.models.tokenization import prompt_ids
+from allo.sampling.generate import generate
+from allo.tasks.pairing import make_pairs
+from allo.tasks.prompts import PromptSource, read_prompts
+from benchmarks.speed.work import SEED, Pair, longest
+
+TASKS = ("gsm8k", "ecqa")
+NUM_SAMPLES = 10
+NUM_RIGHT = 3
+"""Samples of a prompt that stand for right ones: a small model has none for most, and times do not depend on them."""
+
+
+def sampled_pairs(
+    model: str,
+    data_folder: Path,
+    *,
+    num_prompts: int,
+    pairs_a_prompt: int,
+    max_new_tokens: int,
+    max_length: int,
+    keep: Path,
+) -> list[Pair]:
+    """Return `pairs_a_prompt` pairs of each prompt, prompts of the tasks by turns.
+
+    Twice as many prompts are sampled, since some have equal samples or long ones. Samples are kept in a file, and read
+    from it if it exists.
+    """
+    found = [read_prompts(PromptSource(task=task, folder=data_folder, limit=num_prompts)) for task in TASKS]
+    prompts = [prompt for both in zip(*found, strict=True) for prompt in both]
+    if not keep.exists():
+        keep.write_text(json.dumps(_sample(model, prompts, max_new_tokens)), encoding="utf-8")
+    samples: dict[str, list[str]] = json.loads(keep.read_text(encoding="utf-8"))
+    tokenizer, pairs = load_tokenizer(model), list[Pair]()
+    for prompt in prompts:
+        verdicts = [_judged(prompt, index, text) for index, text in enumerate(samples[prompt.id])]
+        if len(set(samples[prompt.id])) < NUM_SAMPLES:
+            continue
+        made = make_pairs([prompt], verdicts, max_pairs_per_prompt=pairs_a_prompt, seed=SEED)
+        rows = [
+            {"prompt": str(prompt.prompt), "chosen": one.chosen, "rejected": one.rejected} for one in made
+        ]
+        if all(longest(tokenizer, row) <= max_length for row in rows):
+            pairs += rows
+    assert len(pairs) >= num_prompts * pairs_a_prompt, f"too few prompts with {pairs_a_prompt} pairs"
+    return pairs[: num_prompts * pairs_a_prompt]
+
+
+def _judged(prompt: Prompt, index: int, text: str) -> Verdict:
+    right = index < NUM_RIGHT
+    return Verdict(prompt.id, index, text, True, right, float(right), None, "place")
+
+
+def _sample(name: str, prompts: list[Prompt], max_new_tokens: int) -> dict[str, list[str]]:
+    """Return the texts of each prompt's samples, by its id."""
+    model, tokenizer = load_model(name, dtype=torch.bfloat16, device="cpu"), load_tokenizer(name)
+    texts: dict[str, list[str]] = {prompt.id: [] for prompt in prompts}
+    batches = generate(
+        model,
+        tokenizer,
+        [prompt_ids(tokenizer, prompt.prompt) for prompt in prompts],
+        num_generations=NUM_SAMPLES,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        stop=[],
+        seed=SEED,
+        batch_size=16 * NUM_SAMPLES,
+    )
+    for batch in batches:
+        for sample in batch.samples:
+            texts[prompts[sample.prompt].id].append(sample.text)
+    return texts
