@@ -142,6 +142,7 @@ def _several(start: Start) -> int:
 
 def _rank(start: Start) -> None:
     mine = start.hurt if start.hurt and start.hurt.rank == int(os.environ["RANK"]) else None
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the agent's handler, which a fork inherits
     _leave(_one, dataclasses.replace(start, hurt=mine), but=0)  # the agent waits for a result
 
 

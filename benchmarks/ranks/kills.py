@@ -82,7 +82,7 @@ class Accidents:
         """Return the outcome of one accident."""
         draw = random.Random(number)
         num_ranks, others = draw.choice([(2, 3), (3, 2), (2, 1)])
-        hurt = Hurt(draw.randrange(num_ranks), how, draw.uniform(0.05, 0.95) * self.seconds)
+        hurt = Hurt(draw.randrange(num_ranks), how, draw.uniform(0.05, 0.7) * self.seconds)
         self._clear()
         status, seconds = self._start(num_ranks, hurt)
         log = self._log.read_text()

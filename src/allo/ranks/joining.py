@@ -59,7 +59,8 @@ def _leave(group: Group, code: int) -> None:
     """Let all ranks end with rank 0, in order if all is well."""
     if group.rank == 0:
         group.tell({"end": code}, "work")
-        if code:  # for those who wait for something else
+        if code:  # for those who wait for something else; it has been said what is wrong
+            group.claim()
             group.store.set(ENDED, str(code))
     if code == 0:
         import torch.distributed as dist
