@@ -65,7 +65,7 @@ def plan_training(recipe: Recipe, stage: str) -> StagePlan:
     step = Step(
         micro_batches=-(-rows_a_step // trainer.rows_a_step),
         rows=trainer.rows_a_step,
-        row_tokens=trainer.data_collator.num_tokens(row),
+        row_tokens=trainer.data_collator.num_tokens([row]),
         length=lengths.prompt + lengths.completion,
         references=int(trainer.needs_reference and trainer.reference == "swap"),
         recomputes=bool(trainer.args.activation_checkpointing),
