@@ -73,8 +73,8 @@ class Steps(Block):
     """`swap` puts the reference's weights in place once per step, for a pass over its rows. `precomputed` computes its
     log-probs once, which pays from the second epoch on, or if its slot is too large."""
     group: Group = "none"
-    """`prompt` fills each step with all rows of its prompts and reads a prompt, and each distinct completion, once. It
-    saves time if prompts have several rows (docs/performance.md), and changes the order of rows (docs/method.md)."""
+    """`prompt` fills a step with all rows of its prompts and reads each prompt and distinct completion once. It saves
+    time if prompts have several rows, and changes the order of rows."""
     lean: bool = False
     """Training state takes 8 bytes per trained weight instead of 20: AdamW's moments in one byte each, a 16-bit
     residual instead of an fp32 master, a bf16 gradient, and the reference's weights in host memory. Results are the
@@ -192,12 +192,9 @@ class Recipe(Block):
     """Tokens of a training row, prompt and completion together. A longer row loses the beginning of its prompt, and
     is dropped if the completion alone does not fit. In sampling, the limit of the prompt alone; `max_new_tokens` come
     on top."""
-
     shards: Count | None = None
-    """The parts of a model that no GPU holds, one a process: `allo run RECIPE --processes N`, N a multiple of it. Each has its
-    rows of every weight, in `sft`, `locate`, `score`, `forget` and `improve`. Samples come from a server
-    (`sample.backend: openai`), and the run ends with `improve`: a sharded model does not sample."""
-
+    """The parts of a model that no GPU holds, one a process (`--processes` is a multiple of it). Samples come from a server, and
+    the run ends with `improve`: a sharded model does not sample."""
     rounds: Times = 1
     """The number of alignments, from sampling to improving, each on fresh samples of the previous one's model. The
     first start and the last model are evaluated."""
