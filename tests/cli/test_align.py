@@ -1,5 +1,6 @@
 """`allo align`: a model and a file are enough, each decision is said, and nobody's work is overwritten."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -242,3 +243,21 @@ def test_an_edited_recipe_is_kept_beside_the_new_one(only_written: Callable[...,
     assert "align.before.yaml" in only_written(str(LAB), "pairs.jsonl")
     assert path.with_name("align.before.yaml").read_text() == edited
     assert load_recipe(path).seed == 0
+
+
+def test_a_wrong_key_of_training_is_refused_before_the_model_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("allo.plan.starting.for_model", None)
+    with pytest.raises(UserError, match=r"improve\.training\.max_step: unknown key; did you mean max_steps"):
+        align(str(LAB), "pairs.jsonl", "--set", "improve.training.max_step=4")
+    assert not (folder / "runs").exists()
+
+
+def test_settings_change_while_nothing_is_finished(only_written: Callable[..., str]) -> None:
+    only_written(str(LAB), "pairs.jsonl")
+    run = Path("runs/pairs-lab")
+    shutil.copy(run / "align.yaml", run / "recipe.yaml")
+    (run / ".00-sft.begun").write_text("{}")
+    only_written(str(LAB), "pairs.jsonl", "--set", "improve.density=0.2")
+    assert load_recipe(run / "align.yaml").improve.density == 0.2

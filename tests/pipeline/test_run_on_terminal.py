@@ -78,7 +78,7 @@ def test_each_stage_ends_with_what_it_did_in_words_and_units(said: dict[str, str
             r"improve done in [\w ]+: \d+ rows, 1 dropped, \d steps, [\d,]+ weights trained", flat
         )
         assert "locate done in" in flat and "training state 5.1 MB" in flat
-        assert "1 rows are dropped (1 do not fit into max_length 128)" in flat
+        assert "1 row is dropped (1 do not fit into max_length 128)" in flat
 
 
 def test_a_terminal_shows_the_line_of_progress_and_one_line_a_logged_step(said: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,7 @@ STARTS: dict[Kind, tuple[StartKind, str]] = {
     "prompts": ("reward", "prompts; samples are judged by the reward"),
 }
 """The recipe for each kind of rows, and the kind's meaning."""
+ROWS = ("data.pairs", "data.feedback", "data.file")
 REWARDS = ("judge", "judge.function", "judge.reward_model")
 
 
@@ -62,10 +63,7 @@ def align_command(
     ] = None,
     overrides: Overrides = None,
     skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad", help="Leave out rows that cannot be used, such as empty ones; count them."
-        ),
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and count them.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the recipe and what it trains on; write nothing.")
@@ -77,6 +75,8 @@ def align_command(
     limit = None if gpu is None else _size(gpu)
     given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     draft = _Draft(model, data, out, reward or [], given)
+    run = RunFolder(draft.recipe.run_folder)
+    _refuse_another(draft.recipe, run, among=draft.stated)
     sources, is_chat = _read(draft.recipe), draft.recipe.chat
     from allo.plan import starting
 
@@ -86,8 +86,7 @@ def align_command(
     draft.take(starting.for_rows(draft.recipe, sources))
     if limit is not None:
         draft.take(starting.for_gpu(draft.recipe, limit), must=True)
-    recipe, run = draft.recipe, RunFolder(draft.recipe.run_folder)
-    path = run.align
+    recipe, path = draft.recipe, run.align
     _refuse_another(recipe, run)
     if dry_run:
         from allo.plan.preview import preview
@@ -107,7 +106,10 @@ def align_command(
 
 
 def _read(recipe: Recipe) -> Sources:
-    """Read the rows and try the reward on some. Raises `UserError` for bad rows and functions, before a model is read."""
+    """Read the rows and try the reward on some. Raises `UserError` for bad rows, settings and functions, before a model is read."""
+    from allo.stages.settings import check_settings
+
+    check_settings(recipe)
     sources = sources_read(recipe)
     if not recipe.data.is_ready:
         try_functions(recipe.judge, {"data": sources.prompts(recipe.data)}, None)
@@ -168,6 +170,11 @@ class _Draft:
         return start, meaning
 
     @property
+    def stated(self) -> set[str]:
+        """The keys whose values the user has given; the others are chosen."""
+        return {"model", *ROWS, *self._given}
+
+    @property
     def text(self) -> str:
         return with_values(self._template, self._values | self._given, reasons=self._reasons)
 
@@ -220,14 +227,15 @@ def _folder(out: Path | None, data: str, model: str) -> Path:
     return folder
 
 
-def _refuse_another(recipe: Recipe, run: RunFolder) -> None:
-    """Raise `UserError` if the folder holds work that was done with other settings."""
+def _refuse_another(recipe: Recipe, run: RunFolder, *, among: Collection[str] = ()) -> None:
+    """Raise `UserError` if the folder holds finished work of other settings; of these keys alone, if `among` has any."""
     resolved = run.path / "recipe.yaml"
-    if not (resolved.is_file() and (stages_done(run) or any(run.path.glob(".*.begun")))):
+    if not (resolved.is_file() and stages_done(run)):
         return
     earlier = load_recipe(resolved)
     ours, theirs = (json.loads(each.model_dump_json()) for each in (recipe, earlier))
-    if not (changed := list(differences(theirs, ours))):
+    changed = [each for each in differences(theirs, ours) if not among or each[0] in among]
+    if not changed:
         return
     raise UserError(
         f"{run.path}: holds a run with other settings: {was_and_now(changed)}. Begin another with --out DIR, go on "

@@ -57,7 +57,8 @@ class Counts:
         """Return a description of dropped and cut rows, in words; nothing if all are whole."""
         parts = []
         if self.dropped:
-            parts.append(f"{self.dropped} rows are dropped ({self.reasons(max_length)})")
+            rows = "row is" if self.dropped == 1 else "rows are"
+            parts.append(f"{self.dropped} {rows} dropped ({self.reasons(max_length)})")
         if self.cut:
             parts.append(f"{self.cut} prompts lose their beginning to fit into max_length {max_length}")
         return "; ".join(parts)

@@ -5,7 +5,7 @@ from typing import Any
 from allo.console import say
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder, write_jsonl
-from allo.models.load import Model, Tokenizer
+from allo.models.load import MODEL_FILES, Model, Tokenizer, locate_checkpoint
 from allo.models.start import give_date, is_ready, load_policy, load_policy_tokenizer, save_whole, write_start
 from allo.ranks import by_first, from_first, rank
 from allo.recipe import Recipe, Sft
@@ -24,13 +24,20 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     return _started(recipe, folder) if recipe.sft is not None else by_first(lambda: _started(recipe, folder))
 
 
+def _why_copied(recipe: Recipe) -> str:
+    """Return why a run cannot start from the recipe's model as it is stored."""
+    if locate_checkpoint(recipe.model, MODEL_FILES)[1] is not None:
+        return "is a GGUF file, which is converted"
+    return f"is not stored as this run stores its model, in {recipe.dtype} and under the names that transformers gives"
+
+
 def _started(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     folder.start.mkdir(exist_ok=True)
     ready = is_ready(recipe) if recipe.sft is None or recipe.shards is not None else None
     if recipe.shards is not None and ready is None:
         raise UserError(
-            f"shards: {recipe.model} is not stored as this run would store its model (a GGUF file, another dtype or other names), "
-            "and no process holds it as a whole: convert it first, or set dtype to the one on disk."
+            f"shards: {recipe.model} {_why_copied(recipe)}, and no process holds it as a whole: convert it first, or set dtype to "
+            "the one on disk."
         )
     model_folder = ready if recipe.sft is None else None
     counts: dict[str, Any] = {}
@@ -42,9 +49,8 @@ def _started(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         model = load_policy(recipe, recipe.model)
         if recipe.sft is None:
             say(
-                f"nothing is fine-tuned: {recipe.model} is not stored as this run would store its model (a GGUF file, "
-                f"another dtype or other names): the run starts from the copy {model_folder}, and its masks and deltas "
-                "are for that copy"
+                f"nothing is fine-tuned: {recipe.model} {_why_copied(recipe)}: the run starts from the copy {model_folder}, and "
+                "its masks and deltas are for that copy"
             )
         else:
             counts = _fine_tune(recipe, recipe.sft, model, tokenizer, folder)
