@@ -5,8 +5,10 @@ A block that no test runs says so to its readers, in the paragraph above it: "*N
 
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import typer
 from typer.core import TyperGroup
@@ -84,4 +86,6 @@ def parse(arguments: list[str]) -> None:
         # Parsed, they would be carried out: `--version` and the shell's completion.
         assert {*rest} <= {option for param in command.params for option in param.opts}, rest
     else:
-        command.make_context(name, [*rest])
+        # `--processes` would start processes while it is parsed.
+        with patch("allo.pipeline.launch.launch", return_value=0), suppress(typer.Exit):
+            command.make_context(name, [*rest])

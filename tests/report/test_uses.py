@@ -24,9 +24,9 @@ def run_of(folder: Path, recipe: str, start: str | None) -> Path:
     ("recipe", "start", "base"),
     [
         ("model: org/name", "/cache/snapshots/123", "org/name"),
-        ("model: /home/me/models/mine", "/home/me/models/mine", "mine"),
+        ("model: /models/me/models/mine", "/models/me/models/mine", "mine"),
         ("model: mine/m.gguf\nsft: null", "00-sft/model", "m.gguf"),
-        ("model: /home/me/m.gguf", None, "m.gguf"),
+        ("model: /models/me/m.gguf", None, "m.gguf"),
         ("model: org/name\nsft: {sources: [{task: mine}]}", "00-sft/model", "00-sft/model"),
         ("model: m.gguf\nsft: {sources: [{task: mine}]}", "00-sft/model", "00-sft/model"),
         ("model: org/name", "00-sft/model", "00-sft/model"),  # stored in another dtype
@@ -41,4 +41,4 @@ def test_the_base_is_named_where_it_is_known(
     html, markdown = render([view(run)])
     command = f"allo delta apply {base} 07-improve/delta.safetensors OUT"
     assert f"`{command}`" in markdown
-    assert "/home/me" not in markdown.split("Use this model")[1] and "BASE" not in html.replace(command, "")
+    assert "/models/me" not in markdown.split("Use this model")[1] and "BASE" not in html.replace(command, "")

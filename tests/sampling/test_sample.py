@@ -11,6 +11,7 @@ from allo.models.load import Model, Tokenizer, load_model, load_tokenizer
 from allo.models.model_checks import num_positions, prompt_room
 from allo.models.tokenization import prompt_ids
 from allo.sampling.completions import Completed, complete
+from allo.sampling.generate import Batch
 from tiny_run import LAB
 
 POSITIONS = 128  # of the laboratory's model
@@ -68,7 +69,9 @@ def test_prompts_are_cut_to_their_room_and_counted(
     seen: list[int] = []
     monkeypatch.setattr(
         "allo.sampling.completions.generate",
-        lambda _model, _tokenizer, ids, **_: seen.extend(map(len, ids)) or [],
+        lambda _model, _tokenizer, ids, *, numbers, **_: (
+            seen.extend(map(len, ids)) or (Batch(n, []) for n in numbers)
+        ),
     )
     completed: Completed = complete(
         model,

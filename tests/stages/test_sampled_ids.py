@@ -57,7 +57,7 @@ class Seen:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Watch the stages: what `decode` draws, and which targets the log-probs are taken of."""
     found = Seen()
-    run, hidden, decode, complete = Stage.run, policy.hidden_states, sampling.decode, evaluate.complete
+    run, hidden, decode, complete = Stage.run, policy._hidden_states, sampling.decode, evaluate.complete
     forward = LlamaModel.forward
 
     def watched(self: Stage, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         return Verified(sum(map(ord, text)) % 2 == 0, text[-1:] or None, "final_answer")
 
     monkeypatch.setattr(Stage, "run", watched)
-    monkeypatch.setattr(policy, "hidden_states", scoring)
+    monkeypatch.setattr(policy, "_hidden_states", scoring)
     monkeypatch.setattr(sampling, "decode", drawing)
     monkeypatch.setattr(evaluate, "complete", completing)
     monkeypatch.setattr(LlamaModel, "forward", reading)

@@ -21,6 +21,7 @@ from allo.training.checkpointing import (
     remove_checkpoint,
     whole_checkpoints,
 )
+from allo.weights.shards import ONE
 
 
 def draws() -> list[Any]:
@@ -44,7 +45,9 @@ def test_only_the_process_that_saves_writes_a_checkpoint(saves: bool, tmp_path: 
         args=SimpleNamespace(should_save=saves, save_only_model=False, output_dir=str(tmp_path / "own")),
         optimizer=state,
         lr_scheduler=state,
-        selected=state,
+        selected=SimpleNamespace(state_dict=state.state_dict, ranks=ONE),
+        _saves_part=saves,
+        _own=lambda name: name,
         loss_state=lambda: {"total": 2.5},
     )
     folder = tmp_path / "new" / "checkpoint-1"
@@ -58,7 +61,8 @@ def test_only_the_process_that_saves_writes_a_checkpoint(saves: bool, tmp_path: 
     assert names == (every if saves else set())
     if saves:
         loaded: dict[str, Any] = {}
-        trainer.selected = trainer.optimizer = SimpleNamespace(load_state_dict=loaded.update)
+        trainer.optimizer = SimpleNamespace(load_state_dict=loaded.update)
+        trainer.selected = SimpleNamespace(load_state_dict=loaded.update, ranks=ONE)
         trainer.load_loss_state = loaded.update
         CheckpointedTrainer._load_from_checkpoint(trainer, str(folder))
         assert loaded.keys() == {"weight", "total"} and loaded["total"] == 2.5
@@ -71,6 +75,7 @@ def test_the_whole_model_goes_to_the_trainers_own_folder_unless_another_is_named
         args=SimpleNamespace(should_save=True, output_dir=str(tmp_path / "own")),
         model=writer,
         processing_class=writer,
+        selected=SimpleNamespace(ranks=ONE),
     )
     CheckpointedTrainer.save_model(trainer)
     CheckpointedTrainer.save_model(trainer, str(tmp_path / "other"))

@@ -114,7 +114,9 @@ def test_what_pairs_reject_is_forgotten(
     assert trainer(ForgetTrainer, [row], tmp_path).train_dataset[0]["completion_ids"] == ids
     with pytest.raises(UserError, match=r"^train_dataset, row 1: `rejected` stands beside"):
         trainer(ForgetTrainer, [text, {**text, "token_weights": [1.0]}], tmp_path)
-    with pytest.raises(UserError, match=r"^train_dataset, row 1: lacks `rejected`"):
+    with pytest.raises(
+        UserError, match=r"^train_dataset, row 0 is a pair, and train_dataset, row 1 a completion"
+    ):
         trainer(ForgetTrainer, [text, {"prompt": "Tom", "chosen": "First 3."}], tmp_path)
     with pytest.raises(UserError, match=r"^train_dataset, row 0: lacks `completion`"):
         trainer(SftTrainer, [text], tmp_path)

@@ -65,6 +65,10 @@ INTERNALS = {
         "transformers:PreTrainedModel._is_stateful": "recurrent models do not share prompts in training",
         "transformers.convert_slow_tokenizer:bytes_to_unicode()": "parts of characters are shown as bytes",
         "transformers.utils:logging": "models load without progress bars",
+        "transformers:PreTrainedModel._no_split_modules": "layers are the parts that FSDP2 gathers",
+        "transformers:PreTrainedModel._is_hf_initialized": "a shard's weights that were read are not drawn again",
+        "torch:ops.aten._softmax_backward_data.default": "attention by blocks keeps no scores for the backward pass",
+        "torch:_C.DisableTorchFunctionSubclass": "a mask of blocks is a tensor for every other operation",
     },
     # The room knows no transformers until it is given a model; `allo.models` checks these.
     "allo.weights.layout": {
@@ -112,6 +116,11 @@ INTERNALS = {
         "transformers.modeling_layers:GradientCheckpointingLayer": "layers recompute activations in eval mode",
         "transformers:PreTrainedModel.activation_checkpointing_enable": "layers recompute activations in eval mode",
         "accelerate.data_loader:prepare_data_loader(dataloader, device, num_processes, process_index, ...)": "a resumed run sees the same order",
+    },
+    # The room knows no accelerate until another has loaded it; `allo.training` checks these.
+    "allo.ranks": {
+        "accelerate.state:AcceleratorState._reset_state(reset_partial_state)": "outside shared work, rank 0 is a single process",
+        "accelerate.state:GradientState._reset_state()": "outside shared work, rank 0 is a single process",
     },
     "allo.training.trackers": {
         f"transformers.integrations.integration_utils:{name}": "each stage has a run of its own, with an image of its mask"

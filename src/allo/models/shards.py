@@ -115,8 +115,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     """
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     own = {
-        module: [param for param in module._parameters.values() if param is not None]
-        for module in model.modules()
+        module: [param for _, param in module.named_parameters(recurse=False)] for module in model.modules()
     }
     holders = Counter(param for params in own.values() for param in params)
     found = [
@@ -151,10 +150,13 @@ def _fill(
                 rows[piece.live].view(-1)[places] = values.to(device, rows[piece.live].dtype)
     filled = {id(live[name]): _with_rows(live[name], own) for name, own in rows.items()}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if id(tensor) in filled:
-                    setattr(module, name, filled[id(tensor)])
+        own = chain(
+            module.named_parameters(recurse=False, remove_duplicate=False),
+            module.named_buffers(recurse=False, remove_duplicate=False),
+        )
+        for name, tensor in list(own):
+            if id(tensor) in filled:
+                setattr(module, name, filled[id(tensor)])
 
 
 def _with_rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -200,8 +202,8 @@ def _compute_buffers(model: PreTrainedModel, named: Collection[str], device: tor
     for name, tensor in saved_tensors(model).items():
         tensor._is_hf_initialized = name in read  # type: ignore[attr-defined]
     for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and not getattr(buffer, "_is_hf_initialized", False):
-                module._buffers[name] = torch.empty_like(buffer, device=device)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if not getattr(buffer, "_is_hf_initialized", False):
+                setattr(module, name, torch.empty_like(buffer, device=device))
     with quiet():
         model.initialize_weights()

@@ -36,6 +36,7 @@ from allo.weights.own_pieces import changes_from
 from allo.weights.selected import SelectedWeights
 from allo.weights.shards import Ranks
 
+check("allo.ranks")
 check("allo.training")  # here and not in the room: a check of numbers needs no Trainer
 
 SELECTED_FILE = "selected.safetensors"
