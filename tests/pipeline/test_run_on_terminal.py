@@ -77,7 +77,7 @@ def test_each_stage_ends_with_what_it_did_in_words_and_units(said: dict[str, str
         assert re.search(
             r"improve done in [\w ]+: \d+ rows, 1 dropped, \d steps, [\d,]+ weights trained", flat
         )
-        assert "locate done in" in flat and "training state 5.1 MB" in flat
+        assert "locate done in" in flat and "training state 5.06 MB" in flat
         assert "1 row is dropped (1 do not fit into max_length 128)" in flat
 
 

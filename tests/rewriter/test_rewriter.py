@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from allo.errors import UserError
 from allo.files.artifacts import read_json, read_jsonl, sha256_file, write_jsonl
-from allo.files.records import Message, Pair, Verdict, Wrong
+from allo.files.records import Completion, Message, Pair, Verdict, Wrong
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.rewriter.cases import Run, open_run
@@ -153,7 +153,7 @@ def test_self_keeps_what_is_right_and_near_and_goes_on_where_it_was_killed(
     )
     made(run, out, "self", identity=0.0, num_generations=16, max_distance=0.9)
     assert out.read_bytes() == whole
-    samples = [sample for batch in batches for sample in batch]
+    samples = [each for batch in batches for each in batch if isinstance(each, Completion)]
     assert len(samples) == 16 * counts["wrong"], "no completion is repaired twice"
 
 

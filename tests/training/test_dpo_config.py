@@ -82,7 +82,7 @@ def test_a_config_trains_as_in_trl(settings: dict[str, Any], tmp_path: Path) -> 
     assert steps[0]["loss"] != pytest.approx(steps[-1]["loss"], rel=0.05)
     for step, their_step in zip(steps, their_steps, strict=True):
         for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected"):
-            assert step[name] == pytest.approx(their_step[name], abs=TOLERANCE, rel=5 * TOLERANCE), name
+            assert step[name] == pytest.approx(their_step[name], abs=TOLERANCE, rel=10 * TOLERANCE), name
     for name, tensor in weights(theirs).items():
         torch.testing.assert_close(weights(ours)[name], tensor, atol=5 * TOLERANCE, rtol=TOLERANCE)
 

@@ -143,7 +143,9 @@ class _BlockAttention(torch.autograd.Function):
             own, keys, values = block.queries(query), block.keys(key), block.keys(value)
             slope = block.queries(grad)
             shares = torch.baddbmm(block.mask(query.dtype), own, keys.mT, alpha=ctx.scale).softmax(-1)
-            of_scores = torch.ops.aten._softmax_backward_data.default(slope @ values.mT, shares, -1, shares.dtype)
+            of_scores = torch.ops.aten._softmax_backward_data.default(
+                slope @ values.mT, shares, -1, shares.dtype
+            )
             block.queries(of_query).copy_((of_scores @ keys).mul_(ctx.scale))
             _add(of_key, block, (of_scores.mT @ own).mul_(ctx.scale))
             _add(of_value, block, shares.mT @ slope)

@@ -89,7 +89,7 @@ class Group:
                 if found_there := json.loads(other):
                     mine = as_error(found_there)
                     break
-        elif not self._all_soon(others):
+        elif not self.all_soon(others):
             self._broken = mine  # the others wait for this rank in the middle of their work
         self.met += 1
         self._calls.clear()
@@ -117,7 +117,7 @@ class Group:
             accelerate.AcceleratorState._reset_state(reset_partial_state=True)
             accelerate.GradientState._reset_state()
 
-    def _all_soon(self, keys: list[str]) -> bool:
+    def all_soon(self, keys: list[str]) -> bool:
         """Return whether all keys are there within a moment: whatever failed here, fails there too."""
         end = time.monotonic() + GRACE
         while time.monotonic() < end:

@@ -62,6 +62,10 @@ def _leave(group: Group, code: int) -> None:
         if code:  # for those who wait for something else; it has been said what is wrong
             group.claim()
             group.store.set(ENDED, str(code))
+            # Without a launcher's, the store ends with this process.
+            group.all_soon([f"left/{other}" for other in range(1, group.size)])
+    elif code:
+        group.store.set(f"left/{group.rank}", "")
     if code == 0:
         import torch.distributed as dist
 
@@ -124,6 +128,7 @@ def _watch(group: Group, store: Any, closing: threading.Event) -> None:
                 group.end("allo: the launcher has ended; start the same command again to resume.")
             continue
         if ended is not False:
+            store.set(f"left/{group.rank}", "")
             os._exit(ended)
         for other, value in zip(watched, beats, strict=True):
             if other not in seen or seen[other][0] != value:
