@@ -71,14 +71,17 @@ def serving() -> Iterator[Server]:
 
 def main() -> None:
     """Serve until the input ends."""
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import allo.cli
-    import allo.pipeline.launch
     import allo.stages
 
-    for module in pkgutil.iter_modules(allo.stages.__path__):
-        importlib.import_module(f"allo.stages.{module.name}")
+    stages = [f"allo.stages.{module.name}" for module in pkgutil.iter_modules(allo.stages.__path__)]
+    for name in (
+        "scipy.stats",
+        "transformers.models.llama.modeling_llama",
+        "allo.cli",
+        "allo.pipeline.launch",
+        *stages,
+    ):
+        importlib.import_module(name)
     for line in sys.stdin:
         fields: dict[str, Any] = json.loads(line)
         start = Start(**fields | {"hurt": fields["hurt"] and Hurt(**fields["hurt"])})

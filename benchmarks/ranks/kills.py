@@ -1,6 +1,6 @@
 """Recipes whose ranks are killed, stopped or made to raise at random: does each end clearly, and does a restart end the same?
 
-    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.ranks.kills --times 30 --work /tmp/kills
+    OMP_NUM_THREADS=1 python -m benchmarks.ranks.kills --times 30 --work FOLDER
 
 Each accident hits a random rank of 2 or 3 at a random moment of the tiny recipe of tests/tiny_run.py. A clear end is one message, a
 status other than 0, and at most a minute. The restart has another number of ranks; its untrained files must have the same bytes as a

@@ -1,6 +1,6 @@
-"""How much faster two processes are than one, where each has one core: sampling, scoring and training, in turns.
+"""The speed-up of two processes over one in sampling, scoring and training, each process on one core, in turns.
 
-    .venv/bin/python -m benchmarks.ranks.speed --work /tmp/speed --turns 5
+    python -m benchmarks.ranks.speed --work FOLDER --turns 5
 
 The stages' seconds are those of the run's manifest, without loading libraries. Each process is held to one core. On a busy machine the
 figures mean nothing.

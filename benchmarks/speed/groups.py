@@ -22,8 +22,8 @@ from benchmarks.record import RESULTS, Record, Row
 from benchmarks.speed.driver import GB, TRL, TRL_PRECOMPUTED, Measure, Rounds, alternate, in_own_process
 from benchmarks.speed.floor import products_seconds
 from benchmarks.speed.one import Figures
-from benchmarks.speed.sampled import sampled_pairs
-from benchmarks.speed.work import Work, write_pairs
+from benchmarks.speed.sampled import add_options, sampled_work
+from benchmarks.speed.work import Work
 
 # System -> what it is compared with: TRL's with the same kind of reference, or single rows.
 COMPARED = {
@@ -38,7 +38,6 @@ COMPARED = {
     "likelihood": "likelihood",
     "likelihood, prompts": "likelihood",
 }
-BATCH_SIZE, ACCUMULATION = 5, 2
 
 
 def table(found: Rounds, floors: dict[str, float]) -> list[Row]:
@@ -111,18 +110,11 @@ def floors_of(work: Work, systems: Sequence[str]) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None, *, measure: Measure = in_own_process) -> None:
     parser = argparse.ArgumentParser(description="Measure steps whose prompts have several rows.")
-    parser.add_argument("--model", required=True, help="a checkpoint's folder or a .gguf file")
-    parser.add_argument(
-        "--data-folder", required=True, type=Path, help="the folder that holds gsm8k/ and ecqa/"
-    )
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    add_options(parser)
     parser.add_argument("--systems", default=";".join(COMPARED), help="names separated by semicolons")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="measured steps; one before them warms up")
     parser.add_argument("--pairs", type=int, default=5, help="of each prompt")
-    parser.add_argument("--length", type=int, default=512, help="most tokens of a prompt with its completion")
-    parser.add_argument("--new-tokens", type=int, default=200, help="most tokens of a sample")
-    parser.add_argument("--samples", type=Path, help="a file that keeps the samples; read if it exists")
     parser.add_argument("--output", type=Path, default=RESULTS / "speed-groups-cpu.json")
     options = parser.parse_args(arguments)
     systems = [name.strip() for name in options.systems.split(";")]
@@ -130,25 +122,7 @@ def main(arguments: list[str] | None = None, *, measure: Measure = in_own_proces
         parser.error(f"--systems: {unknown[0]!r} is none of: {'; '.join(COMPARED)}")
     record = Record(options.output, "speed-groups", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(
-            model=options.model,
-            tokenizer=options.model,
-            pairs=str(Path(folder) / "pairs.jsonl"),
-            dtype=options.dtype,
-            batch_size=BATCH_SIZE,
-            accumulation=ACCUMULATION,
-            max_length=options.length,
-        )
-        pairs = sampled_pairs(
-            options.model,
-            options.data_folder,
-            num_prompts=-(-(options.steps + 1) * work.pairs_a_step // options.pairs),
-            pairs_a_prompt=options.pairs,
-            max_new_tokens=options.new_tokens,
-            max_length=options.length,
-            keep=options.samples or Path(folder) / "samples.json",
-        )
-        write_pairs(Path(work.pairs), pairs)
+        work = sampled_work(options, Path(folder), steps=options.steps, pairs=options.pairs)
         torch.set_num_threads(1)
         floors = floors_of(work, systems)
         alternate(

@@ -18,10 +18,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.record import RESULTS, Record, Row
-from benchmarks.speed.groups import ACCUMULATION, BATCH_SIZE
 from benchmarks.speed.one import SYSTEMS
-from benchmarks.speed.sampled import sampled_pairs
-from benchmarks.speed.work import Work, write_pairs
+from benchmarks.speed.sampled import add_options, sampled_work
+from benchmarks.speed.work import Work
 
 # The first kind whose pattern an operation's name matches.
 KINDS = {
@@ -73,39 +72,14 @@ def seconds_of(system: str, work: Work) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Profile a step by kind of operation.")
-    parser.add_argument("--model", required=True, help="a checkpoint's folder or a .gguf file")
-    parser.add_argument(
-        "--data-folder", required=True, type=Path, help="the folder that holds gsm8k/ and ecqa/"
-    )
+    add_options(parser)
     parser.add_argument("--systems", default="TRL;allo;allo, prompts", help="names separated by semicolons")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=200)
-    parser.add_argument("--samples", type=Path, help="a file that keeps the samples; read if it exists")
     parser.add_argument("--output", type=Path, default=RESULTS / "speed-operations-cpu.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     record = Record(options.output, "speed-operations", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(
-            model=options.model,
-            tokenizer=options.model,
-            pairs=str(Path(folder) / "pairs.jsonl"),
-            dtype=options.dtype,
-            batch_size=BATCH_SIZE,
-            accumulation=ACCUMULATION,
-            max_length=options.length,
-        )
-        pairs = sampled_pairs(
-            options.model,
-            options.data_folder,
-            num_prompts=4,
-            pairs_a_prompt=5,
-            max_new_tokens=options.new_tokens,
-            max_length=options.length,
-            keep=options.samples or Path(folder) / "samples.json",
-        )
-        write_pairs(Path(work.pairs), pairs)
+        work = sampled_work(options, Path(folder))
         found = {name.strip(): seconds_of(name.strip(), work) for name in options.systems.split(";")}
     rows: list[Row] = [
         {"operations": kind} | {f"{system}, s": seconds[kind] for system, seconds in found.items()}

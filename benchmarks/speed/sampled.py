@@ -1,6 +1,7 @@
 """Pairs as the method makes them: ten samples of each prompt, several pairs of them."""
 
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from allo.models.tokenization import prompt_ids
 from allo.sampling.generate import generate
 from allo.tasks.pairing import make_pairs
 from allo.tasks.prompts import PromptSource, read_prompts
-from benchmarks.speed.work import SEED, Pair, longest
+from benchmarks.speed.work import SEED, Pair, Work, longest, write_pairs
 
 TASKS = ("gsm8k", "ecqa")
 NUM_SAMPLES = 10
+BATCH_SIZE, ACCUMULATION = 5, 2
 NUM_RIGHT = 3
 """Samples of a prompt that stand for right ones: a small model has none for most, and times do not depend on them."""
 
@@ -79,3 +81,39 @@ def _sample(name: str, prompts: list[Prompt], max_new_tokens: int) -> dict[str, 
         for sample in batch.samples:
             texts[prompts[sample.prompt].id].append(sample.text)
     return texts
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options that `sampled_work` reads."""
+    parser.add_argument("--model", required=True, help="a checkpoint's folder or a .gguf file")
+    parser.add_argument(
+        "--data-folder", required=True, type=Path, help="the folder that holds gsm8k/ and ecqa/"
+    )
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--length", type=int, default=512, help="most tokens of a prompt with its completion")
+    parser.add_argument("--new-tokens", type=int, default=200, help="most tokens of a sample")
+    parser.add_argument("--samples", type=Path, help="a file that keeps the samples; read if it exists")
+
+
+def sampled_work(options: Namespace, folder: Path, *, steps: int = 1, pairs: int = 5) -> Work:
+    """Write pairs of the model's own samples into a folder, `pairs` of each prompt, for one step more; return work on them."""
+    work = Work(
+        model=options.model,
+        tokenizer=options.model,
+        pairs=str(folder / "pairs.jsonl"),
+        dtype=options.dtype,
+        batch_size=BATCH_SIZE,
+        accumulation=ACCUMULATION,
+        max_length=options.length,
+    )
+    found = sampled_pairs(
+        options.model,
+        options.data_folder,
+        num_prompts=-(-(steps + 1) * work.pairs_a_step // pairs),
+        pairs_a_prompt=pairs,
+        max_new_tokens=options.new_tokens,
+        max_length=options.length,
+        keep=options.samples or folder / "samples.json",
+    )
+    write_pairs(Path(work.pairs), found)
+    return work

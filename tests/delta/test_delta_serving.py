@@ -54,7 +54,8 @@ def read_without_allo(file: Path) -> dict[str, tuple[Tensor, Tensor, tuple[int, 
     """Return (indices, values, full shape) by name, as the documents say to read a patch."""
     with safe_open(file, framework="pt") as opened:
         shapes = json.loads(opened.metadata()["allo"])["shapes"]
-        names = [key.removesuffix(".indices") for key in opened.keys() if key.endswith(".indices")]  # noqa: SIM118
+        keys = opened.keys()
+        names = [key.removesuffix(".indices") for key in keys if key.endswith(".indices")]
         assert {*opened.keys()} == {f"{name}.{part}" for name in names for part in ("indices", "values")}
         return {
             name: (

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tiny_run import IN_BATCHES, arguments, contents, environment
+from benchmarks.ranks import forked
+from tiny_run import IN_BATCHES, arguments, contents
 
 # The slow test has as many kills, and as many damaged files.
 TIMES = int(os.environ.get("ALLO_SURVIVES", "100"))
@@ -41,7 +40,7 @@ UNFINISHED = ("checkpoint-*/*", "*.part", ".*.begun", ".hashes.json", "manifest.
 class Server:
     """A process that runs `allo run` in forked children, always in the same folder."""
 
-    process: subprocess.Popen[str]
+    forks: forked.Server
     out: Path
 
     @property
@@ -54,12 +53,10 @@ class Server:
 
     def start(self, *, after: float | None = None) -> tuple[int, float]:
         """Run, killed `after` so many seconds; return the exit status and the seconds."""
-        request = {"arguments": arguments("run", self.out, *SMALL), "log": str(self.log), "after": after}
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        status, seconds = self.process.stdout.readline().split()
-        return int(status), float(seconds)
+        hurt = None if after is None else forked.Hurt(0, "kill", after)
+        return self.forks.run(
+            forked.Start(arguments("run", self.out, *SMALL), str(self.log), num_ranks=1, hurt=hurt)
+        )
 
     def finish(self) -> dict[str, Any]:
         status, _ = self.start()
@@ -72,16 +69,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).parents[1] / "fork_server.py"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    yield Server(process, tmp_path_factory.mktemp("survives") / "work")
-    assert process.stdin is not None
-    process.communicate(timeout=60)
+    with forked.serving() as forks:
+        yield Server(forks, tmp_path_factory.mktemp("survives") / "work")
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from allo import console
 from allo.cli import result
 from allo.files.artifacts import RunFolder
 from allo.files.evaluation import Accuracy, Answer, Evaluated, Evaluation, ModelResult, SetResult
+from allo.recipe import load_recipe
 from allo.report.paired import difference, values
 from allo.report.run_view import Manifest, RunView
 from allo.report.tables import models, result_tables
 from allo.stats.metrics import bootstrap
 
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "lab.yaml"
 BEFORE, AFTER = [[1, 0], [0, 0], [1, 1], [0, 1]] * 3, [[1, 1], [1, 0], [1, 1], [0, 1]] * 3
 
 
@@ -106,7 +108,7 @@ def test_the_terminal_shows_the_change_and_the_number_of_prompts(
     own = Console(file=screen, width=100, color_system=None)
     monkeypatch.setattr(console, "console", own)
     monkeypatch.setattr(result, "console", own)
-    result.show_result(None, RunFolder(tmp_path))  # type: ignore[arg-type]
+    result.show_result(load_recipe(RECIPE), RunFolder(tmp_path))
     text = " ".join(screen.getvalue().replace("\u00a0", " ").split())
     paired = bootstrap([[(sum(a) - sum(b)) / 4] for a, b in zip(AFTER, BEFORE, strict=True)], seed=0)
     assert f"Sampled change – +0.125 [{paired.low:.3f}, {paired.high:.3f}]" in text

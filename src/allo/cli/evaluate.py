@@ -122,10 +122,7 @@ def evaluate(
     )
     run = None if place is None else run_of(place, overrides)
     if run is None:
-        if start:
-            raise UserError(f"{place or base}: --start is for a run, whose starting model allo knows.")
-        if overrides:
-            raise UserError(f"{place or base}: --set is for a recipe or a run; a model has no recipe.")
+        _refuse_for_a_model(str(place or base), start, overrides)
         job = model_job(str(place or base), delta, settings, output=output, chat=chat, pad_token=pad_token)
     else:
         if delta is not None:
@@ -135,6 +132,13 @@ def evaluate(
         job = run_job(*run, settings, start=start, output=output, chat=chat)
     show(job.do(names, dtype=dtype, device=device, trust_remote_code=trust_remote_code))
     say(f"the results are in {job.output}")
+
+
+def _refuse_for_a_model(model: str, start: bool, overrides: list[str] | None) -> None:
+    if start:
+        raise UserError(f"{model}: --start is for a run, whose starting model allo knows.")
+    if overrides:
+        raise UserError(f"{model}: --set is for a recipe or a run; a model has no recipe.")
 
 
 def _recipe_of_the_stage(place: Path | None, context: typer.Context) -> Path:

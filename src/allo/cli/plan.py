@@ -73,25 +73,24 @@ def plan_command(
         tokens = None if recipe is None else _tokens(read)
         if rate is not None and tokens is None:
             raise UserError("--tokens-per-second: give a recipe, whose rows are counted.")
-        from allo.plan import plan
-        from allo.plan import table as show
+        from allo.plan import plan, table
         from allo.plan.several import Geometry
         from allo.plan.several_table import show_steps, steps_as_json
 
         planned = plan(read, limit=limit)
         geometry = Geometry.of(read)
     if as_json:
-        found = show.as_json(planned, gpus=gpus, tokens=tokens, rate=rate)
-        tell(json.dumps(found | steps_as_json(planned, geometry, machine), indent=1))
+        steps = steps_as_json(planned, geometry, machine)
+        tell(json.dumps(table.as_json(planned, gpus=gpus, tokens=tokens, rate=rate) | steps, indent=1))
         return
     if shape is not None:
-        tell(show.wrapped(f"Planned for {size}, taken as {words(shape)}."))
+        tell(table.wrapped(f"Planned for {size}, taken as {words(shape)}."))
     if recipe is None:
-        tell(show.wrapped("No recipe was given: planned is that of `allo init pairs`."))
-    show.show(planned, gpus=gpus)
+        tell(table.wrapped("No recipe was given: planned is that of `allo init pairs`."))
+    table.show(planned, gpus=gpus)
     if gpus > 1:
         show_steps(planned, geometry, machine)
-    tell(show.times(tokens, rate))
+    tell(table.times(tokens, rate))
 
 
 def _recipe(path: Path | None, overrides: list[str]) -> Recipe:

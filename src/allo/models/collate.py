@@ -81,12 +81,11 @@ def lay_out_together(completions: Sequence[tuple[Ids, Ids]], *, pad_id: int, sha
     A row has at most `_LONGEST` tokens, or one completion.
     """
     apart = [(tuple(prompt), tuple(ids)) for prompt, ids in completions]
-    found = lay_out(completions, apart, pad_id=pad_id)
     if not shared:
-        return found
+        return lay_out(completions, apart, pad_id=pad_id)
     lengths: dict[Hashable, int] = {}
     rows: dict[Hashable, int] = {}  # a prompt's rows that are full
-    places: dict[Hashable, Hashable] = {}
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], Hashable] = {}
     for prompt, ids in apart:
         if (prompt, ids) in places:
             continue
@@ -96,8 +95,9 @@ def lay_out_together(completions: Sequence[tuple[Ids, Ids]], *, pad_id: int, sha
             place = (prompt, rows[prompt])
         places[prompt, ids] = place
         lengths[place] = lengths.get(place, len(prompt)) + len(ids)
-    together = lay_out(completions, [places[each] for each in apart], pad_id=pad_id)
-    return min(together, found, key=lambda batch: batch["input_ids"].numel())
+    longest = max(len(prompt) + len(ids) for prompt, ids in places)
+    saves = len(lengths) * max(lengths.values()) <= len(places) * longest  # with the padding
+    return lay_out(completions, [places[each] if saves else each for each in apart], pad_id=pad_id)
 
 
 def _fill(rows: Sequence[Ids], completions: Sequence[_Completion], *, pad_id: int) -> Batch:
@@ -125,7 +125,7 @@ def _fill(rows: Sequence[Ids], completions: Sequence[_Completion], *, pad_id: in
 
 def _segments(completions: Sequence[_Completion], attention_mask: Tensor) -> Batch:
     segments = attention_mask.to(torch.int16) - 1
-    # Of padding 0: its columns could lie beyond the model's last position.
+    # Padding has position 0: its columns could lie beyond the model's last position.
     position_ids = torch.arange(attention_mask.shape[1]) * attention_mask
     for row, before, start, ids in completions:
         end = start + len(ids)

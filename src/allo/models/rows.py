@@ -48,7 +48,7 @@ class Counts:
 
     @property
     def advice(self) -> str:
-        """What to do about dropped rows, by their reasons."""
+        """Return advice on dropped rows, by their reasons."""
         if self.long:
             return "Raise max_length, or shorten the completions."
         return "Raise the score threshold." if self.unweighted else "Change the rows."

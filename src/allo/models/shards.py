@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,11 +102,17 @@ def _shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         for module in _layers(model):
             fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    except (NotImplementedError, ValueError, AssertionError) as error:
+    except (NotImplementedError, ValueError, AssertionError) as error:  # torch asserts some of its limits
         raise UserError(
             f"{type(model).__name__}: torch cannot shard it ({error}): remove shards, or use another model."
         ) from error
     agree(model, True)
+
+
+def unsplit(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that the model's family keeps in one place: its layers."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -113,7 +120,6 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
 
     A layer that shares a weight with a module outside of it is none of them: its weights are gathered with the rest.
     """
-    kinds = set(getattr(model, "_no_split_modules", None) or ())
     own = {
         module: [param for _, param in module.named_parameters(recurse=False)] for module in model.modules()
     }
@@ -122,8 +128,8 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
         module for module, params in own.items() if params and all(p.dtype != model.dtype for p in params)
     ]
     inner: set[nn.Module] = set()
-    for module in model.modules():
-        if type(module).__name__ not in kinds or module in inner:
+    for module in unsplit(model):
+        if module in inner:
             continue
         parts = list(module.modules())
         inside = Counter(param for part in parts for param in own[part])
@@ -199,8 +205,9 @@ def _compute_buffers(model: PreTrainedModel, named: Collection[str], device: tor
     """Give the buffers of a model without values that are not stored under a name their own, such as the angles of positions."""
     groups = Layout.whole(model).groups
     read = {name for group in groups if group.stored.keys() <= {*named} for name in group.live}
+    tensor: Any
     for name, tensor in saved_tensors(model).items():
-        tensor._is_hf_initialized = name in read  # type: ignore[attr-defined]
+        tensor._is_hf_initialized = name in read
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if not getattr(buffer, "_is_hf_initialized", False):

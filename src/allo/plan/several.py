@@ -11,10 +11,12 @@ from torch import nn
 
 from allo.models.load import empty_model
 from allo.models.rehearsal import config_of
+from allo.models.shards import unsplit
 from allo.models.start import DTYPES
 from allo.plan.machine import Machine
 from allo.plan.memory import StagePlan, Step
 from allo.recipe import Recipe
+from allo.training.micro_batches import cut
 
 RANK = 16
 """The rank of the compared LoRA, on every matrix of the layers."""
@@ -46,7 +48,7 @@ class Geometry:
         config = config_of(recipe.model, recipe.trust_remote_code)
         model = empty_model(config, trust_remote_code=recipe.trust_remote_code)
         text = config.get_text_config()
-        layers = _layers(model)
+        layers = unsplit(model)
         inside = {param for layer in layers for param in layer.parameters()}
         outside = {param for param in model.parameters() if param not in inside}
         weights = sum(param.numel() for param in model.parameters())
@@ -75,12 +77,6 @@ class Way:
     sent: int
     compute: float
     wire: float
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that FSDP2 gathers one at a time: those that the model's family does not split."""
-    kinds = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 def _idle_experts(model: nn.Module, config: object) -> int:
@@ -133,12 +129,8 @@ def share(step: Step, gpus: int) -> list[int]:
 
     With more GPUs than micro-batches, the largest are cut in two, down to one row.
     """
-    cut = [step.rows] * step.micro_batches
-    while len(cut) < gpus and max(cut) > 1:
-        largest = max(cut)
-        cut.remove(largest)
-        cut += [largest - largest // 2, largest // 2]
-    return cut[::gpus] if len(cut) > gpus else [max(cut)]
+    parts = list(map(len, cut([range(step.rows)] * step.micro_batches, gpus)))
+    return parts[::gpus] if len(parts) > gpus else [max(parts)]
 
 
 def _rows(at: Mapping[str, int]) -> int:

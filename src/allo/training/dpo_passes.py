@@ -59,6 +59,21 @@ _BESIDE = re.compile(
 )
 
 
+def _check_read(arguments: TrainingArguments) -> None:
+    """Refuse a field that the fused warm-up would ignore, and say that it logs to no tracker."""
+    for field in type(arguments).__dataclass_fields__:
+        is_read = field in READ_IN_WARMUP or _BESIDE.fullmatch(field)
+        if not (is_read or is_default(arguments, field)):
+            raise UserError(
+                f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
+            )
+    if arguments.report_to:
+        say(
+            f"locate: report_to: the fused warm-up logs to no tracker; its steps are in {arguments.output_dir}/"
+            "metrics.jsonl. locate.criterion=warmup logs to it."
+        )
+
+
 class DpoPasses:
     """Passes of a model in eval mode over `rows` from `rows.counted_pairs`, or labelled from `rows.counted_completions`.
 
@@ -117,20 +132,7 @@ class DpoPasses:
         Raises `UserError` for a field that is neither at its default nor in `READ_IN_WARMUP`. Also if a loss or, at
         the end, a weight is not finite.
         """
-        for field in type(self.arguments).__dataclass_fields__:
-            if (
-                field not in READ_IN_WARMUP
-                and not _BESIDE.fullmatch(field)
-                and not is_default(self.arguments, field)
-            ):
-                raise UserError(
-                    f"{field}: the fused warm-up has its own update rule and would ignore it; remove it."
-                )
-        if self.arguments.report_to:
-            say(
-                f"locate: report_to: the fused warm-up logs to no tracker; its steps are in {self.arguments.output_dir}/"
-                "metrics.jsonl. locate.criterion=warmup logs to it."
-            )
+        _check_read(self.arguments)
         num_steps = number_of_steps(self.arguments, len(self.rows))
         steps_an_epoch = math.ceil(len(self.rows) / self.rows_a_step)
         self._add_reference(steps_an_epoch)
@@ -180,9 +182,11 @@ class DpoPasses:
     def _steps(self) -> Iterator[list[Row]]:
         """Yield the rows of each step, epoch after epoch without end, in the order of the Trainer's data loader."""
         seed = self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed
-        of_prompts = GroupSampler(self.rows, rows_a_step=self.rows_a_step, seed=seed)
+        of_prompts = None
+        if self._group == "prompt":
+            of_prompts = GroupSampler(self.rows, rows_a_step=self.rows_a_step, seed=seed)
         for epoch in itertools.count():
-            if self._group == "prompt":
+            if of_prompts is not None:
                 of_prompts.set_epoch(epoch)
                 order = torch.tensor(list(of_prompts))
             else:

@@ -16,7 +16,8 @@ class GroupSampler(Sampler[int]):
     """A sampler of row numbers whose groups stand together, in an order drawn from `seed` and the epoch.
 
     Steps have `rows_a_step` rows. A step begins with the group that is next, and takes the largest ones near it that
-    fit. If none fits, the next one is split, and its remainder begins the next step. Without a seed, groups come in the order of their first rows.
+    fit. If none fits, the next one is split, and its remainder begins the next step. Without a seed, groups come in the
+    order of their first rows.
     """
 
     def __init__(self, rows: Sequence[Row], *, rows_a_step: int, seed: int | None) -> None:
@@ -54,7 +55,7 @@ def _filled(waiting: list[list[int]], size: int) -> Iterator[int]:
         taken, rest = waiting[place][:room], waiting[place][room:]
         yield from taken
         room = room - len(taken) or size
-        # What was passed over keeps its order; a remainder is the next.
+        # Groups that were passed over keep their order; a remainder is the next.
         waiting[first + 1 : place + 1] = waiting[first:place]
         waiting[first] = rest
         first += not rest

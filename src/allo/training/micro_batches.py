@@ -1,11 +1,12 @@
 """The micro-batches of an optimizer step: rows of similar length, within a budget of rows or tokens."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from allo.ranks import num_ranks, rank
 
 Row = Mapping[str, Any]
+Item = TypeVar("Item")
 
 
 def micro_batches(
@@ -51,7 +52,7 @@ def own_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> Itera
 
     If there are more ranks than micro-batches, the largest are cut in two, unless they must stay `whole`.
     """
-    return iter(_cut(batches, whole=whole)[rank() :: num_ranks()])
+    return iter((batches if whole else cut(batches, num_ranks()))[rank() :: num_ranks()])
 
 
 def idle_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> list[Sequence[Row]]:
@@ -59,14 +60,15 @@ def idle_share(batches: Sequence[Sequence[Row]], *, whole: bool = False) -> list
 
     Ranks of a sharded model exchange its layers in each pass, so all must make as many passes.
     """
-    cut = _cut(batches, whole=whole)
-    return [cut[-1]] if -len(cut) % num_ranks() >= num_ranks() - rank() else []
+    parts = batches if whole else cut(batches, num_ranks())
+    return [parts[-1]] if -len(parts) % num_ranks() >= num_ranks() - rank() else []
 
 
-def _cut(batches: Sequence[Sequence[Row]], *, whole: bool) -> list[Sequence[Row]]:
-    cut = list(batches)
-    while not whole and len(cut) < num_ranks() and max(map(len, cut), default=0) > 1:
-        place = max(range(len(cut)), key=lambda number: len(cut[number]))
-        middle = (len(cut[place]) + 1) // 2
-        cut[place : place + 1] = [cut[place][:middle], cut[place][middle:]]
-    return cut
+def cut(batches: Sequence[Sequence[Item]], number: int) -> list[Sequence[Item]]:
+    """Return the micro-batches, the largest cut in two until there are `number`, down to one row each."""
+    parts = list(batches)
+    while len(parts) < number and max(map(len, parts), default=0) > 1:
+        place = max(range(len(parts)), key=lambda each: len(parts[each]))
+        middle = (len(parts[place]) + 1) // 2
+        parts[place : place + 1] = [parts[place][:middle], parts[place][middle:]]
+    return parts

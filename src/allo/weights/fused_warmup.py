@@ -91,7 +91,7 @@ class _SecondMoments:
         rows, device = _as_matrix(own_rows(param)), own_rows(param).device
         self._ranks = ranks
         self._is_vector = param.ndim < 2
-        # Of the whole tensor, of which these rows may be a part.
+        # The numbers are the whole tensor's, of which these rows may be a part.
         self._num_rows, self._num_columns = (
             (1, param.numel()) if self._is_vector else (len(param), rows.shape[1])
         )

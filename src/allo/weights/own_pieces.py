@@ -147,7 +147,7 @@ def _joined(rows: ByName, parts: Sequence[Piece]) -> Tensor:
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between a model and its checkpoint: flat indices (int32) and new values by tensor on disk.
+    """The differences between a model and its checkpoint: flat indices (int32) and new values by tensor on disk.
 
     `num`: the weights that differ, each tied one once. Of a sharded model only the first rank has them.
     """

@@ -54,9 +54,8 @@ def _first_tied(
         if name in tied
     ]
     mine = torch.cat(places) if places else torch.empty(0, 2, dtype=torch.int64)
-    sizes = torch.zeros(ranks.num, dtype=torch.int64, device=ranks.device)
-    sizes[ranks.place] = len(mine)
-    start = int(ranks.sum(sizes)[: ranks.place].sum())
+    sizes = ranks.every(torch.tensor(len(mine)))
+    start = int(sizes[: ranks.place].sum())
     every = torch.zeros(int(sizes.sum()), 2, dtype=torch.int64, device=ranks.device)
     every[start : start + len(mine)] = mine.to(ranks.device)
     ordered = sorted(ranks.sum(every).tolist())

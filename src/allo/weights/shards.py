@@ -86,6 +86,12 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
+    def every(self, own: Tensor) -> Tensor:
+        """Return all parts' integer tensors of one shape, in order [num, ...]."""
+        found = torch.zeros(self.num, *own.shape, dtype=torch.int64, device=self.device)
+        found[self.place] = own
+        return self.sum(found)
+
     @property
     def is_first(self) -> bool:
         """Return whether this is the rank that writes what all of them found."""
@@ -95,9 +101,8 @@ class Ranks:
         """Return one fingerprint of all parts' fingerprints (SHA-256, hexadecimal), the same on every rank."""
         if self.num == 1:
             return own
-        every = torch.zeros(self.num, len(own), dtype=torch.int64, device=self.device)
-        every[self.place] = torch.tensor(list(own.encode()))
-        return hashlib.sha256(bytes(self.sum(every).flatten().tolist())).hexdigest()
+        every = self.every(torch.tensor(list(own.encode())))
+        return hashlib.sha256(bytes(every.flatten().tolist())).hexdigest()
 
     def wait(self) -> None:
         """Return once every rank, also of other copies, has called this."""
@@ -108,9 +113,7 @@ class Ranks:
         """Return all parts' one-dimensional tensors [any length] in order at the first, an empty one elsewhere; on the CPU."""
         if self.num == 1:
             return tensor.cpu()
-        sizes = torch.zeros(self.num, dtype=torch.int64, device=self.device)
-        sizes[self.place] = len(tensor)
-        sizes = self.sum(sizes)
+        sizes = self.every(torch.tensor(len(tensor)))
         bits = tensor.new_empty(len(tensor), device=self.device).copy_(tensor).view(torch.uint8)
         if self.place:
             if len(bits):
