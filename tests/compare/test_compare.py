@@ -241,6 +241,8 @@ def test_methods_are_like_others(tmp_path: Path) -> None:
     }
     b = resolve("b", known)
     assert (b.changes, b.scale, b.settings) == ({"x": 1, "y": 3}, 2.0, ({"z": 1},))
+    own = resolve("dpo", METHODS | {"dpo": Method(like="dpo", scale=7.0)})
+    assert (own.changes, own.scale) == (METHODS["dpo"].set, 7.0)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,7 @@ def test_methods_are_like_others(tmp_path: Path) -> None:
     [
         ({}, ["dqo"], "unknown method 'dqo'"),
         ({"a": {"like": "b"}, "b": {"like": "a"}}, ["a"], "a is like b is like a"),
+        ({"a": {"like": "a"}}, ["a"], "a is like a"),
         ({"a": {"set": {"improve.densty": 0.1}}}, ["a"], "improve.densty"),
         ({"a": {"tuned_as": "b"}, "b": {"tuned_as": "dpo"}}, ["a"], "'b' is not tuned by itself"),
     ],

@@ -100,12 +100,13 @@ def resolve(name: str, known: Mapping[str, Method], seen: tuple[str, ...] = ()) 
     """Return a method with the settings that it inherits through `like`."""
     if name not in known:
         raise UserError(f"compare: unknown method {name!r}; the methods are {', '.join(known)}.")
-    if name in seen:
+    if name in seen and known is not METHODS:
         raise UserError(
             f"compare.methods: {' is like '.join((*seen, name))}: a method cannot be like itself."
         )
     method = known[name]
-    base = resolve(method.like, known, (*seen, name)) if method.like else Resolved("", {}, 1.0, (), None)
+    others = METHODS if method.like == name in METHODS else known  # a recipe's own form of a shipped method
+    base = resolve(method.like, others, (*seen, name)) if method.like else Resolved("", {}, 1.0, (), None)
     return Resolved(
         name,
         changes={**base.changes, **method.set},
