@@ -1,6 +1,8 @@
 """Fixtures of several test files."""
 
 import gc
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,14 @@ def pytest_collection_finish() -> None:
     """Exempt all that collection made from garbage collection: accelerate collects whenever a training begins."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_sync() -> Iterator[None]:
+    """Leave files to the operating system: what a test writes need not outlive the machine, and a disk takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

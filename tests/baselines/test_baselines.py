@@ -250,7 +250,7 @@ def on_policy(
     return on_policy_trainer(ON_POLICY[trainer], laboratory(), args, ids, TOKENIZER, rewards=rewards)
 
 
-@pytest.mark.parametrize("trainer", ON_POLICY)
+@pytest.mark.parametrize("trainer", ["rloo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_rewards_rise(trainer: str, sampled: Path, tmp_path: Path) -> None:
     """On eight problems of which the start answers some, over 12 steps."""
     run, _ = improved(

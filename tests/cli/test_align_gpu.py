@@ -85,6 +85,7 @@ def test_a_gpu_that_is_too_small_is_refused_before_anything_is_written(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow  # plans every stage several times
 def test_a_setting_that_does_not_fit_is_refused(written: Callable[..., tuple[Recipe, str]]) -> None:
     batch = "improve.training.per_device_train_batch_size"
     with pytest.raises(UserError, match=r"--set .*: --gpu needs .* there .*remove one of them"):

@@ -65,7 +65,7 @@ def wait_until(there: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent_and_hold_nothing(tmp_path: Path, ending: signal.Signals) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "compare_worker.py").write_text(WORKER)

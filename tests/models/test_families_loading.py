@@ -94,10 +94,10 @@ def recipe(model: Path, **blocks: Any) -> Recipe:
         "dtype": "float32",
         "device": "cpu",
         "max_length": 64,
-        "data": {"task": "planted_flaws"},
+        "data": {"task": "planted_flaws", "limit": 8},
         "sample": {"max_new_tokens": 8},
         "improve": {"density": 1.0},
-        "evaluate": {"sets": {"test": {"task": "planted_flaws"}}, "max_new_tokens": 8},
+        "evaluate": {"sets": {"test": {"task": "planted_flaws", "limit": 8}}, "max_new_tokens": 8},
     }
     return Recipe.model_validate(fields | blocks)
 

@@ -98,7 +98,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("megabytes", [1, 3, 9])
+# Full early, in the middle and late.
+@pytest.mark.parametrize(
+    "megabytes", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_is_said_and_with_room_the_run_goes_on(
     small_disk: Path,
     tmp_path: Path,

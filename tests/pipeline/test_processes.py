@@ -81,6 +81,7 @@ def test_several_processes_end_as_one_file_by_file(runs: Runs, num_ranks: int) -
     assert status == 0, log
     check_equal(runs.path("one"), runs.path(name))
     assert log.count("done in") == 10, f"each stage is reported once:\n{log}"
+    assert "[transformers]" not in log, f"transformers advises another launcher:\n{log}"
 
 
 def check_equal(one: Path, several: Path) -> None:

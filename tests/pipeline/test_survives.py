@@ -200,6 +200,7 @@ def survive(server: Server, whole: Whole, *, kills: int, damages: int, draw: ran
     return len(left) + equal
 
 
+@pytest.mark.slow  # rounds, processes and stages that are killed have fast tests of their own
 def test_a_few_kills_and_a_few_damages_leave_equal_results(server: Server, whole: Whole) -> None:
     assert survive(server, whole, kills=2, damages=4, draw=random.Random(SEED + 1)) == 6
 

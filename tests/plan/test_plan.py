@@ -172,7 +172,9 @@ def test_a_spread_mask_selects_exactly_the_density(density: float) -> None:
     assert whole.num_selected == round(density * whole.num_weights)
 
 
-@pytest.mark.parametrize("stage", ["sample", "score", "forget", "improve", "evaluate"])
+@pytest.mark.parametrize(
+    "stage", ["sample", "score", pytest.param("forget", marks=pytest.mark.slow), "improve", "evaluate"]
+)
 def test_advice_turns_what_does_not_fit_into_what_does(checkpoint: Path, stage: str) -> None:
     asked = recipe(checkpoint)
     before = plan_stage(asked, stage)

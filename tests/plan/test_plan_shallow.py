@@ -51,8 +51,10 @@ def asked(tmp_path: Path) -> Any:
         ("locate", ()),
         ("locate", ("locate.criterion=warmup",)),
         ("score", ()),
-        ("forget", ("forget.training.activation_checkpointing=true",)),
-        ("improve", ("improve.reference=precomputed", "improve.lean=true")),
+        pytest.param("forget", ("forget.training.activation_checkpointing=true",), marks=pytest.mark.slow),
+        pytest.param(
+            "improve", ("improve.reference=precomputed", "improve.lean=true"), marks=pytest.mark.slow
+        ),
         ("improve", ("improve.density=0.01", "dtype=float32")),
         ("evaluate", ()),
     ],

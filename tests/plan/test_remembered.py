@@ -61,7 +61,7 @@ def plans(asked: Recipe) -> list[StagePlan]:
 
 @pytest.mark.parametrize(
     "family",
-    [name if name in ("llama", "olmo3") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    [name if name == "olmo3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 def test_remembered_results_change_no_byte(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, family: str

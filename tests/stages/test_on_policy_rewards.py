@@ -120,6 +120,7 @@ def test_the_rewards_of_a_reward_model_rise(inputs: Path, finished: RunFolder, t
 
 
 @needs_trl
+@pytest.mark.slow  # test_baselines.py holds it of rewards by the right answer
 def test_a_seed_makes_training_on_a_reward_model_repeatable(
     inputs: Path, finished: RunFolder, tmp_path: Path
 ) -> None:
@@ -148,7 +149,7 @@ def test_a_reward_model_is_part_of_what_an_on_policy_trainer_holds_and_depends_o
 
 
 @pytest.mark.invariant("Ready pairs run whole, as text or chat.")
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ready_pairs_run_through_all_of_allo_and_are_measured_by_rewards(
     inputs: Path, finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], chat: bool
 ) -> None:

@@ -86,7 +86,15 @@ def changed(one: Path, other: Path) -> dict[str, torch.Tensor]:
     return {name: where for name, where in found.items() if len(where)}
 
 
-RUN = ["mixtral", "deepseek_v3", "gpt_neox", "granitemoe", "gemma4_text", "gemma3", "qwen2_5_vl"]
+# Those of test_smoke.py are slow here.
+SMOKED = ["deepseek_v3", "gemma4_text", "gemma3"]
+RUN = [
+    "mixtral",
+    "gpt_neox",
+    "granitemoe",
+    "qwen2_5_vl",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SMOKED),
+]
 
 
 @pytest.mark.parametrize("family", RUN)

@@ -201,6 +201,7 @@ def test_tools_that_a_reward_model_is_not_shown_are_said(
 @pytest.mark.invariant(
     "Each round ranks fresh samples of the model that it begins with; what RLOO and GRPO sample has the reward that the judge stage gives."
 )
+@pytest.mark.slow  # test_rounds.py holds it of verdicts by the right answer
 def test_each_round_ranks_fresh_samples_of_the_model_it_begins_with(inputs: Path, tmp_path: Path) -> None:
     run = run_all(ranked(inputs, tmp_path, *MOVING, "rounds=2")).path
     first, second = (RunFolder(run / f"round-{number}") for number in (1, 2))

@@ -275,6 +275,7 @@ def test_on_policy_trainers_judge_and_end_samples_as_ours(
     assert any(one.finished for one in rewarded)
 
 
+@pytest.mark.slow  # one round has a fast test
 def test_rounds_train_on_the_ids_of_their_own_samples(folder: Path, tmp_path: Path, seen: Seen) -> None:
     own = ["locate=null", "score=null", "forget=null", "improve.density=1.0", "rounds=2"]
     run = run_all(recipe(folder, tmp_path, *own), until="improve")

@@ -172,6 +172,7 @@ def test_a_weight_that_the_last_step_makes_infinite_is_named(tmp_path: Path) -> 
         ).train_fused()
 
 
+@pytest.mark.slow  # the recipes that start from pairs have this criterion and are run
 def test_a_whole_run_on_a_fused_warmup(tmp_path: Path) -> None:
     """Scored by the warm-up's own implicit reward; elsewhere, with the same seed, the same bytes."""
     fused = "locate.criterion=warmup_fused"

@@ -113,7 +113,7 @@ def test_neither_micro_batches_nor_evaluation_move_the_shift(tmp_path: Path) -> 
 
 
 @pytest.mark.invariant("BCO's shift is the mean reward of the steps before, and survives a resume.")
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_interrupted_and_resumed_with_its_shift_ends_as_not_interrupted(stop: int, tmp_path: Path) -> None:
     settings = SAVING | {"logging_steps": 2}
     whole = improver(tmp_path / "whole", settings=settings, loss="bco", filter="random")

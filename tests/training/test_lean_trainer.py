@@ -48,8 +48,15 @@ def lean_improver(
 
 
 @pytest.mark.invariant("A lean run stopped and resumed ends bit-equal.")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize(
+    ("stop", "dtype"),
+    [
+        (3, torch.bfloat16),
+        (5, torch.float32),
+        pytest.param(3, torch.float32, marks=pytest.mark.slow),
+        pytest.param(5, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_ends_as_not_interrupted(
     stop: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -66,7 +66,14 @@ def forgetter(folder: Path, until: float, *callbacks: TrainerCallback, **setting
 
 
 @pytest.mark.invariant("The first step that finds it forgotten is the last, also of a run that was killed.")
-@pytest.mark.parametrize("own", [{}, {"logging_steps": 2}, {"save_strategy": "epoch"}])
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"logging_steps": 2},
+        pytest.param({"save_strategy": "epoch"}, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_ends_as_not_interrupted(own: dict[str, Any], tmp_path: Path) -> None:
     """Also where it is killed after its last step, with all its checkpoints there."""
     settings = SAVING | {"save_steps": 1} | own

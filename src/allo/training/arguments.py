@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from allo.errors import UserError, refuse
+from allo.models.load import quiet
+from allo.ranks import is_joined
 from allo.recipe import Recipe
 from allo.training.trackers import check_trackers, tracker_names
 
@@ -42,9 +45,11 @@ def training_arguments(
     refuse(f"{key}.{fault}" for fault in _key_faults(training, kind))
     own = {"output_dir": str(folder), "seed": seed, "use_cpu": device.type == "cpu", **settings}
     refuse(f"{key}.{name}: set by allo from the recipe; remove it." for name in training if name in own)
-    quiet = {"disable_tqdm": True, "log_level": "error"}  # the console shows the steps
+    silent = {"disable_tqdm": True, "log_level": "error"}  # the console shows the steps
     try:
-        arguments = kind(**(quiet | training | own))
+        # Processes of one command share their work without transformers, which would advise a launcher.
+        with quiet() if is_joined() else nullcontext():
+            arguments = kind(**(silent | training | own))
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{key}: {_name_of(kind)} refuses it: {error}") from error
     try:
