@@ -3,8 +3,8 @@
 A document marks a table's place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A record is one JSON file (see
 benchmarks/README.md). A table's records are concatenated in the order of their file names. The table `NAME-headline`
 shows at most five columns of `NAME-short`, or of NAME. The table `targets` is computed from all others (targets.py). Tables whose
-name begins with `published-` hold a paper's figures, from benchmarks/published. A record with p or intervals of an
-earlier rule is refused, and a table of means alone says so (old_p.py). `<!-- plot:NAME -->` shows
+name begins with `published-` hold a paper's figures, from benchmarks/published. A record with p or intervals of another rule
+than `allo.stats.statistics.RULE`, or of none that it names, is refused. `<!-- plot:NAME -->` shows
 docs/plots/NAME.svg. `--check` writes nothing and exits with 1 if a document is not up to date.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import old_p
 import targets
+from allo.stats.statistics import RULE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/*.md", "docs/*.md")
@@ -33,6 +33,8 @@ OPTIONAL_KEYS = {"statistics"}  # the rule of a comparison's p and intervals
 PUBLISHED_KEYS = {"schema", "table", "source", "note", "columns", "rows"}
 PUBLISHED = "published-"
 HEADLINE = "-headline"
+P = re.compile(r"(^|, )p( over problems)?$")
+CROSSED = re.compile(r", (sampled|greedy|pass@\d+|less \w+)$")  # intervals over seeds and problems
 EMPTY = "No result has been recorded yet.\n"
 NOT_DRAWN = "No plot has been drawn yet.\n"
 
@@ -79,11 +81,24 @@ def check_record(record: dict[str, Any], *, name: str) -> None:
             f"{name}: a measurement is not called {PUBLISHED}…; that is for a paper's figures"
         )
     check_rows(record, name=name)
-    if old := old_p.outdated(record):
+    if old := outdated(record):
         raise BadRecordError(
             f"{name}: {', '.join(old)} follow an earlier rule, or none that is named. Record the comparison again from "
-            f"its trials, or leave them out with python scripts/old_p.py {name}"
+            "its trials, or run it again"
         )
+
+
+def outdated(record: dict[str, Any]) -> list[str]:
+    """Return the columns whose p or intervals are not by today's rule."""
+    if record.get("statistics") == RULE:
+        return []
+    compared = "method" in record["columns"]
+    return [
+        column
+        for column, *cells in zip(record["columns"], *record["rows"], strict=True)
+        if P.search(column)
+        or (compared and CROSSED.search(column) and any(isinstance(cell, dict) for cell in cells))
+    ]
 
 
 def check_rows(record: dict[str, Any], *, name: str) -> None:
@@ -115,8 +130,6 @@ def render(records: list[dict[str, Any]]) -> str:
         raise BadRecordError(f"table {records[0]['table']!r}: its records differ in their columns")
     lines = [*grid(columns, [row for record in records for row in record["rows"]]), ""]
     sources = [f"`{r['command']}`, {r['date']}, {commits(r['commit'])}, {r['machine']}" for r in records]
-    if any(map(old_p.means_alone, records)):
-        lines += [f"<sub>{old_p.MEANS_ALONE}</sub>  "]
     lines += [f"<sub>{source}</sub>  " for source in dict.fromkeys(sources)]
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import old_p
 import render_tables as tables
 from allo.stats import statistics
 
@@ -62,40 +61,7 @@ def test_p_and_crossed_intervals_of_another_rule_are_refused(row: dict[str, Any]
 
 @pytest.mark.parametrize("row", OF_NO_RULE, ids=lambda row: list(row)[-1])
 def test_figures_that_no_rule_changed_need_none(row: dict[str, Any]) -> None:
-    assert not old_p.outdated(record(**row))
     tables.check_record(record(**row), name="lab.json")
-
-
-@pytest.mark.parametrize("row", OF_THE_RULE + OF_NO_RULE, ids=lambda row: list(row)[-1])
-def test_what_is_left_of_an_old_record_is_its_means_and_its_intervals_over_seeds(row: dict[str, Any]) -> None:
-    old = record(**row)
-    left = old_p.without_old_p(old)
-    tables.check_record(left, name="lab.json")
-    for column, cell in zip(left["columns"], left["rows"][0], strict=True):
-        changed = column in old_p.outdated(old)
-        assert cell == (row[column]["value"] if changed else row[column])
-    assert set(row) - set(left["columns"]) == {column for column in row if old_p.P.search(column)}
-    assert old_p.without_old_p(record(statistics.RULE, **row)) == record(statistics.RULE, **row)
-
-
-def test_an_old_record_is_rewritten_and_its_table_says_why_it_has_no_p(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "benchmarks" / "results" / "lab.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record(method="dpo", **{"test, sampled": INTERVAL, "test, p": 0.01})))
-    (tmp_path / "README.md").write_text("<!-- table:lab -->\n<!-- /table:lab -->\n")
-    assert tables.main([], root=tmp_path) == 2
-    assert "lab.json: test, sampled, test, p follow an earlier rule" in capsys.readouterr().err
-    assert old_p.main([str(path)]) == 0
-    assert tables.main([], root=tmp_path) == 0
-    shown = (tmp_path / "README.md").read_text()
-    assert "| dpo | 0.5 |\n" in shown and shown.count(old_p.MEANS_ALONE) == 1
-
-
-def test_a_table_by_todays_rule_or_without_a_comparison_says_nothing_of_it() -> None:
-    for made in (record(statistics.RULE, method="dpo", **{"test, p": 0.5}), record(method="dpo", rate=1.0)):
-        assert old_p.MEANS_ALONE not in tables.render([made])
 
 
 def test_a_p_in_a_text_stands_in_a_record() -> None:
@@ -105,7 +71,7 @@ def test_a_p_in_a_text_stands_in_a_record() -> None:
         row[place]
         for each in found
         for place, column in enumerate(each["columns"])
-        if old_p.P.search(column)
+        if tables.P.search(column)
         for row in each["rows"]
         if row[place] is not None
     }
