@@ -13,6 +13,7 @@ from allo.weights.eight_bit import BLOCK, EightBitMoments, golden_dither
 # A multiple of BLOCK; about eight fp32 temporaries of this size exist at a time.
 CHUNK = 1 << 20
 assert CHUNK % BLOCK == 0
+_ROW = 1 << 12  # entries whose squares are summed at once
 
 # For a flat parameter, yields ranges of at most CHUNK entries, in order and starting at multiples of BLOCK. With each
 # come its master weights in fp32; in-place changes to those are kept.
@@ -42,13 +43,19 @@ def adamw_(
 
 
 def norm_in_fp32(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients' entries like `torch.nn.utils.get_total_norm`, but in fp32 even if they are bf16."""
+    """Return the norm of all entries of flat gradients, in fp32 even if they are bf16.
+
+    It is a norm of the norms of short rows: torch sums squares on a CPU one after the other, and over 134 million entries
+    loses 1.4% (`torch.nn.utils.get_total_norm` does so within a tensor).
+    """
     norms = [
-        torch.linalg.vector_norm(piece, dtype=torch.float32).to(gradients[0].device)
+        torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).to(gradients[0].device)
         for gradient in gradients
         for piece in gradient.split(CHUNK)
+        for whole in [len(piece) // _ROW * _ROW]
+        for rows in (piece[:whole].view(-1, _ROW), piece[None, whole:])
     ]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+    return torch.linalg.vector_norm(torch.cat(norms)) if norms else torch.tensor(0.0)
 
 
 class LeanAdamW(Optimizer):

@@ -57,7 +57,7 @@ class SelectedWeights:
         mask = Layout.of(model).spelled_as(mask.shapes).live_mask(mask)
         named = _named_as(model, mask)
         mask.check({name: tuple(param.shape) for name, param in named.items()})
-        self._model, self._lean = model, lean
+        self._model = model
         self._swapped: str | None = None
         chosen = {name: named[name] for name in sorted(mask.indices)}
         self._parts = _lay_out(chosen, mask, LeanPart if lean else Part)
@@ -107,7 +107,7 @@ class SelectedWeights:
         """Scale the flat gradient to a norm of at most `max_norm`; return the previous norm, over all entries and parts."""
         flats = self.parameters()
         gradients = [flat.grad for flat in flats if flat.grad is not None]
-        norm = norm_in_fp32(gradients) if self._lean else torch.nn.utils.get_total_norm(gradients)
+        norm = norm_in_fp32(gradients)
         if self.ranks.num > 1:
             norm = self.ranks.sum(norm.square()).sqrt()
         torch.nn.utils.clip_grads_with_norm_(flats, max_norm, norm)
