@@ -48,14 +48,14 @@ def allo(out: Path) -> subprocess.Popen[str]:
     )
 
 
-def interrupt_when(out: Path, there: str) -> str:
-    """Start, and press Ctrl-C once a file is there; returns what was said."""
+def interrupt_when(out: Path, there: str, number: signal.Signals) -> str:
+    """Start, and send a signal once a file is there; returns what was said."""
     process = allo(out)
     deadline = time.monotonic() + LONGEST
     while not any((out / "tiny").glob(there)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=LONGEST)
     assert process.returncode == 130, stderr
     assert stdout == "" and "Traceback" not in stderr
@@ -64,18 +64,43 @@ def interrupt_when(out: Path, there: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_stops_with_130_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_ctrl_c_and_sigterm_stop_with_130_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     expected = contents(run_all(tiny(tmp_path / "whole", *SHORT), until="improve").path)
     out = tmp_path / "interrupted"
-    for there, stage in [("*.waves.part", "sample"), ("07-improve/*/complete", "improve")]:
-        said = interrupt_when(out, there).splitlines()
+    for there, stage, number in [
+        ("*.waves.part", "sample", signal.SIGINT),
+        ("07-improve/*/complete", "improve", signal.SIGTERM),
+    ]:
+        said = interrupt_when(out, there, number).splitlines()
         assert said[-2].startswith(f"{stage:<9} stage ") and said[-2].endswith("...")
-        assert said[-1] == "allo: interrupted; start it again to resume where it stopped"
+        assert said[-1] == cli.RESUMABLE
     assert not (out / "tiny" / "07-improve" / "delta.safetensors").exists()
     process = allo(out)
     _, stderr = process.communicate(timeout=LONGEST)
     assert process.returncode == 0, stderr
     assert contents(out / "tiny") == expected
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_write_in_progress_is_finished_before_the_command_ends(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def write() -> None:
+        with artifacts.uninterrupted():
+            signal.raise_signal(number)
+            done.append("written")
+        done.append("gone on")
+
+    monkeypatch.setattr(cli, "app", write)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    signal.signal(signal.SIGTERM, before)
+    assert (done, leaving.value.code) == (["written"], 130)
+    assert capsys.readouterr().err.splitlines() == [cli.RESUMABLE]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -24,11 +25,13 @@ from allo.console import say, tell
 from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
 from allo.pipeline.shared import follow
+from allo.ranks import launched_ranks
 from allo.ranks.joining import joined
 from allo.recipe import load_recipe, schema
 from allo.tasks.sources import sources_read
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
+RESUMABLE = "allo: interrupted; start it again to resume where it stopped"
 # Places that cannot be written: the user can fix them, and a traceback would not help.
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
@@ -196,14 +199,17 @@ def print_schema() -> None:
 def main() -> None:
     """Run the command; of several processes, rank 0 does, and the others do their share of its stages.
 
-    Exit codes: 0 done, 2 bad input, 130 interrupted (start again to resume).
+    Exit codes: 0 done, 2 bad input, 130 interrupted by Ctrl-C or SIGTERM (start again to resume).
     """
+    if launched_ranks() < 2:  # a launcher ends several by SIGTERM, and speaks for them
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with joined() as group:
             if group is None or group.rank == 0:
                 _command()
             sys.exit(group.follow(_follow))
     except KeyboardInterrupt:
+        say(RESUMABLE)
         sys.exit(INTERRUPTED)
     except UserError as error:  # of the processes themselves
         say(f"allo: {error}")
@@ -235,7 +241,7 @@ def _command() -> NoReturn:
         sys.exit(2)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
-            say("allo: interrupted; start it again to resume where it stopped")
+            say(RESUMABLE)
         raise
     except OSError as error:
         if error.errno not in UNWRITABLE:
