@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict, Wrong
-from allo.tasks.pairing import distinct, make_pairs, pair_of, rejected_completions, wrong_completions
+from allo.tasks.pairing import (
+    distinct,
+    make_pairs,
+    pair_of,
+    rejected_completions,
+    without_pair,
+    wrong_completions,
+)
 
 PROMPTS = [Prompt(id=f"p{number}", prompt=f"Question {number}", solution="S.") for number in range(4)]
 
@@ -226,3 +233,29 @@ def test_a_rejected_completion_comes_once_with_all_that_was_preferred_to_it() ->
     assert found[1].solution == "6", "without a gold solution, the first completion preferred to it"
     assert found[4].message == {"role": "assistant", "content": "22"}
     assert rejected_completions([], solutions={}) == []
+
+
+@given(verdicts=samples())
+def test_prompts_without_a_pair_are_counted_by_their_reason(verdicts: list[Verdict]) -> None:
+    right, wrong, ended = (
+        {v.prompt_id for v in distinct(verdicts) if is_one(v)}
+        for is_one in (
+            lambda v: v.correct,
+            lambda v: not v.correct,
+            lambda v: v.correct and v.finished,
+        )
+    )
+    all_of = {prompt.id for prompt in PROMPTS}
+    expected = {
+        "with wrong samples alone": len(wrong - right),
+        "with right samples alone": len(right - wrong),
+        "whose right samples did not end by themselves": len(right & wrong - ended),
+        "with no sample that has a verdict": len(all_of - right - wrong),
+    }
+    pairs = make_pairs(PROMPTS, verdicts, max_pairs_per_prompt=2, seed=0) if ended & wrong else []
+    said = without_pair(PROMPTS, verdicts, pairs)
+    counts = [f"{number} {reason}" for reason, number in expected.items() if number]
+    missing = len(all_of) - len(ended & wrong)
+    assert said.startswith(f"without a pair: {missing} of 4 prompts (" if missing else "")
+    assert bool(said) == bool(missing) and all(each in said for each in counts)
+    assert said.count(", ") == max(0, len(counts) - 1)

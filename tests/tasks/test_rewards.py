@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict
 from allo.tasks.pairing import distinct, rejected_completions
-from allo.tasks.rewards import above_median, ranked_pairs, wins
+from allo.tasks.rewards import above_median, ranked_pairs, wins, without_ranked_pair
 
 PROMPTS = [Prompt(id=f"p{number}", prompt=f"Question {number}") for number in range(3)]
 REWARDS = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0])
@@ -58,6 +58,8 @@ def test_a_pairs_rewards_differ_by_the_margin_and_no_sample_is_in_two_pairs(
             ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=limit, margin=margin)
         return
     pairs = ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=limit, margin=margin)
+    missing, said = len(PROMPTS) - len(can), without_ranked_pair(PROMPTS, pairs, margin=margin)
+    assert said.startswith(f"without a pair: {missing} of 3 prompts (") if missing else not said
     assert {pair.prompt_id for pair in pairs} == can
     assert max(Counter(pair.prompt_id for pair in pairs).values()) <= limit
     sides = [(pair.prompt_id, text) for pair in pairs for text in (pair.chosen, pair.rejected)]

@@ -14,8 +14,8 @@ from allo.models.start import load_start_tokenizer
 from allo.models.written import reads_as
 from allo.recipe import Recipe
 from allo.tasks.feedback import Labels, bad_completions
-from allo.tasks.pairing import make_pairs, rejected_completions, wrong_completions
-from allo.tasks.rewards import by_rank, ranked_pairs
+from allo.tasks.pairing import make_pairs, rejected_completions, without_pair, wrong_completions
+from allo.tasks.rewards import by_rank, ranked_pairs, without_ranked_pair
 from allo.tasks.sources import Ready, Sources, training_pairs, training_prompts
 
 
@@ -113,5 +113,11 @@ def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict
     if not by_rank(verdicts):
         if recipe.pair.margin:
             say("pair: all rewards are 0 or 1, so samples are paired as right and wrong, without pair.margin")
-        return make_pairs(prompts, verdicts, max_pairs_per_prompt=most, seed=recipe.seed_of_data)
-    return ranked_pairs(prompts, verdicts, max_pairs_per_prompt=most, margin=recipe.pair.margin)
+        pairs = make_pairs(prompts, verdicts, max_pairs_per_prompt=most, seed=recipe.seed_of_data)
+        missing = without_pair(prompts, verdicts, pairs)
+    else:
+        pairs = ranked_pairs(prompts, verdicts, max_pairs_per_prompt=most, margin=recipe.pair.margin)
+        missing = without_ranked_pair(prompts, pairs, margin=recipe.pair.margin)
+    if missing:
+        say(f"pair: {missing}")
+    return pairs

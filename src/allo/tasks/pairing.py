@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,23 @@ def make_pairs(
     if not pairs:
         raise UserError(f"no preference pair can be made: {_count(sides)} {_advice(sides)}")
     return pairs
+
+
+def without_pair(prompts: Sequence[Prompt], verdicts: Iterable[Verdict], pairs: Iterable[Pair]) -> str:
+    """Return how many prompts have no pair, and why, by right and wrong answers; empty if all have one."""
+    paired = {pair.prompt_id for pair in pairs}
+    sides = _by_prompt(prompts, verdicts)
+    reasons = Counter(_reason(side) for name, side in sides.items() if name not in paired)
+    if not reasons:
+        return ""
+    listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+    return f"without a pair: {sum(reasons.values()):,} of {len(sides):,} prompts ({listed})"
+
+
+def _reason(side: Sides) -> str:
+    if not side.right:
+        return "with wrong samples alone" if side.wrong else "with no sample that has a verdict"
+    return "with right samples alone" if not side.wrong else "whose right samples did not end by themselves"
 
 
 def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:

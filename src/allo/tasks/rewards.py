@@ -44,6 +44,18 @@ def ranked_pairs(
     return pairs
 
 
+def without_ranked_pair(prompts: Sequence[Prompt], pairs: Iterable[Pair], *, margin: float) -> str:
+    """Return how many prompts have no pair by rewards, and why; empty if all have one."""
+    missing = len(prompts) - len({pair.prompt_id for pair in pairs})
+    if not missing:
+        return ""
+    apart = f"differ by pair.margin, {margin:g}" if margin else "differ"
+    return (
+        f"without a pair: {missing:,} of {len(prompts):,} prompts (no two samples whose rewards {apart}, the better of which "
+        "ended by itself)"
+    )
+
+
 def matched(samples: Sequence[Verdict], *, margin: float) -> list[tuple[Verdict, Verdict]]:
     """Return (better, worse) from the extremes inwards, as long as the rewards differ enough."""
     ranked = sorted(samples, key=lambda one: (-one.reward, one.index))
