@@ -198,6 +198,7 @@ def test_the_share_of_a_rejected_answer_that_counts_is_said(tmp_path: Path, sett
         " ".join(shown(on_pairs(tmp_path, chat_model(tmp_path / "m"), row, more=[setting]))).split()
     )
     assert words in page or (setting == "forget=null" and "forget weighs" not in page), page
+    assert "stages sft (nothing is fine-tuned), pair, " in page, page
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from allo.errors import UserError
 from allo.files.records import Message, Pair, Prompt
-from allo.tasks.held_out import number_of, split
+from allo.tasks.held_out import number_of, sentence, split
 
 
 def pair(prompt: str | list[Message], number: int) -> Pair:
@@ -88,3 +88,12 @@ def test_nothing_left_to_train_on_is_refused(held_out: float) -> None:
 def test_a_single_prompt_is_trained_on_unless_it_is_asked_for() -> None:
     pairs = [pair("Which?", number) for number in range(9)]
     assert split(pairs, "auto", seed=0) == (pairs, [])
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(4, "uncertain by 49 points"), (24, "uncertain by 20 points"), (25, None), (512, None)],
+)
+def test_a_few_held_out_rows_are_said_to_decide_little(number: int, said: str | None) -> None:
+    sentence_of = sentence([], [pair("Which?", place) for place in range(number)])
+    assert said in sentence_of if said else "uncertain" not in sentence_of

@@ -201,11 +201,16 @@ class _Draft:
                 )
             if kept or not decision.settings:
                 say(replace(decision, settings=kept).sentence)
-                for name in dict.fromkeys(key.split(".")[0] for key in kept):
+                # Said once, at the first of the blocks that it sets.
+                for name in sorted({key.split(".")[0] for key in kept}, key=self._place)[:1]:
                     self._reasons.setdefault(name, []).append(
                         f"{decision.reason[0].upper()}{decision.reason[1:]}."
                     )
             self._values |= kept
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """Return what orders blocks as in the recipe's text."""
+        return f"\n{self._template}\n{name}:".index(f"\n{name}:"), name
 
     def _is_given(self, key: str) -> bool:
         """Return whether `--set` gives the key, its block or a part of it."""

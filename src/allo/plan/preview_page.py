@@ -75,7 +75,8 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
         yield "score", recipe.score.share_said(*preview.marked) if preview.marked else unknown
     yield "tokenizer", f"{len(found.tokenizer):,} tokens; {_ends(preview)}"
     yield "rows", f"at most {recipe.max_length:,} tokens, prompt and completion together (max_length)"
-    yield "stages", ", ".join(preview.stages)
+    without = " (nothing is fine-tuned)" if recipe.sft is None else ""
+    yield "stages", ", ".join(f"{name}{without if name == 'sft' else ''}" for name in preview.stages)
     done = [name for name, is_done in preview.stages.items() if is_done]
     if done:
         yield "done", ", ".join(done)

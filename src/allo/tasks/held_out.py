@@ -15,6 +15,7 @@ HeldOut = int | float | str | None
 SHARE, LEAST, MOST = 0.05, 32, 512
 SHARE_OF_FEW = 0.2
 """`auto` never takes more than this, however few the prompts."""
+ENOUGH = 25  # for a share that is certain to 20 points at 95%
 
 
 def split(rows: Sequence[Record], held_out: HeldOut, *, seed: int) -> tuple[list[Record], list[Record]]:
@@ -55,9 +56,12 @@ def sentence(kept: Sequence[Record], held_out: Sequence[Record]) -> str:
     kind = next((kinds.get(type(row), "prompts") for row in held_out), "")
     if not held_out:
         return f"none of {num_rows:,} rows is held out, since the prompts are too few: nothing is measured on them"
-    return (
+    said = (
         f"{len(held_out):,} of {num_rows:,} {kind} are held out of training, and measured before and after it"
     )
+    if len(held_out) >= ENOUGH:
+        return said
+    return f"{said}; so few that a share of them is uncertain by {98 / len(held_out) ** 0.5:.0f} points either way"
 
 
 def _key(prompt: str | list[Message]) -> str:
