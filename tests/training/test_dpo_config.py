@@ -100,6 +100,14 @@ def test_a_config_says_what_the_trainer_does(tmp_path: Path) -> None:
     assert default.pair_loss is dpo
 
 
+@pytest.mark.parametrize(("keep", "said"), [(0.5, True), (1.0, False)])
+def test_a_loss_that_is_not_trls_is_said_to_be_another(
+    keep: float, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    improving(config(tmp_path), keep=keep)
+    assert ("does not compare with TRL's" in " ".join(capsys.readouterr().err.split())) == said
+
+
 def test_a_robust_loss_has_trls_smoothing(tmp_path: Path) -> None:
     args = config(tmp_path, loss_type=["robust"], label_smoothing=0.1)
     assert improving(args).loss_settings == {"label_smoothing": 0.1}

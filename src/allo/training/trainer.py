@@ -15,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from allo.console import say
 from allo.losses import token_losses as losses
 from allo.losses.forgetting_losses import TokenLogps, TokenLogratios
 from allo.losses.needs import LossFunction, needs_of
@@ -22,6 +23,7 @@ from allo.losses.pair_losses import PairLogps, PairSums, RunningMean
 from allo.models.collate import SIDES, Batch, PairCollator
 from allo.models.policy import shares_or_says
 from allo.models.rows import counted_completions, counted_pairs
+from allo.ranks import rank
 from allo.recipe.losses import Filter
 from allo.recipe.training import ForgetTraining, ImproveTraining, SftTraining
 from allo.tasks.pairs import completions_of_rows, pairs_of_rows, wrong_of_rows
@@ -229,6 +231,11 @@ class ImproveTrainer(SelectedTrainer):
         self.needs_reference = self.needs.reference
         self.beta = positive("beta", taken("beta", beta, config, default=0.1))
         self.keep, self.filter, self.anchor = keep, filter, anchor
+        if config and keep < 1 and rank() == 0:
+            say(
+                f"keep={keep:g}: `loss` counts this share of a rejected answer's tokens, and does not compare with TRL's; keep=1.0 "
+                "counts all"
+            )
         self.reward_mean, self._step_rewards = RunningMean(), RunningMean()
         super().__init__(model, args, train_dataset, processing_class, **options)
 
