@@ -249,6 +249,21 @@ def test_floats_without_a_point_are_floats(write, text: str, value: float) -> No
         assert recipe.improve.training.model_dump()["max_grad_norm"] == value
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("improve.bta=0.2", "--set: improve.bta: unknown key; did you mean 'beta'?"),
+        ("improve.beta=abc", '--set: improve.beta: Input should be a valid number; found "abc"'),
+        ("improve={bta: 1}", "--set improve: improve.bta: unknown key; did you mean 'beta'?"),
+    ],
+)
+def test_a_fault_of_an_override_is_not_the_files(write, override: str, said: str) -> None:
+    path = write("improve:\n  beta: 0.1\n")
+    assert refusal(path, override) == said
+    assert refusal(path, "seed=1", "improve.kep=1").startswith("--set: improve.kep: ")
+    assert refusal(write("improve:\n  bta: 0.1\n"), "seed=1").startswith(str(path))
+
+
 @pytest.mark.parametrize("override", ["improve.density", "=1", "name.part=1", "seed=[1", ""])
 def test_a_bad_override_is_quoted(write, override: str) -> None:
     assert f"--set {override}: " in refusal(write(), override)

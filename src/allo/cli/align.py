@@ -180,7 +180,7 @@ class _Draft:
 
     @property
     def recipe(self) -> Recipe:
-        return read_recipe(self.text, path=Path("align.yaml"))
+        return read_recipe(self.text, path=Path("align.yaml"), given=self._given)
 
     def take(self, decisions: "Iterable[Decision]", *, must: bool = False) -> None:
         """Say each decision and put it into the recipe, apart from what `--set` gives.

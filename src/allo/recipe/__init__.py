@@ -5,7 +5,7 @@ Precedence: defaults < file < `--set key=value`. An unknown key, a wrong type or
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -369,24 +369,24 @@ class Recipe(Block):
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
-    `overrides` are `dotted.key=value` strings; the value is parsed as YAML. Raises `UserError` for a missing file,
-    bad YAML, and each key that is not allowed.
+    `overrides` are `dotted.key=value`, the value in YAML. Raises `UserError` for a missing file, bad YAML and each bad key.
     """
     return read_recipe(read_text(Path(path)), path=Path(path), overrides=overrides or [])
 
 
-def read_recipe(text: str, *, path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a text; errors name `path`, its file."""
+def read_recipe(
+    text: str, *, path: Path, overrides: Sequence[str] = (), given: Collection[str] = ()
+) -> Recipe:
+    """Return the recipe of a text; errors name `path`, its file, or `--set` for keys of `overrides` and those `given`."""
     fields, root = parse(text, where=lambda line: f"{path}:{line}")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; found {type(fields).__name__}.")
-    for each in overrides:
-        override(fields, each)
+    by_set = [*given, *(override(fields, each) for each in overrides)]
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         raise UserError(
-            "\n".join(explain(Recipe, path, root, problem) for problem in error.errors())
+            "\n".join(explain(Recipe, path, root, problem, given=by_set) for problem in error.errors())
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,13 +12,20 @@ from pydantic import BaseModel
 from allo.recipe.own_code import FORM, PATTERN
 
 
-def explain(recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem: Any) -> str:
-    """Return one line on a pydantic problem in the YAML `root` of `path`: the place, the fault and a remedy."""
+def explain(
+    recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem: Any, *, given: Collection[str]
+) -> str:
+    """Return one line on a pydantic problem in the YAML `root` of `path`: the place, the fault and a remedy.
+
+    The place of the keys `given` is `--set`.
+    """
     # pydantic ends the location of a bad mapping key with "[key]".
     location = [part for part in problem["loc"] if isinstance(part, str | int) and part != "[key]"]
     key = ".".join(str(part) for part in location) or "recipe"
     line = _line(root, location)
     where = f"{path}:{line}" if line else str(path)
+    if by_set := [each for each in given if f"{key}.".startswith(f"{each}.")]:
+        where = "--set" if by_set == [key] else f"--set {by_set[0]}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         allowed = _allowed(recipe, location[:-1])

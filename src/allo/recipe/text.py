@@ -162,13 +162,14 @@ def dump(fields: Any) -> str:
     return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def override(fields: dict[str, Any], text: str) -> None:
-    """Apply `text`, a dotted.key=value with the value in YAML. Raises `UserError` for any other form."""
+def override(fields: dict[str, Any], text: str) -> str:
+    """Apply `text`, a dotted.key=value with the value in YAML; return the key. Raises `UserError` for any other form."""
     key, value = assignment(text)
     try:
         place(fields, key, value)
     except UserError as error:
         raise UserError(f"--set {text}: {error}") from error
+    return key
 
 
 def assignment(text: str) -> tuple[str, Any]:
