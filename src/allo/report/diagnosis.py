@@ -87,83 +87,10 @@ RATE = "{stage}.training.learning_rate"
 EPOCHS = "{stage}.training.num_train_epochs"
 TRAINED = ("sft", "forget", "improve")
 EVALUATED = "evaluate"
+MOST = 2  # diagnoses of a stage that are shown in full
 
+# Causes before what follows from them: the first of a stage are shown in full.
 DIAGNOSES = (
-    Diagnosis(
-        "nothing moved",
-        ("improve",),
-        faults.still,
-        "Training changed next to nothing: after {steps}, the margin between chosen and rejected answers moved by {margin} "
-        "nats, {odds} in their odds.",
-        "The steps are too small or too few.",
-        (f"raise {RATE}", f"raise {EPOCHS}"),
-    ),
-    Diagnosis(
-        "chosen answers fell",
-        ("improve", EVALUATED),
-        faults.displaced,
-        "Chosen answers{where} became less likely: on average each lost {fall} nats of log-likelihood (from {start}; up to {usual} "
-        "is usual) and is {share} as likely as before; a rejected one {rejected} nats.",
-        "The loss only asks for a wider margin, so it also takes down what both answers share (likelihood displacement). "
-        "Their probability goes to answers that are in no pair: read some samples.",
-        (
-            "raise improve.anchor",
-            "lower improve.training.learning_rate",
-            "lower forget.training.learning_rate",
-            "lower improve.density",
-        ),
-    ),
-    Diagnosis(
-        "rejected answers fell far",
-        ("improve",),
-        faults.rejected_far,
-        "Rejected answers lost {fall} nats each, which at beta {beta} is a reward of {reward}.",
-        "The loss is flat there, so the pairs no longer ask for a fall: training goes on too long or in too large steps, "
-        "and other answers change with it.",
-        ("raise improve.beta", f"lower {RATE}", f"lower {EPOCHS}"),
-    ),
-    Diagnosis(
-        "accuracy saturated",
-        ("improve",),
-        faults.saturated,
-        "Reward accuracy was {share} from a tenth of the {steps} on.",
-        "Nearly every pair was in the right order by then, so the rest of training only moved the model further from its "
-        "start. The pairs are easy, or the steps are large.",
-        (f"lower {EPOCHS}", f"lower {RATE}"),
-    ),
-    Diagnosis(
-        "forgot too little",
-        ("forget",),
-        faults.forgot_little,
-        "The model believes the tokens marked as wrong as it did at the start: a change of {change} nats, below {bound}, is "
-        "next to nothing.",
-        "The steps are too small or too few.",
-        (f"raise {RATE}", f"raise {EPOCHS}"),
-    ),
-    Diagnosis(
-        "forgot too much",
-        ("forget",),
-        faults.forgot_much,
-        "The tokens marked as wrong lost {fall} nats each and are {share} as likely as at the start.",
-        "Right answers need some of these tokens too, so the model may answer worse. A bound ends forgetting in time.",
-        ("set forget.until to {bound}", f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
-    ),
-    Diagnosis(
-        "forgetting spread",
-        ("forget",),
-        faults.spread,
-        "The tokens marked as wrong lost {marked} nats each, and the other tokens of these answers {fall}.",
-        "Forgetting reached tokens that the scores take to be right, so right answers lose them too.",
-        (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
-    ),
-    Diagnosis(
-        "until not reached",
-        ("forget",),
-        faults.until_missed,
-        "After {steps}, the tokens marked as wrong have a mean probability of {share}, above forget.until {until}.",
-        "Training ended before they were forgotten.",
-        (f"raise {EPOCHS}", f"raise {RATE}", "raise forget.until"),
-    ),
     Diagnosis(
         "loss jumped",
         TRAINED,
@@ -185,13 +112,79 @@ DIAGNOSES = (
         (f"lower {RATE}", "raise {stage}.training.warmup_steps"),
     ),
     Diagnosis(
-        "length changed",
+        "nothing moved",
+        ("improve",),
+        faults.still,
+        "Training changed next to nothing: after {steps}, the margin between chosen and rejected answers moved by {margin} "
+        "nats, {odds} in their odds.",
+        "The steps are too small or too few.",
+        (f"raise {RATE}", f"raise {EPOCHS}"),
+    ),
+    Diagnosis(
+        "forgot too little",
+        ("forget",),
+        faults.forgot_little,
+        "The model believes the tokens marked as wrong as it did at the start: a change of {change} nats, below {bound}, is "
+        "next to nothing.",
+        "The steps are too small or too few.",
+        (f"raise {RATE}", f"raise {EPOCHS}"),
+    ),
+    Diagnosis(
+        "until not reached",
+        ("forget",),
+        faults.until_missed,
+        "After {steps}, the tokens marked as wrong have a mean probability of {share}, above forget.until {until}.",
+        "Training ended before they were forgotten.",
+        (f"raise {EPOCHS}", f"raise {RATE}", "raise forget.until"),
+    ),
+    Diagnosis(
+        "forgot too much",
+        ("forget",),
+        faults.forgot_much,
+        "The tokens marked as wrong lost {fall} nats each and are {share} as likely as at the start.",
+        "Right answers need some of these tokens too, so the model may answer worse. A bound ends forgetting in time.",
+        ("set forget.until to {bound}", f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+    ),
+    Diagnosis(
+        "forgetting spread",
+        ("forget",),
+        faults.spread,
+        "The tokens marked as wrong lost {marked} nats each, and the other tokens of these answers {fall}.",
+        "Forgetting reached tokens that the scores take to be right, so right answers lose them too.",
+        (f"lower {RATE}", "lower forget.density", f"lower {EPOCHS}"),
+    ),
+    Diagnosis(
+        "chosen answers fell",
         ("improve", EVALUATED),
-        faults.lengthened,
-        "Answers {where} became {longer}: {after} tokens on average, {before} at the start ({change}).",
-        "The model may have learned a length instead of what makes an answer good. Compare the lengths of good and bad "
-        "answers in your data.",
-        ("lower improve.training.learning_rate", "lower forget.training.learning_rate", "raise improve.beta"),
+        faults.displaced,
+        "Chosen answers{where} became less likely: on average each lost {fall} nats of log-likelihood (from {start}; up to {usual} "
+        "is usual) and is {share} as likely as before; a rejected one {rejected} nats.",
+        "The loss only asks for a wider margin, so it also takes down what both answers share (likelihood displacement). "
+        "Their probability goes to answers that are in no pair: read some samples.",
+        (
+            "raise improve.anchor",
+            "lower improve.training.learning_rate",
+            "lower forget.training.learning_rate",
+            "lower improve.density",
+        ),
+    ),
+    Diagnosis(
+        "accuracy saturated",
+        ("improve",),
+        faults.saturated,
+        "Reward accuracy was {share} from a tenth of the {steps} on.",
+        "Nearly every pair was in the right order by then, so the rest of training only moved the model further from its "
+        "start. The pairs are easy, or the steps are large.",
+        (f"lower {EPOCHS}", f"lower {RATE}"),
+    ),
+    Diagnosis(
+        "rejected answers fell far",
+        ("improve",),
+        faults.rejected_far,
+        "Rejected answers lost {fall} nats each, which at beta {beta} is a reward of {reward}.",
+        "The loss is flat there, so the pairs no longer ask for a fall: training goes on too long or in too large steps, "
+        "and other answers change with it.",
+        ("raise improve.beta", f"lower {RATE}", f"lower {EPOCHS}"),
     ),
     Diagnosis(
         "far from the start",
@@ -205,6 +198,15 @@ DIAGNOSES = (
             "lower improve.training.num_train_epochs",
             "raise improve.beta",
         ),
+    ),
+    Diagnosis(
+        "length changed",
+        ("improve", EVALUATED),
+        faults.lengthened,
+        "Answers {where} became {longer}: {after} tokens on average, {before} at the start ({change}).",
+        "The model may have learned a length instead of what makes an answer good. Compare the lengths of good and bad "
+        "answers in your data.",
+        ("lower improve.training.learning_rate", "lower forget.training.learning_rate", "raise improve.beta"),
     ),
 )
 
@@ -256,7 +258,9 @@ def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
 
 def _read(stage: str, evidence: Evidence) -> Reading:
     found = tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
-    texts = tuple(finding.text for finding in found)
+    texts = tuple(finding.text for finding in found[:MOST])
+    if others := [finding.diagnosis for finding in found[MOST:]]:
+        texts += (f"Also seen, perhaps from the same cause: {', '.join(others)}.",)
     if evidence.stage == EVALUATED:  # its headline says what it found
         return Reading(stage, texts, found)
     num_logged = len(evidence.values("loss"))
