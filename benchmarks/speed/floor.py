@@ -1,15 +1,15 @@
 """The arithmetic floor of a training step: its products of matrices alone, at the rate that this machine reaches."""
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def products_seconds(
@@ -27,30 +27,32 @@ def products_seconds(
         for module in policy.modules()
         if isinstance(module, nn.Linear) and module is not head
     )
-    passes = (1 + reference, int(backward))
-    seconds = sum(
-        count * _of_one(shape, num_tokens, policy.dtype, *passes) for shape, count in layers.items()
-    )
-    return seconds + _of_one(tuple(head.weight.shape), num_targets, policy.dtype, *passes)
+    every = [(shape, num_tokens, count) for shape, count in layers.items()]
+    seconds = 0.0
+    for shape, num_rows, count in [*every, (tuple(head.weight.shape), num_targets, 1)]:
+        # Many logits at once would take more memory than the step has.
+        rows = min(num_rows, max(256, (1 << 24) // shape[0]))
+        forward, back = _of_one(shape, rows, policy.dtype)
+        seconds += count * num_rows / max(rows, 1) * ((1 + reference) * forward + backward * back)
+    return seconds
 
 
-def _of_one(shape: tuple[int, ...], num_rows: int, dtype: torch.dtype, forward: int, backward: int) -> float:
+@cache
+def _of_one(shape: tuple[int, ...], rows: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the seconds of one product's forward and backward pass; the same ones for every system."""
     num_out, num_in = shape
     weight = torch.randn(num_out, num_in, dtype=dtype)
-    # Many logits at once would take more memory than the step has.
-    rows = min(num_rows, max(256, (1 << 24) // num_out))
     states, slope = (torch.randn(rows, size, dtype=dtype) for size in (num_in, num_out))
-    once = forward * _median(lambda: states @ weight.T)
-    if backward:
-        once += backward * (_median(lambda: slope @ weight) + _median(lambda: slope.T @ states))
-    return once * num_rows / rows
+    backward = _fastest(lambda: slope @ weight) + _fastest(lambda: slope.T @ states)
+    return _fastest(lambda: states @ weight.T), backward
 
 
-def _median(product: Callable[[], Tensor]) -> float:
+def _fastest(product: Callable[[], Tensor]) -> float:
+    """Return the least of several times: a floor is not to rise with what else the machine does."""
     product()
     found = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         product()
         found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+    return min(found)

@@ -92,6 +92,10 @@ def floors_of(work: Work, systems: Sequence[str]) -> dict[str, float]:
             rows, _ = counted_completions(tokenizer, texts, max_length=work.max_length)
             collate = CompletionCollator(0, shared_prefix=True)
         size = work.pairs_a_step
+        if len(rows) <= size:
+            raise SystemExit(
+                f"{system}: {len(rows)} rows leave none to measure after the warm-up step; raise --steps"
+            )
         parts = [grouped(rows[start : start + size]) for start in range(size, len(rows), size)]
         batches = [collate(part) for part in parts]
         targets = [

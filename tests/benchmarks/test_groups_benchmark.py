@@ -17,7 +17,7 @@ SYSTEMS = ("allo", "allo, prompts", "forget", "forget, prompts", "likelihood", "
 
 def test_groups_and_single_rows_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    from benchmarks.speed import groups, one
+    from benchmarks.speed import groups, one, sampled
     from benchmarks.speed.work import random_pairs
 
     def drawn(*_: Any, num_prompts: int, pairs_a_prompt: int, **__: Any) -> Any:
@@ -25,7 +25,7 @@ def test_groups_and_single_rows_take_the_same_steps(tmp_path: Path, monkeypatch:
             number=num_prompts * pairs_a_prompt, prompt=6, completion=5, a_prompt=pairs_a_prompt
         )
 
-    monkeypatch.setattr(groups, "sampled_pairs", drawn)
+    monkeypatch.setattr(sampled, "sampled_pairs", drawn)
     figures: dict[str, Any] = {}
 
     def measure(system: str, work: Any) -> Any:

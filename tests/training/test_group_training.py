@@ -9,10 +9,12 @@ import torch
 from test_checkpointing import SAVING, Stop
 
 from allo.errors import UserError
-from allo.models.collate import CompletionCollator, PairCollator, grouped
+from allo.models.collate import Batch, CompletionCollator, PairCollator, grouped
+from allo.models.policy import per_token_logps
 from allo.models.rows import counted_pairs
 from allo.recipe import Forget, Improve, Locate
 from allo.recipe.training import Group
+from allo.training import reference
 from allo.training.dpo_passes import DpoPasses
 from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.group_order import GroupSampler
@@ -88,6 +90,31 @@ def test_a_precomputed_reference_is_the_swapped_one_in_groups(tmp_path: Path) ->
     swapped = run("improve", tmp_path / "swapped")
     computed = run("improve", tmp_path / "computed", own={"reference": "precomputed"})
     assert_same_run(computed, swapped, **TOLERANCE)
+
+
+def test_a_precomputed_reference_reads_a_prompt_and_an_answer_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(policy: Any, batch: Batch) -> torch.Tensor:
+        read.append(int(batch["attention_mask"].sum()))
+        return per_token_logps(policy, batch)
+
+    monkeypatch.setattr(reference, "per_token_logps", counted)
+    policy, rows = model(), pairs_of_prompts()
+    args = arguments(tmp_path, **SGD | {"per_device_train_batch_size": len(rows)})
+    own = GROUPS | {"reference": "precomputed"}
+    trainer = ImproveTrainer(policy, args, rows, TOKENIZER, mask=every_third(policy), **own)
+    trainer.precompute_reference()
+    prompts = {tuple(row["prompt_ids"]) for row in trainer.train_dataset}
+    answers = {
+        (tuple(row["prompt_ids"]), tuple(row[side]))
+        for row in trainer.train_dataset
+        for side in ("chosen_ids", "rejected_ids")
+    }
+    assert len(prompts) < len(rows) and len(answers) < 2 * len(rows)
+    assert sum(read) == sum(map(len, prompts)) + sum(len(answer) for _, answer in answers)
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
