@@ -5,9 +5,11 @@ from itertools import permutations
 
 import pytest
 
+from allo.files.evaluation import Change, Evaluation, HeldOut, ModelResult, Rate
 from allo.report import diagnosis
-from allo.report.diagnosis import DIAGNOSES, Reading, read_stage
-from curves_setup import forgetting, improving, recipe
+from allo.report.diagnosis import DIAGNOSES, EVALUATED, Reading, read_run, read_stage
+from allo.report.run_view import Manifest, RunView
+from curves_setup import RECIPE, forgetting, improving, recipe
 
 NAMES = [each.name for each in DIAGNOSES]
 
@@ -87,3 +89,30 @@ def test_two_faults_that_do_not_explain_each_other_are_both_told() -> None:
     assert [each.diagnosis for each in reading.told] == ["chosen answers fell", "rejected answers fell far"]
     assert reading.sentences[2].startswith("Also: Rejected answers lost")
     assert "improve.beta" not in reading.sentences[2] and "improve.beta" in reading.findings[1].text
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_an_evaluation_does_not_explain_again_what_training_explained(in_training: bool) -> None:
+    def of(value: float) -> Rate:
+        return Rate(value, value - 1, value + 0.5)
+
+    fell, rejected = Change(of(-1.2), of(-1.2)), Change(of(-2.0), of(-2.0))
+    models = {
+        "start": ModelResult("start", {}, held_out=HeldOut(9, 9, of(0.5), chosen_logp=of(-3.0))),
+        "aligned": ModelResult(
+            "aligned", {}, held_out=HeldOut(9, 9, of(0.5), chosen=fell, rejected=rejected)
+        ),
+    }
+    steps = improving(chosen=-5.3, rejected=-14.0) if in_training else improving()
+    run = RunView(
+        "mine", Evaluation(1, models), Manifest(1, "mine"), settings=RECIPE, curves={"improve": steps}
+    )
+    *_, evaluated = read_run(run)
+    assert evaluated.stage == EVALUATED and [each.diagnosis for each in evaluated.told] == [
+        "chosen answers fell"
+    ]
+    (text,) = evaluated.sentences
+    assert text.startswith(
+        "Chosen answers on held-out rows became less likely: on average each lost 1.20 nats"
+    )
+    assert ("The loss only asks for a wider margin" in text) is not in_training

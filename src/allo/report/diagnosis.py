@@ -1,7 +1,7 @@
 """The diagnoses of a run's curves and its evaluation, in plain sentences with the keys to change."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from allo.recipe.losses import PAIR_LOSSES
@@ -244,14 +244,18 @@ def read_stage(
 
 def read_run(run: RunView) -> list[Reading]:
     """Read all of a run's stages and its evaluation, if that shows a fault."""
-    stages = (read_stage(stage, steps, run.settings, run.manifest) for stage, steps in run.curves.items())
-    return [reading for reading in (*stages, read_evaluation(run)) if reading]
+    read = (read_stage(stage, steps, run.settings, run.manifest) for stage, steps in run.curves.items())
+    stages = [reading for reading in read if reading]
+    evaluated = read_evaluation(run, stages)
+    return [*stages, evaluated] if evaluated else stages
 
 
-def read_evaluation(run: RunView) -> Reading | None:
-    """Read a run's evaluation; None if it shows no fault."""
-    found = _read(EVALUATED, Evidence(EVALUATED, (), run.settings, before=run.before, after=run.after))
-    return found if found.findings else None
+def read_evaluation(run: RunView, stages: Sequence[Reading]) -> Reading | None:
+    """Read a run's evaluation; None if it shows no fault. What a stage has explained already is only named."""
+    told = {each.diagnosis for stage in stages for each in stage.told}
+    found = _found(Evidence(EVALUATED, (), run.settings, before=run.before, after=run.after))
+    found = tuple(replace(each, text=each.happened) if each.diagnosis in told else each for each in found)
+    return Reading(EVALUATED, _sentences(found), found) if found else None  # its headline says the rest
 
 
 def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
@@ -267,12 +271,13 @@ def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
     return lines
 
 
+def _found(evidence: Evidence) -> tuple[Finding, ...]:
+    return tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
+
+
 def _read(stage: str, evidence: Evidence) -> Reading:
-    found = tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
+    found, num_logged = _found(evidence), len(evidence.values("loss"))
     texts = _sentences(found)
-    if evidence.stage == EVALUATED:  # its headline says what it found
-        return Reading(stage, texts, found)
-    num_logged = len(evidence.values("loss"))
     if num_logged < FEWEST:
         few = f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}."
         if (evidence.number(f"{evidence.stage}.training.logging_steps") or 1) > 1:
