@@ -5,7 +5,7 @@
 
 The first trains the laboratory's model, the second SmolLM2-135M-Instruct (a folder, a hub id or a GGUF file) on 48 short
 pairs of a file. `planted.py` has the runs; the seed draws their samples and gives each a seed of its own. A fault is missed
-if its run's stages do not name it; a good run of which they name any is a false alarm. Beside that stands how many good runs
+if its run's stages do not tell it in a sentence: to be counted as following from another one is not enough; a good run of which they name any is a false alarm. Beside that stands how many good runs
 raised the accuracy on test problems, or on held-out pairs. Where a bound is changed because of these runs, they no longer
 count: take another seed. Writes `benchmarks/results/diagnosis*.json`.
 """
@@ -50,7 +50,7 @@ STAGES = ("sft", "forget", "improve", "evaluate")
 
 @dataclass(frozen=True)
 class Found:
-    """The faults that a run's stages name, and its accuracy before and after."""
+    """The faults that a run's stages tell in a sentence, and its accuracy before and after."""
 
     case: Case
     named: tuple[str, ...]
@@ -109,7 +109,7 @@ class Bench:
     def _found(self, case: Case, run: Path) -> Found:
         stages = STAGES[: STAGES.index(case.until) + 1]
         readings = [reading_of(run, stage) for stage in stages]
-        named = tuple(each.diagnosis for reading in readings if reading for each in reading.findings)
+        named = tuple(each.diagnosis for reading in readings if reading for each in reading.told)
         if case.until != "evaluate":
             return Found(case, named)
         accuracies = [

@@ -1,11 +1,8 @@
 """The keys that a diagnosis advises are those that decide in this recipe."""
 
-from dataclasses import replace
-
 import pytest
 
-from allo.report import diagnosis
-from allo.report.diagnosis import MOST, read_stage
+from allo.report.diagnosis import read_stage
 from curves_setup import Steps, forgetting, improving, recipe
 
 
@@ -94,22 +91,3 @@ def test_a_small_change_of_the_marked_tokens_has_one_figure() -> None:
         "In 4 steps, the tokens marked as wrong lost 0.008 nats each (median of the last 3 logged)."
     )
     assert "a change of 0.008 nats, below 0.050" in reading.sentences[1]
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_two_faults_are_told_and_the_others_named(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = [
-        replace(each, stages=("improve",), find=lambda evidence: {}, happened=f"Fault {place}.", changes=())
-        for place, each in enumerate(diagnosis.DIAGNOSES[:number])
-    ]
-    monkeypatch.setattr(diagnosis, "DIAGNOSES", tuple(table))
-    reading = read_stage("improve", STILL, recipe())
-    assert reading is not None and [each.diagnosis for each in reading.findings] == [
-        each.name for each in table
-    ]
-    _, *texts = reading.sentences
-    assert [text.split(".")[0] for text in texts[:MOST]] == [
-        f"Fault {place}" for place in range(min(number, MOST))
-    ]
-    named = [f"Also seen, perhaps from the same cause: {', '.join(each.name for each in table[MOST:])}."]
-    assert texts[MOST:] == (named if number > MOST else [])

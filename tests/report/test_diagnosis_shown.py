@@ -98,3 +98,13 @@ def test_a_run_without_curves_and_faults_has_no_diagnosis() -> None:
     run = RunView("mine", Evaluation(1, {"aligned": ModelResult("a", {})}), Manifest(1, "mine"))
     html, markdown = render([run])
     assert "Diagnosis" not in html + markdown + card(run, FACTS)
+
+
+def test_the_report_explains_every_fault_and_the_other_places_the_main_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path, kl=0.01)
+    steps = improving(chosen=-5.3, rejected=-80)
+    (run / "07-improve/metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    html, markdown = render([view(run)])
+    advice = "improve.beta (now 0.1)"
+    assert advice in html and not any(advice in text for text in (markdown, *sentences_of(run, "improve")))
+    assert html.count("lower improve.density (now 0.1)") == 1

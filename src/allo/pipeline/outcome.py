@@ -32,7 +32,16 @@ _PHRASES = {
     "host_state_bytes": "of which in host memory {}",
     "delta_bytes": "delta {}",
 }
-_ONLY_IF_ANY = {"dropped", "prompts_cut", "samples_cut", "cut", "unfinished", "no_answer", "no_verdict"}
+_ONLY_IF_ANY = {
+    "dropped",
+    "prompts_cut",
+    "samples_cut",
+    "cut",
+    "unfinished",
+    "no_answer",
+    "no_verdict",
+    "sets",
+}
 
 
 def result_in_words(counts: Mapping[str, Any], files: Iterable[str]) -> str:

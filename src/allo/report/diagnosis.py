@@ -1,7 +1,7 @@
 """The diagnoses of a run's curves and its evaluation, in plain sentences with the keys to change."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from allo.recipe.losses import PAIR_LOSSES
@@ -15,10 +15,12 @@ from allo.report.tables import escaped
 
 @dataclass(frozen=True)
 class Finding:
-    """One diagnosis of a stage, in full sentences."""
+    """One diagnosis of a stage: the sentence that names it, and all of its sentences."""
 
     diagnosis: str
+    happened: str
     text: str
+    explains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Diagnosis:
     """A fault that curves show. `find` returns the numbers that `happened` names, or None.
 
     `stages` have it. `changes` are verbs with the keys that help: one to set has no value yet, and any other that the
-    recipe lacks is left out.
+    recipe lacks is left out. A fault that it `explains` is named after it, and not told.
     """
 
     name: str
@@ -35,14 +37,16 @@ class Diagnosis:
     happened: str
     meaning: str
     changes: tuple[str, ...]
+    explains: tuple[str, ...] = ()
 
     def finding(self, evidence: Evidence) -> Finding | None:
         """Return the fault in words, with the current values of the keys to change; None if it is not there."""
         numbers = self.find(evidence) if evidence.stage in self.stages else None
         if numbers is None:
             return None
-        text = f"{self.happened.format(**numbers)} {self.meaning} {_advice(self.changes, evidence, numbers)}"
-        return Finding(self.name, text.strip())
+        happened = self.happened.format(**numbers)
+        text = f"{happened} {self.meaning} {_advice(self.changes, evidence, numbers)}"
+        return Finding(self.name, happened, text.strip(), self.explains)
 
 
 def _advice(changes: Sequence[str], evidence: Evidence, numbers: Numbers) -> str:
@@ -87,9 +91,8 @@ RATE = "{stage}.training.learning_rate"
 EPOCHS = "{stage}.training.num_train_epochs"
 TRAINED = ("sft", "forget", "improve")
 EVALUATED = "evaluate"
-MOST = 2  # diagnoses of a stage that are shown in full
 
-# Causes before what follows from them: the first of a stage are shown in full.
+# Causes before what follows from them: a stage tells its first fault in full, and at most one more.
 DIAGNOSES = (
     Diagnosis(
         "loss jumped",
@@ -110,6 +113,7 @@ DIAGNOSES = (
         "The loss rose from {start} to {end}: training ended worse than it began.",
         "The steps are too large.",
         (f"lower {RATE}", "raise {stage}.training.warmup_steps"),
+        explains=("forgot too much", "forgetting spread", "chosen answers fell", "rejected answers fell far"),
     ),
     Diagnosis(
         "nothing moved",
@@ -128,6 +132,7 @@ DIAGNOSES = (
         "next to nothing.",
         "The steps are too small or too few.",
         (f"raise {RATE}", f"raise {EPOCHS}"),
+        explains=("until not reached",),
     ),
     Diagnosis(
         "until not reached",
@@ -176,6 +181,7 @@ DIAGNOSES = (
         "Nearly every pair was in the right order by then, so the rest of training only moved the model further from its "
         "start. The pairs are easy, or the steps are large.",
         (f"lower {EPOCHS}", f"lower {RATE}"),
+        explains=("rejected answers fell far",),
     ),
     Diagnosis(
         "rejected answers fell far",
@@ -213,11 +219,16 @@ DIAGNOSES = (
 
 @dataclass(frozen=True)
 class Reading:
-    """A stage read: the sentences to show, and the faults among them."""
+    """A stage read: what its curves did, the sentences to show, and all faults, causes first."""
 
     stage: str
     sentences: tuple[str, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def told(self) -> tuple[Finding, ...]:
+        """The faults with a sentence: the main one, and the first that it does not explain."""
+        return _told(self.findings)
 
 
 def read_stage(
@@ -233,14 +244,18 @@ def read_stage(
 
 def read_run(run: RunView) -> list[Reading]:
     """Read all of a run's stages and its evaluation, if that shows a fault."""
-    stages = (read_stage(stage, steps, run.settings, run.manifest) for stage, steps in run.curves.items())
-    return [reading for reading in (*stages, read_evaluation(run)) if reading]
+    read = (read_stage(stage, steps, run.settings, run.manifest) for stage, steps in run.curves.items())
+    stages = [reading for reading in read if reading]
+    evaluated = read_evaluation(run, stages)
+    return [*stages, evaluated] if evaluated else stages
 
 
-def read_evaluation(run: RunView) -> Reading | None:
-    """Read a run's evaluation; None if it shows no fault."""
-    found = _read(EVALUATED, Evidence(EVALUATED, (), run.settings, before=run.before, after=run.after))
-    return found if found.findings else None
+def read_evaluation(run: RunView, stages: Sequence[Reading]) -> Reading | None:
+    """Read a run's evaluation; None if it shows no fault. What a stage has explained already is only named."""
+    told = {each.diagnosis for stage in stages for each in stage.told}
+    found = _found(Evidence(EVALUATED, (), run.settings, before=run.before, after=run.after))
+    found = tuple(replace(each, text=each.happened) if each.diagnosis in told else each for each in found)
+    return Reading(EVALUATED, _sentences(found), found) if found else None  # its headline says the rest
 
 
 def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
@@ -256,20 +271,35 @@ def diagnosis_lines(runs: Sequence[RunView]) -> list[str]:
     return lines
 
 
+def _found(evidence: Evidence) -> tuple[Finding, ...]:
+    return tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
+
+
 def _read(stage: str, evidence: Evidence) -> Reading:
-    found = tuple(filter(None, (diagnosis.finding(evidence) for diagnosis in DIAGNOSES)))
-    texts = tuple(finding.text for finding in found[:MOST])
-    if others := [finding.diagnosis for finding in found[MOST:]]:
-        texts += (f"Also seen, perhaps from the same cause: {', '.join(others)}.",)
-    if evidence.stage == EVALUATED:  # its headline says what it found
-        return Reading(stage, texts, found)
-    num_logged = len(evidence.values("loss"))
+    found, num_logged = _found(evidence), len(evidence.values("loss"))
+    texts = _sentences(found)
     if num_logged < FEWEST:
         few = f"A diagnosis needs {FEWEST} logged steps; there are {num_logged}."
         if (evidence.number(f"{evidence.stage}.training.logging_steps") or 1) > 1:
             few = f"{few} {_advice(['lower {stage}.training.logging_steps'], evidence, {})}"
         return Reading(stage, (few, *texts), found)
     return Reading(stage, (_summary(evidence), *(texts or ("Nothing in the curves is unusual.",))), found)
+
+
+def _told(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the first fault and the next one that no fault before it explains."""
+    explained = {name for each in found for name in each.explains}
+    return tuple(each for each in found if each.diagnosis not in explained)[:2]
+
+
+def _sentences(found: Sequence[Finding]) -> tuple[str, ...]:
+    """Return the main fault in full, a second one in a sentence, and the names of the others."""
+    told = _told(found)
+    texts = [each.text if each is told[0] else f"Also: {each.happened}" for each in told]
+    others = [each.diagnosis for each in found if each not in told]
+    if others:
+        texts.append(f"Also seen, perhaps from the same cause: {', '.join(others)}.")
+    return tuple(texts)
 
 
 def _summary(evidence: Evidence) -> str:

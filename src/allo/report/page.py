@@ -158,7 +158,12 @@ def _run_part(run: RunView, num_examples: int) -> dict[str, object]:
     return {
         "name": figures.name(run.name),
         "readings": [
-            (figures.name(each.stage), [found.diagnosis for found in each.findings], each.sentences)
+            (
+                figures.name(each.stage),
+                [found.diagnosis for found in each.findings],
+                each.sentences,
+                [(found.diagnosis, found.text) for found in each.findings[1:]],
+            )
             for each in read_run(run)
         ],
         "curves": _curves(run),

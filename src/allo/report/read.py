@@ -15,7 +15,7 @@ from allo.files.json_text import parse_json
 from allo.files.result_link import result_of, uses
 from allo.files.rounds import rounds_there
 from allo.report.credit import token_credit
-from allo.report.diagnosis import EVALUATED, Reading, read_evaluation, read_stage
+from allo.report.diagnosis import EVALUATED, Reading, read_run, read_stage
 from allo.report.run_view import Judged, Manifest, RunView, Side, TokenCredit
 
 
@@ -59,14 +59,15 @@ def view(folder: Path) -> RunView:
 def reading_of(folder: Path, stage: str) -> Reading | None:
     """Return the diagnosis of a stage of a run that may still be going on; None for a stage that has none."""
     manifest = _manifest(folder)
-    steps = None if stage == EVALUATED else _curves(folder, manifest).get(stage)
-    if steps is None and stage != EVALUATED:
+    curves = _curves(folder, manifest)
+    if stage not in (EVALUATED, *curves):
         return None
     _, settings = _recipe(folder / "recipe.yaml")
-    if steps is not None:
-        return read_stage(stage, steps, settings, manifest)
+    if stage in curves:
+        return read_stage(stage, curves[stage], settings, manifest)
     evaluation = read_of_schema(folder / "08-eval.json", Evaluation)
-    return read_evaluation(RunView(manifest.name, evaluation, manifest, settings=settings))
+    readings = read_run(RunView(manifest.name, evaluation, manifest, settings=settings, curves=curves))
+    return next((each for each in readings if each.stage == EVALUATED), None)
 
 
 def _uses(run: RunFolder, settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
