@@ -138,7 +138,8 @@ def test_a_search_that_warms_up_no_model_reads_its_rows_once_or_never(recipe: Ca
 def test_the_stages_shares_are_said_and_a_search_as_long_as_the_training(
     tokens: dict[str, int], said: str, recipe: Callable[..., Recipe]
 ) -> None:
-    served = ['sample={backend: openai, model: a, servers: {base_urls: ["http://127.0.0.1:1/v1"]}}']
+    servers = "sample.servers={base_urls: ['http://127.0.0.1:1/v1']}"
+    served = ["sample.backend=openai", "sample.model=a", servers]
     found = shares_said(recipe("problems", "file", *(served if "sample" in tokens else [])), tokens)
     assert said in found and ("long" in found) == ("Find" in said) and bool(found) == bool(said)
 

@@ -86,7 +86,7 @@ class OwnRewards:
             if "error" in (reply := self.process.ask(number, self._request([sample], state))):
                 error, samples = str(reply["error"]), [sample]
                 break
-        return f"{error.removesuffix('.')} ({_rows(samples)})."
+        return f"{error.removesuffix('.')}, for {_rows(samples)}."
 
 
 @contextmanager
