@@ -18,7 +18,7 @@ from allo.cli.masks import app as mask_app
 from allo.cli.plan import plan_command
 from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
-from allo.cli.shared import Overrides, Processes, Quiet, count_tokens
+from allo.cli.shared import PROCESSES, Overrides, Processes, Quiet, count_tokens
 from allo.cli.start import init_command
 from allo.cli.winrate import app as winrate_app
 from allo.console import interrupted_at, say, tell
@@ -209,7 +209,8 @@ def main() -> None:
                 _command()
             sys.exit(group.follow(_follow))
     except KeyboardInterrupt:
-        say(interrupted())
+        if launched_ranks() < 2:
+            say(interrupted())
         sys.exit(INTERRUPTED)
     except UserError as error:  # of the processes themselves
         say(f"allo: {error}")
@@ -246,7 +247,8 @@ def _command() -> NoReturn:
         say(f"allo: {error}")
         sys.exit(2)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
+        # Of several processes, the first has said it, not the one that started them.
+        if leaving.code == INTERRUPTED and not any(word.startswith(PROCESSES) for word in sys.argv):
             say(interrupted())
         raise
     except OSError as error:

@@ -43,7 +43,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
 
 def hush() -> None:
     """Let torchrun report no ends: the processes say themselves what happened."""
-    for name in ("torch.distributed", "torch.multiprocessing"):
+    for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
