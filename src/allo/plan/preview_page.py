@@ -73,7 +73,7 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
     if found.selects:
         yield "locate", found.selects
     if recipe.score is not None and recipe.forget is not None:
-        unknown = f"{recipe.score.scorer}; once it has run, it says which share of the tokens it marks"
+        unknown = f"by `{recipe.score.scorer}` (score.scorer); once it has run, it says which share of the tokens it marks"
         yield "score", recipe.score.share_said(*preview.marked) if preview.marked else unknown
     yield "tokenizer", f"{len(found.tokenizer):,} tokens; {_ends(preview)}"
     yield "rows", f"at most {recipe.max_length:,} tokens, prompt and completion together (max_length)"
