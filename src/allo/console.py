@@ -154,6 +154,7 @@ def _wrapped(text: str, *, indent: int = 0) -> Text:
 
 Part = tuple[int, str]
 """A part of the line of progress, and its rank: on a narrow screen, the part with the highest rank goes first."""
+interrupted_at: list[str] = []  # the stage, its number and step: parts of rank 4, 0 and 1
 
 
 @dataclass(eq=False)
@@ -266,14 +267,13 @@ def _times(shown: Sequence[Work | Run | Among]) -> list[Part]:
     found = [] if left is None else [(3, f"{span(left)} left")]
     if left is None and runs and runs[-1].taken() >= 1:
         found.append((5, f"{span(runs[-1].taken())} so far"))
-    whole, of = None, "left in all"
+    whole, of = None, "left in this part" if isinstance(outer, Among) else "left in all"
     if isinstance(outer, Among) and outer.all:
-        whole = outer.all.left()
+        whole, of = outer.all.left(), "left in all"
     elif runs:
         # Work that has a name of its own may be one part of several, and does not say when the stage ends.
         own = isinstance(inner, Work) and inner.description in ("", runs[0].stage.rpartition("/")[2])
         whole = runs[0].rest(runs[0].taken(), left if own else None)
-        of = "left in this part" if isinstance(outer, Among) else of
     return found if whole is None or whole < 1 else [*found, (2, f"{span(whole)} {of}")]
 
 
@@ -306,8 +306,7 @@ def _displayed() -> Iterator[None]:
     if console.quiet or _State.no_progress:
         yield
     elif on_terminal():
-        # Standard output in a pipe must not be drawn on the terminal.
-        both = sys.stdout.isatty()
+        both = sys.stdout.isatty()  # what goes into a pipe must not be drawn on the terminal
         with Live(get_renderable=_drawn, console=console, transient=True, redirect_stdout=both) as live:
             _State.live = live
             try:
@@ -347,6 +346,10 @@ def showing(item: Shown) -> Iterator[Shown]:
     try:
         with nullcontext() if len(_State.shown) > 1 else _displayed():
             yield item
+    except KeyboardInterrupt:
+        parts = [part for shown in _State.shown for part in shown.parts()]
+        interrupted_at[:] = interrupted_at or [words for rank, words in parts if words and rank in (0, 1, 4)]
+        raise
     finally:
         _State.shown[:] = [other for other in _State.shown if other is not item]
 

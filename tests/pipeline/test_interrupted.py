@@ -1,6 +1,7 @@
 """Ctrl-C, a full disk, a folder that cannot be written: said in a line, and gone on with afterwards."""
 
 import errno
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ SHORT = (
 )
 # A full disk is met while anything of training is written.
 BRIEF = (*SHORT, "sample.batch_size=16", "improve.training.num_train_epochs=2", "improve.density=1.0")
+RESUMES = "start the same command again to resume from the last file saved"
 LONGEST = 900  # seconds for one process
 
 
@@ -73,7 +75,8 @@ def test_ctrl_c_and_sigterm_stop_with_130_and_the_run_goes_on_to_the_same_end(tm
     ]:
         said = interrupt_when(out, there, number).splitlines()
         assert said[-2].startswith(f"{stage:<9} stage ") and said[-2].endswith("...")
-        assert said[-1] == cli.RESUMABLE
+        at = rf"stage \d of \d, {stage}, {'step' if stage == 'improve' else 'batch'} \d+/\d+"
+        assert re.fullmatch(rf"allo: interrupted \({at}\); {RESUMES}", said[-1])
     assert not (out / "tiny" / "07-improve" / "delta.safetensors").exists()
     process = allo(out)
     _, stderr = process.communicate(timeout=LONGEST)
@@ -100,7 +103,7 @@ def test_a_write_in_progress_is_finished_before_the_command_ends(
         cli.main()
     signal.signal(signal.SIGTERM, before)
     assert (done, leaving.value.code) == (["written"], 130)
-    assert capsys.readouterr().err.splitlines() == [cli.RESUMABLE]
+    assert capsys.readouterr().err.splitlines() == [f"allo: interrupted; {RESUMES}"]
 
 
 @pytest.fixture

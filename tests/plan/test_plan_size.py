@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from allo.cli import app
 from allo.errors import UserError
 from allo.models.load import empty_model, read_config
+from allo.pipeline.estimate import shares_said
 from allo.plan import table
 from allo.plan.duration import CHARACTERS, tokens_of, words
 from allo.plan.memory import KINDS, Advised, Plan, StagePlan
@@ -99,6 +100,48 @@ def test_passes_and_steps_multiply_the_tokens_of_training(recipe: Callable[..., 
     assert twice["forget"] == once["forget"] == pytest.approx(once["improve"] / 2, rel=0.1), "one side of two"
     two_steps = tokens("improve.training.max_steps=2", "improve.training.gradient_accumulation_steps=1")
     assert two_steps["improve"] == pytest.approx(once["improve"] * 2 * 4 / 20, rel=0.01)
+
+
+def test_a_search_that_warms_up_no_model_reads_its_rows_once_or_never(recipe: Callable[..., Recipe]) -> None:
+    def read(criterion: str) -> int:
+        asked = recipe(
+            "pairs",
+            "pairs",
+            f"locate.criterion={criterion}",
+            "forget=null",
+            "locate.training.num_train_epochs=3",
+        )
+        return tokens_of(asked, Sources(asked))["locate"]
+
+    assert read("warmup_fused") == read("bottom") == pytest.approx(3 * read("gradient"), abs=3)
+    assert read("fisher") == read("taylor") == read("gradient") > 0
+    assert read("magnitude") == read("random") == read("last") == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ({}, ""),
+        ({"locate": 0, "improve": 0}, ""),
+        ({"locate": 49, "forget": 20, "improve": 31}, "by tokens: locate 49%, forget 20%, improve 31%"),
+        (
+            {"locate": 6, "improve": 4},
+            "locate 60%, improve 40%. Finding the weights (locate) takes as long as",
+        ),
+        ({"locate": 6, "evaluate": 4}, "by tokens: locate 60%, evaluate 40%"),
+        (
+            {"sample": 9, "locate": 1, "improve": 1},
+            "by tokens (without sample): locate 50%, improve 50%. Find",
+        ),
+    ],
+)
+def test_the_stages_shares_are_said_and_a_search_as_long_as_the_training(
+    tokens: dict[str, int], said: str, recipe: Callable[..., Recipe]
+) -> None:
+    servers = "sample.servers={base_urls: ['http://127.0.0.1:1/v1']}"
+    served = ["sample.backend=openai", "sample.model=a", servers]
+    found = shares_said(recipe("problems", "file", *(served if "sample" in tokens else [])), tokens)
+    assert said in found and ("long" in found) == ("Find" in said) and bool(found) == bool(said)
 
 
 def test_samples_are_counted_at_their_longest(recipe: Callable[..., Recipe]) -> None:

@@ -188,7 +188,7 @@ def test_a_function_that_fails_is_found_before_the_first_stage(inputs: Path, tmp
         check(own_recipe(tmp_path, tmp_path / "out", "f"))
     sets = "evaluate.sets={own: {task: planted_flaws, split: test, limit: 2}}"
     with pytest.raises(
-        UserError, match=r"in line 7: TypeError.*\(prompt '.*first rows of evaluate\.sets\.own"
+        UserError, match=r"in line 7: TypeError.*for prompt '.*first rows of evaluate\.sets\.own"
     ):
         check(own_recipe(inputs, tmp_path / "out", "right", sets))
 

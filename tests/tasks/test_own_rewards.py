@@ -165,9 +165,9 @@ def test_numbers_of_other_libraries_are_rewards(tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "return [1 / (text != 'It is 8.') for text in completions]": ["ZeroDivisionError", "(prompt 'b')"],
+    "return [1 / (text != 'It is 8.') for text in completions]": ["ZeroDivisionError", "for prompt 'b' ("],
     "raise SystemExit(3)": ["SystemExit", "prompt 'a'"],
-    "return [1, 2]": ["returned 2 rewards for 3 completions", "prompts 'a' to 'c'"],
+    "return [1, 2]": ["returned 2 rewards for 3 completions", ") to 'c' ("],
     "return [1, float('nan'), 0]": ["returned nan", "prompt 'b'", "None for no verdict"],
     "return [1, 1, float('inf')]": ["returned inf", "prompt 'c'"],
     "return [1, 'good', 0]": ["returned 'good'", "prompt 'b'"],
@@ -176,7 +176,7 @@ FAULTS = {
     "return None": ["returned a NoneType; return a list"],
     "return 'abc'": ["returned a str; return a list"],
     "return {'a': 1}": ["returned a dict; return a list"],
-    "assert len(completions) < 2; return [1]": ["AssertionError", "(prompts 'a' to 'c')"],
+    "assert len(completions) < 2; return [1]": ["AssertionError", "for prompts 'a' ("],
     "import os; os._exit(7)": ["ended its process (exit status 7)"],
 }
 

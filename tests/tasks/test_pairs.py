@@ -14,6 +14,7 @@ from allo.tasks.pairing import (
     make_pairs,
     pair_of,
     rejected_completions,
+    why_no_pair,
     without_pair,
     wrong_completions,
 )
@@ -249,13 +250,15 @@ def test_prompts_without_a_pair_are_counted_by_their_reason(verdicts: list[Verdi
     expected = {
         "with wrong samples alone": len(wrong - right),
         "with right samples alone": len(right - wrong),
-        "whose right samples did not end by themselves": len(right & wrong - ended),
+        "whose right samples were cut": len(right & wrong - ended),
         "with no sample that has a verdict": len(all_of - right - wrong),
     }
     pairs = make_pairs(PROMPTS, verdicts, max_pairs_per_prompt=2, seed=0) if ended & wrong else []
-    said = without_pair(PROMPTS, verdicts, pairs)
-    counts = [f"{number} {reason}" for reason, number in expected.items() if number]
+    said = without_pair(PROMPTS, verdicts, pairs, reason=why_no_pair)
+    counts = [f"{number} {reason}, such as '" for reason, number in expected.items() if number]
     missing = len(all_of) - len(ended & wrong)
-    assert said.startswith(f"without a pair: {missing} of 4 prompts (" if missing else "")
+    assert said.startswith(f"{missing} of 4 prompts have no pair: " if missing else "")
     assert bool(said) == bool(missing) and all(each in said for each in counts)
-    assert said.count(", ") == max(0, len(counts) - 1)
+    assert said.count(", such as") == len(counts)
+    named = {prompt.id for prompt in PROMPTS if prompt.said in said}
+    assert len(named) == len(counts) and not named & ended & wrong

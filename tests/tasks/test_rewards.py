@@ -1,6 +1,7 @@
 """Results of rewards: pairs by rank and margin, the better half, wins."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 
 from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict
-from allo.tasks.pairing import distinct, rejected_completions
-from allo.tasks.rewards import above_median, ranked_pairs, wins, without_ranked_pair
+from allo.tasks.pairing import distinct, rejected_completions, without_pair
+from allo.tasks.rewards import above_median, ranked_pairs, why_no_ranked_pair, wins
 
 PROMPTS = [Prompt(id=f"p{number}", prompt=f"Question {number}") for number in range(3)]
 REWARDS = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0])
@@ -58,8 +59,9 @@ def test_a_pairs_rewards_differ_by_the_margin_and_no_sample_is_in_two_pairs(
             ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=limit, margin=margin)
         return
     pairs = ranked_pairs(PROMPTS, verdicts, max_pairs_per_prompt=limit, margin=margin)
-    missing, said = len(PROMPTS) - len(can), without_ranked_pair(PROMPTS, pairs, margin=margin)
-    assert said.startswith(f"without a pair: {missing} of 3 prompts (") if missing else not said
+    missing = len(PROMPTS) - len(can)
+    said = without_pair(PROMPTS, verdicts, pairs, reason=partial(why_no_ranked_pair, margin=margin))
+    assert said.startswith(f"{missing} of 3 prompts have no pair: ") if missing else not said
     assert {pair.prompt_id for pair in pairs} == can
     assert max(Counter(pair.prompt_id for pair in pairs).values()) <= limit
     sides = [(pair.prompt_id, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
@@ -131,3 +133,44 @@ def test_a_rejected_completion_has_the_gold_solution_or_else_the_best_preferred_
     ]
     assert [one.finished for one in wrong] == [True, False]
     assert len({one.id for one in wrong}) == len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason", "advice"),
+    [
+        ([], "with no sample that has a verdict", "look at 02-verdicts.jsonl"),
+        (
+            [("a", 0.5, True), ("a ", 0.5, True)],
+            "whose samples are all the same text",
+            "raise sample.num_generations",
+        ),
+        (
+            [("a", 0.5, True), ("b", 0.5, True)],
+            "whose samples have the same reward",
+            "raise sample.num_generations",
+        ),
+        (
+            [("a", 0.5, True), ("b", 0.4, True)],
+            "whose rewards differ by less than pair.margin",
+            "lower it from 0.2",
+        ),
+        (
+            [("a", 0.5, False), ("b", 0.1, True)],
+            "whose better samples were cut",
+            "raise sample.max_new_tokens",
+        ),
+    ],
+)
+def test_a_prompt_without_a_ranked_pair_is_named_with_the_reason(
+    samples: list[tuple[str, float, bool]], reason: str, advice: str
+) -> None:
+    long = Prompt(id="data-7", prompt=[{"role": "user", "content": "Name three\nthings " + "x" * 80}])
+    paired = [verdict("p0", 0, "good", 1.0), verdict("p0", 1, "bad", 0.0)]
+    own = [
+        verdict("data-7", n, text, reward, finished=ended) for n, (text, reward, ended) in enumerate(samples)
+    ]
+    prompts, verdicts = [PROMPTS[0], long], [*paired, *own]
+    pairs = ranked_pairs(prompts, verdicts, max_pairs_per_prompt=1, margin=0.2)
+    said = without_pair(prompts, verdicts, pairs, reason=partial(why_no_ranked_pair, margin=0.2))
+    place = f"'data-7' (Name three things {'x' * 39}...)"
+    assert said.startswith(f"1 of 2 prompts have no pair: 1 {reason}, such as {place}: {advice}")

@@ -18,10 +18,10 @@ from allo.cli.masks import app as mask_app
 from allo.cli.plan import plan_command
 from allo.cli.push import push_run
 from allo.cli.rewriter import app as rewriter_app
-from allo.cli.shared import Overrides, Processes, Quiet, count_tokens
+from allo.cli.shared import PROCESSES, Overrides, Processes, Quiet, count_tokens
 from allo.cli.start import init_command
 from allo.cli.winrate import app as winrate_app
-from allo.console import say, tell
+from allo.console import interrupted_at, say, tell
 from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
 from allo.pipeline.shared import follow
@@ -31,7 +31,6 @@ from allo.recipe import load_recipe, schema
 from allo.tasks.sources import sources_read
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
-RESUMABLE = "allo: interrupted; start it again to resume where it stopped"
 # Places that cannot be written: the user can fix them, and a traceback would not help.
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
@@ -201,6 +200,7 @@ def main() -> None:
 
     Exit codes: 0 done, 2 bad input, 130 interrupted by Ctrl-C or SIGTERM (start again to resume).
     """
+    interrupted_at.clear()
     if launched_ranks() < 2:  # a launcher ends several by SIGTERM, and speaks for them
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -209,11 +209,18 @@ def main() -> None:
                 _command()
             sys.exit(group.follow(_follow))
     except KeyboardInterrupt:
-        say(RESUMABLE)
+        if launched_ranks() < 2:
+            say(interrupted())
         sys.exit(INTERRUPTED)
     except UserError as error:  # of the processes themselves
         say(f"allo: {error}")
         sys.exit(2)
+
+
+def interrupted() -> str:
+    """Return the last words of a command that was interrupted."""
+    place = f" ({', '.join(interrupted_at)})" if interrupted_at else ""
+    return f"allo: interrupted{place}; start the same command again to resume from the last file saved"
 
 
 def _follow(work: dict[str, Any]) -> None:
@@ -240,8 +247,9 @@ def _command() -> NoReturn:
         say(f"allo: {error}")
         sys.exit(2)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
-            say(RESUMABLE)
+        # Of several processes, the first has said it, not the one that started them.
+        if leaving.code == INTERRUPTED and not any(word.startswith(PROCESSES) for word in sys.argv):
+            say(interrupted())
         raise
     except OSError as error:
         if error.errno not in UNWRITABLE:

@@ -73,6 +73,7 @@ def plan_command(
         tokens = None if recipe is None else _tokens(read)
         if rate is not None and tokens is None:
             raise UserError("--tokens-per-second: give a recipe, whose rows are counted.")
+        from allo.pipeline.estimate import shares_said
         from allo.plan import plan, table
         from allo.plan.several import Geometry
         from allo.plan.several_table import show_steps, steps_as_json
@@ -91,6 +92,8 @@ def plan_command(
     if gpus > 1:
         show_steps(planned, geometry, machine)
     tell(table.times(tokens, rate))
+    if isinstance(tokens, dict) and (shares := shares_said(read, tokens)):
+        tell(f"\n{table.wrapped(shares)}")
 
 
 def _recipe(path: Path | None, overrides: list[str]) -> Recipe:

@@ -58,6 +58,13 @@ class Prompt:
     columns: dict[str, Any] | None = None
     text: str | None = None
 
+    @property
+    def said(self) -> str:
+        """The id and the beginning of the text, or of the last message, by which a user knows the row."""
+        asked = self.prompt if isinstance(self.prompt, str) else self.prompt[-1].get("content")
+        text = " ".join(str(asked or "").split())
+        return f"{self.id[:60]!r} ({text if len(text) <= 60 else f'{text[:57]}...'})"
+
 
 @dataclass(frozen=True)
 class Completion:

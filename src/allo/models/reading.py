@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from allo.console import say
 from allo.models.tokenizer_checks import check_tokenizer
 
 
@@ -25,6 +26,9 @@ def read_checked(auto: Any, ref: str | Path, folder: Path, gguf: str | None, tru
 def _read(
     auto: Any, ref: str | Path, folder: Path, gguf: str | None, trusts: bool, state: tuple[int, ...] = ()
 ) -> Any:
+    if gguf is not None:
+        what = "tokenizer" if auto is AutoTokenizer else "configuration"
+        say(f"{folder / gguf}: reading the {what} of a GGUF file, which takes some seconds ...")
     found = auto.from_pretrained(folder, gguf_file=gguf, trust_remote_code=trusts)
     if auto is AutoTokenizer:
         check_tokenizer(found, ref)  # a copy lacks what is wrong

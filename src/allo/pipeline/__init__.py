@@ -22,7 +22,7 @@ from allo.files.provenance import peak_memory, provenance, reset_peak_memory
 from allo.files.result_link import is_linked, remove_broken_link
 from allo.files.rounds import rounds_there, trained
 from allo.files.stage import Stage, in_rounds, read_mark, remove_old_marks
-from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of
+from allo.pipeline.estimate import CountTokens, Progress, countable, progress_of, shares_said
 from allo.pipeline.outcome import result_in_words
 from allo.pipeline.shared import run_shared
 from allo.ranks import is_joined, joined_group, launched_ranks
@@ -131,9 +131,10 @@ def run_all(
             work.say_why_again()
             if not checked and stage is not REPORT:
                 sources, checked = _check(recipe), True
-                progress.estimate.tokens = (
-                    {} if tokens is None else countable(recipe, tokens(recipe, sources))
-                )
+                counted = {} if tokens is None else tokens(recipe, sources)
+                progress.estimate.tokens = countable(recipe, counted)
+                if shares := shares_said(recipe, counted):
+                    say(shares)
             _do(work, recipe, progress, force=stage.name == force)
     return run
 

@@ -117,5 +117,25 @@ def countable(recipe: Recipe, tokens: Mapping[str, int]) -> dict[str, int]:
     return {stage: number for stage, number in tokens.items() if stage not in unknown}
 
 
+def shares_said(recipe: Recipe, tokens: Mapping[str, int]) -> str:
+    """Return in words which share of the time each stage is expected to take, and whether finding the weights takes most.
+
+    `tokens` are those of each stage; empty if there are none.
+    """
+    known = countable(recipe, tokens)
+    whole, training = sum(known.values()), sum(known.get(stage, 0) for stage in ("forget", "improve"))
+    if not whole:
+        return ""
+    shares = ", ".join(f"{stage} {number / whole:.0%}" for stage, number in known.items())
+    unknown = ", ".join(stage for stage in tokens if stage not in known)
+    said = f"expected shares of the time, by tokens{unknown and f' (without {unknown})'}: {shares}"
+    if not 0 < training <= known.get("locate", 0):
+        return said
+    return (
+        f"{said}. Finding the weights (locate) takes as long as training them, or longer; locate.training.max_steps=N "
+        "shortens it"
+    )
+
+
 def _plain(stage: str) -> str:
     return stage.rpartition("/")[2]

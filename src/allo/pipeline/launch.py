@@ -35,13 +35,15 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         return code_of(error, number)
     except SignalException as error:
+        if error.sigval == signal.SIGTERM:  # of Ctrl-C, process 0 says where it stopped
+            say("allo: ended by SIGTERM; start the same command again to resume from the last file saved")
         return 128 + int(error.sigval)
     return 0
 
 
 def hush() -> None:
     """Let torchrun report no ends: the processes say themselves what happened."""
-    for name in ("torch.distributed", "torch.multiprocessing"):
+    for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

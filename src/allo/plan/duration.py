@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from allo.files.records import Message
-from allo.recipe import Recipe
+from allo.recipe import Forget, Improve, Recipe
+from allo.recipe.criteria import criterion_of
+from allo.recipe.locate import Locate
 from allo.recipe.training import Training
 from allo.tasks.sources import Sources
 
@@ -44,7 +46,7 @@ def tokens_of(recipe: Recipe, sources: Sources) -> dict[str, int]:
             one_side = stage == "forget" and not recipe.data.feedback
             reference = 0 if stage == "locate" else _READ
             tokens = sum(row.tokens for row in rows) / (2 if one_side else 1)
-            found[stage] = tokens * _passes(block.training, len(rows)) * (1 + reference)
+            found[stage] = tokens * _passes(block, len(rows)) * (1 + reference)
     if recipe.forget is not None and recipe.score is not None:
         models = sum(len(scorer.needs) for scorer in recipe.score.entries)
         found["score"] = models * _READ * sum(row.tokens for row in rows) / 2
@@ -53,8 +55,11 @@ def tokens_of(recipe: Recipe, sources: Sources) -> dict[str, int]:
     return {stage: round(found[stage]) for stage in order if stage in found}
 
 
-def _passes(training: Training, rows: int) -> float:
-    """Return how often a training reads its rows."""
+def _passes(block: Locate | Forget | Improve, rows: int) -> float:
+    """Return how often a stage reads its rows; a search for weights that warms up no model reads them once, or never."""
+    training: Training = block.training
+    if isinstance(block, Locate) and not (criterion := criterion_of(block.criterion)).trains:
+        return float(criterion.sums)
     most = (training.model_extra or {}).get("max_steps", -1)
     if most > 0:
         return float(

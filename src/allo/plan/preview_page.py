@@ -28,7 +28,8 @@ _COMPLETION_ENDS = 100  # tokens shown at each end of a long completion
 class Preview:
     """A preview; `stages` says whether each is finished, `pair` is one that the run has sampled.
 
-    `marked`: of the wrong answers' tokens, those that have weight, and all, once they are scored.
+    `marked`: of the wrong answers' tokens, those that have weight, and all, once they are scored. `shares`: the stages'
+    shares of the time, in words.
     """
 
     recipe: Recipe
@@ -36,6 +37,7 @@ class Preview:
     stages: dict[str, bool]
     pair: SampledPair | None = None
     marked: tuple[int, int] | None = None
+    shares: str = ""
 
 
 def show(preview: Preview, *, plain: bool) -> None:
@@ -71,12 +73,14 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
     if found.selects:
         yield "locate", found.selects
     if recipe.score is not None and recipe.forget is not None:
-        unknown = f"{recipe.score.scorer}; once it has run, it says which share of the tokens it marks"
+        unknown = f"by `{recipe.score.scorer}` (score.scorer); once it has run, it says which share of the tokens it marks"
         yield "score", recipe.score.share_said(*preview.marked) if preview.marked else unknown
     yield "tokenizer", f"{len(found.tokenizer):,} tokens; {_ends(preview)}"
     yield "rows", f"at most {recipe.max_length:,} tokens, prompt and completion together (max_length)"
     without = " (nothing is fine-tuned)" if recipe.sft is None else ""
     yield "stages", ", ".join(f"{name}{without if name == 'sft' else ''}" for name in preview.stages)
+    if preview.shares:
+        yield "time", preview.shares
     done = [name for name, is_done in preview.stages.items() if is_done]
     if done:
         yield "done", ", ".join(done)

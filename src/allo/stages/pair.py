@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from allo.console import say
@@ -14,8 +15,15 @@ from allo.models.start import load_start_tokenizer
 from allo.models.written import reads_as
 from allo.recipe import Recipe
 from allo.tasks.feedback import Labels, bad_completions
-from allo.tasks.pairing import make_pairs, rejected_completions, without_pair, wrong_completions
-from allo.tasks.rewards import by_rank, ranked_pairs, without_ranked_pair
+from allo.tasks.pairing import (
+    Reason,
+    make_pairs,
+    rejected_completions,
+    why_no_pair,
+    without_pair,
+    wrong_completions,
+)
+from allo.tasks.rewards import by_rank, ranked_pairs, why_no_ranked_pair
 from allo.tasks.sources import Ready, Sources, training_pairs, training_prompts
 
 
@@ -114,10 +122,10 @@ def _pairs(recipe: Recipe, prompts: Sequence[Prompt], verdicts: Sequence[Verdict
         if recipe.pair.margin:
             say("pair: all rewards are 0 or 1, so samples are paired as right and wrong, without pair.margin")
         pairs = make_pairs(prompts, verdicts, max_pairs_per_prompt=most, seed=recipe.seed_of_data)
-        missing = without_pair(prompts, verdicts, pairs)
+        reason: Callable[[Sequence[Verdict]], Reason] = why_no_pair
     else:
         pairs = ranked_pairs(prompts, verdicts, max_pairs_per_prompt=most, margin=recipe.pair.margin)
-        missing = without_ranked_pair(prompts, pairs, margin=recipe.pair.margin)
-    if missing:
+        reason = partial(why_no_ranked_pair, margin=recipe.pair.margin)
+    if missing := without_pair(prompts, verdicts, pairs, reason=reason):
         say(f"pair: {missing}")
     return pairs

@@ -8,7 +8,6 @@ from typing import Any
 
 from allo.errors import UserError
 from allo.files.records import Prompt
-from allo.files.rows import shown
 from allo.recipe.judge import Judge
 from allo.recipe.own_process import KEY, OwnProcess
 from allo.tasks.base import demonstrate
@@ -87,7 +86,7 @@ class OwnRewards:
             if "error" in (reply := self.process.ask(number, self._request([sample], state))):
                 error, samples = str(reply["error"]), [sample]
                 break
-        return f"{error.removesuffix('.')} ({_rows(samples)})."
+        return f"{error.removesuffix('.')}, for {_rows(samples)}."
 
 
 @contextmanager
@@ -190,5 +189,6 @@ def _completion(sample: Sample) -> Any:
 
 
 def _rows(samples: Sequence[Sample]) -> str:
-    ids = list(dict.fromkeys(sample.prompt.id for sample in samples))
-    return f"prompt {shown(ids[0])}" if len(ids) == 1 else f"prompts {shown(ids[0])} to {shown(ids[-1])}"
+    prompts = list({sample.prompt.id: sample.prompt for sample in samples}.values())
+    first, last = prompts[0].said, prompts[-1].said
+    return f"prompt {first}" if len(prompts) == 1 else f"prompts {first} to {last}"

@@ -2,13 +2,18 @@
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict, Wrong
+
+Reason = tuple[str, str]
+"""Why a prompt's samples make no pair, and the setting that may help."""
+MORE = "raise sample.num_generations or sample.temperature"
+NO_VERDICT = "with no sample that has a verdict", "look at 02-verdicts.jsonl"
+LONGER = "raise sample.max_new_tokens"
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,38 @@ def make_pairs(
     return pairs
 
 
-def without_pair(prompts: Sequence[Prompt], verdicts: Iterable[Verdict], pairs: Iterable[Pair]) -> str:
-    """Return how many prompts have no pair, and why, by right and wrong answers; empty if all have one."""
-    paired = {pair.prompt_id for pair in pairs}
-    sides = _by_prompt(prompts, verdicts)
-    reasons = Counter(_reason(side) for name, side in sides.items() if name not in paired)
-    if not reasons:
+def without_pair(
+    prompts: Sequence[Prompt],
+    verdicts: Iterable[Verdict],
+    pairs: Iterable[Pair],
+    *,
+    reason: Callable[[Sequence[Verdict]], Reason],
+) -> str:
+    """Return how many prompts have no pair, why, and one of them for each reason; empty if all have one."""
+    paired, samples = {pair.prompt_id for pair in pairs}, samples_of(prompts, verdicts)
+    found: dict[Reason, list[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.id not in paired:
+            found.setdefault(reason(samples[prompt.id]), []).append(prompt)
+    if not found:
         return ""
-    listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
-    return f"without a pair: {sum(reasons.values()):,} of {len(sides):,} prompts ({listed})"
+    listed = "; ".join(
+        f"{len(some):,} {why}, such as {some[0].said}: {advice}"
+        for (why, advice), some in sorted(found.items(), key=lambda each: -len(each[1]))
+    )
+    return f"{sum(map(len, found.values())):,} of {len(prompts):,} prompts have no pair: {listed}"
 
 
-def _reason(side: Sides) -> str:
+def why_no_pair(samples: Sequence[Verdict]) -> Reason:
+    """Return why a prompt's samples make no pair of a right and a wrong one."""
+    side = _sides(samples)
+    if not samples:
+        return NO_VERDICT
     if not side.right:
-        return "with wrong samples alone" if side.wrong else "with no sample that has a verdict"
-    return "with right samples alone" if not side.wrong else "whose right samples did not end by themselves"
+        return "with wrong samples alone", f"{MORE}, or take easier prompts"
+    if not side.wrong:
+        return "with right samples alone", f"{MORE}, or take harder prompts"
+    return "whose right samples were cut", LONGER
 
 
 def pair_of(prompt: Prompt, *, chosen: Verdict, rejected: Verdict) -> Pair:
@@ -154,13 +176,21 @@ def rejected_completions(pairs: Iterable[Pair], *, solutions: Mapping[str, str])
     return list(wrong.values())
 
 
-def _by_prompt(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> dict[str, Sides]:
-    sides = {prompt.id: Sides(right=[], wrong=[]) for prompt in prompts}
+def samples_of(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    """Return the distinct samples of each prompt by its id."""
+    samples: dict[str, list[Verdict]] = {prompt.id: [] for prompt in prompts}
     for verdict in distinct(verdicts):
-        assert verdict.prompt_id in sides, f"a verdict of the unknown prompt {verdict.prompt_id!r}"
-        side = sides[verdict.prompt_id]
-        (side.right if verdict.correct else side.wrong).append(verdict)
-    return sides
+        assert verdict.prompt_id in samples, f"a verdict of the unknown prompt {verdict.prompt_id!r}"
+        samples[verdict.prompt_id].append(verdict)
+    return samples
+
+
+def _by_prompt(prompts: Sequence[Prompt], verdicts: Iterable[Verdict]) -> dict[str, Sides]:
+    return {name: _sides(samples) for name, samples in samples_of(prompts, verdicts).items()}
+
+
+def _sides(samples: Sequence[Verdict]) -> Sides:
+    return Sides([one for one in samples if one.correct], [one for one in samples if not one.correct])
 
 
 def _count(sides: dict[str, Sides]) -> str:

@@ -5,7 +5,7 @@ from statistics import median
 
 from allo.errors import UserError
 from allo.files.records import Pair, Prompt, Verdict
-from allo.tasks.pairing import distinct, pair_of
+from allo.tasks.pairing import LONGER, MORE, NO_VERDICT, Reason, pair_of, samples_of
 
 REWARD_MODEL, RANKED_FUNCTION = "reward_model", "ranked_function"
 """The `verifier` of verdicts that say better or worse by rank, not right or wrong."""
@@ -25,9 +25,7 @@ def ranked_pairs(
     Of equal rewards, the one sampled first ranks higher. Raises `UserError` if no pair can be made.
     """
     assert max_pairs_per_prompt > 0 and margin >= 0
-    samples: dict[str, list[Verdict]] = {prompt.id: [] for prompt in prompts}
-    for verdict in distinct(verdicts):
-        samples[verdict.prompt_id].append(verdict)
+    samples = samples_of(prompts, verdicts)
     pairs = [
         pair_of(prompt, chosen=best, rejected=worst)
         for prompt in prompts
@@ -44,16 +42,19 @@ def ranked_pairs(
     return pairs
 
 
-def without_ranked_pair(prompts: Sequence[Prompt], pairs: Iterable[Pair], *, margin: float) -> str:
-    """Return how many prompts have no pair by rewards, and why; empty if all have one."""
-    missing = len(prompts) - len({pair.prompt_id for pair in pairs})
-    if not missing:
-        return ""
-    apart = f"differ by pair.margin, {margin:g}" if margin else "differ"
-    return (
-        f"without a pair: {missing:,} of {len(prompts):,} prompts (no two samples whose rewards {apart}, the better of which "
-        "ended by itself)"
-    )
+def why_no_ranked_pair(samples: Sequence[Verdict], *, margin: float) -> Reason:
+    """Return why a prompt's distinct samples make no pair by rewards."""
+    rewards = [one.reward for one in samples]
+    if not rewards:
+        return NO_VERDICT
+    if len(rewards) == 1:
+        return "whose samples are all the same text", MORE
+    apart = max(rewards) - min(rewards)
+    if apart == 0:
+        return "whose samples have the same reward", MORE
+    if apart < margin:
+        return "whose rewards differ by less than pair.margin", f"lower it from {margin:g}, or {MORE}"
+    return "whose better samples were cut", LONGER
 
 
 def matched(samples: Sequence[Verdict], *, margin: float) -> list[tuple[Verdict, Verdict]]:
