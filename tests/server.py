@@ -131,13 +131,17 @@ def half(handler: Handler) -> None:
 
 @contextlib.contextmanager
 def serving(
-    answer: Callable[[str], str], *, chat: Chat | None = None, kind: type[Handler] = Handler
+    answer: Callable[[str], str],
+    *,
+    chat: Chat | None = None,
+    kind: type[Handler] = Handler,
+    port: int = 0,
 ) -> Iterator[Chat]:
     chat = chat or Chat(answer)
     handler = type("OwnHandler", (kind,), {"chat": chat})
     # Connections that may wait to be accepted: with http.server's own 5, the kernel resets some of many at once.
     kind_of_server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})
-    server = kind_of_server(("127.0.0.1", 0), handler)
+    server = kind_of_server(("127.0.0.1", port), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -130,15 +130,18 @@ def planned(recipe: Recipe, way: str, processes: int) -> int:
     return sharded_peak([{"gradient": 1}], geometry, processes, kept, geometry.weights)
 
 
-def in_processes(request: dict[str, Any], processes: int) -> int:
+def in_processes(
+    request: dict[str, Any], processes: int, module: str = "benchmarks.plan.several_planned_and_measured"
+) -> Any:
+    """Return what a module prints that is asked for it in so many processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    own = ["-m", "benchmarks.plan.several_planned_and_measured", "--request", json.dumps(request)]
+    own = ["-m", module, "--request", json.dumps(request)]
     done = subprocess.run(
         [sys.executable, *launch, *own], env=os.environ | MALLOC, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from allo.delta import apply
 from allo.models.load import load_model
 from allo.training.locating import locate
+from allo.training.trainer import ImproveTrainer
 from allo.weights.param_mask import ParamMask
-from sharded_cases import CASES, CRITERIA, found, locating, run, save_models
-from tiny import pairs
+from sharded_cases import CASES, CRITERIA, every_third, found, locating, run, save_models
+from tiny import TOKENIZER, arguments, pairs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "sharded_ranks.py"
 # Measured 6e-8 to 2e-7. AdamW divides gradients near zero by themselves; 8-bit moments and bf16 gradients round more.
@@ -119,3 +120,16 @@ def test_the_same_weights_are_located(criterion: str, sharded: Path, tmp_path: P
 def test_the_ranks_agree(job: str, sharded: Path) -> None:
     """The checks are in `sharded_ranks.py`: reading, ties in every bit, and resuming after a kill and after damage."""
     check(sharded, job)
+    if job == "resume":
+        ends_alike_in_one_process(sharded)
+
+
+def ends_alike_in_one_process(folder: Path) -> None:
+    """Go on from a checkpoint of two shards with the whole model, to the shards' own end."""
+    policy = load_model(folder / "tied", dtype=torch.float32, device="cpu")
+    args = arguments(folder / "whole", per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    trainer = ImproveTrainer(policy, args, pairs()[:13], TOKENIZER, mask=every_third(policy))
+    trainer.train(resume_from_checkpoint=str(folder / "alone" / "checkpoint-2"))
+    expected = load_file(folder / "alone" / "expected.safetensors")
+    for name, param in policy.named_parameters():
+        torch.testing.assert_close(param.detach(), expected[name], rtol=0, atol=5e-6)

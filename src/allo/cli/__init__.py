@@ -58,9 +58,13 @@ def run_recipe(
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage again.")] = None,
     processes: Processes = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Divide the model among this many processes: --set shards=N.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run every stage of a recipe; finished stages are skipped."""
+    overrides = [*(overrides or []), *([] if shards is None else [f"shards={shards}"])]
     read = load_recipe(recipe, overrides)
     folder = run_all(read, until=until, force=force, tokens=count_tokens)
     say(f"the run is in {folder.path}")

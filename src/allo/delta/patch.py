@@ -42,6 +42,7 @@ def extract(
         for old, new in zip(before.pieces(name), after.pieces(name), strict=True):
             original.update(old)
             where = (as_bits(old) != as_bits(new)).nonzero().squeeze(1)
+            sparse_file.check_reach(name, start + int(where[-1]) + 1 if len(where) else 0)
             positions += (where + start).int().numpy().data
             replacements[entry.dtype] += as_bits(new[where]).numpy().tobytes()
             start += len(old)

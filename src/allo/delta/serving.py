@@ -13,6 +13,7 @@ from allo.console import track
 from allo.delta.file import Delta, DeltaInfo, info, read_delta, write_delta
 from allo.delta.patch import check_bits, check_layout
 from allo.errors import UserError
+from allo.weights import sparse_file
 from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import as_bits, digests
 from allo.weights.finite import check_finite
@@ -47,9 +48,10 @@ def export_patch(
         for change in old:
             tensor = _changed(tensor, name, change)
             hashes[name] = digests([(name, tensor)])[name]
-        where = (as_bits(tensor) != as_bits(after)).reshape(-1).nonzero().squeeze(1).int()
+        where = (as_bits(tensor) != as_bits(after)).reshape(-1).nonzero().squeeze(1)
         if len(where):
-            indices[name], values[name] = where, gather(after, where)
+            sparse_file.check_reach(name, int(where[-1]) + 1)
+            indices[name], values[name] = where.int(), gather(after, where)
     _check_sendable(values, what=str(delta))
     write_delta(
         out,

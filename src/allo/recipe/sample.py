@@ -79,6 +79,9 @@ class Sample(Block):
     extra_body: dict[str, Any] = {}
     """Further fields of each request, such as `{top_k: 0, min_p: 0}` if a server truncates by default."""
     servers: Servers | None = None
+    serve: bool | Name = False
+    """`true` starts `vllm serve` on the starting model, on all GPUs of this machine, and stops it after sampling. A command
+    with the places `{model}`, `{name}`, `{port}` and, if needed, `{gpus}` starts another server."""
 
     @model_validator(mode="after")
     def _generations_differ(self) -> "Sample":
@@ -93,17 +96,30 @@ class Sample(Block):
     def _keys_are_the_backends(self) -> "Sample":
         given: dict[str, Any] = {"model": self.model, "servers": self.servers}
         if BACKENDS[self.backend].asks_servers:
+            if self.serve and self.servers is not None:
+                raise ValueError("serve starts the server: remove servers, or serve")
+            if self.serve:
+                given = {}
             if missing := [key for key, value in given.items() if value is None]:
                 raise ValueError(f"backend {self.backend} asks servers: give {' and '.join(missing)}")
             if own := sorted(_OWN & self.extra_body.keys()):
                 raise ValueError(f"extra_body: each request says {', '.join(own)} by itself: remove it there")
             return self
-        given |= {"extra_body": self.extra_body or None, "api": None if self.api == "auto" else self.api}
+        given |= {
+            "serve": self.serve or None,
+            "extra_body": self.extra_body or None,
+            "api": None if self.api == "auto" else self.api,
+        }
         if unread := [key for key, value in given.items() if value is not None]:
             raise ValueError(
                 f"backend {self.backend} asks no server: remove {', '.join(unread)}, or set backend to openai"
             )
         return self
+
+    @property
+    def served_name(self) -> str:
+        """Return what servers call the starting model."""
+        return self.model or "start"
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -117,6 +133,6 @@ class Sample(Block):
         if BACKENDS[self.backend].asks_servers:
             # An earlier version trained on the end of a turn even after a stop string.
             keeps = {"keeps": "stop"} if self.stop else {}
-            return self.model_dump(exclude={"servers", "batch_size"}) | keeps
+            return self.model_dump(exclude={"servers", "serve", "batch_size"}) | keeps
         # An earlier version stored samples as text only; its runs sample again.
-        return self.model_dump(exclude={"servers"}) | {"keeps": "token_ids"}
+        return self.model_dump(exclude={"servers", "serve"}) | {"keeps": "token_ids"}

@@ -9,7 +9,7 @@ from allo.recipe.scores import scorer_entry
 if TYPE_CHECKING:
     from allo.recipe import Recipe
 
-_SERVE = "start `vllm serve MODEL` and set sample.backend to openai, or give data.pairs"
+_SERVE = "set sample.backend to openai, and sample.serve to true or sample.servers to those that you start; or give data.pairs"
 
 
 def shards_fault(recipe: "Recipe") -> str:

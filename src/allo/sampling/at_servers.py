@@ -13,28 +13,43 @@ from allo.models.load import Tokenizer
 from allo.models.start import load_start_tokenizer, read_start
 from allo.models.tokenization import bare_ids, prompt_text, tokenize
 from allo.recipe import Recipe
+from allo.recipe.sample import Servers
 from allo.sampling import served
 from allo.sampling.completions import Completed, ids_of, read_completed, room_at_start
 from allo.sampling.endpoint import Endpoint, require_openai
+from allo.sampling.own_server import server_command, serving
 from allo.sampling.replies import Asked, RequestSettings
 
 
 def check_servers(recipe: Recipe) -> None:
-    """Raise `UserError` without the `openai` package. Servers are asked later: the starting model comes first."""
-    del recipe
+    """Raise `UserError` without the `openai` package, or the command of a server that the run starts.
+
+    Servers are asked later: the starting model comes first.
+    """
     require_openai()
+    if recipe.sample.serve:
+        server_command(recipe.sample.serve)
 
 
 def complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt]) -> Completed:
     """Complete the prompts at the recipe's servers, from where an earlier process stopped."""
-    sample, servers = recipe.sample, recipe.sample.servers
-    assert sample.model is not None and servers is not None
+    sample = recipe.sample
+    if not sample.serve:
+        assert sample.servers is not None
+        return _complete(recipe, run, prompts, sample.servers)
+    model, log = Path(read_start(run).model).resolve(), run.path / "01-server.log"
+    with serving(sample.serve, model=model, name=sample.served_name, log=log) as address:
+        return _complete(recipe, run, prompts, Servers(base_urls=[address]))
+
+
+def _complete(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt], servers: Servers) -> Completed:
+    sample = recipe.sample
     tokenizer, room = load_start_tokenizer(recipe, run), room_at_start(recipe, run)
     folder, lines = Path(read_start(run).model).resolve(), ResumableLines(run.completions)
     endpoints = [
         Endpoint(
             base_url,
-            sample.model,
+            sample.served_name,
             key_variable=servers.key_variable,
             concurrency=servers.concurrency,
             timeout=servers.timeout,
@@ -49,8 +64,8 @@ def complete_at_servers(recipe: Recipe, run: RunFolder, prompts: Sequence[Prompt
         RequestSettings(**settings, seed=recipe.seed_of_data, extra_body=sample.extra_body),
         lines=lines,
         patience=servers.patience,
-        advice=f"Serve {folder} as {sample.model!r} there, such as by `vllm serve {folder} --served-model-name "
-        f"{sample.model}` (docs/sampling.md), and start the run again: it goes on from here.",
+        advice=f"Serve {folder} as {sample.served_name!r} there, such as by `vllm serve {folder} --served-model-name "
+        f"{sample.served_name}` (docs/sampling.md), and start the run again: it goes on from here.",
         num_tokens=lambda text: len(bare_ids(tokenizer, text, place="a reply")),
     )
     if counts["ends_guessed"]:

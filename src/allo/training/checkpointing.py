@@ -30,6 +30,7 @@ from allo.files.artifacts import (
 from allo.models.internals import check
 from allo.models.load import MODEL_FILES, locate_checkpoint
 from allo.ranks import rank
+from allo.training.resharding import resharded
 from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import combine, digests
 from allo.weights.own_pieces import changes_from
@@ -101,15 +102,27 @@ class CheckpointedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        _check_parts(folder, self.selected.ranks.num)
-        if not (folder / self._own(SELECTED_FILE)).is_file():
+        found, written = _parts_of([path.name for path in folder.iterdir()])
+        if not found:
             raise UserError(
                 f"{folder}: training cannot resume from it: it has no {SELECTED_FILE}. A checkpoint saved with "
                 "save_only_model is a model; give its folder as `model` to train it further."
             )
-        self.selected.load_state_dict(load_file(folder / self._own(SELECTED_FILE)))
+        self.selected.load_state_dict(self._states(folder, written)[0])
         if (folder / LOSS_FILE).exists():
             self.load_loss_state(load_tree(folder / LOSS_FILE))
+
+    def _states(self, folder: Path, written: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return this rank's selected weights and optimizer's state in a checkpoint of `written` parts."""
+        num = self.selected.ranks.num
+        if written == num:
+            state, own = load_file(folder / self._own(SELECTED_FILE)), folder / self._own(OPTIMIZER_FILE)
+            return state, load_tree(own)
+        names = (SELECTED_FILE, OPTIMIZER_FILE)
+        files = [[folder / part_file(name, place, written) for name in names] for place in range(written)]
+        return resharded(
+            ((load_file(own), load_tree(moments)) for own, moments in files), self.selected, str(folder)
+        )
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -122,7 +135,8 @@ class CheckpointedTrainer(Trainer):
         save_tree(Path(output_dir) / SCHEDULER_FILE, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
-        self.optimizer.load_state_dict(load_tree(Path(checkpoint) / self._own(OPTIMIZER_FILE)))
+        _, written = _parts_of([path.name for path in Path(checkpoint).iterdir()])
+        self.optimizer.load_state_dict(self._states(Path(checkpoint), written)[1])
         self.lr_scheduler.load_state_dict(load_tree(Path(checkpoint) / SCHEDULER_FILE))
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -168,16 +182,6 @@ def _parts_of(names: Collection[str]) -> tuple[int, int]:
     found = [re.fullmatch(r"selected(?:-\d+-of-(\d+))?\.safetensors", name) for name in names]
     promised = [int(match[1] or 1) for match in found if match]
     return len(promised), max(promised, default=1)
-
-
-def _check_parts(checkpoint: Path, num: int) -> None:
-    found, written = _parts_of([path.name for path in checkpoint.iterdir()])
-    if found and written != num:
-        parts = "the whole model" if written == 1 else f"{written} shards"
-        raise UserError(
-            f"{checkpoint}: it was written by a training of {parts}, and this one has {num if num > 1 else 'no'} shards. Go on "
-            f"{'without shards' if written == 1 else f'with shards: {written}'}, or remove the folder's checkpoints to begin again."
-        )
 
 
 def mark_complete(checkpoint: Path) -> None:

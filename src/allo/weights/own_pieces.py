@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from allo.weights import sparse_file
 from allo.weights.checkpoints import Checkpoint
 from allo.weights.fingerprints import as_bits, combine, digests, fingerprint_tensors
 from allo.weights.layout import (
@@ -62,6 +63,7 @@ def full_mask(layout: Layout, *, among: Collection[str]) -> ParamMask:
             size = math.prod(shape)
             interval = own_interval(live[min(group.live)]) if group.renames else (0, size)
             if name in among and size:
+                sparse_file.check_reach(name, interval[1])
                 indices[name] = torch.arange(*interval, dtype=torch.int32)
     return ParamMask(indices, shapes=layout.shapes, metadata={"criterion": "full", "density": "1.0"})
 
@@ -192,6 +194,7 @@ def _differences(
             now = rows[places].to("cpu", before.dtype)
             differs = (as_bits(now) != as_bits(before)).nonzero().squeeze(1)
             where = differs + indices if isinstance(indices, int) else indices[differs]
+            sparse_file.check_reach(piece.stored, int(where[-1]) + 1 if len(where) else 0)
             found[piece.stored][0].append(where.int())
             found[piece.stored][1].append(now[differs])
     return {name: (torch.cat(where), torch.cat(new)) for name, (where, new) in found.items()}

@@ -49,6 +49,8 @@ class ParamMask:
     ) -> "ParamMask":
         """Select every weight, or every weight of the tensors `among`."""
         sizes = {name: math.prod(shapes[name]) for name in shapes if among is None or name in among}
+        for name, size in sizes.items():
+            sparse_file.check_reach(name, size)
         indices = {name: torch.arange(size, dtype=torch.int32) for name, size in sizes.items() if size}
         return cls(indices, shapes=shapes, metadata={"criterion": "full", "density": "1.0"})
 

@@ -99,6 +99,11 @@ class SelectedWeights:
         """Return the slots' names."""
         return list(self._parts[0].slots)
 
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Return, by touched tensor, the number of its flat vector in `parameters`, and its entries here; in the vectors' order."""
+        numbers = {flat: number for number, flat in enumerate(self.parameters())}
+        return {part.name: (numbers[part.flat], part.range.stop - part.range.start) for part in self._parts}
+
     @property
     def num_selected(self) -> int:
         return sum(part.range.stop - part.range.start for part in self._parts)

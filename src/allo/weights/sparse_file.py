@@ -40,6 +40,8 @@ SCHEMA = 4
 _OLDER = (1, 2, 3)
 _WITHOUT_DIGEST = (1, 2)
 _KEY = "allo"
+REACH = 1 << 31
+"""The entries of a tensor that int32 indices reach."""
 _ALIGNED = 8  # bytes: the alignment that the widest dtype needs in a mapped file
 
 Profile = Literal["compact", "interop"]
@@ -123,6 +125,15 @@ def check_profile(profile: str) -> None:
     """Raise UserError unless `profile` is one of the two that `write` knows."""
     if profile not in get_args(Profile):
         raise UserError(f"profile {profile!r} is unknown: choose {' or '.join(get_args(Profile))}")
+
+
+def check_reach(name: str, end: int) -> None:
+    """Raise UserError if indices below `end` do not fit into int32, before they wrap around."""
+    if end > REACH:
+        raise UserError(
+            f"tensor {name}: entry {end - 1:,} is chosen or changed, and indices of 32 bits, allo's and vLLM's, end at "
+            f"{REACH - 1:,}. Leave this tensor out of training, or keep the whole model instead of a mask or delta"
+        )
 
 
 def check_indices(name: str, indices: Tensor, shape: tuple[int, ...], *, where: str) -> None:
