@@ -90,7 +90,7 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
     [
         (
             {"data": {"file": "p.jsonl"}, "sample": {"max_new_tokens": 8}},
-            "does not sample: start `vllm serve MODEL`",
+            "does not sample: set sample.backend to openai, and sample.serve",
         ),
         ({"data": {"pairs": "p.jsonl", "held_out": 3}}, "would only be left out: remove data.held_out"),
         ({"improve": {"trainer": "lora"}, "forget": None}, "trains whole models"),
@@ -98,8 +98,10 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
         ({"score": {"scorer": "implicit"}, "locate": {"criterion": "warmup"}}, "asks other models"),
         (
             {"evaluate": {"sets": ANY_SET}},
-            "answers no evaluation sets",
+            "is not evaluated: remove evaluate.sets; after",
         ),
+        ({"evaluate": {"likelihood_pairs": 8, "start": False}}, "evaluate.likelihood_pairs, evaluate.start"),
+        ({"evaluate": {"kl": {"task": "gsm8k", "limit": 2}}}, "remove evaluate.kl"),
     ],
 )
 def test_what_a_sharded_model_cannot_do_is_refused(

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from allo.recipe.backends import BACKENDS
+from allo.recipe.evaluate import Evaluate
 from allo.recipe.granularity import WEIGHT
 from allo.recipe.scores import scorer_entry
 
@@ -20,10 +21,11 @@ def shards_fault(recipe: "Recipe") -> str:
         return "rounds sample from models that no server has yet: set rounds to 1"
     if recipe.improve and not recipe.improve.trained_by.selects:
         return f"improve.trainer {recipe.improve.trainer!r} trains whole models: set it to selected, or remove shards"
-    if recipe.evaluate.sets:
+    own, default = (block.model_dump() for block in (recipe.evaluate, Evaluate()))
+    if changed := [f"evaluate.{key}" for key in own if own[key] != default[key]]:
         return (
-            "a sharded model answers no evaluation sets: remove evaluate.sets; after the run, `vllm serve` its model "
-            "(07-improve/model) and measure that"
+            f"a sharded model is not evaluated: remove {', '.join(changed)}; after the run, give them to "
+            "`allo evaluate` without shards where one process holds the model, or measure 07-improve/model at `vllm serve`"
         )
     if recipe.data.held_out is not None:
         return (
