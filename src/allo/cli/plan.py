@@ -73,7 +73,6 @@ def plan_command(
         tokens = None if recipe is None else _tokens(read)
         if rate is not None and tokens is None:
             raise UserError("--tokens-per-second: give a recipe, whose rows are counted.")
-        from allo.pipeline.estimate import shares_said
         from allo.plan import plan, table
         from allo.plan.several import Geometry
         from allo.plan.several_table import show_steps, steps_as_json
@@ -91,8 +90,16 @@ def plan_command(
     table.show(planned, gpus=gpus)
     if gpus > 1:
         show_steps(planned, geometry, machine)
+    _tell_times(read, tokens, rate)
+
+
+def _tell_times(recipe: Recipe, tokens: dict[str, int] | str | None, rate: float | None) -> None:
+    """Say how long the stages take, and the share of each."""
+    from allo.pipeline.estimate import shares_said
+    from allo.plan import table
+
     tell(table.times(tokens, rate))
-    if isinstance(tokens, dict) and (shares := shares_said(read, tokens)):
+    if isinstance(tokens, dict) and (shares := shares_said(recipe, tokens)):
         tell(f"\n{table.wrapped(shares)}")
 
 
