@@ -1,4 +1,4 @@
-"""What a rank sends in a training step, and its peak memory: selected weights against all weights, in bytes.
+"""The bytes that a rank sends in a training step, and its peak memory: selected weights against all weights.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ranks.wire
 

@@ -1,7 +1,6 @@
 """The files of a checkpoint: what draws, marks and kept tensors come back as, and which checkpoint is the last."""
 
 import random
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +64,6 @@ def test_only_the_process_that_saves_writes_a_checkpoint(saves: bool, tmp_path: 
         trainer.optimizer = SimpleNamespace(load_state_dict=loaded.update)
         trainer.selected = SimpleNamespace(load_state_dict=loaded.update, ranks=ONE)
         trainer.load_loss_state = loaded.update
-        trainer._states = partial(CheckpointedTrainer._states, trainer)
         CheckpointedTrainer._load_from_checkpoint(trainer, str(folder))
         assert loaded.keys() == {"weight", "total"} and loaded["total"] == 2.5
 

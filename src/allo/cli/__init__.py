@@ -24,6 +24,7 @@ from allo.cli.winrate import app as winrate_app
 from allo.console import interrupted_at, say, tell
 from allo.errors import UserError
 from allo.pipeline import NAMES, run_all, run_one
+from allo.pipeline.launch import RESUMES
 from allo.pipeline.shared import follow
 from allo.ranks import launched_ranks
 from allo.ranks.joining import joined
@@ -224,7 +225,7 @@ def main() -> None:
 def interrupted() -> str:
     """Return the last words of a command that was interrupted."""
     place = f" ({', '.join(interrupted_at)})" if interrupted_at else ""
-    return f"allo: interrupted{place}; start the same command again to resume from the last file saved"
+    return f"allo: interrupted{place}; {RESUMES}"
 
 
 def _follow(work: dict[str, Any]) -> None:
@@ -251,7 +252,7 @@ def _command() -> NoReturn:
         say(f"allo: {error}")
         sys.exit(2)
     except SystemExit as leaving:
-        # Of several processes, the first has said it, not the one that started them.
+        # With `--processes`, rank 0 has said it already.
         if leaving.code == INTERRUPTED and not any(word.startswith(PROCESSES) for word in sys.argv):
             say(interrupted())
         raise

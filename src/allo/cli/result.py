@@ -28,9 +28,8 @@ def show_result(recipe: Recipe, run: RunFolder) -> None:
     say(f"{result_of_run(run.path)}\nthe model is in {model}")
     delta, base = str(stage / "delta.safetensors"), _base(recipe, run)
     for purpose, command in uses(str(model), delta, run=str(run.path), base=base):
-        console.print(
-            cell(f"  {purpose}: {command}"), soft_wrap=True
-        )  # a line break would cut a copied command
+        # A line break would cut a command that is copied.
+        console.print(cell(f"  {purpose}: {command}"), soft_wrap=True)
 
 
 def _base(recipe: Recipe, run: RunFolder) -> str:

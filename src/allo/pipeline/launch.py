@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 OPTIONS = ("--shutdown-timeout", "10")
 """torchrun's options: the seconds that it gives a process before it kills it."""
 
+RESUMES = "start the same command again to resume from the last file saved"
+
 
 def launch(number: int, arguments: Sequence[str]) -> int:
     """Run `allo` with these arguments in `number` processes, and return its exit code."""
@@ -36,7 +38,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
         return code_of(error, number)
     except SignalException as error:
         if error.sigval == signal.SIGTERM:  # of Ctrl-C, process 0 says where it stopped
-            say("allo: ended by SIGTERM; start the same command again to resume from the last file saved")
+            say(f"allo: ended by SIGTERM; {RESUMES}")
         return 128 + int(error.sigval)
     return 0
 

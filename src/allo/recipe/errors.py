@@ -13,11 +13,11 @@ from allo.recipe.own_code import FORM, PATTERN
 
 
 def explain(
-    recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem: Any, *, given: Collection[str]
+    recipe: type[BaseModel], path: Path, root: yaml.Node | None, problem: Any, *, given: Collection[str] = ()
 ) -> str:
     """Return one line on a pydantic problem in the YAML `root` of `path`: the place, the fault and a remedy.
 
-    The place of the keys `given` is `--set`.
+    Keys in `given` came by `--set`, and are placed there.
     """
     # pydantic ends the location of a bad mapping key with "[key]".
     location = [part for part in problem["loc"] if isinstance(part, str | int) and part != "[key]"]

@@ -51,10 +51,7 @@ def read_settings(overrides: list[str]) -> RewriterSettings:
         return RewriterSettings.model_validate(fields)
     except ValidationError as error:
         raise UserError(
-            "\n".join(
-                explain(RewriterSettings, Path("--set"), None, problem, given=())
-                for problem in error.errors()
-            )
+            "\n".join(explain(RewriterSettings, Path("--set"), None, problem) for problem in error.errors())
         ) from error
 
 

@@ -108,16 +108,15 @@ class CheckpointedTrainer(Trainer):
                 f"{folder}: training cannot resume from it: it has no {SELECTED_FILE}. A checkpoint saved with "
                 "save_only_model is a model; give its folder as `model` to train it further."
             )
-        self.selected.load_state_dict(self._states(folder, written)[0])
+        if written == self.selected.ranks.num:
+            self.selected.load_state_dict(load_file(folder / self._own(SELECTED_FILE)))
+        else:
+            self.selected.load_state_dict(self._resharded(folder, written)[0])
         if (folder / LOSS_FILE).exists():
             self.load_loss_state(load_tree(folder / LOSS_FILE))
 
-    def _states(self, folder: Path, written: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return this rank's selected weights and optimizer's state in a checkpoint of `written` parts."""
-        num = self.selected.ranks.num
-        if written == num:
-            state, own = load_file(folder / self._own(SELECTED_FILE)), folder / self._own(OPTIMIZER_FILE)
-            return state, load_tree(own)
+    def _resharded(self, folder: Path, written: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return this rank's selected weights and optimizer's state from a checkpoint of another number of parts."""
         names = (SELECTED_FILE, OPTIMIZER_FILE)
         files = [[folder / part_file(name, place, written) for name in names] for place in range(written)]
         return resharded(
@@ -135,9 +134,13 @@ class CheckpointedTrainer(Trainer):
         save_tree(Path(output_dir) / SCHEDULER_FILE, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
-        _, written = _parts_of([path.name for path in Path(checkpoint).iterdir()])
-        self.optimizer.load_state_dict(self._states(Path(checkpoint), written)[1])
-        self.lr_scheduler.load_state_dict(load_tree(Path(checkpoint) / SCHEDULER_FILE))
+        folder = Path(checkpoint)
+        _, written = _parts_of([path.name for path in folder.iterdir()])
+        if written == self.selected.ranks.num:
+            self.optimizer.load_state_dict(load_tree(folder / self._own(OPTIMIZER_FILE)))
+        else:
+            self.optimizer.load_state_dict(self._resharded(folder, written)[1])
+        self.lr_scheduler.load_state_dict(load_tree(folder / SCHEDULER_FILE))
 
     def _save_rng_state(self, output_dir: str) -> None:
         if not self.args.should_save:

@@ -15,7 +15,7 @@ from allo.errors import UserError
 from allo.weights.selected import SelectedWeights
 
 State = dict[str, Tensor]
-"""`SelectedWeights.state_dict()`, of which an optimizer's state has the form of torch's."""
+"""As `SelectedWeights.state_dict()` returns it."""
 
 
 def resharded(
