@@ -1,5 +1,6 @@
 """`allo align`: a model and a file are enough, each decision is said, and nobody's work is overwritten."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -167,6 +168,19 @@ def test_each_kind_of_rows_gets_its_recipe(
     assert not recipe.chat and "the model has no chat template" in said
     assert recipe.dtype == "float32"
     assert recipe.data.is_ready or recipe.sample.max_new_tokens == 64
+
+
+def test_a_small_model_is_float32_where_the_cpu_is_slow_in_bf16(
+    only_written: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = shutil.copytree(LAB, folder / "stored")
+    config = json.loads((stored / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (stored / "config.json").write_text(json.dumps(config))
+    for slow, dtype in ((False, "bfloat16"), (True, "float32")):
+        monkeypatch.setattr("allo.plan.starting.is_slow_in_bf16", lambda device, slow=slow: slow)
+        said = only_written(str(stored), "pairs.jsonl", "--out", f"out-{dtype}")
+        assert load_recipe(f"out-{dtype}/align.yaml").dtype == dtype
+        assert ("this CPU is slow in bfloat16" in said) is slow
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from allo.models import start
+from allo.models import device, start
 from allo.plan.preview import preview
 from allo.plan.preview_page import lines
 from allo.stages.check import check, findings
@@ -38,3 +38,25 @@ def test_weights_that_are_not_here_are_said_to_wait(tmp_path: Path) -> None:
     )
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert "a GGUF file; the first stage, sft, converts it" in start.check_values(tmp_path / "m.gguf")
+
+
+def test_a_dtype_that_the_cpu_is_slow_in_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, "dtype=bfloat16")
+    for slow, expected in (
+        (True, ["dtype: this CPU is several times slower in bfloat16 than in float32"]),
+        (False, []),
+    ):
+        monkeypatch.setattr("allo.stages.check.is_slow_in_bf16", lambda device, slow=slow: slow)
+        assert [sentence.partition(", which")[0] for sentence in findings(recipe).unread] == expected
+        assert findings(tiny_recipe(tmp_path, "dtype=float32")).unread == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slow"),
+    [({"bfloat16": 3.0, "float32": 1.0}, True), ({"bfloat16": 1.9, "float32": 1.0}, False)],
+)
+def test_a_cpu_is_slow_in_bf16_if_a_product_takes_over_twice_as_long(
+    seconds: dict[str, float], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_seconds", lambda dtype: seconds[str(dtype).removeprefix("torch.")])
+    assert device.is_slow_in_bf16("cpu") is slow

@@ -8,6 +8,7 @@ from typing import Any
 
 from allo.errors import UserError
 from allo.files.rows import Notes, Row
+from allo.models.device import is_slow_in_bf16
 from allo.models.load import empty_model, load_tokenizer, needed_pad_token, read_config
 from allo.models.model_checks import num_positions
 from allo.plan import plan
@@ -71,6 +72,8 @@ def for_model(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Decision]:
     )
     if stored == "float32" and weights < _SMALL:
         yield Decision({"dtype": stored}, "the model is small and stored so")
+    elif weights < _SMALL and is_slow_in_bf16(recipe.device):
+        yield Decision({"dtype": "float32"}, "the model is small, and this CPU is slow in bfloat16")
     positions = num_positions(config)
     if positions is not None and positions < recipe.max_length:
         yield Decision({"max_length": positions}, "the model has no more positions")

@@ -10,7 +10,9 @@ from allo.errors import UserError
 from allo.files.artifacts import RunFolder
 from allo.files.records import Prompt
 from allo.files.rows import Reading
+from allo.files.sizes import size
 from allo.models import templates
+from allo.models.device import is_slow_in_bf16
 from allo.models.load import Tokenizer, empty_model
 from allo.models.model_checks import check_positions, num_positions, prompt_room, rope_length
 from allo.models.probe import cache_argument
@@ -108,7 +110,7 @@ def findings(recipe: Recipe, sources: Sources | None = None) -> Findings:
     prompts = _check_asked(recipe, sources, tokenizer, positions)
     if prompts:
         cache_argument(type(model))
-    unread = [check_values(ref) for ref in _models(recipe)]
+    unread = [*map(check_values, _models(recipe)), _slow_dtype(recipe, of_all)]
     if weights < of_all:
         unread.append(
             f"{recipe.model}: {weights:,} of {of_all:,} weights are its text model's. The others, for images, video or "
@@ -144,6 +146,15 @@ def _held_out(recipe: Recipe, tokenizer: Tokenizer, sources: Sources) -> Iterato
         found = trained_ready(recipe, tokenizer, rows, key=key)
         yield f"{sum(row.label for row in rows):,} of them are good, {sum(not row.label for row in rows):,} bad"
         yield found.counts.words(recipe.max_length)
+
+
+def _slow_dtype(recipe: Recipe, num_weights: int) -> str:
+    if recipe.dtype != "bfloat16" or not is_slow_in_bf16(recipe.device):
+        return ""
+    return (
+        "dtype: this CPU is several times slower in bfloat16 than in float32, which takes "
+        f"{size(2 * num_weights)} more memory for the model"
+    )
 
 
 def _models(recipe: Recipe) -> list[str | Path]:
