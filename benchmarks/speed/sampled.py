@@ -29,6 +29,7 @@ def sampled_pairs(
     pairs_a_prompt: int,
     max_new_tokens: int,
     max_length: int,
+    dtype: str,
     keep: Path,
 ) -> list[Pair]:
     """Return `pairs_a_prompt` pairs of each prompt, prompts of the tasks by turns.
@@ -39,7 +40,7 @@ def sampled_pairs(
     found = [read_prompts(PromptSource(task=task, folder=data_folder, limit=num_prompts)) for task in TASKS]
     prompts = [prompt for both in zip(*found, strict=True) for prompt in both]
     if not keep.exists():
-        keep.write_text(json.dumps(_sample(model, prompts, max_new_tokens)), encoding="utf-8")
+        keep.write_text(json.dumps(_sample(model, prompts, max_new_tokens, dtype)), encoding="utf-8")
     samples: dict[str, list[str]] = json.loads(keep.read_text(encoding="utf-8"))
     tokenizer, pairs = load_tokenizer(model), list[Pair]()
     for prompt in prompts:
@@ -61,9 +62,9 @@ def _judged(prompt: Prompt, index: int, text: str) -> Verdict:
     return Verdict(prompt.id, index, text, True, right, float(right), None, "place")
 
 
-def _sample(name: str, prompts: list[Prompt], max_new_tokens: int) -> dict[str, list[str]]:
+def _sample(name: str, prompts: list[Prompt], max_new_tokens: int, dtype: str) -> dict[str, list[str]]:
     """Return the texts of each prompt's samples, by its id."""
-    model, tokenizer = load_model(name, dtype=torch.bfloat16, device="cpu"), load_tokenizer(name)
+    model, tokenizer = load_model(name, dtype=getattr(torch, dtype), device="cpu"), load_tokenizer(name)
     texts: dict[str, list[str]] = {prompt.id: [] for prompt in prompts}
     batches = generate(
         model,
@@ -113,6 +114,7 @@ def sampled_work(options: Namespace, folder: Path, *, steps: int = 1, pairs: int
         pairs_a_prompt=pairs,
         max_new_tokens=options.new_tokens,
         max_length=options.length,
+        dtype=options.dtype,
         keep=options.samples or folder / "samples.json",
     )
     write_pairs(Path(work.pairs), found)
