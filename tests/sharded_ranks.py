@@ -16,13 +16,16 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 import allo
+from allo.delta import Delta, patch_of
 from allo.errors import UserError
 from allo.files.artifacts import RunFolder
+from allo.files.records import Feedback, Pair
 from allo.models.collate import pad
 from allo.models.load import Model, check_whole, load_model
 from allo.models.policy import completion_distributions, measured_token_logps, per_token_logps
 from allo.models.shards import load_shards
 from allo.models.start import write_start
+from allo.stages.likelihood import likelihood, measured_feedback, measured_pairs
 from allo.training.checkpointing import last_sound_checkpoint
 from allo.training.locating import locate
 from allo.training.result import write_change
@@ -33,7 +36,7 @@ from allo.weights.rank_selection import select_over_ranks
 from allo.weights.selection import select
 from allo.weights.shards import Ranks, interval_of, reshard
 from sharded_cases import CASES, CRITERIA, every_third, found, locating, run
-from tiny import TOKENIZER, arguments, pairs
+from tiny import TOKENIZER, arguments, feedback, pairs
 
 
 def load(folder: Path, name: str = "tied") -> Model:
@@ -89,9 +92,39 @@ def reads(folder: Path) -> None:
         with torch.inference_mode():
             found, expected = read(policy, batch), read(whole, batch)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    measures(policy, whole)
     per_token_logps(policy, batch).sum().backward()  # what was gathered in inference mode can still learn
     with pytest.raises(UserError, match="FSDP1, ZeRO-3, tensor parallel"):
         check_whole(fully_shard(whole))
+
+
+def measures(policy: Model, whole: Model) -> None:
+    """Compare what held-out rows say of both models with a change, and see that it is taken out again."""
+    mask = every_third(whole)
+    random = torch.Generator().manual_seed(0)
+    values = {name: 0.1 * torch.randn(len(where), generator=random) for name, where in mask.indices.items()}
+    change = Delta(dict(mask.indices), values, mask.shapes, dict.fromkeys(mask.shapes, ""), {})
+    rows = [Pair(f"{place}", **pair) for place, pair in enumerate(pairs())]
+    labelled = [Feedback(f"{place}", **row) for place, row in enumerate(feedback())]
+    before, found = whole_weights(policy), []
+    for model in (policy, whole):
+        patch, settings = patch_of(model, change), {"beta": 0.2, "max_length": 64, "seed": 0, "size": 8}
+        with patch.exchanged():
+            of_pairs = measured_pairs(rows, model, TOKENIZER, patch.exchanged, **settings)
+            of_rows = measured_feedback(labelled, model, TOKENIZER, patch.exchanged, **settings)
+            moved = likelihood(rows, model, TOKENIZER, patch.exchanged, max_length=64)
+        found.append(flat({"pairs": of_pairs, "feedback": of_rows, "moved": moved}))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert abs(found[0]["/moved/chosen"]) > 0.01, "the change is small beside the bound"
+    after = whole_weights(policy)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def flat(found: Any, name: str = "") -> dict[str, Any]:
+    """Return a nested record's values by their paths."""
+    if not isinstance(found, dict):
+        return {name: found}
+    return {path: value for key, one in found.items() for path, value in flat(one, f"{name}/{key}").items()}
 
 
 def ties(folder: Path) -> None:

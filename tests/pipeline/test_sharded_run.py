@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from allo.errors import UserError
+from allo.files.artifacts import read_json
 from allo.pipeline import run_all
 from allo.recipe import load_recipe
 from allo.weights.importance_map import ImportanceMap
@@ -26,6 +27,7 @@ STEPS = {
 }
 
 ANY_SET = {"gsm8k": {"task": "gsm8k", "split": "test", "limit": 2}}
+SERVED = {"backend": "openai", "serve": True, "max_new_tokens": 8}
 
 
 def recipe(folder: Path, **changes: Any) -> Path:
@@ -52,24 +54,24 @@ def recipe(folder: Path, **changes: Any) -> Path:
 def folder(tmp_path: Path) -> Path:
     save_models(tmp_path)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs()))
-    (tmp_path / "set.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
     return tmp_path
 
 
 @pytest.mark.slow
 @pytest.mark.invariant("A run whose model is sharded ends like one whose model is whole, to rounding.")
 def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
-    file = recipe(folder, name="two", shards=2)
+    measured = {
+        "evaluate": {"likelihood_pairs": 8, "forgotten": True},
+        "data": {"pairs": str(folder / "pairs.jsonl"), "held_out": 5},
+    }
+    file = recipe(folder, name="two", shards=2, **measured)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "allo"]
     done = subprocess.run(
         [sys.executable, *launch, "run", str(file)], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "nothing was evaluated" in done.stderr + done.stdout
-    # A sharded model is not evaluated, so nothing is held out for it.
-    own = {"own": {"file": str(folder / "set.jsonl")}}
-    whole = recipe(folder, name="one", evaluate={"sets": own})
-    one = run_all(load_recipe(whole), until="improve").path
+    assert "no answers were measured" in done.stderr
+    one = run_all(load_recipe(recipe(folder, name="one", **measured))).path
     two = folder / "runs" / "two"
     masks = [ImportanceMap.load(run / "04-importance.safetensors").mask_at(0.2) for run in (one, two)]
     assert masks[0].num_selected == masks[1].num_selected and masks[0].overlap(masks[1]) > 0.998
@@ -83,6 +85,23 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
             for run in (one, two)
         ]
         assert logs[0] == pytest.approx(logs[1], abs=1e-6)
+    alone, together = (read_json(run / "08-eval.json")["models"] for run in (one, two))
+    assert alone.keys() == together.keys() == {"start", "forgotten", "aligned"}
+    for name, model in alone.items():
+        assert together[name]["held_out"]["num_pairs"] == 5
+        for measure in ("held_out", "likelihood"):
+            expected, found = (numbers(each[measure]) for each in (model, together[name]))
+            assert found == pytest.approx(expected, abs=1e-5), (name, measure)
+    assert (two / "report.html").exists() and not [*two.rglob("*.part")]
+
+
+def numbers(found: Any, name: str = "") -> dict[str, Any]:
+    """Return a nested record's values by their paths."""
+    if not isinstance(found, dict):
+        return {name: found}
+    return {
+        path: value for key, one in found.items() for path, value in numbers(one, f"{name}/{key}").items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,16 +111,17 @@ def test_a_sharded_run_ends_like_a_whole_one(folder: Path) -> None:
             {"data": {"file": "p.jsonl"}, "sample": {"max_new_tokens": 8}},
             "does not sample: set sample.backend to openai, and sample.serve",
         ),
-        ({"data": {"pairs": "p.jsonl", "held_out": 3}}, "would only be left out: remove data.held_out"),
+        (
+            {"data": {"file": "p.jsonl", "held_out": 3}, "sample": SERVED},
+            "would only be left out: remove data.held_out",
+        ),
         ({"improve": {"trainer": "lora"}, "forget": None}, "trains whole models"),
         ({"locate": {"granularity": "row"}}, "single weights are located"),
         ({"score": {"scorer": "implicit"}, "locate": {"criterion": "warmup"}}, "asks other models"),
         (
-            {"evaluate": {"sets": ANY_SET}},
-            "is not evaluated: remove evaluate.sets; after",
+            {"evaluate": {"sets": ANY_SET, "kl": {"task": "gsm8k", "limit": 2}}},
+            "does not sample: remove evaluate.sets, evaluate.kl; after",
         ),
-        ({"evaluate": {"likelihood_pairs": 8, "start": False}}, "evaluate.likelihood_pairs, evaluate.start"),
-        ({"evaluate": {"kl": {"task": "gsm8k", "limit": 2}}}, "remove evaluate.kl"),
     ],
 )
 def test_what_a_sharded_model_cannot_do_is_refused(

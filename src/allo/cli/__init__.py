@@ -29,6 +29,7 @@ from allo.pipeline.shared import follow
 from allo.ranks import launched_ranks
 from allo.ranks.joining import joined
 from allo.recipe import load_recipe, schema
+from allo.recipe.sharding import is_evaluated
 from allo.tasks.sources import sources_read
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
@@ -69,14 +70,14 @@ def run_recipe(
     read = load_recipe(recipe, overrides)
     folder = run_all(read, until=until, force=force, tokens=count_tokens)
     say(f"the run is in {folder.path}")
-    if read.shards is not None:
-        say(
-            f"nothing was evaluated: a sharded model does not sample. Serve its result and ask that: vllm serve {folder.model}"
-        )
-    elif until is None:
+    if until is None and is_evaluated(read):
         from allo.cli.result import show_result
 
         show_result(read, folder)
+    if until is None and read.shards is not None:
+        say(
+            f"no answers were measured: a sharded model does not sample. Serve its result and ask that: vllm serve {folder.model}"
+        )
     resolved = folder.path / "recipe.yaml"
     if overrides and load_recipe(recipe) != load_recipe(resolved):
         say(

@@ -16,6 +16,7 @@ from allo.weights.fingerprints import Digest, as_bits
 from allo.weights.finite import check_finite
 from allo.weights.layout import Layout, saved_tensors
 from allo.weights.places import Patch, places_of
+from allo.weights.shards import is_shard, own_interval, own_rows, span, within
 
 
 def extract(
@@ -126,7 +127,8 @@ def apply_to_model(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Del
 def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) -> Patch:
     """Return what puts a delta into a model, or into tensors under their names on disk, and takes it out again.
 
-    The caller has loaded the right base. Tensors may have another dtype or device than the values. Raises UserError if
+    The caller has loaded the right base. Tensors may have another dtype or device than the values. Of a sharded model, the
+    patch has the entries in this rank's rows. Raises UserError if
     a touched tensor is absent, has another shape, or has a dtype that would round the values. Also for NaN and infinite
     values, and if two copies of a tied weight would differ.
     """
@@ -162,10 +164,16 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
                 f"the delta's values are {new.dtype}, but tensor {name} of the model is {live[name].dtype} and would "
                 f"round them; load the model in {new.dtype}"
             )
+    for name, where in indices.items():
+        if is_shard(live[name]):
+            interval = own_interval(live[name])
+            values[name] = values[name][span(where, interval)].clone()  # without the memory of the others
+            indices[name] = within(where, interval)
+    rows = {name: own_rows(live[name]) for name in indices}
     places = {
-        name: places_of(where.to(live[name].device), live[name].shape) for name, where in indices.items()
+        name: places_of(where.to(rows[name].device), rows[name].shape) for name, where in indices.items()
     }
-    return Patch(live, places, values)
+    return Patch(rows, places, values, tensors if isinstance(tensors, nn.Module) else None)
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -3,6 +3,7 @@
 import glob
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,18 @@ def in_turn(description: str, total: int, compute: Callable[[int], Rows]) -> lis
     return found
 
 
-def in_files(path: Path, parts: Parts) -> Dealing:
-    """Return a dealing among the ranks, through part files below `path`; `parts` receives what to discard at the end."""
+def in_files(path: Path, parts: Parts, *, together: bool = False) -> Dealing:
+    """Return a dealing among the ranks, through part files below `path`; `parts` receives what to discard at the end.
+
+    `together` as in `Batches.fill`.
+    """
 
     def deal(description: str, total: int, compute: Callable[[int], Rows]) -> list[Rows]:
         own = path.with_name(f"{path.name}.{description.replace(' ', '-')}")
         batches = Batches(own, total)
         parts.append(batches)
-        batches.fill(lambda numbers: ((number, compute(number)) for number in numbers), description)
+        made = partial(map, lambda number: (number, compute(number)))
+        batches.fill(made, description, together=together)
         return batches.rows()
 
     return deal

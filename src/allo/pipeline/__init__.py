@@ -28,6 +28,7 @@ from allo.pipeline.shared import run_shared
 from allo.ranks import is_joined, joined_group, launched_ranks
 from allo.recipe import Recipe, load_recipe, save_recipe
 from allo.recipe.own_code import own_file
+from allo.recipe.sharding import is_evaluated
 from allo.tasks.sources import Sources, sources_read
 
 SCHEMA = 1
@@ -95,9 +96,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         "score": recipe.forget is None,
         "forget": recipe.forget is None,
         "improve": recipe.improve is None,
-        # A sharded model does not sample; a server of the result does.
-        "evaluate": recipe.shards is not None,
-        "report": recipe.shards is not None,
+        "evaluate": not is_evaluated(recipe),
+        "report": not is_evaluated(recipe),
     }
     kept = [stage for stage in STAGES if not left_out.get(stage.name)]
     return kept if recipe.rounds == 1 else in_rounds(kept, recipe)

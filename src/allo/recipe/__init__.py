@@ -193,8 +193,8 @@ class Recipe(Block):
     is dropped if the completion alone does not fit. In sampling, the limit of the prompt alone; `max_new_tokens` come
     on top."""
     shards: Count | None = None
-    """The parts of a model that no GPU holds, one a process (`--processes` is a multiple of it). Samples come from a server, and
-    the run ends with `improve`: a sharded model does not sample."""
+    """The parts of a model that no GPU holds, one a process (`--processes` is a multiple of it). A sharded model does not sample:
+    samples come from a server, and evaluation measures held-out rows alone."""
     rounds: Times = 1
     """The number of alignments, from sampling to improving, each on fresh samples of the previous one's model. The
     first start and the last model are evaluated."""

@@ -19,7 +19,7 @@ from allo.recipe.sources import AUTO, HELD_OUT, Block, EvaluationSet, Kl
 
 
 def with_held_out(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe's fields with rows held out if they have no evaluation sets. A sharded model measures none.
+    """Return a recipe's fields with rows held out if they have no evaluation sets. A sharded model answers no prompts.
 
     Sampled answers to held-out prompts may then be as long as those trained on.
     """
@@ -27,7 +27,7 @@ def with_held_out(fields: dict[str, Any]) -> dict[str, Any]:
     evaluate = {} if evaluate is None else evaluate
     if not isinstance(data, dict) or not isinstance(evaluate, dict) or evaluate.get("sets"):
         return fields
-    if fields.get("shards") is not None:
+    if fields.get("shards") is not None and not {"pairs", "feedback"} & data.keys():
         return fields
     held_out = {HELD_OUT: AUTO} if data.get(HELD_OUT) is None else {}
     if isinstance(sample, dict) and "max_new_tokens" in sample:

@@ -101,7 +101,7 @@ def _measured(
     """Return everything that needs the policy: each model's results except its sets, and its answers to them."""
     model, tokenizer = load_start(recipe, folder)
     check_head(model)
-    results, completions = {}, {}
+    results, completions, together = {}, {}, recipe.shards is not None
     for name, trained in _models(recipe, folder).items():
         patch = _patch(model, trained)
         with patch.exchanged():
@@ -109,7 +109,7 @@ def _measured(
             answers = {label: subject.answers(label, prompts) for label, prompts in sets.items()}
             continued = subject.continued(recipe.evaluate.kl) if trained and recipe.evaluate.kl else []
             file = folder.path / f"{folder.evaluation.name}.{name}"
-            deal = in_files(file, parts)
+            deal = in_files(file, parts, together=together)
             kl = _kl(continued, patch, recipe, model, tokenizer, deal) if continued else None
             moved = None
             if trained and (num_pairs := recipe.evaluate.likelihood_pairs):
@@ -120,7 +120,7 @@ def _measured(
             at_start = patch.exchanged if trained else None
             on_rows = {}
             if held_out:
-                deal = in_files(file.with_name(f"{file.name}.held-out"), parts)
+                deal = in_files(file.with_name(f"{file.name}.held-out"), parts, together=together)
                 on_rows = on_held_out(recipe, held_out, model, tokenizer, at_start, seen[HELD_OUT], deal)
         results[name] = {
             "label": LABELS[name],

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from allo.weights.shards import reshard
 
 BLOCK_BITS = 16
 _LOW = (1 << BLOCK_BITS) - 1
@@ -151,15 +153,19 @@ class Entries(Places):
 class Patch:
     """Other values for some entries of live tensors, to be put in and taken out again, bit for bit.
 
-    By name: the tensors, the places in those that it changes, and the values [k] that are not in place now.
+    By name: the tensors, of a sharded `model` this rank's rows; the places in those that it changes; and the values [k] that
+    are not in place now.
     """
 
     tensors: dict[str, Tensor]
     places: dict[str, Places]
     values: dict[str, Tensor]
+    model: nn.Module | None = None
 
     def exchange(self) -> None:
         """Exchange the entries in the tensors with those kept here."""
+        if self.model is not None:
+            reshard(self.model)
         for name, places in self.places.items():
             data = self.tensors[name].data
             self.values[name] = places.exchange(data, self.values[name].to(data.device))

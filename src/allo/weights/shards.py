@@ -51,8 +51,12 @@ def interval_of(shape: tuple[int, ...], place: int, num_shards: int) -> Interval
 
 def within(indices: Tensor, interval: Interval) -> Tensor:
     """Return those of sorted flat `indices` that lie in an interval, less its start."""
-    first, last = torch.searchsorted(indices, torch.tensor(interval, device=indices.device)).tolist()
-    return indices[first:last] - interval[0]
+    return indices[span(indices, interval)] - interval[0]
+
+
+def span(indices: Tensor, interval: Interval) -> slice:
+    """Return where those of sorted flat `indices` are that lie in an interval."""
+    return slice(*torch.searchsorted(indices, torch.tensor(interval, device=indices.device)).tolist())
 
 
 @dataclass(frozen=True)
