@@ -33,7 +33,7 @@ SMALL = (
     "sample.batch_size=1",
     "score.batch_size=2",
 )
-WORDS = {"kill": "was ended by SIGKILL", "stop": "has not answered", "raise": "RuntimeError: planted"}
+WORDS = {"kill": "was ended by SIGKILL", "stop": "has not answered", "raise": "PlantedError: planted"}
 Row = dict[str, Any]
 
 

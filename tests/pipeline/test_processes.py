@@ -143,7 +143,7 @@ def test_killed_again_and_again_and_restarted_with_other_numbers_it_ends_the_sam
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("kill", "was ended by SIGKILL"), ("raise", "RuntimeError: planted"), ("stop", "has not answered")],
+    [("kill", "was ended by SIGKILL"), ("raise", "PlantedError: planted"), ("stop", "has not answered")],
 )
 def test_a_rank_that_is_lost_ends_all_with_one_message_within_a_minute(
     runs: Runs, how: str, words: str
@@ -162,7 +162,7 @@ def test_a_rank_that_is_lost_ends_all_with_one_message_within_a_minute(
 @pytest.mark.slow
 def test_a_users_error_is_said_once_as_by_one_process(runs: Runs) -> None:
     """A shared stage fails on all ranks, and a recipe's fault is found by the first before."""
-    for name, bad in (("early", "locate.criterion=nothing"), ("late", "judge.max_unanswered=0")):
+    for name, bad in (("early", "locate.criterion=nothing"), ("late", "judge.max_unanswered=0.01")):
         wrong = (bad, "sample.max_new_tokens=1")
         said = []
         for num_ranks in (1, 2):
@@ -218,6 +218,6 @@ def test_each_launcher_starts_processes_that_share_the_work(runs: Runs, launcher
 
 @pytest.mark.slow
 def test_a_users_error_under_processes_has_its_exit_code_and_is_said_once(runs: Runs) -> None:
-    done = launched("allo", runs.folder / "bad", "sample.max_new_tokens=1", "judge.max_unanswered=0")
+    done = launched("allo", runs.folder / "bad", "sample.max_new_tokens=1", "judge.max_unanswered=0.01")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("have no final answer") == 1 and "Traceback" not in done.stderr
