@@ -13,6 +13,7 @@ from allo.training.feedback_trainer import FeedbackTrainer
 from allo.training.selected_trainer import SelectedTrainer
 from allo.training.trainer import ForgetTrainer, ImproveTrainer, SftTrainer
 from allo.weights.layout import Layout
+from allo.weights.mask_files import mask_from_checkpoints
 from allo.weights.param_mask import ParamMask
 from tiny import TOKENIZER, arguments, feedback, full_mask, model, pairs, trained, wrongs
 
@@ -43,6 +44,11 @@ def rows(policy: PreTrainedModel) -> ParamMask:
     return ParamMask(indices, shapes=shapes)
 
 
+def of_two_checkpoints(policy: PreTrainedModel) -> Path:
+    """Return the mask that `save_models` has made of a model's folder and another one."""
+    return Path(policy.name_or_path).with_suffix(".mask.safetensors")
+
+
 @dataclass(frozen=True)
 class Case:
     """A training run; `size` rows a process, times two micro-batches, make a step on two processes."""
@@ -50,7 +56,7 @@ class Case:
     trainer: type[SelectedTrainer]
     data: Callable[[], list[dict[str, Any]]]
     model: str = "tied"
-    mask: Callable[[PreTrainedModel], ParamMask] = every_third
+    mask: Callable[[PreTrainedModel], ParamMask | Path] = every_third
     own: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluates: bool = False
@@ -69,7 +75,13 @@ CASES = {
         settings={**SGD, "activation_checkpointing": True},
     ),
     "lean": Case(ForgetTrainer, wrongs, own={"lean": True}),
-    "kto": Case(FeedbackTrainer, feedback, own={"loss": "kto", "beta": 0.5, "keep": 0.6}, settings=SGD),
+    "kto": Case(
+        FeedbackTrainer,
+        feedback,
+        mask=of_two_checkpoints,
+        own={"loss": "kto", "beta": 0.5, "keep": 0.6},
+        settings=SGD,
+    ),
     "sft": Case(
         SftTrainer,
         lambda: [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs()],
@@ -127,9 +139,17 @@ def locating(criterion: str, folder: Path) -> dict[str, Any]:
 
 
 def save_models(folder: Path) -> None:
+    """Save the models, and the mask of the weights that differ most between one of them and another model."""
     for name, config in MODELS.items():
         model(**config).save_pretrained(folder / name)
         TOKENIZER.save_pretrained(folder / name)
+    other, random = model(**MODELS["tied"]), torch.Generator().manual_seed(3)
+    for param in other.parameters():
+        param.data += torch.randn(param.shape, generator=random)
+    other.save_pretrained(folder / "other")
+    mask_from_checkpoints(
+        folder / "tied", folder / "other", density=0.1, out=folder / "tied.mask.safetensors"
+    )
 
 
 def found(trainer: SelectedTrainer, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -154,7 +154,7 @@ def trained(
     folder: Path,
     *,
     policy: PreTrainedModel | None = None,
-    mask: ParamMask | None = None,
+    mask: ParamMask | Path | None = None,
     own: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> SelectedTrainer:
