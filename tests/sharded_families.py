@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import converted
+from allo.delta import Delta, patch_of
 from allo.errors import UserError
 from allo.models.load import Model, load_model
 from allo.models.policy import per_token_logps
@@ -20,7 +21,7 @@ from allo.weights.checkpoints import Checkpoint
 from allo.weights.layout import Layout, trained_parameters
 from allo.weights.own_pieces import changes_from
 from allo.weights.selected import SelectedWeights
-from allo.weights.shards import own_interval, own_rows
+from allo.weights.shards import named_rows, own_interval, own_rows
 from sharded_cases import every_third
 from tiny_families import FAMILIES, family_model
 
@@ -74,6 +75,10 @@ def compare(folder: Path, out: Path) -> None:
     base = Checkpoint.open(folder)
     change, other = (changes_from(base, each, among=base.stored) for each in (model, whole))
     save_shards(model, out)
+    again = load_shards(folder, dtype=torch.float32, device="cpu")
+    patch_of(again, Delta(other.indices, other.values, base.shapes, {}, {})).exchange()
+    for (name, rows), (_, expected_rows) in zip(named_rows(again), named_rows(model), strict=True):
+        assert torch.equal(rows, expected_rows), f"patched {name}"
     if dist.get_rank() == 0:
         assert change.indices.keys() == other.indices.keys() and change.num == other.num
         for name, where in other.indices.items():
