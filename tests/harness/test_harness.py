@@ -307,7 +307,12 @@ def test_examples_are_read_only_where_they_are_shown(tmp_path: Path) -> None:
 
 def test_every_task_with_an_answer_has_a_file_for_lm_eval() -> None:
     named = {name.removeprefix(own_tasks.PREFIX) for name in own_tasks.names()}
-    assert named == {task.name for task in TASKS.values() if task.has_answers}
+    tasks = {task.name for task in TASKS.values() if task.has_answers}
+    prefix = f"src/allo/harness/tasks/{own_tasks.PREFIX}"
+    assert not tasks - named, f"add {prefix}NAME.yaml, four lines as its neighbours, for {tasks - named}"
+    assert not named - tasks, (
+        f"remove {prefix}NAME.yaml of {named - tasks}: TASKS has no such task with answers"
+    )
 
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluating.md").read_text(encoding="utf-8")

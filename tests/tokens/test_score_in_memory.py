@@ -88,7 +88,11 @@ def test_a_scorer_that_needs_a_run_is_refused(model: LlamaForCausalLM, scorer: s
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({}, {"scorer": "confidenec"}, "'confidenec' is no scorer.*confidence, privileged, edit"),
+        (
+            {},
+            {"scorer": "confidenec"},
+            "'confidenec' is no scorer.*privileged, confidence, edit, uniform, random",
+        ),
         ({"right": "First 7 + 5"}, {"scorer": "edit"}, "row 0: `right` must be a list"),
         ({"solution": ["a"]}, {"scorer": "edit"}, "row 0: `solution` must be one text"),
         ({}, {"scorer": "edit", "max_length": 5}, "row 0: .* max_length 5"),

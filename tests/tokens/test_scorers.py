@@ -301,7 +301,7 @@ def test_a_kill_between_two_scorers_costs_neither(run: RunFolder, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             score.run(recipe("confidence", "edit", "advantage"), run)
     assert calls == ["confidence"] * 4 + ["edit"]
-    for name in NAMES:
+    for name in ("confidence", "edit", "advantage"):
         monkeypatch.setattr(scorers, name, counted(name, math.inf))
     score.run(recipe("confidence", "edit", "advantage"), run)
     assert calls == ["confidence"] * 4 + ["edit"] * 4 + ["advantage"] * 4

@@ -68,8 +68,8 @@ def delta_export(
 ) -> None:
     """Write the tuned model as a folder OUT that other libraries load, or as a patch for a running server.
 
-    A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. A layer
-    whose tuned weights sparse differences cannot reach exactly is stored whole, and counted (num_whole).
+    A peft-shira adapter gives BASE, loaded in fp32, exactly the tuned weights. It holds weights of Linear layers only. If
+    sparse differences cannot give a layer's tuned weights exactly, the layer is stored whole and counted (num_whole).
 
     A vllm-sparse patch is one file: indices and new values of each changed tensor, in vLLM's layout. It fits a server that
     has BASE or, with --served, what that delta makes of BASE.

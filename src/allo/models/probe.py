@@ -55,11 +55,11 @@ def fault(
     *,
     lengths: Sequence[int] = (7, 12),
 ) -> tuple[str | None, bool]:
-    """Describe how a way to decode fails on prompts of these lengths, None if it does not; True at the first look.
+    """Return how a way to decode fails on prompts of these lengths (None if it works), and whether it was tried just now.
 
-    Two prompts get two continuations of three tokens each. Their logits must be those of each row alone, as
-    transformers' `generate` computes them, to rounding or to twice what a step with a cache differs from a whole forward
-    pass. No random number is drawn. The result is kept for each model and way.
+    Two prompts get two continuations of three tokens each. Their logits must equal those of each row alone, as
+    transformers' `generate` computes them. The tolerance is rounding, or twice the difference between a step with a
+    cache and a whole forward pass. No random number is drawn. The result is kept for each model and way.
     """
     known = _FAULTS.setdefault(model, {})
     is_new = way not in known

@@ -83,9 +83,9 @@ def barrier() -> None:
 
 
 def dealt(total: int) -> Iterator[int]:
-    """Yield the numbers below `total` that this rank is to work on, each when it is wanted; all ranks must call it.
+    """Yield this rank's share of the numbers below `total`, each when the rank asks for it; all ranks must call this.
 
-    A rank that is faster gets more of them, so only what does not depend on the rank may be dealt.
+    A faster rank gets more of them, so the result for a number must not depend on the rank that computes it.
     """
     group = state.group
     if group is None or num_ranks() == 1:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from allo.recipe.choice import OneOf
-from allo.recipe.kinds import PAIRS, RIGHT, SOLUTIONS
+from allo.recipe.kinds import PAIRS, RIGHT, SOLUTIONS, WRONG
 from allo.recipe.numbers import BatchSize, Number, Place
 from allo.recipe.sources import Block
 from allo.recipe.training import ContrastTraining
@@ -36,6 +36,11 @@ class Scorer:
     def weights(self) -> list[str]:
         """The models that it asks beside the starting model; it runs in fp32, and gets them as `Context.weights`."""
         return [model for model in self.needs if model not in ("model", "rewriter")]
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether it asks another model than the starting model, or reads the prompt's other wrong samples."""
+        return any(model != "model" for model in self.needs) or WRONG in self.sees
 
     @property
     def sees_solution(self) -> bool:

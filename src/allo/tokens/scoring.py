@@ -22,8 +22,6 @@ from allo.tokens.scorers import Context, Scored, ScoringFunction, checked_scorer
 from allo.tokens.token_credit import completion_weights, from_logratios
 from allo.training.given import given_tokenizer, named_model
 
-# The scorers that ask nothing but the model and the row itself.
-_ALONE = ("confidence", "privileged", "edit", "uniform", "random")
 _SHOWN = ("right", "solution")
 
 
@@ -123,11 +121,12 @@ def _function(scorer: str | ScoringFunction) -> ScoringFunction:
     if callable(scorer):
         name = getattr(scorer, "__name__", repr(scorer))
         return checked_scorer(scorer, name, key="scorer")
-    if scorer in _ALONE:
+    alone = [one.name for one in SCORERS.values() if not one.needs_run]
+    if scorer in alone:
         loaded: ScoringFunction = function_of(SCORERS[scorer].function, key="scorer")
         return loaded
     why = "needs data that only a run has: use it in a recipe" if scorer in SCORERS else "is no scorer"
-    raise UserError(f"scorer: {scorer!r} {why}; here, give one of {', '.join(_ALONE)}, or a function.")
+    raise UserError(f"scorer: {scorer!r} {why}; here, give one of {', '.join(alone)}, or a function.")
 
 
 def _read(

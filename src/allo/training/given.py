@@ -79,9 +79,10 @@ def named_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
 
 
 def given_model(model: PreTrainedModel | str | Path, args: TrainingArguments) -> PreTrainedModel:
-    """Return the model, loaded if it is a folder or hub id: in bfloat16 if `args.bf16` is on, otherwise in float32, as TRL.
+    """Return the model; load it first if it is a folder or a hub id.
 
-    Raises `UserError` for what is no model, and for settings of a `DPOConfig` that would be ignored.
+    It is loaded in bfloat16 if `args.bf16` is on, and otherwise in float32, as TRL does. Raises `UserError` if `model` is
+    no model, or if a setting of a `DPOConfig` would be ignored.
     """
     kind, trusts = type(args).__name__, getattr(args, "trust_remote_code", False)
     settings = dict(getattr(args, "model_init_kwargs", None) or {})
