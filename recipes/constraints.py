@@ -65,7 +65,7 @@ RULES = {
         (3, 4),
     ),
     "use": Rule('Use the word "{}" at least twice.', lambda text, word: _times(text, word) >= 2, None),
-    "avoid": Rule('Do not use the word "{}".', lambda text, word: _times(text, word) == 0, None),
+    "avoid": Rule('Do not use the word "{}".', lambda text, word: _times(text, word) == 0, ("and", "of")),
     "no_commas": Rule("Do not use any commas.", lambda text, _: "," not in text),
     "begin": Rule(
         'Begin the answer with the word "{}".',
