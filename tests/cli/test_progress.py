@@ -194,7 +194,7 @@ def test_a_logged_step_is_no_line_off_a_terminal(capsys: pytest.CaptureFixture[s
         ({"rows": 3, "dropped": 0}, "3 rows"),
         (
             {"density": 0.2000003, "trained_weights": 125645},
-            "20\u00a0% of all weights, 125,645 weights trained",
+            "20% of all weights, 125,645 weights trained",
         ),
         ({"training_state_bytes": 12564488, "delta_bytes": 512}, "training state 12.6 MB, delta 512 bytes"),
         ({"mean_reward": 0.12345, "no_answer": 0}, "mean reward 0.123"),

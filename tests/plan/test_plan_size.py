@@ -1,6 +1,7 @@
 """A plan for a size alone, its width, and the tokens and the time of each stage."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,21 @@ def test_the_stages_shares_are_said_and_a_search_as_long_as_the_training(
     served = ["sample.backend=openai", "sample.model=a", servers]
     found = shares_said(recipe("problems", "file", *(served if "sample" in tokens else [])), tokens)
     assert said in found and ("long" in found) == ("Find" in said) and bool(found) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "shares"),
+    [
+        (["locate", "round-2/forget", "report"], ["locate 60%", "forget 40%"]),
+        (["forget"], []),
+        (["judge", "pair"], []),
+    ],
+)
+def test_only_the_shares_of_stages_that_are_ahead_are_said(
+    ahead: list[str], shares: list[str], recipe: Callable[..., Recipe]
+) -> None:
+    said = shares_said(recipe("problems", "file"), {"sample": 90, "locate": 6, "forget": 4}, ahead)
+    assert re.findall(r"\w+ \d+%", said) == shares
 
 
 def test_samples_are_counted_at_their_longest(recipe: Callable[..., Recipe]) -> None:

@@ -50,11 +50,11 @@ def test_a_card_says_what_the_model_is_and_how_good_with_intervals() -> None:
     assert metadata(text)["license"] == "apache-2.0"
     plain = text.replace("\u00a0", " ")
     for part in (
-        "1.23 % of its weights (1,234 of 100,000)",
+        "1.23% of its weights (1,234 of 100,000)",
         "- Data: preference pairs of the file pairs.jsonl",
         "- Method: improve: dpo, beta 0.1",
-        "75.0 % [61.0, 86.0]",
-        "85.0 % [71.0, 93.0]",
+        "75.0% [61.0, 86.0]",
+        "85.0% [71.0, 93.0]",
         "0.400 [0.200, 0.600]",
         "`ab12:cd`",
         f"`{'f' * 64}`",

@@ -73,12 +73,12 @@ def test_the_sentence_has_the_records_numbers_and_the_paired_difference() -> Non
     paired = bootstrap([[sum(a) / 4 - sum(b) / 4] for a, b in zip(ALLO, DPO, strict=True)], seed=0)
     assert paired.low > 0
     assert said(dpo, allo).startswith(
-        f"On test, the sampled accuracy of allo is {100 * mean(ALLO):.1f} % and that of dpo {100 * mean(DPO):.1f} %: "
+        f"On test, the sampled accuracy of allo is {100 * mean(ALLO):.1f}% and that of dpo {100 * mean(DPO):.1f}%: "
         f"{100 * (mean(ALLO) - mean(DPO)):.1f} points more [{100 * paired.low:.1f}, {100 * paired.high:.1f}] over the "
         "same 20 prompts; the interval does not contain 0. Price of allo against dpo: "
     )
     for part in (
-        f"{100 * mean(ALLO):.3g} % against {100 * mean(DPO):.3g} % of the weights trained",
+        f"{100 * mean(ALLO):.3g}% against {100 * mean(DPO):.3g}% of the weights trained",
         f"KL to the start {mean(ALLO) / 10:.4f} against {mean(DPO) / 10:.4f} nats a token",
         f"{round(1e3 * mean(ALLO))} kB against {round(1e3 * mean(DPO))} kB of training state",
         f"{60 * mean(ALLO):.1f} s against {60 * mean(DPO):.1f} s of training",
@@ -127,7 +127,7 @@ def test_without_answers_the_runs_own_intervals_are_shown() -> None:
     )
     text = said(dpo, allo)
     low, high = (100 * (mean(ALLO) + each) for each in (-0.05, 0.05))
-    assert f"is {100 * mean(ALLO):.1f} % [{low:.1f}, {high:.1f}] and" in text
+    assert f"is {100 * mean(ALLO):.1f}% [{low:.1f}, {high:.1f}] and" in text
     assert "points more; the intervals do not overlap." in text
 
 
@@ -159,9 +159,9 @@ def test_held_out_rows_are_compared_if_they_are_as_many() -> None:
 
     text = said(held("dpo", 0.5), held("allo", 0.75))
     assert (
-        "On held-out pairs, the reward accuracy of allo is 75.0 % [65.0, 85.0] and that of dpo 50.0 %" in text
+        "On held-out pairs, the reward accuracy of allo is 75.0% [65.0, 85.0] and that of dpo 50.0%" in text
     )
-    assert "On held-out completions, the reward AUC of allo is 75.0 %" in text
+    assert "On held-out completions, the reward AUC of allo is 75.0%" in text
     assert text.count("25.0 points more; the intervals do not overlap") == 2
     assert "points" not in said(held("dpo", 0.5), held("allo", 0.75, num=39))
 

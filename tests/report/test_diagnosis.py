@@ -81,12 +81,12 @@ def test_a_fall_on_held_out_pairs_is_named_though_training_shows_none(
         (
             improved(improving(chosen=0.01, rejected=-0.02)),
             "nothing moved",
-            ["after 40 steps", "0.030 nats, 3.0 % in", "raise improve.training.learning_rate (now 0.0002)"],
+            ["after 40 steps", "0.030 nats, 3.0% in", "raise improve.training.learning_rate (now 0.0002)"],
         ),
         (
             improved(improving(chosen=-5.3, rejected=-14.0)),
             "chosen answers fell",
-            ["lost 5.2", "(from -0.6; up to 0.50 is usual)", "0.5 %", "lost 14", "raise improve.anchor (now 0)",
+            ["lost 5.2", "(from -0.6; up to 0.50 is usual)", "0.5%", "lost 14", "raise improve.anchor (now 0)",
              "lower improve.density (now 0.1)"],
         ),
         (
@@ -94,9 +94,9 @@ def test_a_fall_on_held_out_pairs_is_named_though_training_shows_none(
             "rejected answers fell far",
             ["lost 80 nats", "beta 0.1", "reward of -8.0", "raise improve.beta (now 0.1)"],
         ),
-        (improved(improving(told=1.0, soon=0.02)), "accuracy saturated", ["100.0 %", "a tenth of the 40 steps"]),
+        (improved(improving(told=1.0, soon=0.02)), "accuracy saturated", ["100.0%", "a tenth of the 40 steps"]),
         (forgot(forgetting(change=-0.01)), "forgot too little", ["a change of 0.010 nats, below 0.050", "raise forget.training.learning_rate"]),
-        (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3 %", "set forget.until to 0.5, lower", "lower forget.density (now 0.05)"]),
+        (forgot(forgetting(change=-6.0)), "forgot too much", ["lost 5.9", "0.3%", "set forget.until to 0.5, lower", "lower forget.density (now 0.05)"]),
         (
             forgot(forgetting(change=-0.3), forget__until=0.1),
             "until not reached",
@@ -309,7 +309,7 @@ def test_losses_of_sampling_trainers_are_not_progress() -> None:
 def test_a_good_stage_says_what_happened_in_one_sentence() -> None:
     assert improved(improving()).sentences == (
         "In 40 steps, chosen answers gained 0.20 nats each and rejected ones lost 2.50 nats; reward accuracy "
-        "95.0\u00a0% (median of the last 4 logged).",
+        "95.0% (median of the last 4 logged).",
         "Nothing in the curves is unusual.",
     )
     assert (

@@ -201,8 +201,8 @@ def test_markdown_rows_have_their_headers_cells_and_no_html(run: Path) -> None:
 def test_headline_reads_from_the_record(run: Path) -> None:
     html, _ = render([view(run)])
     text = figures_in("".join(Page(html).text))
-    assert "On near, sampled accuracy went from 43.1 % [40.0, 46.0] (SFT) to 58.1 % [55.0, 61.0]" in text
-    assert "+15.0 points; the intervals do not overlap. 5.23 % of the weights were trained." in text
+    assert "On near, sampled accuracy went from 43.1% [40.0, 46.0] (SFT) to 58.1% [55.0, 61.0]" in text
+    assert "+15.0 points; the intervals do not overlap. 5.23% of the weights were trained." in text
 
 
 @pytest.mark.parametrize("name", ["00-sft", "04-warmup", "05-token-scores.parquet", "03-wrong.jsonl",
@@ -237,7 +237,7 @@ def test_mask_reaches_the_density_map(run: Path) -> None:
     assert set(seen.masks["forget"]) == {
         MaskRow("0", "q_proj", 0, 16), MaskRow("1", "q_proj", 4, 16), MaskRow("-", "embed_tokens", 0, 32),
     }  # fmt: skip
-    assert "layer 1, q_proj: 25\u00a0% (4 of 16)" in render([seen])[0]
+    assert "layer 1, q_proj: 25% (4 of 16)" in render([seen])[0]
 
 
 def test_the_cost_of_a_warm_up_is_said(run: Path) -> None:

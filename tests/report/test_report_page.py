@@ -93,22 +93,19 @@ def test_every_figure_says_its_values_in_words() -> None:
             "accuracy", [charts.Whisker("allo", 1, Accuracy(0.5, 0.4, 0.6, 9), None)], span=1
         ),
         "reliability": charts.reliability_plot("calibration", bins),
-        "map": charts.heat_map("density, 5 %", [MaskRow("0", "q_proj", 3, 12)], most=1.0),
+        "map": charts.heat_map("density, 5%", [MaskRow("0", "q_proj", 3, 12)], most=1.0),
     }
     said = {}
     for kind, chart in shown.items():
         label = next(attributes["aria-label"] for tag, attributes in Page(chart).tags if tag == "svg")
         said[kind] = (label or "").replace("\u00a0", " ")
     assert said["line"] == "Loss: 0.7 at step 1, 0.4 at step 4, lowest 0.4, highest 0.9"
-    assert said["interval"] == "accuracy: allo, sampled: 50.0 % [40.0, 60.0]"
+    assert said["interval"] == "accuracy: allo, sampled: 50.0% [40.0, 60.0]"
     assert (
-        said["reliability"]
-        == "calibration: score 0.25: 50.0 % of 30 tokens; score 0.75: 100.0 % of 10 tokens"
+        said["reliability"] == "calibration: score 0.25: 50.0% of 30 tokens; score 0.75: 100.0% of 10 tokens"
     )
-    assert said["map"] == "density, 5 %"
-    assert (
-        '<td data-label="q_proj"><span class="cell">25\u00a0%</span></td>' in render([run_of()])[0]
-    )  # its table
+    assert said["map"] == "density, 5%"
+    assert '<td data-label="q_proj"><span class="cell">25%</span></td>' in render([run_of()])[0]  # its table
 
 
 def test_figures_of_tokens_are_in_the_text_and_shown_by_touch() -> None:

@@ -70,8 +70,8 @@ def test_the_table_shows_wins_and_rewards_and_only_the_start_has_no_wins(run: Pa
     paired = bootstrap([[0.75], [-0.75], [0.0]], seed=0)  # of the greedy answers; no sampled one is kept
     change = f"{paired.value:.3f} [{paired.low:.3f}, {paired.high:.3f}]".replace("-", "−")
     assert table[5] == (
-        "| ALLO | 62.5 % [58.5, 65.5] | 0.500 [0.460, 0.530] | – "
-        f"| 64.5 % [60.5, 67.5] | 0.520 [0.480, 0.550] | {change} | 22.0 |"
+        "| ALLO | 62.5% [58.5, 65.5] | 0.500 [0.460, 0.530] | – "
+        f"| 64.5% [60.5, 67.5] | 0.520 [0.480, 0.550] | {change} | 22.0 |"
     )
     assert table[7].startswith("3 prompts.") and "ties half" in table[7] and "since the start" in table[7]
     closed = markdown.split("### closed")[1].split("###")[0]
@@ -81,8 +81,8 @@ def test_the_table_shows_wins_and_rewards_and_only_the_start_has_no_wins(run: Pa
 def test_the_headline_says_by_what_it_was_judged(run: Path) -> None:
     _, markdown = render([view(run)])
     assert (
-        "On open, sampled answers of ALLO beat those of SFT on 62.5 % [58.5, 65.5] by their rewards, mean reward "
-        "−0.250 to 0.500; the interval does not contain one half. 10 % of the weights were trained."
+        "On open, sampled answers of ALLO beat those of SFT on 62.5% [58.5, 65.5] by their rewards, mean reward "
+        "−0.250 to 0.500; the interval does not contain one half. 10% of the weights were trained."
     ) in markdown.replace("\u00a0", " ")
 
 

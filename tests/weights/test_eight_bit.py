@@ -21,7 +21,7 @@ LEVEL = 2 ** (OCTAVES / 255)  # the factor between two levels
 BETAS = (0.9, 0.999)
 # Over many steps the logarithm's mean is off by less than this share of a level.
 MEAN_ERROR = 0.01
-# A dithered average of squares against the exact one: less than two levels of 14 %.
+# A dithered average of squares against the exact one: less than two levels of 14%.
 AVERAGE_ERROR = 0.25
 
 

@@ -76,8 +76,8 @@ def test_the_table_has_the_most_selected_experts_and_their_share() -> None:
         "layer 0, expert 4",
     ]
     assert [cell.value for cell in table.rows[0][1:]] == [60, 200, 0.3]
-    assert "3 of 5 experts hold selected weights: 50.0\u00a0% of all" in table.remark
-    assert "the 1 that hold most have 60.0\u00a0% of these" in table.remark
+    assert "3 of 5 experts hold selected weights: 50.0% of all" in table.remark
+    assert "the 1 that hold most have 60.0% of these" in table.remark
 
 
 def test_the_table_does_not_grow_with_the_mixture() -> None:

@@ -76,8 +76,8 @@ def test_the_report_shows_the_records_figures(run: Path, chat: Chat) -> None:
     (row,) = [line for line in markdown.splitlines() if line.startswith("| aligned | talk |")]
     cells = [cell.strip().replace("\u00a0", " ") for cell in row.strip("|").split("|")]
     assert cells[2:4] == ["start", MODEL]
-    assert cells[4] == "50.0 % [50.0, 50.0]" and found["summary"]["win_rate"]["value"] == 0.5
-    assert cells[6:] == ["+100.0", "0.0 %", "2 of 3 2 replies without a verdict"]
+    assert cells[4] == "50.0% [50.0, 50.0]" and found["summary"]["win_rate"]["value"] == 0.5
+    assert cells[6:] == ["+100.0", "0.0%", "2 of 3 2 replies without a verdict"]
     assert "Win rates by a judge" in html and 'value="0.5"' in html
 
 

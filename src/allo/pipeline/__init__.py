@@ -122,7 +122,7 @@ def run_all(
     checked = False
     with _opened(recipe) as run, showing(Run(last)) as shown:
         progress = progress_of(recipe, stages[:last], stages_done(run), shown)
-        for stage in stages[:last]:
+        for position, stage in enumerate(stages[:last]):
             work = _work(stage, recipe, run)
             if stage.name != force and work.is_done:
                 note(stage.name, "done already, skipped")
@@ -133,7 +133,7 @@ def run_all(
                 sources, checked = _check(recipe), True
                 counted = {} if tokens is None else tokens(recipe, sources)
                 progress.estimate.tokens = countable(recipe, counted)
-                if shares := shares_said(recipe, counted):
+                if shares := shares_said(recipe, counted, [each.name for each in stages[position:last]]):
                     say(shares)
             _do(work, recipe, progress, force=stage.name == force)
     return run

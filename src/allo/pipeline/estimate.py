@@ -117,14 +117,16 @@ def countable(recipe: Recipe, tokens: Mapping[str, int]) -> dict[str, int]:
     return {stage: number for stage, number in tokens.items() if stage not in unknown}
 
 
-def shares_said(recipe: Recipe, tokens: Mapping[str, int]) -> str:
+def shares_said(recipe: Recipe, tokens: Mapping[str, int], ahead: Collection[str] | None = None) -> str:
     """Return in words which share of the time each stage is expected to take, and whether finding the weights takes most.
 
-    `tokens` are those of each stage; empty if there are none.
+    `tokens` are those of each stage. Of these, the stages `ahead` count, by default all; nothing is said of fewer than two.
     """
+    names = None if ahead is None else set(map(_plain, ahead))
+    tokens = {stage: number for stage, number in tokens.items() if names is None or stage in names}
     known = countable(recipe, tokens)
     whole, training = sum(known.values()), sum(known.get(stage, 0) for stage in ("forget", "improve"))
-    if not whole:
+    if not whole or len(tokens) < 2:
         return ""
     shares = ", ".join(f"{stage} {number / whole:.0%}" for stage, number in known.items())
     unknown = ", ".join(stage for stage in tokens if stage not in known)

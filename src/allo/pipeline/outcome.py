@@ -68,5 +68,5 @@ def _number(key: str, value: Any) -> str:
     if key.endswith("_bytes"):
         return size(value)
     if key == "density":
-        return f"{100 * value:.3g}\u00a0%"
+        return f"{100 * value:.3g}%"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

@@ -221,7 +221,7 @@ def heat_legend(most: float) -> Markup:
     for step, (value, label) in enumerate(zip(marks, tick_labels(marks), strict=True)):
         x = 1 + 44 * step
         parts.append(_cell(x, 1, 43, 10, heat(value / 100, most), ""))
-        parts.append(_text(x + 22, 25, f"{label}{figures.TIED}%", css="quiet middle"))
+        parts.append(_text(x + 22, 25, f"{label}%", css="quiet middle"))
     return _svg(44 * len(marks) + 2, 30, "colour scale of density", parts)
 
 

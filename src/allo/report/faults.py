@@ -155,7 +155,7 @@ def lengthened(evidence: Evidence) -> Numbers | None:
         "longer": "longer" if after > before else "shorter",
         "before": figures.decimal(before, digits=1),
         "after": figures.decimal(after, digits=1),
-        "change": f"{figures.points(after / before - 1)}{figures.TIED}%",
+        "change": f"{figures.points(after / before - 1)}%",
     }
 
 

@@ -41,12 +41,12 @@ def as_number(text: str) -> tuple[int, str]:
 
 def percent(share: float | None) -> str:
     """Return a share in [0, 1] as per cent."""
-    return ABSENT if share is None else f"{_fixed(100 * share, 1)}{TIED}%"
+    return ABSENT if share is None else f"{_fixed(100 * share, 1)}%"
 
 
 def density(share: float | None) -> str:
     """Return a share of weights as per cent with three significant digits, so that small densities stay readable."""
-    return ABSENT if share is None else f"{100 * share:.3g}{TIED}%"
+    return ABSENT if share is None else f"{100 * share:.3g}%"
 
 
 def percent_interval(low: float | None, high: float | None) -> str:

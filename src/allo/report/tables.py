@@ -310,7 +310,7 @@ def _stage_row(name: str, stage: StageRecord) -> tuple[Cell, ...]:
 
 
 def _counted(key: str, value: object) -> str:
-    """Return one count in words: "24 steps", "12.7 MB training state", "density 5 %"."""
+    """Return one count in words: "24 steps", "12.7 MB training state", "density 5%"."""
     name = key.removeprefix("num_").replace("_", " ")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{name} {value}"

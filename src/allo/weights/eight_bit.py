@@ -4,10 +4,10 @@ Unlike there, the stored values are the factors of the update, so that large gra
 entry's error:
 
 - rms = sqrt(exp_avg_sq), on a logarithmic scale below the block's maximum: 256 levels over 24 octaves,
-  6.7 % apart. No entry is rounded to zero, so no update explodes.
+  6.7% apart. No entry is rounded to zero, so no update explodes.
 - exp_avg / rms, of order one for any gradient, as +-(code / 127)**2 of the block's maximum.
 
-exp_avg_sq changes by 0.1 % a step: rounded to nearest, it would never leave its level. It is instead rounded up in a
+exp_avg_sq changes by 0.1% a step: rounded to nearest, it would never leave its level. It is instead rounded up in a
 share of the steps that matches its distance to the next level; `dither` decides in which.
 """
 
