@@ -14,7 +14,7 @@ install: $(STAMP)  ## make .venv and install allo in it, at the versions of cons
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## run the whole method on a small model (CPU, no download) and write a report
@@ -33,7 +33,7 @@ LOWEST := tests/test_public.py tests/baselines tests/cli tests/delta/test_delta_
 
 lowest:  ## the tests that versions break, at the lowest versions of pyproject.toml, in .venv-lowest (15 minutes)
 	test -x .venv-lowest/bin/python || python3 -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pip install --quiet --no-compile -c constraints-lowest.txt -e '.[dev]'
 	.venv-lowest/bin/python -m pytest -q -n 2 $(LOWEST)
 
 slow: $(STAMP)  ## the tests that take minutes
@@ -56,12 +56,12 @@ wheel: $(STAMP)  ## build the wheel, install it in a new environment, and run th
 	rm -rf dist build/clean
 	$(BIN)/python -m hatchling build
 	python3 -m venv build/clean
-	build/clean/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	build/clean/bin/python -m pip install --quiet --no-compile -c constraints.txt dist/*.whl
 	here=$$PWD; cd $$(mktemp -d) && $$here/build/clean/bin/allo demo --out demo && test -s demo/report.html \
 		&& echo "Report: $$PWD/demo/report.html"
 
 mutants: $(STAMP)  ## change the code where a fault would pass unseen, and see which changes no test notices (hours)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m benchmarks.mutants.run --max-children 2
 
 invariants: $(STAMP)  ## write docs/invariants.md from the tests' markers, and the tables of docs/diagnosis.md and docs/scaling.md
