@@ -60,3 +60,4 @@ def test_a_cpu_is_slow_in_bf16_if_a_product_takes_over_twice_as_long(
 ) -> None:
     monkeypatch.setattr(device, "_seconds", lambda dtype: seconds[str(dtype).removeprefix("torch.")])
     assert device.is_slow_in_bf16("cpu") is slow
+    assert not device.is_slow_in_bf16("cuda"), "a GPU is not measured, nor asked for"

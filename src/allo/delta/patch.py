@@ -128,9 +128,8 @@ def patch_of(tensors: nn.Module | Iterable[tuple[str, Tensor]], delta: Delta) ->
     """Return what puts a delta into a model, or into tensors under their names on disk, and takes it out again.
 
     The caller has loaded the right base. Tensors may have another dtype or device than the values. Of a sharded model, the
-    patch has the entries in this rank's rows. Raises UserError if
-    a touched tensor is absent, has another shape, or has a dtype that would round the values. Also for NaN and infinite
-    values, and if two copies of a tied weight would differ.
+    patch has the entries in this rank's rows. Raises UserError if a touched tensor is absent, has another shape, or has a
+    dtype that would round the values. Also for NaN and infinite values, and if two copies of a tied weight would differ.
     """
     check_finite(
         delta.values.items(),

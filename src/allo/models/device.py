@@ -37,7 +37,7 @@ def is_slow_in_bf16(device: str) -> bool:
 
     CPUs without instructions for it convert each number. Measured on a small product, in some 20 ms.
     """
-    if resolve_device(device).type != "cpu":
+    if device not in ("auto", "cpu") or (device == "auto" and torch.cuda.is_available()):
         return False
     return _seconds(torch.bfloat16) > 2 * _seconds(torch.float32)
 
