@@ -50,10 +50,11 @@ STAGES = ("sft", "forget", "improve", "evaluate")
 
 @dataclass(frozen=True)
 class Found:
-    """The faults that a run's stages tell in a sentence, and its accuracy before and after."""
+    """The faults that a run's stages name, those of them with a sentence, and its accuracy before and after."""
 
     case: Case
     named: tuple[str, ...]
+    told: tuple[str, ...]
     before: float | None = None
     after: float | None = None
 
@@ -108,14 +109,15 @@ class Bench:
 
     def _found(self, case: Case, run: Path) -> Found:
         stages = STAGES[: STAGES.index(case.until) + 1]
-        readings = [reading_of(run, stage) for stage in stages]
-        named = tuple(each.diagnosis for reading in readings if reading for each in reading.told)
+        readings = [reading for stage in stages if (reading := reading_of(run, stage))]
+        named = tuple(each.diagnosis for reading in readings for each in reading.findings)
+        told = tuple(each.diagnosis for reading in readings for each in reading.told)
         if case.until != "evaluate":
-            return Found(case, named)
+            return Found(case, named, told)
         accuracies = [
             accuracy(each) for each in read_of_schema(run / "08-eval.json", Evaluation).models.values()
         ]
-        return Found(case, named, accuracies[0], accuracies[-1])
+        return Found(case, named, told, accuracies[0], accuracies[-1])
 
 
 def laboratory(work: Path, *, data_seed: int, keep: bool = False) -> Bench:
@@ -173,6 +175,7 @@ def row(name: str, found: Sequence[Found]) -> Row:
         "planted": f"nothing: {name}" if good else name,
         "runs": len(found),
         "missed": None if good else sum(name not in run.named for run in found),
+        "without a sentence": None if good else sum(name in {*run.named} - {*run.told} for run in found),
         "false alarms": sum(bool(run.named) for run in found) if good else None,
         "more accurate after": sum(run.rose for run in found) if good else None,
         "also named": ", ".join(sorted({each for run in found for each in run.named} - {name})) or "nothing",

@@ -35,14 +35,19 @@ def test_every_diagnosis_is_planted_and_every_planted_fault_is_one() -> None:
 
 
 def test_a_miss_is_a_run_that_does_not_name_its_fault() -> None:
-    named = (("far from the start",), ("loss rose", "loss jumped"), ())
-    (missed,) = rows_of([Found(ROSE, names) for names in named])
-    assert (missed["runs"], missed["missed"], missed["false alarms"]) == (3, 2, None)
+    named = (("far from the start",), ("loss rose", "loss jumped"), ("loss jumped", "loss rose"), ())
+    (missed,) = rows_of([Found(ROSE, names, told=names[:1]) for names in named])
+    assert (missed["runs"], missed["missed"], missed["false alarms"]) == (4, 2, None)
+    assert missed["without a sentence"] == 1, "named after others alone"
     assert missed["also named"] == "far from the start, loss jumped"
 
 
 def test_every_sentence_on_a_good_run_is_an_alarm_and_its_accuracy_is_counted() -> None:
-    good = [Found(DPO, (), 0.5, 0.7), Found(DPO, ("loss rose", "loss jumped"), 0.5, 0.5), Found(DPO, ())]
+    good = [
+        Found(DPO, (), (), 0.5, 0.7),
+        Found(DPO, ("loss rose", "loss jumped"), (), 0.5, 0.5),
+        Found(DPO, (), ()),
+    ]
     method, every = rows_of(good)
     assert (method["planted"], every["planted"]) == ("nothing: dpo", f"nothing: {ALL}")
     for row in (method, every):
@@ -55,7 +60,7 @@ def test_every_sentence_on_a_good_run_is_an_alarm_and_its_accuracy_is_counted() 
 
 
 def test_rows_of_one_fault_stand_together() -> None:
-    found = [Found(ROSE, ()), Found(Case("loss jumped", {}), ()), Found(ROSE, ("loss rose",))]
+    found = [Found(ROSE, (), ()), Found(Case("loss jumped", {}), (), ()), Found(ROSE, ("loss rose",), ())]
     rows = rows_of(found)
     assert [(row["planted"], row["runs"], row["missed"]) for row in rows] == [
         ("loss rose", 2, 1),
