@@ -11,6 +11,8 @@ from allo.report.run_view import RunView
 from allo.report.tables import Cell, Table, measured
 
 COLUMNS = ("Answers", "Before", "After", "Change", "Change a token", "Times as likely")
+MOST = 1000
+"""The largest factor that is shown as a number, and the inverse of the smallest."""
 HELD_OUT = "Held out: before is the starting model, and intervals are over prompts"
 TRAINING = (
     "In training: the change at the last logged steps, of answers that are learned from; before is their mean under "
@@ -96,4 +98,11 @@ def _training(run: RunView) -> Iterator[tuple[Cell, ...]]:
 
 def _times(change: float) -> Cell:
     times = math.exp(min(change, 700.0))
-    return Cell(figures.significant(times), value=times)
+    words = (
+        f"over {MOST:,}"
+        if times > MOST
+        else f"below {1 / MOST}"
+        if times < 1 / MOST
+        else figures.significant(times)
+    )
+    return Cell(words, value=times)
