@@ -115,7 +115,7 @@ class Improve(Steps):
     """
     density: Density = 0.10
     loss: LossName = "dpo"
-    """`dpo`, `ipo`, `bco` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
+    """`dpo`, `ipo`, `bco`, `apo_zero` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
     the gold solutions of the pairs' prompts, `rft` the distinct right samples. With `data.feedback`, `kto` or `bco` of
     each labelled completion, your own function, or `rft` of the good ones."""
     loss_settings: LossSettings = {}

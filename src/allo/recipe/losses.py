@@ -61,6 +61,7 @@ PAIR_LOSSES = {
         PairLoss("dpo", "allo.losses.pair_losses:dpo", trl="sigmoid"),
         PairLoss("ipo", "allo.losses.pair_losses:ipo", trl="ipo"),
         PairLoss("bco", "allo.losses.pair_losses:bco"),
+        PairLoss("apo_zero", "allo.losses.pair_losses:apo_zero", trl="apo_zero"),
         PairLoss("simpo", "allo.losses.pair_losses:simpo"),
     )
 }
