@@ -92,9 +92,9 @@ class Forget(Steps):
     density: Density = 0.05
     beta: Positive = 0.1
     loss: ForgettingLossName = "token"
-    """NPO of each weighted token (`token`), or of the weighted sum of a completion's log-ratios (`sequence`).
-    `unlikelihood` of each weighted token has no `beta` and needs no reference. A function of yours is named by
-    `file.py:function` (docs/extending.md)."""
+    """NPO of each weighted token (`token`), or of the weighted sum of a completion's log-ratios (`sequence`). Without a
+    reference: `unlikelihood` of each weighted token, which has no `beta`, and `simnpo` of their mean log-prob,
+    which needs a `beta` of about 1 or more. A function of yours is named by `file.py:function` (docs/extending.md)."""
     until: Share | None = None
     """Stop once the weighted tokens' mean probability falls below this."""
     training: ForgetTraining = ForgetTraining()

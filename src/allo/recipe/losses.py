@@ -84,6 +84,7 @@ FORGETTING_LOSSES = {
     for loss in (
         ForgettingLoss("token", "allo.losses.forgetting_losses:token_npo"),
         ForgettingLoss("sequence", "allo.losses.forgetting_losses:sequence_npo"),
+        ForgettingLoss("simnpo", "allo.losses.forgetting_losses:simnpo"),
         ForgettingLoss("unlikelihood", "allo.losses.forgetting_losses:token_unlikelihood"),
     )
 }
