@@ -60,7 +60,7 @@ RUNS = {
     "allo": ("improve.loss=rft", "improve.keep=1.0"),
     "allo_paper": ("score={scorer: implicit, marked: all}", "forget.loss=token", "forget.beta=0.1"),
     "npo": ("locate=null", "score={scorer: uniform}", "forget.loss=sequence", "forget.density=1.0", "improve=null"),
-    **{loss: (*PLAIN, f"improve.loss={loss}") for loss in ("dpo", "ipo", "bco", "simpo", "sft", "rft")},
+    **{loss: (*PLAIN, f"improve.loss={loss}") for loss in ("dpo", "ipo", "bco", "apo_zero", "simpo", "sft", "rft")},
     **{name: (*PLAIN, f"improve.trainer={name}") for name in ("rloo", "grpo")},
     **{name: (*PLAIN, f"improve.trainer={name}", "improve.density=0.1") for name in ("lora", "shira")},
 }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from allo.errors import UserError
-from allo.losses.forgetting_losses import TokenLogps, TokenLogratios, sequence_npo, token_npo
+from allo.losses.forgetting_losses import TokenLogps, TokenLogratios, sequence_npo, simnpo, token_npo
 from allo.losses.needs import forgetting_loss, needs_of
 from allo.stages.settings import check_settings
 from allo.training.chosen_losses import chosen_forgetting_loss
@@ -31,6 +31,29 @@ def test_the_loss_of_a_completion_is_that_of_its_weighted_sum() -> None:
 def test_the_loss_of_a_token_knows_no_weight() -> None:
     tokens = TokenLogratios(-ROWS.abs(), WEIGHTS, ROWS)
     torch.testing.assert_close(token_npo(tokens, beta=0.1), torch.nn.functional.softplus(0.1 * ROWS))
+
+
+def test_simnpo_reads_the_mean_log_prob_of_weighted_tokens() -> None:
+    """A row of a half weight, one whose length differs, and one without a weight; FP64 throughout."""
+    logps = torch.tensor([[-0.5, -9.0, -2.0], [-1.0, -3.0, 0.0], [-4.0, -4.0, -4.0]], dtype=torch.float64)
+    weights = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    logps.requires_grad_()
+    found = simnpo(TokenLogps(logps, weights), beta=2.5)
+    means = torch.tensor([-0.75, -2.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(found.detach(), (2 / 2.5) * torch.log1p(torch.exp(2.5 * means)))
+    (slope,) = torch.autograd.grad(found.sum(), logps)
+    each = 2 * torch.sigmoid(2.5 * means) / torch.tensor([2.0, 2.0, 1.0])
+    torch.testing.assert_close(
+        slope, each[:, None] * weights
+    )  # a likely answer is pressed harder, a long one less
+
+
+def test_simnpo_trains_without_a_reference_and_forgets(tmp_path: Path) -> None:
+    trainer = trained(
+        ForgetTrainer, wrongs(), tmp_path, own={"loss": "simnpo", "beta": 2.5}, num_train_epochs=4
+    )
+    believed = logged(trainer, "probabilities/forgotten")
+    assert believed[-1] < believed[0] and not trainer.needs_reference
 
 
 # A user's own.
@@ -103,7 +126,7 @@ def of_tokens(tokens: TokenLogratios, *, beta: float) -> Tensor:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ("npo", "^loss: 'npo' is not one of token, sequence, unlikelihood"),
+    ("npo", "^loss: 'npo' is not one of token, sequence, simnpo, unlikelihood"),
     (3, "^loss: 3 is neither a name nor a function"),
     (
         mean,
@@ -148,5 +171,7 @@ def test_a_recipes_own_is_tried_before_anything_runs(text: str | None, words: st
 
 @pytest.mark.parametrize("name", ["tokens", "dpo", "mine.py", "mine:f", ""])
 def test_any_other_name_is_refused_with_those_that_there_are(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"forget\.loss: .*'token', 'sequence' or 'unlikelihood'.*your own"):
+    with pytest.raises(
+        UserError, match=r"forget\.loss: .*'token', 'sequence', 'simnpo' or 'unlikelihood'.*your own"
+    ):
         tiny(tmp_path, *ALONE, f"forget.loss='{name}'")

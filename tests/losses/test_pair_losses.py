@@ -47,6 +47,10 @@ def nls(x: float) -> float:
     return math.log1p(math.exp(-x))
 
 
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 @pytest.mark.parametrize(
     ("loss", "settings", "expected"),
     [
@@ -60,6 +64,7 @@ def nls(x: float) -> float:
         ("ipo", {"beta": 0.1, "length_average": False}, [(3 - 5) ** 2, (-3 - 5) ** 2]),
         ("bco", {"beta": 0.1, "delta": 0.0}, [nls(0.2) + nls(0.1), nls(-0.1) + nls(-0.2)]),
         ("bco", {"beta": 0.1, "delta": 0.5}, [nls(-0.3) + nls(0.6), nls(-0.6) + nls(0.3)]),
+        ("apo_zero", {"beta": 0.1}, [sigmoid(-0.2) + sigmoid(-0.1), sigmoid(0.1) + sigmoid(0.2)]),
         ("simpo", {"beta": 2.0, "gamma": 0.5}, [nls(2 * (-2 + 3) - 0.5), nls(2 * (-3 + 2) - 0.5)]),
         ("simpo", {"beta": 2.0}, [nls(2 - 1.0), nls(-2 - 1.0)]),
     ],
@@ -77,16 +82,18 @@ def slopes(loss: str, pairs: PairSums, **settings: Any) -> dict[str, list[float]
     return {name: grad.tolist() for name, grad in zip(inputs, found, strict=True) if grad is not None}
 
 
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
 @pytest.mark.parametrize(
     ("loss", "settings", "chosen", "rejected"),
     [
         ("ipo", {"beta": 0.1}, 2 * (1.25 - 5) / 2, -2 * (1.25 - 5) / 4),
         ("ipo", {"beta": 0.1, "length_average": False}, 2 * (3 - 5), -2 * (3 - 5)),
         ("bco", {"beta": 0.1, "delta": 0.5}, -0.1 * sigmoid(0.3), 0.1 * sigmoid(-0.6)),
+        (
+            "apo_zero",
+            {"beta": 0.1},
+            -0.1 * sigmoid(0.2) * sigmoid(-0.2),
+            0.1 * sigmoid(-0.1) * sigmoid(0.1),
+        ),
         ("simpo", {"beta": 2.0, "gamma": 0.5}, -sigmoid(-1.5) * 2 / 2, sigmoid(-1.5) * 2 / 4),
     ],
 )
@@ -252,7 +259,7 @@ def test_a_function_is_taken_as_it_is(loss: str | LossFunction, settings: dict[s
 @pytest.mark.parametrize(
     ("loss", "settings", "words"),
     [
-        ("kto", {}, "^loss: 'kto' is not one of dpo, ipo, bco, simpo"),
+        ("kto", {}, "^loss: 'kto' is not one of dpo, ipo, bco, apo_zero, simpo"),
         (
             "ipo",
             {"alpha": 1.0},

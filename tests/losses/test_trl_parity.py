@@ -1,4 +1,4 @@
-"""With every weight and no filter, improving is TRL's DPO, IPO or BCO, step by step: TRL is the oracle."""
+"""With every weight and no filter, improving is TRL's DPO, IPO, APO-zero or BCO, step by step: TRL is the oracle."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def theirs(
 @pytest.mark.invariant("With every weight and no filter, ALLO is TRL's DPO, step by step.")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    ("loss", "their_loss"), [("dpo", "sigmoid"), ("ipo", "ipo"), (bco_without_shift, "bco_pair")]
+    ("loss", "their_loss"),
+    [("dpo", "sigmoid"), ("ipo", "ipo"), ("apo_zero", "apo_zero"), (bco_without_shift, "bco_pair")],
 )
 def test_full_density_without_filter_is_trls_dpo(
     loss: str | LossFunction, their_loss: str, tmp_path: Path

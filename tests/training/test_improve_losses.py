@@ -26,6 +26,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "dpo": {},
     "ipo": {},
     "bco": {},
+    "apo_zero": {},
     "simpo": {"loss": "simpo", "beta": 2.0},
 }
 

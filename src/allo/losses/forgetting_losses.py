@@ -41,6 +41,20 @@ def sequence_npo(tokens: TokenLogratios, *, beta: float) -> Tensor:
     return losses.npo_sequence(sums, beta=beta)
 
 
+@forgetting_loss(needs_reference=False, gives_completions=True)
+def simnpo(tokens: TokenLogps, *, beta: float) -> Tensor:
+    """Return SimNPO of each completion (arXiv 2410.07163), its margin gamma at 0.
+
+        -(2 / beta) log sigmoid(-beta m), with m = sum_t w_t log pi(y_t) / sum_t 1[w_t != 0]
+
+    m is the weighted tokens' mean log-prob. If no token has a weight, the loss is constant.
+    As beta vanishes, its gradient tends to that of gradient ascent on this mean.
+    """
+    weights = tokens.weights
+    sums = torch.where(weights != 0, weights * tokens.logps, 0.0).sum(-1)
+    return losses.npo_sequence(sums / (weights != 0).sum(-1).clamp(min=1), beta=beta)
+
+
 @forgetting_loss(needs_reference=False)
 def token_unlikelihood(tokens: TokenLogps, *, beta: float) -> Tensor:
     """Return the unlikelihood of each token, which has no beta."""

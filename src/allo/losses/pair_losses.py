@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, sigmoid
 from torch.nn.functional import logsigmoid
 
 from allo.errors import UserError
@@ -78,6 +78,17 @@ def bco(pairs: PairSums, *, beta: float, delta: float) -> Tensor:
     """
     chosen, rejected = pairs.rewards(beta=beta)
     return -logsigmoid(chosen - delta) - logsigmoid(delta - rejected)
+
+
+def apo_zero(pairs: PairSums, *, beta: float) -> Tensor:
+    """Return APO-zero of each pair (arXiv 2408.06266, eq. 7), for chosen answers better than the model's own.
+
+        1 - sigmoid(beta Delta_c) + sigmoid(beta Delta_r)
+
+    Each side has a slope of its own, which vanishes once its answer has moved far from the reference.
+    """
+    chosen, rejected = pairs.rewards(beta=beta)
+    return sigmoid(-chosen) + sigmoid(rejected)
 
 
 @pair_loss(needs_reference=False)

@@ -92,9 +92,9 @@ class Forget(Steps):
     density: Density = 0.05
     beta: Positive = 0.1
     loss: ForgettingLossName = "token"
-    """NPO of each weighted token (`token`), or of the weighted sum of a completion's log-ratios (`sequence`).
-    `unlikelihood` of each weighted token has no `beta` and needs no reference. A function of yours is named by
-    `file.py:function` (docs/extending.md)."""
+    """NPO of each weighted token (`token`), or of the weighted sum of a completion's log-ratios (`sequence`). Without a
+    reference: `unlikelihood` of each weighted token, which has no `beta`, and `simnpo` of their mean log-prob,
+    which needs a `beta` of about 1 or more. A function of yours is named by `file.py:function` (docs/extending.md)."""
     until: Share | None = None
     """Stop once the weighted tokens' mean probability falls below this."""
     training: ForgetTraining = ForgetTraining()
@@ -115,7 +115,7 @@ class Improve(Steps):
     """
     density: Density = 0.10
     loss: LossName = "dpo"
-    """`dpo`, `ipo`, `bco` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
+    """`dpo`, `ipo`, `bco`, `apo_zero` or `simpo` of each pair, or your own function, `file.py:function`. `sft` learns
     the gold solutions of the pairs' prompts, `rft` the distinct right samples. With `data.feedback`, `kto` or `bco` of
     each labelled completion, your own function, or `rft` of the good ones."""
     loss_settings: LossSettings = {}

@@ -61,6 +61,7 @@ PAIR_LOSSES = {
         PairLoss("dpo", "allo.losses.pair_losses:dpo", trl="sigmoid"),
         PairLoss("ipo", "allo.losses.pair_losses:ipo", trl="ipo"),
         PairLoss("bco", "allo.losses.pair_losses:bco"),
+        PairLoss("apo_zero", "allo.losses.pair_losses:apo_zero", trl="apo_zero"),
         PairLoss("simpo", "allo.losses.pair_losses:simpo"),
     )
 }
@@ -83,6 +84,7 @@ FORGETTING_LOSSES = {
     for loss in (
         ForgettingLoss("token", "allo.losses.forgetting_losses:token_npo"),
         ForgettingLoss("sequence", "allo.losses.forgetting_losses:sequence_npo"),
+        ForgettingLoss("simnpo", "allo.losses.forgetting_losses:simnpo"),
         ForgettingLoss("unlikelihood", "allo.losses.forgetting_losses:token_unlikelihood"),
     )
 }

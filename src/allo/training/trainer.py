@@ -70,7 +70,7 @@ class ForgetTrainer(SelectedTrainer):
 
     `loss` names one of `allo.recipe.losses.FORGETTING_LOSSES`, or is a function like theirs. "token" is NPO of each
     weighted token. "sequence" is NPO of each completion, from the weighted sum of its log-ratios. "unlikelihood" is
-    -log(1 - pi) of each weighted token, without a reference. The trainer takes the mean over tokens or completions.
+    -log(1 - pi) of each weighted token, without a reference; "simnpo" reads their mean log-prob, without one too. The trainer takes the mean over tokens or completions.
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights` (by default
     all tokens count). Of pairs the `rejected` side is the completion. The reference is the model as given.
