@@ -69,8 +69,9 @@ class ForgetTrainer(SelectedTrainer):
         ForgetTrainer(model, args, train_dataset, processing_class, mask=mask, beta=0.1)
 
     `loss` names one of `allo.recipe.losses.FORGETTING_LOSSES`, or is a function like theirs. "token" is NPO of each
-    weighted token. "sequence" is NPO of each completion, from the weighted sum of its log-ratios. "unlikelihood" is
-    -log(1 - pi) of each weighted token, without a reference; "simnpo" reads their mean log-prob, without one too. The trainer takes the mean over tokens or completions.
+    weighted token. "sequence" is NPO of each completion, from the weighted sum of its log-ratios. Two need no reference:
+    "unlikelihood" is -log(1 - pi) of each weighted token, and "simnpo" reads a completion's mean log-prob of them. The
+    trainer takes the mean over tokens or completions.
 
     The data sets have `prompt`, `completion` and, per completion token (EOS included), `token_weights` (by default
     all tokens count). Of pairs the `rejected` side is the completion. The reference is the model as given.
