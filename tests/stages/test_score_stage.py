@@ -34,7 +34,9 @@ def scored(run: RunFolder, scorer: str, *, criterion: str = "warmup", **own: Any
     return {row["id"]: TokenScores(**row) for row in rows}
 
 
-@pytest.mark.parametrize("scorer", ["implicit", "privileged", "confidence", "edit", "uniform", "random"])
+@pytest.mark.parametrize(
+    "scorer", ["implicit", "privileged", "confidence", "entropy", "edit", "uniform", "random"]
+)
 def test_scores_align_with_the_completions_tokens(scorer: str, run: RunFolder) -> None:
     rows = scored(run, scorer)
     assert len(rows) == NUM_PAIRS
@@ -95,6 +97,16 @@ def test_confidence_and_privileged_are_probabilities_without_and_with_the_soluti
         for rows, prompt in ((confidence, wrong.prompt), (privileged, shown + wrong.prompt)):
             expected = dense_logps(policy, prompt, wrong.completion, finished=wrong.finished).exp()
             torch.testing.assert_close(torch.tensor(rows[wrong.id].scores), expected, **FP32)
+
+
+@torch.no_grad()
+def test_entropy_is_that_of_the_models_whole_distribution(run: RunFolder) -> None:
+    policy, rows = model(), scored(run, "entropy")
+    for wrong in wrong_completions():
+        prompt = TOKENIZER(wrong.prompt).input_ids
+        logits = policy(input_ids=torch.tensor([prompt + rows[wrong.id].token_ids])).logits[0]
+        nats = torch.distributions.Categorical(logits=logits[len(prompt) - 1 : -1]).entropy()
+        torch.testing.assert_close(torch.tensor(rows[wrong.id].scores), (-nats).exp(), **FP32)
 
 
 def test_privileged_without_a_solution_says_what_to_choose(run: RunFolder) -> None:

@@ -91,7 +91,7 @@ def test_a_scorer_that_needs_a_run_is_refused(model: LlamaForCausalLM, scorer: s
         (
             {},
             {"scorer": "confidenec"},
-            "'confidenec' is no scorer.*privileged, confidence, edit, uniform, random",
+            "'confidenec' is no scorer.*privileged, confidence, entropy, edit, uniform, random",
         ),
         ({"right": "First 7 + 5"}, {"scorer": "edit"}, "row 0: `right` must be a list"),
         ({"solution": ["a"]}, {"scorer": "edit"}, "row 0: `solution` must be one text"),

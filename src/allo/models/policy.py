@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from allo.console import say
 from allo.errors import UserError
-from allo.losses.logps import Head, completion_logps, measured_logps
+from allo.losses.logps import MEASURES, Head, completion_logps, measured_logps
 from allo.models.block_attention import BlockMask, mask_of
 from allo.models.collate import Batch, lay_out, pad
 from allo.models.load import IN_FORWARD
@@ -218,6 +218,17 @@ def measured_token_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, 
     """Return `per_token_logps`, and `logps.MEASURES` summed over each completion's tokens [C, 3]."""
     logps, measures = measured_logps(_hidden_states(model, batch), head_of(model), *_read(batch))
     return _of_all(batch, logps), _of_all(batch, measures)
+
+
+@in_forward
+def token_entropies(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Return the entropy in nats of each distribution that predicts a completion token, 0 elsewhere: [C, L] fp32."""
+    sources, targets, mask = _read(batch)
+    # Measures are sums over completions; each token is read as a completion of its own.
+    alone = sources[mask].unsqueeze(1), targets[mask].unsqueeze(1), mask[mask].unsqueeze(1)
+    logps, measures = measured_logps(_hidden_states(model, batch), head_of(model), *alone)
+    entropies = measures[:, MEASURES.index("entropy")]
+    return _of_all(batch, logps.new_zeros(mask.shape).masked_scatter(mask, entropies))
 
 
 def _read(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

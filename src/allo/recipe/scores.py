@@ -65,6 +65,7 @@ SCORERS = {
             "rewriter", _OURS + "rewriter", ("rewriter",), _SOLVED, prompts_with_solution=True, of_prompt=True
         ),
         Scorer("confidence", _OURS + "confidence", ("model",), _NOTHING),
+        Scorer("entropy", _OURS + "entropy", ("model",), _NOTHING),
         Scorer(
             "edit", _OURS + "edit", (), _GOLD, of_prompt=True
         ),  # the solutions of prompts without a right sample

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from allo.errors import UserError
 from allo.files.records import Message, Wrong
-from allo.models.collate import lay_out_together
+from allo.models.collate import Batch, lay_out_together
 from allo.models.load import Model, Tokenizer
-from allo.models.policy import per_token_logps
+from allo.models.policy import per_token_logps, token_entropies
 from allo.models.tokenization import Tokenized, tokenize
 from allo.recipe.own_code import function_of, load_function, own_file
 from allo.recipe.scores import Score
@@ -71,6 +71,16 @@ ScoringFunction = Callable[[Sequence[Scored], Context], list[list[float]]]
 def confidence(rows: Sequence[Scored], context: Context) -> list[list[float]]:
     """Return pi(y_t)."""
     return _probabilities([row.tokens for row in rows], context)
+
+
+def entropy(rows: Sequence[Scored], context: Context) -> list[list[float]]:
+    """Return exp(-H_t), with H_t the entropy of pi(. | x, y_<t): low at tokens where the model may go on in many ways.
+
+    Tokens of high entropy are those that reinforcement learning changes (arXiv 2506.01939). The score is one over the
+    number of equally likely tokens of this entropy, so the default threshold .27 marks a choice among some four or more.
+    """
+    found = _read([row.tokens for row in rows], context, token_entropies)
+    return [[math.exp(-nats) for nats in row] for row in found]
 
 
 def privileged(rows: Sequence[Scored], context: Context) -> list[list[float]]:
@@ -233,14 +243,21 @@ def _ids(sample: GradedSample, beside: Wrong, context: Context) -> list[int]:
     return [] if tokens is None else tokens.completion_ids
 
 
-@torch.inference_mode()
 def _logps(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:
+    return _read(tokens, context, per_token_logps)
+
+
+@torch.inference_mode()
+def _read(
+    tokens: Sequence[Tokenized], context: Context, numbers: Callable[[Model, Batch], Tensor]
+) -> list[list[float]]:
+    """Return `numbers` of each completion token, as the model reads it after its prompt."""
     rows = [(one.prompt_ids, one.completion_ids) for one in tokens]
     pad_id = context.tokenizer.pad_token_id
     batch = lay_out_together(rows, pad_id=pad_id, shared=context.shared_prefix)
     batch = {key: value.to(context.model.device) for key, value in batch.items()}
-    logps = per_token_logps(context.model, batch)
-    return [row[: len(one.completion_ids)].tolist() for row, one in zip(logps, tokens, strict=True)]
+    found = numbers(context.model, batch)
+    return [row[: len(one.completion_ids)].tolist() for row, one in zip(found, tokens, strict=True)]
 
 
 def _probabilities(tokens: Sequence[Tokenized], context: Context) -> list[list[float]]:

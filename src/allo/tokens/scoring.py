@@ -48,8 +48,9 @@ def score(
         processing_class: the tokenizer, by default the model's own.
         rows: `prompt` and the wrong `completion`, as of `ForgetTrainer`; for scorers that look at them, the right answers'
             texts `right`, a list, and one text `solution`.
-        scorer: "confidence", "privileged", "edit", "uniform", "random", or a function `allo.tokens.ScoringFunction`. The recipe's
-            other scorers ask what only a run has: other models, or all samples of a prompt.
+        scorer: "confidence", "entropy", "privileged", "edit", "uniform", "random", or a function
+            `allo.tokens.ScoringFunction`. The recipe's other scorers ask what only a run has: other models, or all samples of
+            a prompt.
         weights, threshold, marked: how scores become weights, as in the recipe's block `score`.
         max_length: tokens of a row. Longer prompts lose their beginning.
         seed: of the scorer "random".
