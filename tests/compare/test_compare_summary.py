@@ -173,7 +173,7 @@ def test_the_tables_say_each_figure_and_no_models_text(folder: Path, summary: di
     text = (folder / "comparison.md").read_text().replace("\u00a0", " ")
     value = summary["methods"]["dpo"]["sets"]["test"]["sampled"]["value"]
     row = next(line for line in text.splitlines() if line.startswith("| dpo"))
-    assert f"{100 * value:.1f} %" in row
+    assert f"{100 * value:.1f}%" in row
     heads = [line for line in text.splitlines() if line.startswith("### ")]
     assert heads == [
         *("### test", "### reworded", "### What it changed and took"),

@@ -78,7 +78,7 @@ def test_the_manifest_the_terminal_and_the_report_say_it(
     show_result(read, run_all(read, force="report"))
     said = capsys.readouterr().err
     held_out = read_json(finished / "08-eval.json")["models"]["aligned"]["held_out"]
-    share = f"{100 * held_out['reward_accuracy']['value']:.1f}\u00a0%"
+    share = f"{100 * held_out['reward_accuracy']['value']:.1f}%"
     assert f"On 10 held-out pairs, reward accuracy is {share}" in said
     for report in ("report.html", "report.md"):
         text = (finished / report).read_text()
@@ -147,7 +147,7 @@ def test_held_out_problems_are_answered_before_and_after(place: Path, tmp_path: 
 def test_the_card_stands_beside_the_model_and_names_its_hashes(place: Path, finished: Path) -> None:
     text = (finished / "model-card.md").read_text()
     held_out = read_json(finished / "08-eval.json")["models"]["aligned"]["held_out"]
-    assert f"{100 * held_out['reward_accuracy']['value']:.1f} %" in text
+    assert f"{100 * held_out['reward_accuracy']['value']:.1f}%" in text
     assert sha256_file(finished / "07-improve" / "delta.safetensors") in text
     assert info(finished / "07-improve" / "delta.safetensors").base_fingerprint in text
     assert "preference pairs of the file pairs.jsonl" in text and str(place) not in text
