@@ -74,11 +74,13 @@ def test_a_mask_on_disk_trains_exactly_these_entries(tmp_path: Path, family: str
     mask = thirds(Layout.of(model))
     selected = SelectedWeights(model, mask)
     assert selected.num_selected == mask.num_selected
-    optimizer = torch.optim.AdamW(selected.parameters(), lr=0.01, weight_decay=0.0)
+    # A bias of keys has no gradient but rounding, of which a smaller eps would make whole steps.
+    settings = {"lr": 0.01, "weight_decay": 0.0, "eps": 1e-4}
+    optimizer = torch.optim.AdamW(selected.parameters(), **settings)
     dense = plain(family, tmp_path)
     live = Layout.of(dense).live_mask(mask).indices
     weights = trained_parameters(dense)
-    reference = torch.optim.AdamW(weights.values(), lr=0.01, weight_decay=0.0)
+    reference = torch.optim.AdamW(weights.values(), **settings)
     ids = torch.arange(9, 25).view(2, 8)
     for _ in range(3):
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
